@@ -1,0 +1,5 @@
+//! What every layer may use: time, secrets, backoff, shutdown, logging.
+
+pub mod clock;
+pub mod log;
+pub mod secret;

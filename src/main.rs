@@ -1,0 +1,3 @@
+//! `bearer-proxy`, the program.
+
+fn main() {}

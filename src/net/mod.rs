@@ -1,0 +1,4 @@
+//! Sockets and TLS.
+
+pub mod socket;
+pub mod tls;

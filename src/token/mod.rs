@@ -1,0 +1,78 @@
+//! The token's lifecycle: kept fresh by one refresher task, read by everybody without blocking.
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::base::secret::Secret;
+
+/// A named credential: what to refresh, with what, and where to keep it. Nothing about it is global.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The credential's name in metrics and status; `default` today.
+    pub name: String,
+    /// How to talk to the issuer.
+    pub issuer: IssuerConfig,
+    /// The configured refresh token, if any: the seed of a credential chain.
+    pub refresh_token: Option<Secret>,
+    /// Where tokens are kept over a restart.
+    pub state_file: Option<PathBuf>,
+    /// How long before expiry to refresh; `None`: max(5 min, 20 % of the lifetime). Never more than half the lifetime.
+    pub refresh_margin: Option<Duration>,
+    /// How long a request may wait for a token.
+    pub wait: Duration,
+    /// The least time between two refreshes that rejections ask for.
+    pub cooldown: Duration,
+}
+
+/// How to talk to the issuer: `POST {url}`, HTTP Basic, grant in the URL or in a form.
+#[derive(Debug, Clone)]
+pub struct IssuerConfig {
+    /// The refresh interface: issuer origin and `refresh_path`, without a query.
+    pub refresh_url: url::Url,
+    /// The client's id.
+    pub client_id: String,
+    /// The client's secret.
+    pub client_secret: Secret,
+    /// Where the grant's parameters go.
+    pub parameters: Parameters,
+    /// How id and secret are encoded before Base64.
+    pub basic_encoding: BasicEncoding,
+    /// Where the answer's fields are.
+    pub fields: Fields,
+    /// Limit for a whole call.
+    pub timeout: Duration,
+    /// The lifetime of a token whose answer names none.
+    pub default_expires_in: Duration,
+    /// Trust and greeting, if the issuer is `https`.
+    pub tls: crate::net::tls::Config,
+}
+
+/// Where the grant's parameters go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parameters {
+    /// Into the URL, as the cloud documents it.
+    Query,
+    /// Into an `application/x-www-form-urlencoded` body, as RFC 6749 §6 has it.
+    Form,
+}
+
+/// How id and secret are encoded before Base64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BasicEncoding {
+    /// As they are.
+    Raw,
+    /// Form-encoded first, RFC 6749 §2.3.1.
+    Form,
+}
+
+/// JSON pointers (RFC 6901) to the fields of the issuer's answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fields {
+    /// Default `/access_token`.
+    pub access_token: String,
+    /// Default `/refresh_token`.
+    pub refresh_token: String,
+    /// Default `/expires_in`, seconds.
+    pub expires_in: String,
+    /// Default `/refresh_expires_in`, seconds.
+    pub refresh_expires_in: String,
+}
