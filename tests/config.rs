@@ -270,6 +270,18 @@ fn the_environment_alone_is_enough() {
 }
 
 #[test]
+fn the_upstreams_trust_is_not_lent_to_another_issuer() {
+    let config = load_environment(&enough_and(&[
+        ("BEARER_PROXY__UPSTREAM__TLS__SERVER_NAME", "cloud.internal"),
+        ("BEARER_PROXY__TOKEN__ISSUER", "https://login.example.com"),
+    ]))
+    .unwrap()
+    .config;
+    assert_eq!(config.upstream.tls.server_name.as_deref(), Some("cloud.internal"));
+    assert_eq!(config.token.issuer.tls, tls::Config::default());
+}
+
+#[test]
 fn mistakes_in_the_environment_name_the_variable() {
     let mistakes = load_environment(&enough_and(&[
         ("BEARER_PROXY__PROXY__LISTEN", "127.0.0.1:8080,0.0.0.0:8081"),

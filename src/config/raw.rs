@@ -90,7 +90,7 @@ impl Raw {
         }
         let broken = |place: &Place| matches!(place, Place::Position { line, .. } if syntax.contains_key(line));
         self.mistakes.retain(|mistake| !broken(&mistake.place));
-        self.entries.retain(|_, entry| !broken(&entry.place));
+        self.entries.retain(|_, entry| !entry.places().any(broken));
         self.mistakes.extend(syntax.into_values());
     }
 
@@ -163,6 +163,14 @@ impl Raw {
             self.entries.remove(twin.path);
         }
         self.entries.insert(key.path, entry);
+    }
+}
+
+impl Entry {
+    /// Where the value stands, and its elements if it is a list.
+    fn places(&self) -> impl Iterator<Item = &Place> {
+        let elements = if let Value::List(elements) = &self.value { elements.as_slice() } else { &[] };
+        std::iter::once(&self.place).chain(elements.iter().map(|element| &element.place))
     }
 }
 
@@ -240,6 +248,8 @@ fn syntax_fault(message: &str, text: &str, offset: usize) -> Fault {
         BACKSLASH
     } else if message.contains("expected `\"`") || message.contains("expected `'`") {
         "end a text with the quote that it begins with, on the same line"
+    } else if message.contains("array") {
+        "put commas between the elements of a list, and ] at its end"
     } else if message.contains("must be quoted") {
         "put the value in quotes"
     } else if message.starts_with("duplicate key") {

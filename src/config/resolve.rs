@@ -12,7 +12,8 @@ use url::Url;
 
 use super::{
     Config,
-    findings::{Place, fault},
+    findings::{Fault, Place, fault},
+    raw::Value,
     reader::Reader,
     values,
 };
@@ -166,7 +167,7 @@ fn upstream(r: &mut Reader) -> upstream::Config {
     }
 }
 
-fn host(value: &super::raw::Value) -> Result<Host, super::findings::Fault> {
+fn host(value: &Value) -> Result<Host, Fault> {
     match values::text(value)? {
         "endpoint" => Ok(Host::Endpoint),
         "client" => Ok(Host::Client),
