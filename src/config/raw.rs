@@ -81,17 +81,25 @@ impl Raw {
         self.end = Some(positions.at(text.len()));
         self.add_table("", table.get_ref(), &positions);
 
-        // One line, one mistake: what the parser made of the rest of a broken line would only confuse.
-        let mut syntax: BTreeMap<usize, Finding> = BTreeMap::new();
+        // One line, one mistake. The parser reports the shape of a line before what is in it.
+        let mut broken_lines: BTreeMap<usize, (usize, &str)> = BTreeMap::new();
         for error in &errors {
             let start = error.span().map_or(0, |span| span.start);
-            let finding = syntax_fault(error.message(), text, start).at(positions.at(start), "");
-            syntax.entry(positions.line(start)).or_insert(finding);
+            broken_lines.entry(positions.line(start)).or_insert((start, error.message()));
         }
-        let broken = |place: &Place| matches!(place, Place::Position { line, .. } if syntax.contains_key(line));
+        // What the parser makes of the rest of a broken line would only confuse.
+        let broken = |place: &Place| matches!(place, Place::Position { line, .. } if broken_lines.contains_key(line));
         self.mistakes.retain(|mistake| !broken(&mistake.place));
         self.entries.retain(|_, entry| !entry.places().any(broken));
-        self.mistakes.extend(syntax.into_values());
+
+        // A list without an end turns every line below it into the same error.
+        let mut last = "";
+        for (start, message) in broken_lines.into_values() {
+            if message != last || !message.starts_with("missing comma") {
+                self.mistakes.push(syntax_fault(message, text, start).at(positions.at(start), ""));
+            }
+            last = message;
+        }
     }
 
     fn add_table(&mut self, prefix: &str, table: &DeTable<'_>, positions: &Positions<'_>) {
