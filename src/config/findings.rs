@@ -1,0 +1,145 @@
+//! What is wrong or doubtful about a configuration, and where: one line each.
+
+use std::{fmt, path::Path, sync::Arc};
+
+/// Something that a person should look at.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Finding {
+    /// Where it stands.
+    pub place: Place,
+    /// The key, `section.name`; empty when the whole file is meant.
+    pub key: String,
+    /// What is wrong.
+    pub reason: String,
+    /// What to write instead, or what to do.
+    pub instead: String,
+}
+
+/// Where a value was given. The order is that of precedence, and that in which findings are printed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// Nowhere: there is neither a file nor a variable.
+    Nowhere,
+    /// The file as a whole.
+    File(Arc<Path>),
+    /// In the file; lines and columns count from one, columns in characters.
+    Position {
+        /// The file.
+        file: Arc<Path>,
+        /// The line.
+        line: usize,
+        /// The column.
+        column: usize,
+    },
+    /// An environment variable.
+    Environment(String),
+    /// The command line.
+    CommandLine,
+}
+
+impl Place {
+    /// Whether both were given in the same way: by the file, by the environment, or on the command line.
+    pub(super) fn same_source(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+}
+
+/// Why a value cannot be used, before it is known where it stands.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub(super) reason: String,
+    pub(super) instead: String,
+}
+
+/// Shorthand for a [`Fault`].
+pub(super) fn fault(reason: impl Into<String>, instead: impl Into<String>) -> Fault {
+    Fault { reason: reason.into(), instead: instead.into() }
+}
+
+impl Fault {
+    pub(super) fn at(self, place: Place, key: &str) -> Finding {
+        Finding { place, key: key.to_owned(), reason: self.reason, instead: self.instead }
+    }
+}
+
+/// All the mistakes of a configuration, sorted by position. At least one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistakes(Vec<Finding>);
+
+impl Mistakes {
+    pub(super) fn new(mut findings: Vec<Finding>) -> Self {
+        findings.sort();
+        findings.dedup();
+        Self(findings)
+    }
+
+    /// The mistakes.
+    pub fn iter(&self) -> impl Iterator<Item = &Finding> {
+        self.0.iter()
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+impl fmt::Display for Mistakes {
+    /// One line each, without a line end behind the last.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, finding) in self.0.iter().enumerate() {
+            let line_end = if index == 0 { "" } else { "\n" };
+            write!(f, "{line_end}{finding}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Finding {
+    /// `file:line:column: key: reason (what to write instead)`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.place.fmt(f)?;
+        if !self.key.is_empty() {
+            write!(f, "{}: ", printable(&self.key))?;
+        }
+        write!(f, "{} ({})", printable(&self.reason), printable(&self.instead))
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nowhere => Ok(()),
+            Self::File(file) => write!(f, "{}: ", printable(&file.to_string_lossy())),
+            Self::Position { file, line, column } => {
+                write!(f, "{}:{line}:{column}: ", printable(&file.to_string_lossy()))
+            }
+            Self::Environment(variable) => write!(f, "environment: {}: ", printable(variable)),
+            Self::CommandLine => f.write_str("command line: "),
+        }
+    }
+}
+
+/// A finding is one line, whatever a key, a path or a variable is called.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_each_and_sorted_by_position() {
+        let position = |line, column| Place::Position { file: Arc::from(Path::new("a\nb.toml")), line, column };
+        let mistakes = Mistakes::new(vec![
+            fault("is odd", "do this").at(Place::Environment("X".to_owned()), "k"),
+            fault("is odd", "do this").at(position(10, 2), "k"),
+            fault("is odd", "do this").at(position(9, 30), "a\u{1b}[31m"),
+            fault("is odd", "do this").at(position(10, 2), "k"),
+        ]);
+        assert_eq!(
+            mistakes.to_string(),
+            "a\\nb.toml:9:30: a\\u{1b}[31m: is odd (do this)\n\
+             a\\nb.toml:10:2: k: is odd (do this)\n\
+             environment: X: k: is odd (do this)"
+        );
+    }
+}

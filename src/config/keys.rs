@@ -1,0 +1,224 @@
+//! Every key there is, in one table. It drives the reading of files and of the environment, the search for unknown
+//! keys, and the comparison with the shipped `proxy.toml`.
+
+use Kind::{Bool, File, Integer, Integers, Secret, Text, Texts};
+
+/// One key of the configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// Section and name: `proxy.listen`, `upstream.tls.ca_file`.
+    pub path: &'static str,
+    /// What is written behind the `=`.
+    pub kind: Kind,
+    /// What holds when the key is absent.
+    pub presence: Presence,
+}
+
+/// What is written behind a key's `=`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Text, also durations, sizes, addresses and one of several words.
+    Text,
+    /// `true` or `false`.
+    Bool,
+    /// A whole number.
+    Integer,
+    /// A list of texts; with commas in the environment.
+    Texts,
+    /// A list of whole numbers; with commas in the environment.
+    Integers,
+    /// A path; a relative one starts at the configuration file's folder.
+    File,
+    /// Text that is never printed. Its twin `…_file` names a file that holds it.
+    Secret,
+}
+
+/// What holds when a key is absent. The texts are TOML, and the shipped `proxy.toml` shows the same ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// The key must be given.
+    Required {
+        /// What the shipped file has there: a good start, or a placeholder in angle brackets.
+        shown: &'static str,
+        /// What to write, in words, for somebody who left it out.
+        hint: &'static str,
+    },
+    /// This value.
+    Default(&'static str),
+    /// Nothing, or something that depends on other keys or on the machine. The text is an example.
+    Optional(&'static str),
+}
+
+impl Key {
+    /// The section: `proxy`, `upstream.tls`.
+    pub fn section(&self) -> &'static str {
+        self.path.rsplit_once('.').map_or("", |(section, _)| section)
+    }
+
+    /// The name within the section.
+    pub fn name(&self) -> &'static str {
+        self.path.rsplit_once('.').map_or(self.path, |(_, name)| name)
+    }
+
+    /// The environment variable that sets this key.
+    pub fn variable(&self) -> String {
+        variable(self.path)
+    }
+
+    /// The value that the shipped file shows, as TOML.
+    pub fn shown(&self) -> &'static str {
+        match self.presence {
+            Presence::Required { shown, .. } => shown,
+            Presence::Default(text) | Presence::Optional(text) => text,
+        }
+    }
+
+    /// The same secret by its other name: `client_secret` and `client_secret_file` are twins.
+    pub fn twin(&self) -> Option<&'static Self> {
+        KEYS.iter().find(|other| {
+            other.kind == Secret && self.path.strip_suffix("_file") == Some(other.path)
+                || self.kind == Secret && other.path.strip_suffix("_file") == Some(self.path)
+        })
+    }
+}
+
+/// Every key, in the order of the shipped file.
+pub fn keys() -> &'static [Key] {
+    KEYS
+}
+
+/// Every environment variable that sets a key begins so.
+pub(super) const PREFIX: &str = "BEARER_PROXY__";
+
+pub(super) fn find(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.path == path)
+}
+
+/// Whether keys, or sections with keys, live below this name.
+pub(super) fn is_section(path: &str) -> bool {
+    KEYS.iter().any(|key| key.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
+}
+
+pub(super) fn variable(path: &str) -> String {
+    format!("{PREFIX}{}", path.to_ascii_uppercase().replace('.', "__"))
+}
+
+const fn required(path: &'static str, kind: Kind, shown: &'static str, hint: &'static str) -> Key {
+    Key { path, kind, presence: Presence::Required { shown, hint } }
+}
+
+const fn default(path: &'static str, kind: Kind, value: &'static str) -> Key {
+    Key { path, kind, presence: Presence::Default(value) }
+}
+
+const fn optional(path: &'static str, kind: Kind, example: &'static str) -> Key {
+    Key { path, kind, presence: Presence::Optional(example) }
+}
+
+const KEYS: &[Key] = &[
+    required("proxy.listen", Texts, r#"["127.0.0.1:8080"]"#, r#"write listen = ["127.0.0.1:8080"] in [proxy]"#),
+    optional("proxy.workers", Integer, "2"),
+    default("proxy.max_connections", Integer, "10000"),
+    default("proxy.forwarded_headers", Text, r#""x-forwarded""#),
+    default("proxy.allowed_hosts", Texts, "[]"),
+    default("proxy.allowed_origins", Texts, "[]"),
+    default("proxy.allow_unauthenticated", Bool, "false"),
+    default("proxy.first_byte_timeout", Text, r#""10s""#),
+    default("proxy.head_timeout", Text, r#""10s""#),
+    default("proxy.body_idle_timeout", Text, r#""60s""#),
+    default("proxy.idle_timeout", Text, r#""75s""#),
+    default("proxy.drain_delay", Text, r#""0s""#),
+    default("proxy.drain_timeout", Text, r#""30s""#),
+    required(
+        "upstream.endpoints",
+        Texts,
+        r#"["<https://your-cloud>"]"#,
+        r#"write the cloud's address in [upstream], as in endpoints = ["https://cloud.example.com"]"#,
+    ),
+    default("upstream.host", Text, r#""endpoint""#),
+    optional("upstream.connect_to", Text, r#""192.0.2.10:443""#),
+    default("upstream.connect_timeout", Text, r#""5s""#),
+    default("upstream.response_timeout", Text, r#""60s""#),
+    default("upstream.body_idle_timeout", Text, r#""60s""#),
+    default("upstream.idle_timeout", Text, r#""90s""#),
+    default("upstream.max_connections", Integer, "1024"),
+    optional("upstream.tls.ca_file", File, r#""certificates/ca.pem""#),
+    optional("upstream.tls.client_cert_file", File, r#""certificates/client.pem""#),
+    optional("upstream.tls.client_key_file", File, r#""certificates/client.key""#),
+    optional("upstream.tls.server_name", Text, r#""cloud.example.com""#),
+    required(
+        "token.client_id",
+        Text,
+        r#""<client id>""#,
+        "write the client id from the cloud's administrator in [token]",
+    ),
+    required(
+        "token.client_secret",
+        Secret,
+        r#""<client secret>""#,
+        "write the secret in [token], or name a file that holds it with client_secret_file",
+    ),
+    optional("token.client_secret_file", File, r#""/run/secrets/client_secret""#),
+    optional("token.refresh_token", Secret, r#""<refresh token>""#),
+    optional("token.refresh_token_file", File, r#""/run/secrets/refresh_token""#),
+    optional("token.state_file", File, r#""state/token.json""#),
+    optional("token.issuer", Text, r#""https://cloud.example.com""#),
+    optional("token.tls.ca_file", File, r#""certificates/ca.pem""#),
+    optional("token.tls.client_cert_file", File, r#""certificates/client.pem""#),
+    optional("token.tls.client_key_file", File, r#""certificates/client.key""#),
+    optional("token.tls.server_name", Text, r#""cloud.example.com""#),
+    default("token.refresh_path", Text, r#""/api/refreshToken.do""#),
+    default("token.parameters", Text, r#""query""#),
+    default("token.basic_encoding", Text, r#""raw""#),
+    default("token.fields.access_token", Text, r#""/access_token""#),
+    default("token.fields.refresh_token", Text, r#""/refresh_token""#),
+    default("token.fields.expires_in", Text, r#""/expires_in""#),
+    default("token.fields.refresh_expires_in", Text, r#""/refresh_expires_in""#),
+    optional("token.refresh_margin", Text, r#""5m""#),
+    default("token.wait", Text, r#""10s""#),
+    default("token.timeout", Text, r#""10s""#),
+    default("token.default_expires_in", Text, r#""300s""#),
+    default("retry.statuses", Integers, "[401]"),
+    default("retry.any_method", Bool, "false"),
+    default("retry.body_limit", Text, r#""1MiB""#),
+    default("retry.total_limit", Text, r#""64MiB""#),
+    default("retry.cooldown", Text, r#""10s""#),
+    default("retry.exhausted", Text, r#""relay""#),
+    optional("admin.listen", Text, r#""127.0.0.1:9180""#),
+    optional("admin.token", Secret, r#""<admin token>""#),
+    optional("admin.token_file", File, r#""/run/secrets/admin_token""#),
+    default("log.level", Text, r#""info""#),
+    default("log.format", Text, r#""auto""#),
+    default("log.access", Text, r#""off""#),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_secret_and_only_they_have_a_twin() {
+        for key in keys() {
+            let has_twin = key.twin().is_some();
+            let is_secret = key.kind == Secret;
+            let is_file_of_secret = key.path.strip_suffix("_file").and_then(find).is_some();
+            assert_eq!(has_twin, is_secret || is_file_of_secret, "{}", key.path);
+        }
+        assert_eq!(
+            find("token.client_secret").and_then(Key::twin).map(|key| key.path),
+            Some("token.client_secret_file")
+        );
+        assert_eq!(
+            find("token.client_secret_file").and_then(Key::twin).map(|key| key.path),
+            Some("token.client_secret")
+        );
+    }
+
+    #[test]
+    fn paths_and_variables_are_unique() {
+        let paths: std::collections::BTreeSet<_> = keys().iter().map(|key| key.path).collect();
+        let variables: std::collections::BTreeSet<_> = keys().iter().map(Key::variable).collect();
+        assert_eq!((paths.len(), variables.len()), (keys().len(), keys().len()));
+        assert_eq!(variable("upstream.tls.ca_file"), "BEARER_PROXY__UPSTREAM__TLS__CA_FILE");
+    }
+}

@@ -1,0 +1,233 @@
+//! Takes values out of the raw configuration key by key, and notes what is wrong with them.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{
+    findings::{Fault, Finding, Mistakes, Place, fault},
+    keys::{self, Presence},
+    raw::{Raw, Value},
+    values,
+};
+use crate::{base::secret::Secret, net::socket::Address};
+
+/// Reads keys and collects findings. After a mistake a reader's method returns a stand-in, so that reading goes on and
+/// finds the next one; [`Reader::finish`] then throws the result away.
+pub(super) struct Reader {
+    raw: Raw,
+    mistakes: Vec<Finding>,
+    warnings: Vec<Finding>,
+}
+
+impl Reader {
+    pub(super) fn new(mut raw: Raw) -> Self {
+        let mistakes = std::mem::take(&mut raw.mistakes);
+        raw.add_defaults();
+        Self { raw, mistakes, warnings: Vec::new() }
+    }
+
+    /// The result and the warnings, unless there was a mistake.
+    pub(super) fn finish<T>(mut self, result: Option<T>) -> Result<(T, Vec<Finding>), Mistakes> {
+        match result {
+            Some(result) if self.mistakes.is_empty() => {
+                self.warnings.sort();
+                Ok((result, self.warnings))
+            }
+            Some(_) | None => Err(Mistakes::new(self.mistakes)),
+        }
+    }
+
+    pub(super) fn mistake(&mut self, place: Place, key: &str, fault: Fault) {
+        self.mistakes.push(fault.at(place, key));
+    }
+
+    pub(super) fn warning(&mut self, place: Place, key: &str, fault: Fault) {
+        self.warnings.push(fault.at(place, key));
+    }
+
+    /// A mistake that consists in a key's absence. Of a file that could not be read to its end, nothing is known to
+    /// be absent.
+    pub(super) fn missing(&mut self, place: Place, key: &str, fault: Fault) {
+        if self.raw.complete {
+            self.mistake(place, key, fault);
+        }
+    }
+
+    /// Whether a key without a default was given.
+    pub(super) fn is_given(&self, path: &str) -> bool {
+        self.raw.entry(path).is_some()
+    }
+
+    /// Where a key was given, or would be.
+    pub(super) fn place(&self, path: &str) -> Place {
+        self.raw.entry(path).map_or_else(|| self.raw.place_for(path), |entry| entry.place.clone())
+    }
+
+    /// Where a secret was given, in words or by file.
+    pub(super) fn place_of_secret(&self, path: &str) -> Place {
+        let twin = keys::find(path).and_then(keys::Key::twin).filter(|twin| self.is_given(twin.path));
+        self.place(twin.map_or(path, |twin| twin.path))
+    }
+
+    /// Where the first key of a section was given.
+    pub(super) fn place_of_section(&self, section: &str) -> Place {
+        let mut given = keys::keys().iter().filter(|key| key.section() == section && self.is_given(key.path));
+        given.next().map_or_else(|| self.raw.place_for(section), |key| self.place(key.path))
+    }
+
+    /// A key's value, unless it is absent or wrong.
+    pub(super) fn read<T>(&mut self, path: &str, parse: impl Fn(&Value) -> Result<T, Fault>) -> Option<T> {
+        let Some(entry) = self.raw.entry(path) else {
+            self.note_if_required(path);
+            return None;
+        };
+        let place = entry.place.clone();
+        let result = if values::is_placeholder(&entry.value) { Err(not_filled_in()) } else { parse(&entry.value) };
+        result.map_err(|fault| self.mistake(place, path, fault)).ok()
+    }
+
+    /// The elements of a list, each with its place.
+    pub(super) fn list<T>(&mut self, path: &str, parse: impl Fn(&Value) -> Result<T, Fault>) -> Vec<(T, Place)> {
+        let Some(entry) = self.raw.entry(path) else {
+            self.note_if_required(path);
+            return Vec::new();
+        };
+        let Value::List(elements) = &entry.value else {
+            let fault = if values::is_placeholder(&entry.value) {
+                not_filled_in()
+            } else {
+                fault("is a single value, not a list", "put it in square brackets, as in [ … ]")
+            };
+            let place = entry.place.clone();
+            self.mistake(place, path, fault);
+            return Vec::new();
+        };
+        let mut faults = Vec::new();
+        let mut read = Vec::new();
+        for element in elements {
+            let value = &element.value;
+            match if values::is_placeholder(value) { Err(not_filled_in()) } else { parse(value) } {
+                Ok(value) => read.push((value, element.place.clone())),
+                Err(fault) => faults.push(fault.at(element.place.clone(), path)),
+            }
+        }
+        self.mistakes.extend(faults);
+        read
+    }
+
+    /// A list that must not be empty.
+    pub(super) fn some_of<T>(&mut self, path: &str, parse: impl Fn(&Value) -> Result<T, Fault>) -> Vec<(T, Place)> {
+        if let Some(entry) = self.raw.entry(path)
+            && matches!(&entry.value, Value::List(elements) if elements.is_empty())
+        {
+            let place = entry.place.clone();
+            let instead = hint(path).unwrap_or("write at least one");
+            self.mistake(place, path, fault("is empty", instead));
+        }
+        self.list(path, parse)
+    }
+
+    pub(super) fn choice<T: Copy, const N: usize>(&mut self, path: &str, choices: [(&str, T); N]) -> T {
+        let stand_in = choices[0].1;
+        self.read(path, |value| values::choice(value, &choices)).unwrap_or(stand_in)
+    }
+
+    pub(super) fn boolean(&mut self, path: &str) -> bool {
+        self.read(path, values::boolean).unwrap_or_default()
+    }
+
+    pub(super) fn duration(&mut self, path: &str) -> Duration {
+        self.read(path, values::duration).unwrap_or_default()
+    }
+
+    pub(super) fn positive_duration(&mut self, path: &str) -> Duration {
+        self.read(path, values::positive_duration).unwrap_or_default()
+    }
+
+    /// A number from one to `most`.
+    pub(super) fn count(&mut self, path: &str, most: u32) -> Option<usize> {
+        self.read(path, |value| values::integer(value, 1, most)).and_then(|count| count.try_into().ok())
+    }
+
+    pub(super) fn text(&mut self, path: &str) -> String {
+        self.read(path, |value| values::text(value).map(str::to_owned)).unwrap_or_default()
+    }
+
+    /// A path; relative ones start at the folder of the file that they were given in.
+    pub(super) fn path(&mut self, path: &str) -> Option<PathBuf> {
+        let file = self.read(path, values::path)?;
+        Some(from_folder_of(&self.place(path), &file))
+    }
+
+    /// A local socket's path starts at the folder of the file that it was given in, like any other.
+    pub(super) fn anchor_socket(&self, address: &mut Address, place: &Place) {
+        if let Address::Unix(path) = address {
+            *path = from_folder_of(place, path);
+        }
+    }
+
+    /// A secret, given in words or by its twin `…_file`.
+    pub(super) fn secret(&mut self, path: &str) -> Option<Secret> {
+        let Some(twin) = keys::find(path).and_then(keys::Key::twin) else {
+            return self.secret_in_words(path);
+        };
+        match (self.is_given(path), self.is_given(twin.path)) {
+            (true, true) => {
+                let reason = format!("{path} and {} are both set", twin.path);
+                self.mistake(self.place(twin.path), twin.path, fault(reason, "keep one of the two"));
+                None
+            }
+            (false, true) => self.secret_from_file(twin.path, path),
+            (_, false) => self.secret_in_words(path),
+        }
+    }
+
+    fn secret_in_words(&mut self, path: &str) -> Option<Secret> {
+        self.read(path, |value| values::text(value).map(Secret::new))
+    }
+
+    /// The file's name is not repeated: people put the secret itself there by mistake.
+    fn secret_from_file(&mut self, path: &str, twin: &str) -> Option<Secret> {
+        let file = self.path(path)?;
+        let place = self.place(path);
+        match Secret::from_file(file) {
+            Ok(secret) if secret.expose().contains(char::is_control) => {
+                let reason = "names a file with more than one line, or with control characters";
+                self.mistake(place, path, fault(reason, "the file must hold the secret and nothing else"));
+                None
+            }
+            Ok(secret) => Some(secret),
+            Err(error) => {
+                let instead = format!("check path and permissions; the secret itself would be {twin}");
+                self.mistake(place, path, fault(format!("names a file that cannot be read: {error}"), instead));
+                None
+            }
+        }
+    }
+
+    fn note_if_required(&mut self, path: &str) {
+        if let Some(hint) = hint(path) {
+            self.missing(self.place(path), path, fault("is missing", hint));
+        }
+    }
+}
+
+fn hint(path: &str) -> Option<&'static str> {
+    match keys::find(path)?.presence {
+        Presence::Required { hint, .. } => Some(hint),
+        Presence::Default(_) | Presence::Optional(_) => None,
+    }
+}
+
+fn not_filled_in() -> Fault {
+    fault("not filled in yet", "replace the placeholder, angle brackets included")
+}
+
+fn from_folder_of(place: &Place, file: &Path) -> PathBuf {
+    match place {
+        Place::Position { file: config, .. } => config.parent().map_or_else(|| file.to_owned(), |dir| dir.join(file)),
+        Place::Nowhere | Place::File(_) | Place::Environment(_) | Place::CommandLine => file.to_owned(),
+    }
+}

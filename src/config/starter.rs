@@ -1,0 +1,108 @@
+//! The first configuration file for a real cloud, and what to ask that cloud's administrator for.
+
+use super::{findings::Fault, raw::Value, values};
+
+/// The text of a first `proxy.toml`: the smallest useful one, with placeholders for what is not given.
+pub fn starter(cloud: Option<&str>, client_id: Option<&str>) -> String {
+    let quoted = |given: Option<&str>, placeholder: &str| toml::Value::from(given.unwrap_or(placeholder)).to_string();
+    format!(
+        r#"# bearer-proxy: apps call the address in `listen` instead of the cloud, and need no token.
+# Replace what stands in angle brackets, then run `bearer-proxy check` and `bearer-proxy run`.
+# This file holds secrets: keep it readable by its owner alone.
+
+[proxy]
+# Where apps reach the proxy. 127.0.0.1 is this machine alone.
+listen = ["127.0.0.1:8080"]
+
+[upstream]
+# The cloud's address, without a path.
+endpoints = [{cloud}]
+
+[token]
+# From the cloud's administrator.
+client_id = {client_id}
+client_secret = "<client secret>"
+# The first refresh token. Later ones are kept in state_file.
+refresh_token = "<refresh token>"
+state_file = "state/token.json"
+
+[admin]
+# Health, metrics and status, for `bearer-proxy status`.
+listen = "127.0.0.1:9180"
+"#,
+        cloud = quoted(cloud, "<https://your-cloud>"),
+        client_id = quoted(client_id, "<client id>"),
+    )
+}
+
+/// What to ask the cloud's administrator for, and how to get the first refresh token with what they answer.
+pub fn administrator_request(cloud: Option<&str>, client_id: Option<&str>) -> String {
+    let cloud = cloud.unwrap_or("https://your-cloud").trim_end_matches('/');
+    let id = client_id.unwrap_or("CLIENT_ID");
+    let ask_for_id =
+        if client_id.is_some() { "the client secret of this client id" } else { "a client id and its client secret" };
+    format!(
+        r#"Ask the administrator of {cloud} for:
+  1. {ask_for_id}
+  2. the redirect URI that is registered for it
+  3. whether a refresh replaces the refresh token (then keep state_file where a restart finds it)
+
+Then get the first refresh token:
+  1. Open this in a browser, log in and agree. The browser ends at the redirect URI, with ?code=… behind it:
+     {cloud}/api/authorize.do?response_type=code&client_id={encoded_id}&redirect_uri=REDIRECT_URI
+  2. Within five minutes, run this line. It asks for the client secret; the answer holds the refresh_token:
+     curl -X POST -u "{id}" "{cloud}/api/token.do?grant_type=authorization_code&code=CODE&redirect_uri=REDIRECT_URI"
+  (CODE is what the browser showed. In REDIRECT_URI write %3A for : and %2F for /.)
+"#,
+        encoded_id = percent_encoding::utf8_percent_encode(id, percent_encoding::NON_ALPHANUMERIC),
+    )
+}
+
+/// The cloud's address as `endpoints` wants it, for what was given on the command line.
+///
+/// # Errors
+/// What is wrong with it, and what to write instead.
+pub fn cloud_origin(text: &str) -> Result<String, String> {
+    values::endpoint(&Value::Text(text.to_owned().into()))
+        .map(|endpoint| endpoint.origin)
+        .map_err(|Fault { reason, instead }| format!("{reason} ({instead})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_is_filled_in_and_quoted() {
+        let text = starter(Some("https://cloud.example.com"), Some(r#"my "id" \ here"#));
+        let table: toml::Table = text.parse().unwrap();
+        assert_eq!(table["upstream"]["endpoints"][0].as_str(), Some("https://cloud.example.com"));
+        assert_eq!(table["token"]["client_id"].as_str(), Some(r#"my "id" \ here"#));
+    }
+
+    #[test]
+    fn the_request_fits_what_is_known() {
+        let nothing_known = administrator_request(None, None);
+        assert!(nothing_known.contains("a client id and its client secret"), "{nothing_known}");
+        let known = administrator_request(Some("https://cloud.example.com/"), Some("my app"));
+        assert!(known.contains("the client secret of this client id"), "{known}");
+        assert!(
+            known
+                .contains(r#"-u "my app" "https://cloud.example.com/api/token.do?grant_type=authorization_code&code="#),
+            "{known}"
+        );
+        assert!(
+            known.contains("https://cloud.example.com/api/authorize.do?response_type=code&client_id=my%20app&"),
+            "{known}"
+        );
+    }
+
+    #[test]
+    fn a_cloud_is_an_origin() {
+        assert_eq!(cloud_origin("https://Cloud.example.com/"), Ok("https://cloud.example.com".to_owned()));
+        assert_eq!(
+            cloud_origin("cloud.example.com").unwrap_err(),
+            r#"has no scheme (write "https://cloud.example.com")"#
+        );
+    }
+}

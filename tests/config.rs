@@ -1,0 +1,658 @@
+//! The configuration: files that load, files that do not and what is said of them, the environment, the shipped file.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bearer_proxy::{
+    base::log::Format,
+    config::{self, Key, Kind, Loaded, Mistakes, Presence, Source},
+    net::tls,
+    proxy::{AccessLog, Exhausted, ForwardedHeaders},
+    token::{BasicEncoding, Parameters},
+    upstream::Host,
+};
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+const INVALID: &str = "tests/config/invalid";
+const VALID: &str = "tests/config/valid";
+
+fn load(file: impl Into<PathBuf>, env: &[(&str, &str)]) -> Result<Loaded, Mistakes> {
+    config::load(Source { file: Some(file.into()), env: variables(env), overrides: Vec::new() })
+}
+
+fn load_environment(env: &[(&str, &str)]) -> Result<Loaded, Mistakes> {
+    config::load(Source { file: None, env: variables(env), overrides: Vec::new() })
+}
+
+fn variables(env: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
+    env.iter().map(|(name, value)| (name.into(), value.into())).collect()
+}
+
+fn valid(name: &str) -> Loaded {
+    load(Path::new(VALID).join(name), &[]).unwrap_or_else(|mistakes| panic!("{name}:\n{mistakes}"))
+}
+
+/// Loads a text, and shows mistakes without the folder it was put into.
+fn load_text(text: impl AsRef<[u8]>) -> Result<Loaded, String> {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("proxy.toml");
+    fs::write(&file, text).unwrap();
+    load(&file, &[]).map_err(|mistakes| without_folder(&mistakes, folder.path()))
+}
+
+fn without_folder(text: &impl ToString, folder: &Path) -> String {
+    let folder = folder.join("");
+    text.to_string().replace(&*folder.to_string_lossy(), "")
+}
+
+fn toml_files(folder: &str) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "toml"));
+    files.sort();
+    files
+}
+
+fn expected(file: &Path, extension: &str) -> String {
+    fs::read_to_string(file.with_extension(extension)).unwrap_or_default().replace("\r\n", "\n").trim_end().to_owned()
+}
+
+/// Every value that stands for a secret in these files.
+const SECRETS: [&str; 5] = ["s3cret", "r3fresh", "4dmin", "file-secret", "file-refresh"];
+
+fn assert_no_secret(output: &str) {
+    for secret in SECRETS {
+        assert!(!output.contains(secret), "{secret} in:\n{output}");
+    }
+}
+
+#[test]
+fn invalid_files_tell_every_mistake() {
+    let files = toml_files(INVALID);
+    assert!(files.len() >= 25, "only {} files seen", files.len());
+    let mut differences = String::new();
+    for file in files {
+        let told = match load(&file, &[]) {
+            Ok(_) => "no mistake found".to_owned(),
+            Err(mistakes) => without_folder(&mistakes, Path::new(INVALID)),
+        };
+        assert_no_secret(&told);
+        if told != expected(&file, "stderr") {
+            differences.push_str(&format!("--- {}\n{told}\n", file.display()));
+        }
+    }
+    assert!(differences.is_empty(), "not as expected:\n{differences}");
+}
+
+#[test]
+fn valid_files_load_and_warn() {
+    let files = toml_files(VALID);
+    assert!(files.len() >= 4, "only {} files seen", files.len());
+    for file in files {
+        let loaded = load(&file, &[]).unwrap_or_else(|mistakes| panic!("{}:\n{mistakes}", file.display()));
+        assert_no_secret(&format!("{loaded:?}"));
+        let told: Vec<String> =
+            loaded.warnings.iter().map(|warning| without_folder(warning, Path::new(VALID))).collect();
+        assert_eq!(told.join("\n"), expected(&file, "warnings"), "{}", file.display());
+    }
+}
+
+#[test]
+fn defaults_are_those_promised() {
+    let Loaded { config, warnings, file } = valid("smallest.toml");
+    assert!(warnings.is_empty(), "{warnings:?}");
+    assert_eq!(file.as_deref(), Some(&*Path::new(VALID).join("smallest.toml")));
+    let seconds = Duration::from_secs;
+
+    let proxy = config.proxy;
+    assert_eq!(proxy.listeners.len(), 1);
+    assert_eq!(proxy.listeners[0].address.to_string(), "127.0.0.1:8080");
+    assert_eq!(proxy.listeners[0].guard, Default::default());
+    assert_eq!(proxy.workers, std::thread::available_parallelism().unwrap().get());
+    assert_eq!((proxy.max_connections, proxy.forwarded_headers), (10_000, ForwardedHeaders::XForwarded));
+    assert_eq!((proxy.first_byte_timeout, proxy.head_timeout), (seconds(10), seconds(10)));
+    assert_eq!((proxy.body_idle_timeout, proxy.idle_timeout), (seconds(60), seconds(75)));
+    assert_eq!((proxy.drain_delay, proxy.drain_timeout), (seconds(0), seconds(30)));
+    assert_eq!(proxy.access_log, AccessLog::Off);
+    assert_eq!((proxy.retry.statuses, proxy.retry.any_method), (vec![http::StatusCode::UNAUTHORIZED], false));
+    assert_eq!((proxy.retry.body_limit, proxy.retry.total_limit), (1 << 20, 64 << 20));
+    assert_eq!(proxy.retry.exhausted, Exhausted::Relay);
+
+    let upstream = config.upstream;
+    assert_eq!(upstream.endpoints[0].origin, "https://cloud.example.com");
+    assert_eq!((upstream.host, upstream.connect_to), (Host::Endpoint, None));
+    assert_eq!((upstream.connect_timeout, upstream.response_timeout), (seconds(5), seconds(60)));
+    assert_eq!((upstream.body_idle_timeout, upstream.idle_timeout), (seconds(60), seconds(90)));
+    assert_eq!((upstream.max_connections, upstream.tls), (1024, tls::Config::default()));
+
+    let token = config.token;
+    assert_eq!(token.refresh_token.unwrap().expose(), "file-refresh");
+    assert_eq!(token.state_file, Some(Path::new(VALID).join("state/token.json")));
+    assert_eq!((token.refresh_margin, token.wait, token.cooldown), (None, seconds(10), seconds(10)));
+    let issuer = token.issuer;
+    assert_eq!(issuer.refresh_url.as_str(), "https://cloud.example.com/api/refreshToken.do");
+    assert_eq!((issuer.client_id.as_str(), issuer.client_secret.expose()), ("app", "file-secret"));
+    assert_eq!(issuer.client_secret.file(), Some(&*Path::new(VALID).join("files/client_secret")));
+    assert_eq!((issuer.parameters, issuer.basic_encoding), (Parameters::Query, BasicEncoding::Raw));
+    assert_eq!((issuer.timeout, issuer.default_expires_in), (seconds(10), seconds(300)));
+    assert_eq!(
+        (issuer.fields.access_token.as_str(), issuer.fields.refresh_token.as_str()),
+        ("/access_token", "/refresh_token")
+    );
+    assert_eq!(
+        (issuer.fields.expires_in.as_str(), issuer.fields.refresh_expires_in.as_str()),
+        ("/expires_in", "/refresh_expires_in")
+    );
+
+    let admin = config.admin.unwrap();
+    assert_eq!((admin.listener.address.to_string().as_str(), admin.token.is_none()), ("127.0.0.1:9180", true));
+    assert_eq!((config.log.level.to_string().as_str(), config.log.format), ("info", Format::Auto));
+}
+
+#[test]
+fn every_key_arrives_where_it_belongs() {
+    let config = valid("everything.toml").config;
+    let seconds = Duration::from_secs;
+    let file = |name: &str| Some(Path::new(VALID).join("files").join(name));
+
+    let proxy = config.proxy;
+    let addresses: Vec<String> = proxy.listeners.iter().map(|listener| listener.address.to_string()).collect();
+    assert_eq!(addresses, ["127.0.0.1:8080", "[::1]:8080", "0.0.0.0:8081", "127.0.0.1:8082"]);
+    let guard = &proxy.listeners[3].guard;
+    assert_eq!(guard.allowed_hosts.iter().collect::<Vec<_>>(), ["[::1]", "files.example.com"]);
+    assert_eq!(guard.allowed_origins.iter().collect::<Vec<_>>(), ["https://app.example.com"]);
+    assert_eq!((proxy.workers, proxy.max_connections), (3, 500));
+    assert_eq!((proxy.forwarded_headers, proxy.access_log), (ForwardedHeaders::Forwarded, AccessLog::Sampled));
+    assert_eq!((proxy.first_byte_timeout, proxy.head_timeout), (seconds(1), seconds(2)));
+    assert_eq!((proxy.body_idle_timeout, proxy.idle_timeout), (seconds(3), seconds(4)));
+    assert_eq!((proxy.drain_delay, proxy.drain_timeout), (seconds(5), seconds(6)));
+    let statuses: Vec<u16> = proxy.retry.statuses.iter().map(http::StatusCode::as_u16).collect();
+    assert_eq!((statuses, proxy.retry.any_method), (vec![401, 403], true));
+    assert_eq!((proxy.retry.body_limit, proxy.retry.total_limit), (64_000, 1 << 30));
+    assert_eq!(proxy.retry.exhausted, Exhausted::BadGateway);
+
+    let upstream = config.upstream;
+    let origins: Vec<&str> = upstream.endpoints.iter().map(|endpoint| endpoint.origin.as_str()).collect();
+    assert_eq!(origins, ["https://cloud.example.com", "https://[2001:db8::1]:8443"]);
+    assert_eq!(upstream.host, Host::Fixed(http::HeaderValue::from_static("files.example.com")));
+    assert_eq!(upstream.connect_to, "192.0.2.10:443".parse().ok());
+    assert_eq!((upstream.connect_timeout, upstream.response_timeout), (seconds(7), seconds(8)));
+    assert_eq!(
+        (upstream.body_idle_timeout, upstream.idle_timeout, upstream.max_connections),
+        (seconds(9), seconds(10), 11)
+    );
+    let tls = tls::Config {
+        ca_file: file("client.pem"),
+        client_cert_file: file("client.pem"),
+        client_key_file: file("client.key"),
+        server_name: Some("cloud.internal".to_owned()),
+    };
+    assert_eq!(upstream.tls, tls);
+
+    let token = config.token;
+    assert_eq!(token.refresh_token.unwrap().expose(), "r3fresh-words");
+    assert_eq!((token.refresh_margin, token.wait, token.cooldown), (Some(seconds(12)), seconds(13), seconds(16)));
+    let issuer = token.issuer;
+    assert_eq!(issuer.refresh_url.as_str(), "https://login.example.com:9443/oauth/refresh");
+    assert_eq!((issuer.client_id.as_str(), issuer.client_secret.expose()), ("app:1", "s3cret-words"));
+    assert_eq!((issuer.parameters, issuer.basic_encoding), (Parameters::Form, BasicEncoding::Form));
+    assert_eq!((issuer.timeout, issuer.default_expires_in), (seconds(14), seconds(15)));
+    let fields = issuer.fields;
+    assert_eq!([fields.access_token, fields.refresh_token], ["/data/at", "/data/rt"]);
+    assert_eq!([fields.expires_in, fields.refresh_expires_in], ["/data/ei", "/data/re"]);
+    assert_eq!(issuer.tls.server_name.as_deref(), Some("login.internal"));
+    assert_eq!(issuer.tls.ca_file, None, "an issuer of its own does not inherit the upstream's trust");
+
+    let admin = config.admin.unwrap();
+    assert_eq!(
+        (admin.listener.address.to_string().as_str(), admin.token.unwrap().expose()),
+        ("0.0.0.0:9180", "4dmin-words")
+    );
+    assert_eq!(admin.listener.guard, *guard);
+    assert_eq!((config.log.level.to_string().as_str(), config.log.format), ("debug", Format::Json));
+}
+
+/// Enough variables that no file is needed.
+const ENOUGH: [(&str, &str); 5] = [
+    ("BEARER_PROXY__PROXY__LISTEN", "127.0.0.1:8080, [::1]:8080"),
+    ("BEARER_PROXY__UPSTREAM__ENDPOINTS", "https://cloud.example.com"),
+    ("BEARER_PROXY__TOKEN__CLIENT_ID", "app"),
+    ("BEARER_PROXY__TOKEN__CLIENT_SECRET", "s3cret-words"),
+    ("BEARER_PROXY__TOKEN__REFRESH_TOKEN", "r3fresh-words"),
+];
+
+fn enough_and(more: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
+    ENOUGH
+        .iter()
+        .copied()
+        .filter(|(name, _)| more.iter().all(|(other, _)| name != other))
+        .chain(more.iter().copied())
+        .collect()
+}
+
+#[test]
+fn the_environment_alone_is_enough() {
+    let loaded = load_environment(&enough_and(&[
+        ("BEARER_PROXY__TOKEN__STATE_FILE", "state/token.json"),
+        ("BEARER_PROXY__TOKEN__FIELDS__ACCESS_TOKEN", "/data/at"),
+        ("BEARER_PROXY__UPSTREAM__TLS__CA_FILE", "tests/config/valid/files/client.pem"),
+        ("BEARER_PROXY__RETRY__STATUSES", "401,403"),
+        ("BEARER_PROXY__RETRY__ANY_METHOD", "true"),
+        ("BEARER_PROXY__PROXY__WORKERS", "3"),
+        ("BEARER_PROXY__PROXY__ALLOWED_HOSTS", ""),
+        ("BEARER_PROXY_PORT", "tcp://10.0.0.1:8080"),
+        ("PATH", "/usr/bin"),
+    ]))
+    .unwrap();
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    let config = loaded.config;
+    assert_eq!(config.proxy.listeners.len(), 2);
+    assert_eq!((config.proxy.workers, config.proxy.retry.statuses.len(), config.proxy.retry.any_method), (3, 2, true));
+    assert_eq!(
+        config.token.state_file.as_deref(),
+        Some(Path::new("state/token.json")),
+        "relative to the current folder"
+    );
+    assert_eq!(config.token.issuer.fields.access_token, "/data/at");
+    assert_eq!(config.upstream.tls.ca_file.as_deref(), Some(Path::new("tests/config/valid/files/client.pem")));
+    assert_eq!(
+        config.token.issuer.tls, config.upstream.tls,
+        "without an issuer of its own, the upstream's trust holds"
+    );
+    assert!(config.admin.is_none());
+}
+
+#[test]
+fn the_upstreams_trust_is_not_lent_to_another_issuer() {
+    let config = load_environment(&enough_and(&[
+        ("BEARER_PROXY__UPSTREAM__TLS__SERVER_NAME", "cloud.internal"),
+        ("BEARER_PROXY__TOKEN__ISSUER", "https://login.example.com"),
+    ]))
+    .unwrap()
+    .config;
+    assert_eq!(config.upstream.tls.server_name.as_deref(), Some("cloud.internal"));
+    assert_eq!(config.token.issuer.tls, tls::Config::default());
+}
+
+#[test]
+fn mistakes_in_the_environment_name_the_variable() {
+    let mistakes = load_environment(&enough_and(&[
+        ("BEARER_PROXY__PROXY__LISTEN", "127.0.0.1:8080,0.0.0.0:8081"),
+        ("BEARER_PROXY__TOKEN__CLIENT_SECRETT", "s3cret-words"),
+        ("BEARER_PROXY__LISTEN", "s3cret-words"),
+        ("BEARER_PROXY__XYZZY__PLUGH", "s3cret-words"),
+        ("BEARER_PROXY__UPSTREAM__CONNECT_TIMEOUT", "5"),
+        ("BEARER_PROXY__RETRY__STATUSES", "401,forbidden"),
+        ("BEARER_PROXY__RETRY__ANY_METHOD", "yes"),
+        ("BEARER_PROXY__TOKEN__CLIENT_ID", ""),
+        ("BEARER_PROXY__TOKEN__REFRESH_TOKEN_FILE", "no-such-file"),
+        ("BEARER_PROXY__UPSTREAM__ENDPOINTS", ","),
+    ]))
+    .unwrap_err();
+    assert_no_secret(&mistakes.to_string());
+    let expected = r#"
+environment: BEARER_PROXY__LISTEN: no key has this name (did you mean BEARER_PROXY__PROXY__LISTEN or BEARER_PROXY__ADMIN__LISTEN?)
+environment: BEARER_PROXY__PROXY__LISTEN: proxy.listen: 0.0.0.0:8081 can be reached from other machines, and whoever reaches it acts with the proxy's token (listen on 127.0.0.1, or write allow_unauthenticated = true in [proxy] if the network around it lets only the right clients through)
+environment: BEARER_PROXY__RETRY__ANY_METHOD: retry.any_method: is text (write true or false, without quotes)
+environment: BEARER_PROXY__RETRY__STATUSES: retry.statuses: is text (write a number from 400 to 599, without quotes)
+environment: BEARER_PROXY__TOKEN__CLIENT_ID: token.client_id: is empty (write a value, or remove the key)
+environment: BEARER_PROXY__TOKEN__CLIENT_SECRETT: no key has this name (did you mean BEARER_PROXY__TOKEN__CLIENT_SECRET?)
+environment: BEARER_PROXY__TOKEN__REFRESH_TOKEN_FILE: token.refresh_token_file: token.refresh_token and token.refresh_token_file are both set (keep one of the two)
+environment: BEARER_PROXY__UPSTREAM__CONNECT_TIMEOUT: upstream.connect_timeout: has no unit (write "5s" for seconds)
+environment: BEARER_PROXY__UPSTREAM__ENDPOINTS: upstream.endpoints: is empty (write the cloud's address in [upstream], as in endpoints = ["https://cloud.example.com"])
+environment: BEARER_PROXY__XYZZY__PLUGH: no key has this name (a variable is BEARER_PROXY__SECTION__KEY, as in BEARER_PROXY__PROXY__LISTEN)
+"#;
+    assert_eq!(mistakes.to_string(), expected.trim());
+
+    let mistakes = load_environment(&[("BEARER_PROXY__TOKEN__CLIENT_ID", "app")]).unwrap_err().to_string();
+    assert!(
+        mistakes.contains("environment: BEARER_PROXY__PROXY__LISTEN: proxy.listen: is missing (write "),
+        "{mistakes}"
+    );
+    assert_eq!(mistakes.lines().count(), 4, "{mistakes}");
+}
+
+#[test]
+fn the_environment_wins_over_the_file_and_the_command_line_over_both() {
+    let file = Path::new(VALID).join("smallest.toml");
+    let config = load(
+        &file,
+        &[
+            ("BEARER_PROXY__PROXY__LISTEN", "127.0.0.1:1"),
+            // The file names files for both secrets.
+            ("BEARER_PROXY__TOKEN__CLIENT_SECRET", "s3cret-words"),
+            ("BEARER_PROXY__TOKEN__REFRESH_TOKEN_FILE", "tests/config/valid/files/client_secret"),
+        ],
+    )
+    .unwrap()
+    .config;
+    assert_eq!(config.proxy.listeners[0].address.to_string(), "127.0.0.1:1");
+    assert_eq!(config.token.issuer.client_secret.expose(), "s3cret-words");
+    assert_eq!(config.token.issuer.client_secret.file(), None);
+    assert_eq!(config.token.refresh_token.unwrap().expose(), "file-secret");
+
+    let mut source = Source {
+        file: Some(file),
+        env: variables(&[("BEARER_PROXY__PROXY__LISTEN", "127.0.0.1:1")]),
+        overrides: vec![("proxy.listen".to_owned(), "127.0.0.1:2".to_owned())],
+    };
+    let config = config::load(source.clone()).unwrap().config;
+    assert_eq!(config.proxy.listeners[0].address.to_string(), "127.0.0.1:2");
+    source.overrides.push(("log.level".to_owned(), "loud".to_owned()));
+    source.overrides.push(("log.lvl".to_owned(), "info".to_owned()));
+    assert_eq!(
+        config::load(source).unwrap_err().to_string(),
+        "command line: log.level: is none of the words known here \
+         (write \"trace\" or \"debug\" or \"info\" or \"warn\" or \"error\" or \"off\")\n\
+         command line: log.lvl: unknown key (see --help)"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_variable_that_is_not_text_is_a_mistake() {
+    use std::os::unix::ffi::OsStringExt as _;
+    let mut env = variables(&ENOUGH);
+    env.push(("BEARER_PROXY__LOG__LEVEL".into(), OsString::from_vec(vec![0xff])));
+    env.push((OsString::from_vec(b"BEARER_PROXY__\xff".to_vec()), "x".into()));
+    let mistakes = config::load(Source { file: None, env, overrides: Vec::new() }).unwrap_err();
+    assert_eq!(
+        mistakes.to_string(),
+        "environment: BEARER_PROXY__LOG__LEVEL: log.level: is not UTF-8 text (set it to text)"
+    );
+}
+
+/// A key that stood in the table and was never read would take any value.
+#[test]
+fn every_key_of_the_table_is_read() {
+    for key in config::keys() {
+        let variable = key.variable();
+        let env: Vec<_> =
+            ENOUGH.iter().copied().filter(|(name, _)| *name != variable).chain([(&*variable, "\u{7}")]).collect();
+        let mistakes = load_environment(&env).unwrap_err().to_string();
+        assert!(mistakes.contains(&format!("environment: {variable}: {}: ", key.path)), "{}: {mistakes}", key.path);
+    }
+}
+
+#[test]
+fn byte_order_mark_and_windows_line_ends() {
+    let folder = TempDir::new().unwrap();
+    let text = fs::read_to_string(Path::new(INVALID).join("all_at_once.toml")).unwrap().replace('\n', "\r\n");
+    fs::write(folder.path().join("all_at_once.toml"), format!("\u{feff}{text}")).unwrap();
+    let mistakes = load(folder.path().join("all_at_once.toml"), &[]).unwrap_err();
+    let expected = expected(&Path::new(INVALID).join("all_at_once.toml"), "stderr");
+    assert_eq!(without_folder(&mistakes, folder.path()), expected);
+
+    let mistakes = load_text("\u{feff}proxi = 1").unwrap_err();
+    assert!(mistakes.starts_with("proxy.toml:1:1: proxi: unknown key (did you mean [proxy]?)"), "{mistakes}");
+}
+
+#[test]
+fn columns_count_characters() {
+    let mistakes = load_text("[log]\nlevel = \"ä\" \n format = 'ö'; x").unwrap_err();
+    assert!(mistakes.contains("proxy.toml:3:14: this is not TOML"), "{mistakes}");
+}
+
+#[test]
+fn files_that_cannot_be_read_are_one_line() {
+    let missing = load("no/such/proxy.toml", &[]).unwrap_err().to_string();
+    assert_eq!(
+        missing,
+        "no/such/proxy.toml: cannot be read: No such file or directory (os error 2) \
+         (check the path, or write a first file with `bearer-proxy init`)"
+    );
+    assert_eq!(load(VALID, &[]).unwrap_err().iter().count(), 1);
+    assert_eq!(
+        load_text(b"[proxy]\n\xff\xfe").unwrap_err(),
+        "proxy.toml: is not UTF-8 text, line 2 (save it as UTF-8 in the editor)"
+    );
+    let huge = load_text("#".repeat(2 << 20)).unwrap_err();
+    assert_eq!(huge, "proxy.toml: is larger than 1 MiB (name a configuration file)");
+}
+
+#[test]
+fn nothing_at_all_points_to_init() {
+    let mistakes = load_environment(&[("PATH", "/usr/bin")]).unwrap_err().to_string();
+    assert!(mistakes.starts_with("no configuration: this folder has no proxy.toml"), "{mistakes}");
+    assert!(mistakes.contains("bearer-proxy init"), "{mistakes}");
+    assert_eq!(mistakes.lines().count(), 1);
+}
+
+#[test]
+fn the_file_is_located_by_flag_then_variable_then_name() {
+    let folder = TempDir::new().unwrap();
+    let locate = |flag: Option<&str>, variable: Option<&str>| {
+        config::locate(flag.map(PathBuf::from), variable.map(OsString::from), folder.path())
+    };
+    assert_eq!(locate(None, None), None);
+    assert_eq!(locate(None, Some("")), None);
+    fs::write(folder.path().join("proxy.toml"), "").unwrap();
+    assert_eq!(locate(None, None), Some(folder.path().join("proxy.toml")));
+    assert_eq!(locate(None, Some("b.toml")), Some("b.toml".into()));
+    assert_eq!(locate(Some("a.toml"), Some("b.toml")), Some("a.toml".into()));
+}
+
+#[test]
+fn a_state_file_stands_in_for_the_first_refresh_token() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("proxy.toml");
+    let text = fs::read_to_string(Path::new(INVALID).join("no_state_yet.toml")).unwrap();
+    fs::write(&file, text).unwrap();
+    assert!(load(&file, &[]).is_err());
+    assert!(!folder.path().join("no").exists(), "reading a configuration creates nothing");
+    fs::create_dir_all(folder.path().join("no/such")).unwrap();
+    fs::write(folder.path().join("no/such/state.json"), "{}").unwrap();
+    let loaded = load(&file, &[]).unwrap();
+    assert!(loaded.config.token.refresh_token.is_none() && loaded.warnings.is_empty());
+}
+
+#[test]
+fn a_state_file_needs_a_folder_that_can_be_written_to() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("proxy.toml");
+    let locked = folder.path().join("locked");
+    let starter = config::starter(Some("https://cloud.example.com"), Some("app")).replace(['<', '>'], "");
+    fs::write(&file, starter.replace("state/token.json", "locked/state/token.json")).unwrap();
+    fs::create_dir(&locked).unwrap();
+    assert!(load(&file, &[]).is_ok());
+    let writable = fs::metadata(&locked).unwrap().permissions();
+    let mut read_only = writable.clone();
+    read_only.set_readonly(true);
+    fs::set_permissions(&locked, read_only).unwrap();
+    let mistakes = load(&file, &[]).unwrap_err().to_string();
+    fs::set_permissions(&locked, writable).unwrap();
+    assert!(
+        mistakes.contains("token.state_file: the folder ") && mistakes.contains("locked is read-only"),
+        "{mistakes}"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn relative_local_sockets_start_at_the_files_folder() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("proxy.toml");
+    let starter = config::starter(Some("https://cloud.example.com"), Some("app")).replace(['<', '>'], "");
+    let text = starter.replace("127.0.0.1:8080", "unix:run/data.sock").replace("127.0.0.1:9180", "unix:admin.sock");
+    fs::write(&file, text).unwrap();
+    let config = load(&file, &[]).unwrap().config;
+    let expected = |path: &str| bearer_proxy::net::socket::Address::Unix(folder.path().join(path));
+    assert_eq!(config.proxy.listeners[0].address, expected("run/data.sock"));
+    assert_eq!(config.admin.unwrap().listener.address, expected("admin.sock"));
+}
+
+const SHIPPED: &str = "proxy.toml";
+
+/// `# key = value`, the marks removed; other comments stay.
+fn uncommented(text: &str, wanted: impl Fn(&str) -> bool) -> String {
+    let mut section = String::new();
+    let lines = text.lines().map(|line| {
+        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            section = name.to_owned();
+        }
+        let assignment = line.strip_prefix("# ").filter(|rest| {
+            rest.split_once(" = ").is_some_and(|(key, _)| {
+                key.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c == '.')
+                    && wanted(&format!("{section}.{key}"))
+            })
+        });
+        format!("{}\n", assignment.unwrap_or(line))
+    });
+    lines.collect()
+}
+
+fn flatten(prefix: &str, table: &toml::Table, into: &mut BTreeMap<String, toml::Value>) {
+    for (name, value) in table {
+        let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        match value {
+            toml::Value::Table(inner) => flatten(&path, inner, into),
+            value => assert!(into.insert(path, value.clone()).is_none()),
+        }
+    }
+}
+
+#[test]
+fn the_shipped_file_documents_every_key_and_no_other() {
+    let text = fs::read_to_string(SHIPPED).unwrap();
+    let table: toml::Table = uncommented(&text, |_| true).parse().unwrap();
+    let mut documented = BTreeMap::new();
+    flatten("", &table, &mut documented);
+    let in_code: BTreeMap<String, toml::Value> = config::keys()
+        .iter()
+        .map(|key| {
+            let table: toml::Table = format!("value = {}", key.shown()).parse().unwrap();
+            (key.path.to_owned(), table["value"].clone())
+        })
+        .collect();
+    assert_eq!(documented.len(), 59, "keys seen");
+    assert_eq!(documented, in_code);
+
+    // What is said to be a default is commented out, and a comment line precedes every group of keys.
+    let active: toml::Table = text.parse().unwrap();
+    let mut given = BTreeMap::new();
+    flatten("", &active, &mut given);
+    for key in config::keys() {
+        match key.presence {
+            Presence::Default(_) => assert!(!given.contains_key(key.path), "{} is the default", key.path),
+            Presence::Required { .. } => assert!(given.contains_key(key.path), "{} is required", key.path),
+            Presence::Optional(_) => {}
+        }
+    }
+}
+
+#[test]
+fn the_shipped_file_waits_to_be_filled_in_and_for_nothing_else() {
+    let mistakes = load(SHIPPED, &[]).unwrap_err();
+    let keys: Vec<&str> = mistakes.iter().map(|mistake| mistake.key.as_str()).collect();
+    assert_eq!(keys, ["upstream.endpoints", "token.client_id", "token.client_secret", "token.refresh_token"]);
+    for line in mistakes.to_string().lines() {
+        assert!(line.starts_with("proxy.toml:") && line.contains(": not filled in yet ("), "{line}");
+    }
+}
+
+#[test]
+fn documented_defaults_change_nothing() {
+    let shipped = fs::read_to_string(SHIPPED).unwrap();
+    let filled = shipped.replace("<https://your-cloud>", "https://cloud.example.com").replace(['<', '>'], "");
+    let folder = TempDir::new().unwrap();
+    let debug = |text: String| {
+        fs::write(folder.path().join("proxy.toml"), text).unwrap();
+        format!("{:?}", load(folder.path().join("proxy.toml"), &[]).unwrap().config)
+    };
+    let is_default =
+        |path: &str| config::keys().iter().any(|key| key.path == path && matches!(key.presence, Presence::Default(_)));
+    assert_eq!(debug(filled.clone()), debug(uncommented(&filled, is_default)));
+}
+
+#[test]
+fn the_starter_waits_to_be_filled_in_and_for_nothing_else() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("proxy.toml");
+    fs::write(&file, config::starter(None, None)).unwrap();
+    let mistakes = load(&file, &[]).unwrap_err();
+    let keys: Vec<&str> = mistakes.iter().map(|mistake| mistake.key.as_str()).collect();
+    assert_eq!(keys, ["upstream.endpoints", "token.client_id", "token.client_secret", "token.refresh_token"]);
+
+    let starter = config::starter(Some("https://cloud.example.com"), Some("app"));
+    fs::write(&file, starter.replace(['<', '>'], "")).unwrap();
+    assert!(load(&file, &[]).unwrap().warnings.is_empty());
+}
+
+/// What no other text here contains, so that finding it means that a value was printed.
+const MARK: &str = "zqMARKzq";
+
+fn every_secret_key() -> Vec<&'static Key> {
+    config::keys().iter().filter(|key| key.kind == Kind::Secret).collect()
+}
+
+#[test]
+fn a_secret_of_the_wrong_type_or_under_a_wrong_name_is_not_shown() {
+    for key in every_secret_key() {
+        let (section, name) = (key.section(), key.name());
+        for line in [
+            format!("{name} = ['{MARK}']"),
+            format!("{name} = {{ value = '{MARK}' }}"),
+            format!("{name} = {MARK}"),
+            format!("{name} = \"{MARK}"),
+            format!("{name} = \"{MARK}\\n\""),
+            format!("{name} = \"{MARK}\\q\""),
+            format!("{name} '{MARK}'"),
+            format!("{name}: '{MARK}'"),
+            format!("{name}t = '{MARK}'"),
+            format!("{name}_file = '{MARK}'"),
+            format!("{name} = '{MARK}'\n{name} = '{MARK}'"),
+            format!("{name} = '{MARK}'\n{name}_file = '{MARK}'"),
+            format!("{name} = '''{MARK}\n{MARK}'''"),
+        ] {
+            let mistakes = load_text(format!("[{section}]\n{line}\n")).unwrap_err();
+            assert!(!mistakes.contains(MARK), "{line}\n{mistakes}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = load_text(bytes);
+    }
+
+    #[test]
+    fn no_toml_makes_it_panic_or_lose_a_line(
+        lines in prop::collection::vec(
+            r#"(\[{0,2}(proxy|upstream|token|log)(\.tls)?\]{0,2})|((listen|endpoints|client_id|tls|tls\.ca_file|level|x) = (\[?"[^"\n]{0,12}"?\]?|[0-9]{1,20}|true|\{\}|\{ ca_file = 1 \}))|\PC{0,20}"#,
+            0..12,
+        ),
+    ) {
+        // Without client_id or with a wrong one, and so on: something is always missing.
+        let mistakes = load_text(lines.join("\n")).unwrap_err();
+        for line in mistakes.lines() {
+            prop_assert!(line.starts_with("proxy.toml:") && line.ends_with(')'), "{}", line);
+        }
+    }
+
+    /// A good file, damaged in one place: the secrets in it stay unseen.
+    #[test]
+    fn no_damage_brings_a_secret_out(at in 0_usize..1000, length in 0_usize..30, put in "[\"'=\\[\\]{}#\\n\\\\.,a ]{0,3}") {
+        let mut text: Vec<char> = format!(
+            "[proxy]\nlisten = [\"127.0.0.1:8080\"]\n[upstream]\nendpoints = [\"https://cloud.example.com\"]\n[token]\n\
+             client_id = \"app\"\nclient_secret = \"{MARK}\"\nrefresh_token = '{MARK}'\n[admin]\ntoken = \"{MARK}\"\n"
+        ).chars().collect();
+        let start = at.min(text.len());
+        let end = (start + length).min(text.len());
+        text.splice(start..end, put.chars());
+        match load_text(text.into_iter().collect::<String>()) {
+            Ok(loaded) => {
+                let debug = format!("{loaded:?}");
+                prop_assert!(!debug.contains(MARK), "{}", debug);
+            }
+            Err(mistakes) => prop_assert!(!mistakes.contains(MARK), "{}", mistakes),
+        }
+    }
+}
