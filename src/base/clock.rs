@@ -1,5 +1,7 @@
 //! Time that counts suspend and ignores wall-clock jumps.
 
+mod simulated;
+
 use std::{
     future::Future,
     ops,
@@ -7,6 +9,8 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
+
+pub use simulated::{Jump, Simulated};
 
 /// A moment on the boot clock: time since this machine started, suspend included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -50,3 +54,166 @@ pub trait Clock: Send + Sync + std::fmt::Debug {
 
 /// A clock that can be shared.
 pub type SharedClock = Arc<dyn Clock>;
+
+/// The machine's clock: `CLOCK_BOOTTIME` on Linux, `CLOCK_MONOTONIC` on other Unixes (on macOS it counts sleep), the
+/// performance counter on Windows.
+///
+/// Its sleeps need a Tokio runtime with IO and time enabled.
+pub fn system() -> SharedClock {
+    Arc::new(System { boot_id: boot_id() })
+}
+
+#[derive(Debug)]
+struct System {
+    boot_id: Option<String>,
+}
+
+impl Clock for System {
+    fn now(&self) -> Moment {
+        boot_time()
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "this is the clock")]
+    fn wall(&self) -> SystemTime {
+        SystemTime::now()
+    }
+
+    fn sleep_until(&self, deadline: Moment) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(sleep_until(deadline))
+    }
+
+    fn boot_id(&self) -> Option<&str> {
+        self.boot_id.as_deref()
+    }
+}
+
+#[cfg(unix)]
+fn boot_time() -> Moment {
+    use rustix::time::{ClockId, clock_gettime};
+
+    #[cfg(target_os = "linux")]
+    const CLOCK: ClockId = ClockId::Boottime;
+    #[cfg(not(target_os = "linux"))]
+    const CLOCK: ClockId = ClockId::Monotonic;
+
+    let time = clock_gettime(CLOCK);
+    // Neither part of a clock that starts at boot is ever negative.
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or_default();
+    Moment::since_boot(Duration::new(seconds, nanoseconds))
+}
+
+/// Counts from the program's start: without a boot id, nothing outlives the process that could tell the difference.
+#[cfg(not(unix))]
+#[allow(clippy::disallowed_methods, reason = "this is the clock")]
+fn boot_time() -> Moment {
+    use std::{sync::OnceLock, time::Instant};
+
+    static START: OnceLock<Instant> = OnceLock::new();
+    Moment::since_boot(START.get_or_init(Instant::now).elapsed())
+}
+
+#[cfg(target_os = "linux")]
+fn boot_id() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned()).filter(|id| !id.is_empty())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn boot_id() -> Option<String> {
+    None
+}
+
+#[cfg(target_os = "linux")]
+async fn sleep_until(deadline: Moment) {
+    // Out of file descriptors, say: the refresher must go on sleeping all the same.
+    if wait_for_timer(deadline).await.is_err() {
+        poll_until(deadline).await;
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+async fn sleep_until(deadline: Moment) {
+    poll_until(deadline).await;
+}
+
+#[cfg(target_os = "linux")]
+async fn wait_for_timer(deadline: Moment) -> std::io::Result<()> {
+    use rustix::time::{
+        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+    };
+    use tokio::io::{Interest, unix::AsyncFd};
+
+    if boot_time() >= deadline {
+        return Ok(());
+    }
+    let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+    let at = deadline.elapsed_since_boot();
+    let value = Timespec { tv_sec: i64::try_from(at.as_secs()).unwrap_or(i64::MAX), tv_nsec: at.subsec_nanos().into() };
+    let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
+    timerfd_settime(&timer, TimerfdTimerFlags::ABSTIME, &once)?;
+    // Tokio deprecated this for types that may lie about their descriptor. An `OwnedFd` cannot, and the replacement is
+    // `unsafe`, which this crate forbids.
+    #[allow(deprecated, reason = "sound for an OwnedFd")]
+    let timer = AsyncFd::with_interest(timer, Interest::READABLE)?;
+    let _expired = timer.readable().await?;
+    Ok(())
+}
+
+/// Timers of the runtime stop in suspend, so the clock is read again every second.
+async fn poll_until(deadline: Moment) {
+    const STEP: Duration = Duration::from_secs(1);
+    loop {
+        let left = deadline.saturating_since(boot_time());
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(STEP)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_saturate() {
+        let early = Moment::since_boot(Duration::from_secs(1));
+        let late = early + Duration::from_secs(2);
+        assert_eq!(late.saturating_since(early), Duration::from_secs(2));
+        assert_eq!(early.saturating_since(late), Duration::ZERO);
+        assert_eq!((late + Duration::MAX).elapsed_since_boot(), Duration::MAX);
+    }
+
+    #[tokio::test]
+    async fn the_system_clock_sleeps_until_its_deadline_and_not_longer() {
+        let clock = system();
+        let deadline = clock.now() + Duration::from_millis(30);
+        tokio::time::timeout(Duration::from_secs(10), clock.sleep_until(deadline)).await.expect("it wakes");
+        assert!(clock.now() >= deadline);
+        // A deadline in the past, the machine's start included, is over at once.
+        clock.sleep_until(Moment::default()).await;
+    }
+
+    #[tokio::test]
+    async fn polling_keeps_the_deadline_too() {
+        let deadline = boot_time() + Duration::from_millis(30);
+        tokio::time::timeout(Duration::from_secs(10), poll_until(deadline)).await.expect("it wakes");
+        assert!(boot_time() >= deadline);
+    }
+
+    #[tokio::test]
+    async fn a_deadline_beyond_every_calendar_is_waited_for() {
+        let clock = system();
+        let forever = clock.sleep_until(Moment::since_boot(Duration::MAX));
+        assert!(tokio::time::timeout(Duration::from_millis(30), forever).await.is_err());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn linux_names_its_boots() {
+        let clock = system();
+        assert_eq!(clock.boot_id().map(str::len), Some(36));
+        assert_eq!(clock.boot_id(), system().boot_id());
+    }
+}

@@ -1,7 +1,36 @@
 //! The token's lifecycle: kept fresh by one refresher task, read by everybody without blocking.
+//!
+//! [`Refresher`] is the task, [`Credential`] the handle for everybody else, [`Token`] what they share through one cell.
+//!
+//! | file | what it is for |
+//! |---|---|
+//! | `refresher.rs` | the one task that calls the issuer: when, and what follows from each answer |
+//! | `schedule.rs` | the moments, as pure functions |
+//! | `cache.rs` | a token, its version, and the marks that decide whether a rejection is worth a refresh |
+//! | `credential.rs` | reading, waiting, reporting |
+//! | `state.rs` | what is told to people and machines |
+//! | `issuer.rs`, `answer.rs` | the call, and the judgement of its answer |
+//! | `store/` | where tokens outlive the process |
+
+mod answer;
+mod cache;
+mod credential;
+pub mod issuer;
+mod refresher;
+mod schedule;
+mod state;
+mod store;
 
 use std::{path::PathBuf, time::Duration};
 
+pub use self::{
+    answer::{Class, Failure, Grant},
+    cache::{Token, Version},
+    credential::{Credential, MAX_WAITERS, RefreshRefused, Rejection},
+    refresher::{Error, Refresher},
+    state::{Durations, Outcome, Persistence, Reason, Refresh, Snapshot, State, Status},
+    store::Error as StoreError,
+};
 use crate::base::secret::Secret;
 
 /// A named credential: what to refresh, with what, and where to keep it. Nothing about it is global.

@@ -1,0 +1,282 @@
+//! The handle to a credential that the data path, the admin endpoint and the log hold.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use arc_swap::{ArcSwapOption, Guard};
+use tokio::sync::{Notify, watch};
+
+use super::{
+    cache::{Token, Version},
+    state::{Ledger, Reason, Snapshot, State, Status},
+};
+use crate::base::clock::SharedClock;
+
+/// How many requests may wait for a token of one credential; more get none.
+pub const MAX_WAITERS: usize = 32_768;
+
+const SHORTEST_RETRY_AFTER: Duration = Duration::from_secs(1);
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
+
+/// A credential, as those see it who use its token. Cheap to clone, and usable from every thread.
+#[derive(Debug, Clone)]
+pub struct Credential {
+    shared: Arc<Shared>,
+    status: watch::Receiver<Status>,
+}
+
+/// What to do about an answer that rejected a token.
+#[derive(Debug)]
+pub enum Rejection {
+    /// A newer token is there already: replay with it.
+    Newer(Arc<Token>),
+    /// A newer token is being fetched: wait for it ([`Credential::newer_than`]).
+    Refreshing,
+    /// A newer token would most likely not help: relay the answer.
+    Futile,
+}
+
+/// Why a person's wish for a refresh is not granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefreshRefused {
+    /// Too early: after the last refresh, within a backoff, or within a wait that the issuer asked for.
+    TooEarly {
+        /// Time until the wish would be granted.
+        retry_after: Duration,
+    },
+    /// There is no refresh token that could be spent.
+    NoCredential,
+}
+
+/// What the refresher and its credential's handles share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) name: String,
+    pub(super) clock: SharedClock,
+    /// Expired tokens stay, so that versions can be compared.
+    pub(super) token: ArcSwapOption<Token>,
+    /// Wakes the refresher: the token is rejected, or a person asks.
+    pub(super) wake: Notify,
+    /// A person asks for a refresh.
+    pub(super) requested: AtomicBool,
+    cooldown: Duration,
+    waiters: AtomicUsize,
+    ledger: Mutex<Ledger>,
+}
+
+impl Shared {
+    pub(super) fn new(name: String, clock: SharedClock, cooldown: Duration, ledger: Ledger) -> Self {
+        Self {
+            name,
+            clock,
+            token: ArcSwapOption::empty(),
+            wake: Notify::new(),
+            requested: AtomicBool::new(false),
+            cooldown,
+            waiters: AtomicUsize::new(0),
+            ledger: Mutex::new(ledger),
+        }
+    }
+
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        // The books are still the best there is after a panic.
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Credential {
+    pub(super) fn new(shared: Arc<Shared>, status: watch::Receiver<Status>) -> Self {
+        Self { shared, status }
+    }
+
+    /// The name in metrics and status.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// The clock that [`Token::usable`] wants to be asked with.
+    pub fn clock(&self) -> &SharedClock {
+        &self.shared.clock
+    }
+
+    /// The cached token, usable or not. Never blocks, never allocates.
+    ///
+    /// Do not hold the guard across an `.await`.
+    pub fn token(&self) -> Guard<Option<Arc<Token>>> {
+        self.shared.token.load()
+    }
+
+    /// A request under this version was not authorized. Takes no lock.
+    pub fn rejected(&self, version: Version) -> Rejection {
+        let now = self.shared.clock.now();
+        match self.shared.token.load().as_ref() {
+            Some(token) if token.version() > version && token.usable(now) => Rejection::Newer(Arc::clone(token)),
+            Some(token) if token.version() == version && token.usable(now) => {
+                if !token.is_worth_refreshing(now) {
+                    return Rejection::Futile;
+                }
+                if token.want_refresh() {
+                    self.shared.wake.notify_one();
+                }
+                Rejection::Refreshing
+            }
+            // Expired, hence being refreshed anyway.
+            _ => Rejection::Refreshing,
+        }
+    }
+
+    /// Waits for a usable token above that version (any, for `None`). Dropping the future ends the waiting and nothing
+    /// else.
+    ///
+    /// `None` after `wait`, or at once when none will come without a person, or when too many wait already. Waits on
+    /// the runtime's time: a request that is suspended with the machine need not know it.
+    pub async fn newer_than(&self, version: Option<Version>, wait: Duration) -> Option<Arc<Token>> {
+        let _place = Place::take(&self.shared.waiters)?;
+        tokio::time::timeout(wait, self.published_after(version)).await.ok().flatten()
+    }
+
+    async fn published_after(&self, version: Option<Version>) -> Option<Arc<Token>> {
+        let mut status = self.status.clone();
+        loop {
+            // Marks the status as seen before the cache is read: a token that is published in between wakes us again.
+            let needs_a_person = status.borrow_and_update().needs_a_person();
+            if let Some(token) = self.usable_above(version) {
+                return Some(token);
+            }
+            // An error means that the refresher has ended.
+            if needs_a_person || status.changed().await.is_err() {
+                return None;
+            }
+        }
+    }
+
+    fn usable_above(&self, version: Option<Version>) -> Option<Arc<Token>> {
+        let now = self.shared.clock.now();
+        let token = self.shared.token.load();
+        token.as_ref().filter(|token| token.usable(now) && Some(token.version()) > version).cloned()
+    }
+
+    /// For a 503 without a token: when a new attempt may be worth it, 1 s to 5 min, in whole seconds.
+    pub fn retry_after(&self) -> Duration {
+        let next = self.shared.ledger().next_attempt;
+        let wait = next.map_or(LONGEST_RETRY_AFTER, |next| next.saturating_since(self.shared.clock.now()));
+        whole_seconds(wait.clamp(SHORTEST_RETRY_AFTER, LONGEST_RETRY_AFTER))
+    }
+
+    /// A person asks for a refresh now.
+    ///
+    /// # Errors
+    /// When it is too early for one, or when there is nothing to refresh with.
+    pub fn refresh_now(&self) -> Result<(), RefreshRefused> {
+        let status = *self.status.borrow();
+        if status.reason == Reason::RefreshTokenRefused || status.reason == Reason::NoCredential {
+            return Err(RefreshRefused::NoCredential);
+        }
+        let now = self.shared.clock.now();
+        let mut ledger = self.shared.ledger();
+        let retry_after = ledger.next_request.saturating_since(now);
+        if !retry_after.is_zero() {
+            return Err(RefreshRefused::TooEarly { retry_after });
+        }
+        ledger.next_request = now + self.shared.cooldown;
+        drop(ledger);
+        self.shared.requested.store(true, Relaxed);
+        self.shared.wake.notify_one();
+        Ok(())
+    }
+
+    /// Everything that may be told, now.
+    pub fn snapshot(&self) -> Snapshot {
+        let now = self.shared.clock.now();
+        let wall = self.shared.clock.wall();
+        let status = *self.status.borrow();
+        let token = self.shared.token.load_full();
+        let expires_in =
+            token.as_ref().filter(|token| token.usable(now)).map(|token| token.expires_at().saturating_since(now));
+        let ledger = self.shared.ledger();
+        Snapshot {
+            name: self.shared.name.clone(),
+            // The refresher may be in the middle of a call and not have noticed the expiry.
+            state: if expires_in.is_none() && matches!(status.state, State::Fresh | State::Stale) {
+                State::Expired
+            } else {
+                status.state
+            },
+            reason: if expires_in.is_none() && status.reason == Reason::Ok {
+                Reason::Refreshing
+            } else {
+                status.reason
+            },
+            since: status.since,
+            problem: ledger.problem.clone(),
+            generation: token.map_or(0, |token| token.version().generation()),
+            expires_in,
+            expires_at: expires_in.map(|left| wall + left),
+            refresh_token_expires_at: ledger.refresh_token_expires_at,
+            last_refreshes: ledger.last_refreshes(),
+            persistence: ledger.persistence,
+            next_attempt_in: ledger.next_attempt.map(|next| next.saturating_since(now)),
+            refreshes: ledger.refreshes(),
+            refresh_durations: ledger.durations(),
+        }
+    }
+
+    /// Changes of state, reason and version.
+    pub fn subscribe(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+}
+
+/// A place among the waiters, given back on drop.
+struct Place<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    fn take(waiters: &'a AtomicUsize) -> Option<Self> {
+        let place = Self(waiters);
+        // Above the limit the place is given back at once, by the drop.
+        (waiters.fetch_add(1, Relaxed) < MAX_WAITERS).then_some(place)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+fn whole_seconds(duration: Duration) -> Duration {
+    Duration::from_secs(duration.as_secs() + u64::from(duration.subsec_nanos() > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_bounded_and_given_back() {
+        let waiters = AtomicUsize::new(MAX_WAITERS - 1);
+        let last = Place::take(&waiters).expect("one is left");
+        assert!(Place::take(&waiters).is_none());
+        assert!(Place::take(&waiters).is_none());
+        drop(last);
+        assert_eq!(waiters.load(Relaxed), MAX_WAITERS - 1);
+    }
+
+    #[test]
+    fn hints_are_whole_seconds_and_never_too_short() {
+        assert_eq!(whole_seconds(Duration::from_millis(1)), Duration::from_secs(1));
+        assert_eq!(whole_seconds(Duration::from_secs(2)), Duration::from_secs(2));
+        assert_eq!(whole_seconds(Duration::from_millis(2001)), Duration::from_secs(3));
+    }
+
+    #[test]
+    fn handles_cross_threads() {
+        fn is_shared<T: Send + Sync + Clone + 'static>() {}
+        is_shared::<Credential>();
+    }
+}

@@ -1,0 +1,371 @@
+//! A refresher on the test bench: its clock, issuer and store are scripted, and everything is recorded.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, task::JoinHandle};
+
+use crate::{
+    base::{
+        clock::{Clock, Moment, SharedClock, Simulated},
+        secret::Secret,
+    },
+    token::{
+        BasicEncoding, Class, Config, Credential, Failure, Fields, Grant, IssuerConfig, Outcome, Parameters, Reason,
+        State, Token,
+        issuer::{BoxFuture, Issuer},
+        refresher::Refresher,
+        store::{Record, Store},
+    },
+};
+
+/// More simulated time than any test needs.
+const PATIENCE: Duration = seconds(400 * 24 * 3600);
+
+pub(super) const fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// What a good issuer answers to its nth call.
+pub(super) fn grant(n: usize, lifetime: Duration) -> Grant {
+    Grant {
+        access_token: Secret::new(format!("access-{n}")),
+        refresh_token: Some(Secret::new(format!("refresh-{n}"))),
+        lifetime,
+        refresh_lifetime: Some(seconds(30 * 24 * 3600)),
+    }
+}
+
+pub(super) fn failure(class: Class) -> Result<Grant, Failure> {
+    Err(Failure::new(class, "as scripted"))
+}
+
+/// A refused client, with other troubles in between.
+pub(super) fn refused(n: usize) -> Result<Grant, Failure> {
+    failure(if n.is_multiple_of(3) { Class::Unreachable } else { Class::ClientRefused })
+}
+
+type Answer = Box<dyn Fn(usize) -> Result<Grant, Failure> + Send + Sync>;
+type WriteTime = Box<dyn Fn(usize) -> Duration + Send + Sync>;
+type WriteResult = Box<dyn Fn(usize) -> io::Result<()> + Send + Sync>;
+
+/// One call of the issuer.
+#[derive(Debug, Clone)]
+pub(super) struct Call {
+    pub(super) at: Moment,
+    pub(super) spent: String,
+}
+
+/// One write of the store.
+#[derive(Debug, Clone)]
+pub(super) struct Save {
+    pub(super) at: Moment,
+    pub(super) generation: u64,
+    pub(super) refresh_token: String,
+    /// The generation that was published when the write ended.
+    pub(super) published: Option<u64>,
+    record: Arc<Record>,
+}
+
+pub(super) struct Setup {
+    answer: Answer,
+    latency: Duration,
+    client_secrets: usize,
+    write_time: WriteTime,
+    write_result: WriteResult,
+    refresh_token: Option<&'static str>,
+    record: Record,
+    clock: Option<Arc<Simulated>>,
+}
+
+impl Setup {
+    pub(super) fn new(answer: impl Fn(usize) -> Result<Grant, Failure> + Send + Sync + 'static) -> Self {
+        Self {
+            answer: Box::new(answer),
+            latency: Duration::ZERO,
+            client_secrets: 0,
+            write_time: Box::new(|_| Duration::ZERO),
+            write_result: Box::new(|_| Ok(())),
+            refresh_token: Some("seed"),
+            record: Record::default(),
+            clock: None,
+        }
+    }
+
+    pub(super) fn latency(self, latency: Duration) -> Self {
+        Self { latency, ..self }
+    }
+
+    /// The client's secret has changed whenever it is read again, so many times.
+    pub(super) fn client_secrets(self, client_secrets: usize) -> Self {
+        Self { client_secrets, ..self }
+    }
+
+    pub(super) fn store(
+        self,
+        time: impl Fn(usize) -> Duration + Send + Sync + 'static,
+        result: impl Fn(usize) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self { write_time: Box::new(time), write_result: Box::new(result), ..self }
+    }
+
+    pub(super) fn refresh_token(self, token: &'static str) -> Self {
+        Self { refresh_token: Some(token), ..self }
+    }
+
+    pub(super) fn no_refresh_token(self) -> Self {
+        Self { refresh_token: None, ..self }
+    }
+
+    pub(super) fn record(self, record: Record) -> Self {
+        Self { record, ..self }
+    }
+
+    pub(super) fn start(self) -> Bench {
+        let clock = self.clock.unwrap_or_default();
+        let issuer = Arc::new(Script {
+            clock: Arc::clone(&clock),
+            answer: self.answer,
+            latency: self.latency,
+            calls: Mutex::default(),
+        });
+        let store = Arc::new(Shelf {
+            clock: Arc::clone(&clock),
+            time: self.write_time,
+            result: self.write_result,
+            saves: Mutex::default(),
+            credential: OnceLock::new(),
+        });
+        let (refresher, credential) = Refresher::with(
+            config(self.refresh_token),
+            Arc::clone(&clock) as SharedClock,
+            Box::new(ScriptedIssuer {
+                script: Arc::clone(&issuer),
+                client_secrets: (0..self.client_secrets).collect(),
+            }),
+            Some(Box::new(Arc::clone(&store))),
+            self.record,
+        );
+        assert!(store.credential.set(credential.clone()).is_ok());
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = tokio::spawn(refresher.run(async {
+            let _ = stopped.await;
+        }));
+        Bench { clock, credential, issuer, store, running: Some((stop, task)) }
+    }
+}
+
+pub(super) struct Bench {
+    pub(super) clock: Arc<Simulated>,
+    pub(super) credential: Credential,
+    issuer: Arc<Script>,
+    store: Arc<Shelf>,
+    running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+}
+
+impl Bench {
+    /// The cached token, once there is a usable one.
+    pub(super) async fn token(&self) -> Arc<Token> {
+        self.credential.newer_than(None, PATIENCE).await.expect("a token")
+    }
+
+    pub(super) fn usable(&self) -> Option<Arc<Token>> {
+        self.credential.token().as_ref().filter(|token| token.usable(self.clock.now())).cloned()
+    }
+
+    pub(super) async fn until(&self, state: State, reason: Reason) {
+        let mut status = self.credential.subscribe();
+        let reached = status.wait_for(|status| status.state == state && status.reason == reason);
+        let reached = tokio::time::timeout(PATIENCE, reached).await;
+        assert!(reached.is_ok_and(|reached| reached.is_ok()), "{state:?} {reason:?}: {:?}", self.credential.snapshot());
+    }
+
+    /// Simulated time passes.
+    pub(super) async fn pass(&self, time: Duration) {
+        self.clock.sleep_until(self.clock.now() + time).await;
+    }
+
+    /// What the data path does with a request that the upstream never authorizes.
+    pub(super) async fn reject_once(&self) {
+        use crate::token::Rejection;
+        let token = self.usable().expect("a token");
+        let replay = match self.credential.rejected(token.version()) {
+            Rejection::Newer(newer) => Some(newer),
+            Rejection::Refreshing => self.credential.newer_than(Some(token.version()), seconds(10)).await,
+            Rejection::Futile => None,
+        };
+        if let Some(newer) = replay {
+            newer.replay_rejected();
+        }
+    }
+
+    pub(super) fn calls(&self) -> Vec<Call> {
+        self.issuer.calls.lock().unwrap().clone()
+    }
+
+    /// Times between calls.
+    pub(super) fn gaps(&self) -> Vec<Duration> {
+        self.calls().windows(2).map(|pair| pair[1].at.saturating_since(pair[0].at)).collect()
+    }
+
+    pub(super) fn saves(&self) -> Vec<Save> {
+        self.store.saves.lock().unwrap().clone()
+    }
+
+    /// The record that a restart would find.
+    pub(super) fn stored(&self) -> Record {
+        self.saves().last().map(|save| Record::clone(&save.record)).unwrap_or_default()
+    }
+
+    pub(super) fn count(&self, outcome: Outcome) -> u64 {
+        self.credential.snapshot().refreshes.iter().find(|(label, _)| *label == outcome).expect("counted").1
+    }
+
+    /// Shuts the refresher down and waits for its end.
+    pub(super) async fn stop(mut self) -> Self {
+        let (stop, task) = self.running.take().expect("running");
+        stop.send(()).expect("it listens");
+        tokio::time::timeout(PATIENCE, task).await.expect("it ends").expect("without a panic");
+        self
+    }
+
+    /// Another process on the same machine.
+    pub(super) async fn restart(self, setup: Setup) -> Self {
+        let stopped = self.stop().await;
+        Setup { record: stopped.stored(), clock: Some(Arc::clone(&stopped.clock)), ..setup }.start()
+    }
+}
+
+struct Script {
+    clock: Arc<Simulated>,
+    answer: Answer,
+    latency: Duration,
+    calls: Mutex<Vec<Call>>,
+}
+
+struct ScriptedIssuer {
+    script: Arc<Script>,
+    client_secrets: VecDeque<usize>,
+}
+
+impl Issuer for ScriptedIssuer {
+    fn refresh<'a>(&'a self, refresh_token: &'a Secret) -> BoxFuture<'a, Result<Grant, Failure>> {
+        Box::pin(async move {
+            let call = Call { at: self.script.clock.now(), spent: refresh_token.expose().to_owned() };
+            let n = {
+                let mut calls = self.script.calls.lock().unwrap();
+                calls.push(call);
+                calls.len()
+            };
+            if !self.script.latency.is_zero() {
+                self.script.clock.sleep_until(self.script.clock.now() + self.script.latency).await;
+            }
+            (self.script.answer)(n)
+        })
+    }
+
+    fn reload_client_secret(&mut self) -> BoxFuture<'_, bool> {
+        let changed = self.client_secrets.pop_front().is_some();
+        Box::pin(async move { changed })
+    }
+}
+
+struct Shelf {
+    clock: Arc<Simulated>,
+    time: WriteTime,
+    result: WriteResult,
+    saves: Mutex<Vec<Save>>,
+    credential: OnceLock<Credential>,
+}
+
+impl Store for Arc<Shelf> {
+    fn save(&self, record: Arc<Record>) -> BoxFuture<'static, io::Result<()>> {
+        let shelf = Arc::clone(self);
+        Box::pin(async move {
+            let at = shelf.clock.now();
+            let n = shelf.saves.lock().unwrap().len() + 1;
+            let time = (shelf.time)(n);
+            if !time.is_zero() {
+                shelf.clock.sleep_until(at + time).await;
+            }
+            let credential = shelf.credential.get().expect("set at the start");
+            let save = Save {
+                at,
+                generation: record.generation,
+                refresh_token: record.refresh_token.as_ref().expect("there").expose().to_owned(),
+                published: credential.token().as_ref().map(|token| token.version().generation()),
+                record,
+            };
+            shelf.saves.lock().unwrap().push(save);
+            (shelf.result)(n)
+        })
+    }
+}
+
+/// Everything that is logged on this thread, at every level.
+pub(super) struct Log {
+    text: Arc<Mutex<Vec<u8>>>,
+    _guard: tracing::subscriber::DefaultGuard,
+}
+
+impl Log {
+    pub(super) fn capture() -> Self {
+        struct Sink(Arc<Mutex<Vec<u8>>>);
+        impl io::Write for Sink {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().unwrap().extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let text = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&text);
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_ansi(false)
+            .with_writer(move || Sink(Arc::clone(&sink)))
+            .finish();
+        Self { text, _guard: tracing::subscriber::set_default(subscriber) }
+    }
+
+    pub(super) fn text(&self) -> String {
+        String::from_utf8(self.text.lock().unwrap().clone()).expect("text")
+    }
+
+    pub(super) fn lines(&self, containing: &str) -> usize {
+        self.text().lines().filter(|line| line.contains(containing)).count()
+    }
+}
+
+fn config(refresh_token: Option<&str>) -> Config {
+    Config {
+        name: "default".to_owned(),
+        issuer: IssuerConfig {
+            refresh_url: "http://127.0.0.1:1/".parse().expect("a URL"),
+            client_id: "id".to_owned(),
+            client_secret: Secret::new("client secret"),
+            parameters: Parameters::Query,
+            basic_encoding: BasicEncoding::Raw,
+            fields: Fields {
+                access_token: "/access_token".to_owned(),
+                refresh_token: "/refresh_token".to_owned(),
+                expires_in: "/expires_in".to_owned(),
+                refresh_expires_in: "/refresh_expires_in".to_owned(),
+            },
+            timeout: seconds(10),
+            default_expires_in: seconds(300),
+            tls: crate::net::tls::Config::default(),
+        },
+        refresh_token: refresh_token.map(Secret::new),
+        state_file: None,
+        refresh_margin: None,
+        wait: seconds(10),
+        cooldown: seconds(10),
+    }
+}

@@ -1,0 +1,328 @@
+//! The state file: replaced as a whole or not at all, readable by its owner alone.
+
+use std::{
+    fs,
+    io::{self, Read as _, Write as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use zeroize::Zeroizing;
+
+use super::{Error, Record, Store};
+use crate::token::issuer::BoxFuture;
+
+/// Far more than any record.
+const SIZE_LIMIT: u64 = 1024 * 1024;
+
+/// A record in a file.
+#[derive(Debug, Clone)]
+pub(in crate::token) struct FileStore {
+    path: PathBuf,
+}
+
+impl FileStore {
+    pub(in crate::token) fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// The stored record; `None` if there is no file yet. Removes what a crash in the middle of writing left behind.
+    ///
+    /// # Errors
+    /// When the file is not one that we would have written.
+    pub(in crate::token) fn load(&self) -> Result<Option<Record>, Error> {
+        let path = || self.path.clone();
+        let read_error = |source| Error::Read { path: path(), source };
+        remove_leftovers(&self.path);
+        let Some(file) = platform::open(&self.path)? else { return Ok(None) };
+        // Of the open file, so that it cannot be exchanged after the check.
+        let metadata = file.metadata().map_err(read_error)?;
+        if !metadata.is_file() {
+            return Err(Error::NotRegular { path: path() });
+        }
+        platform::check_mode(&self.path, &metadata)?;
+        if metadata.len() > SIZE_LIMIT {
+            return Err(Error::Garbled { path: path(), what: "it is too large for a state file".to_owned() });
+        }
+        let size = usize::try_from(metadata.len()).unwrap_or_default();
+        let mut json = Zeroizing::new(Vec::with_capacity(size + 1));
+        file.take(SIZE_LIMIT).read_to_end(&mut json).map_err(read_error)?;
+        Record::from_json(&json).map(Some).map_err(|what| Error::Garbled { path: path(), what })
+    }
+}
+
+impl Store for FileStore {
+    fn save(&self, record: Arc<Record>) -> BoxFuture<'static, io::Result<()>> {
+        let path = self.path.clone();
+        Box::pin(async move {
+            let replaced = tokio::task::spawn_blocking(move || {
+                replace(&path, &record)
+                    .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+            });
+            replaced.await.unwrap_or_else(|panic| Err(io::Error::other(panic)))
+        })
+    }
+}
+
+/// A crash at any point leaves the old file or the new one, whole.
+fn replace(path: &Path, record: &Record) -> io::Result<()> {
+    let json = record.to_json()?;
+    let folder = folder_of(path);
+    platform::create_folder(folder)?;
+    // In the same folder, since only there renaming is atomic. A name of its own, so that two processes never write
+    // into each other's.
+    let unique = getrandom::u64().unwrap_or_else(|_| std::process::id().into());
+    let temporary = folder.join(format!("{}{:016x}.tmp", leftover_prefix(path), unique));
+    let written = write_durably(&temporary, &json).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // The mistake to report is the first one.
+        let _ = fs::remove_file(&temporary);
+    }
+    written?;
+    platform::sync_folder(folder)
+}
+
+fn write_durably(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let mut file = platform::create_new(path)?;
+    file.write_all(contents)?;
+    file.sync_all()
+}
+
+/// Temporary files of a process that was killed. One that another process is just writing may go too: its rename then
+/// fails, and it writes again.
+fn remove_leftovers(path: &Path) {
+    let prefix = leftover_prefix(path);
+    let Ok(entries) = fs::read_dir(folder_of(path)) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with(&prefix) && name.ends_with(".tmp")) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// `.token.json.` for `token.json`.
+fn leftover_prefix(path: &Path) -> String {
+    format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy())
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(unix)]
+mod platform {
+    use std::{
+        fs::{DirBuilder, File, Metadata, OpenOptions},
+        io,
+        os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+        path::Path,
+    };
+
+    use rustix::{
+        fs::{Mode, OFlags},
+        io::Errno,
+    };
+
+    use super::Error;
+
+    /// `None` if there is nothing. Neither follows a link nor waits for a pipe's writer.
+    pub(super) fn open(path: &Path) -> Result<Option<File>, Error> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(file) => Ok(Some(file.into())),
+            Err(Errno::NOENT) => Ok(None),
+            // FreeBSD says MLINK.
+            Err(Errno::LOOP | Errno::MLINK) => Err(Error::Symlink { path: path.to_owned() }),
+            // A socket, or a device without a driver.
+            Err(Errno::NXIO) => Err(Error::NotRegular { path: path.to_owned() }),
+            Err(error) => Err(Error::Read { path: path.to_owned(), source: error.into() }),
+        }
+    }
+
+    pub(super) fn check_mode(path: &Path, metadata: &Metadata) -> Result<(), Error> {
+        let mode = metadata.mode() & 0o777;
+        if mode & 0o077 == 0 { Ok(()) } else { Err(Error::Accessible { path: path.to_owned(), mode }) }
+    }
+
+    pub(super) fn create_new(path: &Path) -> io::Result<File> {
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+    }
+
+    pub(super) fn create_folder(folder: &Path) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)
+    }
+
+    /// Without this, a power cut may undo the rename.
+    pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+        File::open(folder)?.sync_all()
+    }
+}
+
+/// Windows: the folder's access list stands in for the mode, and there is no syncing of folders. A rename that fails
+/// because a virus scanner holds the file is tried again as every failed write is.
+#[cfg(not(unix))]
+mod platform {
+    use std::{
+        fs::{self, File, Metadata, OpenOptions},
+        io,
+        path::Path,
+    };
+
+    use super::Error;
+
+    pub(super) fn open(path: &Path) -> Result<Option<File>, Error> {
+        let read_error = |source| Error::Read { path: path.to_owned(), source };
+        match fs::symlink_metadata(path) {
+            Ok(metadata) if metadata.is_symlink() => Err(Error::Symlink { path: path.to_owned() }),
+            Ok(_) => File::open(path).map(Some).map_err(read_error),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(read_error(error)),
+        }
+    }
+
+    pub(super) fn check_mode(_path: &Path, _metadata: &Metadata) -> Result<(), Error> {
+        Ok(())
+    }
+
+    pub(super) fn create_new(path: &Path) -> io::Result<File> {
+        OpenOptions::new().write(true).create_new(true).open(path)
+    }
+
+    pub(super) fn create_folder(folder: &Path) -> io::Result<()> {
+        fs::create_dir_all(folder)
+    }
+
+    pub(super) fn sync_folder(_folder: &Path) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+    use crate::base::secret::Secret;
+
+    fn record(refresh_token: &str) -> Record {
+        let mut record = Record::default();
+        record.refresh_token = Some(Secret::new(refresh_token));
+        record
+    }
+
+    fn stored(store: &FileStore) -> String {
+        store.load().expect("readable").expect("there").refresh_token.expect("there").expose().to_owned()
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        fs::read_dir(folder)
+            .expect("a folder")
+            .flatten()
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .collect()
+    }
+
+    fn refusal(path: &Path) -> String {
+        let error = FileStore::new(path.to_owned()).load().expect_err("refused").to_string();
+        assert!(error.contains(&path.display().to_string()), "{error}");
+        error
+    }
+
+    fn write(path: &Path, text: &str, mode: u32) {
+        fs::write(path, text).expect("written");
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("changed");
+    }
+
+    #[tokio::test]
+    async fn what_is_saved_is_loaded_again_and_private() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("new/state/token.json");
+        let store = FileStore::new(path.clone());
+        assert!(store.load().expect("readable").is_none());
+        for token in ["first", "second"] {
+            store.save(Arc::new(record(token))).await.expect("saved");
+            assert_eq!(stored(&store), token);
+        }
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(mode(path.parent().expect("a folder")), 0o700);
+        assert_eq!(names(path.parent().expect("a folder")), ["token.json"], "nothing else is left");
+    }
+
+    #[tokio::test]
+    async fn a_failed_write_leaves_the_old_file_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("token.json");
+        // A folder in the file's place makes the rename fail, also for root.
+        fs::create_dir(&path).expect("created");
+        fs::write(path.join("x"), "x").expect("written");
+        FileStore::new(path.clone()).save(Arc::new(record("r"))).await.expect_err("it cannot be replaced");
+        assert_eq!(names(folder.path()), ["token.json"]);
+    }
+
+    #[test]
+    fn leftovers_of_a_crash_are_removed_and_nothing_else_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("token.json");
+        for name in [".token.json.0123.tmp", ".other.json.0123.tmp", "token.json.bak"] {
+            fs::write(folder.path().join(name), "x").expect("written");
+        }
+        assert!(FileStore::new(path).load().expect("readable").is_none());
+        let mut names = names(folder.path());
+        names.sort();
+        assert_eq!(names, [".other.json.0123.tmp", "token.json.bak"]);
+    }
+
+    #[test]
+    fn symlinks_are_refused_even_dangling_ones() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        symlink(&file, &link).expect("linked");
+        assert!(refusal(&link).contains("symbolic link"));
+        write(&file, r#"{"format": 1}"#, 0o600);
+        assert!(refusal(&link).contains("symbolic link"));
+        assert!(FileStore::new(file).load().is_ok());
+    }
+
+    #[test]
+    fn what_is_not_a_regular_file_is_refused_without_waiting() {
+        let folder = tempfile::tempdir().expect("a folder");
+        assert!(refusal(folder.path()).contains("not a regular file"));
+        let pipe = folder.path().join("pipe");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).expect("a pipe");
+        assert!(refusal(&pipe).contains("not a regular file"));
+        let socket = folder.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
+        assert!(refusal(&socket).contains("not a regular file"));
+    }
+
+    #[test]
+    fn files_that_others_may_open_are_refused_with_a_remedy() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("token.json");
+        for mode in [0o640, 0o604, 0o620, 0o601] {
+            write(&path, r#"{"format": 1}"#, mode);
+            let error = refusal(&path);
+            assert!(error.contains("chmod 600") && error.contains(&format!("{mode:03o}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_garbled_file_is_refused_and_left_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("token.json");
+        for text in ["", "{\"format\": 1, \"refresh_token\": \"s3cr", "\0\0\0\0"] {
+            write(&path, text, 0o600);
+            let error = refusal(&path);
+            assert!(error.contains("left as it is") && !error.contains("s3cr"), "{error}");
+            assert_eq!(fs::read_to_string(&path).expect("there"), text);
+        }
+        write(&path, &"x".repeat(2 * 1024 * 1024), 0o600);
+        assert!(refusal(&path).contains("too large"));
+    }
+}

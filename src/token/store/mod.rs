@@ -1,0 +1,71 @@
+//! Where tokens outlive the process.
+
+mod file;
+mod record;
+mod writer;
+
+use std::{io, path::PathBuf, sync::Arc};
+
+pub(super) use self::{
+    file::FileStore,
+    record::{Access, Record, fingerprint},
+    writer::Writer,
+};
+use super::issuer::BoxFuture;
+
+/// Keeps the newest record durably: what [`Store::save`] confirmed survives a power cut.
+pub(super) trait Store: Send + Sync {
+    /// Replaces the stored record as a whole. Never called again before it has ended.
+    fn save(&self, record: Arc<Record>) -> BoxFuture<'static, io::Result<()>>;
+}
+
+/// Why a state file is not used. None of these touches the file.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be read.
+    #[error("state file {}: it cannot be read: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is a symbolic link: whoever owns the folder could send our tokens elsewhere.
+    #[error(
+        "state file {}: it is a symbolic link, which is refused; set token.state_file to the file itself",
+        path.display()
+    )]
+    Symlink {
+        /// The link.
+        path: PathBuf,
+    },
+    /// It is a folder, a pipe or a device.
+    #[error("state file {}: it is not a regular file; set token.state_file to another path", path.display())]
+    NotRegular {
+        /// What is there.
+        path: PathBuf,
+    },
+    /// Others than its owner may read or write it.
+    #[error(
+        "state file {}: its mode {mode:03o} lets others than its owner in, and it holds tokens; \
+         run: chmod 600 '{}' (and get a new refresh token if somebody may have read it)",
+        path.display(), path.display()
+    )]
+    Accessible {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// It is not what this program writes.
+    #[error(
+        "state file {}: {what}; it is left as it is: restore it from a backup, or move it away and start again \
+         with a new refresh token", path.display()
+    )]
+    Garbled {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, without its contents.
+        what: String,
+    },
+}

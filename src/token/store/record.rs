@@ -1,0 +1,373 @@
+//! The record of a credential chain, and its JSON.
+
+use std::{
+    fmt::Write as _,
+    time::{Duration, SystemTime},
+};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::{
+    base::{
+        clock::{Clock, Moment},
+        secret::Secret,
+    },
+    token::{answer::is_legal_bearer, cache::Version},
+};
+
+const FORMAT: u32 = 1;
+/// Fingerprints kept. An older configured token would be taken for a new one, and refused by the issuer.
+const ADOPTED_LIMIT: usize = 256;
+
+/// All that must not be lost: the chain of refresh tokens, and the newest access token.
+#[derive(Debug, Clone, Default)]
+pub(in crate::token) struct Record {
+    pub(in crate::token) epoch: u64,
+    pub(in crate::token) generation: u64,
+    pub(in crate::token) refresh_token: Option<Secret>,
+    pub(in crate::token) refresh_token_expires_at: Option<SystemTime>,
+    pub(in crate::token) access: Option<Access>,
+    /// Fingerprints of the configured refresh tokens that once began a chain; each does so once.
+    adopted: Vec<String>,
+}
+
+/// An access token, and what is known about its age.
+#[derive(Debug, Clone)]
+pub(in crate::token) struct Access {
+    pub(in crate::token) token: Secret,
+    pub(in crate::token) lifetime: Duration,
+    pub(in crate::token) obtained_at: SystemTime,
+    /// The boot's id, and the expiry on that boot's clock.
+    pub(in crate::token) boot: Option<(String, Moment)>,
+}
+
+impl Record {
+    /// Whether this configured refresh token, by its fingerprint, once began a chain.
+    pub(in crate::token) fn has_adopted(&self, fingerprint: &str) -> bool {
+        self.adopted.iter().any(|adopted| adopted == fingerprint)
+    }
+
+    pub(in crate::token) fn version(&self) -> Version {
+        Version::new(self.epoch, self.generation)
+    }
+
+    /// One refresh further: a new access token, and a new refresh token unless the issuer kept the old one. `seed` is
+    /// the fingerprint of the configured refresh token, when that was spent: a new chain begins.
+    pub(in crate::token) fn advance(
+        &mut self,
+        rotated: Option<Secret>,
+        refresh_lifetime: Option<Duration>,
+        access: Access,
+        seed: Option<String>,
+    ) {
+        if seed.is_some() || self.epoch == 0 {
+            self.epoch = to_millis(access.obtained_at).max(self.epoch.saturating_add(1));
+        }
+        if let Some(seed) = seed {
+            self.adopt(seed);
+        }
+        self.generation = self.generation.saturating_add(1);
+        let spent = self.refresh_token.as_ref().map(Secret::expose);
+        let is_another = rotated.as_ref().is_some_and(|rotated| Some(rotated.expose()) != spent);
+        if let Some(lifetime) = refresh_lifetime {
+            self.refresh_token_expires_at = Some(access.obtained_at + lifetime);
+        } else if is_another {
+            self.refresh_token_expires_at = None;
+        }
+        if is_another {
+            self.refresh_token = rotated;
+        }
+        self.access = Some(access);
+    }
+
+    fn adopt(&mut self, fingerprint: String) {
+        self.adopted.push(fingerprint);
+        self.adopted.drain(..self.adopted.len().saturating_sub(ADOPTED_LIMIT));
+    }
+
+    /// JSON, in one allocation that is wiped.
+    pub(super) fn to_json(&self) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
+        let access = self.access.as_ref();
+        let text = |secret: &Secret| secret.expose().to_owned();
+        let format = Format {
+            format: FORMAT,
+            epoch: self.epoch,
+            generation: self.generation,
+            refresh_token: self.refresh_token.as_ref().map(text),
+            refresh_token_expires_at_ms: self.refresh_token_expires_at.map(to_millis),
+            access_token: access.map(|access| text(&access.token)),
+            lifetime_ms: access.map(|access| millis(access.lifetime)),
+            obtained_at_ms: access.map(|access| to_millis(access.obtained_at)),
+            expires_at_ms: access.map(|access| to_millis(access.obtained_at + access.lifetime)),
+            boot_id: access.and_then(|access| access.boot.as_ref()).map(|(id, _)| id.clone()),
+            expires_at_boot_ms: access
+                .and_then(|access| access.boot.as_ref())
+                .map(|(_, expires_at)| millis(expires_at.elapsed_since_boot())),
+            adopted: self.adopted.clone(),
+        };
+        // A vector that grows leaves unwiped copies behind, so it gets room for the worst: every byte escaped.
+        let secrets =
+            format.access_token.as_ref().map_or(0, String::len) + format.refresh_token.as_ref().map_or(0, String::len);
+        let mut json = Zeroizing::new(Vec::with_capacity(6 * secrets + 80 * self.adopted.len() + 1024));
+        serde_json::to_writer_pretty(&mut *json, &format)?;
+        json.push(b'\n');
+        Ok(json)
+    }
+
+    /// # Errors
+    /// With what is wrong, without any of the contents.
+    pub(super) fn from_json(json: &[u8]) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Head {
+            format: u32,
+        }
+        // The parser's own words may quote a value: its place must do.
+        let garbled = |error: serde_json::Error| {
+            format!("line {}, column {}: this is not a state file of this program", error.line(), error.column())
+        };
+        let head: Head = serde_json::from_slice(json).map_err(garbled)?;
+        if head.format != FORMAT {
+            return Err(format!("its format {} is not known to this version of the program", head.format));
+        }
+        let mut format: Format = serde_json::from_slice(json).map_err(garbled)?;
+        let access = format.take_access()?;
+        Ok(Self {
+            epoch: format.epoch,
+            generation: format.generation,
+            refresh_token: format.refresh_token.take().filter(|token| !token.is_empty()).map(Secret::new),
+            refresh_token_expires_at: format.refresh_token_expires_at_ms.and_then(from_millis),
+            access,
+            adopted: std::mem::take(&mut format.adopted),
+        })
+    }
+}
+
+/// When a stored access token expires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::token) struct Expiry {
+    pub(in crate::token) at: Moment,
+    /// Whether that is more than an upper limit.
+    pub(in crate::token) is_certain: bool,
+}
+
+impl Access {
+    /// The expiry on this boot's clock.
+    pub(in crate::token) fn expiry(&self, clock: &dyn Clock) -> Expiry {
+        let now = clock.now();
+        if let (Some((boot, at)), Some(this_boot)) = (&self.boot, clock.boot_id())
+            && boot == this_boot
+            // A token from the future was stored on another clock: in another time namespace, say.
+            && at.saturating_since(now) <= self.lifetime
+        {
+            return Expiry { at: *at, is_certain: true };
+        }
+        // After another boot there is only the calendar. One that went back leaves the age unknown, but no token lives
+        // longer than its lifetime.
+        match clock.wall().duration_since(self.obtained_at) {
+            Ok(age) => Expiry { at: now + self.lifetime.saturating_sub(age), is_certain: true },
+            Err(_) => Expiry { at: now + self.lifetime, is_certain: false },
+        }
+    }
+}
+
+/// SHA-256 in hexadecimal: tells refresh tokens apart without keeping them.
+pub(in crate::token) fn fingerprint(token: &Secret) -> String {
+    digest(&SHA256, token.expose().as_bytes()).as_ref().iter().fold(String::with_capacity(64), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The file. Everything but the format may be missing, so that `{"format": 1, "refresh_token": "…"}` is a state file.
+#[derive(Serialize, Deserialize)]
+struct Format {
+    format: u32,
+    #[serde(default)]
+    epoch: u64,
+    #[serde(default)]
+    generation: u64,
+    refresh_token: Option<String>,
+    refresh_token_expires_at_ms: Option<u64>,
+    access_token: Option<String>,
+    lifetime_ms: Option<u64>,
+    obtained_at_ms: Option<u64>,
+    /// For people and other programs: obtained plus lifetime.
+    expires_at_ms: Option<u64>,
+    boot_id: Option<String>,
+    expires_at_boot_ms: Option<u64>,
+    #[serde(default)]
+    adopted: Vec<String>,
+}
+
+impl Format {
+    /// An access token of unknown age is worth nothing: `None`.
+    fn take_access(&mut self) -> Result<Option<Access>, String> {
+        let (Some(token), Some(lifetime), Some(obtained_at)) =
+            (self.access_token.take().map(Secret::new), self.lifetime_ms, self.obtained_at_ms.and_then(from_millis))
+        else {
+            return Ok(None);
+        };
+        if !is_legal_bearer(token.expose()) {
+            return Err("its access token has characters that no header may carry".to_owned());
+        }
+        let boot_expiry = self.expires_at_boot_ms.map(|at| Moment::since_boot(Duration::from_millis(at)));
+        let boot = self.boot_id.take().zip(boot_expiry);
+        Ok(Some(Access { token, lifetime: Duration::from_millis(lifetime), obtained_at, boot }))
+    }
+}
+
+impl Drop for Format {
+    fn drop(&mut self) {
+        use zeroize::Zeroize as _;
+        self.access_token.zeroize();
+        self.refresh_token.zeroize();
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn to_millis(time: SystemTime) -> u64 {
+    millis(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+}
+
+fn from_millis(millis: u64) -> Option<SystemTime> {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::clock::Simulated;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn record(clock: &dyn Clock) -> Record {
+        let mut record = Record {
+            epoch: 1_750_000_000_123,
+            generation: 42,
+            refresh_token: Some(Secret::new("r+%&=ü\"\n")),
+            refresh_token_expires_at: from_millis(1_760_000_000_000),
+            access: Some(Access {
+                token: Secret::new("abc"),
+                lifetime: HOUR,
+                obtained_at: clock.wall(),
+                boot: clock.boot_id().map(|id| (id.to_owned(), clock.now() + HOUR)),
+            }),
+            adopted: Vec::new(),
+        };
+        record.adopt(fingerprint(&Secret::new("seed")));
+        record
+    }
+
+    fn reread(record: &Record) -> Record {
+        Record::from_json(&record.to_json().expect("JSON")).expect("readable")
+    }
+
+    /// A machine like `Simulated::new`, but of that boot, so long up, and with its calendar so far from 2025's.
+    fn machine(boot: Option<&str>, uptime: Duration, calendar: Duration) -> Simulated {
+        let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_750_000_000) - 48 * HOUR + calendar;
+        Simulated::booted(boot, uptime, wall)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_record_survives_its_json() {
+        let clock = Simulated::new();
+        let (old, new) = (record(&clock), reread(&record(&clock)));
+        assert_eq!((new.epoch, new.generation), (old.epoch, old.generation));
+        assert_eq!(new.refresh_token.expect("kept").expose(), "r+%&=ü\"\n");
+        assert_eq!(new.refresh_token_expires_at, old.refresh_token_expires_at);
+        assert!(new.adopted == old.adopted && new.adopted.len() == 1);
+        let (new, old) = (new.access.expect("kept"), old.access.expect("there"));
+        assert_eq!(new.token.expose(), "abc");
+        assert_eq!((new.lifetime, new.boot), (old.lifetime, old.boot));
+    }
+
+    #[test]
+    fn serialising_never_reallocates() {
+        let clock = Simulated::new();
+        let mut record = record(&clock);
+        record.refresh_token = Some(Secret::new("\u{1}".repeat(16 * 1024)));
+        for n in 0..ADOPTED_LIMIT + 10 {
+            record.adopt(fingerprint(&Secret::new(n.to_string())));
+        }
+        let json = record.to_json().expect("JSON");
+        assert_eq!(record.adopted.len(), ADOPTED_LIMIT);
+        assert!(json.len() > 6 * 16 * 1024);
+        // A vector that had grown would have doubled its capacity.
+        assert_eq!(json.capacity(), 6 * (16 * 1024 + 3) + 80 * ADOPTED_LIMIT + 1024);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_the_same_boot_the_calendar_does_not_matter() {
+        let access = record(&machine(Some("a"), HOUR, 48 * HOUR)).access.expect("there");
+        for calendar in [Duration::ZERO, 48 * HOUR, 96 * HOUR] {
+            let clock = machine(Some("a"), HOUR + HOUR / 4, calendar);
+            let expiry = access.expiry(&clock);
+            assert_eq!(expiry, Expiry { at: Moment::since_boot(2 * HOUR), is_certain: true });
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_another_boot_the_smaller_of_remainder_and_lifetime_counts() {
+        let access = record(&machine(Some("a"), HOUR, 48 * HOUR)).access.expect("there");
+        for boot in [Some("b"), None] {
+            let left = |calendar| {
+                let clock = machine(boot, Duration::from_secs(10), calendar);
+                let expiry = access.expiry(&clock);
+                (expiry.at.saturating_since(clock.now()), expiry.is_certain)
+            };
+            assert_eq!(left(48 * HOUR + HOUR / 4), (HOUR / 4 * 3, true));
+            assert_eq!(left(96 * HOUR), (Duration::ZERO, true));
+            assert_eq!(left(Duration::ZERO), (HOUR, false), "a calendar that went back");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_moment_of_another_time_namespace_is_not_believed() {
+        let access = record(&machine(Some("a"), 1000 * HOUR, 48 * HOUR)).access.expect("there");
+        let clock = machine(Some("a"), HOUR, 48 * HOUR + HOUR / 2);
+        assert_eq!(access.expiry(&clock).at, clock.now() + HOUR / 2);
+    }
+
+    #[test]
+    fn the_least_state_file_holds_a_refresh_token() {
+        let record = Record::from_json(br#"{"format": 1, "refresh_token": "r"}"#).expect("readable");
+        assert_eq!(record.refresh_token.expect("there").expose(), "r");
+        assert!(record.access.is_none());
+    }
+
+    #[test]
+    fn an_access_token_of_unknown_age_is_dropped() {
+        let record =
+            Record::from_json(br#"{"format": 1, "refresh_token": "r", "access_token": "a", "lifetime_ms": 1}"#);
+        assert!(record.expect("readable").access.is_none());
+    }
+
+    #[test]
+    fn mistakes_are_placed_and_never_quoted() {
+        for (json, says) in [
+            ("", "line 1, column 0"),
+            ("{\"format\": 1,\n \"generation\": \"s3cret\"}", "line 2, column 23"),
+            ("{\"format\": 2, \"refresh_token\": \"s3cret\"}", "format 2"),
+            ("{\"refresh_token\": \"s3cret\"}", "line 1"),
+            (
+                "{\"format\": 1, \"access_token\": \"s3cret\\r\\n\", \"lifetime_ms\": 1, \"obtained_at_ms\": 1}",
+                "access token",
+            ),
+        ] {
+            let error = Record::from_json(json.as_bytes()).expect_err("refused");
+            assert!(error.contains(says) && !error.contains("s3cret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn fingerprints_are_sha_256() {
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(fingerprint(&Secret::new("abc")), abc);
+    }
+}
