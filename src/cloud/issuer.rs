@@ -1,0 +1,293 @@
+//! What the issuer remembers: codes, refresh tokens in families, access tokens. Pure: it is told the time, knows no HTTP.
+
+use std::{collections::HashMap, io, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+
+use crate::base::clock::Moment;
+
+/// How long an authorization code lives.
+const CODE_LIFETIME: Duration = Duration::from_secs(5 * 60);
+/// How long a dead access token can still be told from one that never was.
+const MEMORY: Duration = Duration::from_secs(60 * 60);
+
+/// The rules by which tokens are granted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rules {
+    pub(super) token_lifetime: Duration,
+    pub(super) refresh_lifetime: Duration,
+    pub(super) rotate: bool,
+    pub(super) reuse_grace: Duration,
+}
+
+/// The grant state machine.
+pub(super) struct Issuer {
+    rules: Rules,
+    codes: HashMap<String, Code>,
+    refresh_tokens: HashMap<String, RefreshToken>,
+    access_tokens: HashMap<String, AccessToken>,
+    families: u64,
+    serials: u64,
+}
+
+struct Code {
+    redirect_uri: Option<String>,
+    expires: Moment,
+}
+
+struct RefreshToken {
+    family: u64,
+    expires: Moment,
+    /// When it was exchanged for its successor.
+    spent: Option<Moment>,
+}
+
+struct AccessToken {
+    serial: u64,
+    family: u64,
+    expires: Moment,
+    revoked: bool,
+}
+
+/// A fresh pair of tokens.
+pub(super) struct Grant {
+    pub(super) access_token: String,
+    pub(super) refresh_token: String,
+    pub(super) lifetime: Duration,
+    /// Counts the access tokens of this cloud, from 1.
+    pub(super) serial: u64,
+}
+
+/// Why there is no grant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// The code or refresh token is unknown, expired, spent, or meant for another redirect URI.
+    Invalid,
+    /// A spent refresh token came back: its whole family is revoked (RFC 9700 §4.14.2).
+    Reused,
+    /// The system gave no random bytes.
+    NoRandomness,
+}
+
+impl From<io::Error> for Refusal {
+    fn from(_: io::Error) -> Self {
+        Self::NoRandomness
+    }
+}
+
+impl Issuer {
+    /// An issuer at whom each of `seeds` is a valid refresh token of a family of its own.
+    pub(super) fn new(rules: Rules, seeds: &[String], now: Moment) -> Self {
+        let mut issuer = Self {
+            rules,
+            codes: HashMap::new(),
+            refresh_tokens: HashMap::new(),
+            access_tokens: HashMap::new(),
+            families: 0,
+            serials: 0,
+        };
+        for seed in seeds {
+            let family = issuer.new_family();
+            issuer.remember(seed.clone(), family, now);
+        }
+        issuer
+    }
+
+    /// A new authorization code, bound to the redirect URI that it was asked for with, if any.
+    pub(super) fn code(&mut self, redirect_uri: Option<String>, now: Moment) -> io::Result<String> {
+        self.codes.retain(|_, code| now < code.expires);
+        let code = random_token()?;
+        self.codes.insert(code.clone(), Code { redirect_uri, expires: now + CODE_LIFETIME });
+        Ok(code)
+    }
+
+    /// Exchanges a code for the first tokens of a new family. The attempt spends the code, whatever comes of it.
+    pub(super) fn exchange(&mut self, code: &str, redirect_uri: Option<&str>, now: Moment) -> Result<Grant, Refusal> {
+        let code = self.codes.remove(code).ok_or(Refusal::Invalid)?;
+        let other_uri = code.redirect_uri.is_some() && code.redirect_uri.as_deref() != redirect_uri;
+        if now >= code.expires || other_uri {
+            return Err(Refusal::Invalid);
+        }
+        let family = self.new_family();
+        self.grant(family, None, now)
+    }
+
+    /// Exchanges a refresh token for new tokens.
+    pub(super) fn refresh(&mut self, token: &str, now: Moment) -> Result<Grant, Refusal> {
+        let Rules { rotate, reuse_grace, .. } = self.rules;
+        let known = self.refresh_tokens.get_mut(token).filter(|known| now < known.expires).ok_or(Refusal::Invalid)?;
+        let family = known.family;
+        match known.spent {
+            Some(spent) if reuse_grace.is_zero() || now.saturating_since(spent) > reuse_grace => {
+                self.revoke_family(family);
+                Err(Refusal::Reused)
+            }
+            None if rotate => {
+                known.spent = Some(now);
+                self.grant(family, None, now)
+            }
+            None => self.grant(family, Some(token), now),
+            Some(_) => self.grant(family, None, now),
+        }
+    }
+
+    /// The serial of an access token that is valid now.
+    pub(super) fn valid(&self, token: &str, now: Moment) -> Option<u64> {
+        self.access_tokens.get(token).filter(|known| !known.revoked && now < known.expires).map(|known| known.serial)
+    }
+
+    /// The serial of an access token, valid or not.
+    pub(super) fn serial(&self, token: &str) -> Option<u64> {
+        self.access_tokens.get(token).map(|known| known.serial)
+    }
+
+    /// Makes every access token invalid; refresh tokens stay.
+    pub(super) fn revoke_access_tokens(&mut self) {
+        self.access_tokens.values_mut().for_each(|token| token.revoked = true);
+    }
+
+    /// Makes every token invalid. Answers how many families there were.
+    pub(super) fn revoke_families(&mut self) -> u64 {
+        let mut families: Vec<u64> = self.refresh_tokens.drain().map(|(_, token)| token.family).collect();
+        families.sort_unstable();
+        families.dedup();
+        self.revoke_access_tokens();
+        families.len() as u64
+    }
+
+    fn grant(&mut self, family: u64, keep: Option<&str>, now: Moment) -> Result<Grant, Refusal> {
+        self.refresh_tokens.retain(|_, token| now < token.expires);
+        self.access_tokens.retain(|_, token| now < token.expires + MEMORY);
+        let access_token = random_token()?;
+        let refresh_token = keep.map_or_else(random_token, |token| Ok(token.to_owned()))?;
+        self.remember(refresh_token.clone(), family, now);
+        self.serials += 1;
+        let serial = self.serials;
+        let lifetime = self.rules.token_lifetime;
+        let token = AccessToken { serial, family, expires: now + lifetime, revoked: false };
+        self.access_tokens.insert(access_token.clone(), token);
+        Ok(Grant { access_token, refresh_token, lifetime, serial })
+    }
+
+    fn remember(&mut self, refresh_token: String, family: u64, now: Moment) {
+        let expires = now + self.rules.refresh_lifetime;
+        self.refresh_tokens.insert(refresh_token, RefreshToken { family, expires, spent: None });
+    }
+
+    fn new_family(&mut self) -> u64 {
+        self.families += 1;
+        self.families
+    }
+
+    fn revoke_family(&mut self, family: u64) {
+        self.refresh_tokens.retain(|_, token| token.family != family);
+        self.access_tokens.values_mut().filter(|token| token.family == family).for_each(|token| token.revoked = true);
+    }
+}
+
+/// 256 random bits, safe in a URL.
+pub(super) fn random_token() -> io::Result<String> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    Ok(URL_SAFE_NO_PAD.encode(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    const RULES: Rules =
+        Rules { token_lifetime: HOUR, refresh_lifetime: Duration::MAX, rotate: true, reuse_grace: Duration::ZERO };
+
+    fn at(seconds: u64) -> Moment {
+        Moment::since_boot(Duration::from_secs(seconds))
+    }
+
+    fn issuer(rules: Rules) -> Issuer {
+        Issuer::new(rules, &["seed".to_owned()], at(0))
+    }
+
+    #[test]
+    fn a_refresh_rotates_and_the_new_token_goes_on() {
+        let mut issuer = issuer(RULES);
+        let first = issuer.refresh("seed", at(1)).ok().unwrap();
+        let second = issuer.refresh(&first.refresh_token, at(2)).ok().unwrap();
+        assert_ne!(first.refresh_token, second.refresh_token);
+        assert_ne!(first.access_token, second.access_token);
+        assert_eq!((first.serial, second.serial, second.lifetime), (1, 2, HOUR));
+        assert_eq!(issuer.valid(&first.access_token, at(2)), Some(1), "a refresh leaves the old access token alone");
+    }
+
+    #[test]
+    fn reuse_revokes_the_family_and_no_other() {
+        let mut issuer = Issuer::new(RULES, &["seed".to_owned(), "other".to_owned()], at(0));
+        let grant = issuer.refresh("seed", at(1)).ok().unwrap();
+        let other = issuer.refresh("other", at(1)).ok().unwrap();
+        assert_eq!(issuer.refresh("seed", at(2)).err(), Some(Refusal::Reused));
+        assert_eq!(issuer.refresh(&grant.refresh_token, at(2)).err(), Some(Refusal::Invalid));
+        assert_eq!(issuer.valid(&grant.access_token, at(2)), None);
+        assert_eq!(issuer.serial(&grant.access_token), Some(1));
+        assert_eq!(issuer.valid(&other.access_token, at(2)), Some(2));
+        assert!(issuer.refresh(&other.refresh_token, at(2)).is_ok());
+    }
+
+    #[test]
+    fn within_the_grace_reuse_rotates_again_and_after_it_revokes() {
+        let mut issuer = issuer(Rules { reuse_grace: Duration::from_secs(10), ..RULES });
+        let first = issuer.refresh("seed", at(1)).ok().unwrap();
+        let again = issuer.refresh("seed", at(11)).ok().unwrap();
+        assert_ne!(first.refresh_token, again.refresh_token);
+        assert_eq!(issuer.refresh("seed", at(12)).err(), Some(Refusal::Reused));
+        assert_eq!(issuer.refresh(&again.refresh_token, at(12)).err(), Some(Refusal::Invalid));
+    }
+
+    #[test]
+    fn without_rotation_the_same_refresh_token_stays() {
+        let mut issuer = issuer(Rules { rotate: false, ..RULES });
+        for second in 1..4 {
+            assert_eq!(issuer.refresh("seed", at(second)).ok().unwrap().refresh_token, "seed");
+        }
+    }
+
+    #[test]
+    fn tokens_expire() {
+        let mut issuer = issuer(Rules { refresh_lifetime: 2 * HOUR, ..RULES });
+        let grant = issuer.refresh("seed", at(0)).ok().unwrap();
+        assert_eq!(issuer.valid(&grant.access_token, at(3599)), Some(1));
+        assert_eq!(issuer.valid(&grant.access_token, at(3600)), None);
+        assert_eq!(issuer.refresh(&grant.refresh_token, at(7200)).err(), Some(Refusal::Invalid));
+        assert!(issuer.refresh(&grant.refresh_token, at(7199)).is_ok());
+    }
+
+    #[test]
+    fn a_code_is_spent_by_its_first_use_even_a_failed_one() {
+        let mut issuer = issuer(RULES);
+        let code = issuer.code(Some("http://app/".to_owned()), at(0)).unwrap();
+        assert!(issuer.exchange(&code, Some("http://app/"), at(1)).is_ok());
+        assert_eq!(issuer.exchange(&code, Some("http://app/"), at(1)).err(), Some(Refusal::Invalid));
+        let code = issuer.code(Some("http://app/".to_owned()), at(1)).unwrap();
+        assert_eq!(issuer.exchange(&code, Some("http://evil/"), at(1)).err(), Some(Refusal::Invalid));
+        assert_eq!(issuer.exchange(&code, Some("http://app/"), at(1)).err(), Some(Refusal::Invalid));
+    }
+
+    #[test]
+    fn a_code_lives_five_minutes() {
+        let mut issuer = issuer(RULES);
+        let [early, late] = [(); 2].map(|()| issuer.code(None, at(0)).unwrap());
+        assert!(issuer.exchange(&early, None, at(299)).is_ok());
+        assert_eq!(issuer.exchange(&late, None, at(300)).err(), Some(Refusal::Invalid));
+    }
+
+    #[test]
+    fn revoking_everything_leaves_nothing_valid() {
+        let mut issuer = issuer(RULES);
+        let grant = issuer.refresh("seed", at(0)).ok().unwrap();
+        issuer.revoke_access_tokens();
+        assert_eq!(issuer.valid(&grant.access_token, at(0)), None);
+        let next = issuer.refresh(&grant.refresh_token, at(0)).ok().unwrap();
+        assert_eq!(issuer.revoke_families(), 1);
+        assert_eq!(issuer.valid(&next.access_token, at(0)), None);
+        assert_eq!(issuer.refresh(&next.refresh_token, at(0)).err(), Some(Refusal::Invalid));
+    }
+}
