@@ -414,6 +414,30 @@ async fn file_faults_reject_good_tokens() {
 }
 
 #[tokio::test]
+async fn latencies_are_waited_for() {
+    let cloud = start(demo()).await;
+    let latency = Duration::from_millis(30);
+    cloud.faults().issuer_latency = latency;
+    let before = Instant::now();
+    let bearer = bearer(&cloud).await;
+    assert!(before.elapsed() >= latency, "issuer: {:?}", before.elapsed());
+    cloud.faults().files_latency = latency;
+    let before = Instant::now();
+    assert_eq!(get(&cloud, "/api/echo.do", &bearer).await.status, 200);
+    assert!(before.elapsed() >= latency, "files: {:?}", before.elapsed());
+}
+
+#[tokio::test]
+async fn a_jwt_is_answered_by_redirect_if_so_configured() {
+    let cloud = start(Config { jwt_redirects: true, ..demo() }).await;
+    let jwt = format!("e30.{}.unsigned", URL_SAFE_NO_PAD.encode(r#"{"client_id":"demo"}"#));
+    let path = format!("/api/authorizeByJWT.do?response_type=code&client_id=demo&jwt_token={jwt}");
+    assert_eq!(get(&cloud, &path, "").await.status, 400, "there is nowhere to redirect to");
+    let answer = get(&cloud, &format!("{path}&redirect_uri=http://127.0.0.1/"), "").await;
+    assert!(answer.status == 302 && answer.header("location").unwrap().starts_with("http://127.0.0.1/?code="));
+}
+
+#[tokio::test]
 async fn an_early_401_does_not_wait_for_the_body() {
     let cloud = start(demo()).await;
     cloud.faults().early_401 = true;
