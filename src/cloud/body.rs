@@ -49,7 +49,7 @@ impl Body for AnswerBody {
         }
         let bytes = match &mut *self {
             Self::Whole(bytes) => std::mem::take(bytes),
-            Self::Endless(start) if start.is_empty() => Bytes::from_static(&[b' '; 1024]),
+            Self::Endless("") => Bytes::from_static(&[b' '; 1024]),
             Self::Endless(start) => Bytes::from_static(std::mem::take(start).as_bytes()),
             Self::Pattern(range) => {
                 let start = (range.start % PERIOD as u64) as usize;

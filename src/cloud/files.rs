@@ -316,4 +316,17 @@ mod tests {
             assert_eq!(Name::from_id(&Name::new(name).unwrap().id()).unwrap().as_str(), name);
         }
     }
+
+    #[test]
+    fn tickets_live_an_hour() {
+        let files = Files::new(None, 0).unwrap();
+        let name = Name::new("a").unwrap();
+        let at = |seconds| Moment::since_boot(Duration::from_secs(seconds));
+        let (upload, token) = files.announce_upload(name.clone(), at(0)).unwrap();
+        let download = files.announce_download(name.clone(), at(0)).unwrap();
+        assert_eq!(files.download(&download, at(3599)), Some(name.clone()));
+        assert_eq!(files.download(&download, at(3600)), None);
+        assert_eq!(files.take_upload(&upload, &token, at(3600)), None);
+        assert_eq!(files.take_upload(&upload, &token, at(3599)), Some(name));
+    }
 }
