@@ -2,6 +2,9 @@
 
 pub mod backoff;
 pub mod clock;
+pub mod counter;
 pub mod log;
+pub mod process;
 pub mod secret;
+pub mod shutdown;
 pub mod ticker;

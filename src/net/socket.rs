@@ -3,7 +3,7 @@
 use std::{
     fmt,
     io::{self, IoSlice},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     pin::Pin,
     task::{Context, Poll},
@@ -212,6 +212,27 @@ pub async fn connect(host: &str, port: u16, limit: Duration) -> io::Result<Strea
     tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
+/// Connects to where a listener of this machine listens: an unspecified address is reached by loopback.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_to_listener(address: &Address, limit: Duration) -> io::Result<Stream> {
+    match address {
+        Address::Tcp(address) => {
+            let ip = match address.ip() {
+                IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+                IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+                ip => ip,
+            };
+            connect(&ip.to_string(), address.port(), limit).await
+        }
+        #[cfg(unix)]
+        Address::Unix(path) => tokio::net::UnixStream::connect(path).await.map(Stream::Unix),
+        #[cfg(not(unix))]
+        Address::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
 /// A connected socket.
 #[derive(Debug)]
 pub enum Stream {
@@ -231,13 +252,15 @@ impl Stream {
         }
     }
 
-    /// Writes what fits at once; for last words on a connection that is not served.
-    pub fn try_write(&self, words: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.try_write(words),
+    /// Sends last words on a connection that will not be served, as far as they fit at once.
+    pub fn turn_away(&self, words: &[u8]) {
+        let socket = match self {
+            Self::Tcp(stream) => SockRef::from(stream),
             #[cfg(unix)]
-            Self::Unix(stream) => stream.try_write(words),
-        }
+            Self::Unix(stream) => SockRef::from(stream),
+        };
+        // Nobody is left to tell if this fails.
+        let _ = socket.send(words).and_then(|_| socket.shutdown(std::net::Shutdown::Write));
     }
 }
 

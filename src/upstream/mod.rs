@@ -1,10 +1,26 @@
 //! Connections to the cloud: endpoints, dialling, pooling. Knows nothing of tokens.
 
-use std::{net::SocketAddr, time::Duration};
+mod connect;
+mod pool;
+
+use std::{
+    cell::Cell,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
 
 use http::{HeaderValue, uri::Scheme};
+use hyper::body::Body;
+use rustls::pki_types::ServerName;
 
-use crate::net::tls;
+use self::pool::Pool;
+pub use self::{
+    connect::Error,
+    pool::{Counters, Lease},
+};
+use crate::{base::ticker::Ticker, net::tls};
 
 /// One upstream: the endpoints that serve the same files, and how to talk to them.
 #[derive(Debug, Clone)]
@@ -55,4 +71,123 @@ pub enum Host {
     Client,
     /// Always this name.
     Fixed(HeaderValue),
+}
+
+/// What all workers share of one upstream.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    config: Arc<Config>,
+    endpoints: Vec<SharedEndpoint>,
+}
+
+#[derive(Debug, Clone)]
+struct SharedEndpoint {
+    tls: Option<TlsTarget>,
+    /// Open connections of all workers.
+    open: Arc<AtomicUsize>,
+}
+
+/// How to greet, and which name to send and to verify.
+type TlsTarget = (Arc<rustls::ClientConfig>, ServerName<'static>);
+
+/// Why an upstream cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// A TLS file cannot be used.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// There is no way to verify such a name.
+    #[error("\"{0}\" is not a name that a TLS certificate can carry")]
+    ServerName(String),
+}
+
+impl Shared {
+    /// Reads the TLS files, if an endpoint needs them.
+    ///
+    /// # Errors
+    /// When a TLS file or a server's name cannot be used.
+    pub fn new(config: Config) -> Result<Self, SetupError> {
+        let needs_tls = config.endpoints.iter().any(|endpoint| endpoint.scheme == Scheme::HTTPS);
+        let tls = needs_tls.then(|| tls::client_config(&config.tls, &[b"http/1.1"])).transpose()?.map(Arc::new);
+        let target = |endpoint: &Endpoint| -> Result<_, SetupError> {
+            match &tls {
+                Some(tls) if endpoint.scheme == Scheme::HTTPS => {
+                    let name = config.tls.server_name.clone().unwrap_or_else(|| endpoint.host.clone());
+                    let server_name = ServerName::try_from(name.clone()).map_err(|_| SetupError::ServerName(name))?;
+                    Ok(Some((Arc::clone(tls), server_name)))
+                }
+                _ => Ok(None),
+            }
+        };
+        let endpoints = config
+            .endpoints
+            .iter()
+            .map(|endpoint| Ok(SharedEndpoint { tls: target(endpoint)?, open: Arc::default() }))
+            .collect::<Result<_, SetupError>>()?;
+        Ok(Self { config: Arc::new(config), endpoints })
+    }
+
+    /// What was configured.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+}
+
+/// One worker's way to one upstream.
+#[derive(Debug)]
+pub struct Upstream<B> {
+    shared: Shared,
+    pools: Vec<Rc<Pool<B>>>,
+    turn: Cell<usize>,
+}
+
+impl<B: Body + 'static> Upstream<B>
+where
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    /// Pools without a connection yet. `counters` has one entry for each endpoint.
+    pub fn new(shared: Shared, ticker: &Rc<Ticker>, counters: &[Arc<Counters>]) -> Self {
+        let pools = shared.config.endpoints.iter().zip(&shared.endpoints).zip(counters);
+        let pools = pools
+            .map(|((endpoint, shared_endpoint), counters)| {
+                let (ticker, counters) = (Rc::clone(ticker), Arc::clone(counters));
+                Pool::new(endpoint.clone(), Arc::clone(&shared.config), shared_endpoint.clone(), ticker, counters)
+            })
+            .collect();
+        Self { shared, pools, turn: Cell::new(0) }
+    }
+
+    /// What was configured.
+    pub fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    /// A connection that has served before, to the endpoint whose turn it is.
+    pub fn reuse(&self) -> Option<Lease<B>> {
+        self.pools[self.next()].reuse()
+    }
+
+    /// A new connection, to the endpoint whose turn it is, or to the first one after it that can be reached.
+    ///
+    /// # Errors
+    /// What the last endpoint answered.
+    pub async fn dial(&self) -> Result<Lease<B>, Error> {
+        let first = self.next();
+        let mut tried = 0;
+        loop {
+            match self.pools[(first + tried) % self.pools.len()].dial().await {
+                Ok(lease) => return Ok(lease),
+                Err(error) if tried + 1 == self.pools.len() => return Err(error),
+                Err(error) => tracing::warn!(%error, "trying the next endpoint"),
+            }
+            tried += 1;
+        }
+    }
+
+    fn next(&self) -> usize {
+        let turn = self.turn.get();
+        self.turn.set((turn + 1) % self.pools.len());
+        turn
+    }
 }

@@ -1,0 +1,230 @@
+//! Dialling an endpoint: resolve, connect, TLS, HTTP/1.1.
+
+use std::{
+    fmt, io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use hyper::rt;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::{Config, Endpoint, TlsTarget};
+use crate::net::socket::{self, Stream};
+
+/// Limit for a TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why no connection came about.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Neither refused nor accepted in time.
+    #[error("no connection to {endpoint} within {limit:?}")]
+    Timeout {
+        /// Whom we called.
+        endpoint: String,
+        /// `connect_timeout`, or the limit for a handshake.
+        limit: Duration,
+    },
+    /// The name did not resolve.
+    #[error("cannot resolve {endpoint}: {source}")]
+    Resolve {
+        /// Whom we called.
+        endpoint: String,
+        /// What the resolver said.
+        source: io::Error,
+    },
+    /// Nobody listens there, or the network says no.
+    #[error("cannot connect to {endpoint}: {source}")]
+    Refused {
+        /// Whom we called.
+        endpoint: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The TLS handshake failed.
+    #[error("TLS handshake with {endpoint} failed: {source}")]
+    Tls {
+        /// Whom we called.
+        endpoint: String,
+        /// What rustls said.
+        source: io::Error,
+    },
+    /// As many connections are open as `upstream.max_connections` allows.
+    #[error("{limit} connections to {endpoint} are open, the limit of upstream.max_connections")]
+    Full {
+        /// Whom we would have called.
+        endpoint: String,
+        /// The limit.
+        limit: usize,
+    },
+}
+
+impl Error {
+    /// The origin of the endpoint that was called.
+    pub fn endpoint(&self) -> &str {
+        match self {
+            Self::Timeout { endpoint, .. }
+            | Self::Resolve { endpoint, .. }
+            | Self::Refused { endpoint, .. }
+            | Self::Tls { endpoint, .. }
+            | Self::Full { endpoint, .. } => endpoint,
+        }
+    }
+
+    /// Whether the certificate was at fault, rather than the protocol.
+    pub fn is_certificate(&self) -> bool {
+        let Self::Tls { source, .. } = self else { return false };
+        let cause = source.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+        matches!(cause, Some(rustls::Error::InvalidCertificate(_)))
+    }
+}
+
+/// Connects to `endpoint`, with TLS if its scheme asks for it.
+pub(super) async fn connect(config: &Config, endpoint: &Endpoint, tls: Option<&TlsTarget>) -> Result<Io, Error> {
+    let name = || endpoint.origin.clone();
+    let limit = config.connect_timeout;
+    let dialled = match config.connect_to {
+        Some(address) => socket::connect(&address.ip().to_string(), address.port(), limit).await,
+        None => socket::connect(&endpoint.host, endpoint.port, limit).await,
+    };
+    let stream = dialled.map_err(|source| match source.kind() {
+        io::ErrorKind::TimedOut => Error::Timeout { endpoint: name(), limit },
+        _ if is_resolver(&source) => Error::Resolve { endpoint: name(), source },
+        _ => Error::Refused { endpoint: name(), source },
+    })?;
+    let Some((greeting, server_name)) = tls else { return Ok(Io::new(Transport::Plain(stream))) };
+    let handshake = TlsConnector::from(Arc::clone(greeting)).connect(server_name.clone(), stream);
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+        Ok(Ok(stream)) => Ok(Io::new(Transport::Tls(Box::new(stream)))),
+        Ok(Err(source)) => Err(Error::Tls { endpoint: name(), source }),
+        Err(_) => Err(Error::Timeout { endpoint: name(), limit: HANDSHAKE_TIMEOUT }),
+    }
+}
+
+/// A failed look-up carries no number of the system's, a failed connection does.
+fn is_resolver(error: &io::Error) -> bool {
+    error.raw_os_error().is_none() && error.kind() != io::ErrorKind::TimedOut
+}
+
+enum Transport {
+    Plain(Stream),
+    Tls(Box<TlsStream<Stream>>),
+}
+
+/// An upstream connection that keeps listening when it can no longer speak.
+///
+/// An upstream may answer in the middle of an upload and close. Our next write then fails, and hyper would report that
+/// failure although the answer is already in our receive queue. So a failed write turns into waiting: the read side
+/// finds the answer, or the real end.
+pub(super) struct Io {
+    transport: TokioIo<Transport>,
+    write_failed: bool,
+}
+
+impl Io {
+    fn new(transport: Transport) -> Self {
+        Self { transport: TokioIo::new(transport), write_failed: false }
+    }
+
+    fn unless_failed<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut TokioIo<Transport>>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if self.write_failed {
+            return Poll::Pending;
+        }
+        let written = write(Pin::new(&mut self.transport), cx);
+        if let Poll::Ready(Err(_)) = written {
+            self.write_failed = true;
+            // hyper reads before it writes: it must come round once more.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        written
+    }
+}
+
+impl fmt::Debug for Io {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Io").field("write_failed", &self.write_failed).finish_non_exhaustive()
+    }
+}
+
+impl rt::Read for Io {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: rt::ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.transport).poll_read(cx, buf)
+    }
+}
+
+impl rt::Write for Io {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.unless_failed(cx, |io, cx| io.poll_write(cx, buf))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.unless_failed(cx, rt::Write::poll_flush)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.transport).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.transport.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.unless_failed(cx, |io, cx| io.poll_write_vectored(cx, bufs))
+    }
+}
+
+macro_rules! each {
+    ($transport:expr, $inner:ident => $call:expr) => {
+        match $transport.get_mut() {
+            Transport::Plain($inner) => $call,
+            Transport::Tls($inner) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self, stream => Pin::new(stream).poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(self, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
