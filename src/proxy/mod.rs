@@ -1,10 +1,104 @@
 //! The data path: a request's life, on single-threaded workers.
 
-use std::{collections::BTreeSet, time::Duration};
+mod body;
+mod connection;
+mod error;
+mod forward;
+pub(crate) mod guard;
+mod handler;
+pub mod headers;
+mod judge;
+mod listener;
+pub mod metrics;
+mod replay;
+mod worker;
 
-use http::StatusCode;
+use std::{
+    collections::BTreeSet,
+    io,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
 
-use crate::net::socket::Address;
+use http::{HeaderValue, StatusCode};
+use tokio::sync::{oneshot, watch};
+
+pub use self::metrics::Metrics;
+use crate::{
+    net::socket::{Address, Bound},
+    token::Credential,
+    upstream,
+};
+
+/// How long an idle connection stays open once draining has begun, so that a request that is on its way is served.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
+
+/// The running data path.
+#[derive(Debug)]
+pub struct Proxy {
+    drain: watch::Sender<bool>,
+    workers: Vec<oneshot::Receiver<()>>,
+    metrics: Arc<[Arc<Metrics>]>,
+}
+
+impl Proxy {
+    /// Starts the workers on what was bound for `config.listeners`, in that order.
+    ///
+    /// # Errors
+    /// When the system refuses a socket or a thread.
+    pub fn start(
+        config: Config,
+        bound: Vec<Bound>,
+        upstream: upstream::Shared,
+        credential: Credential,
+        token_wait: Duration,
+    ) -> io::Result<Self> {
+        let endpoints = upstream.config().endpoints.len();
+        let shared = Arc::new(worker::Shared {
+            upstream,
+            credential,
+            token_wait,
+            mark: mark()?,
+            connections: AtomicUsize::new(0),
+            kept: Arc::default(),
+            config: Arc::new(config),
+        });
+        let workers = shared.config.workers;
+        let mut listeners: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
+        for (bound, listener) in bound.into_iter().zip(&shared.config.listeners) {
+            let reach = guard::reach(bound.address());
+            for (worker, seed) in listeners.iter_mut().zip(bound.into_listeners(workers)?) {
+                worker.push((seed, guard::Gate::new(listener.guard.clone(), reach)));
+            }
+        }
+        let (drain, draining) = watch::channel(false);
+        let metrics: Arc<[_]> = (0..workers).map(|_| Arc::new(Metrics::new(endpoints))).collect();
+        let workers = listeners.into_iter().zip(metrics.iter()).enumerate().map(|(index, (listeners, metrics))| {
+            worker::start(index, Arc::clone(&shared), Arc::clone(metrics), listeners, draining.clone())
+        });
+        Ok(Self { drain, workers: workers.collect::<io::Result<_>>()?, metrics })
+    }
+
+    /// The numbers of each worker.
+    pub fn metrics(&self) -> Arc<[Arc<Metrics>]> {
+        Arc::clone(&self.metrics)
+    }
+
+    /// Stops accepting and lets requests in flight finish, within `drain_timeout`.
+    pub async fn drain(self) {
+        self.drain.send_replace(true);
+        for worker in self.workers {
+            // An error means that the worker is gone already.
+            let _ = worker.await;
+        }
+    }
+}
+
+/// A name for this instance that nobody else has.
+fn mark() -> io::Result<HeaderValue> {
+    let random = getrandom::u64().map_err(io::Error::other)?;
+    HeaderValue::try_from(format!("bearer-proxy-{random:016x}")).map_err(io::Error::other)
+}
 
 /// What the data path needs to know.
 #[derive(Debug, Clone)]

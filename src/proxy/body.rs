@@ -1,0 +1,149 @@
+//! An answer's body on its way to the client, and the accounts that are closed when it ends.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+
+use super::{connection::Exchange, replay::AttemptBody, replay::RequestBody, worker::Worker};
+use crate::{base::clock::Moment, upstream::Lease};
+
+/// What a client receives.
+#[derive(Debug)]
+pub(crate) struct ResponseBody {
+    /// Read ahead, or ours.
+    ahead: VecDeque<Bytes>,
+    rest: Option<Rest>,
+    account: Account,
+}
+
+/// What is still to come from the upstream.
+#[derive(Debug)]
+pub(crate) struct Rest {
+    pub(crate) body: Incoming,
+    pub(crate) lease: Lease<AttemptBody>,
+}
+
+/// Closed when the answer has ended, however it ended.
+#[derive(Debug)]
+pub(crate) struct Account {
+    worker: Rc<Worker>,
+    exchange: Rc<Exchange>,
+    request: RequestBody,
+    received: Moment,
+}
+
+/// The upstream broke off, and so must we: the client must not take a part for the whole.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    #[error("the upstream broke off in the middle of its answer")]
+    Upstream(#[source] hyper::Error),
+    #[error("the upstream was silent for too long in the middle of its answer (upstream.body_idle_timeout)")]
+    Silent,
+}
+
+impl ResponseBody {
+    /// A body of our own.
+    pub(crate) fn ours(words: Bytes, account: Account) -> Self {
+        Self { ahead: VecDeque::from([words]), rest: None, account }
+    }
+
+    /// An upstream's body, some of it perhaps read ahead.
+    pub(crate) fn relayed(ahead: VecDeque<Bytes>, rest: Option<Rest>, account: Account) -> Self {
+        let mut body = Self { ahead, rest, account };
+        if body.rest.as_ref().is_some_and(|rest| rest.body.is_end_stream()) {
+            body.finish();
+        }
+        body
+    }
+
+    fn finish(&mut self) {
+        if let Some(rest) = self.rest.take() {
+            rest.lease.release();
+        }
+    }
+
+    fn break_off(&mut self, label: &'static str) {
+        let Account { worker, exchange, .. } = &self.account;
+        if let Some(rest) = self.rest.take() {
+            worker.upstream_failed(rest.lease.endpoint(), label);
+        }
+        exchange.monitor.break_off();
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let this = self.get_mut();
+        if let Some(data) = this.ahead.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        let Some(rest) = &mut this.rest else { return Poll::Ready(None) };
+        let Poll::Ready(frame) = Pin::new(&mut rest.body).poll_frame(cx) else {
+            let exchange = &this.account.exchange;
+            exchange.waiting_for_upstream();
+            ready!(exchange.answer_due.poll_due(cx));
+            this.break_off("response_timeout");
+            return Poll::Ready(Some(Err(Broken::Silent)));
+        };
+        this.account.exchange.answer_due.disarm();
+        match frame {
+            Some(Ok(frame)) => {
+                if rest.body.is_end_stream() {
+                    this.finish();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                this.break_off("truncated");
+                Poll::Ready(Some(Err(Broken::Upstream(error))))
+            }
+            None => {
+                this.finish();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ahead.is_empty() && self.rest.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let ahead: u64 = self.ahead.iter().map(|data| data.len() as u64).sum();
+        let rest = self.rest.as_ref().map_or(SizeHint::with_exact(0), |rest| rest.body.size_hint());
+        let mut hint = SizeHint::new();
+        hint.set_lower(ahead + rest.lower());
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(ahead + upper);
+        }
+        hint
+    }
+}
+
+impl Account {
+    pub(crate) fn open(worker: &Rc<Worker>, exchange: &Rc<Exchange>, request: RequestBody, received: Moment) -> Self {
+        worker.metrics.in_flight.add(1);
+        Self { worker: Rc::clone(worker), exchange: Rc::clone(exchange), request, received }
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        let metrics = &self.worker.metrics;
+        metrics.in_flight.sub(1);
+        metrics.duration.observe(self.worker.clock.now().saturating_since(self.received));
+        self.exchange.answer_due.disarm();
+        if self.request.close() {
+            self.exchange.monitor.end_exchange();
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! The local guard: what may reach the proxy's authority at all. Pure.
+//!
+//! Whoever can send a request here acts with the operator's token. A web page can send requests to `localhost`, also by
+//! way of a DNS name of its own that resolves there. Browsers tell on such a page by `Host`, `Origin` and
+//! `Sec-Fetch-Site`; programs send none of the latter two.
+
+use std::{
+    cell::RefCell,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request::Parts};
+
+use super::{Guard, error::Error};
+use crate::net::socket::Address;
+
+/// The guard of one listener.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    guard: Guard,
+    reach: Reach,
+}
+
+/// Who can reach a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// This machine, by TCP.
+    Loopback,
+    /// Other machines as well.
+    Network,
+    /// Whoever may open the socket's file: no browser.
+    File,
+}
+
+/// Who can reach a listener at this address.
+pub(crate) fn reach(address: &Address) -> Reach {
+    match address {
+        Address::Tcp(address) if address.ip().is_loopback() => Reach::Loopback,
+        Address::Tcp(_) => Reach::Network,
+        Address::Unix(_) => Reach::File,
+    }
+}
+
+/// The last `Host` of a connection that was found good: a connection rarely changes it.
+pub(crate) type KnownHost = RefCell<Option<HeaderValue>>;
+
+impl Gate {
+    pub(crate) fn new(guard: Guard, reach: Reach) -> Self {
+        Self { guard, reach }
+    }
+
+    /// Refuses what a browser was tricked into sending, and what is no request that can be passed on unambiguously.
+    pub(crate) fn check(&self, request: &Parts, known: &KnownHost) -> Result<(), Error> {
+        self.check_host(request, known)?;
+        self.check_site(&request.headers)?;
+        check_form(request)
+    }
+
+    fn check_host(&self, request: &Parts, known: &KnownHost) -> Result<(), Error> {
+        let mut hosts = request.headers.get_all(header::HOST).iter();
+        let host = hosts.next();
+        if hosts.next().is_some() {
+            return Err(Error::BadRequest("a request has one Host"));
+        }
+        // A target in absolute form must say the same: RFC 9112 §3.2.2 lets it win, other servers let Host win.
+        let authority = request.uri.authority().map(http::uri::Authority::as_str);
+        if let (Some(authority), Some(host)) = (authority, host)
+            && !authority.as_bytes().eq_ignore_ascii_case(host.as_bytes())
+        {
+            return Err(Error::BadRequest("the request's target and its Host differ"));
+        }
+        let Some(host) = host else {
+            return self.check_without_host(request);
+        };
+        if known.borrow().as_ref() == Some(host) {
+            return Ok(());
+        }
+        let name = host_name(host.as_bytes()).ok_or(Error::BadRequest("Host is not a name or an address"))?;
+        if self.reach != Reach::File && !self.serves(&name) {
+            return Err(Error::ForeignHost(name));
+        }
+        *known.borrow_mut() = Some(host.clone());
+        Ok(())
+    }
+
+    fn check_without_host(&self, request: &Parts) -> Result<(), Error> {
+        let from_browser =
+            request.headers.contains_key(header::ORIGIN) || request.headers.contains_key("sec-fetch-site");
+        match request.version {
+            Version::HTTP_10 if from_browser && self.reach != Reach::File => Err(Error::ForeignHost(String::new())),
+            Version::HTTP_10 => Ok(()),
+            _ => Err(Error::BadRequest("an HTTP/1.1 request has a Host")),
+        }
+    }
+
+    /// Whether a name, in lower case and without a port, is one under which we are meant to be called.
+    fn serves(&self, name: &str) -> bool {
+        let bare = name.strip_suffix('.').unwrap_or(name);
+        if bare == "localhost" || bare.ends_with(".localhost") || self.guard.allowed_hosts.contains(bare) {
+            return true;
+        }
+        // A literal address cannot be rebound; but a page reached by one is foreign unless the listener is there.
+        match address(name) {
+            Some(ip) if ip.is_unspecified() => false,
+            Some(ip) => self.reach == Reach::Network || ip.is_loopback(),
+            None => false,
+        }
+    }
+
+    fn check_site(&self, headers: &HeaderMap) -> Result<(), Error> {
+        let mut origin_allowed = false;
+        for origin in headers.get_all(header::ORIGIN) {
+            let words = String::from_utf8_lossy(origin.as_bytes()).to_ascii_lowercase();
+            let own = headers.get(header::HOST).is_some_and(|host| is_origin_of(&words, host));
+            if !own && !self.guard.allowed_origins.contains(&words) {
+                return Err(Error::ForeignOrigin(printable(origin)));
+            }
+            origin_allowed = true;
+        }
+        for site in headers.get_all("sec-fetch-site") {
+            if !matches!(site.as_bytes(), b"none" | b"same-origin") && !origin_allowed {
+                return Err(Error::ForeignSite(printable(site)));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_origin_of(origin: &str, host: &HeaderValue) -> bool {
+    origin.strip_prefix("http://").is_some_and(|rest| rest.as_bytes().eq_ignore_ascii_case(host.as_bytes()))
+}
+
+fn printable(value: &HeaderValue) -> String {
+    String::from_utf8_lossy(value.as_bytes()).chars().filter(|c| !c.is_control()).take(100).collect()
+}
+
+/// The name in a `Host`, in lower case and without its port; `None` if it is neither a name nor an address.
+fn host_name(host: &[u8]) -> Option<String> {
+    let host = std::str::from_utf8(host).ok()?;
+    let (name, port) = match host.strip_prefix('[') {
+        Some(rest) => {
+            let end = rest.find(']')? + 2;
+            (&host[..end], host[end..].strip_prefix(':').or(host[end..].is_empty().then_some(""))?)
+        }
+        None => host.split_once(':').unwrap_or((host, "")),
+    };
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let is_name = !name.is_empty() && name.bytes().all(legal);
+    let is_literal = name.starts_with('[') && address(name).is_some();
+    let is_port = port.is_empty() || port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    ((is_name || is_literal) && is_port).then(|| name.to_ascii_lowercase())
+}
+
+fn address(name: &str) -> Option<IpAddr> {
+    if let Some(literal) = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        return literal.parse::<Ipv6Addr>().ok().map(|ip| ip.to_canonical());
+    }
+    name.parse::<Ipv4Addr>().ok().map(IpAddr::V4)
+}
+
+/// What is no request that can be passed on as exactly one.
+fn check_form(request: &Parts) -> Result<(), Error> {
+    if matches!(request.method, Method::CONNECT | Method::TRACE) {
+        return Err(Error::Method);
+    }
+    check_target(&request.method, &request.uri)?;
+    let mut encodings = request.headers.get_all(header::TRANSFER_ENCODING).iter();
+    if let Some(encoding) = encodings.next()
+        && (encodings.next().is_some() || !encoding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+    {
+        return Err(Error::BadRequest("the only transfer coding served is one \"chunked\""));
+    }
+    for expectation in request.headers.get_all(header::EXPECT) {
+        if !expectation.as_bytes().eq_ignore_ascii_case(b"100-continue") {
+            return Err(Error::Expectation);
+        }
+    }
+    Ok(())
+}
+
+fn check_target(method: &Method, target: &Uri) -> Result<(), Error> {
+    match target.scheme_str() {
+        None | Some("http" | "https") => {}
+        Some(_) => return Err(Error::BadRequest("the request's target is not an http address")),
+    }
+    if target.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err(Error::BadRequest("the request's target carries a user name"));
+    }
+    match target.path_and_query().map(http::uri::PathAndQuery::as_str) {
+        Some("*") if method == Method::OPTIONS => Ok(()),
+        Some(path) if path.starts_with('/') => Ok(()),
+        _ => Err(Error::BadRequest("the request's target is not a path")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn verdict(gate: &Gate, version: Version, target: &str, headers: &[(&str, &str)]) -> u16 {
+        let mut request = Request::builder().version(version).uri(target);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        gate.check(&parts, &KnownHost::default()).map_or_else(|error| error.status().as_u16(), |()| 200)
+    }
+
+    fn gate(reach: Reach) -> Gate {
+        let guard = Guard {
+            allowed_hosts: ["files.example.com".to_owned()].into(),
+            allowed_origins: ["https://app.example.com".to_owned()].into(),
+        };
+        Gate::new(guard, reach)
+    }
+
+    #[test]
+    fn hosts() {
+        let table = [
+            // host, on loopback, on the network, on a local socket
+            ("localhost", 200, 200, 200),
+            ("LOCALHOST:8080", 200, 200, 200),
+            ("localhost.", 200, 200, 200),
+            ("app.localhost:1", 200, 200, 200),
+            ("127.0.0.1:8080", 200, 200, 200),
+            ("127.9.9.9", 200, 200, 200),
+            ("[::1]:8080", 200, 200, 200),
+            ("[::1]", 200, 200, 200),
+            ("files.example.com", 200, 200, 200),
+            ("Files.Example.Com:80", 200, 200, 200),
+            ("192.168.1.5:8080", 421, 200, 200),
+            ("[2001:db8::1]", 421, 200, 200),
+            ("0.0.0.0:8080", 421, 421, 200),
+            ("[::]", 421, 421, 200),
+            ("[::ffff:0.0.0.0]", 421, 421, 200),
+            ("evil.example", 421, 421, 200),
+            ("notlocalhost", 421, 421, 200),
+            ("localhost.evil.example", 421, 421, 200),
+            ("2130706433", 421, 421, 200),
+            ("127.1", 421, 421, 200),
+            ("0x7f.1", 421, 421, 200),
+            ("", 400, 400, 400),
+            ("a/b@c", 400, 400, 400),
+            ("localhost:80a", 400, 400, 400),
+            ("localhost:99999", 400, 400, 400),
+            ("[::1", 400, 400, 400),
+            ("[::1]x", 400, 400, 400),
+            ("localhost, evil.example", 400, 400, 400),
+        ];
+        for (host, loopback, network, file) in table {
+            let seen = [Reach::Loopback, Reach::Network, Reach::File]
+                .map(|reach| verdict(&gate(reach), Version::HTTP_11, "/", &[("host", host)]));
+            assert_eq!(seen, [loopback, network, file], "{host}");
+        }
+    }
+
+    #[test]
+    fn several_hosts_no_host_and_hosts_that_differ() {
+        let gate = gate(Reach::Loopback);
+        let host = ("host", "localhost");
+        assert_eq!(verdict(&gate, Version::HTTP_11, "/", &[host, host]), 400);
+        assert_eq!(verdict(&gate, Version::HTTP_11, "/", &[]), 400);
+        assert_eq!(verdict(&gate, Version::HTTP_10, "/", &[]), 200);
+        assert_eq!(verdict(&gate, Version::HTTP_10, "/", &[("origin", "http://localhost")]), 421);
+        assert_eq!(verdict(&gate, Version::HTTP_10, "/", &[("sec-fetch-site", "none")]), 421);
+        assert_eq!(verdict(&gate, Version::HTTP_11, "http://localhost/x", &[host]), 200);
+        assert_eq!(verdict(&gate, Version::HTTP_11, "http://evil.example/x", &[host]), 400);
+        assert_eq!(verdict(&gate, Version::HTTP_11, "http://u@localhost/", &[("host", "u@localhost")]), 400);
+        assert_eq!(verdict(&gate, Version::HTTP_11, "ftp://localhost/", &[host]), 400);
+    }
+
+    #[test]
+    fn origins_and_sites() {
+        let table: &[(&[(&str, &str)], u16)] = &[
+            (&[("origin", "http://localhost:8080")], 200),
+            (&[("origin", "http://LOCALHOST:8080")], 200),
+            (&[("origin", "http://localhost:3000")], 403),
+            (&[("origin", "https://localhost:8080")], 403),
+            (&[("origin", "null")], 403),
+            (&[("origin", "https://app.example.com")], 200),
+            (&[("origin", "https://evil.example")], 403),
+            (&[("origin", "http://localhost:8080"), ("origin", "https://evil.example")], 403),
+            (&[("sec-fetch-site", "none")], 200),
+            (&[("sec-fetch-site", "same-origin")], 200),
+            (&[("sec-fetch-site", "same-site")], 403),
+            (&[("sec-fetch-site", "cross-site")], 403),
+            (&[("sec-fetch-site", "")], 403),
+            (&[("sec-fetch-site", "cross-site"), ("origin", "https://app.example.com")], 200),
+        ];
+        for (headers, status) in table {
+            for reach in [Reach::Loopback, Reach::File] {
+                let mut all = vec![("host", "localhost:8080")];
+                all.extend_from_slice(headers);
+                assert_eq!(verdict(&gate(reach), Version::HTTP_11, "/", &all), *status, "{headers:?} {reach:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_host_once_found_good_does_not_vouch_for_another() {
+        let gate = gate(Reach::Loopback);
+        let known = KnownHost::default();
+        let check = |host: &str| {
+            let (parts, ()) = Request::get("/").header("host", host).body(()).unwrap().into_parts();
+            gate.check(&parts, &known).is_ok()
+        };
+        assert!(check("localhost"));
+        assert!(!check("evil.example"));
+        assert!(check("localhost"));
+    }
+
+    #[test]
+    fn forms() {
+        let gate = gate(Reach::Loopback);
+        let form = |method: &str, target: &str, headers: &[(&str, &str)]| {
+            let mut request = Request::builder().method(method).uri(target).header("host", "localhost");
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            let (parts, ()) = request.body(()).unwrap().into_parts();
+            gate.check(&parts, &KnownHost::default()).map_or_else(|error| error.status().as_u16(), |()| 200)
+        };
+        assert_eq!(form("TRACE", "/", &[]), 405);
+        assert_eq!(form("CONNECT", "localhost:443", &[("x", "y")]), 400);
+        assert_eq!(form("CONNECT", "/", &[]), 405);
+        assert_eq!(form("OPTIONS", "*", &[]), 200);
+        assert_eq!(form("GET", "*", &[]), 400);
+        assert_eq!(form("POST", "/", &[("transfer-encoding", "chunked")]), 200);
+        assert_eq!(form("POST", "/", &[("transfer-encoding", "gzip, chunked")]), 400);
+        assert_eq!(form("POST", "/", &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]), 400);
+        assert_eq!(form("POST", "/", &[("expect", "100-Continue")]), 200);
+        assert_eq!(form("POST", "/", &[("expect", "foo")]), 417);
+    }
+}

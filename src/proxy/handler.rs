@@ -1,0 +1,192 @@
+//! A request's life: guard → token → attempt → judge → (refresh → replay) → relay → account.
+
+use std::{collections::VecDeque, rc::Rc};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, Version, header, request, response};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+
+use super::{
+    Exhausted,
+    body::{Account, ResponseBody, Rest},
+    connection::Exchange,
+    error::Error,
+    forward::{Answer, attempt},
+    headers,
+    judge::{Verdict, judge, may_repeat},
+    metrics::{RetryOutcome, RetryReason},
+    replay::RequestBody,
+    worker::{Carried, Worker},
+};
+use crate::token::Rejection;
+
+/// What is read of a refusal before its request is sent again; a larger one is passed on instead.
+const REFUSAL_LIMIT: usize = 64 * 1024;
+
+/// Answers one request, whatever happens.
+pub(crate) async fn handle(
+    worker: Rc<Worker>,
+    exchange: Rc<Exchange>,
+    request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let received = worker.clock.now();
+    exchange.monitor.begin_exchange();
+    let (head, body) = request.into_parts();
+    let body = RequestBody::new(body, &worker.recording, &exchange);
+    let account = Account::open(&worker, &exchange, body.clone(), received);
+    let life = Life { worker: &worker, exchange: &exchange, head: &head, body: &body };
+    let mut response = match life.answer(received).await {
+        Ok(Relay { head, ahead, rest }) => Response::from_parts(head, ResponseBody::relayed(ahead, rest, account)),
+        Err(error) => {
+            worker.refused(&error, &exchange);
+            error.to_response().map(|words| ResponseBody::ours(words, account))
+        }
+    };
+    body.commit();
+    *response.version_mut() = Version::HTTP_11;
+    if worker.is_draining() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    worker.answered(&head, response.status(), received);
+    response
+}
+
+struct Life<'a> {
+    worker: &'a Rc<Worker>,
+    exchange: &'a Rc<Exchange>,
+    head: &'a request::Parts,
+    body: &'a RequestBody,
+}
+
+/// An answer of the upstream's, ready for the client.
+struct Relay {
+    head: response::Parts,
+    ahead: VecDeque<Bytes>,
+    rest: Option<Rest>,
+}
+
+impl Life<'_> {
+    async fn answer(&self, received: crate::base::clock::Moment) -> Result<Relay, Error> {
+        self.exchange.gate.check(self.head, &self.exchange.known_host)?;
+        if headers::has_been_here(&self.head.headers, &self.worker.mark) {
+            return Err(Error::Loop);
+        }
+        let token = self.worker.token(received).await?;
+        let answer = self.attempt(&token).await?;
+        if self.judge(&answer) == Verdict::Relay {
+            if answer.head.status.is_success() {
+                token.accepted();
+            }
+            return Ok(self.relay(answer));
+        }
+        self.replay(answer, &token).await
+    }
+
+    /// The token was refused: send the request again under a newer one, once; or else pass the refusal on.
+    async fn replay(&self, refusal: Answer, refused: &Carried) -> Result<Relay, Error> {
+        let rejection = self.worker.credential.rejected(refused.version());
+        let repeatable = may_repeat(refusal.head.status, &self.head.method, &self.worker.config.retry);
+        if !repeatable || !self.body.can_repeat() {
+            return self.exhausted(RetryOutcome::BodyNotKept, self.relay(refusal));
+        }
+        // The refusal is read first: an attempt that is ended may take its connection, and the refusal, with it.
+        self.body.park();
+        let refusal = self.read_refusal(refusal).await;
+        if refusal.rest.is_some() {
+            self.body.unpark();
+            return self.exhausted(RetryOutcome::BodyNotKept, refusal);
+        }
+        self.body.end();
+        let newer = match rejection {
+            Rejection::Newer(token) => token,
+            Rejection::Futile => return self.exhausted(RetryOutcome::Cooldown, refusal),
+            Rejection::Refreshing => {
+                match self.worker.credential.newer_than(Some(refused.version()), self.worker.token_wait).await {
+                    Some(token) => token,
+                    None => return self.exhausted(RetryOutcome::NoNewerToken, refusal),
+                }
+            }
+        };
+        let token = self.worker.carry(&newer);
+        let second = match self.attempt(&token).await {
+            Ok(second) => second,
+            Err(error) => {
+                self.worker.refused(&error, self.exchange);
+                return self.exhausted(RetryOutcome::Failed, refusal);
+            }
+        };
+        if self.judge(&second) == Verdict::AuthorizationFailure {
+            token.replay_rejected();
+            return self.exhausted(RetryOutcome::Rejected, self.relay(second));
+        }
+        token.replay_accepted();
+        if second.head.status.is_success() {
+            token.accepted();
+        }
+        self.worker.metrics.retried(RetryReason::Unauthorized, RetryOutcome::Accepted);
+        Ok(self.relay(second))
+    }
+
+    async fn attempt(&self, token: &Carried) -> Result<Answer, Error> {
+        attempt(self.worker, self.exchange, self.head, self.body, token.header()).await
+    }
+
+    fn judge(&self, answer: &Answer) -> Verdict {
+        judge(answer.head.status, &answer.head.headers, &self.worker.config.retry)
+    }
+
+    /// The refusal is the answer, unless the operator does not want apps to see it.
+    fn exhausted(&self, outcome: RetryOutcome, refusal: Relay) -> Result<Relay, Error> {
+        self.worker.metrics.retried(RetryReason::Unauthorized, outcome);
+        match self.worker.config.retry.exhausted {
+            Exhausted::Relay => Ok(refusal),
+            Exhausted::BadGateway => Err(Error::Refused),
+        }
+    }
+
+    fn relay(&self, answer: Answer) -> Relay {
+        let Answer { mut head, body, lease } = answer;
+        self.prepare(&mut head, lease.endpoint());
+        Relay { head, ahead: VecDeque::new(), rest: Some(Rest { body, lease }) }
+    }
+
+    fn prepare(&self, head: &mut response::Parts, endpoint: &crate::upstream::Endpoint) {
+        headers::inbound(head, endpoint, self.head.headers.get(header::HOST), true);
+    }
+
+    /// Reads a refusal's body as far as it may be kept; what does not fit, or does not come in time, stays to be relayed.
+    async fn read_refusal(&self, answer: Answer) -> Relay {
+        let Answer { mut head, mut body, lease } = answer;
+        self.prepare(&mut head, lease.endpoint());
+        let mut ahead = VecDeque::new();
+        let mut length = 0;
+        self.exchange.waiting_for_upstream();
+        while length <= REFUSAL_LIMIT {
+            let frame = tokio::select! {
+                biased;
+                frame = body.frame() => frame,
+                () = self.exchange.answer_due.due() => break,
+            };
+            match frame {
+                None => {
+                    self.exchange.answer_due.disarm();
+                    // Servers that refuse a body often do not read it, and close. The replay must not meet that close.
+                    if self.body.is_empty() {
+                        lease.release();
+                    }
+                    return Relay { head, ahead, rest: None };
+                }
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        length += data.len();
+                        ahead.push_back(data);
+                    }
+                }
+                Some(Err(_)) => break,
+            }
+        }
+        self.exchange.answer_due.disarm();
+        Relay { head, ahead, rest: Some(Rest { body, lease }) }
+    }
+}

@@ -1,0 +1,472 @@
+//! Heads on their way through: what is dropped, what is set, in which order. Pure.
+
+use std::net::SocketAddr;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, header, request, response, uri::Scheme};
+
+use super::ForwardedHeaders;
+use crate::upstream::{Endpoint, Host};
+
+const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// The client as the upstream is told of it, prepared once a connection.
+#[derive(Debug)]
+pub struct Client {
+    address: Option<SocketAddr>,
+    forwarded_for: Option<HeaderValue>,
+}
+
+impl Client {
+    /// A client at `address`; `None` behind a local socket.
+    pub fn new(address: Option<SocketAddr>) -> Self {
+        let forwarded_for =
+            address.and_then(|address| HeaderValue::try_from(address.ip().to_canonical().to_string()).ok());
+        Self { address, forwarded_for }
+    }
+
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+}
+
+/// What an outbound head is made with, beside the client's own head.
+#[derive(Debug, Clone, Copy)]
+pub struct Rewrite<'a> {
+    /// Where the request goes.
+    pub endpoint: &'a Endpoint,
+    /// What goes there as `Host`.
+    pub host: &'a Host,
+    /// Which forwarding fields are added.
+    pub forwarded: ForwardedHeaders,
+    /// Whose request it is.
+    pub client: &'a Client,
+    /// Our mark, by which a request that comes round again is recognised.
+    pub mark: &'a HeaderValue,
+    /// The token.
+    pub authorization: Option<&'a HeaderValue>,
+}
+
+/// The head that goes to the upstream: the client's, with hop-by-hop fields (RFC 9110 §7.6.1) and credentials dropped,
+/// `Host`, own origins and forwarding fields set, and the token last, so that nothing a client sends can remove it.
+///
+/// `Content-Length` stays; the body's framing is otherwise the sender's business.
+pub fn outbound(head: &request::Parts, rewrite: &Rewrite<'_>) -> HeaderMap {
+    let nominated = Nominated::of(&head.headers);
+    let mut out = HeaderMap::with_capacity(head.headers.len() + 8);
+    for (name, value) in &head.headers {
+        if !is_dropped_from_requests(name) && !nominated.contains(name) {
+            out.append(name.clone(), value.clone());
+        }
+    }
+    let client_host = head.headers.get(header::HOST);
+    match rewrite.host {
+        Host::Endpoint => out.insert(header::HOST, rewrite.endpoint.authority.clone()),
+        Host::Fixed(name) => out.insert(header::HOST, name.clone()),
+        Host::Client => out.insert(header::HOST, client_host.unwrap_or(&rewrite.endpoint.authority).clone()),
+    };
+    if let Some(client_host) = client_host.filter(|_| *rewrite.host != Host::Client) {
+        naturalise(&mut out, client_host, rewrite.endpoint);
+    }
+    add_forwarding(&mut out, client_host, rewrite);
+    out.append(CDN_LOOP, rewrite.mark.clone());
+    if let Some(authorization) = rewrite.authorization {
+        out.insert(header::AUTHORIZATION, authorization.clone());
+    }
+    out
+}
+
+/// Whether a request has passed this instance before. `CDN-Loop` (RFC 8586) rather than `Via`, since some servers stop
+/// compressing when they see the latter.
+pub(crate) fn has_been_here(headers: &HeaderMap, mark: &HeaderValue) -> bool {
+    headers
+        .get_all(CDN_LOOP)
+        .iter()
+        .any(|value| value.as_bytes().split(|byte| *byte == b',').any(|id| id.trim_ascii() == mark.as_bytes()))
+}
+
+/// The upstream's head as the client gets it: hop-by-hop fields dropped, an address of the upstream's turned into ours,
+/// and kept out of shared caches if the request carried our token: without an `Authorization` of the client's own, RFC 9111
+/// §3.5 does not protect it there.
+pub(crate) fn inbound(
+    head: &mut response::Parts,
+    endpoint: &Endpoint,
+    client_host: Option<&HeaderValue>,
+    injected: bool,
+) {
+    let headers = &mut head.headers;
+    let nominated = Nominated::of(headers);
+    for name in nominated.names {
+        headers.remove(name);
+    }
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+    if let Some(location) =
+        headers.get(header::LOCATION).and_then(|location| brought_home(location, endpoint, client_host))
+    {
+        headers.insert(header::LOCATION, location);
+    }
+    if injected && !headers.get_all(header::CACHE_CONTROL).iter().any(decides_on_sharing) {
+        headers.append(header::CACHE_CONTROL, HeaderValue::from_static("private"));
+    }
+}
+
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+const HOP_BY_HOP: [HeaderName; 6] =
+    [header::CONNECTION, PROXY_CONNECTION, KEEP_ALIVE, header::TE, header::TRANSFER_ENCODING, header::UPGRADE];
+
+fn is_dropped_from_requests(name: &HeaderName) -> bool {
+    HOP_BY_HOP.contains(name)
+        || matches!(
+            *name,
+            header::AUTHORIZATION
+                | header::PROXY_AUTHORIZATION
+                | header::PROXY_AUTHENTICATE
+                | header::HOST
+                // The body is sent at once: whoever waits for a 100 waits for ours.
+                | header::EXPECT
+        )
+        || *name == HTTP2_SETTINGS
+}
+
+/// The fields that `Connection` lines declare to be for the next hop only.
+struct Nominated {
+    names: Vec<HeaderName>,
+}
+
+impl Nominated {
+    /// Reads every `Connection` line, not only the first.
+    fn of(headers: &HeaderMap) -> Self {
+        let mut names = Vec::new();
+        for line in headers.get_all(header::CONNECTION) {
+            for name in line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+                // The two usual words are options, not fields: no need to look for them.
+                if name.eq_ignore_ascii_case(b"keep-alive") || name.eq_ignore_ascii_case(b"close") {
+                    continue;
+                }
+                // Nominating the body's framing or our own fields would not make them hop-by-hop.
+                names.extend(HeaderName::from_bytes(name).ok().filter(|name| *name != header::CONTENT_LENGTH));
+            }
+        }
+        Self { names }
+    }
+
+    fn contains(&self, name: &HeaderName) -> bool {
+        !self.names.is_empty() && self.names.contains(name)
+    }
+}
+
+/// A page that was loaded from us calls us its origin; to the upstream, that is the upstream's own.
+fn naturalise(out: &mut HeaderMap, client_host: &HeaderValue, endpoint: &Endpoint) {
+    for name in [header::ORIGIN, header::REFERER] {
+        let Some(value) = out.get(&name) else { continue };
+        let Some(rest) = after_origin(value.as_bytes(), client_host.as_bytes()) else { continue };
+        let at_home = [endpoint.origin.as_bytes(), rest].concat();
+        if let Ok(value) = HeaderValue::from_bytes(&at_home) {
+            out.insert(name, value);
+        }
+    }
+}
+
+/// What follows `http://<host>` in an address of that origin.
+fn after_origin<'a>(address: &'a [u8], host: &[u8]) -> Option<&'a [u8]> {
+    let rest = address.strip_prefix(b"http://")?;
+    let (origin, rest) = rest.split_at_checked(host.len())?;
+    (origin.eq_ignore_ascii_case(host) && matches!(rest.first(), None | Some(b'/' | b'?' | b'#'))).then_some(rest)
+}
+
+fn add_forwarding(out: &mut HeaderMap, client_host: Option<&HeaderValue>, rewrite: &Rewrite<'_>) {
+    match rewrite.forwarded {
+        ForwardedHeaders::Off => {}
+        ForwardedHeaders::XForwarded => {
+            if let Some(address) = &rewrite.client.forwarded_for {
+                let chain = match out.get(X_FORWARDED_FOR) {
+                    None => Some(address.clone()),
+                    Some(_) => joined(out, &X_FORWARDED_FOR, address.as_bytes()),
+                };
+                out.insert(X_FORWARDED_FOR, chain.unwrap_or_else(|| address.clone()));
+            }
+            // What a client claims about these two is not taken over: only we know where it reached us.
+            match client_host {
+                Some(host) => out.insert(X_FORWARDED_HOST, host.clone()),
+                None => out.remove(X_FORWARDED_HOST),
+            };
+            out.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        }
+        ForwardedHeaders::Forwarded => {
+            let node = match rewrite.client.address.map(|address| address.ip().to_canonical()) {
+                Some(std::net::IpAddr::V4(ip)) => format!("for={ip}"),
+                Some(std::net::IpAddr::V6(ip)) => format!("for=\"[{ip}]\""),
+                None => "for=unknown".to_owned(),
+            };
+            let host = client_host.and_then(|host| host.to_str().ok());
+            let host = host.map(|host| format!(";host=\"{host}\"")).unwrap_or_default();
+            let element = format!("{node}{host};proto=http");
+            if let Some(chain) = joined(out, &header::FORWARDED, element.as_bytes()) {
+                out.insert(header::FORWARDED, chain);
+            }
+        }
+    }
+}
+
+/// All values of a list field and one more, as one value.
+fn joined(headers: &HeaderMap, name: &HeaderName, last: &[u8]) -> Option<HeaderValue> {
+    let mut values: Vec<&[u8]> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
+    values.push(last);
+    HeaderValue::from_bytes(&values.join(&b", "[..])).ok()
+}
+
+/// A `Location` on the endpoint we called, as the client can reach it.
+fn brought_home(location: &HeaderValue, endpoint: &Endpoint, client_host: Option<&HeaderValue>) -> Option<HeaderValue> {
+    let target: Uri = Uri::try_from(location.as_bytes().split(|byte| *byte == b'#').next()?).ok()?;
+    let port = target.port_u16().or_else(|| target.scheme().and_then(default_port))?;
+    let host = target.host()?.trim_start_matches('[').trim_end_matches(']');
+    let same = target.scheme() == Some(&endpoint.scheme)
+        && host.eq_ignore_ascii_case(&endpoint.host)
+        && port == endpoint.port
+        && !target.authority()?.as_str().contains('@');
+    if !same {
+        return None;
+    }
+    let words = location.as_bytes();
+    let authority_ends = words.windows(3).position(|window| window == b"://")? + 3 + target.authority()?.as_str().len();
+    let path = &words[authority_ends..];
+    let path = if path.starts_with(b"/") { path.to_vec() } else { [b"/", path].concat() };
+    let home = match client_host {
+        Some(host) => [b"http://", host.as_bytes(), &path].concat(),
+        None => path,
+    };
+    HeaderValue::from_bytes(&home).ok()
+}
+
+fn default_port(scheme: &Scheme) -> Option<u16> {
+    match scheme.as_str() {
+        "http" => Some(80),
+        "https" => Some(443),
+        _ => None,
+    }
+}
+
+fn decides_on_sharing(value: &HeaderValue) -> bool {
+    value.as_bytes().split(|byte| *byte == b',').any(|directive| {
+        let name = directive.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
+        [&b"no-store"[..], b"private", b"public", b"s-maxage", b"must-revalidate"]
+            .iter()
+            .any(|known| name.eq_ignore_ascii_case(known))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn endpoint() -> Endpoint {
+        Endpoint {
+            scheme: Scheme::HTTPS,
+            host: "cloud.example.com".into(),
+            port: 443,
+            authority: HeaderValue::from_static("cloud.example.com"),
+            origin: "https://cloud.example.com".into(),
+        }
+    }
+
+    fn sent(client: &[(&str, &str)], host: &Host, forwarded: ForwardedHeaders) -> HeaderMap {
+        let mut request = Request::get("/");
+        for (name, value) in client {
+            request = request.header(*name, *value);
+        }
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        let rewrite = Rewrite {
+            endpoint: &endpoint(),
+            host,
+            forwarded,
+            client: &Client::new(Some("192.0.2.7:5000".parse().unwrap())),
+            mark: &HeaderValue::from_static("bearer-proxy-1"),
+            authorization: Some(&HeaderValue::from_static("Bearer ours")),
+        };
+        outbound(&parts, &rewrite)
+    }
+
+    fn plain(client: &[(&str, &str)]) -> HeaderMap {
+        sent(client, &Host::Endpoint, ForwardedHeaders::Off)
+    }
+
+    fn all<'a>(headers: &'a HeaderMap, name: &str) -> Vec<&'a str> {
+        headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect()
+    }
+
+    #[test]
+    fn our_token_is_there_exactly_once_whatever_the_client_sends() {
+        for client in [
+            &[][..],
+            &[("authorization", "Bearer theirs"), ("authorization", "Basic dTpw")],
+            &[("connection", "authorization"), ("connection", "keep-alive, Authorization")],
+            &[("proxy-authorization", "Basic dTpw"), ("connection", "close, host, cdn-loop")],
+        ] {
+            let out = plain(client);
+            assert_eq!(all(&out, "authorization"), ["Bearer ours"], "{client:?}");
+            assert_eq!(all(&out, "host"), ["cloud.example.com"], "{client:?}");
+            assert_eq!(all(&out, "cdn-loop"), ["bearer-proxy-1"], "{client:?}");
+            assert!(!out.contains_key("proxy-authorization"));
+        }
+    }
+
+    #[test]
+    fn hop_by_hop_fields_of_every_connection_line_are_dropped() {
+        let out = plain(&[
+            ("connection", "X-One, keep-alive"),
+            ("connection", "x-two"),
+            ("x-one", "1"),
+            ("x-two", "2"),
+            ("x-three", "3"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "AAMAAABkAAQCAAAAAAIAAAAA"),
+            ("proxy-connection", "keep-alive"),
+            ("expect", "100-continue"),
+        ]);
+        let names: Vec<_> = out.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["x-three", "host", "cdn-loop", "authorization"]);
+    }
+
+    #[test]
+    fn a_body_keeps_its_length_even_if_it_is_nominated() {
+        let out = plain(&[("connection", "content-length"), ("content-length", "5")]);
+        assert_eq!(all(&out, "content-length"), ["5"]);
+    }
+
+    #[test]
+    fn everything_else_arrives_unchanged_and_in_order() {
+        let out = plain(&[("x-a", "1"), ("cookie", "a=b"), ("x-a", "2"), ("accept", "*/*"), ("cookie", "c=d")]);
+        assert_eq!(all(&out, "x-a"), ["1", "2"]);
+        assert_eq!(all(&out, "cookie"), ["a=b", "c=d"]);
+        assert_eq!(all(&out, "accept"), ["*/*"]);
+    }
+
+    #[test]
+    fn pages_of_ours_are_the_upstreams_own() {
+        let out = plain(&[
+            ("host", "localhost:8080"),
+            ("origin", "http://localhost:8080"),
+            ("referer", "http://Localhost:8080/a?b"),
+        ]);
+        assert_eq!(all(&out, "origin"), ["https://cloud.example.com"]);
+        assert_eq!(all(&out, "referer"), ["https://cloud.example.com/a?b"]);
+        let out =
+            plain(&[("host", "localhost"), ("origin", "http://localhost:8080"), ("referer", "http://localhostile/")]);
+        assert_eq!(all(&out, "origin"), ["http://localhost:8080"]);
+        assert_eq!(all(&out, "referer"), ["http://localhostile/"]);
+    }
+
+    #[test]
+    fn hosts() {
+        let client = [("host", "localhost:8080"), ("origin", "http://localhost:8080")];
+        let fixed = Host::Fixed(HeaderValue::from_static("files.internal"));
+        assert_eq!(all(&sent(&client, &fixed, ForwardedHeaders::Off), "host"), ["files.internal"]);
+        let out = sent(&client, &Host::Client, ForwardedHeaders::Off);
+        assert_eq!(all(&out, "host"), ["localhost:8080"]);
+        assert_eq!(all(&out, "origin"), ["http://localhost:8080"]);
+        assert_eq!(all(&sent(&[], &Host::Client, ForwardedHeaders::Off), "host"), ["cloud.example.com"]);
+    }
+
+    #[test]
+    fn forwarding_fields() {
+        let client = [
+            ("host", "localhost:8080"),
+            ("x-forwarded-for", "198.51.100.1"),
+            ("x-forwarded-host", "evil.example"),
+            ("x-forwarded-proto", "https"),
+        ];
+        let out = sent(&client, &Host::Endpoint, ForwardedHeaders::XForwarded);
+        assert_eq!(all(&out, "x-forwarded-for"), ["198.51.100.1, 192.0.2.7"]);
+        assert_eq!(all(&out, "x-forwarded-host"), ["localhost:8080"]);
+        assert_eq!(all(&out, "x-forwarded-proto"), ["http"]);
+        let out = sent(&client[..1], &Host::Endpoint, ForwardedHeaders::Forwarded);
+        assert_eq!(all(&out, "forwarded"), ["for=192.0.2.7;host=\"localhost:8080\";proto=http"]);
+        assert!(!plain(&client[..1]).contains_key("x-forwarded-for"));
+        let nominated = [("connection", "x-forwarded-for"), ("x-forwarded-for", "198.51.100.1")];
+        assert_eq!(
+            all(&sent(&nominated, &Host::Endpoint, ForwardedHeaders::XForwarded), "x-forwarded-for"),
+            ["192.0.2.7"]
+        );
+    }
+
+    #[test]
+    fn a_request_that_comes_round_again_is_recognised() {
+        let mark = HeaderValue::from_static("bearer-proxy-1");
+        let first = plain(&[("cdn-loop", "other")]);
+        assert!(has_been_here(&first, &mark));
+        assert!(!has_been_here(&first, &HeaderValue::from_static("bearer-proxy-2")));
+    }
+
+    fn received(headers: &[(&str, &str)], injected: bool) -> HeaderMap {
+        let mut response = http::Response::builder();
+        for (name, value) in headers {
+            response = response.header(*name, *value);
+        }
+        let (mut parts, ()) = response.body(()).unwrap().into_parts();
+        inbound(&mut parts, &endpoint(), Some(&HeaderValue::from_static("localhost:8080")), injected);
+        parts.headers
+    }
+
+    #[test]
+    fn addresses_of_the_upstream_come_home() {
+        for (location, expected) in [
+            ("https://cloud.example.com/a?b#c", "http://localhost:8080/a?b#c"),
+            ("https://CLOUD.example.com:443/a", "http://localhost:8080/a"),
+            ("https://cloud.example.com", "http://localhost:8080/"),
+            ("https://cloud.example.com?q", "http://localhost:8080/?q"),
+            ("http://cloud.example.com/a", "http://cloud.example.com/a"),
+            ("https://cloud.example.com:8443/a", "https://cloud.example.com:8443/a"),
+            ("https://cloud.example.com@evil.example/", "https://cloud.example.com@evil.example/"),
+            ("https://other.example.com/a", "https://other.example.com/a"),
+            ("/relative", "/relative"),
+        ] {
+            assert_eq!(all(&received(&[("location", location)], true), "location"), [expected]);
+        }
+    }
+
+    #[test]
+    fn answers_stay_out_of_shared_caches() {
+        for (theirs, expected) in [
+            (&[][..], &["private"][..]),
+            (&["max-age=60"], &["max-age=60", "private"]),
+            (&["no-store"], &["no-store"]),
+            (&["Public, max-age=60"], &["Public, max-age=60"]),
+            (&["max-age=1, s-maxage = 60"], &["max-age=1, s-maxage = 60"]),
+            (&["max-age=1", "must-revalidate"], &["max-age=1", "must-revalidate"]),
+        ] {
+            let headers: Vec<_> = theirs.iter().map(|value| ("cache-control", *value)).collect();
+            assert_eq!(all(&received(&headers, true), "cache-control"), expected);
+        }
+        assert!(!received(&[], false).contains_key("cache-control"));
+    }
+
+    #[test]
+    fn hop_by_hop_fields_of_answers_are_dropped() {
+        let headers = received(
+            &[
+                ("connection", "close, x-hop"),
+                ("connection", "x-other"),
+                ("x-hop", "1"),
+                ("x-other", "2"),
+                ("keep-alive", "timeout=5"),
+                ("transfer-encoding", "chunked"),
+                ("upgrade", "h2c"),
+                ("etag", "\"e\""),
+            ],
+            false,
+        );
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["etag"]);
+    }
+}

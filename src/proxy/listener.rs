@@ -1,0 +1,73 @@
+//! Accepting connections, until it is time to stop.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    rc::Rc,
+    sync::atomic::Ordering::Relaxed,
+    task::Poll,
+    time::Duration,
+};
+
+use super::{connection, guard::Gate, headers::Client, worker::Worker};
+use crate::net::socket::{Listener, Stream, is_exhaustion};
+
+/// How long to leave a listener alone when the process or the machine has run out of something.
+const EXHAUSTION_PAUSE: Duration = Duration::from_millis(100);
+
+const TURNED_AWAY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+
+/// Serves what arrives at one listener until `stop` resolves. Connections that are in the queue then are served too: closing
+/// the listener would reset them.
+pub(crate) async fn accept(worker: Rc<Worker>, listener: Listener, gate: Rc<Gate>, stop: impl Future<Output = ()>) {
+    let mut stop = pin!(stop);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = &mut stop => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => take(&worker, stream, peer, &gate),
+            Err(error) if is_exhaustion(&error) => {
+                worker.accept_failed(&error);
+                tokio::time::sleep(EXHAUSTION_PAUSE).await;
+            }
+            // The client has gone away again.
+            Err(_) => {}
+        }
+    }
+    let queued = || {
+        poll_fn(|cx| match pin!(listener.accept()).poll(cx) {
+            Poll::Ready(Ok(queued)) => Poll::Ready(Some(queued)),
+            Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(None),
+        })
+    };
+    while let Some((stream, peer)) = queued().await {
+        take(&worker, stream, peer, &gate);
+    }
+}
+
+fn take(worker: &Rc<Worker>, stream: Stream, peer: Option<std::net::SocketAddr>, gate: &Rc<Gate>) {
+    let Some(place) = worker.place_for_connection() else {
+        stream.turn_away(TURNED_AWAY);
+        return;
+    };
+    let serving = connection::serve(Rc::clone(worker), stream, Client::new(peer), Rc::clone(gate));
+    tokio::task::spawn_local(async move {
+        serving.await;
+        drop(place);
+    });
+}
+
+/// A connection's place among `proxy.max_connections`, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Place(pub(crate) Rc<Worker>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.shared.connections.fetch_sub(1, Relaxed);
+        self.0.metrics.connections_open.sub(1);
+    }
+}

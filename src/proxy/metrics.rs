@@ -1,0 +1,144 @@
+//! What one worker counts. Readers add the workers up.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+
+use super::error;
+use crate::{
+    base::counter::{Counter, Histogram},
+    upstream,
+};
+
+/// The numbers of one worker.
+#[derive(Debug)]
+pub struct Metrics {
+    by_status: Vec<Counter>,
+    /// From a request's head to the end of its answer.
+    pub duration: Histogram,
+    /// Requests whose answer is not complete yet.
+    pub in_flight: Counter,
+    /// Bytes read from clients.
+    pub received_bytes: Counter,
+    /// Bytes written to clients.
+    pub sent_bytes: Counter,
+    /// Client connections.
+    pub connections_open: Counter,
+    /// Client connections that were turned away, by [`CONNECTION_REJECTIONS`].
+    pub connections_rejected: [Counter; CONNECTION_REJECTIONS.len()],
+    rejected: [Counter; error::LABELS.len()],
+    retries: [[Counter; RETRY_OUTCOMES.len()]; RETRY_REASONS.len()],
+    /// One for each endpoint, in the order of the configuration.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// The numbers of one endpoint.
+#[derive(Debug, Default)]
+pub struct Endpoint {
+    /// Its connections.
+    pub connections: Arc<upstream::Counters>,
+    errors: [Counter; UPSTREAM_ERRORS.len()],
+}
+
+/// Values of the label `reason` of `connections_rejected_total`.
+pub const CONNECTION_REJECTIONS: [&str; 2] = ["max_connections", "accept_failed"];
+
+/// Values of the label `error` of `upstream_errors_total`.
+pub const UPSTREAM_ERRORS: [&str; 9] = [
+    "connect_timeout",
+    "resolve",
+    "connect_refused",
+    "tls",
+    "connections_full",
+    "response_timeout",
+    "broken_off",
+    "invalid_answer",
+    "truncated",
+];
+
+/// Values of the label `reason` of `retries_total`.
+pub const RETRY_REASONS: [&str; 2] = ["unauthorized", "connection_lost"];
+
+/// Values of the label `outcome` of `retries_total`.
+pub const RETRY_OUTCOMES: [&str; 6] = ["accepted", "rejected", "failed", "no_newer_token", "cooldown", "body_not_kept"];
+
+/// Why a request was, or should have been, sent again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum RetryReason {
+    Unauthorized = 0,
+    ConnectionLost = 1,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum RetryOutcome {
+    Accepted = 0,
+    Rejected = 1,
+    Failed = 2,
+    NoNewerToken = 3,
+    Cooldown = 4,
+    BodyNotKept = 5,
+}
+
+impl Metrics {
+    pub(crate) fn new(endpoints: usize) -> Self {
+        Self {
+            by_status: (100..1000).map(|_| Counter::default()).collect(),
+            duration: Histogram::default(),
+            in_flight: Counter::default(),
+            received_bytes: Counter::default(),
+            sent_bytes: Counter::default(),
+            connections_open: Counter::default(),
+            connections_rejected: Default::default(),
+            rejected: Default::default(),
+            retries: Default::default(),
+            endpoints: (0..endpoints).map(|_| Endpoint::default()).collect(),
+        }
+    }
+
+    pub(crate) fn answered(&self, status: StatusCode) {
+        if let Some(counter) = self.by_status.get(usize::from(status.as_u16()) - 100) {
+            counter.add(1);
+        }
+    }
+
+    pub(crate) fn refused(&self, error: &error::Error) {
+        self.rejected[error.index()].add(1);
+    }
+
+    pub(crate) fn retried(&self, reason: RetryReason, outcome: RetryOutcome) {
+        self.retries[reason as usize][outcome as usize].add(1);
+    }
+
+    /// Counts a failure of an endpoint, by its position.
+    pub(crate) fn upstream_failed(&self, endpoint: usize, label: &str) {
+        let label = UPSTREAM_ERRORS.iter().position(|known| *known == label);
+        if let (Some(endpoint), Some(label)) = (self.endpoints.get(endpoint), label) {
+            endpoint.errors[label].add(1);
+        }
+    }
+
+    /// Answers by status code; only the codes that occurred.
+    pub fn by_status(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
+        self.by_status.iter().enumerate().map(|(code, counter)| (code + 100, counter.value())).filter(|(_, n)| *n > 0)
+    }
+
+    /// Answers of our own, by reason.
+    pub fn rejected(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        error::LABELS.into_iter().zip(self.rejected.iter().map(Counter::value))
+    }
+
+    /// Requests sent again, by reason and outcome.
+    pub fn retries(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> + '_ {
+        RETRY_REASONS.into_iter().zip(&self.retries).flat_map(|(reason, counters)| {
+            RETRY_OUTCOMES.into_iter().zip(counters).map(move |(outcome, counter)| (reason, outcome, counter.value()))
+        })
+    }
+}
+
+impl Endpoint {
+    /// Failures, by kind.
+    pub fn errors(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        UPSTREAM_ERRORS.into_iter().zip(self.errors.iter().map(Counter::value))
+    }
+}

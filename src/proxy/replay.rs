@@ -1,0 +1,419 @@
+//! A request's body, held so that it can be sent more than once.
+//!
+//! One holder owns the client's stream and what was recorded of it, and hands itself from attempt to attempt. Each attempt
+//! has a body of its own that reads from the holder: first what was recorded, then what the client still sends. Only the
+//! current attempt may read. An attempt that was answered early is *parked* (its body waits, so that its answer can be
+//! read to the end on a connection that still works), then *ended*.
+
+use std::{
+    cell::RefCell,
+    error::Error as StdError,
+    fmt,
+    pin::Pin,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Waker, ready},
+};
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+
+use super::connection::Exchange;
+
+/// Frames from this size on are shared with the connection's read buffer; smaller ones are copied together, since each
+/// shared one pins a whole buffer: 20,000 chunks of one byte pinned 77 MB.
+const SHARE_FROM: usize = 4096;
+
+/// The size of a buffer into which small frames are copied.
+const COPY_BUFFER: usize = 16 * 1024;
+
+/// How much may be kept.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    /// For one request.
+    pub(crate) body: usize,
+    /// For all requests of all workers together.
+    pub(crate) total: usize,
+    /// What all requests keep now.
+    pub(crate) kept: Arc<AtomicUsize>,
+}
+
+/// The body of a client's request. `None` inside: there is none.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestBody(Option<Rc<RefCell<Holder>>>);
+
+struct Holder {
+    /// Taken when read to its end, or given to whoever reads it out after an early answer.
+    client: Option<Incoming>,
+    length: Option<u64>,
+    recording: Option<Recording>,
+    trailers: Option<HeaderMap>,
+    attempt: u32,
+    parked: bool,
+    waker: Option<Waker>,
+    failed: bool,
+    /// Somebody was already told how this request ends: the body is no longer what its deadline waits for.
+    answered: bool,
+    /// The answer has ended as well: when the client's stream ends, so does the exchange.
+    closed: bool,
+    exchange: Rc<Exchange>,
+}
+
+impl RequestBody {
+    /// Takes over a client's body. It is recorded from the first byte unless its length says that this is in vain.
+    pub(crate) fn new(client: Incoming, limits: &Limits, exchange: &Rc<Exchange>) -> Self {
+        if client.is_end_stream() {
+            return Self(None);
+        }
+        let length = client.size_hint().exact();
+        let keep = length.is_none_or(|length| length <= limits.body as u64);
+        Self(Some(Rc::new(RefCell::new(Holder {
+            client: Some(client),
+            length,
+            recording: keep.then(|| Recording::new(limits.clone(), length)),
+            trailers: None,
+            attempt: 0,
+            parked: false,
+            waker: None,
+            failed: false,
+            answered: false,
+            closed: false,
+            exchange: Rc::clone(exchange),
+        }))))
+    }
+
+    /// The body of the next attempt. Whatever came before is ended.
+    pub(crate) fn attempt(&self) -> AttemptBody {
+        let Some(holder) = &self.0 else { return AttemptBody { reader: None } };
+        self.end();
+        let mut borrowed = holder.borrow_mut();
+        borrowed.answered = false;
+        let recorded = borrowed.recording.as_mut().map(Recording::seal).unwrap_or_default();
+        let (attempt, length) = (borrowed.attempt, borrowed.length);
+        let holder = Rc::clone(holder);
+        AttemptBody { reader: Some(Reader { holder, attempt, recorded: recorded.into_iter(), length, over: false }) }
+    }
+
+    /// Whether there is nothing to send.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Whether the length was not announced.
+    pub(crate) fn is_chunked(&self) -> bool {
+        self.0.as_ref().is_some_and(|holder| holder.borrow().length.is_none())
+    }
+
+    /// Whether another attempt would send all of it.
+    pub(crate) fn can_repeat(&self) -> bool {
+        self.0.as_ref().is_none_or(|holder| {
+            let holder = holder.borrow();
+            holder.recording.is_some() && !holder.failed
+        })
+    }
+
+    /// Whether the client's stream broke.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.0.as_ref().is_some_and(|holder| holder.borrow().failed)
+    }
+
+    /// Lets the current attempt's body wait. It must be ended later, or its connection never finishes.
+    pub(crate) fn park(&self) {
+        if let Some(holder) = &self.0 {
+            holder.borrow_mut().parked = true;
+        }
+    }
+
+    /// Lets a parked attempt go on.
+    pub(crate) fn unpark(&self) {
+        if let Some(holder) = &self.0 {
+            let mut holder = holder.borrow_mut();
+            holder.parked = false;
+            holder.wake();
+        }
+    }
+
+    /// Ends the current attempt: its body fails if a length was announced, since that connection cannot be used again, and
+    /// ends cleanly if it was chunked.
+    pub(crate) fn end(&self) {
+        if let Some(holder) = &self.0 {
+            let mut holder = holder.borrow_mut();
+            holder.attempt += 1;
+            holder.parked = false;
+            holder.wake();
+        }
+    }
+
+    /// The answer is on its way to the client: nothing will be sent again, so nothing needs to be kept.
+    pub(crate) fn commit(&self) {
+        if let Some(holder) = &self.0 {
+            let mut holder = holder.borrow_mut();
+            holder.recording = None;
+            holder.answered = true;
+        }
+    }
+
+    /// The answer's head is here: from now on its body has the deadline.
+    pub(crate) fn answered(&self) {
+        if let Some(holder) = &self.0 {
+            holder.borrow_mut().answered = true;
+        }
+    }
+
+    /// The answer has ended. True if the client has sent everything, so that the exchange is over; otherwise it is over
+    /// when the rest was read.
+    pub(crate) fn close(&self) -> bool {
+        self.0.as_ref().is_none_or(|holder| {
+            let mut holder = holder.borrow_mut();
+            holder.closed = true;
+            holder.client.is_none()
+        })
+    }
+}
+
+impl Holder {
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// The client's next frame, recorded on the way.
+    fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Some(client) = &mut self.client else { return Poll::Ready(None) };
+        let Poll::Ready(frame) = Pin::new(client).poll_frame(cx) else {
+            self.exchange.waiting_for_client(!self.answered);
+            return Poll::Pending;
+        };
+        self.exchange.client_moved(!self.answered);
+        match frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref()
+                    && let Some(recording) = &mut self.recording
+                    && !recording.push(data)
+                {
+                    self.recording = None;
+                }
+                if let Some(trailers) = frame.trailers_ref() {
+                    self.trailers = Some(trailers.clone());
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                self.failed = true;
+                self.client = None;
+                Poll::Ready(Some(Err(error.into())))
+            }
+            None => {
+                self.client = None;
+                self.exchange.client_finished(!self.answered);
+                if self.closed {
+                    self.exchange.monitor.end_exchange();
+                }
+                Poll::Ready(None)
+            }
+        }
+    }
+}
+
+impl Drop for Holder {
+    /// Nobody sends this body any more, but the client may go on writing and not look for its answer before it is done:
+    /// closing now would destroy that answer. So the rest is read out, within bounds.
+    fn drop(&mut self) {
+        if let Some(client) = self.client.take() {
+            self.exchange.linger(client);
+        }
+    }
+}
+
+impl fmt::Debug for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Holder").field("attempt", &self.attempt).field("length", &self.length).finish_non_exhaustive()
+    }
+}
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// The body of one attempt.
+#[derive(Debug)]
+pub(crate) struct AttemptBody {
+    reader: Option<Reader>,
+}
+
+#[derive(Debug)]
+struct Reader {
+    holder: Rc<RefCell<Holder>>,
+    attempt: u32,
+    recorded: std::vec::IntoIter<Bytes>,
+    length: Option<u64>,
+    over: bool,
+}
+
+/// What a body with an announced length fails with when its attempt is over.
+#[derive(Debug, thiserror::Error)]
+#[error("this attempt is over")]
+struct Over;
+
+impl Body for AttemptBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Some(reader) = &mut self.reader else { return Poll::Ready(None) };
+        if reader.over {
+            return Poll::Ready(None);
+        }
+        let mut holder = reader.holder.borrow_mut();
+        if holder.attempt != reader.attempt {
+            reader.over = true;
+            return Poll::Ready(reader.length.map(|_| Err(Over.into())));
+        }
+        if holder.parked {
+            holder.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        if let Some(data) = reader.recorded.next() {
+            holder.exchange.client_moved(!holder.answered);
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        if holder.client.is_none() {
+            reader.over = true;
+            holder.exchange.client_finished(!holder.answered);
+            return Poll::Ready(holder.trailers.clone().map(|trailers| Ok(Frame::trailers(trailers))));
+        }
+        let frame = ready!(holder.poll_client(cx));
+        reader.over = matches!(frame, None | Some(Err(_)));
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.reader.as_ref().is_none_or(|reader| reader.over)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.reader {
+            None => SizeHint::with_exact(0),
+            Some(reader) => reader.length.map(SizeHint::with_exact).unwrap_or_default(),
+        }
+    }
+}
+
+/// What was read so far, within limits.
+#[derive(Debug)]
+struct Recording {
+    frames: Vec<Bytes>,
+    copied: BytesMut,
+    length: usize,
+    /// Memory that is pinned, and charged to `limits.kept`.
+    charged: usize,
+    expected: usize,
+    limits: Limits,
+}
+
+impl Recording {
+    fn new(limits: Limits, length: Option<u64>) -> Self {
+        let expected = length.and_then(|length| usize::try_from(length).ok()).unwrap_or(COPY_BUFFER);
+        Self { frames: Vec::new(), copied: BytesMut::new(), length: 0, charged: 0, expected, limits }
+    }
+
+    /// Keeps one more frame; false if the limits forbid it.
+    fn push(&mut self, data: &Bytes) -> bool {
+        self.length += data.len();
+        if self.length > self.limits.body {
+            return false;
+        }
+        if data.len() >= SHARE_FROM {
+            self.flush();
+            self.frames.push(data.clone());
+            return self.charge(data.len());
+        }
+        if self.copied.capacity() - self.copied.len() < data.len() {
+            self.flush();
+            let size = self.expected.clamp(data.len(), COPY_BUFFER);
+            if !self.charge(size) {
+                return false;
+            }
+            self.copied = BytesMut::with_capacity(size);
+        }
+        self.copied.extend_from_slice(data);
+        true
+    }
+
+    fn flush(&mut self) {
+        if !self.copied.is_empty() {
+            self.frames.push(std::mem::take(&mut self.copied).freeze());
+        }
+    }
+
+    fn charge(&mut self, size: usize) -> bool {
+        self.charged += size;
+        self.limits.kept.fetch_add(size, Relaxed) + size <= self.limits.total
+    }
+
+    /// All that was recorded so far.
+    fn seal(&mut self) -> Vec<Bytes> {
+        self.flush();
+        self.frames.clone()
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        self.limits.kept.fetch_sub(self.charged, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recording(body: usize, total: usize) -> (Recording, Arc<AtomicUsize>) {
+        let kept = Arc::new(AtomicUsize::new(0));
+        (Recording::new(Limits { body, total, kept: Arc::clone(&kept) }, None), kept)
+    }
+
+    #[test]
+    fn large_frames_are_shared_and_small_ones_copied_together_in_order() {
+        let (mut recording, kept) = recording(1 << 20, 1 << 20);
+        let large = Bytes::from(vec![b'L'; SHARE_FROM]);
+        let mut expected = Vec::new();
+        for frame in [Bytes::from_static(b"ab"), Bytes::from_static(b"c"), large.clone(), Bytes::from_static(b"d")] {
+            assert!(recording.push(&frame));
+            expected.extend_from_slice(&frame);
+        }
+        let frames = recording.seal();
+        assert_eq!(frames.len(), 3);
+        assert_eq!(frames[1].as_ptr(), large.as_ptr());
+        assert_eq!(frames.concat(), expected);
+        assert_eq!(kept.load(Relaxed), SHARE_FROM + 2 * COPY_BUFFER);
+        drop(recording);
+        assert_eq!(kept.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn tiny_frames_cost_what_they_hold() {
+        let (mut recording, kept) = recording(1 << 20, 1 << 20);
+        let buffer = Bytes::from(vec![b'x'; SHARE_FROM]);
+        for at in 0..20_000 {
+            assert!(recording.push(&buffer.slice(at % SHARE_FROM..=at % SHARE_FROM)));
+        }
+        assert!(kept.load(Relaxed) <= 20_000 + COPY_BUFFER, "{}", kept.load(Relaxed));
+    }
+
+    #[test]
+    fn limits_hold_for_one_and_for_all_together() {
+        let (mut one, _) = recording(10, 1 << 20);
+        assert!(one.push(&Bytes::from_static(b"0123456789")));
+        assert!(!one.push(&Bytes::from_static(b"0")));
+        let (mut all, kept) = recording(1 << 20, 2 * SHARE_FROM);
+        let large = Bytes::from(vec![0; SHARE_FROM]);
+        assert!(all.push(&large) && all.push(&large));
+        assert!(!all.push(&large));
+        drop(all);
+        assert_eq!(kept.load(Relaxed), 0);
+    }
+}

@@ -1,0 +1,347 @@
+//! A worker: one thread, one single-threaded runtime, its own listeners, connections and pools. Nothing of the data path is
+//! shared with other workers but a few relaxed counters.
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
+};
+
+use http::{HeaderValue, StatusCode, request};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use slab::Slab;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use super::{
+    AccessLog, Config,
+    connection::{ClientLimits, Exchange, Monitor},
+    error::{self, Error},
+    guard::Gate,
+    listener::{Place, accept},
+    metrics::Metrics,
+    replay::{self, AttemptBody},
+};
+use crate::{
+    base::{
+        clock::{Moment, SharedClock},
+        ticker::Ticker,
+    },
+    net::socket::ListenerSeed,
+    token::{Credential, Token},
+    upstream::{self, Endpoint, Upstream},
+};
+
+/// What all workers share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Arc<Config>,
+    pub(crate) upstream: upstream::Shared,
+    pub(crate) credential: Credential,
+    pub(crate) token_wait: Duration,
+    /// By which a request is recognised that has been here before.
+    pub(crate) mark: HeaderValue,
+    /// Open client connections.
+    pub(crate) connections: AtomicUsize,
+    /// Bytes that are kept for sending again.
+    pub(crate) kept: Arc<AtomicUsize>,
+}
+
+/// One worker's state, reached by everything that runs on its thread.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) config: Arc<Config>,
+    pub(crate) credential: Credential,
+    pub(crate) token_wait: Duration,
+    pub(crate) clock: SharedClock,
+    token: RefCell<Option<Rc<Carried>>>,
+    pub(crate) upstream: Upstream<AttemptBody>,
+    pub(crate) ticker: Rc<Ticker>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) limits: Arc<ClientLimits>,
+    pub(crate) recording: replay::Limits,
+    pub(crate) mark: HeaderValue,
+    pub(crate) connections: RefCell<Slab<Arc<Monitor>>>,
+    all_closed: Notify,
+    pub(crate) lingering: mpsc::UnboundedSender<(Incoming, Arc<Monitor>)>,
+    reported: [Cell<u64>; error::LABELS.len()],
+    sampled: Cell<(u64, u32)>,
+}
+
+/// A token as this worker carries it: with a copy of its own of the header, so that taking it touches no memory that other
+/// workers write.
+#[derive(Debug)]
+pub(crate) struct Carried {
+    token: Arc<Token>,
+    header: HeaderValue,
+}
+
+impl Carried {
+    fn new(token: &Arc<Token>) -> Self {
+        // The copy of a legal value is legal.
+        let mut header = HeaderValue::from_bytes(token.header().as_bytes()).unwrap_or_else(|_| token.header().clone());
+        header.set_sensitive(true);
+        Self { token: Arc::clone(token), header }
+    }
+
+    pub(crate) fn header(&self) -> &HeaderValue {
+        &self.header
+    }
+}
+
+impl std::ops::Deref for Carried {
+    type Target = Token;
+
+    fn deref(&self) -> &Token {
+        &self.token
+    }
+}
+
+/// Starts a worker on a thread of its own. What is returned resolves when it has ended.
+///
+/// # Errors
+/// When the system refuses a thread or what a runtime needs.
+pub(crate) fn start(
+    index: usize,
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+    listeners: Vec<(ListenerSeed, Gate)>,
+    drain: watch::Receiver<bool>,
+) -> io::Result<oneshot::Receiver<()>> {
+    let (ended, has_ended) = oneshot::channel();
+    let (built, is_built) = std::sync::mpsc::channel();
+    thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default()) {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(built.send(Err(error))),
+        };
+        drop(built.send(Ok(())));
+        runtime.block_on(run(shared, metrics, listeners, drain));
+        drop(runtime);
+        // Nobody may be waiting any more.
+        let _ = ended.send(());
+    })?;
+    is_built.recv().map_err(io::Error::other)??;
+    Ok(has_ended)
+}
+
+async fn run(
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+    listeners: Vec<(ListenerSeed, Gate)>,
+    mut drain: watch::Receiver<bool>,
+) {
+    let (worker, lingering) = Worker::new(shared, metrics);
+    tokio::task::spawn_local(Rc::clone(&worker.ticker).run());
+    tokio::task::spawn_local(read_out(lingering));
+    for (seed, gate) in listeners {
+        match seed.into_listener() {
+            Ok(listener) => {
+                let mut drain = drain.clone();
+                let stop = async move {
+                    // An error means that the sender is gone, and with it whoever wants this worker to run.
+                    let _ = drain.wait_for(|drain| *drain).await;
+                };
+                tokio::task::spawn_local(accept(Rc::clone(&worker), listener, Rc::new(gate), stop));
+            }
+            Err(error) => tracing::error!(%error, "a worker cannot listen"),
+        }
+    }
+    let _ = drain.wait_for(|drain| *drain).await;
+    worker.drain().await;
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>, metrics: Arc<Metrics>) -> (Rc<Self>, mpsc::UnboundedReceiver<Abandoned>) {
+        let ticker = Ticker::new();
+        let counters: Vec<_> = metrics.endpoints.iter().map(|endpoint| Arc::clone(&endpoint.connections)).collect();
+        let (lingering, abandoned) = mpsc::unbounded_channel();
+        let config = Arc::clone(&shared.config);
+        let kept = Arc::clone(&shared.kept);
+        let worker = Rc::new(Self {
+            credential: shared.credential.clone(),
+            token_wait: shared.token_wait,
+            clock: Arc::clone(shared.credential.clock()),
+            token: RefCell::default(),
+            upstream: Upstream::new(shared.upstream.clone(), &ticker, &counters),
+            ticker,
+            metrics,
+            limits: Arc::new(ClientLimits::new(&config, shared.upstream.config())),
+            recording: replay::Limits { body: config.retry.body_limit, total: config.retry.total_limit, kept },
+            // A copy of its own, as with the token.
+            mark: HeaderValue::from_bytes(shared.mark.as_bytes()).unwrap_or_else(|_| shared.mark.clone()),
+            connections: RefCell::default(),
+            all_closed: Notify::new(),
+            lingering,
+            reported: std::array::from_fn(|_| Cell::new(0)),
+            sampled: Cell::default(),
+            config,
+            shared,
+        });
+        (worker, abandoned)
+    }
+
+    /// A valid token; waits for one if there is none.
+    pub(crate) async fn token(&self, now: Moment) -> Result<Rc<Carried>, Error> {
+        if let Some(carried) = self.carried(now) {
+            return Ok(carried);
+        }
+        let newest = self.credential.newer_than(None, self.token_wait).await;
+        newest.map(|token| self.carry(&token)).ok_or_else(|| Error::NoToken {
+            reason: self.credential.snapshot().reason.as_str(),
+            retry_after: self.credential.retry_after(),
+        })
+    }
+
+    fn carried(&self, now: Moment) -> Option<Rc<Carried>> {
+        let current = self.credential.token();
+        let current = current.as_ref().filter(|token| token.usable(now))?;
+        Some(self.carry(current))
+    }
+
+    /// The worker's own copy of a token.
+    pub(crate) fn carry(&self, token: &Arc<Token>) -> Rc<Carried> {
+        let mut carried = self.token.borrow_mut();
+        match &*carried {
+            Some(known) if known.version() == token.version() => Rc::clone(known),
+            _ => Rc::clone(carried.insert(Rc::new(Carried::new(token)))),
+        }
+    }
+
+    /// Takes one of the `max_connections` places.
+    pub(crate) fn place_for_connection(self: &Rc<Self>) -> Option<Place> {
+        let place = Place(Rc::clone(self));
+        self.metrics.connections_open.add(1);
+        if self.shared.connections.fetch_add(1, Relaxed) < self.config.max_connections {
+            return Some(place);
+        }
+        self.metrics.connections_rejected[0].add(1);
+        None
+    }
+
+    pub(crate) fn accept_failed(&self, error: &io::Error) {
+        self.metrics.connections_rejected[1].add(1);
+        tracing::warn!(%error, "cannot accept connections; trying again in a moment");
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.limits.draining.load(Relaxed)
+    }
+
+    /// Called when a connection has ended.
+    pub(crate) fn connection_closed(&self) {
+        if self.is_draining() && self.connections.borrow().is_empty() {
+            self.all_closed.notify_one();
+        }
+    }
+
+    /// Lets what is under way finish, within the limit. Accepting has stopped.
+    async fn drain(&self) {
+        self.limits.draining.store(true, Relaxed);
+        // The queues of the listeners are emptied by their own tasks, which the same signal has woken.
+        tokio::task::yield_now().await;
+        for (_, connection) in &*self.connections.borrow() {
+            connection.drain();
+        }
+        let closed = async {
+            while !self.connections.borrow().is_empty() {
+                self.all_closed.notified().await;
+            }
+        };
+        if tokio::time::timeout(self.config.drain_timeout, closed).await.is_err() {
+            let open = self.connections.borrow().len();
+            tracing::warn!(open, "connections are cut off: proxy.drain_timeout is over");
+        }
+    }
+
+    /// Counts an error of an endpoint.
+    pub(crate) fn upstream_failed(&self, endpoint: &Endpoint, label: &str) {
+        self.endpoint_failed(&endpoint.origin, label);
+    }
+
+    /// Counts a connection that did not come about.
+    pub(crate) fn upstream_unreachable(&self, error: upstream::Error) -> Error {
+        let origin = error.endpoint().to_owned();
+        let error = Error::Connect(error);
+        self.endpoint_failed(&origin, error.label());
+        error
+    }
+
+    fn endpoint_failed(&self, origin: &str, label: &str) {
+        let endpoints = &self.upstream.config().endpoints;
+        if let Some(index) = endpoints.iter().position(|endpoint| endpoint.origin == origin) {
+            self.metrics.upstream_failed(index, label);
+        }
+    }
+
+    /// Counts and reports an answer of our own, each kind at most once a second.
+    pub(crate) fn refused(&self, error: &Error, exchange: &Exchange) {
+        self.metrics.refused(error);
+        let next = &self.reported[error.index()];
+        if next.get() <= self.ticker.now() {
+            next.set(self.ticker.now() + 10);
+            let peer = exchange.client.address().map(tracing::field::display);
+            let status = error.status().as_u16();
+            tracing::warn!(peer, status, rule = error.label(), "{error}");
+        }
+    }
+
+    /// Counts an answer and, if asked to, logs it. The query is left out: it may hold a secret.
+    pub(crate) fn answered(&self, request: &request::Parts, status: StatusCode, received: Moment) {
+        self.metrics.answered(status);
+        let log = match self.config.access_log {
+            AccessLog::Off => false,
+            AccessLog::All => true,
+            AccessLog::Sampled => self.is_sampled(status),
+        };
+        if log {
+            let millis = self.clock.now().saturating_since(received).as_secs_f64() * 1000.0;
+            let (method, path) = (&request.method, request.uri.path());
+            tracing::info!(target: "bearer_proxy::access", %method, path, status = status.as_u16(), millis, "request");
+        }
+    }
+
+    /// A few of each second: half of them are kept for server errors.
+    fn is_sampled(&self, status: StatusCode) -> bool {
+        const EACH_SECOND: u32 = 10;
+        let second = self.ticker.now() / 10;
+        let (sampled_second, count) = self.sampled.get();
+        let count = if second == sampled_second { count } else { 0 };
+        let sampled = count < if status.is_server_error() { EACH_SECOND } else { EACH_SECOND / 2 };
+        self.sampled.set((second, count + u32::from(sampled)));
+        sampled
+    }
+}
+
+type Abandoned = (Incoming, Arc<Monitor>);
+
+/// Bounds for reading out a body that nobody wants.
+const LINGER: Duration = Duration::from_secs(30);
+const LINGER_SILENCE: Duration = Duration::from_secs(5);
+
+/// Reads abandoned bodies to their end, within bounds; beyond them the connection closes.
+async fn read_out(mut lingering: mpsc::UnboundedReceiver<Abandoned>) {
+    while let Some((mut body, monitor)) = lingering.recv().await {
+        tokio::task::spawn_local(async move {
+            let reading = async {
+                loop {
+                    match tokio::time::timeout(LINGER_SILENCE, body.frame()).await {
+                        Ok(Some(Ok(_))) => {}
+                        Ok(None) => return true,
+                        Ok(Some(Err(_))) | Err(_) => return false,
+                    }
+                }
+            };
+            if tokio::time::timeout(LINGER, reading).await == Ok(true) {
+                monitor.end_exchange();
+            }
+        });
+    }
+}
