@@ -1,1 +1,158 @@
-//! Composition.
+//! Composition: a validated configuration becomes running listeners, workers and tasks, and ends as one.
+//!
+//! The workers have threads of their own; everything else (refresher, admin, logging of transitions) runs on the runtime
+//! that calls [`App::start`], so that none of it delays a request.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, task::JoinHandle};
+
+use crate::{
+    admin,
+    base::clock::SharedClock,
+    config::Config,
+    net::socket::{Address, Bound},
+    proxy::Proxy,
+    token::{self, Credential, Refresher},
+    upstream,
+};
+
+/// Why nothing was started.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another process serves there, or the system does not allow it.
+    #[error("cannot listen on {address}: {}", explained(.source))]
+    Listen {
+        /// Where.
+        address: Address,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The state file, or what the issuer's client needs.
+    #[error(transparent)]
+    Token(#[from] token::Error),
+    /// What the upstream's connections need.
+    #[error(transparent)]
+    Upstream(#[from] upstream::SetupError),
+    /// The system refuses threads or sockets.
+    #[error("cannot start: {0}")]
+    System(#[from] io::Error),
+}
+
+fn explained(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "another process listens there already (stop it, or choose another port)".into(),
+        io::ErrorKind::PermissionDenied => "the system does not allow it (ports below 1024 need a privilege)".into(),
+        io::ErrorKind::AddrNotAvailable => "this machine does not have that address".into(),
+        _ => error.to_string(),
+    }
+}
+
+/// A running proxy.
+#[derive(Debug)]
+pub struct App {
+    proxy: Proxy,
+    drain_delay: Duration,
+    credential: Credential,
+    addresses: Vec<Address>,
+    admin_address: Option<Address>,
+    draining: Arc<AtomicBool>,
+    refresher: Task,
+    admin: Option<Task>,
+}
+
+/// A task and the way to ask it to end.
+#[derive(Debug)]
+struct Task {
+    stop: oneshot::Sender<()>,
+    running: JoinHandle<()>,
+}
+
+impl Task {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(start: impl FnOnce(oneshot::Receiver<()>) -> F) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        Self { stop, running: tokio::spawn(start(stopped)) }
+    }
+
+    async fn end(self) {
+        // Fails only if it has ended by itself.
+        let _ = self.stop.send(());
+        let _ = self.running.await;
+    }
+}
+
+impl App {
+    /// Binds everything first, so that a second instance touches nothing that belongs to the first; then starts.
+    ///
+    /// # Errors
+    /// When an address is taken, or a file that was fine when it was checked no longer is.
+    pub fn start(config: Config, clock: SharedClock) -> Result<Self, Error> {
+        let bind = |address: &Address| {
+            Bound::new(address).map_err(|source| Error::Listen { address: address.clone(), source })
+        };
+        let bound =
+            config.proxy.listeners.iter().map(|listener| bind(&listener.address)).collect::<Result<Vec<_>, _>>()?;
+        let admin_bound = config.admin.as_ref().map(|admin| bind(&admin.listener.address)).transpose()?;
+        let addresses = bound.iter().map(|bound| bound.address().clone()).collect();
+        let admin_address = admin_bound.as_ref().map(|bound| bound.address().clone());
+
+        let upstream = upstream::Shared::new(config.upstream)?;
+        let upstreams = vec![upstream.config().clone()];
+        let token_wait = config.token.wait;
+        let (refresher, credential) = Refresher::new(config.token, clock)?;
+        let drain_delay = config.proxy.drain_delay;
+        let proxy = Proxy::start(config.proxy, bound, upstream, credential.clone(), token_wait)?;
+        let draining = Arc::new(AtomicBool::new(false));
+        let admin = match config.admin.zip(admin_bound) {
+            None => None,
+            Some((admin, bound)) => {
+                let sources = admin::Sources {
+                    credential: credential.clone(),
+                    workers: proxy.metrics(),
+                    upstreams,
+                    draining: Arc::clone(&draining),
+                };
+                let server = admin::Server::new(admin, bound, sources)?;
+                Some(Task::spawn(|stop| server.run(async { drop(stop.await) })))
+            }
+        };
+        let refresher = Task::spawn(|stop| refresher.run(async { drop(stop.await) }));
+        Ok(Self { proxy, drain_delay, credential, addresses, admin_address, draining, refresher, admin })
+    }
+
+    /// Where apps reach the proxy, with the ports that were chosen for 0.
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    /// Where the admin endpoint is.
+    pub fn admin_address(&self) -> Option<&Address> {
+        self.admin_address.as_ref()
+    }
+
+    /// The credential, to watch it.
+    pub fn credential(&self) -> &Credential {
+        &self.credential
+    }
+
+    /// Ends in order: not ready any more, a while for load balancers to notice, requests in flight, the token's keeper (a
+    /// refresh that was sent is waited for and stored), the admin endpoint last.
+    pub async fn shut_down(self) {
+        self.draining.store(true, Relaxed);
+        if !self.drain_delay.is_zero() {
+            tokio::time::sleep(self.drain_delay).await;
+        }
+        self.proxy.drain().await;
+        self.refresher.end().await;
+        if let Some(admin) = self.admin {
+            admin.end().await;
+        }
+    }
+}

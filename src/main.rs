@@ -1,3 +1,10 @@
-//! `bearer-proxy`, the program.
+//! `bearer-proxy`, the program: see the library for everything it does.
 
-fn main() {}
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    bearer_proxy::cli::main()
+}

@@ -1,12 +1,238 @@
 //! The admin listener: health, metrics, status. Reads snapshots and never drives the data path.
 
-use crate::{base::secret::Secret, proxy::Listener};
+mod health;
+mod metrics;
+mod page;
+mod status;
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use crate::{
+    base::secret::Secret,
+    net::socket::{Bound, Listener as Socket},
+    proxy::{
+        Listener, Metrics,
+        guard::{Gate, KnownHost, Reach, reach},
+    },
+    token::{Credential, RefreshRefused},
+    upstream,
+};
 
 /// What the admin listener needs to know.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Where to listen, and the local guard's exceptions (those of the data listeners).
     pub listener: Listener,
-    /// Needed for everything but `/healthz`, `/readyz` and `/metrics` when listening beyond loopback.
+    /// Needed for everything but `/healthz`, `/readyz` and `/metrics` when listening beyond loopback, and wherever it is set.
     pub token: Option<Secret>,
+}
+
+/// What there is to report on.
+#[derive(Debug)]
+pub struct Sources {
+    /// The credential.
+    pub credential: Credential,
+    /// The numbers of each worker.
+    pub workers: Arc<[Arc<Metrics>]>,
+    /// The upstreams, in the order of the configuration.
+    pub upstreams: Vec<upstream::Config>,
+    /// Set when this process is about to end.
+    pub draining: Arc<AtomicBool>,
+}
+
+/// The admin endpoint's server.
+#[derive(Debug)]
+pub struct Server {
+    socket: Socket,
+    desk: Arc<Desk>,
+}
+
+/// Who answers.
+#[derive(Debug)]
+struct Desk {
+    gate: Gate,
+    reach: Reach,
+    token: Option<Secret>,
+    sources: Sources,
+}
+
+/// Connections at a time: scrapers and people, not load.
+const CONNECTIONS: usize = 64;
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+
+impl Server {
+    /// Takes over what was bound for it.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    pub fn new(config: Config, bound: Bound, sources: Sources) -> io::Result<Self> {
+        let reach = reach(bound.address());
+        let gate = Gate::new(config.listener.guard, reach);
+        let seed = bound.into_listeners(1)?.pop().ok_or(io::ErrorKind::NotFound)?;
+        let desk = Desk { gate, reach, token: config.token, sources };
+        Ok(Self { socket: seed.into_listener()?, desk: Arc::new(desk) })
+    }
+
+    /// Serves until `stop` resolves, and then what is under way.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut connections = JoinSet::new();
+        let mut stop = std::pin::pin!(stop);
+        loop {
+            let accepted = tokio::select! {
+                () = &mut stop => break,
+                accepted = self.accept(&places) => accepted,
+            };
+            while connections.try_join_next().is_some() {}
+            match accepted {
+                Ok((stream, place)) => {
+                    let desk = Arc::clone(&self.desk);
+                    connections.spawn(async move {
+                        serve(desk, stream).await;
+                        drop(place);
+                    });
+                }
+                // Out of descriptors, say. Trying again at once would only heat the processor.
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+        connections.abort_all();
+        let ended = async { while connections.join_next().await.is_some() {} };
+        // Aborted tasks end at their next step; nothing here is worth waiting longer for.
+        let _ = tokio::time::timeout(END_TIMEOUT, ended).await;
+    }
+
+    async fn accept(
+        &self,
+        places: &Arc<Semaphore>,
+    ) -> io::Result<(crate::net::socket::Stream, tokio::sync::OwnedSemaphorePermit)> {
+        let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
+        let (stream, _) = self.socket.accept().await?;
+        Ok((stream, place))
+    }
+}
+
+async fn serve(desk: Arc<Desk>, stream: crate::net::socket::Stream) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let (head, _) = request.into_parts();
+        let response = desk.answer(&head);
+        async { Ok::<_, Infallible>(response) }
+    });
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    // What went wrong on such a connection is for its client to report.
+    let _ = serving.await;
+}
+
+impl Desk {
+    fn answer(&self, request: &Parts) -> Response<Full<Bytes>> {
+        if let Err(error) = self.gate.check(request, &KnownHost::default()) {
+            return error.to_response().map(Full::new);
+        }
+        let open = matches!(request.uri.path(), "/healthz" | "/readyz" | "/metrics");
+        if !open && let Some(refusal) = self.refusal(request) {
+            return refusal;
+        }
+        let is_read = matches!(request.method, Method::GET | Method::HEAD);
+        match request.uri.path() {
+            "/token/refresh" if request.method == Method::POST => self.refresh(),
+            "/token/refresh" => not_allowed("POST"),
+            "/healthz" | "/readyz" | "/metrics" | "/status" | "/" if !is_read => not_allowed("GET, HEAD"),
+            "/healthz" => text(StatusCode::OK, "alive\n"),
+            "/readyz" => health::readiness(&self.sources.credential.snapshot(), self.is_draining()),
+            "/metrics" => metrics::render(&self.sources, self.is_draining()),
+            "/status" => json(StatusCode::OK, &status::status(&self.sources, self.is_draining())),
+            "/" => page::page(&status::status(&self.sources, self.is_draining())),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "There is /healthz, /readyz, /metrics, /status and /token/refresh (POST).\n",
+            ),
+        }
+    }
+
+    /// Everything but the open paths needs the token beyond loopback, and wherever one is set.
+    fn refusal(&self, request: &Parts) -> Option<Response<Full<Bytes>>> {
+        let Some(token) = &self.token else {
+            if self.reach == Reach::Network {
+                let words = "Beyond loopback this needs a token: set admin.token.\n";
+                return Some(text(StatusCode::FORBIDDEN, words));
+            }
+            return None;
+        };
+        let shown = request.headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+        let shown = shown.and_then(|shown| {
+            let (scheme, token) = shown.split_at_checked(7)?;
+            scheme.eq_ignore_ascii_case(b"bearer ").then_some(token)
+        });
+        let expected = token.expose().as_bytes();
+        if shown.is_some_and(|shown| aws_lc_rs::constant_time::verify_slices_are_equal(shown, expected).is_ok()) {
+            return None;
+        }
+        let mut refusal = text(StatusCode::UNAUTHORIZED, "This needs `Authorization: Bearer` with admin.token.\n");
+        refusal.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        Some(refusal)
+    }
+
+    fn refresh(&self) -> Response<Full<Bytes>> {
+        match self.sources.credential.refresh_now() {
+            Ok(()) => text(StatusCode::ACCEPTED, "refreshing\n"),
+            Err(RefreshRefused::TooEarly { retry_after }) => {
+                let mut refusal = text(StatusCode::TOO_MANY_REQUESTS, "it is too early for another refresh\n");
+                let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
+                refusal.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+                refusal
+            }
+            Err(RefreshRefused::NoCredential) => text(
+                StatusCode::CONFLICT,
+                "there is no refresh token that the issuer would take: configure a new one\n",
+            ),
+        }
+    }
+
+    fn is_draining(&self) -> bool {
+        self.sources.draining.load(Relaxed)
+    }
+}
+
+fn not_allowed(allowed: &'static str) -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    response
+}
+
+fn text(status: StatusCode, words: &'static str) -> Response<Full<Bytes>> {
+    respond(status, "text/plain; charset=utf-8", Bytes::from_static(words.as_bytes()))
+}
+
+fn json(status: StatusCode, value: &serde_json::Value) -> Response<Full<Bytes>> {
+    respond(status, "application/json", Bytes::from(format!("{value:#}\n")))
+}
+
+fn respond(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
 }

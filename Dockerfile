@@ -1,0 +1,52 @@
+# The proxy in a container: static settings from the environment, state in a volume, no shell, no root.
+#
+#   docker build -t bearer-proxy .
+#   docker run -p 127.0.0.1:8080:8080 -v bearer-proxy-state:/state \
+#     -e BEARER_PROXY__UPSTREAM__ENDPOINTS=https://cloud.example.com \
+#     -e BEARER_PROXY__TOKEN__CLIENT_ID=my-app \
+#     -e BEARER_PROXY__TOKEN__CLIENT_SECRET_FILE=/run/secrets/client_secret \
+#     -e BEARER_PROXY__TOKEN__REFRESH_TOKEN_FILE=/run/secrets/refresh_token \
+#     -v "$PWD/secrets:/run/secrets:ro" bearer-proxy
+
+FROM rust:1.95-bookworm AS build
+WORKDIR /build
+
+# Dependencies first: this layer is built anew only when they change.
+COPY Cargo.toml Cargo.lock ./
+COPY benches benches
+RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
+    && cargo build --locked --profile dist \
+    && rm -r src
+
+COPY src src
+# The sources must look newer than what was built from the placeholders, whatever their own dates say.
+RUN find src -name '*.rs' -exec touch {} + && cargo build --locked --profile dist
+
+# What the final image holds: the program, the libraries it is linked with, the certificates of public authorities, names
+# for the user, and a folder for state. No shell, no package manager.
+RUN mkdir -p /rootfs/usr/local/bin /rootfs/etc/ssl/certs /rootfs/state \
+    && cp target/dist/bearer-proxy /rootfs/usr/local/bin/ \
+    && ldd target/dist/bearer-proxy | grep -o '/[^ ]*' | xargs cp --parents --dereference --target-directory=/rootfs \
+    && cp --dereference /etc/ssl/certs/ca-certificates.crt /rootfs/etc/ssl/certs/ \
+    && echo 'hosts: files dns' > /rootfs/etc/nsswitch.conf \
+    && echo 'nonroot:x:65532:65532::/:/sbin/nologin' > /rootfs/etc/passwd \
+    && chmod 700 /rootfs/state && chown 65532:65532 /rootfs/state
+
+FROM scratch
+COPY --from=build /rootfs /
+
+# A published port reaches the container from outside it, so it must listen on all its addresses. Publish it on the host's
+# loopback (-p 127.0.0.1:8080:8080) unless the network in front of it decides who may call.
+ENV BEARER_PROXY__PROXY__LISTEN=0.0.0.0:8080 \
+    BEARER_PROXY__PROXY__ALLOW_UNAUTHENTICATED=true \
+    BEARER_PROXY__TOKEN__STATE_FILE=/state/token.json \
+    BEARER_PROXY__ADMIN__LISTEN=127.0.0.1:9180 \
+    BEARER_PROXY__LOG__FORMAT=json
+
+VOLUME /state
+EXPOSE 8080
+USER 65532:65532
+STOPSIGNAL SIGTERM
+# Alive, not ready: restarting a proxy because the cloud is away could lose a token that is not written yet.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=5s CMD ["/usr/local/bin/bearer-proxy", "status", "--live"]
+ENTRYPOINT ["/usr/local/bin/bearer-proxy"]

@@ -1,0 +1,54 @@
+//! What every request pays: taking the token, and rewriting its head.
+
+use std::{hint::black_box, time::Duration};
+
+use bearer_proxy::{
+    proxy::{
+        ForwardedHeaders,
+        headers::{Client, Rewrite, outbound},
+    },
+    upstream::{Endpoint, Host},
+};
+use criterion::{Criterion, criterion_group, criterion_main};
+use http::{HeaderValue, Request, uri::Scheme};
+
+fn rewriting_a_head(criterion: &mut Criterion) {
+    let (head, ()) = Request::get("/api/file/list.do?parent_id=17")
+        .header("host", "localhost:8080")
+        .header("user-agent", "legacy/1.0")
+        .header("accept", "application/json")
+        .header("accept-encoding", "gzip")
+        .header("accept-language", "en")
+        .header("content-type", "application/json")
+        .header("cookie", "session=0123456789abcdef")
+        .header("connection", "keep-alive")
+        .body(())
+        .expect("a legal request")
+        .into_parts();
+    let endpoint = Endpoint {
+        scheme: Scheme::HTTPS,
+        host: "cloud.example.com".into(),
+        port: 443,
+        authority: HeaderValue::from_static("cloud.example.com"),
+        origin: "https://cloud.example.com".into(),
+    };
+    let client = Client::new(Some(([192, 0, 2, 7], 5000).into()));
+    let mark = HeaderValue::from_static("bearer-proxy-0123456789abcdef");
+    let authorization = HeaderValue::from_static("Bearer 0123456789abcdef0123456789abcdef");
+    let rewrite = Rewrite {
+        endpoint: &endpoint,
+        host: &Host::Endpoint,
+        forwarded: ForwardedHeaders::XForwarded,
+        client: &client,
+        mark: &mark,
+        authorization: Some(&authorization),
+    };
+    criterion.bench_function("rewriting a head", |bencher| bencher.iter(|| outbound(black_box(&head), &rewrite)));
+}
+
+criterion_group! {
+    name = hot_path;
+    config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
+    targets = rewriting_a_head
+}
+criterion_main!(hot_path);

@@ -1,0 +1,53 @@
+//! `/`: the status as a page for people.
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
+use serde_json::Value;
+
+/// The page, without scripts, and nothing in it from elsewhere.
+pub(super) fn page(status: &Value) -> Response<Full<Bytes>> {
+    let credential = &status["credentials"][0];
+    let body = format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta http-equiv=\"refresh\" content=\"10\">\
+         <title>bearer-proxy: {state}</title>\
+         <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}}\
+         pre{{background:#8882;padding:1rem;overflow:auto}}</style>\
+         <h1>bearer-proxy {version}</h1>\
+         <p>The token is <strong>{state}</strong> ({reason}).</p>\
+         <p>For machines: <a href=\"/readyz\">/readyz</a>, <a href=\"/metrics\">/metrics</a>, <a href=\"/status\">/status</a>.</p>\
+         <pre>{details}</pre>",
+        version = escaped(&status["version"]),
+        state = escaped(&credential["state"]),
+        reason = escaped(&credential["reason"]),
+        details = escape(&format!("{status:#}")),
+    );
+    let mut response = super::respond(StatusCode::OK, "text/html; charset=utf-8", Bytes::from(body));
+    let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'");
+    response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
+    response
+}
+
+fn escaped(value: &Value) -> String {
+    escape(value.as_str().unwrap_or_default())
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    #[tokio::test]
+    async fn what_others_wrote_stays_text() {
+        let status = serde_json::json!({
+            "version": "1", "credentials": [{ "state": "dead", "reason": "<script>", "problem": "</pre><img src=x>" }],
+        });
+        let body = super::page(&status).into_body().collect().await.unwrap().to_bytes();
+        let body = std::str::from_utf8(&body).unwrap();
+        assert!(body.contains("&lt;script&gt;") && body.contains("&lt;/pre&gt;&lt;img"), "{body}");
+        assert!(!body.contains("<script") && !body.contains("<img"));
+    }
+}

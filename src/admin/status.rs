@@ -1,0 +1,69 @@
+//! `/status`: everything that may be told, for people and scripts. Never a secret.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use super::Sources;
+use crate::{
+    token::{Persistence, Snapshot},
+    upstream,
+};
+
+pub(super) fn status(sources: &Sources, draining: bool) -> Value {
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "draining": draining,
+        "credentials": [credential(&sources.credential.snapshot(), sources.credential.clock().wall())],
+        "upstreams": sources.upstreams.iter().map(|upstream| of_upstream(upstream, sources)).collect::<Vec<_>>(),
+        "requests_in_flight": sources.sum(|worker| worker.in_flight.value()),
+        "connections_open": sources.sum(|worker| worker.connections_open.value()),
+    })
+}
+
+fn credential(snapshot: &Snapshot, now: SystemTime) -> Value {
+    let seconds_until = |moment: SystemTime| match moment.duration_since(now) {
+        Ok(left) => json!(left.as_secs()),
+        Err(_) => json!(0),
+    };
+    json!({
+        "name": snapshot.name,
+        "state": snapshot.state.as_str(),
+        "reason": snapshot.reason.as_str(),
+        "since": date(snapshot.since),
+        "problem": snapshot.problem,
+        "generation": snapshot.generation,
+        "expires_in": snapshot.expires_in.map(|left| left.as_secs()),
+        "refresh_token_expires_in": snapshot.refresh_token_expires_at.map(seconds_until),
+        "next_refresh_in": snapshot.next_attempt_in.map(|left| left.as_secs()),
+        "persisted": match snapshot.persistence {
+            Persistence::Off => Value::Null,
+            Persistence::Stored => json!(true),
+            Persistence::Failing { .. } => json!(false),
+        },
+        "last_refreshes": snapshot.last_refreshes.iter().map(|refresh| json!({
+            "at": date(refresh.at),
+            "outcome": refresh.outcome.as_str(),
+            "milliseconds": u64::try_from(refresh.duration.as_millis()).unwrap_or(u64::MAX),
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn of_upstream(config: &upstream::Config, sources: &Sources) -> Value {
+    let endpoints = config.endpoints.iter().enumerate().map(|(index, endpoint)| {
+        json!({
+            "origin": endpoint.origin,
+            "connections": {
+                "active": sources.sum(|worker| worker.endpoints[index].connections.active.value()),
+                "idle": sources.sum(|worker| worker.endpoints[index].connections.idle.value()),
+            },
+        })
+    });
+    json!({ "name": config.name, "endpoints": endpoints.collect::<Vec<_>>() })
+}
+
+/// RFC 3339, in UTC and whole seconds.
+fn date(moment: SystemTime) -> String {
+    let since_1970 = moment.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(since_1970)).to_string()
+}

@@ -1,0 +1,53 @@
+//! `init`: a first configuration for a real cloud.
+
+use std::{
+    fs::OpenOptions,
+    io::{ErrorKind, Write as _},
+    path::Path,
+    process::ExitCode,
+};
+
+use clap::Args;
+
+use super::{FAILED, USAGE, complain, say};
+use crate::config;
+
+#[derive(Debug, Args)]
+pub(super) struct InitArgs {
+    /// The cloud's address
+    #[arg(long, value_name = "URL")]
+    cloud: Option<String>,
+    /// The client id that its administrator gave you
+    #[arg(long, value_name = "ID")]
+    client_id: Option<String>,
+}
+
+pub(super) fn init(args: &InitArgs) -> ExitCode {
+    let cloud = match args.cloud.as_deref().map(config::cloud_origin).transpose() {
+        Ok(cloud) => cloud,
+        Err(reason) => {
+            complain(format_args!("--cloud: {reason}"));
+            return ExitCode::from(USAGE);
+        }
+    };
+    let file = Path::new(config::FILE_NAME);
+    if let Err(error) = write_new(file, &config::starter(cloud.as_deref(), args.client_id.as_deref())) {
+        match error.kind() {
+            ErrorKind::AlreadyExists => {
+                complain(format_args!("{} exists already, and is left as it is", file.display()));
+            }
+            _ => complain(format_args!("cannot write {}: {error}", file.display())),
+        }
+        return ExitCode::from(FAILED);
+    }
+    say(format_args!("wrote {}\n", file.display()));
+    say(format_args!("{}", config::administrator_request(cloud.as_deref(), args.client_id.as_deref())));
+    say(format_args!("Fill in what stands in angle brackets, then: bearer-proxy check && bearer-proxy"));
+    ExitCode::SUCCESS
+}
+
+fn write_new(file: &Path, text: &str) -> std::io::Result<()> {
+    let mut created = OpenOptions::new().write(true).create_new(true).open(file)?;
+    crate::base::process::make_private(&created)?;
+    created.write_all(text.as_bytes())
+}

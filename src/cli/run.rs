@@ -1,0 +1,53 @@
+//! `run`: the proxy, in the foreground, until a signal ends it.
+
+use std::process::ExitCode;
+
+use super::{ConfigFile, block_on, complain};
+use crate::{
+    app::App,
+    base::{clock, log, shutdown::Signals},
+};
+
+pub(super) fn run(config: &ConfigFile) -> ExitCode {
+    let loaded = match config.load_or_explain() {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    log::init(&loaded.config.log);
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    warn_of_proxy_variables();
+    block_on(async {
+        let mut signals = Signals::listen().map_err(|error| format!("cannot listen for signals: {error}"))?;
+        let app = App::start(loaded.config, clock::system()).map_err(|error| error.to_string())?;
+        for address in app.addresses() {
+            tracing::info!(%address, "listening");
+        }
+        if let Some(address) = app.admin_address() {
+            tracing::info!(%address, "admin endpoint");
+        }
+        let signal = signals.next().await;
+        tracing::info!(signal, "shutting down: requests in flight are finished first");
+        tokio::select! {
+            () = app.shut_down() => {
+                tracing::info!("ended");
+                Ok(())
+            }
+            signal = signals.next() => {
+                complain(format_args!("{signal} again: ended at once"));
+                std::process::exit(i32::from(super::FAILED))
+            }
+        }
+    })
+}
+
+/// Neither the data path nor the issuer's client goes through another proxy.
+fn warn_of_proxy_variables() {
+    for variable in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
+        if std::env::var_os(variable).is_some_and(|value| !value.is_empty()) {
+            tracing::warn!(variable, "is set, but has no effect here: the cloud and the issuer are called directly");
+            return;
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! `status`: how is the proxy that runs with this configuration?
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::Args;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::{Request, StatusCode, body::Bytes, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+
+use super::{ConfigFile, complain, control_runtime, say};
+use crate::{
+    admin,
+    net::socket::{Address, connect_to_listener},
+};
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// Print what the proxy says as JSON
+    #[arg(long)]
+    json: bool,
+    /// Ask again every second, until interrupted
+    #[arg(long)]
+    watch: bool,
+    /// Ask only whether the process is alive: exit 0 or 1
+    #[arg(long, conflicts_with_all = ["json", "watch"])]
+    live: bool,
+}
+
+const NOT_READY: u8 = 1;
+const UNREACHABLE: u8 = 2;
+const TIMEOUT: Duration = Duration::from_secs(3);
+const ANSWER_LIMIT: usize = 1024 * 1024;
+
+pub(super) fn status(config: &ConfigFile, args: &StatusArgs) -> ExitCode {
+    let admin = match config.load_or_explain() {
+        Ok(loaded) => loaded.config.admin,
+        Err(_) if args.live => return ExitCode::from(NOT_READY),
+        Err(code) => return code,
+    };
+    let unreachable = if args.live { NOT_READY } else { UNREACHABLE };
+    let Some(admin) = admin else {
+        complain(format_args!("there is no admin endpoint to ask: set admin.listen"));
+        return ExitCode::from(unreachable);
+    };
+    let runtime = match control_runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(format_args!("cannot start: {error}"));
+            return ExitCode::from(unreachable);
+        }
+    };
+    runtime.block_on(async {
+        loop {
+            let asked = if args.live { live(&admin).await } else { show(&admin, args.json).await };
+            let code = asked.unwrap_or_else(|error| {
+                complain(format_args!("{}: {error}", admin.listener.address));
+                ExitCode::from(unreachable)
+            });
+            if !args.watch {
+                return code;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    })
+}
+
+async fn live(admin: &admin::Config) -> Result<ExitCode, String> {
+    let (status, _) = ask(admin, "/healthz").await?;
+    Ok(if status == StatusCode::OK { ExitCode::SUCCESS } else { ExitCode::from(NOT_READY) })
+}
+
+async fn show(admin: &admin::Config, json: bool) -> Result<ExitCode, String> {
+    let (ready, _) = ask(admin, "/readyz").await?;
+    let (status, body) = ask(admin, "/status").await?;
+    if status != StatusCode::OK {
+        return Err(format!("the admin endpoint answered {status}: {}", String::from_utf8_lossy(&body).trim()));
+    }
+    if json {
+        say(format_args!("{}", String::from_utf8_lossy(&body).trim_end()));
+    } else {
+        let status: Value = serde_json::from_slice(&body).map_err(|_| "the answer is not a status".to_owned())?;
+        for line in describe(&status, ready == StatusCode::OK) {
+            say(format_args!("{line}"));
+        }
+    }
+    Ok(if ready == StatusCode::OK { ExitCode::SUCCESS } else { ExitCode::from(NOT_READY) })
+}
+
+/// The status in words.
+fn describe(status: &Value, ready: bool) -> Vec<String> {
+    let word = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+    let seconds = |value: &Value| match value.as_i64() {
+        Some(seconds) => humantime::format_duration(Duration::from_secs(seconds.unsigned_abs())).to_string(),
+        None => "unknown".to_owned(),
+    };
+    let mut lines =
+        vec![format!("bearer-proxy {}: {}", word(&status["version"]), if ready { "ready" } else { "not ready" })];
+    for credential in status["credentials"].as_array().into_iter().flatten() {
+        let reason = credential["reason"].as_str().map(|reason| format!(" ({reason})")).unwrap_or_default();
+        lines.push(format!("token {}: {}{reason}", word(&credential["name"]), word(&credential["state"])));
+        lines.push(format!("  access token expires in: {}", seconds(&credential["expires_in"])));
+        lines.push(format!("  refresh token expires in: {}", seconds(&credential["refresh_token_expires_in"])));
+        if credential["persisted"] == Value::Bool(false) {
+            lines.push("  NOT STORED: the last tokens could not be written to state_file, see the log".to_owned());
+        }
+    }
+    for upstream in status["upstreams"].as_array().into_iter().flatten() {
+        for endpoint in upstream["endpoints"].as_array().into_iter().flatten() {
+            lines.push(format!("upstream {}: {}", word(&upstream["name"]), word(&endpoint["origin"])));
+        }
+    }
+    lines
+}
+
+async fn ask(admin: &admin::Config, path: &str) -> Result<(StatusCode, Bytes), String> {
+    tokio::time::timeout(TIMEOUT, exchange(admin, path)).await.unwrap_or_else(|_| Err("no answer in time".to_owned()))
+}
+
+async fn exchange(admin: &admin::Config, path: &str) -> Result<(StatusCode, Bytes), String> {
+    let address = &admin.listener.address;
+    let stream = connect_to_listener(address, TIMEOUT).await.map_err(|error| format!("nobody answers: {error}"))?;
+    let broken = |error: hyper::Error| format!("no proper answer: {error}");
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    tokio::spawn(connection);
+    let host = match address {
+        Address::Tcp(address) => format!("localhost:{}", address.port()),
+        Address::Unix(_) => "localhost".to_owned(),
+    };
+    let mut request = Request::get(path).header("host", host);
+    if let Some(token) = &admin.token {
+        request = request.header("authorization", format!("Bearer {}", token.expose()));
+    }
+    let request =
+        request.body(Empty::<Bytes>::new()).map_err(|_| "admin.token cannot be sent in a header".to_owned())?;
+    let response = sender.send_request(request).await.map_err(broken)?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await;
+    Ok((status, body.map_err(|error| format!("no proper answer: {error}"))?.to_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_in_words_and_never_a_panic() {
+        let status = serde_json::json!({
+            "version": "1.2.3",
+            "credentials": [{ "name": "default", "state": "stale", "reason": "issuer_unreachable", "expires_in": 61 }],
+            "upstreams": [{ "name": "default", "endpoints": [{ "origin": "https://cloud.example.com" }] }],
+        });
+        assert_eq!(
+            describe(&status, true),
+            [
+                "bearer-proxy 1.2.3: ready",
+                "token default: stale (issuer_unreachable)",
+                "  access token expires in: 1m 1s",
+                "  refresh token expires in: unknown",
+                "upstream default: https://cloud.example.com",
+            ]
+        );
+        assert_eq!(describe(&Value::Null, false), ["bearer-proxy ?: not ready"]);
+    }
+}

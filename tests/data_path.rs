@@ -1,0 +1,563 @@
+//! The data path against upstreams that do exactly as told, over real sockets.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use common::{Client, LIMIT, eventually, get, issuer, post, proxy, raw, read_head, scripted, send};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+const MULTI: &str = "\r\nContent-Length: ";
+
+fn ok(body: &str) -> String {
+    format!("HTTP/1.1 200 OK{MULTI}{}\r\n\r\n{body}", body.len())
+}
+
+fn refusal(body: &str) -> String {
+    format!("HTTP/1.1 401 Unauthorized\r\nX-Refusal: original{MULTI}{}\r\n\r\n{body}", body.len())
+}
+
+async fn in_front_of(upstream: std::net::SocketAddr, more: &[(&str, &str)]) -> common::Proxy {
+    let issuer = issuer().await;
+    let mut all = vec![("token.issuer", issuer.as_str())];
+    all.extend_from_slice(more);
+    let proxy = proxy(&format!("http://{upstream}"), &all);
+    proxy.ready().await;
+    proxy
+}
+
+fn content_length(head: &str) -> usize {
+    let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+    length.unwrap_or(0)
+}
+
+async fn read_request(stream: &mut TcpStream) -> std::io::Result<(String, Vec<u8>)> {
+    let head = read_head(stream).await?;
+    let mut body = vec![0; content_length(&head)];
+    stream.read_exact(&mut body).await?;
+    Ok((head, body))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_upstream_sees_one_clean_request() {
+    let upstream = scripted(|_, mut stream| async move {
+        let (head, body) = read_request(&mut stream).await?;
+        let seen = head + &String::from_utf8_lossy(&body);
+        stream.write_all(ok(&seen).as_bytes()).await
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[]).await;
+    let request = "POST /a%2Fb;x=1?q=%C3%BC&r=+ HTTP/1.1\r\nHost: localhost:1\r\nAuthorization: Bearer a\r\nauthorization: Basic b\r\n\
+                   Connection: authorization, x-hop\r\nConnection: close\r\nX-Hop: 1\r\nProxy-Authorization: c\r\n\
+                   X-Kept: one\r\nTE: trailers\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\nX-Kept: two\r\nContent-Length: 4\r\n\r\nbody";
+    let answer = raw(proxy.address, request.as_bytes(), LIMIT).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    let seen = answer.split_once("\r\n\r\n").unwrap().1;
+    assert!(seen.starts_with("POST /a%2Fb;x=1?q=%C3%BC&r=+ HTTP/1.1\r\n"), "{seen}");
+    assert!(seen.ends_with("\r\n\r\nbody"), "{seen}");
+    let lower = seen.to_ascii_lowercase();
+    assert_eq!(lower.matches("\r\nauthorization: bearer token-").count(), 1, "{seen}");
+    assert_eq!(lower.matches("authorization:").count(), 1, "{seen}");
+    for absent in
+        ["x-hop", "proxy-authorization", "\r\nte:", "upgrade", "http2-settings", "connection:", "localhost:1\r\ncont"]
+    {
+        assert!(!lower.contains(absent), "{absent} in {seen}");
+    }
+    assert!(lower.contains(&format!("\r\nhost: {upstream}\r\n")), "{seen}");
+    assert!(
+        lower.contains("\r\nx-forwarded-for: 127.0.0.1\r\n") && lower.contains("\r\nx-forwarded-host: localhost:1\r\n")
+    );
+    assert!(lower.find("x-kept: one") < lower.find("x-kept: two"), "{seen}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_of_unknown_length_arrives_chunked_with_any_method() {
+    let upstream = scripted(|_, mut stream| async move {
+        let head = read_head(&mut stream).await?;
+        let mut body = Vec::new();
+        while !body.ends_with(b"0\r\n\r\n") {
+            body.push(stream.read_u8().await?);
+        }
+        let te = head.to_ascii_lowercase().matches("transfer-encoding: chunked").count();
+        let text = String::from_utf8_lossy(&body).replace("\r\n", "|");
+        stream.write_all(ok(&format!("{te} {text}")).as_bytes()).await
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[]).await;
+    for method in ["GET", "POST", "DELETE"] {
+        let request = format!(
+            "{method} / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+        );
+        let answer = raw(proxy.address, request.as_bytes(), LIMIT).await;
+        let seen = answer.split_once("\r\n\r\n").unwrap().1;
+        assert!(seen.starts_with("1 ") && seen.ends_with("|0||"), "{method}: {answer}");
+        let data: String = seen.chars().filter(char::is_ascii_lowercase).collect();
+        assert_eq!(data, "abcde", "{method}: {answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_without_a_body_stay_without_one() {
+    let upstream = scripted(|_, mut stream| async move {
+        loop {
+            let head = read_head(&mut stream).await?;
+            let answer = match head.split(' ').nth(1) {
+                Some("/head") => "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nETag: \"e\"\r\n\r\n",
+                Some("/chunked-head") => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+                Some("/204") => "HTTP/1.1 204 No Content\r\n\r\n",
+                Some("/304") => "HTTP/1.1 304 Not Modified\r\nETag: \"e\"\r\nContent-Length: 1000\r\n\r\n",
+                Some("/103") => {
+                    "HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+                }
+                _ => return Ok(()),
+            };
+            stream.write_all(answer.as_bytes()).await?;
+        }
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[]).await;
+    let ask = async |method: &str, path: &str| {
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        raw(proxy.address, request.as_bytes(), LIMIT).await
+    };
+    let head = ask("HEAD", "/head").await;
+    assert!(head.contains("Content-Length: 1000\r\n") && head.ends_with("\r\n\r\n"), "{head}");
+    let head = ask("HEAD", "/chunked-head").await;
+    assert!(!head.to_ascii_lowercase().contains("content-length") && head.ends_with("\r\n\r\n"), "{head}");
+    let none = ask("GET", "/204").await;
+    assert!(none.starts_with("HTTP/1.1 204 ") && none.ends_with("\r\n\r\n"), "{none}");
+    assert!(!none.to_ascii_lowercase().contains("content-length"), "{none}");
+    let same = ask("GET", "/304").await;
+    assert!(same.starts_with("HTTP/1.1 304 ") && same.ends_with("\r\n\r\n") && same.contains("\"e\""), "{same}");
+    let hinted = ask("GET", "/103").await;
+    assert!(hinted.starts_with("HTTP/1.1 200 OK\r\n") && hinted.ends_with("ok"), "{hinted}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http_1_0_is_served_without_chunks_and_without_a_host() {
+    let upstream = scripted(|_, mut stream| async move {
+        loop {
+            if read_head(&mut stream).await?.is_empty() {
+                return Ok(());
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n").await?;
+        }
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[]).await;
+    let answer = raw(proxy.address, b"GET / HTTP/1.0\r\n\r\n", LIMIT).await;
+    assert!(answer.contains(" 200 OK\r\n") && answer.ends_with("\r\n\r\nabc"), "{answer}");
+    assert!(!answer.to_ascii_lowercase().contains("transfer-encoding"), "{answer}");
+}
+
+/// An upstream that closes each connection after one answer, without saying so beforehand. It has closed before the client
+/// asks again, but the proxy may not have noticed yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_on_a_dead_pooled_connection_is_sent_again() {
+    let (close, closed) = tokio::sync::watch::channel(0);
+    let close = Arc::new(close);
+    let upstream = scripted(move |_, mut stream| {
+        let close = Arc::clone(&close);
+        async move {
+            let (_, body) = read_request(&mut stream).await?;
+            stream.write_all(ok(&String::from_utf8_lossy(&body)).as_bytes()).await?;
+            drop(stream);
+            close.send_modify(|count| *count += 1);
+            Ok(())
+        }
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[("proxy.workers", "1")]).await;
+    let mut closed = closed;
+    let mut client = Client::connect(proxy.address).await;
+    for round in 0..200 {
+        let request = if round % 2 == 0 { get("/") } else { post("/", "payload") };
+        let expected = if round % 2 == 0 { "" } else { "payload" };
+        let answer = client.send(request).await.unwrap();
+        assert_eq!((answer.status().as_u16(), &answer.body()[..]), (200, expected.as_bytes()), "round {round}");
+        closed.wait_for(|count| *count > round).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_may_have_been_applied_is_not_sent_again() {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&seen);
+    let upstream = scripted(move |_, mut stream| {
+        let count = Arc::clone(&count);
+        async move {
+            read_request(&mut stream).await?;
+            stream.write_all(ok("").as_bytes()).await?;
+            // The second request on this connection is read, and then the connection is closed without an answer.
+            read_request(&mut stream).await?;
+            count.fetch_add(1, SeqCst);
+            Ok(())
+        }
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[("proxy.workers", "1")]).await;
+    let mut client = Client::connect(proxy.address).await;
+    assert_eq!(client.send(post("/", "one")).await.unwrap().status(), 200);
+    assert_eq!(client.send(post("/", "two")).await.unwrap().status(), 502);
+    assert_eq!(seen.load(SeqCst), 1);
+    // A GET in the same place is.
+    assert_eq!(client.send(get("/")).await.unwrap().status(), 200);
+    assert_eq!(client.send(get("/")).await.unwrap().status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_body_arrives_whole_when_it_is_sent_again() {
+    let upstream = scripted(|_, mut stream| async move {
+        loop {
+            let (head, body) = read_request(&mut stream).await?;
+            if head.is_empty() {
+                return Ok(());
+            }
+            let first = head.to_ascii_lowercase().contains("bearer token-0-1");
+            let answer = if first { refusal("no") } else { ok(&String::from_utf8_lossy(&body)) };
+            stream.write_all(answer.as_bytes()).await?;
+        }
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[]).await;
+    let body: String = (0..100_000_u32).map(|n| char::from(b'a' + (n % 23) as u8)).collect();
+    let answer = proxy.send(post("/upload", body.clone())).await;
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.body(), &body);
+    assert_eq!(proxy.metric("bearer_proxy_retries_total{reason=\"unauthorized\",outcome=\"accepted\"}").await, 1.0);
+}
+
+/// The upstream answers as soon as it has seen the head, and closes while the client is still sending.
+async fn answers_early(body_length: usize, more: &[(&str, &str)], expected: u16) {
+    let upstream = scripted(|_, mut stream| async move {
+        let head = read_head(&mut stream).await?;
+        if head.to_ascii_lowercase().contains("bearer token-0-1\r\n") {
+            return stream.write_all(refusal("early").as_bytes()).await;
+        }
+        let mut body = vec![0; content_length(&head)];
+        stream.read_exact(&mut body).await?;
+        stream.write_all(ok(&body.len().to_string()).as_bytes()).await
+    })
+    .await;
+    let proxy = in_front_of(upstream, more).await;
+    let answer = proxy.send(post("/upload", vec![b'x'; body_length])).await;
+    let metrics = send(proxy.admin, get("/metrics")).await.into_body();
+    let metrics = String::from_utf8_lossy(&metrics).into_owned();
+    let about: Vec<_> = metrics
+        .lines()
+        .filter(|line| (line.contains("retries_total{") || line.contains("errors_total{")) && !line.ends_with(" 0"))
+        .collect();
+    assert_eq!(answer.status().as_u16(), expected, "{about:?}");
+    let text = std::str::from_utf8(answer.body()).unwrap();
+    assert_eq!(text, if expected == 200 { body_length.to_string() } else { "early".to_owned() });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_early_refusal_of_a_body_that_is_kept_leads_to_a_replay() {
+    for _ in 0..100 {
+        answers_early(500_000, &[], 200).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_early_refusal_of_a_body_that_is_too_large_arrives() {
+    for _ in 0..100 {
+        answers_early(3_000_000, &[], 401).await;
+    }
+}
+
+/// A client that writes everything before it reads anything, as most do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_only_writes_sees_an_early_answer() {
+    let upstream = scripted(|_, mut stream| async move {
+        read_head(&mut stream).await?;
+        stream.write_all(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 4\r\nConnection: close\r\n\r\nmuch").await
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[]).await;
+    for _ in 0..50 {
+        let exchange = async {
+            let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+            stream.write_all(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 8000000\r\n\r\n").await.unwrap();
+            let chunk = vec![b'x'; 80_000];
+            for _ in 0..100 {
+                stream.write_all(&chunk).await.unwrap();
+            }
+            read_head(&mut stream).await.unwrap()
+        };
+        let head = tokio::time::timeout(LIMIT, exchange).await.unwrap();
+        assert!(head.starts_with("HTTP/1.1 413 "), "{head}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_that_stays_one_arrives_byte_for_byte() {
+    let upstream = scripted(|_, mut stream| async move {
+        loop {
+            if read_head(&mut stream).await?.is_empty() {
+                return Ok(());
+            }
+            stream.write_all(refusal("\u{1}the original\n").as_bytes()).await?;
+        }
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[]).await;
+    let answer = proxy.get("/").await;
+    assert_eq!(answer.status(), 401);
+    assert_eq!(answer.headers()["x-refusal"], "original");
+    assert_eq!(&answer.body()[..], b"\x01the original\n");
+    let hidden = in_front_of(upstream, &[("retry.exhausted", "bad_gateway")]).await;
+    let answer = hidden.get("/").await;
+    assert_eq!(answer.status(), 502);
+    assert_eq!(answer.headers()["content-type"], "application/problem+json");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_refusal_is_passed_on_whole() {
+    let body = "r".repeat(300_000);
+    let refusal = Arc::new(refusal(&body));
+    let upstream = scripted(move |_, mut stream| {
+        let refusal = Arc::clone(&refusal);
+        async move {
+            read_request(&mut stream).await?;
+            stream.write_all(refusal.as_bytes()).await
+        }
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[]).await;
+    let answer = proxy.send(post("/", "body")).await;
+    assert_eq!((answer.status().as_u16(), answer.body().len()), (401, body.len()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_truncated_answer_never_looks_complete() {
+    let upstream = scripted(|_, mut stream| async move {
+        let head = read_head(&mut stream).await?;
+        let framing = if head.contains("/chunked") {
+            "Transfer-Encoding: chunked\r\n\r\n5\r\n"
+        } else {
+            "Content-Length: 10\r\n\r\n"
+        };
+        stream.write_all(format!("HTTP/1.1 200 OK\r\n{framing}12345").as_bytes()).await
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[]).await;
+    for path in ["/length", "/chunked"] {
+        assert!(Client::connect(proxy.address).await.send(get(path)).await.is_err(), "{path} looked complete");
+        // Towards HTTP/1.0 only a reset tells.
+        let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let ended = tokio::time::timeout(LIMIT, stream.read_to_end(&mut answer)).await.unwrap();
+        let text = String::from_utf8_lossy(&answer);
+        let length_tells = text.to_ascii_lowercase().contains("content-length: 10");
+        assert!(ended.is_err() || length_tells || text.contains(" 502 "), "{path}: {ended:?} after {text}");
+    }
+    assert!(
+        proxy
+            .metric(&format!(
+                "bearer_proxy_upstream_errors_total{{endpoint=\"http://{upstream}\",error=\"truncated\"}}"
+            ))
+            .await
+            >= 2.0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silence_ends_by_its_own_limit() {
+    let upstream = scripted(|_, mut stream| async move {
+        let head = read_head(&mut stream).await?;
+        if head.contains("/body") {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345").await?;
+        }
+        // Says nothing more, until the proxy gives up.
+        stream.read_to_end(&mut Vec::new()).await.map(drop)
+    })
+    .await;
+    let limits = [
+        ("upstream.response_timeout", "200ms"),
+        ("upstream.body_idle_timeout", "200ms"),
+        ("proxy.head_timeout", "200ms"),
+        ("proxy.first_byte_timeout", "200ms"),
+        ("proxy.idle_timeout", "200ms"),
+        ("proxy.body_idle_timeout", "200ms"),
+    ];
+    let proxy = in_front_of(upstream, &limits).await;
+    let answer = proxy.get("/head").await;
+    assert_eq!(answer.status(), 504);
+    assert_eq!(answer.headers()["proxy-status"], "bearer-proxy; error=http_response_timeout");
+    assert!(Client::connect(proxy.address).await.send(get("/body")).await.is_err());
+    let slow_clients = [
+        ("", "first byte"),
+        ("GET / HTTP/1.1\r\nHost: local", "head"),
+        ("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n123", "body"),
+    ];
+    for (bytes, what) in slow_clients {
+        let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+        stream.write_all(bytes.as_bytes()).await.unwrap();
+        let closed = tokio::time::timeout(LIMIT, stream.read_to_end(&mut Vec::new())).await;
+        assert!(closed.is_ok(), "a connection with a slow {what} stays open");
+    }
+    eventually("all connections are closed", async || proxy.metric("bearer_proxy_connections_open").await == 0.0).await;
+    assert_eq!(proxy.metric("bearer_proxy_requests_in_flight").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn upstream_failures_have_their_own_answers() {
+    let garbage = scripted(|_, mut stream| async move {
+        read_head(&mut stream).await?;
+        stream.write_all(b"SMTP ready\r\n\r\n").await
+    })
+    .await;
+    let silent_end = scripted(|_, mut stream| async move { read_head(&mut stream).await.map(drop) }).await;
+    let nobody = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap()
+    };
+    for (upstream, status, error) in [
+        (garbage, 502, "http_protocol_error"),
+        (silent_end, 502, "connection_terminated"),
+        (nobody, 502, "connection_refused"),
+    ] {
+        let proxy = in_front_of(upstream, &[]).await;
+        let answer = proxy.get("/").await;
+        assert_eq!(answer.status(), status);
+        assert_eq!(answer.headers()["proxy-status"], format!("bearer-proxy; error={error}"));
+    }
+    let unknown = issuer().await;
+    let proxy = proxy("http://nobody.invalid", &[("token.issuer", &unknown)]);
+    proxy.ready().await;
+    let answer = proxy.get("/").await;
+    assert_eq!(
+        (answer.status().as_u16(), answer.headers()["proxy-status"].to_str().unwrap()),
+        (502, "bearer-proxy; error=dns_error")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_one_endpoint_is_down_the_other_serves() {
+    let nobody = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap()
+    };
+    let upstream = scripted(|_, mut stream| async move {
+        read_head(&mut stream).await?;
+        stream.write_all(ok("here").as_bytes()).await
+    })
+    .await;
+    let issuer = issuer().await;
+    let both = format!("http://{nobody},http://{upstream}");
+    let proxy = proxy(&both, &[("token.issuer", &issuer)]);
+    proxy.ready().await;
+    for _ in 0..10 {
+        assert_eq!(proxy.get("/").await.status(), 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn foreign_pages_reach_neither_listener_and_nothing_goes_upstream() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let upstream = scripted(move |_, mut stream| {
+        let count = Arc::clone(&count);
+        async move {
+            read_head(&mut stream).await?;
+            count.fetch_add(1, SeqCst);
+            stream.write_all(ok("reached").as_bytes()).await
+        }
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[]).await;
+    let table = [
+        ("Host: evil.example\r\n", 421),
+        ("Host: 0.0.0.0:8080\r\n", 421),
+        ("Host: localhost\r\nOrigin: https://evil.example\r\n", 403),
+        ("Host: localhost\r\nOrigin: null\r\n", 403),
+        ("Host: localhost\r\nSec-Fetch-Site: cross-site\r\n", 403),
+        ("Host: localhost\r\nSec-Fetch-Site: same-site\r\n", 403),
+        ("Host: localhost\r\nHost: localhost\r\n", 400),
+        ("Host: localhost\r\nExpect: foo\r\n", 417),
+    ];
+    for (fields, status) in table {
+        for address in [proxy.address, proxy.admin] {
+            let request = format!("GET /healthz HTTP/1.1\r\n{fields}Connection: close\r\n\r\n");
+            let answer = raw(address, request.as_bytes(), LIMIT).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{fields:?}: {answer}");
+            assert!(answer.contains("application/problem+json"), "{answer}");
+        }
+    }
+    let trace = raw(proxy.address, b"TRACE / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", LIMIT).await;
+    assert!(trace.starts_with("HTTP/1.1 405 "), "{trace}");
+    assert_eq!(asked.load(SeqCst), 0, "something went upstream");
+    assert_eq!(proxy.get("/").await.status(), 200);
+    assert_eq!(asked.load(SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_comes_round_again_is_stopped() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let issuer = issuer().await;
+    let itself = address.to_string();
+    let proxy = proxy(&format!("http://{itself}"), &[("token.issuer", &issuer), ("proxy.listen", &itself)]);
+    proxy.ready().await;
+    let answer = send(address, get("/")).await;
+    assert_eq!(answer.status(), 508);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn draining_finishes_what_is_under_way_and_takes_nothing_new() {
+    let (release, released) = tokio::sync::watch::channel(false);
+    let upstream = scripted(move |_, mut stream| {
+        let mut released = released.clone();
+        async move {
+            read_head(&mut stream).await?;
+            released.wait_for(|released| *released).await.map_err(std::io::Error::other)?;
+            stream.write_all(ok("late").as_bytes()).await
+        }
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[]).await;
+    let address = proxy.address;
+    let mut idle = Client::connect(address).await;
+    let under_way = tokio::spawn(async move { send(address, get("/slow")).await });
+    eventually("the request is under way", async || proxy.metric("bearer_proxy_requests_in_flight").await == 1.0).await;
+    let ending = tokio::spawn(proxy.app.shut_down());
+    eventually("nothing listens", async || TcpStream::connect(address).await.is_err()).await;
+    assert!(!under_way.is_finished() && !ending.is_finished());
+    release.send_replace(true);
+    let answer = under_way.await.unwrap();
+    assert_eq!((answer.status().as_u16(), &answer.body()[..]), (200, &b"late"[..]));
+    assert_eq!(answer.headers()["connection"], "close");
+    tokio::time::timeout(LIMIT, ending).await.expect("it ends").unwrap();
+    assert!(idle.send(get("/")).await.is_err(), "an idle connection outlived the proxy");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_are_limited_and_the_rest_turned_away() {
+    let upstream = scripted(|_, mut stream| async move {
+        read_head(&mut stream).await?;
+        stream.write_all(ok("").as_bytes()).await
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[("proxy.max_connections", "1")]).await;
+    let holder = TcpStream::connect(proxy.address).await.unwrap();
+    eventually("it is counted", async || proxy.metric("bearer_proxy_connections_open").await == 1.0).await;
+    let answer = raw(proxy.address, b"", Duration::from_secs(10)).await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    drop(holder);
+    eventually("the place is free again", async || proxy.metric("bearer_proxy_connections_open").await == 0.0).await;
+    assert_eq!(proxy.get("/").await.status(), 200);
+}
