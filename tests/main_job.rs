@@ -32,7 +32,8 @@ async fn in_front_of(cloud: &Cloud, more: &[(&str, &str)]) -> Proxy {
 }
 
 async fn ask_for_a_refresh(proxy: &Proxy) {
-    eventually("a refresh is granted", async || send(proxy.admin, post("/token/refresh", "")).await.status() == 202).await;
+    eventually("a refresh is granted", async || send(proxy.admin, post("/token/refresh", "")).await.status() == 202)
+        .await;
 }
 
 fn json(body: &[u8]) -> serde_json::Value {

@@ -1,0 +1,322 @@
+//! The program as its users start it: exit codes, one clear line for each mistake, signals.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![cfg(unix)]
+
+mod common;
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    process::{Command, ExitStatus, Output, Stdio},
+};
+
+use common::{LIMIT, eventually, get, issuer, read_head, scripted, send};
+use tokio::io::AsyncWriteExt as _;
+
+fn program(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bearer-proxy"));
+    command.current_dir(folder).env_clear().stdin(Stdio::null());
+    command
+}
+
+fn run(folder: &Path, arguments: &[&str]) -> Output {
+    program(folder).args(arguments).output().unwrap()
+}
+
+fn words(output: &Output) -> (i32, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A configuration that works, as far as its cloud does.
+fn configuration(folder: &Path, cloud: &str) -> (SocketAddr, SocketAddr) {
+    let (port, admin) = (free_port(), free_port());
+    let text = format!(
+        "[proxy]\nlisten = [\"127.0.0.1:{port}\"]\n[upstream]\nendpoints = [\"{cloud}\"]\n\
+         [token]\nclient_id = \"demo\"\nclient_secret = \"secret\"\nrefresh_token = \"seed\"\nstate_file = \"state/token.json\"\n\
+         [admin]\nlisten = \"127.0.0.1:{admin}\"\n"
+    );
+    fs::write(folder.join("proxy.toml"), text).unwrap();
+    (SocketAddr::from(([127, 0, 0, 1], port)), SocketAddr::from(([127, 0, 0, 1], admin)))
+}
+
+/// Ends the process with the test, however the test ends.
+struct Running(std::process::Child);
+
+impl Running {
+    fn start(folder: &Path) -> Self {
+        Self(program(folder).stderr(Stdio::piped()).spawn().unwrap())
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    async fn ended(&mut self) -> ExitStatus {
+        let mut status = None;
+        eventually("the process ends", async || {
+            status = self.0.try_wait().unwrap();
+            status.is_some()
+        })
+        .await;
+        status.unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+async fn listens(address: SocketAddr) {
+    eventually("it listens", async || tokio::net::TcpStream::connect(address).await.is_ok()).await;
+}
+
+#[test]
+fn a_bad_command_line_is_64_and_help_is_fine() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [&["runn"][..], &["run", "--nonsense"], &["status", "--live", "--json"]] {
+        let (code, _, error) = words(&run(folder.path(), arguments));
+        assert_eq!(code, 64, "{arguments:?}");
+        assert!(!error.is_empty());
+    }
+    for command in ["run", "init", "check", "status", "demo", "simulate"] {
+        let (code, help, _) = words(&run(folder.path(), &[command, "--help"]));
+        assert_eq!(code, 0);
+        assert!(help.contains("Example"), "{command} --help shows no example:\n{help}");
+    }
+}
+
+#[test]
+fn a_bad_configuration_is_78_and_names_every_mistake() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "[proxy]\nlisten = [\"127.0.0.1\"]\n[upstream]\nendpoints = [\"cloud.example.com\"]\n\
+                [token]\nclient_idd = \"a\"\nclient_secret_file = \"absent\"\nrefresh_token = \"r\"\nwait = \"soon\"\n";
+    fs::write(folder.path().join("proxy.toml"), text).unwrap();
+    for command in ["run", "check"] {
+        let (code, out, error) = words(&run(folder.path(), &[command]));
+        assert_eq!((code, out.as_str()), (78, ""), "{error}");
+        for expected in [
+            "proxy.toml:2:",
+            "proxy.listen",
+            "proxy.toml:4:",
+            "upstream.endpoints",
+            "proxy.toml:6:",
+            "client_idd",
+            "proxy.toml:7:",
+            "token.client_secret_file",
+            "proxy.toml:9:",
+            "token.wait",
+        ] {
+            assert!(error.contains(expected), "{expected} is missing in:\n{error}");
+        }
+        assert!(error.lines().all(|line| line.contains("proxy.toml:")), "not one line a mistake:\n{error}");
+        assert!(!error.contains("panicked") && !error.contains("RUST_BACKTRACE"));
+    }
+}
+
+#[test]
+fn check_says_that_there_are_no_mistakes() {
+    let folder = tempfile::tempdir().unwrap();
+    configuration(folder.path(), "http://127.0.0.1:1");
+    let (code, out, error) = words(&run(folder.path(), &["check"]));
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert!(out.contains("no mistakes"), "{out}");
+    assert!(!folder.path().join("state").exists(), "check created something");
+}
+
+#[test]
+fn init_writes_a_private_file_once() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["init", "--cloud", "https://cloud.example.com", "--client-id", "my-app"];
+    let (code, out, _) = words(&run(folder.path(), &arguments));
+    assert_eq!(code, 0);
+    assert!(out.contains("client secret") && out.contains("redirect URI") && out.contains("/api/token.do?"), "{out}");
+    let file = folder.path().join("proxy.toml");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains("https://cloud.example.com") && text.contains("my-app"));
+    let (code, _, error) = words(&run(folder.path(), &["check"]));
+    assert_eq!(code, 78);
+    assert_eq!(error.lines().count(), 2, "what is not filled in yet:\n{error}");
+    assert!(error.lines().all(|line| line.contains("not filled in yet")), "{error}");
+    let (code, _, error) = words(&run(folder.path(), &["init"]));
+    assert_eq!((code, error.lines().count()), (1, 1));
+    assert_eq!(fs::read_to_string(&file).unwrap(), text, "it was overwritten");
+    assert_eq!(words(&run(folder.path(), &["init", "--cloud", "cloud"])).0, 64);
+}
+
+#[test]
+fn an_occupied_port_is_one_clear_line_and_the_state_is_not_touched() {
+    let folder = tempfile::tempdir().unwrap();
+    let (address, _) = configuration(folder.path(), "http://127.0.0.1:1");
+    let _occupant = TcpListener::bind(address).unwrap();
+    let (code, _, error) = words(&run(folder.path(), &["run"]));
+    assert_eq!(code, 1);
+    let lines: Vec<_> = error.lines().filter(|line| !line.contains("WARN") && !line.contains("\"level\"")).collect();
+    assert_eq!(lines.len(), 1, "{error}");
+    assert!(lines[0].contains(&address.to_string()) && lines[0].contains("another process"), "{error}");
+    assert!(!folder.path().join("state").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_instance_does_not_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let (address, _) = configuration(folder.path(), &issuer().await);
+    let _first = Running::start(folder.path());
+    listens(address).await;
+    let (code, _, error) = words(&run(folder.path(), &["run"]));
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("another process listens there"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_signals_finish_what_is_under_way_and_exit_0() {
+    use rustix::process::Signal;
+
+    for signal in [Signal::TERM, Signal::INT] {
+        let (release, released) = tokio::sync::watch::channel(false);
+        let cloud = scripted(move |_, mut stream| {
+            let mut released = released.clone();
+            async move {
+                loop {
+                    let head = read_head(&mut stream).await?;
+                    if head.is_empty() {
+                        return Ok(());
+                    }
+                    if head.starts_with("POST /api/refreshToken.do") {
+                        stream.write_all(common::grant("token", 3600).as_bytes()).await?;
+                        continue;
+                    }
+                    released.wait_for(|released| *released).await.map_err(std::io::Error::other)?;
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate").await?;
+                }
+            }
+        })
+        .await;
+        let folder = tempfile::tempdir().unwrap();
+        let (address, admin) = configuration(folder.path(), &format!("http://{cloud}"));
+        let mut running = Running::start(folder.path());
+        listens(admin).await;
+        eventually("it is ready", async || send(admin, get("/readyz")).await.status() == 200).await;
+        let under_way = tokio::spawn(async move { send(address, get("/slow")).await });
+        let in_flight = async || {
+            let text = send(admin, get("/metrics")).await.into_body();
+            String::from_utf8_lossy(&text).contains("bearer_proxy_requests_in_flight 1.0")
+        };
+        eventually("the request is under way", in_flight).await;
+        running.signal(signal);
+        eventually("it is not ready any more", async || send(admin, get("/readyz")).await.status() == 503).await;
+        release.send_replace(true);
+        let answer = tokio::time::timeout(LIMIT, under_way).await.unwrap().unwrap();
+        assert_eq!((answer.status().as_u16(), &answer.body()[..]), (200, &b"late"[..]));
+        assert_eq!(running.ended().await.code(), Some(0));
+        assert!(fs::read_to_string(folder.path().join("state/token.json")).unwrap().contains("next"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_tells_ready_not_ready_and_unreachable_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let refusing = scripted(|_, mut stream| async move {
+        read_head(&mut stream).await?;
+        stream.write_all(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n").await
+    })
+    .await;
+    let (_, admin) = configuration(folder.path(), &format!("http://{refusing}"));
+    assert_eq!(run(folder.path(), &["status"]).status.code(), Some(2));
+    assert_eq!(run(folder.path(), &["status", "--live"]).status.code(), Some(1));
+    let not_ready = Running::start(folder.path());
+    listens(admin).await;
+    assert_eq!(run(folder.path(), &["status"]).status.code(), Some(1));
+    assert_eq!(run(folder.path(), &["status", "--live"]).status.code(), Some(0));
+    drop(not_ready);
+    let (_, admin) = configuration(folder.path(), &issuer().await);
+    let _ready = Running::start(folder.path());
+    listens(admin).await;
+    eventually("it is ready", async || run(folder.path(), &["status"]).status.code() == Some(0)).await;
+    let (_, json, _) = words(&run(folder.path(), &["status", "--json"]));
+    let status: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(status["credentials"][0]["state"], "fresh");
+    let (_, text, _) = words(&run(folder.path(), &["status"]));
+    assert!(text.contains("token default: fresh"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_environment_alone_is_enough() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = issuer().await;
+    let port = free_port();
+    let child = program(folder.path())
+        .env("BEARER_PROXY__PROXY__LISTEN", format!("127.0.0.1:{port}"))
+        .env("BEARER_PROXY__UPSTREAM__ENDPOINTS", &cloud)
+        .env("BEARER_PROXY__TOKEN__CLIENT_ID", "demo")
+        .env("BEARER_PROXY__TOKEN__CLIENT_SECRET", "secret")
+        .env("BEARER_PROXY__TOKEN__REFRESH_TOKEN", "seed")
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let _running = Running(child);
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    listens(address).await;
+    assert_eq!(send(address, get("/")).await.status(), 200);
+}
+
+/// Everything the program says at its most talkative, while tokens are refused, refreshed and garbled.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_secret_is_ever_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = scripted(|number, mut stream| async move {
+        loop {
+            let head = read_head(&mut stream).await?;
+            if head.is_empty() {
+                return Ok(());
+            }
+            let answer = if head.starts_with("POST /api/refreshToken.do") {
+                common::grant(&format!("ACCESSTOKEN{number}"), 3600)
+            } else {
+                "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n".to_owned()
+            };
+            stream.write_all(answer.as_bytes()).await?;
+        }
+    })
+    .await;
+    let (address, admin) = configuration(folder.path(), &format!("http://{cloud}"));
+    let file = folder.path().join("proxy.toml");
+    let text = fs::read_to_string(&file)
+        .unwrap()
+        .replace("\"secret\"", "\"CLIENTSECRET\"")
+        .replace("\"seed\"", "\"SEEDTOKEN\"");
+    fs::write(&file, text + "[log]\nlevel = \"trace\"\naccess = \"all\"\n").unwrap();
+    let log = fs::File::create(folder.path().join("log")).unwrap();
+    let mut running = Running(program(folder.path()).stderr(log).spawn().unwrap());
+    listens(admin).await;
+    eventually("it is ready", async || send(admin, get("/readyz")).await.status() == 200).await;
+    let mut all = Vec::new();
+    for path in ["/?upload_token=QUERYSECRET", "/x"] {
+        all.extend_from_slice(send(address, get(path)).await.body());
+    }
+    for path in ["/status", "/metrics", "/", "/readyz"] {
+        all.extend_from_slice(send(admin, get(path)).await.body());
+    }
+    running.signal(rustix::process::Signal::TERM);
+    running.ended().await;
+    let log = fs::read(folder.path().join("log")).unwrap();
+    assert!(String::from_utf8_lossy(&log).contains("/x"), "the access log is on");
+    all.extend_from_slice(&log);
+    let all = String::from_utf8_lossy(&all);
+    // The base64 of "demo:CLIENTSECRET" begins like this.
+    for secret in ["ACCESSTOKEN", "CLIENTSECRET", "SEEDTOKEN", "QUERYSECRET", "ZGVtbzpDTElFTlRT"] {
+        assert!(!all.contains(secret), "{secret} was printed:\n{all}");
+    }
+}
