@@ -222,7 +222,7 @@ mod tests {
         fs::read_dir(folder)
             .expect("a folder")
             .flatten()
-            .map(|entry| entry.file_name().into_string().unwrap())
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
             .collect()
     }
 
