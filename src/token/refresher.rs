@@ -236,7 +236,6 @@ impl Refresher {
         self.shared.token.store(Some(Arc::new(token)));
         let margin = schedule::margin(lifetime, self.margin, backoff::random());
         self.refresh_at = schedule::refresh_at(sent_at, lifetime, margin);
-        self.not_before = Moment::default();
         self.backoff.reset();
         self.problem = None;
         self.has_new_secret = false;

@@ -68,12 +68,37 @@ async fn a_failing_issuer_is_retried_with_backoff_and_the_token_serves_until_its
 
 #[tokio::test(start_paused = true)]
 async fn it_recovers_within_one_backoff_step() {
-    let bench = Setup::new(|n| if n <= 30 { failure(Class::Unreachable) } else { Ok(grant(n, HOUR)) }).start();
+    let bench = Setup::new(|n| if n == 31 { Ok(grant(n, HOUR)) } else { failure(Class::Unreachable) }).start();
     bench.until(State::Starting, Reason::IssuerUnreachable).await;
     bench.until(State::Fresh, Reason::Ok).await;
     let gaps = bench.gaps();
     assert!(gaps.len() == 30 && gaps.iter().all(|gap| *gap <= seconds(300)));
     assert!(bench.credential.snapshot().problem.is_none());
+    bench.pass(HOUR).await;
+    assert!(bench.gaps()[31] <= seconds(2), "a success ends the doubling");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_expiry_is_told_when_it_comes_also_between_calls() {
+    let throttled = Class::Throttled(seconds(300));
+    let bench = Setup::new(move |n| if n == 1 { Ok(grant(n, seconds(60))) } else { failure(throttled) }).start();
+    let token = bench.token().await;
+    bench.until(State::Stale, Reason::IssuerThrottling).await;
+    bench.until(State::Expired, Reason::IssuerThrottling).await;
+    assert_eq!(bench.clock.now(), token.expires_at());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejection_of_a_doubtful_token_that_expired_is_worth_waiting() {
+    let bench = Setup::new(|n| Ok(grant(n, seconds(1)))).latency(Duration::from_millis(500)).start();
+    let token = bench.token().await;
+    bench.credential.rejected(token.version());
+    let unproven = bench.credential.newer_than(Some(token.version()), seconds(10)).await.expect("a newer token");
+    unproven.replay_rejected();
+    assert!(matches!(bench.credential.rejected(unproven.version()), Rejection::Futile));
+    // Past its expiry, but within the cooldown of a second.
+    bench.clock.suspend(Duration::from_millis(600));
+    assert!(matches!(bench.credential.rejected(unproven.version()), Rejection::Refreshing));
 }
 
 #[tokio::test(start_paused = true)]
@@ -295,6 +320,7 @@ async fn a_token_that_cannot_be_stored_is_published_and_its_write_retried() {
     let full = |n| if n <= 10 { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) };
     let bench = Setup::new(|n| Ok(grant(n, HOUR))).store(|_| Duration::ZERO, full).start();
     bench.token().await;
+    assert_eq!(bench.clock.now(), bench.calls()[0].at, "nobody waits for a write that failed");
     let failing = |bench: &Bench| matches!(bench.credential.snapshot().persistence, Persistence::Failing { .. });
     bench.pass(seconds(1)).await;
     assert!(failing(&bench));
@@ -349,6 +375,15 @@ async fn shutdown_starts_no_call_and_gives_a_broken_store_a_bounded_chance() {
     assert_eq!(bench.clock.now(), before + seconds(5));
     assert!(bench.credential.newer_than(Some(token.version()), seconds(10)).await.is_none(), "nobody is left to call");
     assert_eq!(bench.clock.now(), before + seconds(5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_comes_before_a_refresh_that_is_due_at_the_same_moment() {
+    let bench = Setup::new(|n| Ok(grant(n, HOUR))).start();
+    bench.token().await;
+    bench.clock.suspend(2 * HOUR);
+    let bench = bench.stop().await;
+    assert_eq!(bench.calls().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
