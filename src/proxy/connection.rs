@@ -1,7 +1,6 @@
 //! One client connection: its socket, its deadlines, HTTP/1.1 on top.
 
 use std::{
-    convert::Infallible,
     io,
     pin::Pin,
     rc::Rc,
@@ -49,10 +48,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, client: Client, ga
         lingering: worker.lingering.clone(),
     });
     let io = TokioIo::new(Io { stream, monitor: Arc::clone(&monitor), metrics: Arc::clone(&worker.metrics) });
-    let service = service_fn(|request| {
-        let answering = handler::handle(Rc::clone(&worker), Rc::clone(&exchange), request);
-        async { Ok::<_, Infallible>(answering.await) }
-    });
+    let service = service_fn(|request| handler::handle(Rc::clone(&worker), Rc::clone(&exchange), request));
     let connection = http1::Builder::new()
         .half_close(true)
         .header_read_timeout(None)

@@ -40,12 +40,12 @@ pub(crate) async fn attempt(
             Err(Failure { error, repeatable: false }) => return Err(error),
             Err(Failure { repeatable: true, .. }) => {}
         }
-        let second = on_new_connection(worker, exchange, head, body, authorization).await;
+        let second = Box::pin(on_new_connection(worker, exchange, head, body, authorization)).await;
         let outcome = if second.is_ok() { RetryOutcome::Accepted } else { RetryOutcome::Failed };
         worker.metrics.retried(RetryReason::ConnectionLost, outcome);
         return second;
     }
-    on_new_connection(worker, exchange, head, body, authorization).await
+    Box::pin(on_new_connection(worker, exchange, head, body, authorization)).await
 }
 
 /// A connection that has served before and is not known to be closed.

@@ -1,6 +1,6 @@
 //! A request's life: guard → token → attempt → judge → (refresh → replay) → relay → account.
 
-use std::{collections::VecDeque, rc::Rc};
+use std::{collections::VecDeque, convert::Infallible, rc::Rc};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, Version, header, request, response};
@@ -25,11 +25,14 @@ use crate::token::Rejection;
 const REFUSAL_LIMIT: usize = 64 * 1024;
 
 /// Answers one request, whatever happens.
+///
+/// hyper moves this future into place for each request, so its size is paid each time: the rare paths (a new connection, a
+/// replay) are boxed.
 pub(crate) async fn handle(
     worker: Rc<Worker>,
     exchange: Rc<Exchange>,
     request: Request<Incoming>,
-) -> Response<ResponseBody> {
+) -> Result<Response<ResponseBody>, Infallible> {
     let received = worker.clock.now();
     exchange.monitor.begin_exchange();
     let (head, body) = request.into_parts();
@@ -49,7 +52,7 @@ pub(crate) async fn handle(
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     worker.answered(&head, response.status(), received);
-    response
+    Ok(response)
 }
 
 struct Life<'a> {
@@ -80,7 +83,7 @@ impl Life<'_> {
             }
             return Ok(self.relay(answer));
         }
-        self.replay(answer, &token).await
+        Box::pin(self.replay(answer, &token)).await
     }
 
     /// The token was refused: send the request again under a newer one, once; or else pass the refusal on.
