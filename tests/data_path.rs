@@ -561,3 +561,203 @@ async fn connections_are_limited_and_the_rest_turned_away() {
     eventually("the place is free again", async || proxy.metric("bearer_proxy_connections_open").await == 0.0).await;
     assert_eq!(proxy.get("/").await.status(), 200);
 }
+
+/// An upstream that answers every request on every connection, and counts its connections.
+async fn counting(answer: &'static str) -> (std::net::SocketAddr, Arc<AtomicUsize>) {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&connections);
+    let address = scripted(move |_, mut stream| {
+        count.fetch_add(1, SeqCst);
+        async move {
+            loop {
+                if read_request(&mut stream).await?.0.is_empty() {
+                    return Ok(());
+                }
+                stream.write_all(answer.as_bytes()).await?;
+            }
+        }
+    })
+    .await;
+    (address, connections)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_endpoints_share_the_load_on_connections_that_are_reused() {
+    const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let (first, at_first) = counting(OK).await;
+    let (second, at_second) = counting(OK).await;
+    let issuer = issuer().await;
+    let proxy = proxy(&format!("http://{first},http://{second}"), &[("token.issuer", &issuer), ("proxy.workers", "1")]);
+    proxy.ready().await;
+    let mut client = Client::connect(proxy.address).await;
+    for _ in 0..50 {
+        assert_eq!(client.send(get("/")).await.unwrap().status(), 200);
+    }
+    assert_eq!((at_first.load(SeqCst), at_second.load(SeqCst)), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_connections_of_one_worker_do_not_use_up_the_limit_for_another() {
+    let (upstream, _) = counting("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    let proxy = in_front_of(upstream, &[("upstream.max_connections", "1"), ("proxy.workers", "4")]).await;
+    for _ in 0..50 {
+        assert_eq!(proxy.get("/").await.status(), 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_requests_at_a_time_than_an_endpoint_may_get_are_shed() {
+    let upstream = scripted(|_, mut stream| async move { stream.read_to_end(&mut Vec::new()).await.map(drop) }).await;
+    let proxy = in_front_of(upstream, &[("upstream.max_connections", "1")]).await;
+    let address = proxy.address;
+    let holder = tokio::spawn(async move { Client::connect(address).await.send(get("/")).await });
+    eventually("it is in flight", async || proxy.metric("bearer_proxy_requests_in_flight").await == 1.0).await;
+    let answer = proxy.get("/").await;
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.headers()["proxy-status"], "bearer-proxy; error=connection_limit_reached");
+    holder.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_asks_to_be_asked_and_then_says_nothing_is_closed() {
+    let upstream = scripted(|_, mut stream| async move { stream.read_to_end(&mut Vec::new()).await.map(drop) }).await;
+    let proxy = in_front_of(upstream, &[("proxy.body_idle_timeout", "200ms")]).await;
+    let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+    let head = "POST / HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    tokio::time::timeout(LIMIT, stream.read_to_end(&mut answer)).await.expect("it is closed").unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 100 "));
+    eventually("nothing is in flight", async || proxy.metric("bearer_proxy_requests_in_flight").await == 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_waits_to_be_asked_and_is_refused_may_not_go_on() {
+    let (upstream, connections) = counting("").await;
+    let proxy = in_front_of(upstream, &[]).await;
+    let head = "POST / HTTP/1.1\r\nHost: evil.example\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n";
+    let answer = raw(proxy.address, head.as_bytes(), LIMIT).await;
+    assert!(answer.starts_with("HTTP/1.1 421 ") && !answer.contains(" 100 "), "{answer}");
+    assert!(answer.to_ascii_lowercase().contains("\r\nconnection: close\r\n"), "{answer}");
+    assert_eq!(connections.load(SeqCst), 0);
+}
+
+/// The limit for the answer runs from the last byte of the request's body, however that body is framed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_to_a_body_has_its_own_limit() {
+    let upstream = scripted(|_, mut stream| async move { stream.read_to_end(&mut Vec::new()).await.map(drop) }).await;
+    let limits = [("upstream.response_timeout", "200ms"), ("upstream.body_idle_timeout", "60s")];
+    let proxy = in_front_of(upstream, &limits).await;
+    for body in ["Content-Length: 4\r\n\r\nbody", "Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n"] {
+        let request = format!("POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{body}");
+        let answer = raw(proxy.address, request.as_bytes(), LIMIT).await;
+        assert!(answer.starts_with("HTTP/1.1 504 "), "{body}: {answer}");
+    }
+}
+
+/// A body whose end was reached late must not bring the idle limit down on the request behind it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_answer_behind_an_upload_is_not_cut() {
+    let upstream = scripted(|_, mut stream| async move {
+        loop {
+            let (head, _) = read_request(&mut stream).await?;
+            if head.starts_with("POST ") {
+                stream.write_all(ok("").as_bytes()).await?;
+                continue;
+            }
+            if head.is_empty() {
+                return Ok(());
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n").await?;
+            for _ in 0..6 {
+                tokio::time::sleep(Duration::from_millis(150)).await; // slower than the idle limit, on purpose
+                stream.write_all(b"x").await?;
+            }
+        }
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[("proxy.idle_timeout", "300ms"), ("proxy.workers", "1")]).await;
+    let both = "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nbodyGET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let answers = raw(proxy.address, both.as_bytes(), LIMIT).await;
+    assert!(answers.ends_with("\r\n\r\nxxxxxx"), "{answers}");
+}
+
+/// hyper takes the end of a body before all of it has left; the idle limit must not begin before that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tail_of_an_answer_reaches_a_client_that_pauses() {
+    const LENGTH: usize = 4_300_000;
+    let upstream = scripted(|_, mut stream| async move {
+        read_head(&mut stream).await?;
+        stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n").as_bytes()).await?;
+        stream.write_all(&vec![b'x'; LENGTH]).await
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[("proxy.idle_timeout", "200ms")]).await;
+    let mut clients = tokio::task::JoinSet::new();
+    for n in 0..40 {
+        let address = proxy.address;
+        clients.spawn(async move {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
+            read_head(&mut stream).await.unwrap();
+            // Takes part of the answer, then pauses for longer than the idle limit.
+            let mut taken = vec![0; n * 100_000];
+            stream.read_exact(&mut taken).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(700)).await; // the pause is what is tested
+            let mut rest = Vec::new();
+            stream.read_to_end(&mut rest).await.unwrap();
+            taken.len() + rest.len()
+        });
+    }
+    for length in clients.join_all().await {
+        assert_eq!(length, LENGTH);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_that_breaks_off_is_replayed_or_an_honest_502() {
+    for framing in ["Transfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n", "Content-Length: 10\r\n\r\n12345"] {
+        let upstream = scripted(move |_, mut stream| async move {
+            let head = read_head(&mut stream).await?;
+            if head.contains("/always") || head.to_ascii_lowercase().contains("bearer token-0-1\r\n") {
+                return stream.write_all(format!("HTTP/1.1 401 Unauthorized\r\n{framing}").as_bytes()).await;
+            }
+            stream.write_all(ok("replayed").as_bytes()).await
+        })
+        .await;
+        let proxy = in_front_of(upstream, &[]).await;
+        let answer = proxy.get("/").await;
+        assert_eq!((answer.status().as_u16(), &answer.body()[..]), (200, &b"replayed"[..]), "{framing}");
+        // The replay is refused, and breaks off as well: that must be seen.
+        assert!(
+            Client::connect(proxy.address)
+                .await
+                .send(get("/always"))
+                .await
+                .map_or(true, |answer| answer.status() == 502),
+            "{framing}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_can_be_read_in_two_ways_is_refused() {
+    for head in [
+        "200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\na\r\n0123456789\r\n0\r\n\r\n",
+        "200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n01234",
+        "200 OK\r\nContent-Length: 5, 5\r\n\r\n01234",
+        "200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+    ] {
+        let upstream = scripted(move |_, mut stream| async move {
+            read_head(&mut stream).await?;
+            stream.write_all(format!("HTTP/1.1 {head}").as_bytes()).await?;
+            stream.read_to_end(&mut Vec::new()).await.map(drop)
+        })
+        .await;
+        let proxy = in_front_of(upstream, &[]).await;
+        let answer = proxy.get("/").await;
+        assert_eq!(answer.status(), 502, "{head}");
+        assert_eq!(answer.headers()["proxy-status"], "bearer-proxy; error=http_protocol_error", "{head}");
+    }
+}

@@ -90,7 +90,7 @@ impl Server {
         Ok(Self { socket: seed.into_listener()?, desk: Arc::new(desk) })
     }
 
-    /// Serves until `stop` resolves, and then what is under way.
+    /// Serves until `stop` resolves.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         let mut connections = JoinSet::new();

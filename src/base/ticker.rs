@@ -110,6 +110,13 @@ impl Deadline {
         self.entry.due.store(self.ticker.now.load(Relaxed) + length.0, Relaxed);
     }
 
+    /// As [`Deadline::arm`], unless it is armed already.
+    pub fn arm_if_idle(&self, length: Ticks) {
+        if self.entry.due.load(Relaxed) == NEVER {
+            self.arm(length);
+        }
+    }
+
     /// Never due.
     pub fn disarm(&self) {
         self.entry.due.store(NEVER, Relaxed);

@@ -175,8 +175,7 @@ impl Listener {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                // An answer goes out when it is written, not when the last one was acknowledged.
-                stream.set_nodelay(true)?;
+                tune(&stream);
                 Ok((Stream::Tcp(stream), Some(peer)))
             }
             #[cfg(unix)]
@@ -186,6 +185,18 @@ impl Listener {
             }
         }
     }
+}
+
+/// What the kernel may hold of what was written and not sent. With the default, a few megabytes, a slow peer's progress
+/// comes in lumps of as much, which looks like silence.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 128 * 1024;
+
+/// Bytes go out when they are written, and in small lumps. A socket that refuses these settings is dead or works without.
+fn tune(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    #[cfg(target_os = "linux")]
+    let _ = SockRef::from(stream).set_tcp_notsent_lowat(UNSENT);
 }
 
 /// Whether `accept` failed because the machine or this process ran out of something: try again later, not at once.
@@ -206,7 +217,7 @@ pub async fn connect(host: &str, port: u16, limit: Duration) -> io::Result<Strea
             Ok(ip) => TcpStream::connect((ip, port)).await?,
             Err(_) => TcpStream::connect((host, port)).await?,
         };
-        stream.set_nodelay(true)?;
+        tune(&stream);
         Ok(Stream::Tcp(stream))
     };
     tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))

@@ -36,6 +36,7 @@ pub(crate) struct Account {
     exchange: Rc<Exchange>,
     request: RequestBody,
     received: Moment,
+    number: u32,
 }
 
 /// The upstream broke off, and so must we: the client must not take a part for the whole.
@@ -130,9 +131,15 @@ impl Body for ResponseBody {
 }
 
 impl Account {
-    pub(crate) fn open(worker: &Rc<Worker>, exchange: &Rc<Exchange>, request: RequestBody, received: Moment) -> Self {
+    pub(crate) fn open(
+        worker: &Rc<Worker>,
+        exchange: &Rc<Exchange>,
+        number: u32,
+        request: RequestBody,
+        received: Moment,
+    ) -> Self {
         worker.metrics.in_flight.add(1);
-        Self { worker: Rc::clone(worker), exchange: Rc::clone(exchange), request, received }
+        Self { worker: Rc::clone(worker), exchange: Rc::clone(exchange), request, received, number }
     }
 }
 
@@ -143,7 +150,7 @@ impl Drop for Account {
         metrics.duration.observe(self.worker.clock.now().saturating_since(self.received));
         self.exchange.answer_due.disarm();
         if self.request.close() {
-            self.exchange.monitor.end_exchange();
+            self.exchange.monitor.end_exchange(self.number);
         }
     }
 }

@@ -4,10 +4,7 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
-    },
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -19,26 +16,24 @@ use tokio::{
 };
 
 use super::{
-    Config,
     guard::{Gate, KnownHost},
     handler,
     headers::Client,
     metrics::Metrics,
+    monitor::Monitor,
     worker::Worker,
 };
-use crate::{
-    base::ticker::{Deadline, Remote, Ticks},
-    net::socket::Stream,
-};
+use crate::{base::ticker::Deadline, net::socket::Stream};
 
 /// The largest request head, and the largest piece of a body that is read at once.
 const READ_BUFFER: usize = 64 * 1024;
 
 /// Serves a connection until either side has had enough.
 pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, client: Client, gate: Rc<Gate>) {
-    let due = worker.ticker.deadline();
-    let monitor = Arc::new(Monitor::new(due.remote(), Arc::clone(&worker.limits)));
-    let key = worker.connections.borrow_mut().insert(Arc::clone(&monitor));
+    let (read_due, write_due) = (worker.ticker.deadline(), worker.ticker.deadline());
+    let monitor = Monitor::new(read_due.remote(), write_due.remote(), Arc::clone(&worker.limits));
+    let monitor = Arc::new(monitor);
+    let _registered = worker.register(&monitor);
     let exchange = Rc::new(Exchange {
         client,
         gate,
@@ -47,7 +42,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, client: Client, ga
         monitor: Arc::clone(&monitor),
         lingering: worker.lingering.clone(),
     });
-    let io = TokioIo::new(Io { stream, monitor: Arc::clone(&monitor), metrics: Arc::clone(&worker.metrics) });
+    let io = TokioIo::new(Io { stream, monitor, metrics: Arc::clone(&worker.metrics) });
     let service = service_fn(|request| handler::handle(Rc::clone(&worker), Rc::clone(&exchange), request));
     let connection = http1::Builder::new()
         .half_close(true)
@@ -60,11 +55,10 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, client: Client, ga
     std::future::poll_fn(|cx| match connection.as_mut().poll(cx) {
         // What went wrong on a client's connection was the client's doing, or was counted where it happened.
         Poll::Ready(_) => Poll::Ready(()),
-        Poll::Pending => due.poll_due(cx),
+        Poll::Pending if read_due.poll_due(cx).is_ready() => Poll::Ready(()),
+        Poll::Pending => write_due.poll_due(cx),
     })
     .await;
-    worker.connections.borrow_mut().remove(key);
-    worker.connection_closed();
 }
 
 /// What all parts of an exchange on one connection share.
@@ -76,100 +70,21 @@ pub(crate) struct Exchange {
     /// When the upstream has been silent for too long.
     pub(crate) answer_due: Deadline,
     pub(crate) monitor: Arc<Monitor>,
-    lingering: mpsc::UnboundedSender<(Incoming, Arc<Monitor>)>,
+    lingering: mpsc::UnboundedSender<Abandoned>,
 }
 
-/// Where a connection stands, from its client's side.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// Nothing is under way: the next byte begins a request.
-    Waiting = 0,
-    /// A request's head is on its way.
-    Head = 1,
-    /// A request is being answered.
-    Exchange = 2,
-}
-
-/// Sets the deadline for the client's next move. Reached from the socket, which must be `Send`.
+/// A client's body that nobody wants any more.
 #[derive(Debug)]
-pub(crate) struct Monitor {
-    due: Remote,
-    phase: AtomicU8,
-    /// The client must not take what it got for a whole answer.
-    broken: AtomicBool,
-    limits: Arc<ClientLimits>,
-}
-
-/// Limits for a client's silence.
-#[derive(Debug)]
-pub(crate) struct ClientLimits {
-    first_byte: Ticks,
-    head: Ticks,
-    body_idle: Ticks,
-    idle: Ticks,
-    drain_grace: Ticks,
-    /// Set once, when the worker begins to drain.
-    pub(crate) draining: AtomicBool,
-    response: Ticks,
-    upstream_body_idle: Ticks,
-}
-
-impl ClientLimits {
-    pub(crate) fn new(config: &Config, upstream: &crate::upstream::Config) -> Self {
-        Self {
-            first_byte: config.first_byte_timeout.into(),
-            head: config.head_timeout.into(),
-            body_idle: config.body_idle_timeout.into(),
-            idle: config.idle_timeout.into(),
-            drain_grace: super::DRAIN_GRACE.min(config.drain_timeout).into(),
-            draining: AtomicBool::new(false),
-            response: upstream.response_timeout.into(),
-            upstream_body_idle: upstream.body_idle_timeout.into(),
-        }
-    }
-}
-
-impl Monitor {
-    fn new(due: Remote, limits: Arc<ClientLimits>) -> Self {
-        due.arm(limits.first_byte);
-        Self { due, phase: AtomicU8::new(Phase::Waiting as u8), broken: AtomicBool::new(false), limits }
-    }
-
-    fn is(&self, phase: Phase) -> bool {
-        self.phase.load(Relaxed) == phase as u8
-    }
-
-    /// A request has come; who answers it sets the limits now.
-    pub(crate) fn begin_exchange(&self) {
-        self.phase.store(Phase::Exchange as u8, Relaxed);
-        self.due.disarm();
-    }
-
-    /// The answer is complete, and so is the request.
-    pub(crate) fn end_exchange(&self) {
-        self.phase.store(Phase::Waiting as u8, Relaxed);
-        let draining = self.limits.draining.load(Relaxed);
-        self.due.arm(if draining { self.limits.drain_grace } else { self.limits.idle });
-    }
-
-    /// Draining has begun: a connection on which nothing happens closes after a grace, in which a request that is on its
-    /// way arrives.
-    pub(crate) fn drain(&self) {
-        if self.is(Phase::Waiting) {
-            self.due.arm(self.limits.drain_grace);
-        }
-    }
-
-    /// Makes the close a reset.
-    pub(crate) fn break_off(&self) {
-        self.broken.store(true, Relaxed);
-    }
+pub(crate) struct Abandoned {
+    pub(crate) body: Incoming,
+    pub(crate) monitor: Arc<Monitor>,
+    pub(crate) exchange: u32,
 }
 
 impl Exchange {
     /// The client owes us more of its body; the upstream nothing.
     pub(crate) fn waiting_for_client(&self, before_answer: bool) {
-        self.monitor.due.arm_if_idle(self.monitor.limits.body_idle);
+        self.monitor.waiting_for_body();
         if before_answer {
             self.answer_due.disarm();
         }
@@ -177,7 +92,7 @@ impl Exchange {
 
     /// The client sent something; the upstream must take it.
     pub(crate) fn client_moved(&self, before_answer: bool) {
-        self.monitor.due.disarm();
+        self.monitor.body_moved();
         if before_answer {
             self.answer_due.arm(self.monitor.limits.upstream_body_idle);
         }
@@ -185,7 +100,7 @@ impl Exchange {
 
     /// The client has sent everything; the upstream must answer.
     pub(crate) fn client_finished(&self, before_answer: bool) {
-        self.monitor.due.disarm();
+        self.monitor.body_moved();
         if before_answer {
             self.answer_due.arm(self.monitor.limits.response);
         }
@@ -193,13 +108,13 @@ impl Exchange {
 
     /// The upstream must go on with its answer's body.
     pub(crate) fn waiting_for_upstream(&self) {
-        self.answer_due.remote().arm_if_idle(self.monitor.limits.upstream_body_idle);
+        self.answer_due.arm_if_idle(self.monitor.limits.upstream_body_idle);
     }
 
     /// Reads a client's body out that nobody wants any more.
-    pub(crate) fn linger(&self, client: Incoming) {
+    pub(crate) fn linger(&self, body: Incoming, exchange: u32) {
         // Fails only when the worker is gone, and the connection with it.
-        let _ = self.lingering.send((client, Arc::clone(&self.monitor)));
+        let _ = self.lingering.send(Abandoned { body, monitor: Arc::clone(&self.monitor), exchange });
     }
 }
 
@@ -212,16 +127,10 @@ struct Io {
 
 impl Io {
     fn written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        match written {
-            Poll::Ready(Ok(n)) => {
-                self.metrics.sent_bytes.add(n as u64);
-                if self.monitor.is(Phase::Exchange) {
-                    self.monitor.due.disarm();
-                }
-            }
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => self.monitor.due.arm_if_idle(self.monitor.limits.body_idle),
+        if let Poll::Ready(Ok(n)) = &written {
+            self.metrics.sent_bytes.add(*n as u64);
         }
+        self.monitor.written(&written);
         written
     }
 }
@@ -233,10 +142,7 @@ impl AsyncRead for Io {
         let n = buf.filled().len() - before;
         if n > 0 {
             self.metrics.received_bytes.add(n as u64);
-            if self.monitor.is(Phase::Waiting) {
-                self.monitor.phase.store(Phase::Head as u8, Relaxed);
-                self.monitor.due.arm(self.monitor.limits.head);
-            }
+            self.monitor.received();
         }
         read
     }
@@ -262,11 +168,15 @@ impl AsyncWrite for Io {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        if let Poll::Ready(Ok(())) = flushed {
+            self.monitor.flushed();
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.monitor.broken.load(Relaxed) {
+        if self.monitor.is_broken() {
             // A half-close would look like a clean end to a client that reads until the close.
             return Poll::Ready(Ok(()));
         }
@@ -276,7 +186,7 @@ impl AsyncWrite for Io {
 
 impl Drop for Io {
     fn drop(&mut self) {
-        if self.monitor.broken.load(Relaxed) {
+        if self.monitor.is_broken() {
             self.stream.reset_on_close();
         }
     }

@@ -13,7 +13,7 @@ use super::{
     replay::{AttemptBody, RequestBody},
     worker::Worker,
 };
-use crate::upstream::Lease;
+use crate::upstream::{Lease, Turn};
 
 /// An upstream's answer, its body not read yet.
 #[derive(Debug)]
@@ -34,44 +34,47 @@ pub(crate) async fn attempt(
     body: &RequestBody,
     authorization: &HeaderValue,
 ) -> Result<Answer, Error> {
-    if let Some(lease) = pooled(worker, head).await {
+    // One turn an attempt: a connection that is reused and one that is dialled lead to the same endpoint.
+    let turn = worker.upstream.turn();
+    if let Some(lease) = pooled(worker, turn, head).await {
         match send(worker, exchange, lease, head, body, authorization).await {
             Ok(answer) => return Ok(answer),
             Err(Failure { error, repeatable: false }) => return Err(error),
             Err(Failure { repeatable: true, .. }) => {}
         }
-        let second = Box::pin(on_new_connection(worker, exchange, head, body, authorization)).await;
+        let second = Box::pin(on_new_connection(worker, turn, exchange, head, body, authorization)).await;
         let outcome = if second.is_ok() { RetryOutcome::Accepted } else { RetryOutcome::Failed };
         worker.metrics.retried(RetryReason::ConnectionLost, outcome);
         return second;
     }
-    Box::pin(on_new_connection(worker, exchange, head, body, authorization)).await
+    Box::pin(on_new_connection(worker, turn, exchange, head, body, authorization)).await
 }
 
 /// A connection that has served before and is not known to be closed.
 ///
 /// A request that must not be sent twice first lets the runtime look for news from the network: a close that has arrived
 /// already is then known.
-async fn pooled(worker: &Worker, head: &request::Parts) -> Option<Lease<AttemptBody>> {
-    let mut lease = worker.upstream.reuse()?;
+async fn pooled(worker: &Worker, turn: Turn, head: &request::Parts) -> Option<Lease<AttemptBody>> {
+    let mut lease = worker.upstream.reuse(turn)?;
     while !head.method.is_idempotent() {
         tokio::task::yield_now().await;
         if lease.is_open() {
             break;
         }
-        lease = worker.upstream.reuse()?;
+        lease = worker.upstream.reuse(turn)?;
     }
     Some(lease)
 }
 
 async fn on_new_connection(
     worker: &Worker,
+    turn: Turn,
     exchange: &Exchange,
     head: &request::Parts,
     body: &RequestBody,
     authorization: &HeaderValue,
 ) -> Result<Answer, Error> {
-    let lease = worker.upstream.dial().await.map_err(|error| worker.upstream_unreachable(error))?;
+    let lease = worker.upstream.dial(turn).await.map_err(|error| worker.upstream_unreachable(error))?;
     send(worker, exchange, lease, head, body, authorization).await.map_err(|failure| failure.error)
 }
 
@@ -112,9 +115,14 @@ async fn send(
     exchange.answer_due.disarm();
     match sent {
         Some(Ok(response)) => {
+            let (head, answer) = response.into_parts();
+            if !headers::is_unambiguous(&head) {
+                body.end();
+                worker.upstream_failed(lease.endpoint(), Error::InvalidAnswer.label());
+                return Err(Failure { error: Error::InvalidAnswer, repeatable: false });
+            }
             body.answered();
-            let (head, body) = response.into_parts();
-            Ok(Answer { head, body, lease })
+            Ok(Answer { head, body: answer, lease })
         }
         Some(Err(mut failed)) => {
             let unwritten = failed.take_message().is_some();

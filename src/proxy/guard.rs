@@ -70,16 +70,25 @@ impl Gate {
             return Err(Error::BadRequest("the request's target and its Host differ"));
         }
         let Some(host) = host else {
-            return self.check_without_host(request);
+            // HTTP/1.0: an authority in the target, if there is one, still says whom the client means.
+            return match authority {
+                Some(authority) if request.version == Version::HTTP_10 => self.check_name(authority.as_bytes()),
+                _ => self.check_without_host(request),
+            };
         };
         if known.borrow().as_ref() == Some(host) {
             return Ok(());
         }
-        let name = host_name(host.as_bytes()).ok_or(Error::BadRequest("Host is not a name or an address"))?;
+        self.check_name(host.as_bytes())?;
+        *known.borrow_mut() = Some(host.clone());
+        Ok(())
+    }
+
+    fn check_name(&self, host: &[u8]) -> Result<(), Error> {
+        let name = host_name(host).ok_or(Error::BadRequest("Host is not a name or an address"))?;
         if self.reach != Reach::File && !self.serves(&name) {
             return Err(Error::ForeignHost(name));
         }
-        *known.borrow_mut() = Some(host.clone());
         Ok(())
     }
 
@@ -265,6 +274,8 @@ mod tests {
         assert_eq!(verdict(&gate, Version::HTTP_10, "/", &[]), 200);
         assert_eq!(verdict(&gate, Version::HTTP_10, "/", &[("origin", "http://localhost")]), 421);
         assert_eq!(verdict(&gate, Version::HTTP_10, "/", &[("sec-fetch-site", "none")]), 421);
+        assert_eq!(verdict(&gate, Version::HTTP_10, "http://evil.example/", &[]), 421);
+        assert_eq!(verdict(&gate, Version::HTTP_10, "http://localhost/", &[]), 200);
         assert_eq!(verdict(&gate, Version::HTTP_11, "http://localhost/x", &[host]), 200);
         assert_eq!(verdict(&gate, Version::HTTP_11, "http://evil.example/x", &[host]), 400);
         assert_eq!(verdict(&gate, Version::HTTP_11, "http://u@localhost/", &[("host", "u@localhost")]), 400);

@@ -34,10 +34,10 @@ pub(crate) async fn handle(
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let received = worker.clock.now();
-    exchange.monitor.begin_exchange();
+    let number = exchange.monitor.begin_exchange();
     let (head, body) = request.into_parts();
-    let body = RequestBody::new(body, &worker.recording, &exchange);
-    let account = Account::open(&worker, &exchange, body.clone(), received);
+    let body = RequestBody::new(body, &worker.recording, &exchange, number);
+    let account = Account::open(&worker, &exchange, number, body.clone(), received);
     let life = Life { worker: &worker, exchange: &exchange, head: &head, body: &body };
     let mut response = match life.answer(received).await {
         Ok(Relay { head, ahead, rest }) => Response::from_parts(head, ResponseBody::relayed(ahead, rest, account)),
@@ -46,9 +46,14 @@ pub(crate) async fn handle(
             error.to_response().map(|words| ResponseBody::ours(words, account))
         }
     };
+    // A client that waits to be asked for its body need not send it now, and then what follows is not that body.
+    let is_unasked = body.is_untouched() && head.headers.contains_key(header::EXPECT);
+    if is_unasked {
+        body.refuse();
+    }
     body.commit();
     *response.version_mut() = Version::HTTP_11;
-    if worker.is_draining() {
+    if is_unasked || worker.is_draining() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     worker.answered(&head, response.status(), received);
@@ -67,6 +72,16 @@ struct Relay {
     head: response::Parts,
     ahead: VecDeque<Bytes>,
     rest: Option<Rest>,
+}
+
+/// How far a refusal was read.
+enum Refusal {
+    /// To its end.
+    Whole(Relay),
+    /// It is too large, or too slow, to be kept: it can only be passed on.
+    Endless(Relay),
+    /// Its connection broke before its end, so that it cannot be shown to anybody.
+    Broken,
 }
 
 impl Life<'_> {
@@ -95,19 +110,26 @@ impl Life<'_> {
         }
         // The refusal is read first: an attempt that is ended may take its connection, and the refusal, with it.
         self.body.park();
-        let refusal = self.read_refusal(refusal).await;
-        if refusal.rest.is_some() {
-            self.body.unpark();
-            return self.exhausted(RetryOutcome::BodyNotKept, refusal);
-        }
+        let refusal = match self.read_refusal(refusal).await {
+            Refusal::Whole(refusal) => Some(refusal),
+            Refusal::Endless(refusal) => {
+                self.body.unpark();
+                return self.exhausted(RetryOutcome::BodyNotKept, refusal);
+            }
+            Refusal::Broken => None,
+        };
         self.body.end();
+        let exhausted = |outcome| match refusal {
+            Some(refusal) => self.exhausted(outcome, refusal),
+            None => Err(Error::BrokenOff),
+        };
         let newer = match rejection {
             Rejection::Newer(token) => token,
-            Rejection::Futile => return self.exhausted(RetryOutcome::Cooldown, refusal),
+            Rejection::Futile => return exhausted(RetryOutcome::Cooldown),
             Rejection::Refreshing => {
                 match self.worker.credential.newer_than(Some(refused.version()), self.worker.token_wait).await {
                     Some(token) => token,
-                    None => return self.exhausted(RetryOutcome::NoNewerToken, refusal),
+                    None => return exhausted(RetryOutcome::NoNewerToken),
                 }
             }
         };
@@ -116,7 +138,7 @@ impl Life<'_> {
             Ok(second) => second,
             Err(error) => {
                 self.worker.refused(&error, self.exchange);
-                return self.exhausted(RetryOutcome::Failed, refusal);
+                return exhausted(RetryOutcome::Failed);
             }
         };
         if self.judge(&second) == Verdict::AuthorizationFailure {
@@ -158,38 +180,45 @@ impl Life<'_> {
         headers::inbound(head, endpoint, self.head.headers.get(header::HOST), true);
     }
 
-    /// Reads a refusal's body as far as it may be kept; what does not fit, or does not come in time, stays to be relayed.
-    async fn read_refusal(&self, answer: Answer) -> Relay {
+    /// Reads a refusal's body as far as it may be kept.
+    async fn read_refusal(&self, answer: Answer) -> Refusal {
         let Answer { mut head, mut body, lease } = answer;
         self.prepare(&mut head, lease.endpoint());
         let mut ahead = VecDeque::new();
         let mut length = 0;
         self.exchange.waiting_for_upstream();
-        while length <= REFUSAL_LIMIT {
+        let is_whole = loop {
             let frame = tokio::select! {
                 biased;
                 frame = body.frame() => frame,
-                () = self.exchange.answer_due.due() => break,
+                () = self.exchange.answer_due.due() => break false,
             };
             match frame {
-                None => {
-                    self.exchange.answer_due.disarm();
-                    // Servers that refuse a body often do not read it, and close. The replay must not meet that close.
-                    if self.body.is_empty() {
-                        lease.release();
-                    }
-                    return Relay { head, ahead, rest: None };
-                }
+                None => break true,
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         length += data.len();
                         ahead.push_back(data);
                     }
+                    if length > REFUSAL_LIMIT {
+                        break false;
+                    }
                 }
-                Some(Err(_)) => break,
+                Some(Err(_)) => {
+                    self.exchange.answer_due.disarm();
+                    self.worker.upstream_failed(lease.endpoint(), "truncated");
+                    return Refusal::Broken;
+                }
             }
-        }
+        };
         self.exchange.answer_due.disarm();
-        Relay { head, ahead, rest: Some(Rest { body, lease }) }
+        if !is_whole {
+            return Refusal::Endless(Relay { head, ahead, rest: Some(Rest { body, lease }) });
+        }
+        // Servers that refuse a body often do not read it, and close. The replay must not meet that close.
+        if self.body.is_empty() {
+            lease.release();
+        }
+        Refusal::Whole(Relay { head, ahead, rest: None })
     }
 }

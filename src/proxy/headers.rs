@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Uri, header, request, response, uri::Scheme};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, request, response, uri::Scheme};
 
 use super::ForwardedHeaders;
 use crate::upstream::{Endpoint, Host};
@@ -85,6 +85,20 @@ pub(crate) fn has_been_here(headers: &HeaderMap, mark: &HeaderValue) -> bool {
         .get_all(CDN_LOOP)
         .iter()
         .any(|value| value.as_bytes().split(|byte| *byte == b',').any(|id| id.trim_ascii() == mark.as_bytes()))
+}
+
+/// Whether an upstream's answer means the same to everybody: one length, or chunks and nothing else (RFC 9112 §6.3), and
+/// no switch of protocols that nobody asked for.
+pub(crate) fn is_unambiguous(head: &response::Parts) -> bool {
+    let mut lengths = head.headers.get_all(header::CONTENT_LENGTH).iter();
+    let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
+    let (length, coding) = (lengths.next(), codings.next());
+    let is_number = |length: &HeaderValue| length.as_bytes().iter().all(u8::is_ascii_digit);
+    head.status != StatusCode::SWITCHING_PROTOCOLS
+        && lengths.next().is_none()
+        && codings.next().is_none()
+        && length.is_none_or(is_number)
+        && coding.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked") && length.is_none())
 }
 
 /// The upstream's head as the client gets it: hop-by-hop fields dropped, an address of the upstream's turned into ours,
@@ -413,6 +427,31 @@ mod tests {
         let (mut parts, ()) = response.body(()).unwrap().into_parts();
         inbound(&mut parts, &endpoint(), Some(&HeaderValue::from_static("localhost:8080")), injected);
         parts.headers
+    }
+
+    #[test]
+    fn answers_that_can_be_read_in_two_ways_are_none() {
+        type Case<'a> = (u16, &'a [(&'a str, &'a str)], bool);
+        let table: &[Case<'_>] = &[
+            (200, &[], true),
+            (200, &[("content-length", "5")], true),
+            (200, &[("transfer-encoding", "Chunked")], true),
+            (200, &[("content-length", "5"), ("content-length", "5")], false),
+            (200, &[("content-length", "5, 5")], false),
+            (200, &[("content-length", "5"), ("transfer-encoding", "chunked")], false),
+            (200, &[("transfer-encoding", "gzip, chunked")], false),
+            (200, &[("transfer-encoding", "gzip")], false),
+            (200, &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], false),
+            (101, &[], false),
+        ];
+        for (status, headers, expected) in table {
+            let mut response = http::Response::builder().status(*status);
+            for (name, value) in *headers {
+                response = response.header(*name, *value);
+            }
+            let (parts, ()) = response.body(()).unwrap().into_parts();
+            assert_eq!(is_unambiguous(&parts), *expected, "{status} {headers:?}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod headers;
 mod judge;
 mod listener;
 pub mod metrics;
+mod monitor;
 mod replay;
 mod worker;
 

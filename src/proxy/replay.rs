@@ -60,12 +60,15 @@ struct Holder {
     answered: bool,
     /// The answer has ended as well: when the client's stream ends, so does the exchange.
     closed: bool,
+    /// Nobody has asked the client for a byte yet.
+    untouched: bool,
     exchange: Rc<Exchange>,
+    number: u32,
 }
 
 impl RequestBody {
     /// Takes over a client's body. It is recorded from the first byte unless its length says that this is in vain.
-    pub(crate) fn new(client: Incoming, limits: &Limits, exchange: &Rc<Exchange>) -> Self {
+    pub(crate) fn new(client: Incoming, limits: &Limits, exchange: &Rc<Exchange>, number: u32) -> Self {
         if client.is_end_stream() {
             return Self(None);
         }
@@ -82,7 +85,9 @@ impl RequestBody {
             failed: false,
             answered: false,
             closed: false,
+            untouched: true,
             exchange: Rc::clone(exchange),
+            number,
         }))))
     }
 
@@ -116,6 +121,18 @@ impl RequestBody {
         })
     }
 
+    /// Whether the client still waits to be asked for its body: it has no reason to send it any more.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.0.as_ref().is_some_and(|holder| holder.borrow().untouched)
+    }
+
+    /// Closes the client's stream unread.
+    pub(crate) fn refuse(&self) {
+        if let Some(holder) = &self.0 {
+            holder.borrow_mut().client = None;
+        }
+    }
+
     /// Whether the client's stream broke.
     pub(crate) fn has_failed(&self) -> bool {
         self.0.as_ref().is_some_and(|holder| holder.borrow().failed)
@@ -137,8 +154,8 @@ impl RequestBody {
         }
     }
 
-    /// Ends the current attempt: its body fails if a length was announced, since that connection cannot be used again, and
-    /// ends cleanly if it was chunked.
+    /// Ends the current attempt: its body fails, so that its upstream cannot take a part for the whole. That connection is
+    /// lost.
     pub(crate) fn end(&self) {
         if let Some(holder) = &self.0 {
             let mut holder = holder.borrow_mut();
@@ -185,10 +202,12 @@ impl Holder {
     /// The client's next frame, recorded on the way.
     fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let Some(client) = &mut self.client else { return Poll::Ready(None) };
-        let Poll::Ready(frame) = Pin::new(client).poll_frame(cx) else {
+        self.untouched = false;
+        let Poll::Ready(frame) = Pin::new(&mut *client).poll_frame(cx) else {
             self.exchange.waiting_for_client(!self.answered);
             return Poll::Pending;
         };
+        let is_last = client.is_end_stream();
         self.exchange.client_moved(!self.answered);
         match frame {
             Some(Ok(frame)) => {
@@ -201,6 +220,10 @@ impl Holder {
                 if let Some(trailers) = frame.trailers_ref() {
                     self.trailers = Some(trailers.clone());
                 }
+                // hyper does not ask again once it has as much as was announced.
+                if is_last {
+                    self.finish();
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
@@ -209,13 +232,18 @@ impl Holder {
                 Poll::Ready(Some(Err(error.into())))
             }
             None => {
-                self.client = None;
-                self.exchange.client_finished(!self.answered);
-                if self.closed {
-                    self.exchange.monitor.end_exchange();
-                }
+                self.finish();
                 Poll::Ready(None)
             }
+        }
+    }
+
+    /// The client has sent everything.
+    fn finish(&mut self) {
+        self.client = None;
+        self.exchange.client_finished(!self.answered);
+        if self.closed {
+            self.exchange.monitor.end_exchange(self.number);
         }
     }
 }
@@ -225,7 +253,7 @@ impl Drop for Holder {
     /// closing now would destroy that answer. So the rest is read out, within bounds.
     fn drop(&mut self) {
         if let Some(client) = self.client.take() {
-            self.exchange.linger(client);
+            self.exchange.linger(client, self.number);
         }
     }
 }
@@ -253,7 +281,7 @@ struct Reader {
     over: bool,
 }
 
-/// What a body with an announced length fails with when its attempt is over.
+/// What a body fails with when its attempt is over.
 #[derive(Debug, thiserror::Error)]
 #[error("this attempt is over")]
 struct Over;
@@ -270,7 +298,7 @@ impl Body for AttemptBody {
         let mut holder = reader.holder.borrow_mut();
         if holder.attempt != reader.attempt {
             reader.over = true;
-            return Poll::Ready(reader.length.map(|_| Err(Over.into())));
+            return Poll::Ready(Some(Err(Over.into())));
         }
         if holder.parked {
             holder.waker = Some(cx.waker().clone());
@@ -278,6 +306,10 @@ impl Body for AttemptBody {
         }
         if let Some(data) = reader.recorded.next() {
             holder.exchange.client_moved(!holder.answered);
+            if holder.client.is_none() && holder.trailers.is_none() && reader.recorded.as_slice().is_empty() {
+                reader.over = true;
+                holder.exchange.client_finished(!holder.answered);
+            }
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         if holder.client.is_none() {
@@ -286,7 +318,7 @@ impl Body for AttemptBody {
             return Poll::Ready(holder.trailers.clone().map(|trailers| Ok(Frame::trailers(trailers))));
         }
         let frame = ready!(holder.poll_client(cx));
-        reader.over = matches!(frame, None | Some(Err(_)));
+        reader.over = !matches!(&frame, Some(Ok(_))) || holder.client.is_none();
         Poll::Ready(frame)
     }
 

@@ -15,17 +15,17 @@ use std::{
 
 use http::{HeaderValue, StatusCode, request};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use slab::Slab;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::{
     AccessLog, Config,
-    connection::{ClientLimits, Exchange, Monitor},
+    connection::{Abandoned, Exchange},
     error::{self, Error},
     guard::Gate,
     listener::{Place, accept},
     metrics::Metrics,
+    monitor::{self, Monitor},
     replay::{self, AttemptBody},
 };
 use crate::{
@@ -65,12 +65,12 @@ pub(crate) struct Worker {
     pub(crate) upstream: Upstream<AttemptBody>,
     pub(crate) ticker: Rc<Ticker>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) limits: Arc<ClientLimits>,
+    pub(crate) limits: Arc<monitor::Limits>,
     pub(crate) recording: replay::Limits,
     pub(crate) mark: HeaderValue,
-    pub(crate) connections: RefCell<Slab<Arc<Monitor>>>,
+    connections: RefCell<Slab<Arc<Monitor>>>,
     all_closed: Notify,
-    pub(crate) lingering: mpsc::UnboundedSender<(Incoming, Arc<Monitor>)>,
+    pub(crate) lingering: mpsc::UnboundedSender<Abandoned>,
     reported: [Cell<u64>; error::LABELS.len()],
     sampled: Cell<(u64, u32)>,
 }
@@ -121,7 +121,8 @@ pub(crate) fn start(
         };
         drop(built.send(Ok(())));
         runtime.block_on(run(shared, metrics, listeners, drain));
-        drop(runtime);
+        // Not a plain drop: that would wait for a look-up of a name that takes for ever.
+        runtime.shutdown_background();
         // Nobody may be waiting any more.
         let _ = ended.send(());
     })?;
@@ -170,7 +171,7 @@ impl Worker {
             upstream: Upstream::new(shared.upstream.clone(), &ticker, &counters),
             ticker,
             metrics,
-            limits: Arc::new(ClientLimits::new(&config, shared.upstream.config())),
+            limits: Arc::new(monitor::Limits::new(&config, shared.upstream.config())),
             recording: replay::Limits { body: config.retry.body_limit, total: config.retry.total_limit, kept },
             // A copy of its own, as with the token.
             mark: HeaderValue::from_bytes(shared.mark.as_bytes()).unwrap_or_else(|_| shared.mark.clone()),
@@ -232,11 +233,10 @@ impl Worker {
         self.limits.draining.load(Relaxed)
     }
 
-    /// Called when a connection has ended.
-    pub(crate) fn connection_closed(&self) {
-        if self.is_draining() && self.connections.borrow().is_empty() {
-            self.all_closed.notify_one();
-        }
+    /// Enters a connection into the list that draining goes through, until what is returned is dropped.
+    pub(crate) fn register(self: &Rc<Self>, monitor: &Arc<Monitor>) -> Registered {
+        let key = self.connections.borrow_mut().insert(Arc::clone(monitor));
+        Registered { worker: Rc::clone(self), key }
     }
 
     /// Lets what is under way finish, within the limit. Accepting has stopped.
@@ -317,7 +317,22 @@ impl Worker {
     }
 }
 
-type Abandoned = (Incoming, Arc<Monitor>);
+/// A connection's entry in the worker's list, struck out however the connection ends.
+#[derive(Debug)]
+pub(crate) struct Registered {
+    worker: Rc<Worker>,
+    key: usize,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let mut connections = self.worker.connections.borrow_mut();
+        connections.remove(self.key);
+        if connections.is_empty() {
+            self.worker.all_closed.notify_one();
+        }
+    }
+}
 
 /// Bounds for reading out a body that nobody wants.
 const LINGER: Duration = Duration::from_secs(30);
@@ -325,7 +340,7 @@ const LINGER_SILENCE: Duration = Duration::from_secs(5);
 
 /// Reads abandoned bodies to their end, within bounds; beyond them the connection closes.
 async fn read_out(mut lingering: mpsc::UnboundedReceiver<Abandoned>) {
-    while let Some((mut body, monitor)) = lingering.recv().await {
+    while let Some(Abandoned { mut body, monitor, exchange }) = lingering.recv().await {
         tokio::task::spawn_local(async move {
             let reading = async {
                 loop {
@@ -337,7 +352,7 @@ async fn read_out(mut lingering: mpsc::UnboundedReceiver<Abandoned>) {
                 }
             };
             if tokio::time::timeout(LINGER, reading).await == Ok(true) {
-                monitor.end_exchange();
+                monitor.end_exchange(exchange);
             }
         });
     }

@@ -54,8 +54,8 @@ pub enum Error {
         /// What rustls said.
         source: io::Error,
     },
-    /// As many connections are open as `upstream.max_connections` allows.
-    #[error("{limit} connections to {endpoint} are open, the limit of upstream.max_connections")]
+    /// As many connections carry a request as `upstream.max_connections` allows.
+    #[error("{limit} connections to {endpoint} are in use, the limit of upstream.max_connections")]
     Full {
         /// Whom we would have called.
         endpoint: String,

@@ -41,7 +41,7 @@ pub struct Config {
     pub body_idle_timeout: Duration,
     /// How long a pooled connection may wait for its next request.
     pub idle_timeout: Duration,
-    /// Open connections to one endpoint, in all workers together.
+    /// Connections to one endpoint that carry a request, in all workers together. Idle ones do not count.
     pub max_connections: usize,
     /// Trust and greeting for `https` endpoints.
     pub tls: tls::Config,
@@ -83,8 +83,8 @@ pub struct Shared {
 #[derive(Debug, Clone)]
 struct SharedEndpoint {
     tls: Option<TlsTarget>,
-    /// Open connections of all workers.
-    open: Arc<AtomicUsize>,
+    /// Connections of all workers that carry a request.
+    active: Arc<AtomicUsize>,
 }
 
 /// How to greet, and which name to send and to verify.
@@ -122,7 +122,7 @@ impl Shared {
         let endpoints = config
             .endpoints
             .iter()
-            .map(|endpoint| Ok(SharedEndpoint { tls: target(endpoint)?, open: Arc::default() }))
+            .map(|endpoint| Ok(SharedEndpoint { tls: target(endpoint)?, active: Arc::default() }))
             .collect::<Result<_, SetupError>>()?;
         Ok(Self { config: Arc::new(config), endpoints })
     }
@@ -163,31 +163,35 @@ where
         &self.shared.config
     }
 
+    /// Chooses the endpoint for the next attempt.
+    pub fn turn(&self) -> Turn {
+        let turn = self.turn.get();
+        self.turn.set((turn + 1) % self.pools.len());
+        Turn(turn)
+    }
+
     /// A connection that has served before, to the endpoint whose turn it is.
-    pub fn reuse(&self) -> Option<Lease<B>> {
-        self.pools[self.next()].reuse()
+    pub fn reuse(&self, turn: Turn) -> Option<Lease<B>> {
+        self.pools[turn.0].reuse()
     }
 
     /// A new connection, to the endpoint whose turn it is, or to the first one after it that can be reached.
     ///
     /// # Errors
     /// What the last endpoint answered.
-    pub async fn dial(&self) -> Result<Lease<B>, Error> {
-        let first = self.next();
+    pub async fn dial(&self, turn: Turn) -> Result<Lease<B>, Error> {
         let mut tried = 0;
         loop {
-            match self.pools[(first + tried) % self.pools.len()].dial().await {
+            match self.pools[(turn.0 + tried) % self.pools.len()].dial().await {
                 Ok(lease) => return Ok(lease),
                 Err(error) if tried + 1 == self.pools.len() => return Err(error),
-                Err(error) => tracing::warn!(%error, "trying the next endpoint"),
+                Err(error) => tracing::debug!(%error, "trying the next endpoint"),
             }
             tried += 1;
         }
     }
-
-    fn next(&self) -> usize {
-        let turn = self.turn.get();
-        self.turn.set((turn + 1) % self.pools.len());
-        turn
-    }
 }
+
+/// An endpoint that was chosen for an attempt.
+#[derive(Debug, Clone, Copy)]
+pub struct Turn(usize);

@@ -9,6 +9,7 @@ use std::{
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     task::Poll,
+    time::Duration,
 };
 
 use http::{Request, Response};
@@ -25,6 +26,12 @@ use crate::base::{
     counter::Counter,
     ticker::{Deadline, Ticker, Ticks},
 };
+
+/// The largest head of an answer, and the most that is read ahead for a client that is slow to take it.
+const READ_BUFFER: usize = 64 * 1024;
+
+/// Time for a connection that is given up to close in good order.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// Numbers of one endpoint in one worker.
 #[derive(Debug, Default)]
@@ -70,12 +77,16 @@ where
 
     /// A connection that has served before and still seems alive.
     pub(super) fn reuse(self: &Rc<Self>) -> Option<Lease<B>> {
+        if self.idle.borrow().is_empty() {
+            return None;
+        }
+        let place = self.reserve().ok()?;
         loop {
             let connection = self.idle.borrow_mut().pop()?;
             self.counters.idle.sub(1);
             if connection.sender.is_ready() {
                 connection.too_old.disarm();
-                return Some(self.lease(connection, true));
+                return Some(self.lease(connection, place, true));
             }
         }
     }
@@ -84,10 +95,11 @@ where
     pub(super) async fn dial(self: &Rc<Self>) -> Result<Lease<B>, connect::Error> {
         let place = self.reserve()?;
         let io = connect(&self.config, &self.endpoint, self.shared.tls.as_ref()).await?;
-        let (sender, connection) = http1::Builder::new().writev(false).handshake(io).await.map_err(|error| {
-            let source = std::io::Error::other(error);
-            connect::Error::Refused { endpoint: self.endpoint.origin.clone(), source }
-        })?;
+        let (sender, connection) =
+            http1::Builder::new().max_buf_size(READ_BUFFER).writev(false).handshake(io).await.map_err(|error| {
+                let source = std::io::Error::other(error);
+                connect::Error::Refused { endpoint: self.endpoint.origin.clone(), source }
+            })?;
         let too_old = Rc::new(self.ticker.deadline());
         let pool = Rc::clone(self);
         let watch = Rc::clone(&too_old);
@@ -99,26 +111,25 @@ where
                 Poll::Pending => watch.poll_due(cx),
             })
             .await;
-            drop(place);
             pool.forget_closed();
         });
-        Ok(self.lease(Connection { sender, too_old }, false))
+        Ok(self.lease(Connection { sender, too_old }, place, false))
     }
 
     /// A place among `max_connections`, given back when dropped.
     fn reserve(&self) -> Result<Place, connect::Error> {
         let limit = self.config.max_connections;
-        let place = Place(Arc::clone(&self.shared.open));
-        if self.shared.open.fetch_add(1, Relaxed) < limit {
+        let place = Place(Arc::clone(&self.shared.active));
+        if self.shared.active.fetch_add(1, Relaxed) < limit {
             Ok(place)
         } else {
             Err(connect::Error::Full { endpoint: self.endpoint.origin.clone(), limit })
         }
     }
 
-    fn lease(self: &Rc<Self>, connection: Connection<B>, reused: bool) -> Lease<B> {
+    fn lease(self: &Rc<Self>, connection: Connection<B>, place: Place, reused: bool) -> Lease<B> {
         self.counters.active.add(1);
-        Lease { connection: Some(connection), pool: Rc::clone(self), reused }
+        Lease { connection: Some(connection), pool: Rc::clone(self), reused, _place: place }
     }
 
     fn put(&self, connection: Connection<B>) {
@@ -141,6 +152,7 @@ impl<B> fmt::Debug for Pool<B> {
     }
 }
 
+#[derive(Debug)]
 struct Place(Arc<AtomicUsize>);
 
 impl Drop for Place {
@@ -154,6 +166,7 @@ pub struct Lease<B> {
     connection: Option<Connection<B>>,
     pool: Rc<Pool<B>>,
     reused: bool,
+    _place: Place,
 }
 
 impl<B: Body + 'static> Lease<B>
@@ -207,6 +220,11 @@ where
 impl<B> Drop for Lease<B> {
     fn drop(&mut self) {
         self.pool.counters.active.sub(1);
+        // A connection that is given up closes by itself, but to say goodbye over TLS it has to write, and a peer that has
+        // stopped reading would keep it for ever.
+        if let Some(connection) = &self.connection {
+            connection.too_old.arm(GOODBYE.into());
+        }
     }
 }
 

@@ -1,0 +1,168 @@
+//! Watches a client's side of a connection: whose move it is, and until when.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed},
+    },
+    task::Poll,
+};
+
+use super::Config;
+use crate::{
+    base::ticker::{Remote, Ticks},
+    upstream,
+};
+
+/// Where a connection stands, from its client's side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing is under way: the next byte begins a request.
+    Waiting = 0,
+    /// A request's head is on its way.
+    Head = 1,
+    /// A request is being answered.
+    Exchange = 2,
+    /// The answer was handed over, but not all of it has left.
+    Flushing = 3,
+}
+
+/// The limits of an exchange, converted once.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    first_byte: Ticks,
+    head: Ticks,
+    body_idle: Ticks,
+    idle: Ticks,
+    drain_grace: Ticks,
+    pub(super) response: Ticks,
+    pub(super) upstream_body_idle: Ticks,
+    /// Set once, when the worker begins to drain.
+    pub(crate) draining: AtomicBool,
+}
+
+impl Limits {
+    pub(crate) fn new(config: &Config, upstream: &upstream::Config) -> Self {
+        Self {
+            first_byte: config.first_byte_timeout.into(),
+            head: config.head_timeout.into(),
+            body_idle: config.body_idle_timeout.into(),
+            idle: config.idle_timeout.into(),
+            drain_grace: super::DRAIN_GRACE.min(config.drain_timeout).into(),
+            response: upstream.response_timeout.into(),
+            upstream_body_idle: upstream.body_idle_timeout.into(),
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+}
+
+/// Sets the deadlines for a client's next moves. Reached from the socket, which must be `Send`.
+///
+/// Reading and writing have deadlines of their own: a client that owes us bytes may be taking some at the same time.
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    read_due: Remote,
+    write_due: Remote,
+    phase: AtomicU8,
+    /// Counts the exchanges: what ends one late must not end the next.
+    exchange: AtomicU32,
+    /// The client must not take what it got for a whole answer.
+    broken: AtomicBool,
+    pub(super) limits: Arc<Limits>,
+}
+
+impl Monitor {
+    /// A new connection: its first byte is due.
+    pub(crate) fn new(read_due: Remote, write_due: Remote, limits: Arc<Limits>) -> Self {
+        read_due.arm(if limits.is_draining() { limits.drain_grace } else { limits.first_byte });
+        let (phase, exchange, broken) = (AtomicU8::default(), AtomicU32::default(), AtomicBool::default());
+        Self { read_due, write_due, phase, exchange, broken, limits }
+    }
+
+    fn is(&self, phase: Phase) -> bool {
+        self.phase.load(Relaxed) == phase as u8
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Relaxed);
+    }
+
+    /// A request has come; who answers it sets the limits now. Returns the exchange's number.
+    pub(crate) fn begin_exchange(&self) -> u32 {
+        self.enter(Phase::Exchange);
+        self.read_due.disarm();
+        let number = self.exchange.load(Relaxed).wrapping_add(1);
+        self.exchange.store(number, Relaxed);
+        number
+    }
+
+    /// The answer was handed over, and the request was read to its end.
+    pub(crate) fn end_exchange(&self, number: u32) {
+        if self.is(Phase::Exchange) && self.exchange.load(Relaxed) == number {
+            self.enter(Phase::Flushing);
+            self.read_due.arm(self.limits.body_idle);
+        }
+    }
+
+    /// Draining has begun: a connection on which nothing happens closes after a grace, in which a request that is on its
+    /// way arrives.
+    pub(crate) fn drain(&self) {
+        if self.is(Phase::Waiting) {
+            self.read_due.arm(self.limits.drain_grace);
+        }
+    }
+
+    /// The client owes us more of its body.
+    pub(crate) fn waiting_for_body(&self) {
+        self.read_due.arm_if_idle(self.limits.body_idle);
+    }
+
+    /// Some of its body came, or all of it.
+    pub(crate) fn body_moved(&self) {
+        self.read_due.disarm();
+    }
+
+    /// Bytes came from the client.
+    pub(crate) fn received(&self) {
+        if self.is(Phase::Waiting) || self.is(Phase::Flushing) {
+            self.enter(Phase::Head);
+            self.read_due.arm(self.limits.head);
+        }
+    }
+
+    /// A write to the client was tried.
+    pub(crate) fn written(&self, written: &Poll<io::Result<usize>>) {
+        match written {
+            Poll::Ready(Ok(_)) => {
+                self.write_due.disarm();
+                if self.is(Phase::Flushing) {
+                    self.read_due.arm(self.limits.body_idle);
+                }
+            }
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.write_due.arm_if_idle(self.limits.body_idle),
+        }
+    }
+
+    /// Everything has left.
+    pub(crate) fn flushed(&self) {
+        if self.is(Phase::Flushing) {
+            self.enter(Phase::Waiting);
+            self.read_due.arm(if self.limits.is_draining() { self.limits.drain_grace } else { self.limits.idle });
+        }
+    }
+
+    /// Makes the close a reset.
+    pub(crate) fn break_off(&self) {
+        self.broken.store(true, Relaxed);
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.load(Relaxed)
+    }
+}
