@@ -1,0 +1,195 @@
+//! `https` towards the cloud and the issuer: who is trusted, and that nothing is said to anybody else.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
+
+use common::{eventually, get, issuer, post, proxy, send};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer},
+    server::WebPkiClientVerifier,
+};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpListener,
+};
+use tokio_rustls::TlsAcceptor;
+
+type Authority = CertifiedIssuer<'static, KeyPair>;
+
+fn authority() -> Authority {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+fn identity(authority: &Authority, name: &str, expired: bool) -> (String, String) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+    if expired {
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+    }
+    let certificate = params.signed_by(&key, authority).unwrap();
+    (certificate.pem(), key.serialize_pem())
+}
+
+fn server_config(authority: &Authority, (chain, key): (String, String), clients: bool) -> Arc<ServerConfig> {
+    use rustls::pki_types::pem::PemObject as _;
+
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder =
+        ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions().unwrap();
+    let builder = if clients {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(authority.der().clone()).unwrap();
+        builder.with_client_cert_verifier(
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap(),
+        )
+    } else {
+        builder.with_no_client_auth()
+    };
+    let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).map(Result::unwrap).collect();
+    Arc::new(builder.with_single_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap())
+}
+
+/// A cloud over TLS that grants tokens and answers everything else with the token it saw. Counts decrypted requests.
+async fn cloud(config: Arc<ServerConfig>) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let requests = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&requests);
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (acceptor, count) = (TlsAcceptor::from(Arc::clone(&config)), Arc::clone(&count));
+            tokio::spawn(async move {
+                let mut stream = BufReader::new(acceptor.accept(stream).await?);
+                loop {
+                    let (mut head, mut line) = (String::new(), String::new());
+                    while stream.read_line(&mut line).await? > 2 {
+                        head += &std::mem::take(&mut line).to_ascii_lowercase();
+                    }
+                    if head.is_empty() {
+                        return std::io::Result::Ok(());
+                    }
+                    count.fetch_add(1, SeqCst);
+                    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+                    stream.read_exact(&mut vec![0; length.unwrap_or(0)]).await?;
+                    let answer = if head.starts_with("post /api/refreshtoken.do") {
+                        common::grant("token", 3600)
+                    } else {
+                        let seen = head.matches("\r\nauthorization: bearer token\r\n").count();
+                        format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{seen}")
+                    };
+                    stream.write_all(answer.as_bytes()).await?;
+                    stream.flush().await?;
+                }
+            });
+        }
+    });
+    (address, requests)
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
+    let path = folder.join(name);
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_private_authority_is_one_key_away_for_the_cloud_and_its_issuer() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = authority();
+    let (address, _) = cloud(server_config(&authority, identity(&authority, "localhost", false), false)).await;
+    let ca = write(folder.path(), "ca.pem", &authority.pem());
+    let origin = format!("https://localhost:{}", address.port());
+    let proxy = proxy(&origin, &[("upstream.tls.ca_file", ca.to_str().unwrap())]);
+    proxy.ready().await;
+    for _ in 0..3 {
+        let answer = proxy.send(post("/", vec![b'x'; 100_000])).await;
+        assert_eq!((answer.status().as_u16(), &answer.body()[..]), (200, &b"1"[..]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_cannot_prove_the_name_is_told_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (trusted, other) = (authority(), authority());
+    let ca = write(folder.path(), "ca.pem", &trusted.pem());
+    let plain_issuer = issuer().await;
+    for (signer, name, expired, what) in [
+        (&trusted, "other.example.com", false, "a wrong name"),
+        (&trusted, "localhost", true, "an expired certificate"),
+        (&other, "localhost", false, "an unknown authority"),
+    ] {
+        let (address, requests) = cloud(server_config(signer, identity(signer, name, expired), false)).await;
+        let origin = format!("https://localhost:{}", address.port());
+        let given = [("upstream.tls.ca_file", ca.to_str().unwrap()), ("token.issuer", &plain_issuer)];
+        let upstream = proxy(&origin, &given);
+        upstream.ready().await;
+        let answer = upstream.get("/").await;
+        assert_eq!(answer.status(), 502, "{what}");
+        assert_eq!(answer.headers()["proxy-status"], "bearer-proxy; error=tls_certificate_error", "{what}");
+        // The same for the issuer: it gets no secret.
+        let issuer = proxy(&origin, &[("upstream.tls.ca_file", ca.to_str().unwrap()), ("token.wait", "10ms")]);
+        eventually("the issuer was tried", async || {
+            let status = send(issuer.admin, get("/status")).await.into_body();
+            serde_json::from_slice::<serde_json::Value>(&status).unwrap()["credentials"][0]["problem"].is_string()
+        })
+        .await;
+        assert_eq!(issuer.get("/").await.status(), 503, "{what}");
+        assert_eq!(requests.load(SeqCst), 0, "{what}: something was said");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_name_to_verify_and_the_address_to_dial_can_be_set_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = authority();
+    let (address, _) = cloud(server_config(&authority, identity(&authority, "cloud.example.com", false), false)).await;
+    let ca = write(folder.path(), "ca.pem", &authority.pem());
+    let (ca, dial, issuer) = (ca.to_str().unwrap(), address.to_string(), issuer().await);
+    let by_address = [("upstream.tls.ca_file", ca), ("upstream.connect_to", &dial), ("token.issuer", &issuer)];
+    let proxy_by_address = proxy("https://cloud.example.com", &by_address);
+    proxy_by_address.ready().await;
+    assert_eq!(proxy_by_address.get("/").await.status(), 200);
+    let by_name =
+        [("upstream.tls.ca_file", ca), ("upstream.tls.server_name", "cloud.example.com"), ("token.issuer", &issuer)];
+    let proxy_by_name = proxy(&format!("https://{dial}"), &by_name);
+    proxy_by_name.ready().await;
+    assert_eq!(proxy_by_name.get("/").await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_of_our_own_is_shown_when_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = authority();
+    let (address, _) = cloud(server_config(&authority, identity(&authority, "localhost", false), true)).await;
+    let ca = write(folder.path(), "ca.pem", &authority.pem());
+    let (chain, key) = identity(&authority, "client", false);
+    let (chain, key) = (write(folder.path(), "client.pem", &chain), write(folder.path(), "client.key", &key));
+    let origin = format!("https://localhost:{}", address.port());
+    let given = [
+        ("upstream.tls.ca_file", ca.to_str().unwrap()),
+        ("upstream.tls.client_cert_file", chain.to_str().unwrap()),
+        ("upstream.tls.client_key_file", key.to_str().unwrap()),
+    ];
+    let with = proxy(&origin, &given);
+    with.ready().await;
+    assert_eq!(with.get("/").await.status(), 200);
+    let issuer = issuer().await;
+    let without = proxy(&origin, &[given[0], ("token.issuer", &issuer)]);
+    without.ready().await;
+    assert_eq!(without.get("/").await.status(), 502);
+}
