@@ -11,6 +11,7 @@ mod judge;
 mod listener;
 pub mod metrics;
 mod monitor;
+mod recording;
 mod replay;
 mod worker;
 

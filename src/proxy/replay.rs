@@ -11,36 +11,17 @@ use std::{
     fmt,
     pin::Pin,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
     task::{Context, Poll, Waker, ready},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
-use super::connection::Exchange;
-
-/// Frames from this size on are shared with the connection's read buffer; smaller ones are copied together, since each
-/// shared one pins a whole buffer: 20,000 chunks of one byte pinned 77 MB.
-const SHARE_FROM: usize = 4096;
-
-/// The size of a buffer into which small frames are copied.
-const COPY_BUFFER: usize = 16 * 1024;
-
-/// How much may be kept.
-#[derive(Debug, Clone)]
-pub(crate) struct Limits {
-    /// For one request.
-    pub(crate) body: usize,
-    /// For all requests of all workers together.
-    pub(crate) total: usize,
-    /// What all requests keep now.
-    pub(crate) kept: Arc<AtomicUsize>,
-}
+use super::{
+    connection::Exchange,
+    recording::{Limits, Recording},
+};
 
 /// The body of a client's request. `None` inside: there is none.
 #[derive(Debug, Clone)]
@@ -331,121 +312,5 @@ impl Body for AttemptBody {
             None => SizeHint::with_exact(0),
             Some(reader) => reader.length.map(SizeHint::with_exact).unwrap_or_default(),
         }
-    }
-}
-
-/// What was read so far, within limits.
-#[derive(Debug)]
-struct Recording {
-    frames: Vec<Bytes>,
-    copied: BytesMut,
-    length: usize,
-    /// Memory that is pinned, and charged to `limits.kept`.
-    charged: usize,
-    expected: usize,
-    limits: Limits,
-}
-
-impl Recording {
-    fn new(limits: Limits, length: Option<u64>) -> Self {
-        let expected = length.and_then(|length| usize::try_from(length).ok()).unwrap_or(COPY_BUFFER);
-        Self { frames: Vec::new(), copied: BytesMut::new(), length: 0, charged: 0, expected, limits }
-    }
-
-    /// Keeps one more frame; false if the limits forbid it.
-    fn push(&mut self, data: &Bytes) -> bool {
-        self.length += data.len();
-        if self.length > self.limits.body {
-            return false;
-        }
-        if data.len() >= SHARE_FROM {
-            self.flush();
-            self.frames.push(data.clone());
-            return self.charge(data.len());
-        }
-        if self.copied.capacity() - self.copied.len() < data.len() {
-            self.flush();
-            let size = self.expected.clamp(data.len(), COPY_BUFFER);
-            if !self.charge(size) {
-                return false;
-            }
-            self.copied = BytesMut::with_capacity(size);
-        }
-        self.copied.extend_from_slice(data);
-        true
-    }
-
-    fn flush(&mut self) {
-        if !self.copied.is_empty() {
-            self.frames.push(std::mem::take(&mut self.copied).freeze());
-        }
-    }
-
-    fn charge(&mut self, size: usize) -> bool {
-        self.charged += size;
-        self.limits.kept.fetch_add(size, Relaxed) + size <= self.limits.total
-    }
-
-    /// All that was recorded so far.
-    fn seal(&mut self) -> Vec<Bytes> {
-        self.flush();
-        self.frames.clone()
-    }
-}
-
-impl Drop for Recording {
-    fn drop(&mut self) {
-        self.limits.kept.fetch_sub(self.charged, Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn recording(body: usize, total: usize) -> (Recording, Arc<AtomicUsize>) {
-        let kept = Arc::new(AtomicUsize::new(0));
-        (Recording::new(Limits { body, total, kept: Arc::clone(&kept) }, None), kept)
-    }
-
-    #[test]
-    fn large_frames_are_shared_and_small_ones_copied_together_in_order() {
-        let (mut recording, kept) = recording(1 << 20, 1 << 20);
-        let large = Bytes::from(vec![b'L'; SHARE_FROM]);
-        let mut expected = Vec::new();
-        for frame in [Bytes::from_static(b"ab"), Bytes::from_static(b"c"), large.clone(), Bytes::from_static(b"d")] {
-            assert!(recording.push(&frame));
-            expected.extend_from_slice(&frame);
-        }
-        let frames = recording.seal();
-        assert_eq!(frames.len(), 3);
-        assert_eq!(frames[1].as_ptr(), large.as_ptr());
-        assert_eq!(frames.concat(), expected);
-        assert_eq!(kept.load(Relaxed), SHARE_FROM + 2 * COPY_BUFFER);
-        drop(recording);
-        assert_eq!(kept.load(Relaxed), 0);
-    }
-
-    #[test]
-    fn tiny_frames_cost_what_they_hold() {
-        let (mut recording, kept) = recording(1 << 20, 1 << 20);
-        let buffer = Bytes::from(vec![b'x'; SHARE_FROM]);
-        for at in 0..20_000 {
-            assert!(recording.push(&buffer.slice(at % SHARE_FROM..=at % SHARE_FROM)));
-        }
-        assert!(kept.load(Relaxed) <= 20_000 + COPY_BUFFER, "{}", kept.load(Relaxed));
-    }
-
-    #[test]
-    fn limits_hold_for_one_and_for_all_together() {
-        let (mut one, _) = recording(10, 1 << 20);
-        assert!(one.push(&Bytes::from_static(b"0123456789")));
-        assert!(!one.push(&Bytes::from_static(b"0")));
-        let (mut all, kept) = recording(1 << 20, 2 * SHARE_FROM);
-        let large = Bytes::from(vec![0; SHARE_FROM]);
-        assert!(all.push(&large) && all.push(&large));
-        assert!(!all.push(&large));
-        drop(all);
-        assert_eq!(kept.load(Relaxed), 0);
     }
 }

@@ -26,7 +26,8 @@ use super::{
     listener::{Place, accept},
     metrics::Metrics,
     monitor::{self, Monitor},
-    replay::{self, AttemptBody},
+    recording,
+    replay::AttemptBody,
 };
 use crate::{
     base::{
@@ -66,7 +67,7 @@ pub(crate) struct Worker {
     pub(crate) ticker: Rc<Ticker>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) limits: Arc<monitor::Limits>,
-    pub(crate) recording: replay::Limits,
+    pub(crate) recording: recording::Limits,
     pub(crate) mark: HeaderValue,
     connections: RefCell<Slab<Arc<Monitor>>>,
     all_closed: Notify,
@@ -172,7 +173,7 @@ impl Worker {
             ticker,
             metrics,
             limits: Arc::new(monitor::Limits::new(&config, shared.upstream.config())),
-            recording: replay::Limits { body: config.retry.body_limit, total: config.retry.total_limit, kept },
+            recording: recording::Limits { body: config.retry.body_limit, total: config.retry.total_limit, kept },
             // A copy of its own, as with the token.
             mark: HeaderValue::from_bytes(shared.mark.as_bytes()).unwrap_or_else(|_| shared.mark.clone()),
             connections: RefCell::default(),
