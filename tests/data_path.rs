@@ -761,3 +761,54 @@ async fn an_answer_that_can_be_read_in_two_ways_is_refused() {
         assert_eq!(answer.headers()["proxy-status"], "bearer-proxy; error=http_protocol_error", "{head}");
     }
 }
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_local_socket_serves_too_and_knows_no_foreign_host() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("proxy.sock");
+    let (upstream, _) = counting("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    let listen = format!("127.0.0.1:0,unix:{}", path.display());
+    let _proxy = in_front_of(upstream, &[("proxy.listen", &listen)]).await;
+    for host in ["localhost", "anything.example"] {
+        let mut stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+        let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        tokio::time::timeout(LIMIT, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("ok"), "{answer}");
+    }
+}
+
+/// What a client does not take stays with the upstream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_does_not_read_holds_the_upstream_back() {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&sent);
+    let upstream = scripted(move |_, mut stream| {
+        let count = Arc::clone(&count);
+        async move {
+            read_head(&mut stream).await?;
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n").await?;
+            let chunk = [b'x'; 64 * 1024];
+            loop {
+                stream.write_all(&chunk).await?;
+                count.fetch_add(chunk.len(), SeqCst);
+            }
+        }
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[]).await;
+    let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    // Until nothing moves any more: twice the same count, a while apart.
+    let mut last = 0;
+    eventually("the upstream is held back", async || {
+        tokio::time::sleep(Duration::from_millis(300)).await; // the while
+        let now = sent.load(SeqCst);
+        std::mem::replace(&mut last, now) == now && now > 0
+    })
+    .await;
+    // The sockets' buffers hold some megabytes, the proxy itself next to nothing.
+    assert!(last < 50_000_000, "{last} bytes went somewhere");
+}
