@@ -23,7 +23,8 @@ use crate::{
 #[derive(Debug, Args)]
 pub(super) struct LoginArgs {
     /// The code that the browser showed behind the redirect URI: for machines without a browser
-    #[arg(long, value_name = "CODE", value_parser = parse_code)]
+    // A code may begin with a hyphen.
+    #[arg(long, value_name = "CODE", value_parser = parse_code, allow_hyphen_values = true)]
     code: Option<Secret>,
 }
 
