@@ -6,7 +6,7 @@
 //!
 //! | layer | module | what it is for |
 //! |---|---|---|
-//! | 8 | [`cli`] | the commands: `run`, `init`, `check`, `status`, `demo`, `simulate` |
+//! | 8 | [`cli`] | the commands: `run`, `init`, `check`, `login`, `status`, `demo`, `simulate` |
 //! | 7 | [`app`] | composition: a validated configuration becomes running listeners, workers and tasks |
 //! | 6 | [`config`] | the user's words, turned into the `Config` of each component; every mistake at once |
 //! | 5 | [`admin`] | health, metrics, status: reads snapshots, never drives the data path |

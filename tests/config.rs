@@ -15,9 +15,10 @@ use bearer_proxy::{
     config::{self, Key, Kind, Loaded, Mistakes, Presence, Source},
     net::tls,
     proxy::{AccessLog, Exhausted, ForwardedHeaders},
-    token::{BasicEncoding, Parameters},
+    token::{BasicEncoding, Parameters, jwt::User},
     upstream::Host,
 };
+use jsonwebtoken::Algorithm;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -65,7 +66,7 @@ fn expected(file: &Path, extension: &str) -> String {
 }
 
 /// Every value that stands for a secret in these files.
-const SECRETS: [&str; 5] = ["s3cret", "r3fresh", "4dmin", "file-secret", "file-refresh"];
+const SECRETS: [&str; 6] = ["s3cret", "r3fresh", "4dmin", "jwtk3y", "file-secret", "file-refresh"];
 
 fn assert_no_secret(output: &str) {
     for secret in SECRETS {
@@ -142,6 +143,10 @@ fn defaults_are_those_promised() {
     assert_eq!(issuer.client_secret.file(), Some(&*Path::new(VALID).join("files/client_secret")));
     assert_eq!((issuer.parameters, issuer.basic_encoding), (Parameters::Query, BasicEncoding::Raw));
     assert_eq!((issuer.timeout, issuer.default_expires_in), (seconds(10), seconds(300)));
+    let first = config.first;
+    assert_eq!(first.exchange.authorize_url.as_str(), "https://cloud.example.com/api/authorize.do");
+    assert_eq!(first.exchange.token_url.as_str(), "https://cloud.example.com/api/token.do");
+    assert!(first.exchange.redirect_uri.is_none() && first.jwt.is_none());
     assert_eq!(
         (issuer.fields.access_token.as_str(), issuer.fields.refresh_token.as_str()),
         ("/access_token", "/refresh_token")
@@ -208,6 +213,16 @@ fn every_key_arrives_where_it_belongs() {
     assert_eq!([fields.access_token, fields.refresh_token], ["/data/at", "/data/rt"]);
     assert_eq!([fields.expires_in, fields.refresh_expires_in], ["/data/ei", "/data/re"]);
     assert_eq!(issuer.tls.server_name.as_deref(), Some("login.internal"));
+    let first = config.first;
+    assert_eq!(first.exchange.redirect_uri.as_deref(), Some("https://app.example.com/back?a=b"));
+    assert_eq!(first.exchange.authorize_url.as_str(), "https://login.example.com:9443/oauth/authorize");
+    assert_eq!(first.exchange.token_url.as_str(), "https://login.example.com:9443/oauth/token");
+    let jwt = first.jwt.unwrap();
+    assert_eq!(jwt.url.as_str(), "https://login.example.com:9443/oauth/jwt");
+    assert_eq!((jwt.algorithm, jwt.user), (Algorithm::HS512, Some(User::Phone("12345".to_owned()))));
+    assert_eq!(jwt.key.expose(), "jwtk3y-words");
+    let claims = serde_json::json!({ "scope": ["a", "b"], "level": 3, "inner": { "yes": true } });
+    assert_eq!(serde_json::Value::Object(jwt.claims), claims);
     assert_eq!(issuer.tls.ca_file, None, "an issuer of its own does not inherit the upstream's trust");
 
     let admin = config.admin.unwrap();
@@ -512,7 +527,10 @@ fn flatten(prefix: &str, table: &toml::Table, into: &mut BTreeMap<String, toml::
     for (name, value) in table {
         let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
         match value {
-            toml::Value::Table(inner) => flatten(&path, inner, into),
+            // Some keys take a table.
+            toml::Value::Table(inner) if !config::keys().iter().any(|key| key.path == path) => {
+                flatten(&path, inner, into);
+            }
             value => assert!(into.insert(path, value.clone()).is_none()),
         }
     }
@@ -531,7 +549,7 @@ fn the_shipped_file_documents_every_key_and_no_other() {
             (key.path.to_owned(), table["value"].clone())
         })
         .collect();
-    assert_eq!(documented.len(), 59, "keys seen");
+    assert_eq!(documented.len(), 70, "keys seen");
     assert_eq!(documented, in_code);
 
     // What is said to be a default is commented out, and a comment line precedes every group of keys.
@@ -551,7 +569,7 @@ fn the_shipped_file_documents_every_key_and_no_other() {
 fn the_shipped_file_waits_to_be_filled_in_and_for_nothing_else() {
     let mistakes = load(SHIPPED, &[]).unwrap_err();
     let keys: Vec<&str> = mistakes.iter().map(|mistake| mistake.key.as_str()).collect();
-    assert_eq!(keys, ["upstream.endpoints", "token.client_id", "token.client_secret", "token.refresh_token"]);
+    assert_eq!(keys, ["upstream.endpoints", "token.client_id", "token.client_secret", "token.redirect_uri"]);
     for line in mistakes.to_string().lines() {
         assert!(line.starts_with("proxy.toml:") && line.contains(": not filled in yet ("), "{line}");
     }
@@ -578,11 +596,66 @@ fn the_starter_waits_to_be_filled_in_and_for_nothing_else() {
     fs::write(&file, config::starter(None, None)).unwrap();
     let mistakes = load(&file, &[]).unwrap_err();
     let keys: Vec<&str> = mistakes.iter().map(|mistake| mistake.key.as_str()).collect();
-    assert_eq!(keys, ["upstream.endpoints", "token.client_id", "token.client_secret", "token.refresh_token"]);
+    assert_eq!(keys, ["upstream.endpoints", "token.client_id", "token.client_secret", "token.redirect_uri"]);
 
     let starter = config::starter(Some("https://cloud.example.com"), Some("app"));
     fs::write(&file, starter.replace(['<', '>'], "")).unwrap();
-    assert!(load(&file, &[]).unwrap().warnings.is_empty());
+    let warnings = load(&file, &[]).unwrap().warnings;
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].instead.contains("bearer-proxy login"), "{warnings:?}");
+}
+
+#[test]
+fn first_tokens_may_come_later_by_login_or_by_themselves_by_jwt() {
+    let without = |more: &[(&'static str, &'static str)]| {
+        let env: Vec<_> = ENOUGH.iter().copied().filter(|(name, _)| !name.ends_with("REFRESH_TOKEN")).collect();
+        load_environment(&env.into_iter().chain(more.iter().copied()).collect::<Vec<_>>())
+    };
+    let redirect_uri = ("BEARER_PROXY__TOKEN__REDIRECT_URI", "http://127.0.0.1:8765/callback");
+    let state_file = ("BEARER_PROXY__TOKEN__STATE_FILE", "state/token.json");
+    let missing = without(&[]).unwrap_err().to_string();
+    assert!(missing.contains("token.refresh_token: is missing") && missing.contains("bearer-proxy login"), "{missing}");
+    assert!(without(&[redirect_uri]).is_err(), "a login has nowhere to put the tokens");
+    assert!(without(&[state_file]).is_err());
+    let loaded = without(&[redirect_uri, state_file]).unwrap();
+    assert_eq!(loaded.warnings.len(), 1);
+    assert!(loaded.warnings[0].to_string().contains("run `bearer-proxy login`"), "{:?}", loaded.warnings);
+    assert_eq!(loaded.config.first.exchange.redirect_uri.as_deref(), Some(redirect_uri.1));
+    assert!(loaded.config.first.jwt.is_none());
+
+    let key = ("BEARER_PROXY__TOKEN__JWT__KEY", "jwtk3y");
+    let claims = ("BEARER_PROXY__TOKEN__JWT__CLAIMS", r#"{ scope = "files", level = 3 }"#);
+    let loaded = without(&[key, claims]).unwrap();
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    let jwt = loaded.config.first.jwt.unwrap();
+    assert_eq!((jwt.algorithm, jwt.user, jwt.key.expose()), (Algorithm::HS256, None, "jwtk3y"));
+    assert_eq!(serde_json::Value::Object(jwt.claims), serde_json::json!({ "scope": "files", "level": 3 }));
+    assert_eq!(jwt.url.as_str(), "https://cloud.example.com/api/authorizeByJWT.do");
+}
+
+#[test]
+fn a_private_key_in_pem_form_has_lines() {
+    let folder = TempDir::new().unwrap();
+    let pem = rcgen::KeyPair::generate().unwrap().serialize_pem();
+    fs::write(folder.path().join("key.pem"), &pem).unwrap();
+    let load = |lines: &str| {
+        let file = folder.path().join("proxy.toml");
+        let text = fs::read_to_string(Path::new(VALID).join("everything.toml")).unwrap();
+        let (before, jwt) = text.split_once("[token.jwt]").unwrap();
+        let rest = &jwt[jwt.find("\n[").unwrap()..];
+        let before = before.replace("files/", &format!("{}/files/", std::path::absolute(VALID).unwrap().display()));
+        fs::write(&file, format!("{before}[token.jwt]\n{lines}\n{rest}")).unwrap();
+        load(&file, &[]).map_err(|mistakes| mistakes.to_string())
+    };
+    let of_file = load("key_file = 'key.pem'\nalgorithm = 'ES256'").unwrap();
+    assert_eq!(of_file.config.first.jwt.unwrap().key.expose(), pem.trim_end());
+    let in_words = load(&format!("key = \"\"\"\n{pem}\"\"\"\nalgorithm = 'ES256'")).unwrap();
+    assert_eq!(in_words.config.first.jwt.unwrap().key.expose(), pem);
+    for lines in ["key_file = 'key.pem'\nalgorithm = 'RS256'", "key_file = 'key.pem'\nalgorithm = 'ES384'"] {
+        let mistakes = load(lines).unwrap_err();
+        assert!(mistakes.contains("is no private key in PEM form that fits"), "{mistakes}");
+        assert!(!mistakes.contains("BEGIN"), "{mistakes}");
+    }
 }
 
 /// What no other text here contains, so that finding it means that a value was printed.

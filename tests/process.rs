@@ -88,7 +88,7 @@ fn a_bad_command_line_is_64_and_help_is_fine() {
         assert_eq!(code, 64, "{arguments:?}");
         assert!(!error.is_empty());
     }
-    for command in ["run", "init", "check", "status", "demo", "simulate"] {
+    for command in ["run", "init", "check", "login", "status", "demo", "simulate"] {
         let (code, help, _) = words(&run(folder.path(), &[command, "--help"]));
         assert_eq!(code, 0);
         assert!(help.contains("Example"), "{command} --help shows no example:\n{help}");

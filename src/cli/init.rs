@@ -42,7 +42,7 @@ pub(super) fn init(args: &InitArgs) -> ExitCode {
     }
     say(format_args!("wrote {}\n", file.display()));
     say(format_args!("{}", config::administrator_request(cloud.as_deref(), args.client_id.as_deref())));
-    say(format_args!("Fill in what stands in angle brackets, then: bearer-proxy check && bearer-proxy"));
+    say(format_args!("Then: bearer-proxy check && bearer-proxy"));
     ExitCode::SUCCESS
 }
 

@@ -3,6 +3,7 @@
 mod check;
 mod demo;
 mod init;
+mod login;
 mod run;
 mod status;
 
@@ -39,6 +40,7 @@ Examples:
   bearer-proxy demo                          try it, nothing to configure
   bearer-proxy init --cloud https://cloud.example.com
   bearer-proxy check                         is proxy.toml right?
+  bearer-proxy login                         get the first tokens, once
   bearer-proxy                               run it
 
 Exit codes: 0 fine, 1 failed while running, 64 bad command line, 78 bad configuration.";
@@ -61,6 +63,12 @@ enum Command {
     /// Check the configuration, without a network: prints every mistake at once
     #[command(after_help = "Example:\n  bearer-proxy check --config proxy.toml")]
     Check,
+    /// Get the first tokens, in a browser, and store them: once, or after the refresh token has died
+    #[command(
+        after_help = "Examples:\n  bearer-proxy login\n  bearer-proxy login --code CODE    where no browser can come back to this machine\n\n\
+                      A running proxy picks the tokens up by itself."
+    )]
+    Login(login::LoginArgs),
     /// Ask a running proxy how it is: exit 0 ready, 1 not ready, 2 unreachable
     #[command(
         after_help = "Examples:\n  bearer-proxy status\n  bearer-proxy status --live    for health checks: exit 0 alive, 1 not"
@@ -89,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Run => run::run(config),
         Command::Init(args) => init::init(&args),
         Command::Check => check::check(config),
+        Command::Login(args) => login::login(config, args),
         Command::Status(args) => status::status(config, &args),
         Command::Demo => demo::demo(),
         Command::Simulate(args) => demo::simulate(*args),

@@ -1,7 +1,7 @@
 //! Every key there is, in one table. It drives the reading of files and of the environment, the search for unknown
 //! keys, and the comparison with the shipped `proxy.toml`.
 
-use Kind::{Bool, File, Integer, Integers, Secret, Text, Texts};
+use Kind::{Bool, File, Integer, Integers, Secret, Table, Text, Texts};
 
 /// One key of the configuration.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +29,8 @@ pub enum Kind {
     Integers,
     /// A path; a relative one starts at the configuration file's folder.
     File,
+    /// A table of names and values of any kind; written as in the file, `{ name = "value" }`, in the environment.
+    Table,
     /// Text that is never printed. Its twin `…_file` names a file that holds it.
     Secret,
 }
@@ -159,15 +161,19 @@ const KEYS: &[Key] = &[
         "write the secret in [token], or name a file that holds it with client_secret_file",
     ),
     optional("token.client_secret_file", File, r#""/run/secrets/client_secret""#),
+    optional("token.redirect_uri", Text, r#""<http://127.0.0.1:8765/callback>""#),
+    optional("token.state_file", File, r#""state/token.json""#),
     optional("token.refresh_token", Secret, r#""<refresh token>""#),
     optional("token.refresh_token_file", File, r#""/run/secrets/refresh_token""#),
-    optional("token.state_file", File, r#""state/token.json""#),
     optional("token.issuer", Text, r#""https://cloud.example.com""#),
     optional("token.tls.ca_file", File, r#""certificates/ca.pem""#),
     optional("token.tls.client_cert_file", File, r#""certificates/client.pem""#),
     optional("token.tls.client_key_file", File, r#""certificates/client.key""#),
     optional("token.tls.server_name", Text, r#""cloud.example.com""#),
     default("token.refresh_path", Text, r#""/api/refreshToken.do""#),
+    default("token.authorize_path", Text, r#""/api/authorize.do""#),
+    default("token.token_path", Text, r#""/api/token.do""#),
+    default("token.jwt_path", Text, r#""/api/authorizeByJWT.do""#),
     default("token.parameters", Text, r#""query""#),
     default("token.basic_encoding", Text, r#""raw""#),
     default("token.fields.access_token", Text, r#""/access_token""#),
@@ -178,6 +184,13 @@ const KEYS: &[Key] = &[
     default("token.wait", Text, r#""10s""#),
     default("token.timeout", Text, r#""10s""#),
     default("token.default_expires_in", Text, r#""300s""#),
+    optional("token.jwt.key", Secret, r#""<JWT key>""#),
+    optional("token.jwt.key_file", File, r#""/run/secrets/jwt_key""#),
+    optional("token.jwt.algorithm", Text, r#""HS256""#),
+    optional("token.jwt.email", Text, r#""user@example.com""#),
+    optional("token.jwt.phone", Text, r#""13800000000""#),
+    optional("token.jwt.babel_id", Text, r#""1001""#),
+    optional("token.jwt.claims", Table, r#"{ scope = "files" }"#),
     default("retry.statuses", Integers, "[401]"),
     default("retry.any_method", Bool, "false"),
     default("retry.body_limit", Text, r#""1MiB""#),

@@ -41,6 +41,8 @@ pub struct Config {
     pub upstream: upstream::Config,
     /// The credential.
     pub token: token::Config,
+    /// Where the credential's first tokens come from.
+    pub first: token::FirstConfig,
     /// The admin listener, unless there is none.
     pub admin: Option<admin::Config>,
     /// Logging.

@@ -1,7 +1,7 @@
 //! The user's words: what the file, the environment and the command line say, each value with its place. Knows which
 //! keys exist, not what their values mean.
 
-use std::{collections::BTreeMap, ffi::OsString, path::Path, sync::Arc};
+use std::{collections::BTreeMap, ffi::OsString, ops::Range, path::Path, sync::Arc};
 
 use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
@@ -33,6 +33,7 @@ pub(super) enum Value {
     Integer(i64),
     Bool(bool),
     List(Vec<Entry>),
+    Table(Vec<(String, Entry)>),
     /// What no key takes; the text says what it is.
     Other(&'static str),
 }
@@ -175,10 +176,19 @@ impl Raw {
 }
 
 impl Entry {
-    /// Where the value stands, and its elements if it is a list.
+    fn from_toml(value: &DeValue<'_>, span: Range<usize>, positions: &Positions<'_>) -> Self {
+        Self { value: Value::from_toml(value, positions), place: positions.at(span.start) }
+    }
+
+    /// Where the value stands, and its elements if it has some.
     fn places(&self) -> impl Iterator<Item = &Place> {
-        let elements = if let Value::List(elements) = &self.value { elements.as_slice() } else { &[] };
-        std::iter::once(&self.place).chain(elements.iter().map(|element| &element.place))
+        let (list, table) = match &self.value {
+            Value::List(elements) => (elements.as_slice(), &[][..]),
+            Value::Table(elements) => (&[][..], elements.as_slice()),
+            _ => (&[][..], &[][..]),
+        };
+        let elements = list.iter().chain(table.iter().map(|(_, element)| element));
+        std::iter::once(&self.place).chain(elements.map(|element| &element.place))
     }
 }
 
@@ -197,6 +207,7 @@ impl Value {
             Kind::Bool if text.trim() == "true" => Self::Bool(true),
             Kind::Bool if text.trim() == "false" => Self::Bool(false),
             Kind::Integer => number(&text).unwrap_or_else(|| Self::Text(text.into())),
+            Kind::Table => Self::from_table_text(&text).unwrap_or_else(|| Self::Text(text.into())),
             Kind::Bool | Kind::Text | Kind::File | Kind::Secret => Self::Text(text.into()),
         }
     }
@@ -214,17 +225,19 @@ impl Value {
                 .map_or(Self::Other("a number beyond all bounds"), Self::Integer),
             DeValue::Boolean(value) => Self::Bool(*value),
             DeValue::Array(elements) => Self::List(
-                elements
+                elements.iter().map(|element| Entry::from_toml(element.get_ref(), element.span(), positions)).collect(),
+            ),
+            DeValue::Table(table) => Self::Table(
+                table
                     .iter()
-                    .map(|element| Entry {
-                        value: Self::from_toml(element.get_ref(), positions),
-                        place: positions.at(element.span().start),
+                    .map(|(name, element)| {
+                        let entry = Entry::from_toml(element.get_ref(), element.span(), positions);
+                        (name.get_ref().to_string(), entry)
                     })
                     .collect(),
             ),
             DeValue::Float(_) => Self::Other("a decimal number"),
             DeValue::Datetime(_) => Self::Other("a date"),
-            DeValue::Table(_) => Self::Other("a table"),
         }
     }
 }

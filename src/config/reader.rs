@@ -60,6 +60,16 @@ impl Reader {
         self.raw.entry(path).is_some()
     }
 
+    /// Whether any key of a section that has no defaults was given.
+    pub(super) fn has_section(&self, section: &str) -> bool {
+        keys::keys().iter().any(|key| key.section() == section && self.is_given(key.path))
+    }
+
+    /// A key's value as it was given, for what is read and reported elsewhere.
+    pub(super) fn value_of(&self, path: &str) -> Option<&Value> {
+        self.raw.entry(path).map(|entry| &entry.value)
+    }
+
     /// Where a key was given, or would be.
     pub(super) fn place(&self, path: &str) -> Place {
         self.raw.entry(path).map_or_else(|| self.raw.place_for(path), |entry| entry.place.clone())
@@ -168,10 +178,25 @@ impl Reader {
         }
     }
 
-    /// A secret, given in words or by its twin `…_file`.
+    /// A secret of one line, given in words or by its twin `…_file`.
     pub(super) fn secret(&mut self, path: &str) -> Option<Secret> {
+        self.secret_of(path, values::text, |_| false)
+    }
+
+    /// A key, given in words or by its twin `…_file`: a secret that may be a PEM text.
+    pub(super) fn key(&mut self, path: &str) -> Option<Secret> {
+        self.secret_of(path, values::key_material, values::is_pem)
+    }
+
+    fn secret_of(
+        &mut self,
+        path: &str,
+        words: impl Fn(&Value) -> Result<&str, Fault>,
+        may_have_lines: impl Fn(&str) -> bool,
+    ) -> Option<Secret> {
+        let in_words = |r: &mut Self| r.read(path, |value| words(value).map(Secret::new));
         let Some(twin) = keys::find(path).and_then(keys::Key::twin) else {
-            return self.secret_in_words(path);
+            return in_words(self);
         };
         match (self.is_given(path), self.is_given(twin.path)) {
             (true, true) => {
@@ -179,21 +204,17 @@ impl Reader {
                 self.mistake(self.place(twin.path), twin.path, fault(reason, "keep one of the two"));
                 None
             }
-            (false, true) => self.secret_from_file(twin.path, path),
-            (_, false) => self.secret_in_words(path),
+            (false, true) => self.secret_from_file(twin.path, path, may_have_lines),
+            (_, false) => in_words(self),
         }
     }
 
-    fn secret_in_words(&mut self, path: &str) -> Option<Secret> {
-        self.read(path, |value| values::text(value).map(Secret::new))
-    }
-
     /// The file's name is not repeated: people put the secret itself there by mistake.
-    fn secret_from_file(&mut self, path: &str, twin: &str) -> Option<Secret> {
+    fn secret_from_file(&mut self, path: &str, twin: &str, may_have_lines: impl Fn(&str) -> bool) -> Option<Secret> {
         let file = self.path(path)?;
         let place = self.place(path);
         match Secret::from_file(file) {
-            Ok(secret) if secret.expose().contains(char::is_control) => {
+            Ok(secret) if secret.expose().contains(char::is_control) && !may_have_lines(secret.expose()) => {
                 let reason = "names a file with more than one line, or with control characters";
                 self.mistake(place, path, fault(reason, "the file must hold the secret and nothing else"));
                 None

@@ -3,6 +3,7 @@
 use std::{fs, io, num::NonZero, path::Path, thread};
 
 use http::{HeaderValue, uri::Scheme};
+use jsonwebtoken::Algorithm;
 use rustls::pki_types::{
     CertificateDer, PrivateKeyDer,
     pem::{Error as PemError, PemObject},
@@ -19,10 +20,13 @@ use super::{
 };
 use crate::{
     admin,
-    base::log,
+    base::{log, secret::Secret},
     net::{socket::Address, tls},
     proxy::{self, AccessLog, Exhausted, ForwardedHeaders, Guard, Listener, Retry},
-    token::{self, BasicEncoding, Fields, IssuerConfig, Parameters},
+    token::{
+        self, BasicEncoding, Fields, IssuerConfig, Parameters, exchange,
+        jwt::{self, User},
+    },
     upstream::{self, Endpoint, Host},
 };
 
@@ -35,11 +39,13 @@ pub(super) fn config(r: &mut Reader) -> Option<Config> {
     refuse_strangers(r, &addresses);
     let proxy = proxy(r, &addresses);
     let upstream = upstream(r);
+    let jwt = jwt_section(r);
     let token = token(r, &upstream);
+    let first = first_tokens(r, &upstream, jwt);
     let admin = admin(r, &proxy);
     refuse_overlaps(r, &addresses, admin.as_ref());
     let log = log(r);
-    Some(Config { proxy, upstream, token: token?, admin, log })
+    Some(Config { proxy, upstream, token: token?, first: first?, admin, log })
 }
 
 fn proxy(r: &mut Reader, addresses: &[(Address, Place)]) -> proxy::Config {
@@ -274,7 +280,7 @@ fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
     let default_expires_in = r.positive_duration("token.default_expires_in");
     let fields = fields(r);
     Some(IssuerConfig {
-        refresh_url: refresh_url(endpoint?, &path?)?,
+        refresh_url: interface(endpoint?, &path?)?,
         client_id,
         client_secret: client_secret?,
         parameters,
@@ -286,7 +292,7 @@ fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
     })
 }
 
-fn refresh_url(issuer: &Endpoint, path: &str) -> Option<Url> {
+fn interface(issuer: &Endpoint, path: &str) -> Option<Url> {
     let mut url = Url::parse(&issuer.origin).ok()?;
     url.set_path(path);
     Some(url)
@@ -302,27 +308,91 @@ fn fields(r: &mut Reader) -> Fields {
     }
 }
 
-/// Without a first refresh token nothing ever works; without a state file, a rotated one is lost.
+/// What stands in `[token.jwt]`, before it is known where the cloud is.
+struct Jwt {
+    key: Secret,
+    algorithm: Algorithm,
+    user: Option<User>,
+    claims: serde_json::Map<String, serde_json::Value>,
+}
+
+/// `None` if there is no such section, and after a mistake.
+fn jwt_section(r: &mut Reader) -> Option<Jwt> {
+    const KEY: &str = "token.jwt.key";
+    if !r.has_section("token.jwt") {
+        return None;
+    }
+    if !r.is_given(KEY) && !r.is_given("token.jwt.key_file") {
+        let instead = "write the JWT key of the developer account, or name a file that holds it with key_file";
+        r.missing(r.place_of_section("token.jwt"), KEY, fault("is missing", instead));
+    }
+    let key = r.key(KEY);
+    let algorithm = match r.read("token.jwt.algorithm", values::algorithm) {
+        None if r.is_given("token.jwt.algorithm") => None,
+        algorithm => Some(algorithm.unwrap_or_default()),
+    };
+    if let Some((key, algorithm)) = key.as_ref().zip(algorithm)
+        && jwt::check_key(algorithm, key).is_err()
+    {
+        let reason = format!("is no private key in PEM form that fits {algorithm:?}");
+        let instead = "write the key that the cloud's administrator gave you, or the algorithm that it is meant for";
+        r.mistake(r.place_of_secret(KEY), KEY, fault(reason, instead));
+    }
+    let user = user(r);
+    let claims = r.read("token.jwt.claims", values::claims).unwrap_or_default();
+    Some(Jwt { key: key?, algorithm: algorithm?, user, claims })
+}
+
+/// As whom to act, named in at most one way.
+fn user(r: &mut Reader) -> Option<User> {
+    let mut name = |path| r.read(path, |value| values::text(value).map(str::to_owned)).map(|name| (path, name));
+    let [email, phone, babel_id] = ["token.jwt.email", "token.jwt.phone", "token.jwt.babel_id"].map(&mut name);
+    let given: Vec<&str> = [&email, &phone, &babel_id].into_iter().flatten().map(|(path, _)| *path).collect();
+    for pair in given.windows(2) {
+        let reason = format!("names a user, and so does {}", pair[0]);
+        r.mistake(r.place(pair[1]), pair[1], fault(reason, "keep one of email, phone and babel_id"));
+    }
+    let email = email.map(|(_, name)| User::Email(name));
+    let phone = phone.map(|(_, name)| User::Phone(name));
+    email.or(phone).or(babel_id.map(|(_, name)| User::BabelId(name)))
+}
+
+fn first_tokens(r: &mut Reader, upstream: &upstream::Config, jwt: Option<Jwt>) -> Option<token::FirstConfig> {
+    let redirect_uri = r.read("token.redirect_uri", values::redirect_uri);
+    let paths = ["token.authorize_path", "token.token_path", "token.jwt_path"];
+    let [authorize, token, by_jwt] = paths.map(|path| r.read(path, values::url_path));
+    // A mistake in it is told where the issuer is read.
+    let own = r.value_of("token.issuer").and_then(|value| values::endpoint(value).ok());
+    let endpoint = own.as_ref().or_else(|| upstream.endpoints.first())?;
+    let url = |path: Option<String>| interface(endpoint, &path?);
+    let exchange = exchange::Config { authorize_url: url(authorize)?, token_url: url(token)?, redirect_uri };
+    let url = url(by_jwt)?;
+    let jwt = jwt.map(|Jwt { key, algorithm, user, claims }| jwt::Config { url, key, algorithm, user, claims });
+    Some(token::FirstConfig { exchange, jwt })
+}
+
+/// Without first tokens nothing ever works; without a state file, a rotated refresh token is lost.
 fn check_first_token(r: &mut Reader, state_file: Option<&Path>) {
     const KEY: &str = "token.refresh_token";
     let configured = r.is_given(KEY) || r.is_given("token.refresh_token_file");
-    match (configured, r.is_given("token.state_file")) {
-        (true, false) => {
-            let reason = "is not set: a refresh token that the cloud replaces is lost with the next restart";
-            let place = r.place("token.state_file");
-            r.warning(place, "token.state_file", fault(reason, r#"write state_file = "state/token.json""#));
-        }
-        (false, false) => {
-            let instead = "write the first refresh token, or name a file that holds it with refresh_token_file";
-            r.missing(r.place(KEY), KEY, fault("is missing", instead));
-        }
-        (false, true) if state_file.is_some_and(|file| !file.exists()) => {
-            let reason = "is missing, and token.state_file does not exist yet";
-            let instead = "write the first refresh token, or name a file that holds it with refresh_token_file";
-            r.missing(r.place(KEY), KEY, fault(reason, instead));
-        }
-        (true | false, true) => {}
+    let has_state_file = r.is_given("token.state_file");
+    if configured && !has_state_file {
+        let reason = "is not set: a refresh token that the cloud replaces is lost with the next restart";
+        let place = r.place("token.state_file");
+        r.warning(place, "token.state_file", fault(reason, r#"write state_file = "state/token.json""#));
     }
+    // After a mistake in the path nothing is known of the file.
+    let is_stored = has_state_file && state_file.is_none_or(Path::exists);
+    if configured || is_stored || r.has_section("token.jwt") {
+        return;
+    }
+    let reason = if has_state_file { "is missing, and token.state_file does not exist yet" } else { "is missing" };
+    let place = r.place(KEY);
+    if has_state_file && r.is_given("token.redirect_uri") {
+        return r.warning(place, KEY, fault(reason, "run `bearer-proxy login`, before or after the start"));
+    }
+    let instead = "write redirect_uri and state_file and run `bearer-proxy login`, or write the first refresh token";
+    r.missing(place, KEY, fault(reason, instead));
 }
 
 /// The file, or the nearest folder above it that exists, must be one that can be written to. Creates nothing.

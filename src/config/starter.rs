@@ -7,7 +7,7 @@ pub fn starter(cloud: Option<&str>, client_id: Option<&str>) -> String {
     let quoted = |given: Option<&str>, placeholder: &str| toml::Value::from(given.unwrap_or(placeholder)).to_string();
     format!(
         r#"# bearer-proxy: apps call the address in `listen` instead of the cloud, and need no token.
-# Replace what stands in angle brackets, then run `bearer-proxy check` and `bearer-proxy run`.
+# Replace what stands in angle brackets, then run `bearer-proxy check`, `bearer-proxy login` and `bearer-proxy run`.
 # This file holds secrets: keep it readable by its owner alone.
 
 [proxy]
@@ -22,8 +22,9 @@ endpoints = [{cloud}]
 # From the cloud's administrator.
 client_id = {client_id}
 client_secret = "<client secret>"
-# The first refresh token. Later ones are kept in state_file.
-refresh_token = "<refresh token>"
+# Exactly as it is registered at the cloud. `bearer-proxy login` uses it.
+redirect_uri = "<http://127.0.0.1:8765/callback>"
+# Where `bearer-proxy login` puts the first tokens, and the proxy all later ones.
 state_file = "state/token.json"
 
 [admin]
@@ -35,7 +36,7 @@ listen = "127.0.0.1:9180"
     )
 }
 
-/// What to ask the cloud's administrator for, and how to get the first refresh token with what they answer.
+/// What to ask the cloud's administrator for, and how to get the first tokens with what they answer.
 pub fn administrator_request(cloud: Option<&str>, client_id: Option<&str>) -> String {
     let cloud = cloud.unwrap_or("https://your-cloud").trim_end_matches('/');
     let id = client_id.unwrap_or("CLIENT_ID");
@@ -44,13 +45,15 @@ pub fn administrator_request(cloud: Option<&str>, client_id: Option<&str>) -> St
     format!(
         r#"Ask the administrator of {cloud} for:
   1. {ask_for_id}
-  2. the redirect URI that is registered for it
+  2. the redirect URI that is registered for it; best is one on this machine, such as http://127.0.0.1:8765/callback
   3. whether a refresh replaces the refresh token (then keep state_file where a restart finds it)
 
-Then get the first refresh token:
-  1. Open this in a browser, log in and agree. The browser ends at the redirect URI, with ?code=… behind it:
+Fill in what stands in angle brackets, then get the first tokens:
+     bearer-proxy login
+
+Without that command: open this in a browser, log in and agree. The browser ends at the redirect URI, with ?code=… behind it:
      {cloud}/api/authorize.do?response_type=code&client_id={encoded_id}&redirect_uri=REDIRECT_URI
-  2. Within five minutes, run this line. It asks for the client secret; the answer holds the refresh_token:
+  Within five minutes, run this line. It asks for the client secret; the answer holds the refresh_token:
      curl -X POST -u "{id}" "{cloud}/api/token.do?grant_type=authorization_code&code=CODE&redirect_uri=REDIRECT_URI"
   (CODE is what the browser showed. In REDIRECT_URI write %3A for : and %2F for /.)
 "#,

@@ -8,13 +8,15 @@ use std::{
 };
 
 use http::{HeaderValue, StatusCode, uri::Scheme};
+use jsonwebtoken::Algorithm;
+use serde_json::{Map, Value as Json};
 use url::Url;
 
 use super::{
     findings::{Fault, fault},
-    raw::{BACKSLASH, Value},
+    raw::{BACKSLASH, Entry, Value},
 };
-use crate::{net::socket::Address, upstream::Endpoint};
+use crate::{net::socket::Address, token::jwt::OWN_CLAIMS, upstream::Endpoint};
 
 type Read<T> = Result<T, Fault>;
 
@@ -27,7 +29,7 @@ pub(super) fn text(value: &Value) -> Read<&str> {
         }
         Value::Text(text) => Ok(text),
         Value::Integer(_) | Value::Bool(_) => Err(fault(format!("is {}, not text", value.what()), "put it in quotes")),
-        Value::List(_) | Value::Other(_) => {
+        Value::List(_) | Value::Table(_) | Value::Other(_) => {
             Err(fault(format!("is {}, not text", value.what()), r#"write one text, as in key = "text""#))
         }
     }
@@ -46,6 +48,7 @@ pub(super) fn is_placeholder(value: &Value) -> bool {
             text.len() > 2 && text.starts_with('<') && text.ends_with('>') || text == "…" || text == "..."
         }
         Value::List(elements) => elements.iter().any(|element| is_placeholder(&element.value)),
+        Value::Table(elements) => elements.iter().any(|(_, element)| is_placeholder(&element.value)),
         Value::Integer(_) | Value::Bool(_) | Value::Other(_) => false,
     }
 }
@@ -63,7 +66,7 @@ pub(super) fn path(value: &Value) -> Read<PathBuf> {
 pub(super) fn boolean(value: &Value) -> Read<bool> {
     match value {
         Value::Bool(value) => Ok(*value),
-        Value::Text(_) | Value::Integer(_) | Value::List(_) | Value::Other(_) => {
+        Value::Text(_) | Value::Integer(_) | Value::List(_) | Value::Table(_) | Value::Other(_) => {
             Err(fault(format!("is {}", value.what()), "write true or false, without quotes"))
         }
     }
@@ -76,7 +79,7 @@ pub(super) fn integer(value: &Value, least: u32, most: u32) -> Read<u32> {
             .ok()
             .filter(|number| (least..=most).contains(number))
             .ok_or_else(|| fault("is out of range", format!("write a number from {least} to {most}"))),
-        Value::Text(_) | Value::Bool(_) | Value::List(_) | Value::Other(_) => {
+        Value::Text(_) | Value::Bool(_) | Value::List(_) | Value::Table(_) | Value::Other(_) => {
             Err(fault(format!("is {}", value.what()), format!("write a number from {least} to {most}, without quotes")))
         }
     }
@@ -286,6 +289,79 @@ pub(super) fn url_path(value: &Value) -> Read<String> {
     }
 }
 
+/// Where the cloud sends a browser back to: an absolute URL, kept character by character, as the cloud compares it so.
+pub(super) fn redirect_uri(value: &Value) -> Read<String> {
+    const EXAMPLE: &str = r#"write it exactly as it is registered, as in "http://127.0.0.1:8765/callback""#;
+    let text = text_like(value, EXAMPLE)?;
+    let url = Url::parse(text).map_err(|error| fault(format!("is not a URL: {error}"), EXAMPLE))?;
+    // RFC 6749 §3.1.2.
+    if url.fragment().is_some() {
+        return Err(fault("has a fragment", EXAMPLE));
+    }
+    if url.port() == Some(0) {
+        return Err(fault("has port 0", EXAMPLE));
+    }
+    Ok(text.to_owned())
+}
+
+/// How JWTs are signed, RFC 7518 §3.1.
+pub(super) fn algorithm(value: &Value) -> Read<Algorithm> {
+    const KNOWN: [&str; 12] =
+        ["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"];
+    let instead = format!("write one of {}", KNOWN.join(", "));
+    let text = text_like(value, &instead)?;
+    text.parse().map_err(|_| fault("is none of the algorithms known here", instead))
+}
+
+/// A key: one line, or several as PEM has them.
+pub(super) fn key_material(value: &Value) -> Read<&str> {
+    match value {
+        Value::Text(key) if is_pem(key) => Ok(key),
+        _ => text(value),
+    }
+}
+
+/// Whether this has the lines of a PEM text, RFC 7468, and no other control characters than their ends.
+pub(super) fn is_pem(key: &str) -> bool {
+    key.trim_start().starts_with("-----BEGIN ") && !key.contains(|c: char| c.is_control() && !matches!(c, '\r' | '\n'))
+}
+
+/// Further claims of a JWT.
+pub(super) fn claims(value: &Value) -> Read<Map<String, Json>> {
+    const INSTEAD: &str = r#"write a table, as in { scope = "files" }"#;
+    let Value::Table(elements) = value else {
+        return Err(fault(format!("is {}, not a table", value.what()), INSTEAD));
+    };
+    for (name, _) in elements {
+        if let Some(own) = OWN_CLAIMS.iter().find(|own| *own == name) {
+            return Err(fault(format!("sets {own}, which the proxy sets by itself"), "remove it"));
+        }
+    }
+    match json(value) {
+        Ok(Json::Object(claims)) => Ok(claims),
+        Ok(_) => Err(fault("is not a table", INSTEAD)),
+        Err(what) => {
+            Err(fault(format!("holds {what}"), "write texts, whole numbers, true, false, lists and tables of them"))
+        }
+    }
+}
+
+fn json(value: &Value) -> Result<Json, &'static str> {
+    Ok(match value {
+        Value::Text(text) => Json::String(text.to_string()),
+        Value::Integer(number) => (*number).into(),
+        Value::Bool(value) => (*value).into(),
+        Value::List(elements) => {
+            Json::Array(elements.iter().map(|element| json(&element.value)).collect::<Result<_, _>>()?)
+        }
+        Value::Table(elements) => {
+            let member = |(name, element): &(String, Entry)| json(&element.value).map(|value| (name.clone(), value));
+            Json::Object(elements.iter().map(member).collect::<Result<_, _>>()?)
+        }
+        Value::Other(what) => return Err(*what),
+    })
+}
+
 /// A JSON pointer, RFC 6901, to something within a document.
 pub(super) fn json_pointer(value: &Value) -> Read<String> {
     let text = text(value)?;
@@ -326,6 +402,7 @@ impl Value {
             Self::Integer(_) => "a number",
             Self::Bool(_) => "true or false",
             Self::List(_) => "a list",
+            Self::Table(_) => "a table",
             Self::Other(what) => what,
         }
     }
@@ -335,7 +412,7 @@ impl Value {
         match self {
             Self::Integer(number) => u64::try_from(*number).ok(),
             Self::Text(text) => text.trim().parse().ok(),
-            Self::Bool(_) | Self::List(_) | Self::Other(_) => None,
+            Self::Bool(_) | Self::List(_) | Self::Table(_) | Self::Other(_) => None,
         }
     }
 }

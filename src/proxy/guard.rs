@@ -56,7 +56,8 @@ impl Gate {
         check_form(request)
     }
 
-    fn check_host(&self, request: &Parts, known: &KnownHost) -> Result<(), Error> {
+    /// The name alone: for what a page elsewhere may well send a browser to.
+    pub(crate) fn check_host(&self, request: &Parts, known: &KnownHost) -> Result<(), Error> {
         let mut hosts = request.headers.get_all(header::HOST).iter();
         let host = hosts.next();
         if hosts.next().is_some() {

@@ -75,11 +75,48 @@ impl Failure {
     }
 }
 
+/// What a call presents to the issuer. It decides what a refusal means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Presented {
+    RefreshToken,
+    /// An authorization code.
+    Code,
+    /// A JWT, to get a code for it.
+    Jwt,
+}
+
+impl Presented {
+    /// `invalid_grant`, RFC 6749 §5.2.
+    fn invalid(self) -> (Class, &'static str) {
+        match self {
+            Self::RefreshToken => {
+                (Class::RefreshTokenRefused, "the refresh token is expired, revoked or spent; get a new one")
+            }
+            // Another code may be good: this is no reason to give up for ever.
+            Self::Code => (
+                Class::Failing,
+                "the code is expired or spent, or was asked for with another redirect_uri; get a new one",
+            ),
+            Self::Jwt => (Class::Failing, "the JWT is not accepted: check the keys in [token.jwt]"),
+        }
+    }
+
+    /// The key that names the interface.
+    fn path_key(self) -> &'static str {
+        match self {
+            Self::RefreshToken => "token.refresh_path",
+            Self::Code => "token.token_path",
+            Self::Jwt => "token.jwt_path",
+        }
+    }
+}
+
 /// How answers are read.
 #[derive(Debug, Clone)]
 pub(super) struct Reader {
     pub(super) fields: Fields,
     pub(super) default_expires_in: Duration,
+    pub(super) presented: Presented,
 }
 
 impl Reader {
@@ -91,7 +128,7 @@ impl Reader {
         body: &[u8],
         wall: SystemTime,
     ) -> Result<Grant, Failure> {
-        if status.is_success() { self.grant(body) } else { Err(refusal(status, headers, body, wall)) }
+        if status.is_success() { self.grant(body) } else { Err(refusal(self.presented, status, headers, body, wall)) }
     }
 
     fn grant(&self, body: &[u8]) -> Result<Grant, Failure> {
@@ -158,15 +195,22 @@ fn lifetime_of(value: &Value) -> Option<Duration> {
     (1.0..=LONGEST_LIFETIME.as_secs_f64()).contains(&seconds).then(|| Duration::from_secs_f64(seconds.floor()))
 }
 
-fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8], wall: SystemTime) -> Failure {
+/// What follows from an answer that is neither a success nor, where one is expected, a redirect.
+pub(super) fn refusal(
+    presented: Presented,
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &[u8],
+    wall: SystemTime,
+) -> Failure {
     let answered = format!("the issuer answered {}", status.as_u16());
     match status {
         StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED => match oauth_error(body) {
             // RFC 6749 §5.2.
-            Some("invalid_grant") => Failure::new(
-                Class::RefreshTokenRefused,
-                format!("{answered} invalid_grant: the refresh token is expired, revoked or spent; get a new one"),
-            ),
+            Some("invalid_grant") => {
+                let (class, words) = presented.invalid();
+                Failure::new(class, format!("{answered} invalid_grant: {words}"))
+            }
             Some(error @ ("invalid_client" | "unauthorized_client")) => Failure::new(
                 Class::ClientRefused,
                 format!("{answered} {error}: check token.client_id and token.client_secret"),
@@ -183,7 +227,10 @@ fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8], wall: SystemTim
         StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => Failure::new(Class::Ambiguous, answered),
         status if status.is_redirection() => Failure::new(
             Class::Failing,
-            format!("{answered}, a redirect; credentials never follow one: check token.issuer and token.refresh_path"),
+            format!(
+                "{answered}, a redirect; credentials never follow one: check token.issuer and {}",
+                presented.path_key()
+            ),
         ),
         _ => Failure::new(Class::Failing, answered),
     }
@@ -234,6 +281,7 @@ mod tests {
                 refresh_expires_in: "/refresh_expires_in".into(),
             },
             default_expires_in: Duration::from_secs(300),
+            presented: Presented::RefreshToken,
         }
     }
 
@@ -334,7 +382,7 @@ mod tests {
             expires_in: "/data/ttl".into(),
             refresh_expires_in: "/data/next_ttl".into(),
         };
-        let reader = Reader { fields, default_expires_in: Duration::from_secs(300) };
+        let reader = Reader { fields, ..reader() };
         let read = |body: Value| {
             reader.read(StatusCode::OK, &HeaderMap::new(), body.to_string().as_bytes(), SystemTime::UNIX_EPOCH)
         };

@@ -9,13 +9,20 @@
 //! | `cache.rs` | a token, its version, and the marks that decide whether a rejection is worth a refresh |
 //! | `credential.rs` | reading, waiting, reporting |
 //! | `state.rs` | what is told to people and machines |
-//! | `issuer.rs`, `answer.rs` | the call, and the judgement of its answer |
+//! | `issuer.rs`, `channel.rs`, `answer.rs` | the call, how it is sent, and the judgement of its answer |
+//! | `exchange.rs`, `jwt.rs`, `first.rs` | first tokens: for a code, and without a person |
+//! | `login.rs` | first tokens that a person got, stored beside a running refresher |
 //! | `store/` | where tokens outlive the process |
 
 mod answer;
 mod cache;
+mod channel;
 mod credential;
+pub mod exchange;
+mod first;
 pub mod issuer;
+pub mod jwt;
+pub mod login;
 mod refresher;
 mod schedule;
 mod state;
@@ -27,6 +34,7 @@ pub use self::{
     answer::{Class, Failure, Grant},
     cache::{Token, Version},
     credential::{Credential, MAX_WAITERS, RefreshRefused, Rejection},
+    first::FirstTokens,
     refresher::{Error, Refresher},
     state::{Durations, Outcome, Persistence, Reason, Refresh, Snapshot, State, Status},
     store::Error as StoreError,
@@ -73,6 +81,15 @@ pub struct IssuerConfig {
     pub default_expires_in: Duration,
     /// Trust and greeting, if the issuer is `https`.
     pub tls: crate::net::tls::Config,
+}
+
+/// Where the credential's first tokens come from.
+#[derive(Debug, Clone)]
+pub struct FirstConfig {
+    /// How codes become tokens.
+    pub exchange: exchange::Config,
+    /// How to get codes without a person, if that is configured.
+    pub jwt: Option<jwt::Config>,
 }
 
 /// Where the grant's parameters go.

@@ -1,0 +1,327 @@
+//! First tokens without a person: a JWT is shown to the cloud, which answers with a code, which becomes tokens.
+
+use std::{
+    pin::Pin,
+    time::{Duration, SystemTime},
+};
+
+use http::{HeaderMap, StatusCode, header};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use serde_json::{Map, Value};
+use tokio::sync::Mutex;
+use url::Url;
+use zeroize::Zeroizing;
+
+use super::{
+    FirstConfig, FirstTokens, IssuerConfig,
+    answer::{Class, Failure, Grant, Presented, refusal},
+    channel::{self, Answer, Channel, parameters},
+    exchange::Exchange,
+    issuer::Error,
+};
+use crate::base::{clock::SharedClock, secret::Secret};
+
+/// How long a JWT is good for: it is used at once, and clocks differ.
+const JWT_LIFETIME: Duration = Duration::from_secs(300);
+/// The longest code that is accepted, in bytes.
+const CODE_LIMIT: usize = 4096;
+/// Claims that are made here and cannot be configured.
+pub const OWN_CLAIMS: [&str; 3] = ["client_id", "iat", "exp"];
+
+/// How to get codes without a person.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The interface that takes JWTs, without a query.
+    pub url: Url,
+    /// The JWT key of the developer account: the secret itself for HS…, a private key in PEM form for the others.
+    pub key: Secret,
+    /// How JWTs are signed.
+    pub algorithm: Algorithm,
+    /// As whom to act; `None`: as the enterprise's administrator.
+    pub user: Option<User>,
+    /// Further claims.
+    pub claims: Map<String, Value>,
+}
+
+/// How a user of the cloud is named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum User {
+    /// By address.
+    Email(String),
+    /// By number.
+    Phone(String),
+    /// By the cloud's own id.
+    BabelId(String),
+}
+
+/// The key does not fit the algorithm. Says nothing of the key.
+#[derive(Debug, thiserror::Error)]
+#[error("the key is no private key in PEM form that fits the algorithm")]
+pub struct UnfitKey;
+
+/// Whether JWTs can be signed with it.
+///
+/// # Errors
+/// When they cannot.
+pub fn check_key(algorithm: Algorithm, key: &Secret) -> Result<(), UnfitKey> {
+    sign(algorithm, key, &Map::new()).map(drop)
+}
+
+/// First tokens by JWT.
+#[derive(Debug)]
+pub struct JwtTokens {
+    config: Config,
+    client_id: String,
+    channel: Channel,
+    exchange: Mutex<Exchange>,
+    clock: SharedClock,
+}
+
+impl JwtTokens {
+    /// `None` unless JWTs are configured. Speaks to nobody yet.
+    ///
+    /// # Errors
+    /// When the TLS settings cannot be used.
+    pub fn new(first: &FirstConfig, issuer: &IssuerConfig, clock: SharedClock) -> Result<Option<Self>, Error> {
+        let Some(config) = first.jwt.clone() else { return Ok(None) };
+        let exchange = Mutex::new(Exchange::new(&first.exchange, issuer, SharedClock::clone(&clock))?);
+        let channel = Channel::new(&config.url, issuer)?;
+        Ok(Some(Self { config, client_id: issuer.client_id.clone(), channel, exchange, clock }))
+    }
+
+    async fn tokens(&self) -> Result<Grant, Failure> {
+        let jwt = self.jwt().await?;
+        let user = self.config.user.as_ref().map(User::parameter);
+        let pairs = [("response_type", "code"), ("client_id", &self.client_id), ("jwt_token", &jwt)];
+        let query = parameters(pairs.into_iter().chain(user));
+        let answer = channel::send(self.channel.get(&query)).await?;
+        let code = code(&answer, &self.config.url, self.clock.wall())?;
+        let mut exchange = self.exchange.lock().await;
+        exchange.reload_client_secret().await;
+        exchange.tokens(&code).await
+    }
+
+    async fn jwt(&self) -> Result<Zeroizing<String>, Failure> {
+        let mut claims = self.config.claims.clone();
+        let now = self.clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        claims.insert("client_id".to_owned(), self.client_id.clone().into());
+        claims.insert("iat".to_owned(), now.as_secs().into());
+        claims.insert("exp".to_owned(), (now + JWT_LIFETIME).as_secs().into());
+        let key = self.current_key().await;
+        sign(self.config.algorithm, &key, &claims).map_err(|error| {
+            Failure::new(Class::Failing, format!("no JWT can be signed: {error}: check token.jwt.key"))
+        })
+    }
+
+    /// The key may have been replaced since the start. A file that cannot be read is as good as an unchanged one.
+    async fn current_key(&self) -> Secret {
+        let known = self.config.key.clone();
+        let Some(file) = known.file().map(ToOwned::to_owned) else { return known };
+        match tokio::task::spawn_blocking(|| Secret::from_file(file)).await {
+            Ok(Ok(key)) => key,
+            Ok(Err(_)) | Err(_) => known,
+        }
+    }
+}
+
+impl FirstTokens for JwtTokens {
+    fn fetch(&self) -> Pin<Box<dyn Future<Output = Result<Grant, Failure>> + Send + '_>> {
+        Box::pin(self.tokens())
+    }
+}
+
+impl User {
+    fn parameter(&self) -> (&'static str, &str) {
+        match self {
+            Self::Email(email) => ("email", email),
+            Self::Phone(phone) => ("phone", phone),
+            Self::BabelId(id) => ("babelId", id),
+        }
+    }
+}
+
+fn sign(algorithm: Algorithm, key: &Secret, claims: &Map<String, Value>) -> Result<Zeroizing<String>, UnfitKey> {
+    let bytes = key.expose().as_bytes();
+    let key = match algorithm {
+        Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => Ok(EncodingKey::from_secret(bytes)),
+        Algorithm::ES256 | Algorithm::ES384 => EncodingKey::from_ec_pem(bytes),
+        Algorithm::EdDSA => EncodingKey::from_ed_pem(bytes),
+        _ => EncodingKey::from_rsa_pem(bytes),
+    };
+    // The library's words may quote the key.
+    let jwt = jsonwebtoken::encode(&Header::new(algorithm), claims, &key.map_err(|_| UnfitKey)?);
+    jwt.map(Zeroizing::new).map_err(|_| UnfitKey)
+}
+
+/// The code in either shape of answer: a redirect whose target carries it, or JSON.
+fn code(answer: &Answer, url: &Url, wall: SystemTime) -> Result<Secret, Failure> {
+    let found = match answer.status {
+        StatusCode::MOVED_PERMANENTLY
+        | StatusCode::FOUND
+        | StatusCode::SEE_OTHER
+        | StatusCode::TEMPORARY_REDIRECT
+        | StatusCode::PERMANENT_REDIRECT => code_in_location(&answer.headers, url)?,
+        status if status.is_success() => code_in_json(&answer.body)?,
+        status => return Err(refusal(Presented::Jwt, status, &answer.headers, &answer.body, wall)),
+    };
+    if found.expose().len() > CODE_LIMIT {
+        return Err(Failure::new(Class::Failing, "the code that the cloud gave for the JWT is too long"));
+    }
+    Ok(found)
+}
+
+fn code_in_location(headers: &HeaderMap, url: &Url) -> Result<Secret, Failure> {
+    let target = headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
+    let target = target.and_then(|target| url.join(target).ok());
+    let mut codes =
+        target.iter().flat_map(Url::query_pairs).filter(|(name, value)| name == "code" && !value.is_empty());
+    match (codes.next(), codes.next()) {
+        (Some((_, code)), None) => Ok(Secret::new(code)),
+        (None, _) | (_, Some(_)) => Err(Failure::new(
+            Class::Failing,
+            "the cloud answered the JWT with a redirect that carries no code: is this interface enabled, and are the \
+             keys in [token.jwt] right?",
+        )),
+    }
+}
+
+fn code_in_json(body: &[u8]) -> Result<Secret, Failure> {
+    let failing = |detail: String| Err(Failure::new(Class::Failing, detail));
+    let Ok(mut answer) = serde_json::from_slice::<Value>(body) else {
+        return failing("the cloud's answer to the JWT is not JSON".to_owned());
+    };
+    if answer.get("success") == Some(&Value::Bool(false)) {
+        // A number cannot be a secret; the envelope's message could quote one.
+        let number = answer.get("code").and_then(Value::as_i64);
+        let number = number.map(|number| format!(" (code {number})")).unwrap_or_default();
+        return failing(format!("the cloud refused the JWT{number}: check the keys in [token.jwt]"));
+    }
+    // The envelope has a `code` of its own, 0 for success: what lies within it goes first, and a status is no code.
+    for pointer in ["/data/code", "/result/code", "/code"] {
+        if let Some(Value::String(code)) = answer.pointer_mut(pointer).map(Value::take)
+            && !code.is_empty()
+            && !is_status(&code)
+        {
+            return Ok(Secret::new(code));
+        }
+    }
+    failing("the cloud's answer to the JWT has no code at /code, /data/code or /result/code".to_owned())
+}
+
+/// A status that some clouds write as a text: `"0"`, `"200"`. No authorization code is that short.
+fn is_status(code: &str) -> bool {
+    code.len() <= 5 && code.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+
+    use super::*;
+
+    fn answered(status: u16, location: Option<&str>, body: &str) -> Result<String, Failure> {
+        let mut headers = HeaderMap::new();
+        if let Some(location) = location {
+            headers.insert(header::LOCATION, location.parse().expect("a value"));
+        }
+        let status = StatusCode::from_u16(status).expect("a status");
+        let answer = Answer { status, headers, body: Zeroizing::new(body.as_bytes().to_vec()) };
+        let url = "https://cloud.example.com/api/authorizeByJWT.do".parse().expect("a URL");
+        code(&answer, &url, SystemTime::UNIX_EPOCH).map(|code| code.expose().to_owned())
+    }
+
+    #[test]
+    fn codes_in_both_shapes() {
+        for (location, code) in [
+            ("https://app.example.com/back?code=abc", "abc"),
+            ("https://app.example.com/back?data=x&code=a%2Bb%20c", "a+b c"),
+            ("/back?code=abc#code=def", "abc"),
+            ("app:/back?code=abc", "abc"),
+        ] {
+            assert_eq!(answered(302, Some(location), "").as_deref(), Ok(code), "{location}");
+        }
+        for (body, code) in [
+            (r#"{"code":"abc"}"#, "abc"),
+            (r#"{"code":"abc","success":true}"#, "abc"),
+            (r#"{"code":0,"success":true,"data":{"code":"abc"}}"#, "abc"),
+            (r#"{"code":"0","data":{"code":"abc"}}"#, "abc"),
+            (r#"{"code":"ok","result":{"code":"abc"}}"#, "abc"),
+        ] {
+            assert_eq!(answered(200, None, body).as_deref(), Ok(code), "{body}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_code_is_not_taken_for_one() {
+        for location in [None, Some("https://app/"), Some("https://app/?code="), Some("https://app/?code=a&code=b")] {
+            assert_eq!(answered(302, location, "").expect_err("no code").class, Class::Failing, "{location:?}");
+        }
+        for body in [
+            r#"{"code":0,"success":true}"#,
+            r#"{"code":"0","success":true}"#,
+            r#"{"code":"200","data":{"code":0}}"#,
+            r#"{"code":"s3cret","success":false}"#,
+            r#"{"code":null}"#,
+            r#"{"data":"code"}"#,
+            r#"{"data":{"code":""}}"#,
+            "[]",
+            "s3cret",
+            "",
+            &"[".repeat(10_000),
+        ] {
+            let failure = answered(200, None, body).expect_err("no code");
+            assert_eq!(failure.class, Class::Failing, "{body}");
+            assert!(!failure.detail.contains("s3cret"), "{}", failure.detail);
+        }
+        let refused = answered(200, None, r#"{"code":1001,"success":false}"#).expect_err("refused");
+        assert!(refused.detail.contains("code 1001"), "{}", refused.detail);
+        let endless = format!(r#"{{"code":"{}"}}"#, "x".repeat(CODE_LIMIT + 1));
+        assert!(answered(200, None, &endless).is_err());
+    }
+
+    #[test]
+    fn refusals_have_classes_and_none_is_final_but_the_clients() {
+        let class = |status, body| answered(status, None, body).expect_err("refused").class;
+        assert_eq!(class(401, r#"{"error":"invalid_client"}"#), Class::ClientRefused);
+        assert_eq!(class(400, r#"{"error":"invalid_grant"}"#), Class::Failing);
+        assert_eq!(class(401, ""), Class::Failing);
+        assert_eq!(class(404, ""), Class::Failing);
+        assert_eq!(class(504, ""), Class::Ambiguous);
+    }
+
+    fn pem(algorithm: &'static rcgen::SignatureAlgorithm) -> Secret {
+        Secret::new(rcgen::KeyPair::generate_for(algorithm).expect("a key").serialize_pem())
+    }
+
+    #[test]
+    fn jwts_are_what_rfc_7519_says() {
+        let claims = Map::from_iter([("client_id".to_owned(), "app".into())]);
+        let jwt = sign(Algorithm::HS256, &Secret::new("key"), &claims).expect("signed");
+        let parts: Vec<_> = jwt.split('.').collect();
+        let payload = |part: &str| URL_SAFE_NO_PAD.decode(part).expect("base64");
+        assert_eq!(payload(parts[0]), br#"{"typ":"JWT","alg":"HS256"}"#);
+        assert_eq!(payload(parts[1]), br#"{"client_id":"app"}"#);
+        let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, b"key");
+        let signed = format!("{}.{}", parts[0], parts[1]);
+        aws_lc_rs::hmac::verify(&key, signed.as_bytes(), &payload(parts[2])).expect("the right signature");
+    }
+
+    #[test]
+    fn keys_must_fit_their_algorithm() {
+        let (p256, p384, ed) =
+            (pem(&rcgen::PKCS_ECDSA_P256_SHA256), pem(&rcgen::PKCS_ECDSA_P384_SHA384), pem(&rcgen::PKCS_ED25519));
+        let words = Secret::new("s3cret words");
+        for (algorithm, key, fits) in [
+            (Algorithm::HS512, &words, true),
+            (Algorithm::ES256, &p256, true),
+            (Algorithm::ES384, &p384, true),
+            (Algorithm::EdDSA, &ed, true),
+            (Algorithm::ES256, &words, false),
+            (Algorithm::ES256, &p384, false),
+            (Algorithm::RS256, &words, false),
+            (Algorithm::RS256, &p256, false),
+        ] {
+            assert_eq!(check_key(algorithm, key).is_ok(), fits, "{algorithm:?}");
+        }
+    }
+}
