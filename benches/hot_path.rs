@@ -1,12 +1,17 @@
 //! What every request pays: taking the token, and rewriting its head.
 
+#[path = "../tests/common/credential.rs"]
+mod credential;
+
 use std::{hint::black_box, time::Duration};
 
 use bearer_proxy::{
+    base::clock,
     proxy::{
         ForwardedHeaders,
         headers::{Client, Rewrite, outbound},
     },
+    token::Refresher,
     upstream::{Endpoint, Host},
 };
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -46,9 +51,22 @@ fn rewriting_a_head(criterion: &mut Criterion) {
     criterion.bench_function("rewriting a head", |bencher| bencher.iter(|| outbound(black_box(&head), &rewrite)));
 }
 
+fn taking_the_token(criterion: &mut Criterion) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clock = clock::system();
+    let (_refresher, credential) =
+        Refresher::new(credential::config(folder.path()), clock.clone()).expect("a credential");
+    criterion.bench_function("taking the token", |bencher| {
+        bencher.iter(|| {
+            let token = credential.token();
+            token.as_ref().is_some_and(|token| token.usable(clock.now()))
+        });
+    });
+}
+
 criterion_group! {
     name = hot_path;
     config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
-    targets = rewriting_a_head
+    targets = taking_the_token, rewriting_a_head
 }
 criterion_main!(hot_path);

@@ -85,10 +85,7 @@ pub(crate) struct Carried {
 
 impl Carried {
     fn new(token: &Arc<Token>) -> Self {
-        // The copy of a legal value is legal.
-        let mut header = HeaderValue::from_bytes(token.header().as_bytes()).unwrap_or_else(|_| token.header().clone());
-        header.set_sensitive(true);
-        Self { token: Arc::clone(token), header }
+        Self { token: Arc::clone(token), header: token.header_copy() }
     }
 
     pub(crate) fn header(&self) -> &HeaderValue {

@@ -126,6 +126,15 @@ impl Token {
         &self.header
     }
 
+    /// The same in memory of its own, for a thread that wants to share no reference count with others.
+    pub fn header_copy(&self) -> HeaderValue {
+        let text = Zeroizing::new(self.header.as_bytes().to_vec());
+        // The bytes of a legal value are legal.
+        let mut copy = HeaderValue::from_maybe_shared(Bytes::from_owner(text)).unwrap_or_else(|_| self.header.clone());
+        copy.set_sensitive(true);
+        copy
+    }
+
     /// From then on it must not be sent.
     pub fn expires_at(&self) -> Moment {
         self.expires_at

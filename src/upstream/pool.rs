@@ -84,11 +84,10 @@ where
     pub(super) async fn dial(self: &Rc<Self>) -> Result<Lease<B>, connect::Error> {
         let place = self.reserve()?;
         let io = connect(&self.config, &self.endpoint, self.shared.tls.as_ref()).await?;
-        let (sender, connection) =
-            http1::Builder::new().title_case_headers(true).writev(false).handshake(io).await.map_err(|error| {
-                let source = std::io::Error::other(error);
-                connect::Error::Refused { endpoint: self.endpoint.origin.clone(), source }
-            })?;
+        let (sender, connection) = http1::Builder::new().writev(false).handshake(io).await.map_err(|error| {
+            let source = std::io::Error::other(error);
+            connect::Error::Refused { endpoint: self.endpoint.origin.clone(), source }
+        })?;
         let too_old = Rc::new(self.ticker.deadline());
         let pool = Rc::clone(self);
         let watch = Rc::clone(&too_old);

@@ -1,0 +1,46 @@
+//! A credential that needs no issuer, for what only reads the token.
+
+use std::time::Duration;
+
+use bearer_proxy::{
+    base::{clock, secret::Secret},
+    net::tls,
+    token::{BasicEncoding, Config, Fields, IssuerConfig, Parameters},
+};
+
+/// A credential with a usable token, as a restart finds it.
+pub(crate) fn config(folder: &std::path::Path) -> Config {
+    let state_file = folder.join("token.json");
+    let now = clock::system().wall().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis();
+    let state = format!(
+        r#"{{"format": 1, "access_token": "abc", "refresh_token": "r", "lifetime_ms": 3600000, "obtained_at_ms": {now}}}"#
+    );
+    std::fs::write(&state_file, state).expect("written");
+    #[cfg(unix)]
+    std::fs::set_permissions(&state_file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("changed");
+    let field = |name: &str| format!("/{name}");
+    Config {
+        name: "default".to_owned(),
+        issuer: IssuerConfig {
+            refresh_url: "http://127.0.0.1:1/".parse().expect("a URL"),
+            client_id: "id".to_owned(),
+            client_secret: Secret::new("secret"),
+            parameters: Parameters::Query,
+            basic_encoding: BasicEncoding::Raw,
+            fields: Fields {
+                access_token: field("access_token"),
+                refresh_token: field("refresh_token"),
+                expires_in: field("expires_in"),
+                refresh_expires_in: field("refresh_expires_in"),
+            },
+            timeout: Duration::from_secs(10),
+            default_expires_in: Duration::from_secs(300),
+            tls: tls::Config::default(),
+        },
+        refresh_token: None,
+        state_file: Some(state_file),
+        refresh_margin: None,
+        wait: Duration::from_secs(10),
+        cooldown: Duration::from_secs(10),
+    }
+}
