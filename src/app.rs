@@ -106,7 +106,7 @@ impl App {
         let upstream = upstream::Shared::new(config.upstream)?;
         let upstreams = vec![upstream.config().clone()];
         let token_wait = config.token.wait;
-        let (refresher, credential) = Refresher::new(config.token, clock)?;
+        let (refresher, credential) = Refresher::new(config.token, None, clock)?;
         let drain_delay = config.proxy.drain_delay;
         let proxy = Proxy::start(config.proxy, bound, upstream, credential.clone(), token_wait)?;
         let draining = Arc::new(AtomicBool::new(false));

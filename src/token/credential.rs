@@ -218,6 +218,7 @@ impl Credential {
             expires_in,
             expires_at: expires_in.map(|left| wall + left),
             refresh_token_expires_at: ledger.refresh_token_expires_at,
+            seed_refused: ledger.seed_refused,
             last_refreshes: ledger.last_refreshes(),
             persistence: ledger.persistence,
             next_attempt_in: ledger.next_attempt.map(|next| next.saturating_since(now)),

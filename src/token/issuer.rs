@@ -25,7 +25,7 @@ const BODY_LIMIT: usize = 64 * 1024;
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// A boxed future, so that issuers and stores can be trait objects.
-pub(super) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Who turns a refresh token into an access token.
 pub(super) trait Issuer: Send {

@@ -10,11 +10,13 @@
 //! | `credential.rs` | reading, waiting, reporting |
 //! | `state.rs` | what is told to people and machines |
 //! | `issuer.rs`, `answer.rs` | the call, and the judgement of its answer |
+//! | `first.rs` | first tokens, without a refresh token |
 //! | `store/` | where tokens outlive the process |
 
 mod answer;
 mod cache;
 mod credential;
+mod first;
 pub mod issuer;
 mod refresher;
 mod schedule;
@@ -27,6 +29,7 @@ pub use self::{
     answer::{Class, Failure, Grant},
     cache::{Token, Version},
     credential::{Credential, MAX_WAITERS, RefreshRefused, Rejection},
+    first::FirstTokens,
     refresher::{Error, Refresher},
     state::{Durations, Outcome, Persistence, Reason, Refresh, Snapshot, State, Status},
     store::Error as StoreError,
@@ -46,6 +49,10 @@ pub struct Config {
     pub state_file: Option<PathBuf>,
     /// How long before expiry to refresh; `None`: max(5 min, 20 % of the lifetime). Never more than half the lifetime.
     pub refresh_margin: Option<Duration>,
+    /// How long a refresh token lives whose issuer does not tell, from the last different one.
+    pub refresh_lifetime: Duration,
+    /// Whether a refresh token that may be spent is sent once more, and what follows from that.
+    pub grace_retry: bool,
     /// How long a request may wait for a token.
     pub wait: Duration,
     /// The least time between two refreshes that rejections ask for.
