@@ -4,13 +4,16 @@
 //!
 //! | file | what it is for |
 //! |---|---|
-//! | `refresher.rs` | the one task that calls the issuer: when, and what follows from each answer |
+//! | `refresher.rs` | the one task that calls the issuer, and what follows from each answer |
+//! | `refresher/plan.rs` | what to call next, and when |
+//! | `refresher/chain.rs` | what chains of tokens come from: the stored record, other processes, the configuration |
 //! | `schedule.rs` | the moments, as pure functions |
 //! | `cache.rs` | a token, its version, and the marks that decide whether a rejection is worth a refresh |
 //! | `credential.rs` | reading, waiting, reporting |
 //! | `state.rs` | what is told to people and machines |
 //! | `issuer.rs`, `answer.rs` | the call, and the judgement of its answer |
 //! | `first.rs` | first tokens, without a refresh token |
+//! | `watch.rs` | notices that secrets and the state file change |
 //! | `store/` | where tokens outlive the process |
 
 mod answer;
@@ -22,6 +25,9 @@ mod refresher;
 mod schedule;
 mod state;
 mod store;
+#[cfg(test)]
+mod testing;
+mod watch;
 
 use std::{path::PathBuf, time::Duration};
 

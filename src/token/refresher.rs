@@ -7,6 +7,7 @@ mod report;
 use std::{
     collections::VecDeque,
     io,
+    path::PathBuf,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, SystemTime},
 };
@@ -23,10 +24,12 @@ use super::{
     schedule,
     state::{Ledger, Outcome, Problem, Reason, Refresh, State, Status},
     store::{self, Access, FileStore, Lock, Origin, Record, Seed, Store, Writer},
+    watch::Watch,
 };
 use crate::base::{
     backoff::{self, Backoff},
     clock::{Moment, SharedClock},
+    secret::Secret,
 };
 
 /// Calls of a refused client are at least this far apart.
@@ -63,6 +66,9 @@ pub struct Refresher {
     record: Record,
     /// A configured refresh token that was never tried: it goes first, and the chain goes on if it is refused.
     seed: Option<Seed>,
+    /// Where configured refresh tokens come from.
+    seed_file: Option<PathBuf>,
+    watch: Watch,
     /// The newest seed was refused, and the chain goes on.
     seed_refused: bool,
     /// Fingerprints of refresh tokens that the issuer refused, so that none is sent again.
@@ -109,6 +115,7 @@ impl Refresher {
         record: Record,
     ) -> (Self, Credential) {
         let writer = Writer::new(store.clone(), Arc::clone(&clock));
+        let watch = Watch::new(&config, Arc::clone(&clock));
         let shared = Shared::new(config.name, clock, config.cooldown, Ledger::new(writer.persistence()));
         let status =
             Status { state: State::Starting, reason: Reason::Refreshing, since: shared.clock.wall(), version: None };
@@ -127,6 +134,8 @@ impl Refresher {
             grace_retry: config.grace_retry,
             record,
             seed: None,
+            seed_file: config.refresh_token.as_ref().and_then(Secret::file).map(ToOwned::to_owned),
+            watch,
             seed_refused: false,
             refused: VecDeque::new(),
             lock: None,
@@ -151,6 +160,9 @@ impl Refresher {
             if self.writer.is_idle() {
                 self.lock = None;
             }
+            if self.shared.changed.swap(false, Relaxed) {
+                self.reload().await;
+            }
             self.report();
             let shared = Arc::clone(&self.shared);
             // While the newest tokens are not stored, the lock is still ours.
@@ -163,6 +175,7 @@ impl Refresher {
                 // To report the expiry, or to look at what is due again.
                 () = sleep_until(&shared.clock, self.expiry()) => {}
                 () = shared.wake.notified() => {}
+                () = self.watch.changed() => shared.changed.store(true, Relaxed),
                 () = self.writer.progress() => {}
             }
         }

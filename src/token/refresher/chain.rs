@@ -37,6 +37,19 @@ impl Refresher {
         self.assess();
     }
 
+    /// Files may have changed. One that is empty or half-written is ignored: its next change comes.
+    pub(super) async fn reload(&mut self) {
+        self.issuer.reload_client_secret().await;
+        if let Some(file) = self.seed_file.clone()
+            && let Ok(Ok(configured)) = tokio::task::spawn_blocking(|| Secret::from_file(file)).await
+            && self.plant(configured)
+        {
+            tracing::info!(credential = self.shared.name, "a new refresh token is configured: it is tried");
+        }
+        self.reread().await;
+        self.assess();
+    }
+
     /// A configured refresh token that began no chain yet, and was not refused, is tried at once; true for such a one.
     /// Any other is older than what is stored.
     pub(super) fn plant(&mut self, configured: Secret) -> bool {

@@ -18,11 +18,11 @@ use crate::{
         secret::Secret,
     },
     token::{
-        BasicEncoding, Class, Config, Credential, Failure, Fields, FirstTokens, Grant, IssuerConfig, Outcome,
-        Parameters, Reason, State, StoreError, Token,
+        Class, Config, Credential, Failure, FirstTokens, Grant, Outcome, Reason, State, StoreError, Token,
         issuer::{BoxFuture, Issuer},
         refresher::Refresher,
         store::{Lock, Record, Store},
+        testing,
     },
 };
 
@@ -124,6 +124,10 @@ impl Setup {
         Self { refresh_token: Some(Secret::new(token)), ..self }
     }
 
+    pub(super) fn refresh_token_file(self, file: &std::path::Path) -> Self {
+        Self { refresh_token: Some(Secret::from_file(file.to_owned()).expect("readable")), ..self }
+    }
+
     /// First tokens can be had; such calls spend nothing.
     pub(super) fn first_tokens(self, answer: impl Fn(usize) -> Result<Grant, Failure> + Send + Sync + 'static) -> Self {
         Self { first_tokens: Some(Box::new(answer)), ..self }
@@ -170,7 +174,7 @@ impl Setup {
             Arc::new(script)
         });
         let (refresher, credential) = Refresher::with(
-            config(self.refresh_token, self.grace_retry),
+            Config { grace_retry: self.grace_retry, ..testing::config(self.refresh_token) },
             Arc::clone(&clock) as SharedClock,
             Box::new(ScriptedIssuer {
                 script: Arc::clone(&issuer),
@@ -452,34 +456,5 @@ impl Log {
 
     pub(super) fn lines(&self, containing: &str) -> usize {
         self.text().lines().filter(|line| line.contains(containing)).count()
-    }
-}
-
-fn config(refresh_token: Option<Secret>, grace_retry: bool) -> Config {
-    Config {
-        name: "default".to_owned(),
-        issuer: IssuerConfig {
-            refresh_url: "http://127.0.0.1:1/".parse().expect("a URL"),
-            client_id: "id".to_owned(),
-            client_secret: Secret::new("client secret"),
-            parameters: Parameters::Query,
-            basic_encoding: BasicEncoding::Raw,
-            fields: Fields {
-                access_token: "/access_token".to_owned(),
-                refresh_token: "/refresh_token".to_owned(),
-                expires_in: "/expires_in".to_owned(),
-                refresh_expires_in: "/refresh_expires_in".to_owned(),
-            },
-            timeout: seconds(10),
-            default_expires_in: seconds(300),
-            tls: crate::net::tls::Config::default(),
-        },
-        refresh_token,
-        state_file: None,
-        refresh_margin: None,
-        refresh_lifetime: seconds(30 * 24 * 3600),
-        grace_retry,
-        wait: seconds(10),
-        cooldown: seconds(10),
     }
 }

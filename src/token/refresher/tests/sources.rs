@@ -59,6 +59,95 @@ async fn a_new_seed_that_is_refused_leaves_the_old_chain_in_place() {
     assert!(bench.calls().iter().all(|call| call.spent != "bad seed"));
 }
 
+/// A credential that is dead because of the refresh token in this file; any other is good.
+async fn dead(file: &std::path::Path) -> Bench {
+    std::fs::write(file, "bad").expect("written");
+    let answer = |n| if n == 1 { failure(Class::RefreshTokenRefused) } else { Ok(grant(n, HOUR)) };
+    let bench = Setup::new(answer).refresh_token_file(file).start();
+    bench.until(State::Dead, Reason::RefreshTokenRefused).await;
+    bench
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_refresh_token_in_its_file_revives_a_dead_credential() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("refresh_token");
+    let bench = dead(&file).await;
+    // Neither a file that says nothing new nor an empty one is worth a call, whoever asks.
+    for contents in ["bad\n", ""] {
+        std::fs::write(&file, contents).expect("written");
+        bench.credential.reload();
+        assert_eq!(bench.credential.refresh_now(), Err(RefreshRefused::NoCredential));
+        bench.pass(HOUR).await;
+        assert_eq!(bench.calls().len(), 1);
+    }
+    std::fs::write(&file, "good").expect("written");
+    bench.credential.reload();
+    bench.until(State::Fresh, Reason::Ok).await;
+    assert_eq!(bench.calls()[1].spent, "good");
+    // Back to a token that once was good: it is spent.
+    std::fs::write(&file, "bad").expect("written");
+    bench.credential.reload();
+    bench.pass(HOUR).await;
+    std::fs::write(&file, "good").expect("written");
+    bench.credential.reload();
+    bench.pass(HOUR).await;
+    let again: Vec<_> = bench.calls().into_iter().skip(2).map(|call| call.spent).collect();
+    assert_eq!(again, ["refresh-2", "refresh-3"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_are_looked_at_without_being_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("refresh_token");
+    let bench = dead(&file).await;
+    std::fs::write(&file, "good").expect("written");
+    bench.until(State::Fresh, Reason::Ok).await;
+    assert!(bench.calls()[1].at <= bench.calls()[0].at + seconds(31));
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_that_another_process_stores_revive_a_dead_credential() {
+    let bench = Setup::new(|_| failure(Class::RefreshTokenRefused)).start();
+    bench.until(State::Dead, Reason::RefreshTokenRefused).await;
+    let logged_in = Setup::new(|n| Ok(grant(n + 200, HOUR))).start();
+    logged_in.token().await;
+    bench.put(logged_in.stored());
+    bench.credential.reload();
+    bench.until(State::Fresh, Reason::Ok).await;
+    assert_eq!(bench.usable().expect("a token").header(), logged_in.usable().expect("a token").header());
+    assert_eq!(bench.calls().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_file_by_hand_is_as_good_as_a_configured_refresh_token() {
+    let bench = Setup::new(|n| Ok(grant(n, HOUR))).start();
+    let old = bench.token().await;
+    let mut by_hand = Record::default();
+    by_hand.refresh_token = Some(Secret::new("by hand"));
+    for _ in 0..2 {
+        bench.put(by_hand.clone());
+        bench.credential.reload();
+        bench.pass(seconds(1)).await;
+        assert_eq!(bench.calls().len(), 2, "once");
+    }
+    assert_eq!(bench.calls()[1].spent, "by hand");
+    assert!(bench.usable().expect("a token").version().epoch() > old.version().epoch());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_client_is_probed_once_a_minute_whoever_asks() {
+    let bench = Setup::new(|_| failure(Class::ClientRefused)).start();
+    bench.until(State::Dead, Reason::ClientRefused).await;
+    for _ in 0..600 {
+        bench.credential.reload();
+        let _ = bench.credential.refresh_now();
+        bench.pass(seconds(1)).await;
+    }
+    assert!(bench.gaps().iter().all(|gap| *gap >= seconds(60)), "{:?}", bench.gaps());
+    assert!(bench.calls().len() >= 10);
+}
+
 #[tokio::test(start_paused = true)]
 async fn processes_that_share_a_state_file_spend_each_token_once() {
     let issuer = |n| move |m| Ok(grant(n + m, HOUR));
