@@ -55,7 +55,7 @@ fn taking_the_token(criterion: &mut Criterion) {
     let folder = tempfile::tempdir().expect("a folder");
     let clock = clock::system();
     let (_refresher, credential) =
-        Refresher::new(credential::config(folder.path()), clock.clone()).expect("a credential");
+        Refresher::new(credential::config(folder.path()), None, clock.clone()).expect("a credential");
     criterion.bench_function("taking the token", |bencher| {
         bencher.iter(|| {
             let token = credential.token();

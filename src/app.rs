@@ -20,7 +20,7 @@ use crate::{
     config::Config,
     net::socket::{Address, Bound},
     proxy::Proxy,
-    token::{self, Credential, Refresher},
+    token::{self, Credential, FirstTokens, Refresher, jwt::JwtTokens},
     upstream,
 };
 
@@ -106,7 +106,10 @@ impl App {
         let upstream = upstream::Shared::new(config.upstream)?;
         let upstreams = vec![upstream.config().clone()];
         let token_wait = config.token.wait;
-        let (refresher, credential) = Refresher::new(config.token, clock)?;
+        let first_tokens = JwtTokens::new(&config.first, &config.token.issuer, SharedClock::clone(&clock))
+            .map_err(token::Error::from)?
+            .map(|tokens| Box::new(tokens) as Box<dyn FirstTokens>);
+        let (refresher, credential) = Refresher::new(config.token, first_tokens, clock)?;
         let drain_delay = config.proxy.drain_delay;
         let proxy = Proxy::start(config.proxy, bound, upstream, credential.clone(), token_wait)?;
         let draining = Arc::new(AtomicBool::new(false));

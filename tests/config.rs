@@ -137,6 +137,7 @@ fn defaults_are_those_promised() {
     assert_eq!(token.refresh_token.unwrap().expose(), "file-refresh");
     assert_eq!(token.state_file, Some(Path::new(VALID).join("state/token.json")));
     assert_eq!((token.refresh_margin, token.wait, token.cooldown), (None, seconds(10), seconds(10)));
+    assert_eq!((token.refresh_lifetime, token.grace_retry), (seconds(30 * 24 * 3600), true));
     let issuer = token.issuer;
     assert_eq!(issuer.refresh_url.as_str(), "https://cloud.example.com/api/refreshToken.do");
     assert_eq!((issuer.client_id.as_str(), issuer.client_secret.expose()), ("app", "file-secret"));
@@ -204,6 +205,7 @@ fn every_key_arrives_where_it_belongs() {
     let token = config.token;
     assert_eq!(token.refresh_token.unwrap().expose(), "r3fresh-words");
     assert_eq!((token.refresh_margin, token.wait, token.cooldown), (Some(seconds(12)), seconds(13), seconds(16)));
+    assert_eq!((token.refresh_lifetime, token.grace_retry), (seconds(16 * 24 * 3600), false));
     let issuer = token.issuer;
     assert_eq!(issuer.refresh_url.as_str(), "https://login.example.com:9443/oauth/refresh");
     assert_eq!((issuer.client_id.as_str(), issuer.client_secret.expose()), ("app:1", "s3cret-words"));
@@ -549,7 +551,7 @@ fn the_shipped_file_documents_every_key_and_no_other() {
             (key.path.to_owned(), table["value"].clone())
         })
         .collect();
-    assert_eq!(documented.len(), 70, "keys seen");
+    assert_eq!(documented.len(), 72, "keys seen");
     assert_eq!(documented, in_code);
 
     // What is said to be a default is commented out, and a comment line precedes every group of keys.

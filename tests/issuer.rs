@@ -383,6 +383,8 @@ fn whole(issuer: IssuerConfig, folder: &Path) -> Config {
         refresh_token: Some(Secret::new(TOKEN)),
         state_file: Some(folder.join("state/token.json")),
         refresh_margin: None,
+        refresh_lifetime: Duration::from_secs(30 * 24 * 3600),
+        grace_retry: true,
         wait: Duration::from_secs(10),
         cooldown: Duration::from_secs(10),
     }
@@ -400,7 +402,8 @@ async fn a_refresher_on_real_sockets_files_and_clocks() {
     // The secret is rotated while we hold the old one.
     std::fs::write(&secret_file, "new\n").expect("written");
 
-    let (refresher, credential) = Refresher::new(whole(issuer.clone(), folder.path()), clock::system()).expect("built");
+    let (refresher, credential) =
+        Refresher::new(whole(issuer.clone(), folder.path()), None, clock::system()).expect("built");
     let (stop, stopped) = oneshot::channel::<()>();
     let running = tokio::spawn(refresher.run(async {
         let _ = stopped.await;
@@ -417,7 +420,7 @@ async fn a_refresher_on_real_sockets_files_and_clocks() {
         assert_eq!(STANDARD.decode(basic).expect("Base64"), format!("{ID}:{secret}").as_bytes());
     }
     // The next process finds the tokens and calls nobody.
-    let (_refresher, credential) = Refresher::new(whole(issuer, folder.path()), clock::system()).expect("built");
+    let (_refresher, credential) = Refresher::new(whole(issuer, folder.path()), None, clock::system()).expect("built");
     assert_eq!(credential.snapshot().state, State::Fresh);
     assert_eq!(credential.token().as_ref().expect("stored").version(), token.version());
 }
@@ -431,7 +434,7 @@ async fn a_bad_state_file_stops_the_start_with_a_remedy() {
     std::fs::write(&file, "{").expect("written");
     #[cfg(unix)]
     std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("changed");
-    let error = Refresher::new(config, clock::system()).err().expect("refused").to_string();
+    let error = Refresher::new(config, None, clock::system()).err().expect("refused").to_string();
     assert!(error.contains(&file.display().to_string()) && error.contains("move it away"), "{error}");
     assert_eq!(std::fs::read_to_string(&file).expect("there"), "{");
 }

@@ -425,3 +425,33 @@ async fn replaced_keys_and_secrets_are_used_at_once() {
     fs::remove_file(&key).unwrap();
     tokens.fetch().await.expect("with the new secret, and with the key that was known");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_with_a_jwt_key_needs_no_other_token() {
+    let cloud = cloud(|_| {}).await;
+    let folder = tempfile::tempdir().unwrap();
+    let address = configuration(folder.path(), cloud.origin(), &format!("jwt.key = \"{JWT_KEY}\"\n"));
+    serves(folder.path(), address).await;
+    assert_eq!(cloud.issuer_calls(), 1);
+}
+
+/// The sentence that `login` ends with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_proxy_picks_a_login_up_by_itself() {
+    let cloud = cloud(|_| {}).await;
+    let folder = tempfile::tempdir().unwrap();
+    let redirect_uri = "https://app.example.com/callback";
+    let address = for_login(folder.path(), cloud.origin(), redirect_uri);
+    let mut running = Running::start(folder.path(), &["run"]);
+    eventually("it listens", async || tokio::net::TcpStream::connect(address).await.is_ok()).await;
+    assert_eq!(send(address, get("/api/echo.do")).await.status(), 503);
+    let authorize = format!(
+        "{}/api/authorize.do?response_type=code&client_id=my%20app&redirect_uri={redirect_uri}&data=x",
+        cloud.origin()
+    );
+    let code = parameter(&callback_of(&authorize.parse().unwrap()).await, "code");
+    let (status, _, error) = run(folder.path(), &["login", "--code", &code]);
+    assert_eq!(status, 0, "{error}");
+    eventually("it serves", async || send(address, get("/api/echo.do")).await.status() == 200).await;
+    assert!(running.0.try_wait().unwrap().is_none(), "it was restarted");
+}

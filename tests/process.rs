@@ -252,6 +252,81 @@ async fn status_tells_ready_not_ready_and_unreachable_apart() {
     assert!(text.contains("token default: fresh"), "{text}");
 }
 
+/// An issuer that takes one refresh token and refuses every other.
+async fn picky(good: &'static str) -> String {
+    let address = scripted(move |_, mut stream| async move {
+        let head = read_head(&mut stream).await?;
+        let answer = if head.contains(&format!("refresh_token={good} ")) {
+            common::grant("token", 3600)
+        } else {
+            let body = r#"{"error":"invalid_grant"}"#;
+            format!("HTTP/1.1 400 Bad Request\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        };
+        stream.write_all(answer.as_bytes()).await
+    })
+    .await;
+    format!("http://{address}")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_proxy_comes_back_when_its_refresh_token_file_changes_and_survives_a_hangup() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, admin) = configuration(folder.path(), &picky("good").await);
+    let config = folder.path().join("proxy.toml");
+    let text =
+        fs::read_to_string(&config).unwrap().replace("refresh_token = \"seed\"", "refresh_token_file = \"seed\"");
+    fs::write(&config, text).unwrap();
+    fs::write(folder.path().join("seed"), "bad").unwrap();
+    let log = fs::File::create(folder.path().join("log")).unwrap();
+    let mut running = Running(program(folder.path()).stderr(log).spawn().unwrap());
+    listens(admin).await;
+    let status = async || String::from_utf8_lossy(&send(admin, get("/status")).await.into_body()).into_owned();
+    eventually("it is dead", async || status().await.contains("refresh_token_refused")).await;
+    running.signal(rustix::process::Signal::HUP);
+    let log = || fs::read_to_string(folder.path().join("log")).unwrap();
+    eventually("it hears the hangup", async || log().contains("SIGHUP")).await;
+    assert!(status().await.contains("refresh_token_refused"));
+    fs::write(folder.path().join("seed"), "good").unwrap();
+    eventually("it is ready", async || send(admin, get("/readyz")).await.status() == 200).await;
+    running.signal(rustix::process::Signal::TERM);
+    assert_eq!(running.ended().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_in_the_middle_of_a_refresh_it_knows_so_and_goes_on() {
+    let (call, mut called) = tokio::sync::watch::channel(false);
+    let cloud = scripted(move |number, mut stream| {
+        let call = call.clone();
+        async move {
+            let head = read_head(&mut stream).await?;
+            if number == 0 {
+                call.send_replace(true);
+                // The answer never comes.
+                return read_head(&mut stream).await.map(drop);
+            }
+            let answer = if head.contains("refresh_token=seed ") {
+                common::grant("token", 3600)
+            } else {
+                "HTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n".to_owned()
+            };
+            stream.write_all(answer.as_bytes()).await
+        }
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let (_, admin) = configuration(folder.path(), &format!("http://{cloud}"));
+    let state = || fs::read_to_string(folder.path().join("state/token.json")).unwrap_or_default();
+    let mut killed = Running::start(folder.path());
+    tokio::time::timeout(LIMIT, called.wait_for(|called| *called)).await.unwrap().unwrap();
+    killed.signal(rustix::process::Signal::KILL);
+    killed.ended().await;
+    assert!(state().contains("\"spends\"") && !state().contains("seed"), "stored before the call, and as a hash");
+    let _running = Running::start(folder.path());
+    listens(admin).await;
+    eventually("it is ready", async || send(admin, get("/readyz")).await.status() == 200).await;
+    assert!(!state().contains("\"spends\""));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_environment_alone_is_enough() {
     let folder = tempfile::tempdir().unwrap();

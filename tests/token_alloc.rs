@@ -10,7 +10,8 @@ use bearer_proxy::{base::clock, token::Refresher};
 #[test]
 fn reading_the_token_allocates_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (_refresher, credential) = Refresher::new(credential::config(folder.path()), clock::system()).expect("built");
+    let (_refresher, credential) =
+        Refresher::new(credential::config(folder.path()), None, clock::system()).expect("built");
     let mut reads = 0_u32;
     let mut read = || {
         let token = credential.token();

@@ -203,7 +203,7 @@ impl Desk {
             }
             Err(RefreshRefused::NoCredential) => text(
                 StatusCode::CONFLICT,
-                "there is no refresh token that the issuer would take: configure a new one\n",
+                "there is no refresh token that the issuer would take: configure a new one (files are read again now)\n",
             ),
         }
     }

@@ -35,6 +35,7 @@ fn credential(snapshot: &Snapshot, now: SystemTime) -> Value {
         "generation": snapshot.generation,
         "expires_in": snapshot.expires_in.map(|left| left.as_secs()),
         "refresh_token_expires_in": snapshot.refresh_token_expires_at.map(seconds_until),
+        "seed_refused": snapshot.seed_refused,
         "next_refresh_in": snapshot.next_attempt_in.map(|left| left.as_secs()),
         "persisted": match snapshot.persistence {
             Persistence::Off => Value::Null,

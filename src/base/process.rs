@@ -63,21 +63,6 @@ pub fn make_private(file: &std::fs::File) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Creates a folder, and those above it, that only its owner may enter, where access is told by modes. One that exists
-/// stays as it is.
-///
-/// # Errors
-/// Whatever the system says.
-pub fn create_private_folder(folder: &std::path::Path) -> std::io::Result<()> {
-    let mut builder = std::fs::DirBuilder::new();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::DirBuilderExt as _;
-        builder.mode(0o700);
-    }
-    builder.recursive(true).create(folder)
-}
-
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     #[test]

@@ -1,4 +1,4 @@
-//! The wish of the system, or of a person, that this process end.
+//! The wish of the system, or of a person, that this process end, or that it look at its files again.
 
 use std::io;
 
@@ -52,5 +52,37 @@ impl Signals {
             _ = self.ctrl_break.recv() => "Ctrl-Break",
             _ = self.ctrl_shutdown.recv() => "shutdown",
         }
+    }
+}
+
+/// Listens for SIGHUP: files have changed. Only Unix has it; elsewhere files are watched, and that is all.
+#[derive(Debug)]
+pub struct Hangup {
+    #[cfg(unix)]
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl Hangup {
+    /// From now on the signal no longer ends the process.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn listen() -> io::Result<Self> {
+        #[cfg(unix)]
+        {
+            use tokio::signal::unix::{SignalKind, signal};
+            Ok(Self { hangup: signal(SignalKind::hangup())? })
+        }
+        #[cfg(not(unix))]
+        Ok(Self {})
+    }
+
+    /// Resolves at the next one.
+    pub async fn next(&mut self) {
+        #[cfg(unix)]
+        if self.hangup.recv().await.is_some() {
+            return;
+        }
+        std::future::pending::<()>().await;
     }
 }

@@ -5,7 +5,10 @@ use std::process::ExitCode;
 use super::{ConfigFile, block_on, complain};
 use crate::{
     app::App,
-    base::{clock, log, shutdown::Signals},
+    base::{
+        clock, log,
+        shutdown::{Hangup, Signals},
+    },
 };
 
 pub(super) fn run(config: &ConfigFile) -> ExitCode {
@@ -20,6 +23,7 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
     warn_of_proxy_variables();
     block_on(async {
         let mut signals = Signals::listen().map_err(|error| format!("cannot listen for signals: {error}"))?;
+        let mut hangup = Hangup::listen().map_err(|error| format!("cannot listen for signals: {error}"))?;
         let app = App::start(loaded.config, clock::system()).map_err(|error| error.to_string())?;
         for address in app.addresses() {
             tracing::info!(%address, "listening");
@@ -27,7 +31,15 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
         if let Some(address) = app.admin_address() {
             tracing::info!(%address, "admin endpoint");
         }
-        let signal = signals.next().await;
+        let signal = loop {
+            tokio::select! {
+                signal = signals.next() => break signal,
+                () = hangup.next() => {
+                    tracing::info!("SIGHUP: secrets and the state file are read again");
+                    app.credential().reload();
+                }
+            }
+        };
         tracing::info!(signal, "shutting down: requests in flight are finished first");
         tokio::select! {
             () = app.shut_down() => {

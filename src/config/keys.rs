@@ -181,6 +181,8 @@ const KEYS: &[Key] = &[
     default("token.fields.expires_in", Text, r#""/expires_in""#),
     default("token.fields.refresh_expires_in", Text, r#""/refresh_expires_in""#),
     optional("token.refresh_margin", Text, r#""5m""#),
+    default("token.refresh_lifetime", Text, r#""30d""#),
+    default("token.grace_retry", Bool, "true"),
     default("token.wait", Text, r#""10s""#),
     default("token.timeout", Text, r#""10s""#),
     default("token.default_expires_in", Text, r#""300s""#),

@@ -244,6 +244,8 @@ fn token(r: &mut Reader, upstream: &upstream::Config) -> Option<token::Config> {
         refresh_token,
         state_file,
         refresh_margin: r.read("token.refresh_margin", values::positive_duration),
+        refresh_lifetime: r.positive_duration("token.refresh_lifetime"),
+        grace_retry: r.boolean("token.grace_retry"),
         wait: r.duration("token.wait"),
         cooldown: r.positive_duration("retry.cooldown"),
         issuer: issuer?,

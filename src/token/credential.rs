@@ -64,6 +64,8 @@ pub(super) struct Shared {
     pub(super) wake: Notify,
     /// A person asks for a refresh.
     pub(super) requested: AtomicBool,
+    /// Somebody says that secrets or the state file have changed.
+    pub(super) changed: AtomicBool,
     cooldown: Duration,
     waiters: AtomicUsize,
     ledger: Mutex<Ledger>,
@@ -77,6 +79,7 @@ impl Shared {
             token: ArcSwapOption::empty(),
             wake: Notify::new(),
             requested: AtomicBool::new(false),
+            changed: AtomicBool::new(false),
             cooldown,
             waiters: AtomicUsize::new(0),
             ledger: Mutex::new(ledger),
@@ -168,13 +171,20 @@ impl Credential {
         whole_seconds(wait.clamp(SHORTEST_RETRY_AFTER, LONGEST_RETRY_AFTER))
     }
 
-    /// A person asks for a refresh now.
+    /// The secrets' files and the state file are read again. What is new in them revives a dead credential.
+    pub fn reload(&self) {
+        self.shared.changed.store(true, Relaxed);
+        self.shared.wake.notify_one();
+    }
+
+    /// A person asks for a refresh now. Files are read again in any case.
     ///
     /// # Errors
     /// When it is too early for one, or when there is nothing to refresh with.
     pub fn refresh_now(&self) -> Result<(), RefreshRefused> {
-        let status = *self.status.borrow();
-        if status.reason == Reason::RefreshTokenRefused || status.reason == Reason::NoCredential {
+        self.reload();
+        let reason = self.status.borrow().reason;
+        if matches!(reason, Reason::RefreshTokenRefused | Reason::NoCredential | Reason::OutcomeUnknown) {
             return Err(RefreshRefused::NoCredential);
         }
         let now = self.shared.clock.now();
@@ -218,6 +228,7 @@ impl Credential {
             expires_in,
             expires_at: expires_in.map(|left| wall + left),
             refresh_token_expires_at: ledger.refresh_token_expires_at,
+            seed_refused: ledger.seed_refused,
             last_refreshes: ledger.last_refreshes(),
             persistence: ledger.persistence,
             next_attempt_in: ledger.next_attempt.map(|next| next.saturating_since(now)),

@@ -1,14 +1,20 @@
-//! First tokens without a person: where a new credential chain can come from.
+//! First tokens: how a chain begins without a refresh token.
 
-use std::pin::Pin;
+use std::fmt::Debug;
 
-use super::answer::{Failure, Grant};
+use super::{
+    answer::{Failure, Grant},
+    issuer::BoxFuture,
+};
 
-/// Who can begin a new credential chain without a person.
-pub trait FirstTokens: Send + Sync + std::fmt::Debug {
-    /// Fetches the first tokens of a new chain. Ends within twice the issuer's timeout.
+/// A way to get first tokens without a person and without a refresh token.
+///
+/// Used when there is no refresh token, when the issuer refused it, and when it may be spent.
+pub trait FirstTokens: Send + Sync + Debug {
+    /// Fetches them. Ends within the issuer's timeout.
     ///
     /// # Errors
-    /// With what follows from the failure, and words for people that contain no secret.
-    fn fetch(&self) -> Pin<Box<dyn Future<Output = Result<Grant, Failure>> + Send + '_>>;
+    /// Failures are classed like those of a refresh; a refusal (`invalid_grant`, `invalid_client`) is tried again after
+    /// a minute.
+    fn fetch(&self) -> BoxFuture<'_, Result<Grant, Failure>>;
 }

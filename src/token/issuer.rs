@@ -17,7 +17,7 @@ use super::{
 use crate::base::{clock::SharedClock, secret::Secret};
 
 /// A boxed future, so that issuers and stores can be trait objects.
-pub(super) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Who turns a refresh token into an access token.
 pub(super) trait Issuer: Send {

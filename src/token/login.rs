@@ -1,7 +1,6 @@
 //! First tokens that a person got, stored from another process than the one that runs.
 
 use std::{
-    fs::{File, OpenOptions},
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -10,13 +9,15 @@ use std::{
 
 use super::{
     answer::Grant,
-    store::{Access, Error as StoreError, FileStore, Store as _, fingerprint},
+    store::{Access, Error as StoreError, FileStore, Lock, Origin, Store as _, fingerprint},
 };
 use crate::base::{
     clock::{Moment, SharedClock},
-    process,
     secret::Secret,
 };
+
+/// A refresh under way holds the lock for seconds at most.
+const LOCK_RETRY: Duration = Duration::from_millis(100);
 
 /// Why first tokens were not stored.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +45,7 @@ impl Login {
     /// # Errors
     /// When the state file, if there is one, cannot be used as it is.
     pub fn begin(state_file: &Path, clock: SharedClock) -> Result<Self, Error> {
-        FileStore::new(state_file.to_owned()).load()?;
+        FileStore::new(state_file.to_owned()).open()?;
         let since = (clock.now(), clock.wall());
         Ok(Self { file: state_file.to_owned(), clock, since })
     }
@@ -65,38 +66,30 @@ impl Login {
             obtained_at,
             boot: self.clock.boot_id().map(|id| (id.to_owned(), expires_at)),
         };
-        let path = lock_path(&self.file);
-        // Held until the end, around reading and writing.
-        let _lock = tokio::task::spawn_blocking(move || lock(&path))
-            .await
-            .unwrap_or_else(|panic| Err(io::Error::other(panic)))
-            .map_err(Error::Write)?;
         let store = FileStore::new(self.file);
-        let mut record = store.load()?.unwrap_or_default();
+        // Held until the end, around reading and writing.
+        let _lock = lock(&store, &self.clock).await.map_err(Error::Write)?;
+        let mut record = store.load().await?.unwrap_or_default();
         // A configured refresh token is older than this login: it must not begin a chain after it.
-        let configured = configured.map(fingerprint).filter(|configured| !record.has_adopted(configured));
-        let seed = configured.or_else(|| grant.refresh_token.as_ref().map(fingerprint));
-        record.advance(grant.refresh_token, grant.refresh_lifetime, access, seed);
+        for older in configured.into_iter().chain(&grant.refresh_token).map(fingerprint) {
+            if !record.has_adopted(&older) {
+                record.adopt(older);
+            }
+        }
+        record.advance(grant.refresh_token, grant.refresh_lifetime, access, Origin::First);
         store.save(Arc::new(record)).await.map_err(Error::Write)?;
         Ok(expires_at.saturating_since(self.clock.now()))
     }
 }
 
-/// `state/token.json.lock` for `state/token.json`.
-fn lock_path(state_file: &Path) -> PathBuf {
-    let mut name = state_file.as_os_str().to_owned();
-    name.push(".lock");
-    name.into()
-}
-
-/// Blocks until no other process holds it. The lock ends with the file.
-fn lock(path: &Path) -> io::Result<File> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    folder.map_or(Ok(()), process::create_private_folder)?;
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-    process::make_private(&file)?;
-    file.lock()?;
-    Ok(file)
+/// Waits until no other process holds it.
+async fn lock(store: &FileStore, clock: &SharedClock) -> io::Result<Lock> {
+    loop {
+        if let Some(lock) = store.try_lock().await? {
+            return Ok(lock);
+        }
+        clock.sleep_until(clock.now() + LOCK_RETRY).await;
+    }
 }
 
 #[cfg(test)]
@@ -119,7 +112,7 @@ mod tests {
     }
 
     fn stored(file: &Path) -> Record {
-        FileStore::new(file.to_owned()).load().expect("readable").expect("there")
+        FileStore::new(file.to_owned()).open().expect("readable").expect("there")
     }
 
     #[tokio::test]
@@ -145,7 +138,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("token.json");
         log_in(&file, 1, None).await;
-        let held = lock(&lock_path(&file)).expect("locked");
+        let held = lock(&FileStore::new(file.clone()), &clock::system()).await.expect("locked");
         let mut login = std::pin::pin!(log_in(&file, 2, None));
         // A second descriptor waits as another process would.
         tokio::time::timeout(Duration::from_millis(50), &mut login).await.expect_err("it waits");

@@ -4,13 +4,16 @@
 //!
 //! | file | what it is for |
 //! |---|---|
-//! | `refresher.rs` | the one task that calls the issuer: when, and what follows from each answer |
+//! | `refresher.rs` | the one task that calls the issuer, and what follows from each answer |
+//! | `refresher/plan.rs` | what to call next, and when |
+//! | `refresher/chain.rs` | what chains of tokens come from: the stored record, other processes, the configuration |
 //! | `schedule.rs` | the moments, as pure functions |
 //! | `cache.rs` | a token, its version, and the marks that decide whether a rejection is worth a refresh |
 //! | `credential.rs` | reading, waiting, reporting |
 //! | `state.rs` | what is told to people and machines |
 //! | `issuer.rs`, `channel.rs`, `answer.rs` | the call, how it is sent, and the judgement of its answer |
 //! | `exchange.rs`, `jwt.rs`, `first.rs` | first tokens: for a code, and without a person |
+//! | `watch.rs` | notices that secrets and the state file change |
 //! | `login.rs` | first tokens that a person got, stored beside a running refresher |
 //! | `store/` | where tokens outlive the process |
 
@@ -27,6 +30,9 @@ mod refresher;
 mod schedule;
 mod state;
 mod store;
+#[cfg(test)]
+mod testing;
+mod watch;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -54,6 +60,10 @@ pub struct Config {
     pub state_file: Option<PathBuf>,
     /// How long before expiry to refresh; `None`: max(5 min, 20 % of the lifetime). Never more than half the lifetime.
     pub refresh_margin: Option<Duration>,
+    /// How long a refresh token lives whose issuer does not tell, from the last different one.
+    pub refresh_lifetime: Duration,
+    /// Whether a refresh token that may be spent is sent once more, and what follows from that.
+    pub grace_retry: bool,
     /// How long a request may wait for a token.
     pub wait: Duration,
     /// The least time between two refreshes that rejections ask for.

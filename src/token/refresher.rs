@@ -1,21 +1,30 @@
 //! The one task that calls the issuer. Single flight by construction: nobody else can.
 
+mod chain;
+mod plan;
+mod report;
+
 use std::{
+    collections::VecDeque,
+    io,
+    path::PathBuf,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, SystemTime},
 };
 
 use tokio::sync::watch;
 
+use self::plan::{Attempt, Source};
 use super::{
-    Config,
+    Config, FirstTokens,
     answer::{Class, Failure, Grant},
-    cache::{Lineage, Token, authorization},
+    cache::authorization,
     credential::{Credential, Shared},
     issuer::{self, HttpIssuer, Issuer},
     schedule,
     state::{Ledger, Outcome, Problem, Reason, Refresh, State, Status},
-    store::{self, Access, FileStore, Record, Store, Writer, fingerprint},
+    store::{self, Access, FileStore, Lock, Origin, Record, Seed, Store, Writer},
+    watch::Watch,
 };
 use crate::base::{
     backoff::{self, Backoff},
@@ -25,6 +34,10 @@ use crate::base::{
 
 /// Calls of a refused client are at least this far apart.
 const REFUSED_CLIENT_WAIT: Duration = Duration::from_secs(60);
+/// Calls that failed and are repeated at once are at least this far apart.
+const LEAST_SPACING: Duration = Duration::from_secs(1);
+/// How often a lock is asked for that another process holds.
+const LOCK_POLL: Duration = Duration::from_millis(50);
 
 /// Why a credential cannot be kept fresh at all.
 #[derive(Debug, thiserror::Error)]
@@ -42,13 +55,26 @@ pub struct Refresher {
     shared: Arc<Shared>,
     status: watch::Sender<Status>,
     issuer: Box<dyn Issuer>,
+    first_tokens: Option<Box<dyn FirstTokens>>,
+    store: Option<Arc<dyn Store>>,
     writer: Writer,
     margin: Option<Duration>,
     cooldown: Duration,
+    refresh_lifetime: Duration,
+    grace_retry: bool,
     /// What is known of the chain; what is stored lags behind while writing fails.
     record: Record,
-    /// The fingerprint of a configured refresh token that begins a new chain, until its first success.
-    seed: Option<String>,
+    /// A configured refresh token that was never tried: it goes first, and the chain goes on if it is refused.
+    seed: Option<Seed>,
+    /// Where configured refresh tokens come from.
+    seed_file: Option<PathBuf>,
+    watch: Watch,
+    /// The newest seed was refused, and the chain goes on.
+    seed_refused: bool,
+    /// Fingerprints of refresh tokens that the issuer refused, so that none is sent again.
+    refused: VecDeque<String>,
+    /// Held from the reading of the stored record until the newest one is stored.
+    lock: Option<Lock>,
     /// When the cached token is due; the past if there is none.
     refresh_at: Moment,
     /// No call before that, whoever wants it.
@@ -57,6 +83,10 @@ pub struct Refresher {
     problem: Option<Problem>,
     /// A changed client secret was read after a refusal and waits for its one try.
     has_new_secret: bool,
+    /// So that trouble with the stored record, or with its lock, is logged once.
+    is_store_alarmed: bool,
+    /// The last threshold of the refresh token's age that was warned of.
+    warned_days: Option<u64>,
 }
 
 impl Refresher {
@@ -64,22 +94,28 @@ impl Refresher {
     ///
     /// # Errors
     /// When the state file or the TLS settings cannot be used. The message says what to do.
-    pub fn new(config: Config, clock: SharedClock) -> Result<(Self, Credential), Error> {
+    pub fn new(
+        config: Config,
+        first_tokens: Option<Box<dyn FirstTokens>>,
+        clock: SharedClock,
+    ) -> Result<(Self, Credential), Error> {
         let issuer = HttpIssuer::new(&config.issuer, Arc::clone(&clock))?;
         let file = config.state_file.clone().map(FileStore::new);
-        let record = file.as_ref().map(FileStore::load).transpose()?.flatten().unwrap_or_default();
-        let store = file.map(|file| Box::new(file) as Box<dyn Store>);
-        Ok(Self::with(config, clock, Box::new(issuer), store, record))
+        let record = file.as_ref().map(FileStore::open).transpose()?.flatten().unwrap_or_default();
+        let store = file.map(|file| Arc::new(file) as Arc<dyn Store>);
+        Ok(Self::with(config, clock, Box::new(issuer), first_tokens, store, record))
     }
 
     fn with(
         config: Config,
         clock: SharedClock,
         issuer: Box<dyn Issuer>,
-        store: Option<Box<dyn Store>>,
+        first_tokens: Option<Box<dyn FirstTokens>>,
+        store: Option<Arc<dyn Store>>,
         record: Record,
     ) -> (Self, Credential) {
-        let writer = Writer::new(store, Arc::clone(&clock));
+        let writer = Writer::new(store.clone(), Arc::clone(&clock));
+        let watch = Watch::new(&config, Arc::clone(&clock));
         let shared = Shared::new(config.name, clock, config.cooldown, Ledger::new(writer.persistence()));
         let status =
             Status { state: State::Starting, reason: Reason::Refreshing, since: shared.clock.wall(), version: None };
@@ -89,19 +125,29 @@ impl Refresher {
             shared: Arc::clone(&shared),
             status,
             issuer,
+            first_tokens,
+            store,
             writer,
             margin: config.refresh_margin,
             cooldown: config.cooldown,
+            refresh_lifetime: config.refresh_lifetime,
+            grace_retry: config.grace_retry,
             record,
             seed: None,
+            seed_file: config.refresh_token.as_ref().and_then(Secret::file).map(ToOwned::to_owned),
+            watch,
+            seed_refused: false,
+            refused: VecDeque::new(),
+            lock: None,
             refresh_at: Moment::default(),
             not_before: Moment::default(),
             backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(300)),
             problem: None,
             has_new_secret: false,
+            is_store_alarmed: false,
+            warned_days: None,
         };
-        refresher.restore();
-        refresher.plant(config.refresh_token);
+        refresher.restore(config.refresh_token);
         refresher.report();
         (refresher, Credential::new(shared, watched))
     }
@@ -111,16 +157,25 @@ impl Refresher {
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
+            if self.writer.is_idle() {
+                self.lock = None;
+            }
+            if self.shared.changed.swap(false, Relaxed) {
+                self.reload().await;
+            }
             self.report();
             let shared = Arc::clone(&self.shared);
+            // While the newest tokens are not stored, the lock is still ours.
+            let store = if self.lock.is_none() { self.store.clone() } else { None };
             let due = self.due();
             tokio::select! {
                 biased;
                 () = &mut shutdown => break,
-                () = sleep_until(&shared.clock, due) => self.refresh().await,
+                lock = acquire(&shared.clock, store, due) => self.refresh(lock).await,
                 // To report the expiry, or to look at what is due again.
                 () = sleep_until(&shared.clock, self.expiry()) => {}
                 () = shared.wake.notified() => {}
+                () = self.watch.changed() => shared.changed.store(true, Relaxed),
                 () = self.writer.progress() => {}
             }
         }
@@ -128,68 +183,22 @@ impl Refresher {
         self.report();
     }
 
-    /// Brings back the stored access token, if it is still good.
-    fn restore(&mut self) {
-        let Some(access) = &self.record.access else { return };
-        let now = self.shared.clock.now();
-        let expiry = access.expiry(&*self.shared.clock);
-        let lineage = Lineage::first(schedule::cooldown(self.cooldown, access.lifetime));
-        let Ok(header) = authorization("Bearer", access.token.expose()) else { return };
-        let token = Token::new(self.record.version(), header, now, expiry.at, lineage);
-        if !token.usable(now) {
-            return;
-        }
-        if expiry.is_certain {
-            let margin = schedule::margin(access.lifetime, self.margin, backoff::random());
-            let left = expiry.at.saturating_since(now);
-            self.refresh_at = now + left.saturating_sub(margin);
-        }
-        self.shared.token.store(Some(Arc::new(token)));
-    }
-
-    /// A configured refresh token that began no chain yet takes the place of the stored one, at once. Any other is
-    /// older than what is stored.
-    fn plant(&mut self, configured: Option<Secret>) {
-        if let Some(configured) = configured {
-            let fingerprint = fingerprint(&configured);
-            if !self.record.has_adopted(&fingerprint) {
-                self.record.refresh_token = Some(configured);
-                self.record.refresh_token_expires_at = None;
-                self.seed = Some(fingerprint);
-                self.refresh_at = Moment::default();
-            }
-        }
-        if self.record.refresh_token.is_none() {
-            let detail = "there is no refresh token: set token.refresh_token_file, or log in".to_owned();
-            self.problem = Some(Problem { reason: Reason::NoCredential, detail });
-        }
-    }
-
-    /// When to call next; `None`: only a person can help.
-    fn due(&self) -> Option<Moment> {
-        let reason = self.problem.as_ref().map(|problem| problem.reason);
-        if matches!(reason, Some(Reason::NoCredential | Reason::RefreshTokenRefused)) {
-            return None;
-        }
-        let is_wanted = self.shared.requested.load(Relaxed)
-            || self.shared.token.load().as_ref().is_some_and(|token| token.is_refresh_wanted());
-        // A wish brings the schedule forward, never the end of a backoff.
-        let wanted_at = if is_wanted { Moment::default() } else { self.refresh_at };
-        Some(wanted_at.max(self.not_before))
-    }
-
-    /// When the cached token expires, unless it has.
-    fn expiry(&self) -> Option<Moment> {
-        let now = self.shared.clock.now();
-        self.shared.token.load().as_ref().filter(|token| token.usable(now)).map(|token| token.expires_at())
-    }
-
-    /// One call and what follows from it.
-    async fn refresh(&mut self) {
+    /// One call and what follows from it, or none, if another process has made it.
+    async fn refresh(&mut self, lock: io::Result<Option<Lock>>) {
+        self.take_lock(lock);
         if self.is_client_refused() {
             self.has_new_secret |= self.issuer.reload_client_secret().await;
         }
-        let Some(refresh_token) = self.record.refresh_token.clone() else { return };
+        self.reread().await;
+        if self.due().is_none_or(|due| self.shared.clock.now() < due) {
+            return;
+        }
+        let Some(attempt) = self.attempt() else { return };
+        // Durable before the call: a crash in the middle must not look as if nothing had been sent.
+        if let Some(spent) = &attempt.spends {
+            self.record.intend(&spent.fingerprint, &*self.shared.clock);
+            self.writer.save(self.record.clone()).await;
+        }
         // The lifetime counts from before the request: the issuer's clock started somewhere after it.
         let sent_at = self.shared.clock.now();
         let sent_at_wall = self.shared.clock.wall();
@@ -198,23 +207,27 @@ impl Refresher {
             ledger.next_attempt = Some(sent_at);
             ledger.next_request = sent_at + self.cooldown;
         }
-        let result = self.issuer.refresh(&refresh_token).await;
+        let result = match (&attempt.spends, &self.first_tokens) {
+            (Some(spent), _) => self.issuer.refresh(&spent.token).await,
+            (None, Some(first_tokens)) => first_tokens.fetch().await,
+            (None, None) => return,
+        };
         self.shared.requested.store(false, Relaxed);
         let outcome = result.as_ref().map_or_else(|failure| failure.class.into(), |_| Outcome::Success);
         let duration = self.shared.clock.now().saturating_since(sent_at);
         self.shared.ledger().record(Refresh { at: sent_at_wall, outcome, duration });
         match result {
-            Ok(grant) => self.succeeded(grant, sent_at, sent_at_wall).await,
-            Err(failure) => self.failed(failure, sent_at).await,
+            Ok(grant) => self.succeeded(grant, attempt, sent_at, sent_at_wall).await,
+            Err(failure) => self.failed(failure, attempt, sent_at).await,
         }
     }
 
     /// Stores the new tokens, then publishes them.
-    async fn succeeded(&mut self, grant: Grant, sent_at: Moment, sent_at_wall: SystemTime) {
+    async fn succeeded(&mut self, grant: Grant, attempt: Attempt, sent_at: Moment, sent_at_wall: SystemTime) {
         let lifetime = grant.lifetime;
         let Ok(header) = authorization("Bearer", grant.access_token.expose()) else {
             let failure = Failure::new(Class::Garbled, "the access token cannot stand in a header");
-            return self.failed(failure, sent_at).await;
+            return self.failed(failure, attempt, sent_at).await;
         };
         let access = Access {
             token: grant.access_token,
@@ -222,23 +235,23 @@ impl Refresher {
             obtained_at: sent_at_wall,
             boot: self.shared.clock.boot_id().map(|id| (id.to_owned(), sent_at + lifetime)),
         };
-        self.record.advance(grant.refresh_token, grant.refresh_lifetime, access, self.seed.take());
+        let origin = match attempt.spends {
+            Some(seed) if attempt.is_seed => Origin::Seed(seed),
+            Some(_) => Origin::Chain,
+            None => Origin::First,
+        };
+        if let Some(from) = origin.begins_with() {
+            tracing::info!(credential = self.shared.name, from, "a new chain of tokens begins");
+            self.seed = None;
+            self.seed_refused = false;
+        }
+        self.record.advance(grant.refresh_token, grant.refresh_lifetime, access, origin);
         // Durable before its first use: a crash right after must not bring back the spent refresh token.
         self.writer.save(self.record.clone()).await;
-
-        let cooldown = schedule::cooldown(self.cooldown, lifetime);
-        let lineage = match self.shared.token.load().as_ref() {
-            Some(replaced) => Lineage::after(replaced, cooldown),
-            None => Lineage::first(cooldown),
-        };
-        let minted_at = self.shared.clock.now();
-        let token = Token::new(self.record.version(), header, minted_at, sent_at + lifetime, lineage);
-        self.shared.token.store(Some(Arc::new(token)));
+        self.publish(header, sent_at + lifetime, lifetime);
         let margin = schedule::margin(lifetime, self.margin, backoff::random());
         self.refresh_at = schedule::refresh_at(sent_at, lifetime, margin);
-        self.backoff.reset();
-        self.problem = None;
-        self.has_new_secret = false;
+        self.is_well();
         tracing::debug!(
             credential = self.shared.name,
             generation = self.record.generation,
@@ -247,14 +260,27 @@ impl Refresher {
         );
     }
 
-    async fn failed(&mut self, failure: Failure, sent_at: Moment) {
+    fn is_well(&mut self) {
+        self.backoff.reset();
+        self.problem = None;
+        self.has_new_secret = false;
+    }
+
+    async fn failed(&mut self, failure: Failure, attempt: Attempt, sent_at: Moment) {
         tracing::debug!(credential = self.shared.name, detail = failure.detail, "refresh failed");
+        self.close_intent(&failure, &attempt).await;
         let now = self.shared.clock.now();
         // Whatever follows, the token is due until a call succeeds.
-        self.refresh_at = Moment::default();
+        if !attempt.is_seed {
+            self.refresh_at = Moment::default();
+        }
+        if failure.class == Class::RefreshTokenRefused && self.refused(&attempt).await {
+            self.not_before = now;
+            return;
+        }
         self.not_before = match failure.class {
-            // `due` plans no further call.
-            Class::RefreshTokenRefused => now,
+            // Whoever issues first tokens may think better of it. Otherwise `due` plans no further call.
+            Class::RefreshTokenRefused => sent_at + REFUSED_CLIENT_WAIT,
             // Other troubles in between do not make a refused client a better one.
             _ if self.is_client_refused() => (sent_at + REFUSED_CLIENT_WAIT).max(now + failure.retry_after()),
             Class::ClientRefused => {
@@ -268,6 +294,9 @@ impl Refresher {
                 sent_at + REFUSED_CLIENT_WAIT
             }
             Class::Throttled(wait) => now + wait,
+            Class::Garbled | Class::Ambiguous if self.is_worth_repeating(&attempt) => {
+                (sent_at + LEAST_SPACING).max(now)
+            }
             Class::Garbled | Class::Ambiguous | Class::Unreachable | Class::Failing => {
                 let left = self.expiry().map_or(Duration::ZERO, |expiry| expiry.saturating_since(now));
                 now + schedule::wait_after_failure(&mut self.backoff, left)
@@ -276,55 +305,92 @@ impl Refresher {
         if !self.is_client_refused() || failure.class == Class::RefreshTokenRefused {
             self.problem = Some(failure.into());
         }
+        self.assess();
+    }
+
+    /// The intent stays open exactly as long as nobody knows whether the refresh token was spent.
+    async fn close_intent(&mut self, failure: &Failure, attempt: &Attempt) {
+        let Some(spent) = &attempt.spends else { return };
+        match failure.class {
+            Class::Ambiguous | Class::Garbled => return,
+            Class::RefreshTokenRefused => {
+                self.record.intents.clone_from(&attempt.intents_before);
+                self.record.forget_intent(&spent.fingerprint);
+            }
+            // This attempt spent nothing; an earlier one may have.
+            Class::ClientRefused | Class::Throttled(_) | Class::Unreachable | Class::Failing => {
+                self.record.intents.clone_from(&attempt.intents_before);
+            }
+        }
+        self.writer.save(self.record.clone()).await;
+    }
+
+    /// A refresh token is refused for good; true if there is another way to go on.
+    async fn refused(&mut self, attempt: &Attempt) -> bool {
+        let Some(spent) = &attempt.spends else { return false };
+        // Bounded: each of these took a person, or a new chain.
+        self.refused.truncate(15);
+        self.refused.push_front(spent.fingerprint.clone());
+        let source = self.source();
+        if attempt.is_seed && matches!(source, Some(Source::Chain(_))) {
+            tracing::error!(
+                credential = self.shared.name,
+                "the issuer refused the newly configured refresh token: the stored one stays in use, and the new one \
+                 is not tried again"
+            );
+            self.seed = None;
+            self.seed_refused = true;
+            self.record.adopt(spent.fingerprint.clone());
+            self.writer.save(self.record.clone()).await;
+            return true;
+        }
+        if matches!(source, Some(Source::FirstTokens)) {
+            tracing::warn!(
+                credential = self.shared.name,
+                "the issuer refused the refresh token: first tokens are fetched"
+            );
+            return true;
+        }
+        source.is_some()
+    }
+
+    fn take_lock(&mut self, lock: io::Result<Option<Lock>>) {
+        match lock {
+            Ok(Some(lock)) => self.lock = Some(lock),
+            // There is no store, or the lock is ours already.
+            Ok(None) => {}
+            // Better alone than without a token.
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_store_alarmed, true) {
+                    tracing::warn!(
+                        %error,
+                        "the state file cannot be locked: another process with the same file would not be noticed"
+                    );
+                }
+            }
+        }
+    }
+
+    /// When the cached token expires, unless it has.
+    fn expiry(&self) -> Option<Moment> {
+        let now = self.shared.clock.now();
+        self.shared.token.load().as_ref().filter(|token| token.usable(now)).map(|token| token.expires_at())
     }
 
     fn is_client_refused(&self) -> bool {
         self.problem.as_ref().is_some_and(|problem| problem.reason == Reason::ClientRefused)
     }
+}
 
-    /// Tells everybody what has changed; one log line a transition.
-    fn report(&self) {
-        let reason = match &self.problem {
-            Some(problem) => problem.reason,
-            None if self.expiry().is_none() => Reason::Refreshing,
-            None => Reason::Ok,
-        };
-        let token = self.shared.token.load();
-        let state = reason.state(self.expiry().is_some(), token.is_some());
-        {
-            let mut ledger = self.shared.ledger();
-            ledger.problem = self.problem.as_ref().map(|problem| problem.detail.clone());
-            ledger.refresh_token_expires_at = self.record.refresh_token_expires_at;
-            ledger.persistence = self.writer.persistence();
-            ledger.next_attempt = self.due();
-            ledger.next_request = ledger.next_request.max(self.not_before);
+/// At that moment, and when no other process is at work; an error means that locking does not work.
+async fn acquire(clock: &SharedClock, store: Option<Arc<dyn Store>>, due: Option<Moment>) -> io::Result<Option<Lock>> {
+    sleep_until(clock, due).await;
+    let Some(store) = store else { return Ok(None) };
+    loop {
+        if let Some(lock) = store.try_lock().await? {
+            return Ok(Some(lock));
         }
-        let version = token.as_ref().map(|token| token.version());
-        let old = *self.status.borrow();
-        let since = if state == old.state { old.since } else { self.shared.clock.wall() };
-        let new = Status { state, reason, since, version };
-        if new != old {
-            self.status.send_replace(new);
-        }
-        if (new.state, new.reason) != (old.state, old.reason) {
-            self.log(old.state, new);
-        }
-    }
-
-    fn log(&self, from: State, to: Status) {
-        let (credential, from, state, reason) =
-            (&self.shared.name, from.as_str(), to.state.as_str(), to.reason.as_str());
-        let detail = self.problem.as_ref().map_or("", |problem| &problem.detail);
-        match to.state {
-            State::Starting if to.reason == Reason::Refreshing => {
-                tracing::info!(credential, from, state, reason, "token state");
-            }
-            State::Fresh => tracing::info!(credential, from, state, reason, "token state"),
-            State::Starting | State::Stale | State::Expired => {
-                tracing::warn!(credential, from, state, reason, detail, "token state");
-            }
-            State::Dead => tracing::error!(credential, from, state, reason, detail, "token state"),
-        }
+        clock.sleep_until(clock.now() + LOCK_POLL).await;
     }
 }
 

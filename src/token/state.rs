@@ -63,6 +63,8 @@ pub enum Reason {
     RefreshTokenRefused,
     /// The client's id or secret is wrong, or the client may not refresh.
     ClientRefused,
+    /// The refresh token may be spent, and `token.grace_retry` forbids to try.
+    OutcomeUnknown,
 }
 
 impl Reason {
@@ -78,13 +80,14 @@ impl Reason {
             Self::IssuerGarbled => "issuer_garbled",
             Self::RefreshTokenRefused => "refresh_token_refused",
             Self::ClientRefused => "client_refused",
+            Self::OutcomeUnknown => "outcome_unknown",
         }
     }
 
     /// The state that goes with a problem.
     pub(super) const fn state(self, usable: bool, had_token: bool) -> State {
         match self {
-            Self::RefreshTokenRefused | Self::ClientRefused => State::Dead,
+            Self::RefreshTokenRefused | Self::ClientRefused | Self::OutcomeUnknown => State::Dead,
             Self::Ok if usable => State::Fresh,
             _ if usable => State::Stale,
             _ if had_token => State::Expired,
@@ -257,8 +260,10 @@ pub struct Snapshot {
     pub expires_in: Option<Duration>,
     /// The same as a calendar date, which is only as good as the machine's calendar.
     pub expires_at: Option<SystemTime>,
-    /// When the refresh token expires, if the issuer said so.
+    /// When the refresh token expires: as the issuer said, or by the configured lifetime. `None`: nobody knows.
     pub refresh_token_expires_at: Option<SystemTime>,
+    /// The newest configured refresh token was refused, and the chain before it goes on.
+    pub seed_refused: bool,
     /// The last calls, the newest first.
     pub last_refreshes: Vec<Refresh>,
     /// Whether a restart would find the newest tokens.
@@ -283,6 +288,7 @@ impl Snapshot {
 pub(super) struct Ledger {
     pub(super) problem: Option<String>,
     pub(super) refresh_token_expires_at: Option<SystemTime>,
+    pub(super) seed_refused: bool,
     pub(super) persistence: Persistence,
     pub(super) next_attempt: Option<Moment>,
     /// A person's wish for a refresh is heard from then on.
@@ -299,6 +305,7 @@ impl Ledger {
         Self {
             problem: None,
             refresh_token_expires_at: None,
+            seed_refused: false,
             persistence,
             next_attempt: None,
             next_request: Moment::default(),
@@ -361,6 +368,7 @@ mod tests {
             (Refreshing, false, true, State::Expired),
             (RefreshTokenRefused, true, true, State::Dead),
             (ClientRefused, false, false, State::Dead),
+            (OutcomeUnknown, true, true, State::Dead),
         ] {
             assert_eq!(reason.state(usable, had_token), state, "{reason:?} {usable} {had_token}");
         }

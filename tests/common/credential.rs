@@ -40,6 +40,8 @@ pub(crate) fn config(folder: &std::path::Path) -> Config {
         refresh_token: None,
         state_file: Some(state_file),
         refresh_margin: None,
+        refresh_lifetime: Duration::from_secs(30 * 24 * 3600),
+        grace_retry: true,
         wait: Duration::from_secs(10),
         cooldown: Duration::from_secs(10),
     }

@@ -9,7 +9,7 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::{Error, Record, Store};
+use super::{Error, Lock, Record, Store};
 use crate::token::issuer::BoxFuture;
 
 /// Far more than any record.
@@ -30,10 +30,14 @@ impl FileStore {
     ///
     /// # Errors
     /// When the file is not one that we would have written.
-    pub(in crate::token) fn load(&self) -> Result<Option<Record>, Error> {
+    pub(in crate::token) fn open(&self) -> Result<Option<Record>, Error> {
+        remove_leftovers(&self.path);
+        self.read()
+    }
+
+    fn read(&self) -> Result<Option<Record>, Error> {
         let path = || self.path.clone();
         let read_error = |source| Error::Read { path: path(), source };
-        remove_leftovers(&self.path);
         let Some(file) = platform::open(&self.path)? else { return Ok(None) };
         // Of the open file, so that it cannot be exchanged after the check.
         let metadata = file.metadata().map_err(read_error)?;
@@ -61,6 +65,37 @@ impl Store for FileStore {
             });
             replaced.await.unwrap_or_else(|panic| Err(io::Error::other(panic)))
         })
+    }
+
+    fn load(&self) -> BoxFuture<'static, Result<Option<Record>, Error>> {
+        let store = self.clone();
+        Box::pin(async move {
+            let path = store.path.clone();
+            let read = tokio::task::spawn_blocking(move || store.read());
+            read.await.unwrap_or_else(|panic| Err(Error::Read { path, source: io::Error::other(panic) }))
+        })
+    }
+
+    fn try_lock(&self) -> BoxFuture<'static, io::Result<Option<Lock>>> {
+        let path = self.path.clone();
+        Box::pin(async move {
+            let locked = tokio::task::spawn_blocking(move || try_lock(&path));
+            locked.await.unwrap_or_else(|panic| Err(io::Error::other(panic)))
+        })
+    }
+}
+
+/// The lock is a file of its own, since the state file is replaced by each write. It is never removed: another process
+/// may be waiting for this very file.
+fn try_lock(path: &Path) -> io::Result<Option<Lock>> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    platform::create_folder(folder_of(path))?;
+    let file = platform::open_lock(Path::new(&name))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(Box::new(file))),
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
+        Err(fs::TryLockError::Error(error)) => Err(error),
     }
 }
 
@@ -152,6 +187,11 @@ mod platform {
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
     }
 
+    pub(super) fn open_lock(path: &Path) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?.into())
+    }
+
     pub(super) fn create_folder(folder: &Path) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)
     }
@@ -192,6 +232,10 @@ mod platform {
         OpenOptions::new().write(true).create_new(true).open(path)
     }
 
+    pub(super) fn open_lock(path: &Path) -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+    }
+
     pub(super) fn create_folder(folder: &Path) -> io::Result<()> {
         fs::create_dir_all(folder)
     }
@@ -215,7 +259,7 @@ mod tests {
     }
 
     fn stored(store: &FileStore) -> String {
-        store.load().expect("readable").expect("there").refresh_token.expect("there").expose().to_owned()
+        store.open().expect("readable").expect("there").refresh_token.expect("there").expose().to_owned()
     }
 
     fn names(folder: &Path) -> Vec<String> {
@@ -227,7 +271,7 @@ mod tests {
     }
 
     fn refusal(path: &Path) -> String {
-        let error = FileStore::new(path.to_owned()).load().expect_err("refused").to_string();
+        let error = FileStore::new(path.to_owned()).open().expect_err("refused").to_string();
         assert!(error.contains(&path.display().to_string()), "{error}");
         error
     }
@@ -242,7 +286,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("new/state/token.json");
         let store = FileStore::new(path.clone());
-        assert!(store.load().expect("readable").is_none());
+        assert!(store.open().expect("readable").is_none());
         for token in ["first", "second"] {
             store.save(Arc::new(record(token))).await.expect("saved");
             assert_eq!(stored(&store), token);
@@ -251,6 +295,30 @@ mod tests {
         assert_eq!(mode(&path), 0o600);
         assert_eq!(mode(path.parent().expect("a folder")), 0o700);
         assert_eq!(names(path.parent().expect("a folder")), ["token.json"], "nothing else is left");
+    }
+
+    #[tokio::test]
+    async fn a_lock_shuts_others_out_until_it_is_dropped() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("new/token.json");
+        let (ours, theirs) = (FileStore::new(path.clone()), FileStore::new(path.clone()));
+        let lock = ours.try_lock().await.expect("a lock").expect("free");
+        assert!(theirs.try_lock().await.expect("a file").is_none());
+        drop(lock);
+        assert!(theirs.try_lock().await.expect("a file").is_some());
+        let mode = fs::metadata(folder.path().join("new/token.json.lock")).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn reading_again_leaves_alone_what_others_are_writing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("token.json");
+        write(&folder.path().join(".token.json.0123.tmp"), "x", 0o600);
+        write(&path, r#"{"format": 1, "refresh_token": "r"}"#, 0o600);
+        let record = FileStore::new(path).load().await.expect("readable").expect("there");
+        assert_eq!(record.refresh_token.expect("there").expose(), "r");
+        assert_eq!(names(folder.path()).len(), 2);
     }
 
     #[tokio::test]
@@ -271,7 +339,7 @@ mod tests {
         for name in [".token.json.0123.tmp", ".other.json.0123.tmp", "token.json.bak"] {
             fs::write(folder.path().join(name), "x").expect("written");
         }
-        assert!(FileStore::new(path).load().expect("readable").is_none());
+        assert!(FileStore::new(path).open().expect("readable").is_none());
         let mut names = names(folder.path());
         names.sort();
         assert_eq!(names, [".other.json.0123.tmp", "token.json.bak"]);
@@ -285,7 +353,7 @@ mod tests {
         assert!(refusal(&link).contains("symbolic link"));
         write(&file, r#"{"format": 1}"#, 0o600);
         assert!(refusal(&link).contains("symbolic link"));
-        assert!(FileStore::new(file).load().is_ok());
+        assert!(FileStore::new(file).open().is_ok());
     }
 
     #[test]

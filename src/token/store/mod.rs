@@ -8,7 +8,7 @@ use std::{io, path::PathBuf, sync::Arc};
 
 pub(super) use self::{
     file::FileStore,
-    record::{Access, Record, fingerprint},
+    record::{Access, Intent, Origin, Record, Seed, fingerprint},
     writer::Writer,
 };
 use super::issuer::BoxFuture;
@@ -17,7 +17,16 @@ use super::issuer::BoxFuture;
 pub(super) trait Store: Send + Sync {
     /// Replaces the stored record as a whole. Never called again before it has ended.
     fn save(&self, record: Arc<Record>) -> BoxFuture<'static, io::Result<()>>;
+
+    /// The stored record, which another process may have written; `None` if there is none.
+    fn load(&self) -> BoxFuture<'static, Result<Option<Record>, Error>>;
+
+    /// Shuts other processes out until the lock is dropped; `None` while another one holds it.
+    fn try_lock(&self) -> BoxFuture<'static, io::Result<Option<Lock>>>;
 }
+
+/// The right to spend the stored refresh token. Given back on drop, and by the system when the process dies.
+pub(super) type Lock = Box<dyn Send>;
 
 /// Why a state file is not used. None of these touches the file.
 #[derive(Debug, thiserror::Error)]

@@ -27,10 +27,46 @@ pub(in crate::token) struct Record {
     pub(in crate::token) epoch: u64,
     pub(in crate::token) generation: u64,
     pub(in crate::token) refresh_token: Option<Secret>,
+    /// As the issuer told it.
     pub(in crate::token) refresh_token_expires_at: Option<SystemTime>,
+    /// When this refresh token came: a different one than before.
+    pub(in crate::token) refresh_token_since: Option<SystemTime>,
     pub(in crate::token) access: Option<Access>,
+    /// At most one for each refresh token that is still in question: the chain's, and a new seed.
+    pub(in crate::token) intents: Vec<Intent>,
     /// Fingerprints of the configured refresh tokens that once began a chain; each does so once.
     adopted: Vec<String>,
+}
+
+/// A refresh token that was sent to the issuer, or was about to be, and no outcome is known: it may be spent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::token) struct Intent {
+    /// The refresh token's fingerprint.
+    spends: String,
+    /// When it was first sent.
+    at_ms: u64,
+    boot_id: Option<String>,
+    at_boot_ms: u64,
+    /// How often it was sent without an outcome.
+    pub(in crate::token) attempts: u32,
+}
+
+/// A configured refresh token that begins a new chain.
+#[derive(Debug, Clone)]
+pub(in crate::token) struct Seed {
+    pub(in crate::token) token: Secret,
+    pub(in crate::token) fingerprint: String,
+}
+
+/// What new tokens were had for.
+#[derive(Debug)]
+pub(in crate::token) enum Origin {
+    /// The chain's refresh token.
+    Chain,
+    /// A configured refresh token: a new chain.
+    Seed(Seed),
+    /// No refresh token at all: a new chain.
+    First,
 }
 
 /// An access token, and what is known about its age.
@@ -53,36 +89,90 @@ impl Record {
         Version::new(self.epoch, self.generation)
     }
 
-    /// One refresh further: a new access token, and a new refresh token unless the issuer kept the old one. `seed` is
-    /// the fingerprint of the configured refresh token, when that was spent: a new chain begins.
+    /// Whether people or other programs wrote it: as good as a configured refresh token.
+    pub(in crate::token) fn is_handmade(&self) -> bool {
+        self.epoch == 0
+    }
+
+    /// One refresh further: a new access token, and a new refresh token unless the issuer kept the one that was spent.
     pub(in crate::token) fn advance(
         &mut self,
         rotated: Option<Secret>,
         refresh_lifetime: Option<Duration>,
         access: Access,
-        seed: Option<String>,
+        origin: Origin,
     ) {
-        if seed.is_some() || self.epoch == 0 {
+        if self.is_handmade()
+            && let Some(token) = &self.refresh_token
+        {
+            self.adopt(fingerprint(token));
+        }
+        if self.is_handmade() || !matches!(origin, Origin::Chain) {
             self.epoch = to_millis(access.obtained_at).max(self.epoch.saturating_add(1));
         }
-        if let Some(seed) = seed {
-            self.adopt(seed);
-        }
         self.generation = self.generation.saturating_add(1);
-        let spent = self.refresh_token.as_ref().map(Secret::expose);
-        let is_another = rotated.as_ref().is_some_and(|rotated| Some(rotated.expose()) != spent);
-        if let Some(lifetime) = refresh_lifetime {
-            self.refresh_token_expires_at = Some(access.obtained_at + lifetime);
-        } else if is_another {
+        let spent = match origin {
+            Origin::Chain => self.refresh_token.clone(),
+            Origin::Seed(seed) => {
+                self.adopt(seed.fingerprint);
+                Some(seed.token)
+            }
+            Origin::First => None,
+        };
+        let newest = rotated.or(spent);
+        let is_another = newest.as_ref().map(Secret::expose) != self.refresh_token.as_ref().map(Secret::expose);
+        if is_another {
+            self.refresh_token_since = Some(access.obtained_at);
             self.refresh_token_expires_at = None;
         }
-        if is_another {
-            self.refresh_token = rotated;
+        if let Some(lifetime) = refresh_lifetime {
+            self.refresh_token_expires_at = Some(access.obtained_at + lifetime);
         }
+        self.refresh_token = newest;
         self.access = Some(access);
+        self.intents.clear();
     }
 
-    fn adopt(&mut self, fingerprint: String) {
+    /// When the refresh token expires: as the issuer told it, or `lifetime` after it came.
+    pub(in crate::token) fn refresh_token_expiry(&self, lifetime: Duration) -> Option<SystemTime> {
+        self.refresh_token_expires_at.or_else(|| self.refresh_token_since?.checked_add(lifetime))
+    }
+
+    /// The refresh token of that fingerprint, if it was sent and no outcome is known.
+    pub(in crate::token) fn intent(&self, fingerprint: &str) -> Option<&Intent> {
+        self.intents.iter().find(|intent| intent.spends == fingerprint)
+    }
+
+    /// The refresh token of that fingerprint is about to be sent.
+    pub(in crate::token) fn intend(&mut self, fingerprint: &str, clock: &dyn Clock) {
+        if let Some(intent) = self.intents.iter_mut().find(|intent| intent.spends == fingerprint) {
+            intent.attempts = intent.attempts.saturating_add(1);
+            return;
+        }
+        // Two tokens can be in question: what is older than the last one is no longer spent by anybody.
+        self.intents.drain(..self.intents.len().saturating_sub(1));
+        self.intents.push(Intent {
+            spends: fingerprint.to_owned(),
+            at_ms: to_millis(clock.wall()),
+            boot_id: clock.boot_id().map(str::to_owned),
+            at_boot_ms: millis(clock.now().elapsed_since_boot()),
+            attempts: 1,
+        });
+    }
+
+    /// The outcome is known.
+    pub(in crate::token) fn forget_intent(&mut self, fingerprint: &str) {
+        self.intents.retain(|intent| intent.spends != fingerprint);
+    }
+
+    /// What another process noted about the same chain.
+    pub(in crate::token) fn take_notes(&mut self, stored: Self) {
+        self.intents = stored.intents;
+        self.adopted = stored.adopted;
+    }
+
+    /// From now on this configured refresh token is never tried again.
+    pub(in crate::token) fn adopt(&mut self, fingerprint: String) {
         self.adopted.push(fingerprint);
         self.adopted.drain(..self.adopted.len().saturating_sub(ADOPTED_LIMIT));
     }
@@ -97,6 +187,7 @@ impl Record {
             generation: self.generation,
             refresh_token: self.refresh_token.as_ref().map(text),
             refresh_token_expires_at_ms: self.refresh_token_expires_at.map(to_millis),
+            refresh_token_since_ms: self.refresh_token_since.map(to_millis),
             access_token: access.map(|access| text(&access.token)),
             lifetime_ms: access.map(|access| millis(access.lifetime)),
             obtained_at_ms: access.map(|access| to_millis(access.obtained_at)),
@@ -106,11 +197,13 @@ impl Record {
                 .and_then(|access| access.boot.as_ref())
                 .map(|(_, expires_at)| millis(expires_at.elapsed_since_boot())),
             adopted: self.adopted.clone(),
+            intents: self.intents.clone(),
         };
         // A vector that grows leaves unwiped copies behind, so it gets room for the worst: every byte escaped.
         let secrets =
             format.access_token.as_ref().map_or(0, String::len) + format.refresh_token.as_ref().map_or(0, String::len);
-        let mut json = Zeroizing::new(Vec::with_capacity(6 * secrets + 80 * self.adopted.len() + 1024));
+        let others = 80 * self.adopted.len() + 512 * self.intents.len() + 1024;
+        let mut json = Zeroizing::new(Vec::with_capacity(6 * secrets + others));
         serde_json::to_writer_pretty(&mut *json, &format)?;
         json.push(b'\n');
         Ok(json)
@@ -138,8 +231,10 @@ impl Record {
             generation: format.generation,
             refresh_token: format.refresh_token.take().filter(|token| !token.is_empty()).map(Secret::new),
             refresh_token_expires_at: format.refresh_token_expires_at_ms.and_then(from_millis),
+            refresh_token_since: format.refresh_token_since_ms.and_then(from_millis),
             access,
             adopted: std::mem::take(&mut format.adopted),
+            intents: std::mem::take(&mut format.intents),
         })
     }
 }
@@ -172,6 +267,28 @@ impl Access {
     }
 }
 
+impl Origin {
+    /// What a new chain begins with, for people.
+    pub(in crate::token) fn begins_with(&self) -> Option<&'static str> {
+        match self {
+            Self::Chain => None,
+            Self::Seed(_) => Some("the configured refresh token"),
+            Self::First => Some("first tokens"),
+        }
+    }
+}
+
+impl Intent {
+    /// Time since the refresh token was first sent; `None` if the calendar went back.
+    pub(in crate::token) fn age(&self, clock: &dyn Clock) -> Option<Duration> {
+        if self.boot_id.is_some() && self.boot_id.as_deref() == clock.boot_id() {
+            let sent = Moment::since_boot(Duration::from_millis(self.at_boot_ms));
+            return (sent <= clock.now()).then(|| clock.now().saturating_since(sent));
+        }
+        clock.wall().duration_since(from_millis(self.at_ms)?).ok()
+    }
+}
+
 /// SHA-256 in hexadecimal: tells refresh tokens apart without keeping them.
 pub(in crate::token) fn fingerprint(token: &Secret) -> String {
     digest(&SHA256, token.expose().as_bytes()).as_ref().iter().fold(String::with_capacity(64), |mut text, byte| {
@@ -191,6 +308,7 @@ struct Format {
     generation: u64,
     refresh_token: Option<String>,
     refresh_token_expires_at_ms: Option<u64>,
+    refresh_token_since_ms: Option<u64>,
     access_token: Option<String>,
     lifetime_ms: Option<u64>,
     obtained_at_ms: Option<u64>,
@@ -200,6 +318,8 @@ struct Format {
     expires_at_boot_ms: Option<u64>,
     #[serde(default)]
     adopted: Vec<String>,
+    #[serde(default)]
+    intents: Vec<Intent>,
 }
 
 impl Format {
@@ -252,6 +372,7 @@ mod tests {
             generation: 42,
             refresh_token: Some(Secret::new("r+%&=ü\"\n")),
             refresh_token_expires_at: from_millis(1_760_000_000_000),
+            refresh_token_since: from_millis(1_750_000_000_000),
             access: Some(Access {
                 token: Secret::new("abc"),
                 lifetime: HOUR,
@@ -259,8 +380,10 @@ mod tests {
                 boot: clock.boot_id().map(|id| (id.to_owned(), clock.now() + HOUR)),
             }),
             adopted: Vec::new(),
+            intents: Vec::new(),
         };
         record.adopt(fingerprint(&Secret::new("seed")));
+        record.intend("a fingerprint", clock);
         record
     }
 
@@ -281,7 +404,9 @@ mod tests {
         assert_eq!((new.epoch, new.generation), (old.epoch, old.generation));
         assert_eq!(new.refresh_token.expect("kept").expose(), "r+%&=ü\"\n");
         assert_eq!(new.refresh_token_expires_at, old.refresh_token_expires_at);
+        assert_eq!(new.refresh_token_since, old.refresh_token_since);
         assert!(new.adopted == old.adopted && new.adopted.len() == 1);
+        assert!(new.intents == old.intents && new.intents.len() == 1);
         let (new, old) = (new.access.expect("kept"), old.access.expect("there"));
         assert_eq!(new.token.expose(), "abc");
         assert_eq!((new.lifetime, new.boot), (old.lifetime, old.boot));
@@ -294,12 +419,52 @@ mod tests {
         record.refresh_token = Some(Secret::new("\u{1}".repeat(16 * 1024)));
         for n in 0..ADOPTED_LIMIT + 10 {
             record.adopt(fingerprint(&Secret::new(n.to_string())));
+            record.intend(&"f".repeat(64), &clock);
+            record.intend(&"0".repeat(64), &clock);
         }
         let json = record.to_json().expect("JSON");
         assert_eq!(record.adopted.len(), ADOPTED_LIMIT);
         assert!(json.len() > 6 * 16 * 1024);
         // A vector that had grown would have doubled its capacity.
-        assert_eq!(json.capacity(), 6 * (16 * 1024 + 3) + 80 * ADOPTED_LIMIT + 1024);
+        assert_eq!(json.capacity(), 6 * (16 * 1024 + 3) + 80 * ADOPTED_LIMIT + 512 * 2 + 1024);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_intent_knows_its_age_over_a_restart_and_counts_its_attempts() {
+        let (second, clock) = (Duration::from_secs(1), machine(Some("a"), HOUR, 48 * HOUR));
+        let mut record = Record::default();
+        record.intend("x", &clock);
+        let later = machine(Some("a"), HOUR + second, Duration::ZERO);
+        record.intend("x", &later);
+        let intent = reread(&record).intent("x").expect("kept").clone();
+        assert_eq!((intent.attempts, intent.age(&later)), (2, Some(second)), "of the first attempt, by the boot clock");
+        let rebooted = |calendar| intent.age(&machine(Some("b"), second, calendar));
+        assert_eq!(rebooted(49 * HOUR), Some(HOUR));
+        assert_eq!(rebooted(47 * HOUR), None, "a calendar that went back");
+        for n in 0..10 {
+            record.intend(&n.to_string(), &clock);
+        }
+        assert_eq!(record.intents.len(), 2);
+    }
+
+    #[test]
+    fn a_refresh_token_is_as_old_as_its_last_change() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let access = |obtained_at| Access { token: Secret::new("a"), lifetime: HOUR, obtained_at, boot: None };
+        let mut record = Record::default();
+        let seed = Seed { token: Secret::new("r"), fingerprint: fingerprint(&Secret::new("r")) };
+        record.advance(None, None, access(at(10)), Origin::Seed(seed));
+        assert_eq!(record.refresh_token_expiry(HOUR), Some(at(3610)));
+        for same in [None, Some(Secret::new("r"))] {
+            record.advance(same, None, access(at(20)), Origin::Chain);
+            assert_eq!(record.refresh_token_expiry(HOUR), Some(at(3610)));
+        }
+        record.advance(Some(Secret::new("s")), None, access(at(30)), Origin::Chain);
+        assert_eq!(record.refresh_token_expiry(HOUR), Some(at(3630)));
+        record.advance(None, Some(2 * HOUR), access(at(40)), Origin::Chain);
+        assert_eq!(record.refresh_token_expiry(HOUR), Some(at(7240)), "the issuer knows better");
+        record.advance(None, None, access(at(50)), Origin::First);
+        assert!(record.refresh_token.is_none(), "a new chain takes nothing over");
     }
 
     #[tokio::test(start_paused = true)]

@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const LAST_PATIENCE: Duration = Duration::from_secs(5);
 
 pub(in crate::token) struct Writer {
-    store: Option<Box<dyn Store>>,
+    store: Option<Arc<dyn Store>>,
     clock: SharedClock,
     /// The newest record, if it is not stored yet, and since when.
     unwritten: Option<(Arc<Record>, SystemTime)>,
@@ -35,7 +35,7 @@ pub(in crate::token) struct Writer {
 }
 
 impl Writer {
-    pub(in crate::token) fn new(store: Option<Box<dyn Store>>, clock: SharedClock) -> Self {
+    pub(in crate::token) fn new(store: Option<Arc<dyn Store>>, clock: SharedClock) -> Self {
         let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
         Self {
             store,
@@ -65,7 +65,7 @@ impl Writer {
             }
         });
         if attempted.await.is_err() && !std::mem::replace(&mut self.is_alarmed, true) {
-            tracing::warn!("the state file takes over a second to write: the new token is used before it is stored");
+            tracing::warn!("the state file takes over a second to write, which is not waited for");
         }
     }
 
@@ -99,6 +99,11 @@ impl Writer {
                  after a restart the refresh token may have to be renewed by hand"
             );
         }
+    }
+
+    /// Whether the newest record is stored, or never will be.
+    pub(in crate::token) fn is_idle(&self) -> bool {
+        self.unwritten.is_none()
     }
 
     pub(in crate::token) fn persistence(&self) -> Persistence {

@@ -3,7 +3,10 @@
 use std::{
     collections::VecDeque,
     io,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -15,11 +18,11 @@ use crate::{
         secret::Secret,
     },
     token::{
-        BasicEncoding, Class, Config, Credential, Failure, Fields, Grant, IssuerConfig, Outcome, Parameters, Reason,
-        State, Token,
+        Class, Config, Credential, Failure, FirstTokens, Grant, Outcome, Reason, State, StoreError, Token,
         issuer::{BoxFuture, Issuer},
         refresher::Refresher,
-        store::{Record, Store},
+        store::{Lock, Record, Store},
+        testing,
     },
 };
 
@@ -68,7 +71,7 @@ pub(super) struct Save {
     pub(super) refresh_token: String,
     /// The generation that was published when the write ended.
     pub(super) published: Option<u64>,
-    record: Arc<Record>,
+    pub(super) record: Arc<Record>,
 }
 
 pub(super) struct Setup {
@@ -77,9 +80,11 @@ pub(super) struct Setup {
     client_secrets: usize,
     write_time: WriteTime,
     write_result: WriteResult,
-    refresh_token: Option<&'static str>,
-    record: Record,
-    clock: Option<Arc<Simulated>>,
+    refresh_token: Option<Secret>,
+    first_tokens: Option<Answer>,
+    grace_retry: bool,
+    record: Option<Record>,
+    machine: Option<(Arc<Simulated>, Arc<Disk>)>,
 }
 
 impl Setup {
@@ -90,9 +95,11 @@ impl Setup {
             client_secrets: 0,
             write_time: Box::new(|_| Duration::ZERO),
             write_result: Box::new(|_| Ok(())),
-            refresh_token: Some("seed"),
-            record: Record::default(),
-            clock: None,
+            refresh_token: Some(Secret::new("seed")),
+            first_tokens: None,
+            grace_retry: true,
+            record: None,
+            machine: None,
         }
     }
 
@@ -113,8 +120,21 @@ impl Setup {
         Self { write_time: Box::new(time), write_result: Box::new(result), ..self }
     }
 
-    pub(super) fn refresh_token(self, token: &'static str) -> Self {
-        Self { refresh_token: Some(token), ..self }
+    pub(super) fn refresh_token(self, token: &str) -> Self {
+        Self { refresh_token: Some(Secret::new(token)), ..self }
+    }
+
+    pub(super) fn refresh_token_file(self, file: &std::path::Path) -> Self {
+        Self { refresh_token: Some(Secret::from_file(file.to_owned()).expect("readable")), ..self }
+    }
+
+    /// First tokens can be had; such calls spend nothing.
+    pub(super) fn first_tokens(self, answer: impl Fn(usize) -> Result<Grant, Failure> + Send + Sync + 'static) -> Self {
+        Self { first_tokens: Some(Box::new(answer)), ..self }
+    }
+
+    pub(super) fn no_grace_retry(self) -> Self {
+        Self { grace_retry: false, ..self }
     }
 
     pub(super) fn no_refresh_token(self) -> Self {
@@ -122,11 +142,19 @@ impl Setup {
     }
 
     pub(super) fn record(self, record: Record) -> Self {
-        Self { record, ..self }
+        Self { record: Some(record), ..self }
+    }
+
+    /// Another process on the machine of that one.
+    pub(super) fn beside(self, bench: &Bench) -> Self {
+        Self { machine: Some((Arc::clone(&bench.clock), Arc::clone(&bench.store.disk))), ..self }
     }
 
     pub(super) fn start(self) -> Bench {
-        let clock = self.clock.unwrap_or_default();
+        let (clock, disk) = self.machine.unwrap_or_default();
+        if let Some(record) = self.record {
+            disk.put(record);
+        }
         let issuer = Arc::new(Script {
             clock: Arc::clone(&clock),
             answer: self.answer,
@@ -138,24 +166,30 @@ impl Setup {
             time: self.write_time,
             result: self.write_result,
             saves: Mutex::default(),
+            disk: Arc::clone(&disk),
             credential: OnceLock::new(),
         });
+        let first_tokens = self.first_tokens.map(|answer| {
+            let script = Script { clock: Arc::clone(&clock), answer, latency: self.latency, calls: Mutex::default() };
+            Arc::new(script)
+        });
         let (refresher, credential) = Refresher::with(
-            config(self.refresh_token),
+            Config { grace_retry: self.grace_retry, ..testing::config(self.refresh_token) },
             Arc::clone(&clock) as SharedClock,
             Box::new(ScriptedIssuer {
                 script: Arc::clone(&issuer),
                 client_secrets: (0..self.client_secrets).collect(),
             }),
-            Some(Box::new(Arc::clone(&store))),
-            self.record,
+            first_tokens.clone().map(|script| Box::new(script) as Box<dyn FirstTokens>),
+            Some(Arc::new(Arc::clone(&store))),
+            disk.record().unwrap_or_default(),
         );
         assert!(store.credential.set(credential.clone()).is_ok());
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(refresher.run(async {
             let _ = stopped.await;
         }));
-        Bench { clock, credential, issuer, store, running: Some((stop, task)) }
+        Bench { clock, credential, issuer, first_tokens, store, running: Some((stop, task)) }
     }
 }
 
@@ -163,6 +197,7 @@ pub(super) struct Bench {
     pub(super) clock: Arc<Simulated>,
     pub(super) credential: Credential,
     issuer: Arc<Script>,
+    first_tokens: Option<Arc<Script>>,
     store: Arc<Shelf>,
     running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
@@ -207,18 +242,40 @@ impl Bench {
         self.issuer.calls.lock().unwrap().clone()
     }
 
+    /// Calls for first tokens.
+    pub(super) fn first_calls(&self) -> Vec<Call> {
+        self.first_tokens.as_ref().map_or_else(Vec::new, |script| script.calls.lock().unwrap().clone())
+    }
+
     /// Times between calls.
     pub(super) fn gaps(&self) -> Vec<Duration> {
         self.calls().windows(2).map(|pair| pair[1].at.saturating_since(pair[0].at)).collect()
     }
 
-    pub(super) fn saves(&self) -> Vec<Save> {
+    /// Every write, intents included.
+    pub(super) fn writes(&self) -> Vec<Save> {
         self.store.saves.lock().unwrap().clone()
+    }
+
+    /// The writes of new tokens.
+    pub(super) fn saves(&self) -> Vec<Save> {
+        let is_new = |save: &Save| save.generation > 0 && save.record.intents.is_empty();
+        self.writes().into_iter().filter(is_new).collect()
     }
 
     /// The record that a restart would find.
     pub(super) fn stored(&self) -> Record {
-        self.saves().last().map(|save| Record::clone(&save.record)).unwrap_or_default()
+        self.store.disk.record().unwrap_or_default()
+    }
+
+    /// Somebody else writes the file.
+    pub(super) fn put(&self, record: Record) {
+        self.store.disk.put(record);
+    }
+
+    /// Somebody else locks the file, or gives it free.
+    pub(super) fn hold_lock(&self, is_held: bool) {
+        self.store.disk.is_locked.store(is_held, Relaxed);
     }
 
     pub(super) fn count(&self, outcome: Outcome) -> u64 {
@@ -233,10 +290,17 @@ impl Bench {
         self
     }
 
-    /// Another process on the same machine.
+    /// A process after this one on the same machine.
     pub(super) async fn restart(self, setup: Setup) -> Self {
-        let stopped = self.stop().await;
-        Setup { record: stopped.stored(), clock: Some(Arc::clone(&stopped.clock)), ..setup }.start()
+        setup.beside(&self.stop().await).start()
+    }
+
+    /// `kill -9`, and a process after this one.
+    pub(super) async fn crash(mut self, setup: Setup) -> Self {
+        let (_stop, task) = self.running.take().expect("running");
+        task.abort();
+        assert!(task.await.is_err_and(|error| error.is_cancelled()));
+        setup.beside(&self).start()
     }
 }
 
@@ -247,6 +311,20 @@ struct Script {
     calls: Mutex<Vec<Call>>,
 }
 
+impl Script {
+    async fn call(&self, spent: String) -> Result<Grant, Failure> {
+        let n = {
+            let mut calls = self.calls.lock().unwrap();
+            calls.push(Call { at: self.clock.now(), spent });
+            calls.len()
+        };
+        if !self.latency.is_zero() {
+            self.clock.sleep_until(self.clock.now() + self.latency).await;
+        }
+        (self.answer)(n)
+    }
+}
+
 struct ScriptedIssuer {
     script: Arc<Script>,
     client_secrets: VecDeque<usize>,
@@ -254,18 +332,7 @@ struct ScriptedIssuer {
 
 impl Issuer for ScriptedIssuer {
     fn refresh<'a>(&'a self, refresh_token: &'a Secret) -> BoxFuture<'a, Result<Grant, Failure>> {
-        Box::pin(async move {
-            let call = Call { at: self.script.clock.now(), spent: refresh_token.expose().to_owned() };
-            let n = {
-                let mut calls = self.script.calls.lock().unwrap();
-                calls.push(call);
-                calls.len()
-            };
-            if !self.script.latency.is_zero() {
-                self.script.clock.sleep_until(self.script.clock.now() + self.script.latency).await;
-            }
-            (self.script.answer)(n)
-        })
+        Box::pin(self.script.call(refresh_token.expose().to_owned()))
     }
 
     fn reload_client_secret(&mut self) -> BoxFuture<'_, bool> {
@@ -274,7 +341,45 @@ impl Issuer for ScriptedIssuer {
     }
 }
 
+impl std::fmt::Debug for Script {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Script")
+    }
+}
+
+impl FirstTokens for Arc<Script> {
+    fn fetch(&self) -> BoxFuture<'_, Result<Grant, Failure>> {
+        Box::pin(self.call(String::new()))
+    }
+}
+
+/// What all processes of the machine share.
+#[derive(Default)]
+struct Disk {
+    record: Mutex<Option<Record>>,
+    is_locked: AtomicBool,
+}
+
+impl Disk {
+    fn record(&self) -> Option<Record> {
+        self.record.lock().unwrap().clone()
+    }
+
+    fn put(&self, record: Record) {
+        *self.record.lock().unwrap() = Some(record);
+    }
+}
+
+struct DiskLock(Arc<Disk>);
+
+impl Drop for DiskLock {
+    fn drop(&mut self) {
+        self.0.is_locked.store(false, Relaxed);
+    }
+}
+
 struct Shelf {
+    disk: Arc<Disk>,
     clock: Arc<Simulated>,
     time: WriteTime,
     result: WriteResult,
@@ -296,13 +401,24 @@ impl Store for Arc<Shelf> {
             let save = Save {
                 at,
                 generation: record.generation,
-                refresh_token: record.refresh_token.as_ref().expect("there").expose().to_owned(),
+                refresh_token: record.refresh_token.as_ref().map_or("", Secret::expose).to_owned(),
                 published: credential.token().as_ref().map(|token| token.version().generation()),
-                record,
+                record: Arc::clone(&record),
             };
             shelf.saves.lock().unwrap().push(save);
-            (shelf.result)(n)
+            (shelf.result)(n).inspect(|()| shelf.disk.put(Record::clone(&record)))
         })
+    }
+
+    fn load(&self) -> BoxFuture<'static, Result<Option<Record>, StoreError>> {
+        let record = self.disk.record();
+        Box::pin(async move { Ok(record) })
+    }
+
+    fn try_lock(&self) -> BoxFuture<'static, io::Result<Option<Lock>>> {
+        let is_free = !self.disk.is_locked.swap(true, Relaxed);
+        let lock = is_free.then(|| Box::new(DiskLock(Arc::clone(&self.disk))) as Lock);
+        Box::pin(async move { Ok(lock) })
     }
 }
 
@@ -340,32 +456,5 @@ impl Log {
 
     pub(super) fn lines(&self, containing: &str) -> usize {
         self.text().lines().filter(|line| line.contains(containing)).count()
-    }
-}
-
-fn config(refresh_token: Option<&str>) -> Config {
-    Config {
-        name: "default".to_owned(),
-        issuer: IssuerConfig {
-            refresh_url: "http://127.0.0.1:1/".parse().expect("a URL"),
-            client_id: "id".to_owned(),
-            client_secret: Secret::new("client secret"),
-            parameters: Parameters::Query,
-            basic_encoding: BasicEncoding::Raw,
-            fields: Fields {
-                access_token: "/access_token".to_owned(),
-                refresh_token: "/refresh_token".to_owned(),
-                expires_in: "/expires_in".to_owned(),
-                refresh_expires_in: "/refresh_expires_in".to_owned(),
-            },
-            timeout: seconds(10),
-            default_expires_in: seconds(300),
-            tls: crate::net::tls::Config::default(),
-        },
-        refresh_token: refresh_token.map(Secret::new),
-        state_file: None,
-        refresh_margin: None,
-        wait: seconds(10),
-        cooldown: seconds(10),
     }
 }

@@ -1,0 +1,35 @@
+//! A credential's configuration for the tests of this module.
+
+use std::time::Duration;
+
+use super::{BasicEncoding, Config, Fields, IssuerConfig, Parameters};
+use crate::base::secret::Secret;
+
+pub(super) fn config(refresh_token: Option<Secret>) -> Config {
+    Config {
+        name: "default".to_owned(),
+        issuer: IssuerConfig {
+            refresh_url: "http://127.0.0.1:1/".parse().expect("a URL"),
+            client_id: "id".to_owned(),
+            client_secret: Secret::new("client secret"),
+            parameters: Parameters::Query,
+            basic_encoding: BasicEncoding::Raw,
+            fields: Fields {
+                access_token: "/access_token".to_owned(),
+                refresh_token: "/refresh_token".to_owned(),
+                expires_in: "/expires_in".to_owned(),
+                refresh_expires_in: "/refresh_expires_in".to_owned(),
+            },
+            timeout: Duration::from_secs(10),
+            default_expires_in: Duration::from_secs(300),
+            tls: crate::net::tls::Config::default(),
+        },
+        refresh_token,
+        state_file: None,
+        refresh_margin: None,
+        refresh_lifetime: Duration::from_secs(30 * 24 * 3600),
+        grace_retry: true,
+        wait: Duration::from_secs(10),
+        cooldown: Duration::from_secs(10),
+    }
+}
