@@ -14,7 +14,10 @@ use std::{
 
 use tokio::sync::watch;
 
-use self::plan::{Attempt, Source};
+use self::{
+    chain::Ours,
+    plan::{Attempt, Source},
+};
 use super::{
     Config, FirstTokens,
     answer::{Class, Failure, Grant},
@@ -189,7 +192,8 @@ impl Refresher {
         if self.is_client_refused() {
             self.has_new_secret |= self.issuer.reload_client_secret().await;
         }
-        self.reread().await;
+        self.reread(Ours::Yes).await;
+        self.assess();
         if self.due().is_none_or(|due| self.shared.clock.now() < due) {
             return;
         }

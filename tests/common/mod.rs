@@ -46,7 +46,9 @@ pub fn proxy(origin: &str, more: &[(&str, &str)]) -> Proxy {
         ("token.refresh_token", "seed"),
         ("admin.listen", "127.0.0.1:0"),
     ];
-    let kept = usual.iter().filter(|(key, _)| !more.iter().any(|(other, _)| other == key));
+    // A secret's file takes its place.
+    let is_given = |key: &str| more.iter().any(|(other, _)| other.trim_end_matches("_file") == key);
+    let kept = usual.iter().filter(|(key, _)| !is_given(key));
     let overrides = kept.chain(more).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let source = Source { file: None, env: Vec::new(), overrides };
     let config = config::load(source).unwrap_or_else(|mistakes| panic!("{mistakes}")).config;

@@ -18,15 +18,19 @@ use crate::{
     },
 };
 
+/// Whether it is our turn: without the lock, another process may be in the middle of its call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ours {
+    Yes,
+    No,
+}
+
 impl Refresher {
     /// The start: the stored access token serves if it is still good, and a new configured refresh token is tried.
     pub(super) fn restore(&mut self, configured: Option<Secret>) {
         self.install();
-        if !self.record.intents.is_empty() {
-            tracing::warn!(
-                credential = self.shared.name,
-                "the process before this one ended in the middle of a refresh: the refresh token may be spent"
-            );
+        // Whether those are of a process that died, or of one that is just at it, shows with the lock.
+        if !std::mem::take(&mut self.record.intents).is_empty() {
             self.refresh_at = Moment::default();
         }
         if let Some(configured) = configured {
@@ -46,7 +50,7 @@ impl Refresher {
         {
             tracing::info!(credential = self.shared.name, "a new refresh token is configured: it is tried");
         }
-        self.reread().await;
+        self.reread(Ours::No).await;
         self.assess();
     }
 
@@ -67,12 +71,12 @@ impl Refresher {
     }
 
     /// Another process may have refreshed, or be dead in the middle of it.
-    pub(super) async fn reread(&mut self) {
+    pub(super) async fn reread(&mut self, ours: Ours) {
         let Some(store) = &self.store else { return };
         match store.load().await {
             Ok(Some(stored)) => {
                 self.is_store_alarmed = false;
-                self.compare(stored);
+                self.compare(stored, ours);
             }
             // Somebody removed it: the next write brings it back.
             Ok(None) => {}
@@ -84,14 +88,23 @@ impl Refresher {
         }
     }
 
-    fn compare(&mut self, stored: Record) {
+    fn compare(&mut self, stored: Record, ours: Ours) {
         if let Some(token) = stored.refresh_token.clone().filter(|_| stored.is_handmade()) {
             self.plant(token);
         }
         match stored.version().cmp(&self.record.version()) {
             Ordering::Greater => self.adopt(stored),
             // What is not written yet is newer than what is read.
-            Ordering::Equal if self.writer.is_idle() => self.record.take_notes(stored),
+            Ordering::Equal if ours == Ours::Yes && self.writer.is_idle() => {
+                if self.record.intents.is_empty() && !stored.intents.is_empty() {
+                    let credential = &self.shared.name;
+                    tracing::warn!(
+                        credential,
+                        "a process died in the middle of a refresh: the refresh token may be spent"
+                    );
+                }
+                self.record.take_notes(stored);
+            }
             // A backup, say: its refresh token is spent.
             Ordering::Equal | Ordering::Less => {}
         }

@@ -31,7 +31,12 @@ impl FileStore {
     /// # Errors
     /// When the file is not one that we would have written.
     pub(in crate::token) fn open(&self) -> Result<Option<Record>, Error> {
-        remove_leftovers(&self.path);
+        // With the lock, since nobody is writing then.
+        if folder_of(&self.path).is_dir()
+            && let Ok(Some(_lock)) = try_lock(&self.path)
+        {
+            remove_leftovers(&self.path);
+        }
         self.read()
     }
 
@@ -123,8 +128,8 @@ fn write_durably(path: &Path, contents: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Temporary files of a process that was killed. One that another process is just writing may go too: its rename then
-/// fails, and it writes again.
+/// Temporary files of a process that was killed. One that another process is just writing, its lock lost, may go too:
+/// its rename then fails, and it writes again.
 fn remove_leftovers(path: &Path) {
     let prefix = leftover_prefix(path);
     let Ok(entries) = fs::read_dir(folder_of(path)) else { return };
@@ -294,7 +299,21 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
         assert_eq!(mode(&path), 0o600);
         assert_eq!(mode(path.parent().expect("a folder")), 0o700);
-        assert_eq!(names(path.parent().expect("a folder")), ["token.json"], "nothing else is left");
+        let mut names = names(path.parent().expect("a folder"));
+        names.sort();
+        assert_eq!(names, ["token.json", "token.json.lock"], "nothing else is left");
+    }
+
+    #[tokio::test]
+    async fn what_another_process_is_writing_is_no_leftover() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = FileStore::new(folder.path().join("token.json"));
+        let writing = folder.path().join(".token.json.0123.tmp");
+        fs::write(&writing, "x").expect("written");
+        let lock = store.try_lock().await.expect("a lock").expect("free");
+        assert!(store.open().expect("readable").is_none() && writing.exists());
+        drop(lock);
+        assert!(store.open().expect("readable").is_none() && !writing.exists());
     }
 
     #[tokio::test]
@@ -342,7 +361,7 @@ mod tests {
         assert!(FileStore::new(path).open().expect("readable").is_none());
         let mut names = names(folder.path());
         names.sort();
-        assert_eq!(names, [".other.json.0123.tmp", "token.json.bak"]);
+        assert_eq!(names, [".other.json.0123.tmp", "token.json.bak", "token.json.lock"]);
     }
 
     #[test]

@@ -235,3 +235,19 @@ async fn the_age_of_a_refresh_token_is_told_and_warned_of() {
     }
     assert_eq!(bench.credential.snapshot().refresh_token_expires_at, Some(expiry), "the token is the same");
 }
+
+#[tokio::test(start_paused = true)]
+async fn another_processs_refresh_under_way_is_no_reason_to_give_up() {
+    let slow = Setup::new(|n| Ok(grant(n, HOUR))).latency(seconds(8)).start();
+    slow.pass(seconds(1)).await;
+    let bench = Setup::new(|n| Ok(grant(n + 200, HOUR))).no_grace_retry().beside(&slow).start();
+    bench.until(State::Fresh, Reason::Ok).await;
+    assert!(bench.calls().is_empty() && slow.calls().len() == 1);
+
+    let token = slow.token().await;
+    slow.credential.rejected(token.version());
+    slow.pass(seconds(1)).await;
+    bench.credential.reload();
+    bench.pass(seconds(1)).await;
+    assert_eq!(bench.credential.snapshot().state, State::Fresh);
+}
