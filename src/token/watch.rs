@@ -13,6 +13,9 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// Events get lost: network folders send none, and a folder that was replaced no more.
 const POLL: Duration = Duration::from_secs(30);
 
+/// The state file's folder may not be there yet: a `login`, or the first refresh, makes it.
+const APPEAR: Duration = Duration::from_secs(1);
+
 /// Watches the folders of a few files.
 #[derive(Debug)]
 pub(super) struct Watch {
@@ -61,20 +64,29 @@ impl Watch {
             return std::future::pending().await;
         }
         loop {
-            let until = self.settles_at.unwrap_or(self.polls_at);
+            let until = self.settles_at.unwrap_or_else(|| self.looks_at());
             tokio::select! {
                 biased;
                 () = self.clock.sleep_until(until) => {
-                    self.settles_at = None;
-                    self.polls_at = self.clock.now() + POLL;
+                    let missing = self.unwatched.len();
                     self.watch_folders();
-                    return;
+                    let has_appeared = self.unwatched.len() < missing;
+                    if self.settles_at.take().is_some() || has_appeared || self.polls_at <= self.clock.now() {
+                        self.polls_at = self.clock.now() + POLL;
+                        return;
+                    }
                 }
                 Some(()) = self.events.recv() => {
                     self.settles_at.get_or_insert(self.clock.now() + SETTLE);
                 }
             }
         }
+    }
+
+    /// When to look without being told to: soon while a folder is missing, since its coming causes no event here.
+    fn looks_at(&self) -> Moment {
+        let is_missing = self.watcher.is_some() && !self.unwatched.is_empty();
+        if is_missing { self.polls_at.min(self.clock.now() + APPEAR) } else { self.polls_at }
     }
 
     /// Those that are not watched yet: the state file's folder is made when it is first written.
@@ -165,6 +177,21 @@ mod tests {
             watch.changed().await;
             assert!(clock.now().saturating_since(before) >= POLL - SETTLE * 2);
         }
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_appears_is_noticed_and_watched_from_then_on() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("state").join("token.json");
+        let mut credential = config(None);
+        credential.state_file = Some(file.clone());
+        let mut watch = Watch::new(&credential, system());
+        assert_eq!(watch.unwatched.len(), 1);
+        fs::create_dir(folder.path().join("state")).expect("created");
+        told(&mut watch).await;
+        assert!(watch.unwatched.is_empty());
+        fs::write(&file, "two").expect("written");
+        told(&mut watch).await;
     }
 
     #[test]
