@@ -232,7 +232,7 @@ async fn a_refusal_by_the_cloud_is_told() {
     assert_eq!(send(address_of(&uri), get(&refused)).await.status(), 200);
     assert_eq!(login.ended().await, 1);
     assert_eq!(login.errors(), "the cloud refused the login: access_denied (not you)\n");
-    assert!(!folder.path().join("state").exists());
+    assert!(!folder.path().join("state/token.json").exists());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -282,7 +282,7 @@ async fn a_code_is_never_sent_again_whatever_the_answer() {
         assert!(error.contains(says) && !error.contains("s3cret") && !error.contains("c0de"), "{error}");
         assert_eq!(cloud.issuer_calls(), number);
     }
-    assert!(!folder.path().join("state").exists());
+    assert!(!folder.path().join("state/token.json").exists());
     for_login(folder.path(), "http://127.0.0.1:1", "https://app.example.com/back");
     let (status, _, error) = run(folder.path(), &["login", "--code", "c0de"]);
     assert!(status == 1 && error.contains("cannot be reached") && !error.contains("c0de"), "{error}");
@@ -308,7 +308,7 @@ fn what_a_login_needs_is_told_before_anything_happens() {
     assert!(status == 1 && error.contains("another program listens there already"), "{error}");
     drop(occupant);
 
-    fs::create_dir(folder.path().join("state")).unwrap();
+    fs::create_dir_all(folder.path().join("state")).unwrap();
     fs::write(folder.path().join("state/token.json"), "garbage").unwrap();
     let (status, out, error) = run(folder.path(), &["login"]);
     assert_eq!((status, out.as_str()), (1, ""), "nobody is asked to log in in vain");

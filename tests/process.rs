@@ -157,6 +157,60 @@ fn init_writes_a_private_file_once() {
 }
 
 #[test]
+fn init_writes_where_it_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let (code, out, _) = words(&run(folder.path(), &["init", "--config", "other.toml"]));
+    assert_eq!(code, 0);
+    assert!(out.contains("other.toml") && folder.path().join("other.toml").exists());
+    let named = program(folder.path()).arg("init").env("BEARER_PROXY_CONFIG", "third.toml").output().unwrap();
+    assert!(named.status.success() && folder.path().join("third.toml").exists());
+    assert!(!folder.path().join("proxy.toml").exists());
+    for command in ["demo", "simulate"] {
+        assert_eq!(words(&run(folder.path(), &[command, "--config", "other.toml"])).0, 64);
+    }
+}
+
+/// A health check needs the admin endpoint's address and nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_does_not_mind_what_else_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, admin) = configuration(folder.path(), &issuer().await);
+    let _running = Running::start(folder.path());
+    listens(admin).await;
+    let file = folder.path().join("proxy.toml");
+    let text =
+        fs::read_to_string(&file).unwrap().replace("client_secret = \"secret\"", "client_secret_file = \"gone\"");
+    fs::write(&file, text + "[log]\nlevle = 1\n").unwrap();
+    assert_eq!(run(folder.path(), &["check"]).status.code(), Some(78));
+    assert_eq!(run(folder.path(), &["status", "--live"]).status.code(), Some(0));
+    fs::write(&file, "[admin]\nlisten = \"nowhere\"\n").unwrap();
+    let (code, _, error) = words(&run(folder.path(), &["status"]));
+    assert_eq!((code, error.lines().count()), (78, 1), "{error}");
+}
+
+/// The refresh token must not be spent if its successor cannot be stored.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_file_that_cannot_be_written_stops_the_start_before_a_token_is_spent() {
+    let calls = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = std::sync::Arc::clone(&calls);
+    let cloud = scripted(move |_, mut stream| {
+        count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        async move { stream.write_all(common::grant("token", 3600).as_bytes()).await }
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    configuration(folder.path(), &format!("http://{cloud}"));
+    // A place where not even root can make a file.
+    let file = folder.path().join("proxy.toml");
+    let text = fs::read_to_string(&file).unwrap().replace("state/token.json", "/proc/self/token.json");
+    fs::write(&file, text).unwrap();
+    let (code, _, error) = words(&run(folder.path(), &["run"]));
+    assert!(code == 78 || code == 1, "{code}: {error}");
+    assert!(error.contains("/proc/self") && !error.contains("panicked"), "{error}");
+    assert_eq!(calls.load(std::sync::atomic::Ordering::SeqCst), 0);
+}
+
+#[test]
 fn an_occupied_port_is_one_clear_line_and_the_state_is_not_touched() {
     let folder = tempfile::tempdir().unwrap();
     let (address, _) = configuration(folder.path(), "http://127.0.0.1:1");

@@ -49,6 +49,20 @@ pub fn usage() -> Option<Usage> {
     None
 }
 
+/// Whether this user may make files in a folder, as far as the system tells beforehand.
+pub fn may_write(folder: &std::path::Path) -> bool {
+    #[cfg(unix)]
+    {
+        use rustix::fs::{Access, access};
+        access(folder, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = folder;
+        true
+    }
+}
+
 /// Takes everybody else's access to a file away, where access is told by modes; elsewhere the folder decides.
 ///
 /// # Errors

@@ -9,7 +9,7 @@ use std::{
 
 use clap::Args;
 
-use super::{FAILED, USAGE, complain, say};
+use super::{ConfigFile, FAILED, USAGE, complain, say};
 use crate::config;
 
 #[derive(Debug, Args)]
@@ -22,7 +22,7 @@ pub(super) struct InitArgs {
     client_id: Option<String>,
 }
 
-pub(super) fn init(args: &InitArgs) -> ExitCode {
+pub(super) fn init(given: &ConfigFile, args: &InitArgs) -> ExitCode {
     let cloud = match args.cloud.as_deref().map(config::cloud_origin).transpose() {
         Ok(cloud) => cloud,
         Err(reason) => {
@@ -30,7 +30,7 @@ pub(super) fn init(args: &InitArgs) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    let file = Path::new(config::FILE_NAME);
+    let file = &given.named().unwrap_or_else(|| config::FILE_NAME.into());
     if let Err(error) = write_new(file, &config::starter(cloud.as_deref(), args.client_id.as_deref())) {
         match error.kind() {
             ErrorKind::AlreadyExists => {

@@ -15,7 +15,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{cloud, config};
+use crate::{admin, cloud, config};
 
 /// Ended badly while running.
 const FAILED: u8 = 1;
@@ -25,7 +25,7 @@ const USAGE: u8 = 64;
 const CONFIG: u8 = 78;
 
 #[derive(Debug, Parser)]
-#[command(name = "bearer-proxy", version, about, after_help = EXAMPLES, disable_help_subcommand = true)]
+#[command(name = "bearer-proxy", version, about, after_help = EXAMPLES)]
 struct Cli {
     #[command(flatten)]
     config: ConfigFile,
@@ -43,7 +43,8 @@ Examples:
   bearer-proxy login                         get the first tokens, once
   bearer-proxy                               run it
 
-Exit codes: 0 fine, 1 failed while running, 64 bad command line, 78 bad configuration.";
+Exit codes: 0 fine, 1 failed while running, 64 bad command line, 78 bad configuration
+(status: 0 ready, 1 not ready, 2 unreachable).";
 
 #[derive(Debug, Args)]
 struct ConfigFile {
@@ -95,29 +96,45 @@ pub fn main() -> ExitCode {
     let config = &cli.config;
     match cli.command.unwrap_or(Command::Run) {
         Command::Run => run::run(config),
-        Command::Init(args) => init::init(&args),
+        Command::Init(args) => init::init(config, &args),
         Command::Check => check::check(config),
         Command::Login(args) => login::login(config, args),
         Command::Status(args) => status::status(config, &args),
+        Command::Demo | Command::Simulate(_) if config.config.is_some() => {
+            complain(format_args!("--config: this command has no configuration"));
+            ExitCode::from(USAGE)
+        }
         Command::Demo => demo::demo(),
         Command::Simulate(args) => demo::simulate(*args),
     }
 }
 
 impl ConfigFile {
-    fn load(&self) -> Result<config::Loaded, config::Mistakes> {
-        let folder = PathBuf::from(".");
-        let file = config::locate(self.config.clone(), std::env::var_os(config::FILE_VARIABLE), &folder);
-        config::load(config::Source { file, env: std::env::vars_os(), overrides: Vec::new() })
+    /// The file that the command line or the environment names.
+    fn named(&self) -> Option<PathBuf> {
+        let variable = || std::env::var_os(config::FILE_VARIABLE).filter(|name| !name.is_empty());
+        self.config.clone().or_else(|| variable().map(PathBuf::from))
+    }
+
+    fn source(&self) -> config::Source<std::env::VarsOs> {
+        let file = config::locate(self.config.clone(), std::env::var_os(config::FILE_VARIABLE), ".".as_ref());
+        config::Source { file, env: std::env::vars_os(), overrides: Vec::new() }
     }
 
     /// Loads the configuration, or says on standard error what is wrong with it.
     fn load_or_explain(&self) -> Result<config::Loaded, ExitCode> {
-        self.load().map_err(|mistakes| {
-            complain(format_args!("{mistakes}"));
-            ExitCode::from(CONFIG)
-        })
+        config::load(self.source()).map_err(explain)
     }
+
+    /// Loads what is said of the admin endpoint, or says on standard error what is wrong with that.
+    fn load_admin_or_explain(&self) -> Result<Option<admin::Config>, ExitCode> {
+        config::load_admin(self.source()).map_err(explain)
+    }
+}
+
+fn explain(mistakes: config::Mistakes) -> ExitCode {
+    complain(format_args!("{mistakes}"));
+    ExitCode::from(CONFIG)
 }
 
 /// The runtime of everything but the data path, on this thread.

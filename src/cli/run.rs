@@ -1,6 +1,6 @@
 //! `run`: the proxy, in the foreground, until a signal ends it.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use super::{ConfigFile, block_on, complain};
 use crate::{
@@ -46,7 +46,16 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
                 tracing::info!("ended");
                 Ok(())
             }
-            signal = signals.next() => {
+            signal = async {
+                // One wish may come as two signals: to the process, and to its group.
+                let first = tokio::time::Instant::now();
+                loop {
+                    let signal = signals.next().await;
+                    if first.elapsed() > Duration::from_secs(1) {
+                        break signal;
+                    }
+                }
+            } => {
                 complain(format_args!("{signal} again: ended at once"));
                 std::process::exit(i32::from(super::FAILED))
             }

@@ -33,8 +33,9 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_LIMIT: usize = 1024 * 1024;
 
 pub(super) fn status(config: &ConfigFile, args: &StatusArgs) -> ExitCode {
-    let admin = match config.load_or_explain() {
-        Ok(loaded) => loaded.config.admin,
+    // Nothing else of the configuration is needed: a health check must not fail for a secret that only `run` reads.
+    let admin = match config.load_admin_or_explain() {
+        Ok(admin) => admin,
         Err(_) if args.live => return ExitCode::from(NOT_READY),
         Err(code) => return code,
     };
@@ -99,6 +100,9 @@ fn describe(status: &Value, ready: bool) -> Vec<String> {
     for credential in status["credentials"].as_array().into_iter().flatten() {
         let reason = credential["reason"].as_str().map(|reason| format!(" ({reason})")).unwrap_or_default();
         lines.push(format!("token {}: {}{reason}", word(&credential["name"]), word(&credential["state"])));
+        if let Some(problem) = credential["problem"].as_str() {
+            lines.push(format!("  {problem}"));
+        }
         lines.push(format!("  access token expires in: {}", seconds(&credential["expires_in"])));
         lines.push(format!("  refresh token expires in: {}", seconds(&credential["refresh_token_expires_in"])));
         if credential["persisted"] == Value::Bool(false) {
@@ -119,7 +123,9 @@ async fn ask(admin: &admin::Config, path: &str) -> Result<(StatusCode, Bytes), S
 
 async fn exchange(admin: &admin::Config, path: &str) -> Result<(StatusCode, Bytes), String> {
     let address = &admin.listener.address;
-    let stream = connect_to_listener(address, TIMEOUT).await.map_err(|error| format!("nobody answers: {error}"))?;
+    let stream = connect_to_listener(address, TIMEOUT)
+        .await
+        .map_err(|error| format!("nobody answers ({error}); is the proxy running with this configuration?"))?;
     let broken = |error: hyper::Error| format!("no proper answer: {error}");
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     tokio::spawn(connection);
@@ -147,7 +153,7 @@ mod tests {
     fn a_status_in_words_and_never_a_panic() {
         let status = serde_json::json!({
             "version": "1.2.3",
-            "credentials": [{ "name": "default", "state": "stale", "reason": "issuer_unreachable", "expires_in": 61 }],
+            "credentials": [{ "name": "default", "state": "stale", "reason": "issuer_unreachable", "problem": "look here", "expires_in": 61 }],
             "upstreams": [{ "name": "default", "endpoints": [{ "origin": "https://cloud.example.com" }] }],
         });
         assert_eq!(
@@ -155,6 +161,7 @@ mod tests {
             [
                 "bearer-proxy 1.2.3: ready",
                 "token default: stale (issuer_unreachable)",
+                "  look here",
                 "  access token expires in: 1m 1s",
                 "  refresh token expires in: unknown",
                 "upstream default: https://cloud.example.com",

@@ -92,6 +92,30 @@ pub fn load<E>(source: Source<E>) -> Result<Loaded, Mistakes>
 where
     E: IntoIterator<Item = (OsString, OsString)>,
 {
+    let file = source.file.clone();
+    let mut reader = Reader::new(read(source)?);
+    let config = resolve::config(&mut reader);
+    let (config, warnings) = reader.finish(config)?;
+    Ok(Loaded { config, warnings, file })
+}
+
+/// Reads only how the admin endpoint is reached, whatever is wrong elsewhere.
+///
+/// # Errors
+/// The mistakes in `[admin]`, or that there is nothing to read.
+pub fn load_admin<E>(source: Source<E>) -> Result<Option<admin::Config>, Mistakes>
+where
+    E: IntoIterator<Item = (OsString, OsString)>,
+{
+    let mut reader = Reader::new(read(source)?);
+    let admin = resolve::admin(&mut reader, proxy::Guard::default());
+    reader.finish_part("admin.", admin)
+}
+
+fn read<E>(source: Source<E>) -> Result<Raw, Mistakes>
+where
+    E: IntoIterator<Item = (OsString, OsString)>,
+{
     let mut raw = Raw::new();
     if let Some(file) = &source.file {
         match read_file(file) {
@@ -110,10 +134,7 @@ where
     for (path, text) in source.overrides {
         raw.add_override(&path, text);
     }
-    let mut reader = Reader::new(raw);
-    let config = resolve::config(&mut reader);
-    let (config, warnings) = reader.finish(config)?;
-    Ok(Loaded { config, warnings, file: source.file })
+    Ok(raw)
 }
 
 fn read_file(file: &Path) -> Result<Zeroizing<String>, Fault> {

@@ -271,6 +271,8 @@ fn syntax_fault(message: &str, text: &str, offset: usize) -> Fault {
         "end a text with the quote that it begins with, on the same line"
     } else if message.contains("array") {
         "put commas between the elements of a list, and ] at its end"
+    } else if message.contains("unicode value digits") {
+        BACKSLASH
     } else if message.contains("must be quoted") {
         "put the value in quotes"
     } else if message.starts_with("duplicate key") {

@@ -39,6 +39,12 @@ impl Reader {
         }
     }
 
+    /// A part of the result, unless there was a mistake in a key of that part.
+    pub(super) fn finish_part<T>(self, keys: &str, result: T) -> Result<T, Mistakes> {
+        let of_part: Vec<_> = self.mistakes.into_iter().filter(|mistake| mistake.key.starts_with(keys)).collect();
+        if of_part.is_empty() { Ok(result) } else { Err(Mistakes::new(of_part)) }
+    }
+
     pub(super) fn mistake(&mut self, place: Place, key: &str, fault: Fault) {
         self.mistakes.push(fault.at(place, key));
     }

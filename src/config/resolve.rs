@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     admin,
-    base::{log, secret::Secret},
+    base::{log, process, secret::Secret},
     net::{socket::Address, tls},
     proxy::{self, AccessLog, Exhausted, ForwardedHeaders, Guard, Listener, Retry},
     token::{
@@ -42,7 +42,8 @@ pub(super) fn config(r: &mut Reader) -> Option<Config> {
     let jwt = jwt_section(r);
     let token = token(r, &upstream);
     let first = first_tokens(r, &upstream, jwt);
-    let admin = admin(r, &proxy);
+    let guard = proxy.listeners.first().map(|listener| listener.guard.clone()).unwrap_or_default();
+    let admin = admin(r, guard);
     refuse_overlaps(r, &addresses, admin.as_ref());
     let log = log(r);
     Some(Config { proxy, upstream, token: token?, first: first?, admin, log })
@@ -400,7 +401,7 @@ fn check_first_token(r: &mut Reader, state_file: Option<&Path>) {
 /// The file, or the nearest folder above it that exists, must be one that can be written to. Creates nothing.
 fn check_state_file(r: &mut Reader, file: &Path) {
     let unusable = match fs::symlink_metadata(file) {
-        Ok(metadata) if metadata.is_file() => None,
+        Ok(metadata) if metadata.is_file() => folder_fault(file),
         Ok(_) => Some("is a folder, a link or a device, not a file".to_owned()),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             folder_fault(file)
@@ -421,12 +422,15 @@ fn folder_fault(file: &Path) -> Option<String> {
     let (folder, metadata) = above.filter_map(|folder| Some((folder, fs::metadata(folder).ok()?))).next()?;
     match metadata {
         metadata if !metadata.is_dir() => Some(format!("{} is not a folder", folder.display())),
-        metadata if metadata.permissions().readonly() => Some(format!("the folder {} is read-only", folder.display())),
+        metadata if metadata.permissions().readonly() || !process::may_write(folder) => {
+            Some(format!("the folder {} is read-only for this user", folder.display()))
+        }
         _ => None,
     }
 }
 
-fn admin(r: &mut Reader, proxy: &proxy::Config) -> Option<admin::Config> {
+/// The admin endpoint, if there is one, with the guard's exceptions of the data listeners.
+pub(super) fn admin(r: &mut Reader, guard: Guard) -> Option<admin::Config> {
     let token = r.secret("admin.token");
     if token
         .as_ref()
@@ -448,7 +452,6 @@ fn admin(r: &mut Reader, proxy: &proxy::Config) -> Option<admin::Config> {
         let reason = "can be reached from other machines: without admin.token only /healthz, /readyz and /metrics are served there";
         r.warning(place, "admin.listen", fault(reason, "set admin.token or admin.token_file if more is needed"));
     }
-    let guard = proxy.listeners.first().map(|listener| listener.guard.clone()).unwrap_or_default();
     Some(admin::Config { listener: Listener { address, guard }, token })
 }
 

@@ -36,10 +36,16 @@ listen = "127.0.0.1:9180"
     )
 }
 
+/// Everything but what RFC 3986 §2.3 calls unreserved.
+const ENCODED: &percent_encoding::AsciiSet =
+    &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
 /// What to ask the cloud's administrator for, and how to get the first tokens with what they answer.
 pub fn administrator_request(cloud: Option<&str>, client_id: Option<&str>) -> String {
     let cloud = cloud.unwrap_or("https://your-cloud").trim_end_matches('/');
-    let id = client_id.unwrap_or("CLIENT_ID");
+    // A shell may read more into other characters than they say.
+    let is_plain = |id: &&str| id.chars().all(|c| c.is_alphanumeric() || "-_.@ ".contains(c));
+    let id = client_id.filter(is_plain).unwrap_or("CLIENT_ID");
     let ask_for_id =
         if client_id.is_some() { "the client secret of this client id" } else { "a client id and its client secret" };
     format!(
@@ -57,7 +63,7 @@ Without that command: open this in a browser, log in and agree. The browser ends
      curl -X POST -u "{id}" "{cloud}/api/token.do?grant_type=authorization_code&code=CODE&redirect_uri=REDIRECT_URI"
   (CODE is what the browser showed. In REDIRECT_URI write %3A for : and %2F for /.)
 "#,
-        encoded_id = percent_encoding::utf8_percent_encode(id, percent_encoding::NON_ALPHANUMERIC),
+        encoded_id = percent_encoding::utf8_percent_encode(id, ENCODED),
     )
 }
 
@@ -94,6 +100,8 @@ mod tests {
                 .contains(r#"-u "my app" "https://cloud.example.com/api/token.do?grant_type=authorization_code&code="#),
             "{known}"
         );
+        let hostile = administrator_request(None, Some("a\"$(id)`x`"));
+        assert!(!hostile.contains("$(id)") && hostile.contains("-u \"CLIENT_ID\""), "{hostile}");
         assert!(
             known.contains("https://cloud.example.com/api/authorize.do?response_type=code&client_id=my%20app&"),
             "{known}"

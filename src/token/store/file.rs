@@ -31,13 +31,14 @@ impl FileStore {
     /// # Errors
     /// When the file is not one that we would have written.
     pub(in crate::token) fn open(&self) -> Result<Option<Record>, Error> {
+        let record = self.read()?;
+        let unwritable = |source| Error::Unwritable { path: self.path.clone(), source };
         // With the lock, since nobody is writing then.
-        if folder_of(&self.path).is_dir()
-            && let Ok(Some(_lock)) = try_lock(&self.path)
-        {
+        if let Some(_lock) = try_lock(&self.path).map_err(unwritable)? {
             remove_leftovers(&self.path);
         }
-        self.read()
+        try_writing(&self.path).map_err(unwritable)?;
+        Ok(record)
     }
 
     fn read(&self) -> Result<Option<Record>, Error> {
@@ -90,6 +91,13 @@ impl Store for FileStore {
     }
 }
 
+/// Makes a file where records are made, and takes it away again.
+fn try_writing(path: &Path) -> io::Result<()> {
+    let temporary = temporary_of(path);
+    platform::create_new(&temporary)?;
+    fs::remove_file(temporary)
+}
+
 /// The lock is a file of its own, since the state file is replaced by each write. It is never removed: another process
 /// may be waiting for this very file.
 fn try_lock(path: &Path) -> io::Result<Option<Lock>> {
@@ -109,10 +117,7 @@ fn replace(path: &Path, record: &Record) -> io::Result<()> {
     let json = record.to_json()?;
     let folder = folder_of(path);
     platform::create_folder(folder)?;
-    // In the same folder, since only there renaming is atomic. A name of its own, so that two processes never write
-    // into each other's.
-    let unique = getrandom::u64().unwrap_or_else(|_| std::process::id().into());
-    let temporary = folder.join(format!("{}{:016x}.tmp", leftover_prefix(path), unique));
+    let temporary = temporary_of(path);
     let written = write_durably(&temporary, &json).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         // The mistake to report is the first one.
@@ -120,6 +125,13 @@ fn replace(path: &Path, record: &Record) -> io::Result<()> {
     }
     written?;
     platform::sync_folder(folder)
+}
+
+/// In the same folder, since only there renaming is atomic. A name of its own, so that two processes never write into each
+/// other's.
+fn temporary_of(path: &Path) -> PathBuf {
+    let unique = getrandom::u64().unwrap_or_else(|_| std::process::id().into());
+    folder_of(path).join(format!("{}{:016x}.tmp", leftover_prefix(path), unique))
 }
 
 fn write_durably(path: &Path, contents: &[u8]) -> io::Result<()> {

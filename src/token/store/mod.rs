@@ -66,6 +66,17 @@ pub enum Error {
         /// Its permission bits.
         mode: u32,
     },
+    /// Its folder does not let us write. Spending a refresh token then would lose its successor.
+    #[error(
+        "state file {}: it cannot be written: {source}; let the proxy's user write to its folder, or set \
+         token.state_file to another path", path.display()
+    )]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// It is not what this program writes.
     #[error(
         "state file {}: {what}; it is left as it is: restore it from a backup, or move it away and start again \
