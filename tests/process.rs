@@ -157,6 +157,21 @@ fn init_writes_a_private_file_once() {
 }
 
 #[test]
+fn a_seed_that_was_taken_away_after_its_use_is_no_mistake() {
+    let folder = tempfile::tempdir().unwrap();
+    configuration(folder.path(), "http://127.0.0.1:1");
+    let file = folder.path().join("proxy.toml");
+    let text = fs::read_to_string(&file).unwrap().replace("refresh_token = \"seed\"", "refresh_token_file = \"gone\"");
+    fs::write(&file, text).unwrap();
+    assert_eq!(words(&run(folder.path(), &["check"])).0, 78, "there are no tokens yet");
+    fs::create_dir(folder.path().join("state")).unwrap();
+    fs::write(folder.path().join("state/token.json"), "{}").unwrap();
+    let (code, _, error) = words(&run(folder.path(), &["check"]));
+    assert_eq!(code, 0, "{error}");
+    assert!(error.contains("token.refresh_token_file") && error.contains("the stored tokens are used"), "{error}");
+}
+
+#[test]
 fn init_writes_where_it_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let (code, out, _) = words(&run(folder.path(), &["init", "--config", "other.toml"]));

@@ -234,8 +234,8 @@ fn pem_file<T: PemObject>(r: &mut Reader, key: &str, what: &str) -> Option<std::
 
 fn token(r: &mut Reader, upstream: &upstream::Config) -> Option<token::Config> {
     let issuer = issuer(r, upstream);
-    let refresh_token = r.secret("token.refresh_token");
     let state_file = r.path("token.state_file");
+    let refresh_token = seed(r, state_file.as_deref());
     if let Some(file) = &state_file {
         check_state_file(r, file);
     }
@@ -252,6 +252,18 @@ fn token(r: &mut Reader, upstream: &upstream::Config) -> Option<token::Config> {
         issuer: issuer?,
     };
     Some(config)
+}
+
+/// The configured refresh token. It is needed once: beside stored tokens, one whose file was taken away is no mistake.
+fn seed(r: &mut Reader, state_file: Option<&Path>) -> Option<Secret> {
+    const FILE: &str = "token.refresh_token_file";
+    let is_gone = |r: &mut Reader| r.path(FILE).is_some_and(|file| !file.exists());
+    if state_file.is_some_and(Path::is_file) && !r.is_given("token.refresh_token") && r.is_given(FILE) && is_gone(r) {
+        let gone = fault("names a file that is not there; the stored tokens are used", "remove the key");
+        r.warning(r.place(FILE), FILE, gone);
+        return None;
+    }
+    r.secret("token.refresh_token")
 }
 
 fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
