@@ -10,11 +10,12 @@ use std::{
 };
 
 use bearer_proxy::{
-    base::clock::{self, Moment},
+    base::clock::{self, Clock as _, Jump, Moment, Simulated},
+    cloud::{Cloud, Config},
     token::{Outcome, Reason, State},
 };
-use common::{Proxy, eventually, get, grant, post, proxy, read_head, scripted, send};
-use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+use common::{Client, LIMIT, Proxy, eventually, get, grant, post, proxy, proxy_on, read_head, scripted, send};
+use tokio::{io::AsyncWriteExt as _, net::TcpListener, task::JoinSet};
 
 /// One call of the issuer: its head and when it came.
 type Calls = Arc<Mutex<Vec<(String, Moment)>>>;
@@ -290,4 +291,97 @@ async fn fault_12_the_state_file_cannot_be_written() {
     std::fs::rename(&aside, folder).unwrap();
     eventually("it is written", async || status().await.contains(r#""persisted": true"#)).await;
     assert_ne!(std::fs::read(&state).unwrap(), old);
+}
+
+/// A whole cloud, its issuer included, and its clock.
+async fn whole_cloud(clock: clock::SharedClock) -> Cloud {
+    let config = Config { seeds: vec!["seed".into()], ..Config::new("demo", "secret") };
+    Cloud::start(config, clock).await.unwrap()
+}
+
+/// Statuses of all answers of the file interfaces.
+fn file_statuses(cloud: &Cloud) -> Vec<u16> {
+    cloud.received().iter().filter(|request| request.path == "/api/echo.do").map(|request| request.status).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fault_13_the_calendar_jumps_and_the_machine_sleeps() {
+    const TWO_DAYS: Duration = Duration::from_secs(2 * 24 * 3600);
+    let clock = Arc::new(Simulated::new());
+    let cloud = whole_cloud(clock.clone()).await;
+    let proxy = proxy_on(clock.clone(), cloud.origin(), &[]);
+    proxy.ready().await;
+    for direction in [Jump::Forwards, Jump::Backwards, Jump::Backwards] {
+        clock.jump_wall(direction, TWO_DAYS);
+        let before = proxy.app.credential().snapshot();
+        assert_eq!(proxy.get("/api/echo.do").await.status(), 200);
+        assert_eq!((before.generation, cloud.issuer_calls()), (1, 1), "a jump is no reason to refresh");
+        assert!(before.expires_in.unwrap() > Duration::from_secs(3500), "{before:?}");
+    }
+    for slept in 1..=3 {
+        clock.suspend(TWO_DAYS);
+        let woken = clock.now();
+        assert_eq!(proxy.get("/api/echo.do").await.status(), 200, "the first request after waking");
+        let token = proxy.app.credential().token().clone().unwrap();
+        assert!(token.expires_at().saturating_since(woken) > Duration::from_secs(3500));
+        assert_eq!(cloud.issuer_calls(), 1 + slept);
+    }
+    assert_eq!(file_statuses(&cloud), [200; 6], "nobody ever sent an expired token");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fault_17_a_revoked_token() {
+    let cloud = whole_cloud(clock::system()).await;
+    let proxy = proxy(cloud.origin(), &[]);
+    proxy.ready().await;
+    cloud.revoke_access_tokens();
+    assert_eq!(proxy.get("/api/echo.do").await.status(), 200);
+    assert_eq!((cloud.issuer_calls(), file_statuses(&cloud)), (2, vec![401, 200]), "one refresh, one replay");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fault_18_thousands_are_refused_at_once() {
+    // Four descriptors each, for both ends of both connections, within the limit of a usual machine.
+    const CLIENTS: usize = 4000;
+    let cloud = whole_cloud(clock::system()).await;
+    let proxy = proxy(cloud.origin(), &[("upstream.max_connections", "4000")]);
+    proxy.ready().await;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(Client::connect(proxy.address).await);
+    }
+    cloud.revoke_access_tokens();
+    let mut requests = JoinSet::new();
+    for mut client in clients {
+        requests.spawn(async move {
+            let first = client.send(get("/api/echo.do")).await.unwrap().status();
+            let second = client.send(get("/api/echo.do")).await.unwrap().status();
+            (first.as_u16(), second.as_u16())
+        });
+    }
+    let statuses = tokio::time::timeout(LIMIT, requests.join_all()).await.unwrap();
+    assert_eq!(statuses.iter().filter(|both| **both == (200, 200)).count(), CLIENTS);
+    assert_eq!(cloud.issuer_calls(), 2, "the first token, and one for all of them");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fault_19_the_upstream_always_refuses() {
+    const COOLDOWN: Duration = Duration::from_millis(500);
+    let cloud = whole_cloud(clock::system()).await;
+    cloud.faults().reject_paths = vec!["/api/echo.do".into()];
+    let proxy = proxy(cloud.origin(), &[("retry.cooldown", "500ms")]);
+    proxy.ready().await;
+    let (clock, begin) = (clock::system(), clock::system().now());
+    let mut client = Client::connect(proxy.address).await;
+    let passed = || clock.now().saturating_since(begin);
+    while passed() < 5 * COOLDOWN {
+        let answer = client.send(get("/api/echo.do")).await.unwrap();
+        assert_eq!(answer.status(), 401);
+        let body: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
+        assert_eq!(body["code"], 401, "the upstream's own answer");
+    }
+    // The first token, one because it was refused, and then one a cooldown at the most.
+    let most = 2 + passed().as_millis() / COOLDOWN.as_millis();
+    let calls = u128::from(cloud.issuer_calls());
+    assert!((3..=most).contains(&calls), "{calls} calls, at most {most}");
 }

@@ -11,7 +11,7 @@ use std::{future::Future, io, net::SocketAddr, time::Duration};
 
 use bearer_proxy::{
     app::App,
-    base::clock,
+    base::clock::{self, SharedClock},
     config::{self, Source},
     net::socket::Address,
 };
@@ -37,6 +37,11 @@ pub struct Proxy {
 
 /// Starts a proxy in front of `origin`, with an issuer there, unless `more` says otherwise.
 pub fn proxy(origin: &str, more: &[(&str, &str)]) -> Proxy {
+    proxy_on(clock::system(), origin, more)
+}
+
+/// The same on a machine with this clock.
+pub fn proxy_on(clock: SharedClock, origin: &str, more: &[(&str, &str)]) -> Proxy {
     let usual = [
         ("proxy.listen", "127.0.0.1:0"),
         ("proxy.workers", "2"),
@@ -52,7 +57,7 @@ pub fn proxy(origin: &str, more: &[(&str, &str)]) -> Proxy {
     let overrides = kept.chain(more).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let source = Source { file: None, env: Vec::new(), overrides };
     let config = config::load(source).unwrap_or_else(|mistakes| panic!("{mistakes}")).config;
-    let app = App::start(config, clock::system()).unwrap();
+    let app = App::start(config, clock).unwrap();
     let tcp = |address: &Address| match address {
         Address::Tcp(address) => *address,
         Address::Unix(_) => panic!("not a TCP address"),
