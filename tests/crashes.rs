@@ -126,7 +126,7 @@ async fn kill_at_each(jobs: Vec<Target>) -> (Vec<&'static str>, usize) {
     (hits, bench.lost())
 }
 
-/// Answers the call at which the process died.
+/// Kills the process at the target, counted from now on. Answers the call at which it died.
 ///
 /// The main thread, which stores nothing but closes timers and writes the log, is left out.
 async fn kill_at(running: &mut Running, Target { calls, nth, .. }: Target, bench: &Bench) -> String {
