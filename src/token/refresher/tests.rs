@@ -2,6 +2,7 @@
 
 mod bench;
 mod doubt;
+mod properties;
 mod sources;
 
 use std::{io, time::Duration};

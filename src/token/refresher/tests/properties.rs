@@ -1,0 +1,245 @@
+//! Whatever the issuer answers, the clocks do and people change: what is promised of a credential holds.
+
+mod world;
+
+use proptest::{prelude::*, test_runner::Config as Cases};
+use tokio::{sync::oneshot, task::JoinHandle};
+
+use self::world::{Answer, World};
+use super::*;
+use crate::token::{Token, testing};
+
+/// The longest way back to a usable token: the longest `Retry-After`, and a little for the call.
+const RECOVERY: Duration = seconds(330);
+
+#[derive(Debug, Clone)]
+enum Step {
+    Pass(Duration),
+    /// To the cached token's expiry, plus so much.
+    PassToExpiry(Duration),
+    /// A request without a token, or one whose token was rejected; it waits for so long.
+    Wait(Duration),
+    Reject(Duration, Verdict),
+    JumpWall(bool, Duration),
+    Suspend(Duration),
+    NewClientSecret,
+    NewSeed,
+    /// Another process refreshes; somebody may tell this one.
+    AnotherProcess(bool, Duration),
+    Restart,
+    Crash,
+}
+
+/// What the upstream says to a replay.
+#[derive(Debug, Clone, Copy)]
+enum Verdict {
+    Accepted,
+    Rejected,
+    Unknown,
+}
+
+fn time() -> impl Strategy<Value = Duration> {
+    prop_oneof![0..6_000_u64, 0..100_000_u64, 0..7_200_000_u64].prop_map(Duration::from_millis)
+}
+
+fn two_days() -> impl Strategy<Value = Duration> {
+    prop_oneof![0..600_u64, 0..=2 * 24 * 3600_u64].prop_map(Duration::from_secs)
+}
+
+fn lifetime() -> impl Strategy<Value = Duration> {
+    prop_oneof![1..=10_u64, 10..=600_u64, 600..=7200_u64].prop_map(Duration::from_secs)
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let wait = || (0..12_000_u64).prop_map(Duration::from_millis);
+    let verdict = || prop_oneof![Just(Verdict::Accepted), Just(Verdict::Rejected), Just(Verdict::Unknown)];
+    prop_oneof![
+        8 => time().prop_map(Step::Pass),
+        3 => (0..3_u64).prop_map(|n| Step::PassToExpiry(Duration::from_millis(n))),
+        3 => wait().prop_map(Step::Wait),
+        6 => (wait(), verdict()).prop_map(|(wait, verdict)| Step::Reject(wait, verdict)),
+        2 => (any::<bool>(), two_days()).prop_map(|(is_forwards, by)| Step::JumpWall(is_forwards, by)),
+        2 => two_days().prop_map(Step::Suspend),
+        1 => Just(Step::NewClientSecret),
+        2 => Just(Step::NewSeed),
+        1 => (any::<bool>(), lifetime()).prop_map(|(is_told, lifetime)| Step::AnotherProcess(is_told, lifetime)),
+        1 => Just(Step::Restart),
+        2 => Just(Step::Crash),
+    ]
+}
+
+fn answer() -> impl Strategy<Value = Answer> {
+    let latency = prop_oneof![Just(0_u64), 1..9_000_u64].prop_map(Duration::from_millis);
+    let failure = prop_oneof![
+        2 => Just(Class::Garbled),
+        1 => Just(Class::Failing),
+        1 => Just(Class::Unreachable),
+        2 => (1..=300_u64).prop_map(|n| Class::Throttled(seconds(n))),
+        2 => Just(Class::RefreshTokenRefused),
+        2 => Just(Class::ClientRefused),
+        2 => Just(Class::Ambiguous),
+    ];
+    prop_oneof![
+        4 => (latency.clone(), any::<bool>(), lifetime())
+            .prop_map(|(latency, rotates, lifetime)| Answer { latency, outcome: Ok((rotates, lifetime)) }),
+        4 => (latency, failure).prop_map(|(latency, class)| Answer { latency, outcome: Err(class) }),
+        1 => Just(Answer { latency: seconds(10), outcome: Err(Class::Ambiguous) }),
+    ]
+}
+
+/// One process after the other on one machine, and the requests that wait.
+struct Run {
+    world: Arc<World>,
+    folder: tempfile::TempDir,
+    seeds: usize,
+    credential: Credential,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+    waiters: Vec<JoinHandle<()>>,
+}
+
+impl Run {
+    fn new(answers: Vec<Answer>) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("seed"), "seed-0").expect("written");
+        let world = World::new(answers);
+        let (credential, stop, task) = start(&world, folder.path());
+        Self { world, folder, seeds: 0, credential, stop, task, waiters: Vec::new() }
+    }
+
+    async fn step(&mut self, step: Step) {
+        match step {
+            Step::Pass(time) => self.pass(time).await,
+            Step::PassToExpiry(more) => {
+                let expiry = self.credential.token().as_ref().map(|token| token.expires_at());
+                let left = expiry.map_or(Duration::ZERO, |at| at.saturating_since(self.world.clock.now()));
+                self.pass(left + more).await;
+            }
+            Step::Wait(wait) => self.wait(None, wait, Verdict::Accepted),
+            Step::Reject(wait, verdict) => self.reject(wait, verdict),
+            Step::JumpWall(is_forwards, by) => {
+                self.world.clock.jump_wall(if is_forwards { Jump::Forwards } else { Jump::Backwards }, by);
+            }
+            Step::Suspend(time) => self.world.clock.suspend(time),
+            Step::NewClientSecret => self.world.change_client_secret(),
+            Step::NewSeed => self.configure_seed(),
+            Step::AnotherProcess(is_told, lifetime) => {
+                self.world.refresh_in_another_process(lifetime);
+                if is_told {
+                    self.credential.reload();
+                }
+            }
+            Step::Restart => self.restart(true).await,
+            Step::Crash => self.restart(false).await,
+        }
+        self.world.observe(&self.credential);
+    }
+
+    async fn pass(&self, time: Duration) {
+        for _ in 0..4 {
+            self.world.clock.sleep_until(self.world.clock.now() + time / 4).await;
+            self.world.observe(&self.credential);
+        }
+    }
+
+    fn configure_seed(&mut self) {
+        self.seeds += 1;
+        std::fs::write(self.folder.path().join("seed"), format!("seed-{}", self.seeds)).expect("written");
+        self.credential.reload();
+    }
+
+    fn reject(&mut self, wait: Duration, verdict: Verdict) {
+        let now = self.world.clock.now();
+        let Some(token) = self.credential.token().as_ref().filter(|token| token.usable(now)).cloned() else { return };
+        match self.credential.rejected(token.version()) {
+            Rejection::Newer(newer) => self.world.violated(&format!("{:?} is the newest", newer.version())),
+            Rejection::Refreshing => self.wait(Some(token), wait, verdict),
+            Rejection::Futile => {}
+        }
+    }
+
+    fn wait(&mut self, rejected: Option<Arc<Token>>, wait: Duration, verdict: Verdict) {
+        let (world, credential) = (Arc::clone(&self.world), self.credential.clone());
+        self.waiters.push(tokio::spawn(async move {
+            let version = rejected.map(|token| token.version());
+            let answer = credential.newer_than(version, wait);
+            let Ok(answer) = tokio::time::timeout(wait + Duration::from_millis(2), answer).await else {
+                return world.violated("a waiter got no answer by its deadline");
+            };
+            let Some(token) = answer else { return world.observe_none(&credential, version) };
+            world.observe_handed_out(&token, version);
+            match verdict {
+                Verdict::Accepted => token.replay_accepted(),
+                Verdict::Rejected => token.replay_rejected(),
+                Verdict::Unknown => {}
+            }
+        }));
+    }
+
+    async fn restart(&mut self, is_orderly: bool) {
+        self.world.let_answers_arrive().await;
+        if is_orderly {
+            let (unused, _) = oneshot::channel();
+            std::mem::replace(&mut self.stop, unused).send(()).expect("it listens");
+            let end = tokio::time::timeout(seconds(11), &mut self.task).await;
+            end.expect("it ends with its call").expect("without a panic");
+        } else {
+            self.task.abort();
+            assert!((&mut self.task).await.is_err_and(|error| error.is_cancelled()), "it panicked");
+        }
+        self.world.observe_end(is_orderly);
+        let (credential, stop, task) = start(&self.world, self.folder.path());
+        (self.credential, self.stop, self.task) = (credential, stop, task);
+    }
+
+    /// The issuer is well again, and a person brings a new refresh token.
+    async fn recover(&mut self) {
+        self.world.heal();
+        self.configure_seed();
+        if self.credential.newer_than(None, seconds(1)).await.is_none() {
+            self.pass(RECOVERY).await;
+        }
+        if self.world.usable(&self.credential).is_none() {
+            self.world.violated(&format!("no way back: {:?}", self.credential.snapshot()));
+        }
+        for waiter in self.waiters.drain(..) {
+            waiter.await.expect("without a panic");
+        }
+        assert!(!self.task.is_finished(), "the refresher ended");
+    }
+}
+
+fn start(world: &Arc<World>, folder: &std::path::Path) -> (Credential, oneshot::Sender<()>, JoinHandle<()>) {
+    let (issuer, store, record) = world.boot();
+    let seed = Secret::from_file(folder.join("seed")).expect("readable");
+    let config = testing::config(Some(seed));
+    let clock = Arc::clone(&world.clock) as SharedClock;
+    let (refresher, credential) = Refresher::with(config, clock, issuer, None, Some(store), record);
+    world.watch(credential.clone());
+    let (stop, stopped) = oneshot::channel::<()>();
+    let task = tokio::spawn(refresher.run(async {
+        let _ = stopped.await;
+    }));
+    (credential, stop, task)
+}
+
+proptest! {
+    #![proptest_config(Cases { cases: 256, failure_persistence: None, ..Cases::default() })]
+
+    #[test]
+    fn promises_are_kept(
+        answers in prop::collection::vec(answer(), 0..40),
+        steps in prop::collection::vec(step(), 1..60),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+        let violations = runtime.expect("a runtime").block_on(async {
+            let mut run = Run::new(answers);
+            for step in steps {
+                run.step(step).await;
+            }
+            run.recover().await;
+            run.world.violations()
+        });
+        prop_assert!(violations.is_empty(), "{violations:#?}");
+    }
+}
