@@ -18,7 +18,7 @@ use bearer_proxy::{
     base::clock,
     cloud::{Cloud, Config},
 };
-use common::{eventually, get, send};
+use common::{LIMIT, eventually, get, send};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -219,6 +219,31 @@ async fn told_to_stop_in_the_middle_of_a_slow_refresh_it_stores_the_answer_first
     assert_eq!((bench.cloud.families_revoked(), bench.lost()), (0, 0));
 }
 
+/// Without grace, the refresh token that a killed process spent is dead, and trying it again revokes its family. A JWT key
+/// begins a new one without a person.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_any_grace_a_jwt_brings_it_back_each_time() {
+    let jwt = "jwt.key = \"0123456789abcdef0123456789abcdef\"\n";
+    let bench = Bench::start_with(Duration::ZERO, SLOW, jwt).await;
+    let rounds = amount("SOAK_REVIVALS", 6);
+    let mut running = bench.in_service().await;
+    let mut slowest = Duration::ZERO;
+    for _ in 0..rounds {
+        eventually("a refresh begins", async || bench.state().is_open()).await;
+        let granted = bench.granted();
+        eventually("its token is spent", async || bench.granted() > granted).await;
+        running.signal(Signal::KILL);
+        running.ended().await;
+        let killed = tokio::time::Instant::now();
+        running = bench.in_service().await;
+        slowest = slowest.max(killed.elapsed());
+    }
+    let revoked = bench.cloud.families_revoked();
+    println!("{rounds} kills of a spent token, {revoked} families revoked, back in service after {slowest:?} at most");
+    assert!(revoked * 2 >= rounds as u64, "only {revoked} families were revoked: nothing was tested");
+    assert!(slowest < LIMIT / 2, "back in service after {slowest:?}");
+}
+
 /// A strict cloud with tokens of a second, and the folder of the proxy in front of it.
 struct Bench {
     cloud: Cloud,
@@ -230,6 +255,11 @@ struct Bench {
 impl Bench {
     /// Ends with the first tokens stored. `slow` is the time that each way to the issuer takes.
     async fn start(reuse_grace: Duration, slow: Duration) -> Self {
+        Self::start_with(reuse_grace, slow, "").await
+    }
+
+    /// The same with more lines in `[token]`.
+    async fn start_with(reuse_grace: Duration, slow: Duration, more: &str) -> Self {
         let config = Config { token_lifetime: Duration::from_secs(1), reuse_grace, ..Config::new("demo", "secret") };
         let cloud = Cloud::start(config, clock::system()).await.unwrap();
         let issuer = if slow.is_zero() { cloud.origin().to_owned() } else { relay(cloud.origin(), slow).await };
@@ -239,7 +269,7 @@ impl Bench {
         let text = format!(
             "[proxy]\nlisten = [\"127.0.0.1:{}\"]\n[upstream]\nendpoints = [\"{}\"]\n\
              [token]\nissuer = \"{issuer}\"\nclient_id = \"demo\"\nclient_secret = \"secret\"\n\
-             refresh_token = \"{}\"\nstate_file = \"{}\"\n[admin]\nlisten = \"{admin}\"\n[log]\nlevel = \"error\"\n",
+             refresh_token = \"{}\"\nstate_file = \"{}\"\n{more}[admin]\nlisten = \"{admin}\"\n[log]\nlevel = \"error\"\n",
             free_port(),
             cloud.origin(),
             cloud.seed(),
