@@ -411,6 +411,14 @@ mod tests {
         }
     }
 
+    /// Found out at the start, while no token is spent yet. Not even root can make a file there.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_place_that_cannot_be_written_is_refused() {
+        let refused = FileStore::new("/proc/self/token.json".into()).open().err();
+        assert!(matches!(refused, Some(Error::Unwritable { .. })), "{refused:?}");
+    }
+
     #[test]
     fn a_garbled_file_is_refused_and_left_alone() {
         let folder = tempfile::tempdir().expect("a folder");
