@@ -103,15 +103,15 @@ impl App {
         let addresses = bound.iter().map(|bound| bound.address().clone()).collect();
         let admin_address = admin_bound.as_ref().map(|bound| bound.address().clone());
 
-        let upstream = upstream::Shared::new(config.upstream)?;
-        let upstreams = vec![upstream.config().clone()];
+        let shared: Vec<_> = config.upstreams.into_iter().map(upstream::Shared::new).collect::<Result<_, _>>()?;
+        let upstreams = shared.iter().map(|upstream| upstream.config().clone()).collect();
         let token_wait = config.token.wait;
         let first_tokens = JwtTokens::new(&config.first, &config.token.issuer, SharedClock::clone(&clock))
             .map_err(token::Error::from)?
             .map(|tokens| Box::new(tokens) as Box<dyn FirstTokens>);
         let (refresher, credential) = Refresher::new(config.token, first_tokens, clock)?;
         let drain_delay = config.proxy.drain_delay;
-        let proxy = Proxy::start(config.proxy, bound, upstream, credential.clone(), token_wait)?;
+        let proxy = Proxy::start(config.proxy, bound, shared, credential.clone(), token_wait)?;
         let draining = Arc::new(AtomicBool::new(false));
         let admin = match config.admin.zip(admin_bound) {
             None => None,

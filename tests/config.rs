@@ -126,7 +126,7 @@ fn defaults_are_those_promised() {
     assert_eq!((proxy.retry.body_limit, proxy.retry.total_limit), (1 << 20, 64 << 20));
     assert_eq!(proxy.retry.exhausted, Exhausted::Relay);
 
-    let upstream = config.upstream;
+    let upstream = config.upstreams[0].clone();
     assert_eq!(upstream.endpoints[0].origin, "https://cloud.example.com");
     assert_eq!((upstream.host, upstream.connect_to), (Host::Endpoint, None));
     assert_eq!((upstream.connect_timeout, upstream.response_timeout), (seconds(5), seconds(60)));
@@ -184,7 +184,7 @@ fn every_key_arrives_where_it_belongs() {
     assert_eq!((proxy.retry.body_limit, proxy.retry.total_limit), (64_000, 1 << 30));
     assert_eq!(proxy.retry.exhausted, Exhausted::BadGateway);
 
-    let upstream = config.upstream;
+    let upstream = config.upstreams[0].clone();
     let origins: Vec<&str> = upstream.endpoints.iter().map(|endpoint| endpoint.origin.as_str()).collect();
     assert_eq!(origins, ["https://cloud.example.com", "https://[2001:db8::1]:8443"]);
     assert_eq!(upstream.host, Host::Fixed(http::HeaderValue::from_static("files.example.com")));
@@ -278,9 +278,9 @@ fn the_environment_alone_is_enough() {
         "relative to the current folder"
     );
     assert_eq!(config.token.issuer.fields.access_token, "/data/at");
-    assert_eq!(config.upstream.tls.ca_file.as_deref(), Some(Path::new("tests/config/valid/files/client.pem")));
+    assert_eq!(config.upstreams[0].tls.ca_file.as_deref(), Some(Path::new("tests/config/valid/files/client.pem")));
     assert_eq!(
-        config.token.issuer.tls, config.upstream.tls,
+        config.token.issuer.tls, config.upstreams[0].tls,
         "without an issuer of its own, the upstream's trust holds"
     );
     assert!(config.admin.is_none());
@@ -294,7 +294,7 @@ fn the_upstreams_trust_is_not_lent_to_another_issuer() {
     ]))
     .unwrap()
     .config;
-    assert_eq!(config.upstream.tls.server_name.as_deref(), Some("cloud.internal"));
+    assert_eq!(config.upstreams[0].tls.server_name.as_deref(), Some("cloud.internal"));
     assert_eq!(config.token.issuer.tls, tls::Config::default());
 }
 

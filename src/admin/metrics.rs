@@ -78,7 +78,6 @@ struct Scrape {
 impl Numbers {
     fn of(sources: &Sources) -> Self {
         let workers = &sources.workers;
-        let origins = || sources.upstreams.iter().flat_map(|upstream| &upstream.endpoints).enumerate();
         let mut buckets = [0; BUCKETS.len() + 1];
         let mut seconds = 0.0;
         for worker in workers.iter() {
@@ -105,21 +104,15 @@ impl Numbers {
                 let counts = worker.connections_rejected.iter().map(Counter::value);
                 CONNECTION_REJECTIONS.iter().zip(counts).map(|(reason, n)| (vec![("reason", (*reason).to_owned())], n))
             })),
-            upstream_connections: origins()
-                .flat_map(|(index, endpoint)| {
-                    let labels = |state: &str| vec![("endpoint", endpoint.origin.clone()), ("state", state.to_owned())];
-                    [
-                        (labels("active"), sources.sum(|worker| worker.endpoints[index].connections.active.value())),
-                        (labels("idle"), sources.sum(|worker| worker.endpoints[index].connections.idle.value())),
-                    ]
-                })
-                .collect(),
-            upstream_errors: added_up(workers.iter().flat_map(|worker| {
-                origins().flat_map(|(index, endpoint)| {
-                    worker.endpoints[index]
-                        .errors()
-                        .map(|(error, n)| (vec![("endpoint", endpoint.origin.clone()), ("error", error.to_owned())], n))
-                })
+            upstream_connections: added_up(workers.iter().flat_map(|worker| &worker.endpoints).flat_map(|endpoint| {
+                let labels = |state: &str| vec![("endpoint", endpoint.origin.clone()), ("state", state.to_owned())];
+                let connections = &endpoint.connections;
+                [(labels("active"), connections.active.value()), (labels("idle"), connections.idle.value())]
+            })),
+            upstream_errors: added_up(workers.iter().flat_map(|worker| &worker.endpoints).flat_map(|endpoint| {
+                endpoint
+                    .errors()
+                    .map(|(error, n)| (vec![("endpoint", endpoint.origin.clone()), ("error", error.to_owned())], n))
             })),
             in_flight: sources.sum(|worker| worker.in_flight.value()),
             received_bytes: sources.sum(|worker| worker.received_bytes.value()),

@@ -51,12 +51,15 @@ fn credential(snapshot: &Snapshot, now: SystemTime) -> Value {
 }
 
 fn of_upstream(config: &upstream::Config, sources: &Sources) -> Value {
-    let endpoints = config.endpoints.iter().enumerate().map(|(index, endpoint)| {
+    let endpoints = config.endpoints.iter().map(|endpoint| {
+        let connections = |count: fn(&upstream::Counters) -> u64| {
+            sources.sum(|worker| worker.endpoint(&endpoint.origin).map_or(0, |endpoint| count(&endpoint.connections)))
+        };
         json!({
             "origin": endpoint.origin,
             "connections": {
-                "active": sources.sum(|worker| worker.endpoints[index].connections.active.value()),
-                "idle": sources.sum(|worker| worker.endpoints[index].connections.idle.value()),
+                "active": connections(|counters| counters.active.value()),
+                "idle": connections(|counters| counters.idle.value()),
             },
         })
     });

@@ -38,7 +38,7 @@ pub struct Config {
     /// The data path.
     pub proxy: proxy::Config,
     /// The cloud.
-    pub upstream: upstream::Config,
+    pub upstreams: Vec<upstream::Config>,
     /// The credential.
     pub token: token::Config,
     /// Where the credential's first tokens come from.

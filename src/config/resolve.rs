@@ -46,7 +46,7 @@ pub(super) fn config(r: &mut Reader) -> Option<Config> {
     let admin = admin(r, guard);
     refuse_overlaps(r, &addresses, admin.as_ref());
     let log = log(r);
-    Some(Config { proxy, upstream, token: token?, first: first?, admin, log })
+    Some(Config { proxy, upstreams: vec![upstream], token: token?, first: first?, admin, log })
 }
 
 fn proxy(r: &mut Reader, addresses: &[(Address, Place)]) -> proxy::Config {
@@ -58,8 +58,10 @@ fn proxy(r: &mut Reader, addresses: &[(Address, Place)]) -> proxy::Config {
             .map(|(origin, _)| origin)
             .collect(),
     };
-    let listeners =
-        addresses.iter().map(|(address, _)| Listener { address: address.clone(), guard: guard.clone() }).collect();
+    let listeners = addresses
+        .iter()
+        .map(|(address, _)| Listener { address: address.clone(), guard: guard.clone(), tls: None })
+        .collect();
     let cores = || thread::available_parallelism().map_or(1, NonZero::get);
     proxy::Config {
         listeners,
@@ -80,6 +82,8 @@ fn proxy(r: &mut Reader, addresses: &[(Address, Place)]) -> proxy::Config {
         drain_delay: r.duration("proxy.drain_delay"),
         drain_timeout: r.duration("proxy.drain_timeout"),
         retry: retry(r),
+        routes: Vec::new(),
+        rewrites: Vec::new(),
         access_log: r
             .choice("log.access", [("off", AccessLog::Off), ("sampled", AccessLog::Sampled), ("all", AccessLog::All)]),
     }
@@ -142,6 +146,7 @@ fn retry(r: &mut Reader) -> Retry {
     }
     Retry {
         statuses,
+        json: None,
         any_method: r.boolean("retry.any_method"),
         body_limit: body_limit.unwrap_or_default(),
         total_limit: total_limit.unwrap_or_default(),
@@ -170,6 +175,7 @@ fn upstream(r: &mut Reader) -> upstream::Config {
         body_idle_timeout: r.positive_duration("upstream.body_idle_timeout"),
         idle_timeout: r.positive_duration("upstream.idle_timeout"),
         max_connections: r.count("upstream.max_connections", 10_000_000).unwrap_or_default(),
+        http2: upstream::Http2::default(),
         tls,
     }
 }
@@ -464,7 +470,7 @@ pub(super) fn admin(r: &mut Reader, guard: Guard) -> Option<admin::Config> {
         let reason = "can be reached from other machines: without admin.token only /healthz, /readyz and /metrics are served there";
         r.warning(place, "admin.listen", fault(reason, "set admin.token or admin.token_file if more is needed"));
     }
-    Some(admin::Config { listener: Listener { address, guard }, token })
+    Some(admin::Config { listener: Listener { address, guard, tls: None }, token })
 }
 
 fn log(r: &mut Reader) -> log::Config {

@@ -1,4 +1,4 @@
-//! TLS towards the upstream and the issuer: rustls with the one provider (aws-lc-rs), chosen explicitly.
+//! TLS towards clients, the upstream and the issuer: rustls with the one provider (aws-lc-rs), chosen explicitly.
 
 use std::{
     io,
@@ -26,6 +26,17 @@ pub struct Config {
     pub client_key_file: Option<PathBuf>,
     /// The name to send and to verify, when it is not the URL's.
     pub server_name: Option<String>,
+}
+
+/// How to present ourselves to TLS clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// Our certificate chain, PEM.
+    pub cert_file: PathBuf,
+    /// The private key of `cert_file`.
+    pub key_file: PathBuf,
+    /// Ask clients for a certificate that one of these vouches for, PEM.
+    pub client_ca_file: Option<PathBuf>,
 }
 
 /// Why a TLS configuration cannot be used. Every message names the file.

@@ -1,6 +1,7 @@
 //! One client connection: its socket, its deadlines, HTTP/1.1 on top.
 
 use std::{
+    cell::Cell,
     io,
     pin::Pin,
     rc::Rc,
@@ -21,6 +22,7 @@ use super::{
     headers::Client,
     metrics::Metrics,
     monitor::Monitor,
+    route,
     worker::Worker,
 };
 use crate::{base::ticker::Deadline, net::socket::Stream};
@@ -39,6 +41,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, client: Client, ga
         gate,
         known_host: KnownHost::default(),
         answer_due: worker.ticker.deadline(),
+        limits: Cell::new(worker.routes.default_limits()),
         monitor: Arc::clone(&monitor),
         lingering: worker.lingering.clone(),
     });
@@ -69,6 +72,8 @@ pub(crate) struct Exchange {
     pub(crate) known_host: KnownHost,
     /// When the upstream has been silent for too long.
     pub(crate) answer_due: Deadline,
+    /// What the upstream of this request may take its time with.
+    pub(crate) limits: Cell<route::Limits>,
     pub(crate) monitor: Arc<Monitor>,
     lingering: mpsc::UnboundedSender<Abandoned>,
 }
@@ -94,7 +99,7 @@ impl Exchange {
     pub(crate) fn client_moved(&self, before_answer: bool) {
         self.monitor.body_moved();
         if before_answer {
-            self.answer_due.arm(self.monitor.limits.upstream_body_idle);
+            self.answer_due.arm(self.limits.get().body_idle);
         }
     }
 
@@ -102,13 +107,13 @@ impl Exchange {
     pub(crate) fn client_finished(&self, before_answer: bool) {
         self.monitor.body_moved();
         if before_answer {
-            self.answer_due.arm(self.monitor.limits.response);
+            self.answer_due.arm(self.limits.get().response);
         }
     }
 
     /// The upstream must go on with its answer's body.
     pub(crate) fn waiting_for_upstream(&self) {
-        self.answer_due.arm_if_idle(self.monitor.limits.upstream_body_idle);
+        self.answer_due.arm_if_idle(self.limits.get().body_idle);
     }
 
     /// Reads a client's body out that nobody wants any more.

@@ -12,14 +12,14 @@ use super::{
     body::{Account, ResponseBody, Rest},
     connection::Exchange,
     error::Error,
-    forward::{Answer, attempt},
+    forward::{Answer, Passage},
     headers,
     judge::{Verdict, judge, may_repeat},
     metrics::{RetryOutcome, RetryReason},
     replay::RequestBody,
     worker::{Carried, Worker},
 };
-use crate::token::Rejection;
+use crate::{base::clock::Moment, token::Rejection};
 
 /// What is read of a refusal before its request is sent again; a larger one is passed on instead.
 const REFUSAL_LIMIT: usize = 64 * 1024;
@@ -38,8 +38,7 @@ pub(crate) async fn handle(
     let (head, body) = request.into_parts();
     let body = RequestBody::new(body, &worker.recording, &exchange, number);
     let account = Account::open(&worker, &exchange, number, body.clone(), received);
-    let life = Life { worker: &worker, exchange: &exchange, head: &head, body: &body };
-    let mut response = match life.answer(received).await {
+    let mut response = match answer(&worker, &exchange, &head, &body, received).await {
         Ok(Relay { head, ahead, rest }) => Response::from_parts(head, ResponseBody::relayed(ahead, rest, account)),
         Err(error) => {
             worker.refused(&error, &exchange);
@@ -60,11 +59,22 @@ pub(crate) async fn handle(
     Ok(response)
 }
 
-struct Life<'a> {
-    worker: &'a Rc<Worker>,
-    exchange: &'a Rc<Exchange>,
-    head: &'a request::Parts,
-    body: &'a RequestBody,
+async fn answer(
+    worker: &Worker,
+    exchange: &Exchange,
+    head: &request::Parts,
+    body: &RequestBody,
+    received: Moment,
+) -> Result<Relay, Error> {
+    exchange.gate.check(head, &exchange.known_host)?;
+    if headers::has_been_here(&head.headers, &worker.mark) {
+        return Err(Error::Loop);
+    }
+    let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let route = worker.routes.choose(host, head.uri.path());
+    exchange.limits.set(route.limits);
+    let passage = Passage { worker, exchange, route, head, body };
+    if route.inject { passage.with_token(received).await } else { passage.without_token().await }
 }
 
 /// An answer of the upstream's, ready for the client.
@@ -84,14 +94,10 @@ enum Refusal {
     Broken,
 }
 
-impl Life<'_> {
-    async fn answer(&self, received: crate::base::clock::Moment) -> Result<Relay, Error> {
-        self.exchange.gate.check(self.head, &self.exchange.known_host)?;
-        if headers::has_been_here(&self.head.headers, &self.worker.mark) {
-            return Err(Error::Loop);
-        }
+impl Passage<'_> {
+    async fn with_token(&self, received: Moment) -> Result<Relay, Error> {
         let token = self.worker.token(received).await?;
-        let answer = self.attempt(&token).await?;
+        let answer = self.attempt(Some(token.header())).await?;
         if self.judge(&answer) == Verdict::Relay {
             if answer.head.status.is_success() {
                 token.accepted();
@@ -99,6 +105,10 @@ impl Life<'_> {
             return Ok(self.relay(answer));
         }
         Box::pin(self.replay(answer, &token)).await
+    }
+
+    async fn without_token(&self) -> Result<Relay, Error> {
+        self.attempt(None).await.map(|answer| self.relay(answer))
     }
 
     /// The token was refused: send the request again under a newer one, once; or else pass the refusal on.
@@ -134,7 +144,7 @@ impl Life<'_> {
             }
         };
         let token = self.worker.carry(&newer);
-        let second = match self.attempt(&token).await {
+        let second = match self.attempt(Some(token.header())).await {
             Ok(second) => second,
             Err(error) => {
                 self.worker.refused(&error, self.exchange);
@@ -151,10 +161,6 @@ impl Life<'_> {
         }
         self.worker.metrics.retried(RetryReason::Unauthorized, RetryOutcome::Accepted);
         Ok(self.relay(second))
-    }
-
-    async fn attempt(&self, token: &Carried) -> Result<Answer, Error> {
-        attempt(self.worker, self.exchange, self.head, self.body, token.header()).await
     }
 
     fn judge(&self, answer: &Answer) -> Verdict {
@@ -177,7 +183,7 @@ impl Life<'_> {
     }
 
     fn prepare(&self, head: &mut response::Parts, endpoint: &crate::upstream::Endpoint) {
-        headers::inbound(head, endpoint, self.head.headers.get(header::HOST), true);
+        headers::inbound(head, endpoint, self.head.headers.get(header::HOST), self.route.inject);
     }
 
     /// Reads a refusal's body as far as it may be kept.

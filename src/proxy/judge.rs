@@ -61,6 +61,7 @@ mod tests {
     fn retry() -> Retry {
         Retry {
             statuses: vec![StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN],
+            json: None,
             any_method: false,
             body_limit: 0,
             total_limit: 0,

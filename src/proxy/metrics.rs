@@ -28,13 +28,15 @@ pub struct Metrics {
     pub connections_rejected: [Counter; CONNECTION_REJECTIONS.len()],
     rejected: [Counter; error::LABELS.len()],
     retries: [[Counter; RETRY_OUTCOMES.len()]; RETRY_REASONS.len()],
-    /// One for each endpoint, in the order of the configuration.
+    /// One for each origin that an upstream names as an endpoint, in the order of the configuration.
     pub endpoints: Vec<Endpoint>,
 }
 
 /// The numbers of one endpoint.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Endpoint {
+    /// Where it is: `scheme://host[:port]`.
+    pub origin: String,
     /// Its connections.
     pub connections: Arc<upstream::Counters>,
     errors: [Counter; UPSTREAM_ERRORS.len()],
@@ -81,7 +83,7 @@ pub(crate) enum RetryOutcome {
 }
 
 impl Metrics {
-    pub(crate) fn new(endpoints: usize) -> Self {
+    pub(crate) fn new(origins: &[String]) -> Self {
         Self {
             by_status: (100..1000).map(|_| Counter::default()).collect(),
             duration: Histogram::default(),
@@ -92,7 +94,7 @@ impl Metrics {
             connections_rejected: Default::default(),
             rejected: Default::default(),
             retries: Default::default(),
-            endpoints: (0..endpoints).map(|_| Endpoint::default()).collect(),
+            endpoints: origins.iter().cloned().map(Endpoint::new).collect(),
         }
     }
 
@@ -110,10 +112,15 @@ impl Metrics {
         self.retries[reason as usize][outcome as usize].add(1);
     }
 
-    /// Counts a failure of an endpoint, by its position.
-    pub(crate) fn upstream_failed(&self, endpoint: usize, label: &str) {
+    /// The numbers of the endpoint at this origin.
+    pub fn endpoint(&self, origin: &str) -> Option<&Endpoint> {
+        self.endpoints.iter().find(|endpoint| endpoint.origin == origin)
+    }
+
+    /// Counts a failure of the endpoint at this origin.
+    pub(crate) fn upstream_failed(&self, origin: &str, label: &str) {
         let label = UPSTREAM_ERRORS.iter().position(|known| *known == label);
-        if let (Some(endpoint), Some(label)) = (self.endpoints.get(endpoint), label) {
+        if let (Some(endpoint), Some(label)) = (self.endpoint(origin), label) {
             endpoint.errors[label].add(1);
         }
     }
@@ -137,6 +144,10 @@ impl Metrics {
 }
 
 impl Endpoint {
+    fn new(origin: String) -> Self {
+        Self { origin, connections: Arc::default(), errors: Default::default() }
+    }
+
     /// Failures, by kind.
     pub fn errors(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         UPSTREAM_ERRORS.into_iter().zip(self.errors.iter().map(Counter::value))

@@ -13,6 +13,7 @@ pub mod metrics;
 mod monitor;
 mod recording;
 mod replay;
+mod route;
 mod worker;
 
 use std::{
@@ -27,7 +28,10 @@ use tokio::sync::{oneshot, watch};
 
 pub use self::metrics::Metrics;
 use crate::{
-    net::socket::{Address, Bound},
+    net::{
+        socket::{Address, Bound},
+        tls,
+    },
     token::Credential,
     upstream,
 };
@@ -51,13 +55,18 @@ impl Proxy {
     pub fn start(
         config: Config,
         bound: Vec<Bound>,
-        upstream: upstream::Shared,
+        upstreams: Vec<upstream::Shared>,
         credential: Credential,
         token_wait: Duration,
     ) -> io::Result<Self> {
-        let endpoints = upstream.config().endpoints.len();
+        let mut origins: Vec<String> = Vec::new();
+        for endpoint in upstreams.iter().flat_map(|upstream| &upstream.config().endpoints) {
+            if !origins.contains(&endpoint.origin) {
+                origins.push(endpoint.origin.clone());
+            }
+        }
         let shared = Arc::new(worker::Shared {
-            upstream,
+            upstreams,
             credential,
             token_wait,
             mark: mark()?,
@@ -74,7 +83,7 @@ impl Proxy {
             }
         }
         let (drain, draining) = watch::channel(false);
-        let metrics: Arc<[_]> = (0..workers).map(|_| Arc::new(Metrics::new(endpoints))).collect();
+        let metrics: Arc<[_]> = (0..workers).map(|_| Arc::new(Metrics::new(&origins))).collect();
         let workers = listeners.into_iter().zip(metrics.iter()).enumerate().map(|(index, (listeners, metrics))| {
             worker::start(index, Arc::clone(&shared), Arc::clone(metrics), listeners, draining.clone())
         });
@@ -127,6 +136,10 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// When to refresh and send again.
     pub retry: Retry,
+    /// Where requests go. What none of them matches goes to the plain `[upstream]`, with our token.
+    pub routes: Vec<Route>,
+    /// Addresses in answers that are brought home.
+    pub rewrites: Vec<Rewrite>,
     /// Which requests are logged.
     pub access_log: AccessLog,
 }
@@ -138,6 +151,37 @@ pub struct Listener {
     pub address: Address,
     /// The local guard's exceptions.
     pub guard: Guard,
+    /// Certificate and key, if the listener speaks TLS.
+    pub tls: Option<tls::ServerConfig>,
+}
+
+/// Requests that go to one upstream, in the same way. Chosen by host first, then by the longest prefix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The only host that it is for, in lower case, without a port; `None`: every host.
+    pub host: Option<String>,
+    /// The paths that it is for: this one and everything below it. Begins with `/`, does not end with one; `""` is every
+    /// path.
+    pub prefix: String,
+    /// Position of its upstream in the configuration; 0 is the plain `[upstream]`.
+    pub upstream: usize,
+    /// Whether the upstream sees paths without the prefix.
+    pub strip_prefix: bool,
+    /// Whether requests get our token. Without it, an answer says nothing about the token either.
+    pub inject: bool,
+    /// Instead of the upstream's `response_timeout`.
+    pub response_timeout: Option<Duration>,
+    /// Instead of the upstream's `body_idle_timeout`.
+    pub body_idle_timeout: Option<Duration>,
+}
+
+/// Absolute addresses in answers that are brought home.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rewrite {
+    /// `scheme://host[:port]`, in lower case, the scheme's default port left out.
+    pub from: String,
+    /// The path below which a route leads there: begins with `/`, does not end with one; `""` for our root.
+    pub to: String,
 }
 
 /// Exceptions to the local guard (see `guard.rs`), by default none.
@@ -165,6 +209,8 @@ pub enum ForwardedHeaders {
 pub struct Retry {
     /// The statuses that say "this token is not good".
     pub statuses: Vec<StatusCode>,
+    /// JSON that says so under another status.
+    pub json: Option<RetryJson>,
     /// Send again whatever the method, also for a status other than 401.
     pub any_method: bool,
     /// Bytes of a request's body that are kept for sending again.
@@ -173,6 +219,15 @@ pub struct Retry {
     pub total_limit: usize,
     /// What the client gets when sending again did not help.
     pub exhausted: Exhausted,
+}
+
+/// Small JSON answers that say "this token is not good" under a status that does not.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RetryJson {
+    /// Where the code stands (JSON pointer, RFC 6901).
+    pub pointer: String,
+    /// The codes that mean it: numbers or texts. `"401"` and `401` are the same.
+    pub values: Vec<serde_json::Value>,
 }
 
 /// What the client gets when a fresh token was refused as well.

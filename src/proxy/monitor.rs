@@ -10,10 +10,7 @@ use std::{
 };
 
 use super::Config;
-use crate::{
-    base::ticker::{Remote, Ticks},
-    upstream,
-};
+use crate::base::ticker::{Remote, Ticks};
 
 /// Where a connection stands, from its client's side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,22 +33,18 @@ pub(crate) struct Limits {
     body_idle: Ticks,
     idle: Ticks,
     drain_grace: Ticks,
-    pub(super) response: Ticks,
-    pub(super) upstream_body_idle: Ticks,
     /// Set once, when the worker begins to drain.
     pub(crate) draining: AtomicBool,
 }
 
 impl Limits {
-    pub(crate) fn new(config: &Config, upstream: &upstream::Config) -> Self {
+    pub(crate) fn new(config: &Config) -> Self {
         Self {
             first_byte: config.first_byte_timeout.into(),
             head: config.head_timeout.into(),
             body_idle: config.body_idle_timeout.into(),
             idle: config.idle_timeout.into(),
             drain_grace: super::DRAIN_GRACE.min(config.drain_timeout).into(),
-            response: upstream.response_timeout.into(),
-            upstream_body_idle: upstream.body_idle_timeout.into(),
             draining: AtomicBool::new(false),
         }
     }

@@ -28,6 +28,7 @@ use super::{
     monitor::{self, Monitor},
     recording,
     replay::AttemptBody,
+    route::Routes,
 };
 use crate::{
     base::{
@@ -43,7 +44,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: Arc<Config>,
-    pub(crate) upstream: upstream::Shared,
+    pub(crate) upstreams: Vec<upstream::Shared>,
     pub(crate) credential: Credential,
     pub(crate) token_wait: Duration,
     /// By which a request is recognised that has been here before.
@@ -63,7 +64,9 @@ pub(crate) struct Worker {
     pub(crate) token_wait: Duration,
     pub(crate) clock: SharedClock,
     token: RefCell<Option<Rc<Carried>>>,
-    pub(crate) upstream: Upstream<AttemptBody>,
+    /// In the order of the configuration.
+    pub(crate) upstreams: Vec<Upstream<AttemptBody>>,
+    pub(crate) routes: Routes,
     pub(crate) ticker: Rc<Ticker>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) limits: Arc<monitor::Limits>,
@@ -160,7 +163,12 @@ async fn run(
 impl Worker {
     fn new(shared: Arc<Shared>, metrics: Arc<Metrics>) -> (Rc<Self>, mpsc::UnboundedReceiver<Abandoned>) {
         let ticker = Ticker::new();
-        let counters: Vec<_> = metrics.endpoints.iter().map(|endpoint| Arc::clone(&endpoint.connections)).collect();
+        let upstream = |shared: &upstream::Shared| {
+            Upstream::new(shared.clone(), &ticker, |origin| {
+                metrics.endpoint(origin).map(|endpoint| Arc::clone(&endpoint.connections)).unwrap_or_default()
+            })
+        };
+        let upstreams = shared.upstreams.iter().map(upstream).collect();
         let (lingering, abandoned) = mpsc::unbounded_channel();
         let config = Arc::clone(&shared.config);
         let kept = Arc::clone(&shared.kept);
@@ -169,10 +177,11 @@ impl Worker {
             token_wait: shared.token_wait,
             clock: Arc::clone(shared.credential.clock()),
             token: RefCell::default(),
-            upstream: Upstream::new(shared.upstream.clone(), &ticker, &counters),
+            upstreams,
+            routes: Routes::new(&config.routes, |upstream| shared.upstreams[upstream].config()),
             ticker,
             metrics,
-            limits: Arc::new(monitor::Limits::new(&config, shared.upstream.config())),
+            limits: Arc::new(monitor::Limits::new(&config)),
             recording: recording::Limits { body: config.retry.body_limit, total: config.retry.total_limit, kept },
             // A copy of its own, as with the token.
             mark: HeaderValue::from_bytes(shared.mark.as_bytes()).unwrap_or_else(|_| shared.mark.clone()),
@@ -261,22 +270,15 @@ impl Worker {
 
     /// Counts an error of an endpoint.
     pub(crate) fn upstream_failed(&self, endpoint: &Endpoint, label: &str) {
-        self.endpoint_failed(&endpoint.origin, label);
+        self.metrics.upstream_failed(&endpoint.origin, label);
     }
 
     /// Counts a connection that did not come about.
     pub(crate) fn upstream_unreachable(&self, error: upstream::Error) -> Error {
         let origin = error.endpoint().to_owned();
         let error = Error::Connect(error);
-        self.endpoint_failed(&origin, error.label());
+        self.metrics.upstream_failed(&origin, error.label());
         error
-    }
-
-    fn endpoint_failed(&self, origin: &str, label: &str) {
-        let endpoints = &self.upstream.config().endpoints;
-        if let Some(index) = endpoints.iter().position(|endpoint| endpoint.origin == origin) {
-            self.metrics.upstream_failed(index, label);
-        }
     }
 
     /// Counts and reports an answer of our own, each kind at most once a second.

@@ -43,8 +43,22 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// Connections to one endpoint that carry a request, in all workers together. Idle ones do not count.
     pub max_connections: usize,
+    /// Which version of HTTP to speak.
+    pub http2: Http2,
     /// Trust and greeting for `https` endpoints.
     pub tls: tls::Config,
+}
+
+/// Whether an upstream is spoken to in HTTP/2.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Http2 {
+    /// If the server agrees to it in the TLS handshake (ALPN); never in clear.
+    #[default]
+    Auto,
+    /// Always; in clear without asking (prior knowledge, RFC 9113 §3.3).
+    Always,
+    /// Never.
+    Never,
 }
 
 /// Where requests go: scheme, host and port, nothing else.
@@ -146,12 +160,12 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// Pools without a connection yet. `counters` has one entry for each endpoint.
-    pub fn new(shared: Shared, ticker: &Rc<Ticker>, counters: &[Arc<Counters>]) -> Self {
-        let pools = shared.config.endpoints.iter().zip(&shared.endpoints).zip(counters);
+    /// Pools without a connection yet. `counters` gives the numbers of the endpoint at an origin.
+    pub fn new(shared: Shared, ticker: &Rc<Ticker>, counters: impl Fn(&str) -> Arc<Counters>) -> Self {
+        let pools = shared.config.endpoints.iter().zip(&shared.endpoints);
         let pools = pools
-            .map(|((endpoint, shared_endpoint), counters)| {
-                let (ticker, counters) = (Rc::clone(ticker), Arc::clone(counters));
+            .map(|(endpoint, shared_endpoint)| {
+                let (ticker, counters) = (Rc::clone(ticker), counters(&endpoint.origin));
                 Pool::new(endpoint.clone(), Arc::clone(&shared.config), shared_endpoint.clone(), ticker, counters)
             })
             .collect();

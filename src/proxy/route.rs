@@ -1,0 +1,193 @@
+//! Which upstream a request goes to, and in which way.
+
+use std::time::Duration;
+
+use http::{Uri, uri::PathAndQuery};
+
+use super::Route as Config;
+use crate::{base::ticker::Ticks, upstream};
+
+/// All routes, the most specific ones first, and the one that takes what no other does.
+#[derive(Debug)]
+pub(crate) struct Routes {
+    routes: Vec<Route>,
+    default: Route,
+}
+
+/// A route, ready to be followed.
+#[derive(Debug, Clone)]
+pub(crate) struct Route {
+    host: Option<String>,
+    prefix: String,
+    strip_prefix: bool,
+    /// Position of its upstream.
+    pub(crate) upstream: usize,
+    /// Whether requests get our token, and their answers are judged.
+    pub(crate) inject: bool,
+    pub(crate) limits: Limits,
+}
+
+/// What an upstream may take its time with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) response: Ticks,
+    pub(crate) body_idle: Ticks,
+}
+
+impl Routes {
+    pub(crate) fn new<'a>(routes: &[Config], upstreams: impl Fn(usize) -> &'a upstream::Config) -> Self {
+        let limits = |upstream: usize, response: Option<Duration>, body_idle: Option<Duration>| {
+            let config = upstreams(upstream);
+            Limits {
+                response: response.unwrap_or(config.response_timeout).into(),
+                body_idle: body_idle.unwrap_or(config.body_idle_timeout).into(),
+            }
+        };
+        let mut ready: Vec<Route> = routes
+            .iter()
+            .map(|route| Route {
+                host: route.host.clone(),
+                prefix: route.prefix.clone(),
+                strip_prefix: route.strip_prefix,
+                upstream: route.upstream,
+                inject: route.inject,
+                limits: limits(route.upstream, route.response_timeout, route.body_idle_timeout),
+            })
+            .collect();
+        ready.sort_by_key(|route| (route.host.is_none(), std::cmp::Reverse(route.prefix.len())));
+        let default = Route {
+            host: None,
+            prefix: String::new(),
+            strip_prefix: false,
+            upstream: 0,
+            inject: true,
+            limits: limits(0, None, None),
+        };
+        Self { routes: ready, default }
+    }
+
+    /// The route of a request for `path` on `host`: a name in any case, perhaps with a port.
+    pub(crate) fn choose(&self, host: Option<&str>, path: &str) -> &Route {
+        if self.routes.is_empty() {
+            return &self.default;
+        }
+        let host = host.map(without_port);
+        self.routes.iter().find(|route| route.matches(host, path)).unwrap_or(&self.default)
+    }
+
+    pub(crate) fn default_limits(&self) -> Limits {
+        self.default.limits
+    }
+}
+
+impl Route {
+    fn matches(&self, host: Option<&str>, path: &str) -> bool {
+        let own_host = self.host.as_deref().is_none_or(|own| host.is_some_and(|host| host.eq_ignore_ascii_case(own)));
+        own_host && is_below(path, &self.prefix)
+    }
+
+    /// The target as the upstream sees it: in origin form (RFC 9112 §3.2.1), since where a request goes is not for the
+    /// request to say, and without what the route strips.
+    pub(crate) fn target(&self, target: &Uri) -> Uri {
+        if target.authority().is_none() && !self.strip_prefix {
+            return target.clone();
+        }
+        let path = target.path_and_query().map_or("/", PathAndQuery::as_str);
+        let rest = if self.strip_prefix { path.strip_prefix(self.prefix.as_str()).unwrap_or(path) } else { path };
+        let rooted = if rest.starts_with('/') || rest == "*" { rest.to_owned() } else { format!("/{rest}") };
+        // Part of a valid target, begun with a slash, is a valid target.
+        rooted.parse().unwrap_or_default()
+    }
+}
+
+/// Whether a path is `prefix` or below it, at a boundary.
+fn is_below(path: &str, prefix: &str) -> bool {
+    path.strip_prefix(prefix).is_some_and(|rest| matches!(rest.bytes().next(), None | Some(b'/')) || prefix.is_empty())
+}
+
+fn without_port(host: &str) -> &str {
+    let end = match host.rfind(']') {
+        Some(bracket) => bracket + 1,
+        None => host.find(':').unwrap_or(host.len()),
+    };
+    let name = host.get(..end).unwrap_or(host);
+    name.strip_suffix('.').unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(host: Option<&str>, prefix: &str, upstream: usize) -> Config {
+        Config {
+            host: host.map(str::to_owned),
+            prefix: prefix.to_owned(),
+            upstream,
+            strip_prefix: true,
+            inject: true,
+            response_timeout: None,
+            body_idle_timeout: None,
+        }
+    }
+
+    fn routes(routes: &[Config]) -> Routes {
+        let upstream = upstream::Config {
+            name: "default".into(),
+            endpoints: Vec::new(),
+            host: upstream::Host::Endpoint,
+            connect_to: None,
+            connect_timeout: Duration::from_secs(5),
+            response_timeout: Duration::from_secs(60),
+            body_idle_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(90),
+            max_connections: 1,
+            http2: upstream::Http2::Auto,
+            tls: Default::default(),
+        };
+        Routes::new(routes, |_| &upstream)
+    }
+
+    #[test]
+    fn host_first_then_the_longest_prefix_at_boundaries() {
+        let routes = routes(&[
+            config(None, "/a", 1),
+            config(None, "/a/b", 2),
+            config(Some("files.example.com"), "", 3),
+            config(Some("files.example.com"), "/a", 4),
+        ]);
+        for (host, path, upstream) in [
+            (None, "/", 0),
+            (None, "/a", 1),
+            (None, "/a/", 1),
+            (None, "/ab", 0),
+            (None, "/a/b", 2),
+            (None, "/a/b/c", 2),
+            (None, "/a/bc", 1),
+            (Some("Files.Example.com:8080"), "/x", 3),
+            (Some("files.example.com."), "/a/b", 4),
+            (Some("files.example.org"), "/a/b", 2),
+            (Some("[::1]:8080"), "/a", 1),
+        ] {
+            assert_eq!(routes.choose(host, path).upstream, upstream, "{host:?} {path}");
+        }
+    }
+
+    #[test]
+    fn targets_lose_their_prefix_and_whatever_names_another_place() {
+        let routes = routes(&[config(None, "/_document", 1)]);
+        for (target, expected) in [
+            ("/_document/api/file?x=/_document", "/api/file?x=/_document"),
+            ("/_document", "/"),
+            ("/_document?x", "/?x"),
+            ("/_document//evil", "//evil"),
+            ("http://localhost:1/_document/a%2Fb;c?d", "/a%2Fb;c?d"),
+            ("http://localhost:1/other?d", "/other?d"),
+            ("http://localhost:1", "/"),
+            ("/other", "/other"),
+            ("*", "*"),
+        ] {
+            let target: Uri = target.parse().unwrap();
+            assert_eq!(routes.choose(None, target.path()).target(&target).to_string(), expected, "{target}");
+        }
+    }
+}
