@@ -87,8 +87,9 @@ impl Numbers {
         }
         Self {
             requests: added_up(workers.iter().flat_map(|worker| {
-                let route = ("route", "default".to_owned());
-                worker.by_status().map(move |(code, n)| (vec![route.clone(), ("code", code.to_string())], n))
+                worker
+                    .by_status()
+                    .map(|(route, code, n)| (vec![("route", route.to_owned()), ("code", code.to_string())], n))
             })),
             rejected: added_up(
                 workers

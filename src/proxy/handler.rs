@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, convert::Infallible, rc::Rc};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, Version, header, request, response};
+use http::{HeaderValue, Request, Response, Version, header, response};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
@@ -38,7 +38,10 @@ pub(crate) async fn handle(
     let (head, body) = request.into_parts();
     let body = RequestBody::new(body, &worker.recording, &exchange, number);
     let account = Account::open(&worker, &exchange, number, body.clone(), received);
-    let mut response = match answer(&worker, &exchange, &head, &body, received).await {
+    let route = worker.routes.choose(&head);
+    exchange.limits.set(route.limits);
+    let passage = Passage { worker: &worker, exchange: &exchange, route, head: &head, body: &body };
+    let mut response = match passage.answer(received).await {
         Ok(Relay { head, ahead, rest }) => Response::from_parts(head, ResponseBody::relayed(ahead, rest, account)),
         Err(error) => {
             worker.refused(&error, &exchange);
@@ -55,26 +58,8 @@ pub(crate) async fn handle(
     if is_unasked || worker.is_draining() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    worker.answered(&head, response.status(), received);
+    worker.answered(route, &head, response.status(), received);
     Ok(response)
-}
-
-async fn answer(
-    worker: &Worker,
-    exchange: &Exchange,
-    head: &request::Parts,
-    body: &RequestBody,
-    received: Moment,
-) -> Result<Relay, Error> {
-    exchange.gate.check(head, &exchange.known_host)?;
-    if headers::has_been_here(&head.headers, &worker.mark) {
-        return Err(Error::Loop);
-    }
-    let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let route = worker.routes.choose(host, head.uri.path());
-    exchange.limits.set(route.limits);
-    let passage = Passage { worker, exchange, route, head, body };
-    if route.inject { passage.with_token(received).await } else { passage.without_token().await }
 }
 
 /// An answer of the upstream's, ready for the client.
@@ -95,7 +80,14 @@ enum Refusal {
 }
 
 impl Passage<'_> {
-    async fn with_token(&self, received: Moment) -> Result<Relay, Error> {
+    async fn answer(&self, received: Moment) -> Result<Relay, Error> {
+        self.exchange.gate.check(self.head, &self.exchange.known_host)?;
+        if headers::has_been_here(&self.head.headers, &self.worker.mark) {
+            return Err(Error::Loop);
+        }
+        if !self.route.inject {
+            return self.attempt(None).await.map(|answer| self.relay(answer));
+        }
         let token = self.worker.token(received).await?;
         let answer = self.attempt(Some(token.header())).await?;
         if self.judge(&answer) == Verdict::Relay {
@@ -105,10 +97,6 @@ impl Passage<'_> {
             return Ok(self.relay(answer));
         }
         Box::pin(self.replay(answer, &token)).await
-    }
-
-    async fn without_token(&self) -> Result<Relay, Error> {
-        self.attempt(None).await.map(|answer| self.relay(answer))
     }
 
     /// The token was refused: send the request again under a newer one, once; or else pass the refusal on.

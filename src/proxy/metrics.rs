@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 
-use super::error;
+use super::{error, route};
 use crate::{
     base::counter::{Counter, Histogram},
     upstream,
@@ -13,7 +13,8 @@ use crate::{
 /// The numbers of one worker.
 #[derive(Debug)]
 pub struct Metrics {
-    by_status: Vec<Counter>,
+    /// One for each route; the one that takes what no other does comes first.
+    routes: Vec<Route>,
     /// From a request's head to the end of its answer.
     pub duration: Histogram,
     /// Requests whose answer is not complete yet.
@@ -30,6 +31,13 @@ pub struct Metrics {
     retries: [[Counter; RETRY_OUTCOMES.len()]; RETRY_REASONS.len()],
     /// One for each origin that an upstream names as an endpoint, in the order of the configuration.
     pub endpoints: Vec<Endpoint>,
+}
+
+/// The numbers of one route.
+#[derive(Debug)]
+struct Route {
+    label: String,
+    by_status: Vec<Counter>,
 }
 
 /// The numbers of one endpoint.
@@ -83,9 +91,10 @@ pub(crate) enum RetryOutcome {
 }
 
 impl Metrics {
-    pub(crate) fn new(origins: &[String]) -> Self {
+    pub(crate) fn new(origins: &[String], routes: &[super::Route]) -> Self {
+        let labels = std::iter::once("default".to_owned()).chain(routes.iter().map(route::label));
         Self {
-            by_status: (100..1000).map(|_| Counter::default()).collect(),
+            routes: labels.map(Route::new).collect(),
             duration: Histogram::default(),
             in_flight: Counter::default(),
             received_bytes: Counter::default(),
@@ -98,8 +107,10 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn answered(&self, status: StatusCode) {
-        if let Some(counter) = self.by_status.get(usize::from(status.as_u16()) - 100) {
+    /// Counts an answer, by its route's position.
+    pub(crate) fn answered(&self, route: usize, status: StatusCode) {
+        let counter = self.routes.get(route).and_then(|route| route.by_status.get(usize::from(status.as_u16()) - 100));
+        if let Some(counter) = counter {
             counter.add(1);
         }
     }
@@ -125,9 +136,13 @@ impl Metrics {
         }
     }
 
-    /// Answers by status code; only the codes that occurred.
-    pub fn by_status(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
-        self.by_status.iter().enumerate().map(|(code, counter)| (code + 100, counter.value())).filter(|(_, n)| *n > 0)
+    /// Answers by route and status code; only the codes that occurred.
+    pub fn by_status(&self) -> impl Iterator<Item = (&str, usize, u64)> + '_ {
+        self.routes.iter().flat_map(|route| {
+            let counted =
+                route.by_status.iter().zip(100..).map(|(counter, code)| (route.label.as_str(), code, counter.value()));
+            counted.filter(|(_, _, n)| *n > 0)
+        })
     }
 
     /// Answers of our own, by reason.
@@ -140,6 +155,12 @@ impl Metrics {
         RETRY_REASONS.into_iter().zip(&self.retries).flat_map(|(reason, counters)| {
             RETRY_OUTCOMES.into_iter().zip(counters).map(move |(outcome, counter)| (reason, outcome, counter.value()))
         })
+    }
+}
+
+impl Route {
+    fn new(label: String) -> Self {
+        Self { label, by_status: (100..1000).map(|_| Counter::default()).collect() }
     }
 }
 

@@ -83,7 +83,7 @@ impl Proxy {
             }
         }
         let (drain, draining) = watch::channel(false);
-        let metrics: Arc<[_]> = (0..workers).map(|_| Arc::new(Metrics::new(&origins))).collect();
+        let metrics: Arc<[_]> = (0..workers).map(|_| Arc::new(Metrics::new(&origins, &shared.config.routes))).collect();
         let workers = listeners.into_iter().zip(metrics.iter()).enumerate().map(|(index, (listeners, metrics))| {
             worker::start(index, Arc::clone(&shared), Arc::clone(metrics), listeners, draining.clone())
         });

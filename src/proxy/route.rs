@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::{Uri, uri::PathAndQuery};
+use http::{Uri, header, request, uri::PathAndQuery};
 
 use super::Route as Config;
 use crate::{base::ticker::Ticks, upstream};
@@ -20,6 +20,8 @@ pub(crate) struct Route {
     host: Option<String>,
     prefix: String,
     strip_prefix: bool,
+    /// Position in the configuration, from 1; 0 is the one that takes what no other does.
+    pub(crate) position: usize,
     /// Position of its upstream.
     pub(crate) upstream: usize,
     /// Whether requests get our token, and their answers are judged.
@@ -45,7 +47,9 @@ impl Routes {
         };
         let mut ready: Vec<Route> = routes
             .iter()
-            .map(|route| Route {
+            .zip(1..)
+            .map(|(route, position)| Route {
+                position,
                 host: route.host.clone(),
                 prefix: route.prefix.clone(),
                 strip_prefix: route.strip_prefix,
@@ -56,6 +60,7 @@ impl Routes {
             .collect();
         ready.sort_by_key(|route| (route.host.is_none(), std::cmp::Reverse(route.prefix.len())));
         let default = Route {
+            position: 0,
             host: None,
             prefix: String::new(),
             strip_prefix: false,
@@ -66,11 +71,17 @@ impl Routes {
         Self { routes: ready, default }
     }
 
-    /// The route of a request for `path` on `host`: a name in any case, perhaps with a port.
-    pub(crate) fn choose(&self, host: Option<&str>, path: &str) -> &Route {
+    /// The route of a request.
+    pub(crate) fn choose(&self, request: &request::Parts) -> &Route {
         if self.routes.is_empty() {
             return &self.default;
         }
+        let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        self.find(host, request.uri.path())
+    }
+
+    /// `host` is a name in any case, perhaps with a port.
+    fn find(&self, host: Option<&str>, path: &str) -> &Route {
         let host = host.map(without_port);
         self.routes.iter().find(|route| route.matches(host, path)).unwrap_or(&self.default)
     }
@@ -78,6 +89,11 @@ impl Routes {
     pub(crate) fn default_limits(&self) -> Limits {
         self.default.limits
     }
+}
+
+/// How a route is called in metrics: `default`, or its host and prefix.
+pub(crate) fn label(route: &Config) -> String {
+    format!("{}{}", route.host.as_deref().unwrap_or_default(), route.prefix)
 }
 
 impl Route {
@@ -168,7 +184,7 @@ mod tests {
             (Some("files.example.org"), "/a/b", 2),
             (Some("[::1]:8080"), "/a", 1),
         ] {
-            assert_eq!(routes.choose(host, path).upstream, upstream, "{host:?} {path}");
+            assert_eq!(routes.find(host, path).upstream, upstream, "{host:?} {path}");
         }
     }
 
@@ -187,7 +203,7 @@ mod tests {
             ("*", "*"),
         ] {
             let target: Uri = target.parse().unwrap();
-            assert_eq!(routes.choose(None, target.path()).target(&target).to_string(), expected, "{target}");
+            assert_eq!(routes.find(None, target.path()).target(&target).to_string(), expected, "{target}");
         }
     }
 }

@@ -28,7 +28,7 @@ use super::{
     monitor::{self, Monitor},
     recording,
     replay::AttemptBody,
-    route::Routes,
+    route::{Route, Routes},
 };
 use crate::{
     base::{
@@ -294,8 +294,8 @@ impl Worker {
     }
 
     /// Counts an answer and, if asked to, logs it. The query is left out: it may hold a secret.
-    pub(crate) fn answered(&self, request: &request::Parts, status: StatusCode, received: Moment) {
-        self.metrics.answered(status);
+    pub(crate) fn answered(&self, route: &Route, request: &request::Parts, status: StatusCode, received: Moment) {
+        self.metrics.answered(route.position, status);
         let log = match self.config.access_log {
             AccessLog::Off => false,
             AccessLog::All => true,
