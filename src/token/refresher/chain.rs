@@ -30,9 +30,10 @@ impl Refresher {
     pub(super) fn restore(&mut self, configured: Option<Secret>) {
         self.install();
         // Whether those are of a process that died, or of one that is just at it, shows with the lock.
-        if !std::mem::take(&mut self.record.intents).is_empty() {
+        if self.record.is_in_doubt() {
             self.refresh_at = Moment::default();
         }
+        self.record.intents.clear();
         if let Some(configured) = configured {
             let is_new = self.plant(configured);
             let name = if is_new { "the configured one" } else { "the stored one" };
@@ -96,7 +97,7 @@ impl Refresher {
             Ordering::Greater => self.adopt(stored),
             // What is not written yet is newer than what is read.
             Ordering::Equal if ours == Ours::Yes && self.writer.is_idle() => {
-                if self.record.intents.is_empty() && !stored.intents.is_empty() {
+                if !self.record.is_in_doubt() && stored.is_in_doubt() {
                     let credential = &self.shared.name;
                     tracing::warn!(
                         credential,

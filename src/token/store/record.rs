@@ -20,6 +20,8 @@ use crate::{
 const FORMAT: u32 = 1;
 /// Fingerprints kept. An older configured token would be taken for a new one, and refused by the issuer.
 const ADOPTED_LIMIT: usize = 256;
+/// Intents kept: each one beyond the chain's own is a configured refresh token whose answer was lost.
+const INTENTS_LIMIT: usize = 16;
 
 /// All that must not be lost: the chain of refresh tokens, and the newest access token.
 #[derive(Debug, Clone, Default)]
@@ -32,7 +34,8 @@ pub(in crate::token) struct Record {
     /// When this refresh token came: a different one than before.
     pub(in crate::token) refresh_token_since: Option<SystemTime>,
     pub(in crate::token) access: Option<Access>,
-    /// At most one for each refresh token that is still in question: the chain's, and a new seed.
+    /// At most one for each refresh token that is still in question: the chain's, and configured ones, which may be
+    /// configured again.
     pub(in crate::token) intents: Vec<Intent>,
     /// Fingerprints of the configured refresh tokens that once began a chain; each does so once.
     adopted: Vec<String>,
@@ -119,7 +122,7 @@ impl Record {
             }
             Origin::First => None,
         };
-        let newest = rotated.or(spent);
+        let newest = rotated.or_else(|| spent.clone());
         let is_another = newest.as_ref().map(Secret::expose) != self.refresh_token.as_ref().map(Secret::expose);
         if is_another {
             self.refresh_token_since = Some(access.obtained_at);
@@ -128,9 +131,11 @@ impl Record {
         if let Some(lifetime) = refresh_lifetime {
             self.refresh_token_expires_at = Some(access.obtained_at + lifetime);
         }
+        let replaced = [self.refresh_token.as_ref(), newest.as_ref(), spent.as_ref()];
+        let replaced = replaced.map(|token: Option<&Secret>| token.map(fingerprint));
+        self.intents.retain(|intent| !replaced.iter().flatten().any(|known| *known == intent.spends));
         self.refresh_token = newest;
         self.access = Some(access);
-        self.intents.clear();
     }
 
     /// When the refresh token expires: as the issuer told it, or `lifetime` after it came.
@@ -143,14 +148,26 @@ impl Record {
         self.intents.iter().find(|intent| intent.spends == fingerprint)
     }
 
+    /// Whether the chain's own refresh token may be spent.
+    pub(in crate::token) fn is_in_doubt(&self) -> bool {
+        self.chain_fingerprint().is_some_and(|chain| self.intent(&chain).is_some())
+    }
+
+    fn chain_fingerprint(&self) -> Option<String> {
+        self.refresh_token.as_ref().map(fingerprint)
+    }
+
     /// The refresh token of that fingerprint is about to be sent.
     pub(in crate::token) fn intend(&mut self, fingerprint: &str, clock: &dyn Clock) {
         if let Some(intent) = self.intents.iter_mut().find(|intent| intent.spends == fingerprint) {
             intent.attempts = intent.attempts.saturating_add(1);
             return;
         }
-        // Two tokens can be in question: what is older than the last one is no longer spent by anybody.
-        self.intents.drain(..self.intents.len().saturating_sub(1));
+        if self.intents.len() >= INTENTS_LIMIT {
+            let chain = self.chain_fingerprint();
+            let oldest = self.intents.iter().position(|intent| Some(&intent.spends) != chain.as_ref());
+            self.intents.remove(oldest.unwrap_or_default());
+        }
         self.intents.push(Intent {
             spends: fingerprint.to_owned(),
             at_ms: to_millis(clock.wall()),
@@ -419,14 +436,13 @@ mod tests {
         record.refresh_token = Some(Secret::new("\u{1}".repeat(16 * 1024)));
         for n in 0..ADOPTED_LIMIT + 10 {
             record.adopt(fingerprint(&Secret::new(n.to_string())));
-            record.intend(&"f".repeat(64), &clock);
-            record.intend(&"0".repeat(64), &clock);
+            record.intend(&fingerprint(&Secret::new(n.to_string())), &clock);
         }
         let json = record.to_json().expect("JSON");
         assert_eq!(record.adopted.len(), ADOPTED_LIMIT);
         assert!(json.len() > 6 * 16 * 1024);
         // A vector that had grown would have doubled its capacity.
-        assert_eq!(json.capacity(), 6 * (16 * 1024 + 3) + 80 * ADOPTED_LIMIT + 512 * 2 + 1024);
+        assert_eq!(json.capacity(), 6 * (16 * 1024 + 3) + 80 * ADOPTED_LIMIT + 512 * INTENTS_LIMIT + 1024);
     }
 
     #[tokio::test(start_paused = true)]
@@ -441,10 +457,37 @@ mod tests {
         let rebooted = |calendar| intent.age(&machine(Some("b"), second, calendar));
         assert_eq!(rebooted(49 * HOUR), Some(HOUR));
         assert_eq!(rebooted(47 * HOUR), None, "a calendar that went back");
-        for n in 0..10 {
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_chains_own_doubt_outlives_those_of_configured_tokens() {
+        let clock = Simulated::new();
+        let chain = fingerprint(&Secret::new("chain"));
+        let mut record = Record { refresh_token: Some(Secret::new("chain")), ..Record::default() };
+        record.intend(&chain, &clock);
+        for n in 0..2 * INTENTS_LIMIT {
             record.intend(&n.to_string(), &clock);
         }
-        assert_eq!(record.intents.len(), 2);
+        assert_eq!(record.intents.len(), INTENTS_LIMIT);
+        assert!(record.is_in_doubt() && record.intent("31").is_some() && record.intent("0").is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn new_tokens_settle_the_doubt_about_their_own_chain_alone() {
+        let clock = Simulated::new();
+        let access = || Access { token: Secret::new("a"), lifetime: HOUR, obtained_at: clock.wall(), boot: None };
+        let seed = |name: &str| Seed { token: Secret::new(name), fingerprint: fingerprint(&Secret::new(name)) };
+        for origin in [Origin::Chain, Origin::Seed(seed("b")), Origin::First] {
+            let mut record = Record { refresh_token: Some(Secret::new("chain")), ..Record::default() };
+            for token in ["chain", "a", "b"] {
+                record.intend(&seed(token).fingerprint, &clock);
+            }
+            let is_seed = matches!(origin, Origin::Seed(_));
+            record.advance(Some(Secret::new("next")), None, access(), origin);
+            assert!(record.intent(&seed("chain").fingerprint).is_none());
+            assert!(record.intent(&seed("a").fingerprint).is_some(), "a rolled-back configuration may bring it back");
+            assert_eq!(record.intent(&seed("b").fingerprint).is_none(), is_seed);
+        }
     }
 
     #[test]
