@@ -7,10 +7,10 @@ mod common;
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -18,8 +18,12 @@ use bearer_proxy::{
     base::clock,
     cloud::{Cloud, Config},
 };
-use common::{LIMIT, eventually, get, send};
-use rustix::process::{Pid, Signal, kill_process};
+use common::{
+    LIMIT, eventually, get,
+    process::{Running, free_address, program},
+    send,
+};
+use rustix::process::Signal;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     task::{JoinSet, LocalSet},
@@ -265,19 +269,19 @@ impl Bench {
         let issuer = if slow.is_zero() { cloud.origin().to_owned() } else { relay(cloud.origin(), slow).await };
         let folder = tempfile::tempdir().unwrap();
         let state_file = folder.path().join("state/token.json");
-        let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let admin = free_address();
         let text = format!(
-            "[proxy]\nlisten = [\"127.0.0.1:{}\"]\n[upstream]\nendpoints = [\"{}\"]\n\
+            "[proxy]\nlisten = [\"{}\"]\n[upstream]\nendpoints = [\"{}\"]\n\
              [token]\nissuer = \"{issuer}\"\nclient_id = \"demo\"\nclient_secret = \"secret\"\n\
              refresh_token = \"{}\"\nstate_file = \"{}\"\n{more}[admin]\nlisten = \"{admin}\"\n[log]\nlevel = \"error\"\n",
-            free_port(),
+            free_address(),
             cloud.origin(),
             cloud.seed(),
             state_file.display(),
         );
         fs::write(folder.path().join("proxy.toml"), text).unwrap();
         let bench = Self { cloud, folder, state_file, admin };
-        let mut running = Running::start(bench.folder.path());
+        let mut running = start(bench.folder.path());
         eventually("the first tokens are stored", async || bench.state_file.exists() && bench.state().generation == 1)
             .await;
         running.signal(Signal::KILL);
@@ -288,7 +292,7 @@ impl Bench {
     /// A proxy that has refreshed, and stored what it got, since it was started, and is ready.
     async fn in_service(&self) -> Running {
         let (granted, generation) = (self.granted(), self.state().generation);
-        let running = Running::start(self.folder.path());
+        let running = start(self.folder.path());
         eventually("it listens", async || TcpStream::connect(self.admin).is_ok()).await;
         let refreshed = |state: &Stored| state.generation > generation && !state.is_open();
         eventually("it refreshes again", async || self.granted() > granted && refreshed(&self.state())).await;
@@ -343,39 +347,8 @@ impl Stored {
     }
 }
 
-/// Ends the process with the test, however the test ends.
-struct Running(Child);
-
-impl Running {
-    fn start(folder: &Path) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bearer-proxy"));
-        Self(command.current_dir(folder).env_clear().stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.0), signal).unwrap();
-    }
-
-    async fn ended(&mut self) -> ExitStatus {
-        let mut status = None;
-        eventually("the process ends", async || {
-            status = self.0.try_wait().unwrap();
-            status.is_some()
-        })
-        .await;
-        status.unwrap()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+fn start(folder: &Path) -> Running {
+    Running(program(folder).stderr(Stdio::null()).spawn().unwrap())
 }
 
 /// A slow way to the issuer. What was sent arrives, even when its sender has died meanwhile.

@@ -224,6 +224,13 @@ async fn fault_8_invalid_grant() {
     let proxy = with_issuer(&issuer, &[("token.refresh_token_file", path)]).await;
     until(&proxy, State::Dead, Reason::RefreshTokenRefused).await;
     assert_eq!(proxy.metric(r#"bearer_proxy_token_state{credential="default",state="dead"}"#).await, 1.0);
+    let reason = r#"bearer_proxy_token_state_reason{credential="default",reason="refresh_token_refused"}"#;
+    assert_eq!(proxy.metric(reason).await, 1.0);
+    let since = proxy.metric(r#"bearer_proxy_token_state_since_timestamp_seconds{credential="default"}"#).await;
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    assert!(since <= now && now - since < LIMIT.as_secs_f64(), "{since} at {now}");
+    let readiness = String::from_utf8(send(proxy.admin, get("/readyz")).await.body().to_vec()).unwrap();
+    assert!(readiness.contains("refresh_token_refused") && readiness.contains("since"), "{readiness}");
     assert_eq!(send(proxy.admin, get("/readyz")).await.status(), 200, "what is still valid serves");
     serves_until_expiry(&proxy).await;
     assert_eq!(send(proxy.admin, get("/readyz")).await.status(), 503);

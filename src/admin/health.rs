@@ -5,6 +5,7 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 use serde_json::json;
 
+use super::status::date;
 use crate::token::Snapshot;
 
 /// Ready with a usable token and while not draining. The upstream's health does not count: otherwise one cloud outage would
@@ -13,5 +14,9 @@ pub(super) fn readiness(credential: &Snapshot, draining: bool) -> Response<Full<
     let ready = credential.is_ready() && !draining;
     let reason = if draining { "draining" } else { credential.reason.as_str() };
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    super::json(status, &json!({ "ready": ready, "state": credential.state.as_str(), "reason": reason }))
+    let since = date(credential.since);
+    super::json(
+        status,
+        &json!({ "ready": ready, "state": credential.state.as_str(), "reason": reason, "since": since }),
+    )
 }

@@ -22,7 +22,7 @@ use crate::{
         process,
     },
     proxy::{Metrics, metrics::CONNECTION_REJECTIONS},
-    token::{Durations, Persistence, Snapshot, State},
+    token::{Durations, Persistence, Reason, Snapshot, State},
 };
 
 /// All numbers at this moment.
@@ -239,6 +239,16 @@ impl Scrape {
             .map(|state| (named(&[("state", state.as_str())]), f64::from(u8::from(*state == credential.state))))
             .collect();
         writer.gauges("token_state", "1 for the current state", &states)?;
+        let reasons: Vec<_> = Reason::ALL
+            .iter()
+            .map(|reason| (named(&[("reason", reason.as_str())]), f64::from(u8::from(*reason == credential.reason))))
+            .collect();
+        writer.gauges("token_state_reason", "1 for the reason of the current state", &reasons)?;
+        let since = [(named(&[]), seconds(Some(credential.since)))];
+        writer.gauges("token_state_since_timestamp_seconds", "Since when the state is the current one", &since)?;
+        let refused = [(named(&[]), f64::from(u8::from(credential.seed_refused)))];
+        let help = "1: the newly configured refresh token was refused, and the stored one goes on";
+        writer.gauges("token_seed_refused", help, &refused)?;
         let generation = [(named(&[]), credential.generation as f64)];
         writer.gauges("token_generation", "Counts the tokens; 0: there is none", &generation)?;
         let up = !matches!(credential.persistence, Persistence::Failing { .. });

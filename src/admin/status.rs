@@ -67,7 +67,7 @@ fn of_upstream(config: &upstream::Config, sources: &Sources) -> Value {
 }
 
 /// RFC 3339, in UTC and whole seconds.
-fn date(moment: SystemTime) -> String {
+pub(super) fn date(moment: SystemTime) -> String {
     let since_1970 = moment.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(since_1970)).to_string()
 }

@@ -105,6 +105,11 @@ fn describe(status: &Value, ready: bool) -> Vec<String> {
         }
         lines.push(format!("  access token expires in: {}", seconds(&credential["expires_in"])));
         lines.push(format!("  refresh token expires in: {}", seconds(&credential["refresh_token_expires_in"])));
+        if credential["seed_refused"] == Value::Bool(true) {
+            lines.push(
+                "  NOT TAKEN: the issuer refused the newly configured refresh token, the stored one goes on".to_owned(),
+            );
+        }
         if credential["persisted"] == Value::Bool(false) {
             lines.push("  NOT STORED: the last tokens could not be written to state_file, see the log".to_owned());
         }

@@ -335,6 +335,7 @@ struct Jwt {
     algorithm: Algorithm,
     user: Option<User>,
     claims: serde_json::Map<String, serde_json::Value>,
+    names: jwt::Names,
 }
 
 /// `None` if there is no such section, and after a mistake.
@@ -361,7 +362,20 @@ fn jwt_section(r: &mut Reader) -> Option<Jwt> {
     }
     let user = user(r);
     let claims = r.read("token.jwt.claims", values::claims).unwrap_or_default();
-    Some(Jwt { key: key?, algorithm: algorithm?, user, claims })
+    let names = names(r);
+    Some(Jwt { key: key?, algorithm: algorithm?, user, claims, names })
+}
+
+fn names(r: &mut Reader) -> jwt::Names {
+    let mut name = |path| r.read(path, values::parameter_name).unwrap_or_default();
+    jwt::Names {
+        client_id: name("token.jwt.names.client_id"),
+        jwt_token: name("token.jwt.names.jwt_token"),
+        email: name("token.jwt.names.email"),
+        phone: name("token.jwt.names.phone"),
+        babel_id: name("token.jwt.names.babel_id"),
+        code: name("token.jwt.names.code"),
+    }
 }
 
 /// As whom to act, named in at most one way.
@@ -379,6 +393,7 @@ fn user(r: &mut Reader) -> Option<User> {
 }
 
 fn first_tokens(r: &mut Reader, upstream: &upstream::Config, jwt: Option<Jwt>) -> Option<token::FirstConfig> {
+    let code_fields = r.list("token.fields.code", values::json_pointer).into_iter().map(|(field, _)| field).collect();
     let redirect_uri = r.read("token.redirect_uri", values::redirect_uri);
     let paths = ["token.authorize_path", "token.token_path", "token.jwt_path"];
     let [authorize, token, by_jwt] = paths.map(|path| r.read(path, values::url_path));
@@ -388,7 +403,15 @@ fn first_tokens(r: &mut Reader, upstream: &upstream::Config, jwt: Option<Jwt>) -
     let url = |path: Option<String>| interface(endpoint, &path?);
     let exchange = exchange::Config { authorize_url: url(authorize)?, token_url: url(token)?, redirect_uri };
     let url = url(by_jwt)?;
-    let jwt = jwt.map(|Jwt { key, algorithm, user, claims }| jwt::Config { url, key, algorithm, user, claims });
+    let jwt = jwt.map(|Jwt { key, algorithm, user, claims, names }| jwt::Config {
+        url,
+        key,
+        algorithm,
+        user,
+        claims,
+        names,
+        code_fields,
+    });
     Some(token::FirstConfig { exchange, jwt })
 }
 

@@ -375,6 +375,14 @@ pub(super) fn json_pointer(value: &Value) -> Read<String> {
     }
 }
 
+/// The name of a URL parameter.
+pub(super) fn parameter_name(value: &Value) -> Read<String> {
+    match text(value)? {
+        "" => Err(fault("is empty", "write the name that the cloud expects, or leave the key out")),
+        name => Ok(name.to_owned()),
+    }
+}
+
 /// A status that may mean "this token is not good".
 pub(super) fn error_status(value: &Value) -> Read<StatusCode> {
     let status = integer(value, 400, 599)?;

@@ -1,6 +1,7 @@
 //! First tokens without a person: a JWT is shown to the cloud, which answers with a code, which becomes tokens.
 
 use std::{
+    borrow::Cow,
     pin::Pin,
     time::{Duration, SystemTime},
 };
@@ -41,6 +42,27 @@ pub struct Config {
     pub user: Option<User>,
     /// Further claims.
     pub claims: Map<String, Value>,
+    /// What this deployment calls things.
+    pub names: Names,
+    /// Where the code is in a JSON answer: JSON pointers (RFC 6901), tried in this order.
+    pub code_fields: Vec<String>,
+}
+
+/// Names of URL parameters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// The client's id, also as a claim.
+    pub client_id: String,
+    /// The JWT.
+    pub jwt_token: String,
+    /// A user's address.
+    pub email: String,
+    /// A user's telephone number.
+    pub phone: String,
+    /// A user's id.
+    pub babel_id: String,
+    /// The code, in the address that the cloud redirects to.
+    pub code: String,
 }
 
 /// How a user of the cloud is named.
@@ -91,11 +113,13 @@ impl JwtTokens {
 
     async fn tokens(&self) -> Result<Grant, Failure> {
         let jwt = self.jwt().await?;
-        let user = self.config.user.as_ref().map(User::parameter);
-        let pairs = [("response_type", "code"), ("client_id", &self.client_id), ("jwt_token", &jwt)];
+        let names = &self.config.names;
+        let user = self.config.user.as_ref().map(|user| names.of(user));
+        let pairs =
+            [("response_type", "code"), (names.client_id.as_str(), self.client_id.as_str()), (&names.jwt_token, &jwt)];
         let query = parameters(pairs.into_iter().chain(user));
         let answer = channel::send(self.channel.get(&query)).await?;
-        let code = code(&answer, &self.config.url, self.clock.wall())?;
+        let code = self.config.code(&answer, self.clock.wall())?;
         let mut exchange = self.exchange.lock().await;
         exchange.reload_client_secret().await;
         exchange.tokens(&code).await
@@ -104,7 +128,7 @@ impl JwtTokens {
     async fn jwt(&self) -> Result<Zeroizing<String>, Failure> {
         let mut claims = self.config.claims.clone();
         let now = self.clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        claims.insert("client_id".to_owned(), self.client_id.clone().into());
+        claims.insert(self.config.names.client_id.clone(), self.client_id.clone().into());
         claims.insert("iat".to_owned(), now.as_secs().into());
         claims.insert("exp".to_owned(), (now + JWT_LIFETIME).as_secs().into());
         let key = self.current_key().await;
@@ -130,12 +154,12 @@ impl FirstTokens for JwtTokens {
     }
 }
 
-impl User {
-    fn parameter(&self) -> (&'static str, &str) {
-        match self {
-            Self::Email(email) => ("email", email),
-            Self::Phone(phone) => ("phone", phone),
-            Self::BabelId(id) => ("babelId", id),
+impl Names {
+    fn of<'a>(&'a self, user: &'a User) -> (&'a str, &'a str) {
+        match user {
+            User::Email(email) => (&self.email, email),
+            User::Phone(phone) => (&self.phone, phone),
+            User::BabelId(id) => (&self.babel_id, id),
         }
     }
 }
@@ -153,59 +177,61 @@ fn sign(algorithm: Algorithm, key: &Secret, claims: &Map<String, Value>) -> Resu
     jwt.map(Zeroizing::new).map_err(|_| UnfitKey)
 }
 
-/// The code in either shape of answer: a redirect whose target carries it, or JSON.
-fn code(answer: &Answer, url: &Url, wall: SystemTime) -> Result<Secret, Failure> {
-    let found = match answer.status {
-        StatusCode::MOVED_PERMANENTLY
-        | StatusCode::FOUND
-        | StatusCode::SEE_OTHER
-        | StatusCode::TEMPORARY_REDIRECT
-        | StatusCode::PERMANENT_REDIRECT => code_in_location(&answer.headers, url)?,
-        status if status.is_success() => code_in_json(&answer.body)?,
-        status => return Err(refusal(Presented::Jwt, status, &answer.headers, &answer.body, wall)),
-    };
-    if found.expose().len() > CODE_LIMIT {
-        return Err(Failure::new(Class::Failing, "the code that the cloud gave for the JWT is too long"));
+impl Config {
+    /// The code in either shape of answer: a redirect whose target carries it, or JSON.
+    fn code(&self, answer: &Answer, wall: SystemTime) -> Result<Secret, Failure> {
+        let found = match answer.status {
+            StatusCode::MOVED_PERMANENTLY
+            | StatusCode::FOUND
+            | StatusCode::SEE_OTHER
+            | StatusCode::TEMPORARY_REDIRECT
+            | StatusCode::PERMANENT_REDIRECT => self.code_in_location(&answer.headers)?,
+            status if status.is_success() => self.code_in_json(&answer.body)?,
+            status => return Err(refusal(Presented::Jwt, status, &answer.headers, &answer.body, wall)),
+        };
+        if found.expose().len() > CODE_LIMIT {
+            return Err(Failure::new(Class::Failing, "the code that the cloud gave for the JWT is too long"));
+        }
+        Ok(found)
     }
-    Ok(found)
-}
 
-fn code_in_location(headers: &HeaderMap, url: &Url) -> Result<Secret, Failure> {
-    let target = headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
-    let target = target.and_then(|target| url.join(target).ok());
-    let mut codes =
-        target.iter().flat_map(Url::query_pairs).filter(|(name, value)| name == "code" && !value.is_empty());
-    match (codes.next(), codes.next()) {
-        (Some((_, code)), None) => Ok(Secret::new(code)),
-        (None, _) | (_, Some(_)) => Err(Failure::new(
-            Class::Failing,
-            "the cloud answered the JWT with a redirect that carries no code: is this interface enabled, and are the \
-             keys in [token.jwt] right?",
-        )),
-    }
-}
-
-fn code_in_json(body: &[u8]) -> Result<Secret, Failure> {
-    let failing = |detail: String| Err(Failure::new(Class::Failing, detail));
-    let Ok(mut answer) = serde_json::from_slice::<Value>(body) else {
-        return failing("the cloud's answer to the JWT is not JSON".to_owned());
-    };
-    if answer.get("success") == Some(&Value::Bool(false)) {
-        // A number cannot be a secret; the envelope's message could quote one.
-        let number = answer.get("code").and_then(Value::as_i64);
-        let number = number.map(|number| format!(" (code {number})")).unwrap_or_default();
-        return failing(format!("the cloud refused the JWT{number}: check the keys in [token.jwt]"));
-    }
-    // The envelope has a `code` of its own, 0 for success: what lies within it goes first, and a status is no code.
-    for pointer in ["/data/code", "/result/code", "/code"] {
-        if let Some(Value::String(code)) = answer.pointer_mut(pointer).map(Value::take)
-            && !code.is_empty()
-            && !is_status(&code)
-        {
-            return Ok(Secret::new(code));
+    fn code_in_location(&self, headers: &HeaderMap) -> Result<Secret, Failure> {
+        let target = headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
+        let target = target.and_then(|target| self.url.join(target).ok());
+        let is_code = |(name, value): &(Cow<'_, str>, Cow<'_, str>)| *name == self.names.code && !value.is_empty();
+        let mut codes = target.iter().flat_map(Url::query_pairs).filter(is_code);
+        match (codes.next(), codes.next()) {
+            (Some((_, code)), None) => Ok(Secret::new(code)),
+            (None, _) | (_, Some(_)) => Err(Failure::new(
+                Class::Failing,
+                "the cloud answered the JWT with a redirect that carries no code: is this interface enabled, and are \
+                 the keys in [token.jwt] right?",
+            )),
         }
     }
-    failing("the cloud's answer to the JWT has no code at /code, /data/code or /result/code".to_owned())
+
+    fn code_in_json(&self, body: &[u8]) -> Result<Secret, Failure> {
+        let failing = |detail: String| Err(Failure::new(Class::Failing, detail));
+        let Ok(mut answer) = serde_json::from_slice::<Value>(body) else {
+            return failing("the cloud's answer to the JWT is not JSON".to_owned());
+        };
+        if answer.get("success") == Some(&Value::Bool(false)) {
+            // A number cannot be a secret; the envelope's message could quote one.
+            let number = answer.get("code").and_then(Value::as_i64);
+            let number = number.map(|number| format!(" (code {number})")).unwrap_or_default();
+            return failing(format!("the cloud refused the JWT{number}: check the keys in [token.jwt]"));
+        }
+        for pointer in &self.code_fields {
+            if let Some(Value::String(code)) = answer.pointer_mut(pointer).map(Value::take)
+                && !code.is_empty()
+                && !is_status(&code)
+            {
+                return Ok(Secret::new(code));
+            }
+        }
+        let places = self.code_fields.join(", ");
+        failing(format!("the cloud's answer to the JWT has no code at {places} (token.fields.code)"))
+    }
 }
 
 /// A status that some clouds write as a text: `"0"`, `"200"`. No authorization code is that short.
@@ -226,8 +252,44 @@ mod tests {
         }
         let status = StatusCode::from_u16(status).expect("a status");
         let answer = Answer { status, headers, body: Zeroizing::new(body.as_bytes().to_vec()) };
-        let url = "https://cloud.example.com/api/authorizeByJWT.do".parse().expect("a URL");
-        code(&answer, &url, SystemTime::UNIX_EPOCH).map(|code| code.expose().to_owned())
+        config().code(&answer, SystemTime::UNIX_EPOCH).map(|code| code.expose().to_owned())
+    }
+
+    fn config() -> Config {
+        let name = str::to_owned;
+        Config {
+            url: "https://cloud.example.com/api/authorizeByJWT.do".parse().expect("a URL"),
+            key: Secret::new("key"),
+            algorithm: Algorithm::HS256,
+            user: None,
+            claims: Map::new(),
+            names: Names {
+                client_id: name("client_id"),
+                jwt_token: name("jwt_token"),
+                email: name("email"),
+                phone: name("phone"),
+                babel_id: name("babelId"),
+                code: name("code"),
+            },
+            code_fields: ["/data/code", "/result/code", "/code"].map(name).to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_deployment_may_call_things_otherwise() {
+        let answer = |location: &str, body: &[u8]| Answer {
+            status: if location.is_empty() { StatusCode::OK } else { StatusCode::FOUND },
+            headers: HeaderMap::from_iter([(header::LOCATION, location.parse().expect("a value"))]),
+            body: Zeroizing::new(body.to_vec()),
+        };
+        let mut config = config();
+        config.names.code = "ticket".to_owned();
+        config.code_fields = vec!["/payload/ticket".to_owned()];
+        let code = |answer| config.code(&answer, SystemTime::UNIX_EPOCH).map(|code| code.expose().to_owned());
+        assert_eq!(code(answer("/back?code=no&ticket=abc", b"")).as_deref(), Ok("abc"));
+        assert_eq!(code(answer("", br#"{"code":"no","payload":{"ticket":"abc"}}"#)).as_deref(), Ok("abc"));
+        let failure = code(answer("", br#"{"code":"no"}"#)).expect_err("no code");
+        assert!(failure.detail.contains("/payload/ticket (token.fields.code)"), "{}", failure.detail);
     }
 
     #[test]

@@ -68,7 +68,21 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// The name in status and logs.
+    /// Every reason.
+    pub const ALL: [Self; 10] = [
+        Self::Ok,
+        Self::Refreshing,
+        Self::NoCredential,
+        Self::IssuerUnreachable,
+        Self::IssuerFailing,
+        Self::IssuerThrottling,
+        Self::IssuerGarbled,
+        Self::RefreshTokenRefused,
+        Self::ClientRefused,
+        Self::OutcomeUnknown,
+    ];
+
+    /// The name in status, metrics and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",

@@ -7,6 +7,9 @@
     reason = "a test fails by panicking, and shares its helpers"
 )]
 
+#[cfg(unix)]
+pub mod process;
+
 use std::{future::Future, io, net::SocketAddr, time::Duration};
 
 use bearer_proxy::{

@@ -135,9 +135,7 @@ impl World {
         };
         facts.issued.insert(format!("Bearer theirs-{n}"), (now + lifetime, lifetime));
         facts.replaced.insert(spent.expose().to_owned());
-        // Its record no longer tells of a configured refresh token that is in question beside the chain. To send such a
-        // one again endangers no token that serves.
-        facts.doubts.clear();
+        facts.doubts.remove(spent.expose());
         facts.is_client_refused = false;
         record.advance(Some(Secret::new(format!("refresh-{n}"))), None, access, Origin::Chain);
         facts.disk = Some(record);
