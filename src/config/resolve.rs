@@ -79,6 +79,7 @@ fn proxy(r: &mut Reader, addresses: &[(Address, Place)]) -> proxy::Config {
         head_timeout: r.positive_duration("proxy.head_timeout"),
         body_idle_timeout: r.positive_duration("proxy.body_idle_timeout"),
         idle_timeout: r.positive_duration("proxy.idle_timeout"),
+        tunnel_idle_timeout: r.positive_duration("proxy.tunnel_idle_timeout"),
         drain_delay: r.duration("proxy.drain_delay"),
         drain_timeout: r.duration("proxy.drain_timeout"),
         retry: retry(r),
@@ -341,6 +342,7 @@ struct Jwt {
 /// `None` if there is no such section, and after a mistake.
 fn jwt_section(r: &mut Reader) -> Option<Jwt> {
     const KEY: &str = "token.jwt.key";
+    let names = names(r);
     if !r.has_section("token.jwt") {
         return None;
     }
@@ -362,7 +364,6 @@ fn jwt_section(r: &mut Reader) -> Option<Jwt> {
     }
     let user = user(r);
     let claims = r.read("token.jwt.claims", values::claims).unwrap_or_default();
-    let names = names(r);
     Some(Jwt { key: key?, algorithm: algorithm?, user, claims, names })
 }
 
