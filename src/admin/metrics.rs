@@ -66,6 +66,8 @@ struct Numbers {
     sent_bytes: u64,
     connections_open: u64,
     tunnels_open: u64,
+    rewritten: u64,
+    coded: u64,
     duration: ([u64; BUCKETS.len() + 1], f64),
 }
 
@@ -121,6 +123,8 @@ impl Numbers {
             sent_bytes: sources.sum(|worker| worker.sent_bytes.value()),
             connections_open: sources.sum(|worker| worker.connections_open.value()),
             tunnels_open: sources.sum(|worker| worker.tunnels_open.value()),
+            rewritten: sources.sum(|worker| worker.rewritten.value()),
+            coded: sources.sum(|worker| worker.coded.value()),
             duration: (buckets, seconds),
         }
     }
@@ -207,6 +211,9 @@ impl Scrape {
         writer.counter("sent_bytes", "Bytes written to clients", numbers.sent_bytes)?;
         writer.counters("retries", "Requests sent again, or that should have been", &numbers.retries)?;
         writer.gauge("connections_open", "Client connections", numbers.connections_open as f64)?;
+        let json = [("rewritten", numbers.rewritten), ("coded", numbers.coded)];
+        let json: Series = json.map(|(outcome, n)| (vec![("outcome", outcome.to_owned())], n)).into();
+        writer.counters("json_answers", "JSON answers by what became of the addresses in them", &json)?;
         writer.gauge("tunnels_open", "Upgraded connections", numbers.tunnels_open as f64)?;
         let help = "Client connections turned away, by reason";
         writer.counters("connections_rejected", help, &numbers.connections_rejected)?;

@@ -10,7 +10,12 @@ use std::{
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
-use super::{connection::Exchange, replay::AttemptBody, replay::RequestBody, worker::Worker};
+use super::{
+    connection::Exchange,
+    replay::{AttemptBody, RequestBody},
+    rewrite,
+    worker::Worker,
+};
 use crate::{base::clock::Moment, upstream::Lease};
 
 /// What a client receives.
@@ -19,6 +24,8 @@ pub(crate) struct ResponseBody {
     /// Read ahead, or ours.
     ahead: VecDeque<Bytes>,
     rest: Option<Rest>,
+    /// Brings addresses in it home.
+    rewriter: Option<rewrite::Stream>,
     account: Account,
 }
 
@@ -51,12 +58,17 @@ pub(crate) enum Broken {
 impl ResponseBody {
     /// A body of our own.
     pub(crate) fn ours(words: Bytes, account: Account) -> Self {
-        Self { ahead: VecDeque::from([words]), rest: None, account }
+        Self { ahead: VecDeque::from([words]), rest: None, rewriter: None, account }
     }
 
     /// An upstream's body, some of it perhaps read ahead.
-    pub(crate) fn relayed(ahead: VecDeque<Bytes>, rest: Option<Rest>, account: Account) -> Self {
-        let mut body = Self { ahead, rest, account };
+    pub(crate) fn relayed(
+        ahead: VecDeque<Bytes>,
+        rest: Option<Rest>,
+        rewriter: Option<rewrite::Stream>,
+        account: Account,
+    ) -> Self {
+        let mut body = Self { ahead, rest, rewriter, account };
         if body.rest.as_ref().is_some_and(|rest| rest.body.is_end_stream()) {
             body.finish();
         }
@@ -84,6 +96,51 @@ impl Body for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = self.get_mut();
+        loop {
+            let frame = ready!(this.poll_upstream(cx));
+            let Some(rewriter) = &mut this.rewriter else { return Poll::Ready(frame) };
+            let rewritten = match frame {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => rewriter.feed(&data),
+                    // Trailers tell of the body as it was.
+                    Err(_) => continue,
+                },
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => {
+                    let held = rewriter.finish();
+                    this.rewriter = None;
+                    held
+                }
+            };
+            if !rewritten.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(rewritten))));
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ahead.is_empty() && self.rest.is_none() && self.rewriter.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.rewriter.is_some() {
+            return SizeHint::default();
+        }
+        let ahead: u64 = self.ahead.iter().map(|data| data.len() as u64).sum();
+        let rest = self.rest.as_ref().map_or(SizeHint::with_exact(0), |rest| rest.body.size_hint());
+        let mut hint = SizeHint::new();
+        hint.set_lower(ahead + rest.lower());
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(ahead + upper);
+        }
+        hint
+    }
+}
+
+impl ResponseBody {
+    /// What comes from the upstream, as it came.
+    fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let this = self;
         if let Some(data) = this.ahead.pop_front() {
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
@@ -112,21 +169,6 @@ impl Body for ResponseBody {
                 Poll::Ready(None)
             }
         }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.ahead.is_empty() && self.rest.is_none()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let ahead: u64 = self.ahead.iter().map(|data| data.len() as u64).sum();
-        let rest = self.rest.as_ref().map_or(SizeHint::with_exact(0), |rest| rest.body.size_hint());
-        let mut hint = SizeHint::new();
-        hint.set_lower(ahead + rest.lower());
-        if let Some(upper) = rest.upper() {
-            hint.set_upper(ahead + upper);
-        }
-        hint
     }
 }
 

@@ -194,6 +194,14 @@ impl Passage<'_> {
         *request.uri_mut() = self.route.target(&self.head.uri);
         *request.version_mut() = Version::HTTP_11;
         *request.headers_mut() = headers::outbound(self.head, &rewrite);
+        if self.route.is_rewritten {
+            // Parts of an answer, and compressed ones, cannot be rewritten.
+            request.headers_mut().remove(header::RANGE);
+            request.headers_mut().remove(header::IF_RANGE);
+        }
+        if self.route.is_rewritten || self.worker.config.retry.json.is_some() && self.route.inject {
+            request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
         if let Some(upgrade) = self.upgrade {
             request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             request.headers_mut().insert(header::UPGRADE, upgrade.protocol.clone());

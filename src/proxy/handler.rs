@@ -17,6 +17,7 @@ use super::{
     judge::{Verdict, judge, may_repeat},
     metrics::{RetryOutcome, RetryReason},
     replay::RequestBody,
+    rewrite::{self, Treatment},
     tunnel::Upgrade,
     worker::{Carried, Worker},
 };
@@ -45,7 +46,9 @@ pub(crate) async fn handle(
     let passage =
         Passage { worker: &worker, exchange: &exchange, route, head: &head, body: &body, upgrade: upgrade.as_ref() };
     let mut response = match passage.answer(received).await {
-        Ok(Relay { head, ahead, rest }) => Response::from_parts(head, ResponseBody::relayed(ahead, rest, account)),
+        Ok(Relay { head, ahead, rest, rewriter }) => {
+            Response::from_parts(head, ResponseBody::relayed(ahead, rest, rewriter, account))
+        }
         Err(error) => {
             worker.refused(&error, &exchange);
             error.to_response().map(|words| ResponseBody::ours(words, account))
@@ -75,6 +78,7 @@ struct Relay {
     head: response::Parts,
     ahead: VecDeque<Bytes>,
     rest: Option<Rest>,
+    rewriter: Option<rewrite::Stream>,
 }
 
 /// How far a refusal was read.
@@ -188,26 +192,40 @@ impl Passage<'_> {
     fn relay(&self, answer: Answer) -> Relay {
         let Answer { mut head, body, lease } = answer;
         let protocol = head.headers.get(header::UPGRADE).cloned();
-        self.prepare(&mut head, lease.endpoint());
+        let rewriter = self.prepare(&mut head, lease.endpoint());
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             head.headers.extend(protocol.map(|protocol| (header::UPGRADE, protocol)));
             let upstream = head.extensions.remove();
             let tunnel = self.upgrade.zip(upstream).and_then(|(upgrade, upstream)| upgrade.agreed(upstream, lease));
             *self.exchange.tunnel.borrow_mut() = tunnel;
-            return Relay { head, ahead: VecDeque::new(), rest: None };
+            return Relay { head, ahead: VecDeque::new(), rest: None, rewriter: None };
         }
-        Relay { head, ahead: VecDeque::new(), rest: Some(Rest { body, lease }) }
+        Relay { head, ahead: VecDeque::new(), rest: Some(Rest { body, lease }), rewriter }
     }
 
-    fn prepare(&self, head: &mut response::Parts, endpoint: &crate::upstream::Endpoint) {
-        headers::inbound(head, endpoint, self.head.headers.get(header::HOST), self.route.inject);
+    /// The head as the client gets it, and what brings the addresses in its body home.
+    fn prepare(&self, head: &mut response::Parts, endpoint: &crate::upstream::Endpoint) -> Option<rewrite::Stream> {
+        let (host, rewrites) = (self.head.headers.get(header::HOST), &self.worker.rewrites);
+        headers::inbound(head, endpoint, host, self.route.home(), self.route.inject);
+        rewrite::bring_cookies_home(&mut head.headers, &endpoint.host, rewrites);
+        if rewrites.is_empty() {
+            return None;
+        }
+        let base = headers::our_base(host);
+        rewrites.bring_locations_home(&mut head.headers, &base);
+        if !self.route.is_rewritten {
+            return None;
+        }
+        let treatment = rewrites.treat(head);
+        self.worker.metrics.treated(treatment);
+        (treatment == Treatment::Rewritten).then(|| rewrite::Stream::new(Rc::clone(rewrites), base))
     }
 
     /// Reads a refusal's body as far as it may be kept.
     async fn read_refusal(&self, answer: Answer) -> Refusal {
         let Answer { mut head, mut body, lease } = answer;
-        self.prepare(&mut head, lease.endpoint());
+        let rewriter = self.prepare(&mut head, lease.endpoint());
         let mut ahead = VecDeque::new();
         let mut length = 0;
         self.exchange.waiting_for_upstream();
@@ -237,12 +255,12 @@ impl Passage<'_> {
         };
         self.exchange.answer_due.disarm();
         if !is_whole {
-            return Refusal::Endless(Relay { head, ahead, rest: Some(Rest { body, lease }) });
+            return Refusal::Endless(Relay { head, ahead, rest: Some(Rest { body, lease }), rewriter });
         }
         // Servers that refuse a body often do not read it, and close. The replay must not meet that close.
         if self.body.is_empty() {
             lease.release();
         }
-        Refusal::Whole(Relay { head, ahead, rest: None })
+        Refusal::Whole(Relay { head, ahead, rest: None, rewriter })
     }
 }

@@ -101,13 +101,15 @@ pub(crate) fn is_unambiguous(head: &response::Parts, is_upgrade_wished: bool) ->
         && coding.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked") && length.is_none())
 }
 
-/// The upstream's head as the client gets it: hop-by-hop fields dropped, an address of the upstream's turned into ours,
+/// The upstream's head as the client gets it: hop-by-hop fields dropped, an address of the upstream's turned into ours (below
+/// `prefix`),
 /// and kept out of shared caches if the request carried our token: without an `Authorization` of the client's own, RFC 9111
 /// §3.5 does not protect it there.
 pub(crate) fn inbound(
     head: &mut response::Parts,
     endpoint: &Endpoint,
     client_host: Option<&HeaderValue>,
+    prefix: &str,
     injected: bool,
 ) {
     let headers = &mut head.headers;
@@ -118,10 +120,11 @@ pub(crate) fn inbound(
     for name in HOP_BY_HOP {
         headers.remove(name);
     }
-    if let Some(location) =
-        headers.get(header::LOCATION).and_then(|location| brought_home(location, endpoint, client_host))
-    {
-        headers.insert(header::LOCATION, location);
+    for name in [header::LOCATION, header::CONTENT_LOCATION] {
+        let address = headers.get(&name);
+        if let Some(home) = address.and_then(|address| brought_home(address, endpoint, client_host, prefix)) {
+            headers.insert(name, home);
+        }
     }
     if injected && !headers.get_all(header::CACHE_CONTROL).iter().any(decides_on_sharing) {
         headers.append(header::CACHE_CONTROL, HeaderValue::from_static("private"));
@@ -233,7 +236,15 @@ fn joined(headers: &HeaderMap, name: &HeaderName, last: &[u8]) -> Option<HeaderV
 }
 
 /// A `Location` on the endpoint we called, as the client can reach it.
-fn brought_home(location: &HeaderValue, endpoint: &Endpoint, client_host: Option<&HeaderValue>) -> Option<HeaderValue> {
+fn brought_home(
+    location: &HeaderValue,
+    endpoint: &Endpoint,
+    client_host: Option<&HeaderValue>,
+    prefix: &str,
+) -> Option<HeaderValue> {
+    if !prefix.is_empty() && location.as_bytes().starts_with(b"/") && !location.as_bytes().starts_with(b"//") {
+        return HeaderValue::from_bytes(&[prefix.as_bytes(), location.as_bytes()].concat()).ok();
+    }
     let target: Uri = Uri::try_from(location.as_bytes().split(|byte| *byte == b'#').next()?).ok()?;
     let port = target.port_u16().or_else(|| target.scheme().and_then(default_port))?;
     let host = target.host()?.trim_start_matches('[').trim_end_matches(']');
@@ -248,11 +259,12 @@ fn brought_home(location: &HeaderValue, endpoint: &Endpoint, client_host: Option
     let authority_ends = words.windows(3).position(|window| window == b"://")? + 3 + target.authority()?.as_str().len();
     let path = &words[authority_ends..];
     let path = if path.starts_with(b"/") { path.to_vec() } else { [b"/", path].concat() };
-    let home = match client_host {
-        Some(host) => [b"http://", host.as_bytes(), &path].concat(),
-        None => path,
-    };
-    HeaderValue::from_bytes(&home).ok()
+    HeaderValue::from_bytes(&[&our_base(client_host), prefix.as_bytes(), &path].concat()).ok()
+}
+
+/// How the client reaches us, as an address begins; nothing if it did not say.
+pub(crate) fn our_base(client_host: Option<&HeaderValue>) -> Vec<u8> {
+    client_host.map(|host| [b"http://", host.as_bytes()].concat()).unwrap_or_default()
 }
 
 fn default_port(scheme: &Scheme) -> Option<u16> {
@@ -425,7 +437,7 @@ mod tests {
             response = response.header(*name, *value);
         }
         let (mut parts, ()) = response.body(()).unwrap().into_parts();
-        inbound(&mut parts, &endpoint(), Some(&HeaderValue::from_static("localhost:8080")), injected);
+        inbound(&mut parts, &endpoint(), Some(&HeaderValue::from_static("localhost:8080")), "", injected);
         parts.headers
     }
 

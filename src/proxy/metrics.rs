@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 
-use super::{error, route};
+use super::{error, rewrite::Treatment, route};
 use crate::{
     base::counter::{Counter, Histogram},
     upstream,
@@ -30,6 +30,10 @@ pub struct Metrics {
     /// Client connections that were turned away, by [`CONNECTION_REJECTIONS`].
     pub connections_rejected: [Counter; CONNECTION_REJECTIONS.len()],
     rejected: [Counter; error::LABELS.len()],
+    /// JSON answers whose addresses were brought home.
+    pub rewritten: Counter,
+    /// JSON answers that could not be looked into, since they are compressed.
+    pub coded: Counter,
     retries: [[Counter; RETRY_OUTCOMES.len()]; RETRY_REASONS.len()],
     /// One for each origin that an upstream names as an endpoint, in the order of the configuration.
     pub endpoints: Vec<Endpoint>,
@@ -113,6 +117,8 @@ impl Metrics {
             tunnels_open: Counter::default(),
             connections_rejected: Default::default(),
             rejected: Default::default(),
+            rewritten: Counter::default(),
+            coded: Counter::default(),
             retries: Default::default(),
             endpoints: origins.iter().cloned().map(Endpoint::new).collect(),
         }
@@ -137,6 +143,14 @@ impl Metrics {
     /// The numbers of the endpoint at this origin.
     pub fn endpoint(&self, origin: &str) -> Option<&Endpoint> {
         self.endpoints.iter().find(|endpoint| endpoint.origin == origin)
+    }
+
+    pub(crate) fn treated(&self, treatment: Treatment) {
+        match treatment {
+            Treatment::Untouched => {}
+            Treatment::Coded => self.coded.add(1),
+            Treatment::Rewritten => self.rewritten.add(1),
+        }
     }
 
     /// Counts a failure of the endpoint at this origin.

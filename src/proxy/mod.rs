@@ -14,6 +14,7 @@ pub mod metrics;
 mod monitor;
 mod recording;
 mod replay;
+mod rewrite;
 mod route;
 mod tunnel;
 mod worker;

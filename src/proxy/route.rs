@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::{Uri, header, request, uri::PathAndQuery};
 
-use super::Route as Config;
+use super::{Rewrite, Route as Config};
 use crate::{base::ticker::Ticks, upstream};
 
 /// All routes, the most specific ones first, and the one that takes what no other does.
@@ -26,6 +26,9 @@ pub(crate) struct Route {
     pub(crate) upstream: usize,
     /// Whether requests get our token, and their answers are judged.
     pub(crate) inject: bool,
+    /// Whether addresses in JSON are brought home. Not from where they lead to: a document that is downloaded arrives as
+    /// it is, also one that is JSON.
+    pub(crate) is_rewritten: bool,
     pub(crate) limits: Limits,
 }
 
@@ -37,7 +40,11 @@ pub(crate) struct Limits {
 }
 
 impl Routes {
-    pub(crate) fn new<'a>(routes: &[Config], upstreams: impl Fn(usize) -> &'a upstream::Config) -> Self {
+    pub(crate) fn new<'a>(
+        routes: &[Config],
+        rewrites: &[Rewrite],
+        upstreams: impl Fn(usize) -> &'a upstream::Config,
+    ) -> Self {
         let limits = |upstream: usize, response: Option<Duration>, body_idle: Option<Duration>| {
             let config = upstreams(upstream);
             Limits {
@@ -55,6 +62,7 @@ impl Routes {
                 strip_prefix: route.strip_prefix,
                 upstream: route.upstream,
                 inject: route.inject,
+                is_rewritten: !rewrites.is_empty() && rewrites.iter().all(|rewrite| rewrite.to != route.prefix),
                 limits: limits(route.upstream, route.response_timeout, route.body_idle_timeout),
             })
             .collect();
@@ -66,6 +74,7 @@ impl Routes {
             strip_prefix: false,
             upstream: 0,
             inject: true,
+            is_rewritten: !rewrites.is_empty(),
             limits: limits(0, None, None),
         };
         Self { routes: ready, default }
@@ -100,6 +109,11 @@ impl Route {
     fn matches(&self, host: Option<&str>, path: &str) -> bool {
         let own_host = self.host.as_deref().is_none_or(|own| host.is_some_and(|host| host.eq_ignore_ascii_case(own)));
         own_host && is_below(path, &self.prefix)
+    }
+
+    /// What an address of the upstream's must begin with to come back on this route.
+    pub(crate) fn home(&self) -> &str {
+        if self.strip_prefix { &self.prefix } else { "" }
     }
 
     /// The target as the upstream sees it: in origin form (RFC 9112 §3.2.1), since where a request goes is not for the
@@ -160,7 +174,7 @@ mod tests {
             http2: upstream::Http2::Auto,
             tls: Default::default(),
         };
-        Routes::new(routes, |_| &upstream)
+        Routes::new(routes, &[], |_| &upstream)
     }
 
     #[test]

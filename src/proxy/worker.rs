@@ -28,6 +28,7 @@ use super::{
     monitor::{self, Monitor},
     recording,
     replay::AttemptBody,
+    rewrite::Rewrites,
     route::{Route, Routes},
 };
 use crate::{
@@ -67,6 +68,7 @@ pub(crate) struct Worker {
     /// In the order of the configuration.
     pub(crate) upstreams: Vec<Upstream<AttemptBody>>,
     pub(crate) routes: Routes,
+    pub(crate) rewrites: Rc<Rewrites>,
     pub(crate) ticker: Rc<Ticker>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) limits: Arc<monitor::Limits>,
@@ -179,7 +181,8 @@ impl Worker {
             clock: Arc::clone(shared.credential.clock()),
             token: RefCell::default(),
             upstreams,
-            routes: Routes::new(&config.routes, |upstream| shared.upstreams[upstream].config()),
+            routes: Routes::new(&config.routes, &config.rewrites, |upstream| shared.upstreams[upstream].config()),
+            rewrites: Rc::new(Rewrites::new(&config.rewrites)),
             ticker,
             metrics,
             limits: Arc::new(monitor::Limits::new(&config)),
