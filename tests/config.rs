@@ -14,9 +14,9 @@ use bearer_proxy::{
     base::log::Format,
     config::{self, Key, Kind, Loaded, Mistakes, Presence, Source},
     net::tls,
-    proxy::{AccessLog, Exhausted, ForwardedHeaders},
+    proxy::{AccessLog, Exhausted, ForwardedHeaders, RetryJson, Rewrite, Route},
     token::{BasicEncoding, Parameters, jwt::User},
-    upstream::Host,
+    upstream::{Host, Http2},
 };
 use jsonwebtoken::Algorithm;
 use proptest::prelude::*;
@@ -124,7 +124,8 @@ fn defaults_are_those_promised() {
     assert_eq!(proxy.access_log, AccessLog::Off);
     assert_eq!((proxy.retry.statuses, proxy.retry.any_method), (vec![http::StatusCode::UNAUTHORIZED], false));
     assert_eq!((proxy.retry.body_limit, proxy.retry.total_limit), (1 << 20, 64 << 20));
-    assert_eq!(proxy.retry.exhausted, Exhausted::Relay);
+    assert_eq!((proxy.retry.exhausted, proxy.retry.json), (Exhausted::Relay, None));
+    assert!(proxy.routes.is_empty() && proxy.rewrites.is_empty() && config.upstreams.len() == 1);
 
     let upstream = config.upstreams[0].clone();
     assert_eq!(upstream.endpoints[0].origin, "https://cloud.example.com");
@@ -132,6 +133,7 @@ fn defaults_are_those_promised() {
     assert_eq!((upstream.connect_timeout, upstream.response_timeout), (seconds(5), seconds(60)));
     assert_eq!((upstream.body_idle_timeout, upstream.idle_timeout), (seconds(60), seconds(90)));
     assert_eq!((upstream.max_connections, upstream.tls), (1024, tls::Config::default()));
+    assert_eq!((upstream.name.as_str(), upstream.handshake_timeout, upstream.http2), ("default", seconds(10), Http2::Auto));
 
     let token = config.token;
     assert_eq!(token.refresh_token.unwrap().expose(), "file-refresh");
@@ -183,6 +185,40 @@ fn every_key_arrives_where_it_belongs() {
     assert_eq!((statuses, proxy.retry.any_method), (vec![401, 403], true));
     assert_eq!((proxy.retry.body_limit, proxy.retry.total_limit), (64_000, 1 << 30));
     assert_eq!(proxy.retry.exhausted, Exhausted::BadGateway);
+    let values = vec![401.into(), "E1".into()];
+    assert_eq!(proxy.retry.json, Some(RetryJson { pointer: "/error/code".to_owned(), values }));
+    let route = |host: Option<&str>, prefix: &str, upstream| Route {
+        host: host.map(str::to_owned),
+        prefix: prefix.to_owned(),
+        upstream,
+        strip_prefix: false,
+        inject: true,
+        response_timeout: None,
+        body_idle_timeout: None,
+    };
+    let documents = route(None, "/_document", 1);
+    assert_eq!(
+        proxy.routes,
+        [
+            Route { strip_prefix: true, inject: false, ..documents.clone() },
+            Route {
+                response_timeout: Some(seconds(25)),
+                body_idle_timeout: Some(seconds(26)),
+                ..route(Some("files.example.com"), "", 2)
+            },
+            Route { inject: false, ..route(Some("files.example.com"), "/public/files", 0) },
+            Route { strip_prefix: true, ..route(None, "/_share", 1) },
+        ]
+    );
+    let rewrite = |from: &str, to: &str| Rewrite { from: from.to_owned(), to: to.to_owned() };
+    assert_eq!(
+        proxy.rewrites,
+        [
+            rewrite("http://document.example.com", "/_document"),
+            rewrite("https://share.example.com:8443", "/_share"),
+            rewrite("https://cloud.internal", ""),
+        ]
+    );
 
     let upstream = config.upstreams[0].clone();
     let origins: Vec<&str> = upstream.endpoints.iter().map(|endpoint| endpoint.origin.as_str()).collect();
@@ -201,6 +237,14 @@ fn every_key_arrives_where_it_belongs() {
         server_name: Some("cloud.internal".to_owned()),
     };
     assert_eq!(upstream.tls, tls);
+
+    assert_eq!((upstream.handshake_timeout, upstream.http2), (seconds(21), Http2::Never));
+    let named: Vec<_> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
+    assert_eq!(named, ["default", "Doc-1", "files_2"]);
+    let documents = &config.upstreams[1];
+    assert_eq!(documents.endpoints[0].origin, "http://document.example.com");
+    assert_eq!((documents.http2, documents.connect_timeout, documents.max_connections), (Http2::Always, seconds(22), 1024));
+    assert_eq!(config.upstreams[2].tls.server_name.as_deref(), Some("files.internal"));
 
     let token = config.token;
     assert_eq!(token.refresh_token.unwrap().expose(), "r3fresh-words");
@@ -389,12 +433,28 @@ fn a_variable_that_is_not_text_is_a_mistake() {
 /// A key that stood in the table and was never read would take any value.
 #[test]
 fn every_key_of_the_table_is_read() {
+    const WRONG: &str = "\u{7}";
     for key in config::keys() {
         let variable = key.variable();
-        let env: Vec<_> =
-            ENOUGH.iter().copied().filter(|(name, _)| *name != variable).chain([(&*variable, "\u{7}")]).collect();
-        let mistakes = load_environment(&env).unwrap_err().to_string();
-        assert!(mistakes.contains(&format!("environment: {variable}: {}: ", key.path)), "{}: {mistakes}", key.path);
+        if key.is_listed() {
+            let (list, rest) = key.path.split_once('.').unwrap();
+            let overrides = vec![(format!("{list}[0].{rest}"), WRONG.to_owned())];
+            let source = Source { file: None, env: variables(&ENOUGH), overrides };
+            let mistakes = config::load(source).unwrap_err().to_string();
+            assert!(mistakes.contains(&format!("command line: {}: ", key.path)), "{}: {mistakes}", key.path);
+            continue;
+        }
+        let mut given = vec![(variable.clone(), key.path.to_owned())];
+        if let Some(rest) = key.path.strip_prefix("upstream.") {
+            let named = variable.replace("__UPSTREAM__", "__UPSTREAMS__DOCS__");
+            given.push((named, format!("upstreams.docs.{rest}")));
+        }
+        for (variable, path) in given {
+            let env: Vec<_> =
+                ENOUGH.iter().copied().filter(|(name, _)| *name != variable).chain([(&*variable, WRONG)]).collect();
+            let mistakes = load_environment(&env).unwrap_err().to_string();
+            assert!(mistakes.contains(&format!("environment: {variable}: {path}: ")), "{path}: {mistakes}");
+        }
     }
 }
 
@@ -507,20 +567,22 @@ fn relative_local_sockets_start_at_the_files_folder() {
 
 const SHIPPED: &str = "proxy.toml";
 
-/// `# key = value`, the marks removed; other comments stay.
-fn uncommented(text: &str, wanted: impl Fn(&str) -> bool) -> String {
-    let mut section = String::new();
+/// `# key = value`, the marks removed; other comments stay. Of sections that are comments themselves, either all or
+/// nothing.
+fn uncommented(text: &str, wanted: impl Fn(&str) -> bool, wanted_section: impl Fn(&str) -> bool) -> String {
+    let (mut section, mut all) = (String::new(), None);
     let lines = text.lines().map(|line| {
-        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
-            section = name.to_owned();
+        let inner = line.strip_prefix("# ").unwrap_or(line);
+        if let Some(name) = inner.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            section = name.trim_matches(['[', ']']).to_owned();
+            all = (inner != line).then(|| wanted_section(&section));
+            return format!("{}\n", if all == Some(true) { inner } else { line });
         }
-        let assignment = line.strip_prefix("# ").filter(|rest| {
-            rest.split_once(" = ").is_some_and(|(key, _)| {
-                key.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c == '.')
-                    && wanted(&format!("{section}.{key}"))
-            })
+        let is_assignment = inner.split_once(" = ").is_some_and(|(key, _)| {
+            key.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c == '.')
+                && all.unwrap_or_else(|| wanted(&format!("{section}.{key}")))
         });
-        format!("{}\n", assignment.unwrap_or(line))
+        format!("{}\n", if is_assignment { inner } else { line })
     });
     lines.collect()
 }
@@ -533,6 +595,10 @@ fn flatten(prefix: &str, table: &toml::Table, into: &mut BTreeMap<String, toml::
             toml::Value::Table(inner) if !config::keys().iter().any(|key| key.path == path) => {
                 flatten(&path, inner, into);
             }
+            toml::Value::Array(elements) if elements.iter().any(toml::Value::is_table) => {
+                assert_eq!(elements.len(), 1, "{path}");
+                flatten(&path, elements[0].as_table().unwrap(), into);
+            }
             value => assert!(into.insert(path, value.clone()).is_none()),
         }
     }
@@ -541,9 +607,19 @@ fn flatten(prefix: &str, table: &toml::Table, into: &mut BTreeMap<String, toml::
 #[test]
 fn the_shipped_file_documents_every_key_and_no_other() {
     let text = fs::read_to_string(SHIPPED).unwrap();
-    let table: toml::Table = uncommented(&text, |_| true).parse().unwrap();
+    let table: toml::Table = uncommented(&text, |_| true, |_| true).parse().unwrap();
     let mut documented = BTreeMap::new();
     flatten("", &table, &mut documented);
+    // A named upstream is an example of its own.
+    let mut named = Vec::new();
+    documented.retain(|path, _| match path.strip_prefix("upstreams.documents.") {
+        Some(rest) => {
+            named.push(format!("upstream.{rest}"));
+            false
+        }
+        None => true,
+    });
+    assert!(!named.is_empty() && named.iter().all(|path| documented.contains_key(path)), "{named:?}");
     let in_code: BTreeMap<String, toml::Value> = config::keys()
         .iter()
         .map(|key| {
@@ -551,7 +627,7 @@ fn the_shipped_file_documents_every_key_and_no_other() {
             (key.path.to_owned(), table["value"].clone())
         })
         .collect();
-    assert_eq!(documented.len(), 72, "keys seen");
+    assert_eq!(documented.len(), 99, "keys seen");
     assert_eq!(documented, in_code);
 
     // What is said to be a default is commented out, and a comment line precedes every group of keys.
@@ -561,10 +637,42 @@ fn the_shipped_file_documents_every_key_and_no_other() {
     for key in config::keys() {
         match key.presence {
             Presence::Default(_) => assert!(!given.contains_key(key.path), "{} is the default", key.path),
+            Presence::Required { .. } if key.is_listed() => {
+                assert!(!given.contains_key(key.path), "{} is in a section that nobody needs", key.path);
+            }
             Presence::Required { .. } => assert!(given.contains_key(key.path), "{} is required", key.path),
             Presence::Optional(_) => {}
         }
     }
+}
+
+#[test]
+fn the_shipped_files_sections_in_comments_work() {
+    let shipped = fs::read_to_string(SHIPPED).unwrap();
+    let filled = shipped.replace("<https://your-cloud>", "https://cloud.example.com").replace(['<', '>'], "");
+    let load = |text: String| load_text(text).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+
+    let config = load(uncommented(&filled, |_| false, |section| section != "listener")).config;
+    assert_eq!(config.upstreams[1].name, "documents");
+    assert_eq!(config.upstreams[1].endpoints[0].origin, "http://document.example.com");
+    let rewrite = Rewrite { from: "http://document.example.com".to_owned(), to: "/_document".to_owned() };
+    assert_eq!(config.proxy.rewrites, [rewrite]);
+    let [route] = &config.proxy.routes[..] else { panic!("{:?}", config.proxy.routes) };
+    assert_eq!((route.prefix.as_str(), route.upstream, route.strip_prefix, route.inject), ("/_document", 1, true, false));
+
+    let folder = TempDir::new().unwrap();
+    fs::create_dir(folder.path().join("certificates")).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+    for (name, text) in [("proxy.pem", certificate.pem()), ("proxy.key", key.serialize_pem()), ("apps.pem", certificate.pem())] {
+        fs::write(folder.path().join("certificates").join(name), text).unwrap();
+    }
+    let text = uncommented(&filled, |_| false, |section| section == "listener").replace("\nlisten = [", "\n# listen = [");
+    fs::write(folder.path().join("proxy.toml"), text).unwrap();
+    let loaded = self::load(folder.path().join("proxy.toml"), &[]).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+    let listener = &loaded.config.proxy.listeners[0];
+    assert_eq!(listener.address.to_string(), "0.0.0.0:8443");
+    assert_eq!(listener.tls.as_ref().unwrap().cert_file, folder.path().join("certificates/proxy.pem"));
 }
 
 #[test]
@@ -588,7 +696,7 @@ fn documented_defaults_change_nothing() {
     };
     let is_default =
         |path: &str| config::keys().iter().any(|key| key.path == path && matches!(key.presence, Presence::Default(_)));
-    assert_eq!(debug(filled.clone()), debug(uncommented(&filled, is_default)));
+    assert_eq!(debug(filled.clone()), debug(uncommented(&filled, is_default, |_| false)));
 }
 
 #[test]
