@@ -94,6 +94,11 @@ impl Ticker {
     pub fn now(&self) -> u64 {
         self.now.load(Relaxed)
     }
+
+    /// The number of the sweep after that time.
+    pub fn after(&self, length: Ticks) -> u64 {
+        self.now() + length.0
+    }
 }
 
 /// A limit that can be set and lifted any number of times at the price of a store. Awaited by one task.

@@ -1,13 +1,19 @@
 //! One attempt: a request goes to an endpoint with one token, and its answer's head comes back.
 
-use std::{future::poll_fn, pin::pin, task::Poll};
+use std::{
+    future::poll_fn,
+    pin::pin,
+    sync::Arc,
+    task::{Poll, ready},
+};
 
-use http::{HeaderValue, Request, Version, header, request, response};
+use http::{HeaderValue, Request, StatusCode, Version, header, request, response};
 use hyper::body::Incoming;
 
 use super::{
     connection::Exchange,
     error::Error,
+    expect::{self, Gate},
     headers::{self, Rewrite},
     metrics::{RetryOutcome, RetryReason},
     replay::{AttemptBody, RequestBody},
@@ -40,20 +46,33 @@ impl Passage<'_> {
     /// A pooled connection may have been closed by the upstream a moment ago. If nothing of the request was written, or if
     /// it is idempotent and can be sent again whole, it goes out once more on a new connection.
     pub(crate) async fn attempt(self, authorization: Option<&HeaderValue>) -> Result<Answer, Error> {
+        if !self.body.is_better_held_back() {
+            return self.attempt_as(Start::AtOnce, authorization).await;
+        }
+        let answer = Box::pin(self.attempt_as(Start::WhenWanted, authorization)).await?;
+        if answer.head.status != StatusCode::EXPECTATION_FAILED || !self.body.can_repeat() {
+            return Ok(answer);
+        }
+        // RFC 9110 §10.1.1: what cannot be expected is asked for again without.
+        drop(answer);
+        Box::pin(self.attempt_as(Start::AtOnce, authorization)).await
+    }
+
+    async fn attempt_as(self, start: Start, authorization: Option<&HeaderValue>) -> Result<Answer, Error> {
         // One turn an attempt: a connection that is reused and one that is dialled lead to the same endpoint.
         let turn = self.upstream().turn();
         if let Some(lease) = self.pooled(turn).await {
-            match self.send(lease, authorization).await {
+            match self.send(lease, start, authorization).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failure { error, repeatable: false }) => return Err(error),
                 Err(Failure { repeatable: true, .. }) => {}
             }
-            let second = Box::pin(self.on_new_connection(turn, authorization)).await;
+            let second = Box::pin(self.on_new_connection(turn, start, authorization)).await;
             let outcome = if second.is_ok() { RetryOutcome::Accepted } else { RetryOutcome::Failed };
             self.worker.metrics.retried(RetryReason::ConnectionLost, outcome);
             return second;
         }
-        Box::pin(self.on_new_connection(turn, authorization)).await
+        Box::pin(self.on_new_connection(turn, start, authorization)).await
     }
 
     fn upstream(&self) -> &Upstream<AttemptBody> {
@@ -76,27 +95,54 @@ impl Passage<'_> {
         Some(lease)
     }
 
-    async fn on_new_connection(self, turn: Turn, authorization: Option<&HeaderValue>) -> Result<Answer, Error> {
+    async fn on_new_connection(
+        self,
+        turn: Turn,
+        start: Start,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Answer, Error> {
         let dialled = self.upstream().dial(turn).await;
         let lease = dialled.map_err(|error| self.worker.upstream_unreachable(error))?;
-        self.send(lease, authorization).await.map_err(|failure| failure.error)
+        self.send(lease, start, authorization).await.map_err(|failure| failure.error)
     }
 
-    async fn send(self, mut lease: Lease<AttemptBody>, authorization: Option<&HeaderValue>) -> Result<Answer, Failure> {
+    async fn send(
+        self,
+        mut lease: Lease<AttemptBody>,
+        start: Start,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Answer, Failure> {
         let Self { worker, exchange, body, .. } = self;
-        let request = self.request(lease.endpoint(), authorization);
-        if body.is_empty() {
+        let gate = (start == Start::WhenWanted).then(Arc::<Gate>::default);
+        let mut request = self.request(lease.endpoint(), gate.clone(), authorization);
+        if let Some(gate) = &gate {
+            gate.ask(&mut request);
+            if lease.ignores_expect() {
+                gate.open();
+            } else {
+                exchange.answer_due.arm(expect::PATIENCE.into());
+            }
+        } else if body.is_empty() {
             exchange.client_finished(true);
         }
         let sent = {
             let mut sending = pin!(lease.send(request));
             poll_fn(|cx| match sending.as_mut().poll(cx) {
                 Poll::Ready(sent) => Poll::Ready(Some(sent)),
-                Poll::Pending => exchange.answer_due.poll_due(cx).map(|()| None),
+                Poll::Pending => {
+                    ready!(exchange.answer_due.poll_due(cx));
+                    let Some(gate) = gate.as_ref().filter(|gate| !gate.is_open()) else { return Poll::Ready(None) };
+                    exchange.answer_due.disarm();
+                    gate.open();
+                    exchange.answer_due.poll_due(cx).map(|()| None)
+                }
             })
             .await
         };
         exchange.answer_due.disarm();
+        if let Some(gate) = gate.filter(|gate| gate.is_open()) {
+            lease.remember_expect(gate.is_wanted());
+        }
         match sent {
             Some(Ok(response)) => {
                 let (head, answer) = response.into_parts();
@@ -127,7 +173,12 @@ impl Passage<'_> {
         }
     }
 
-    fn request(&self, endpoint: &Endpoint, authorization: Option<&HeaderValue>) -> Request<AttemptBody> {
+    fn request(
+        &self,
+        endpoint: &Endpoint,
+        gate: Option<Arc<Gate>>,
+        authorization: Option<&HeaderValue>,
+    ) -> Request<AttemptBody> {
         let rewrite = Rewrite {
             endpoint,
             host: &self.upstream().config().host,
@@ -136,7 +187,7 @@ impl Passage<'_> {
             mark: &self.worker.mark,
             authorization,
         };
-        let mut request = Request::new(self.body.attempt());
+        let mut request = Request::new(self.body.attempt(gate));
         *request.method_mut() = self.head.method.clone();
         *request.uri_mut() = self.route.target(&self.head.uri);
         *request.version_mut() = Version::HTTP_11;
@@ -147,6 +198,14 @@ impl Passage<'_> {
         }
         request
     }
+}
+
+/// When a request's body follows its head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    AtOnce,
+    /// When the upstream asks for it, or has had the time to.
+    WhenWanted,
 }
 
 struct Failure {

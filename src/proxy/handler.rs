@@ -36,7 +36,7 @@ pub(crate) async fn handle(
     let received = worker.clock.now();
     let number = exchange.monitor.begin_exchange();
     let (head, body) = request.into_parts();
-    let body = RequestBody::new(body, &worker.recording, &exchange, number);
+    let body = RequestBody::new(body, &head, &worker.recording, &exchange, number);
     let account = Account::open(&worker, &exchange, number, body.clone(), received);
     let route = worker.routes.choose(&head);
     exchange.limits.set(route.limits);
@@ -88,7 +88,10 @@ impl Passage<'_> {
         if !self.route.inject {
             return self.attempt(None).await.map(|answer| self.relay(answer));
         }
-        let token = self.worker.token(received).await?;
+        let mut token = self.worker.token(received).await?;
+        if self.body.is_better_held_back() && token.ends_soon(received) {
+            token = Box::pin(self.longer_lived(token)).await;
+        }
         let answer = self.attempt(Some(token.header())).await?;
         if self.judge(&answer) == Verdict::Relay {
             if answer.head.status.is_success() {
@@ -97,6 +100,16 @@ impl Passage<'_> {
             return Ok(self.relay(answer));
         }
         Box::pin(self.replay(answer, &token)).await
+    }
+
+    /// A large upload may outlive the token that it begins with, and cannot be sent again: if a newer one can be had, it is
+    /// worth waiting for.
+    async fn longer_lived(&self, token: Rc<Carried>) -> Rc<Carried> {
+        let credential = &self.worker.credential;
+        // Refused when the last call was a moment ago: then its outcome is what there is to wait for.
+        let _ = credential.refresh_now();
+        let newer = credential.newer_than(Some(token.version()), self.worker.token_wait).await;
+        newer.map_or(token, |newer| self.worker.carry(&newer))
     }
 
     /// The token was refused: send the request again under a newer one, once; or else pass the refusal on.

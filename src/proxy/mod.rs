@@ -3,6 +3,7 @@
 mod body;
 mod connection;
 mod error;
+mod expect;
 mod forward;
 pub(crate) mod guard;
 mod handler;

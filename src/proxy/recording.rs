@@ -25,6 +25,14 @@ pub(crate) struct Limits {
     pub(crate) kept: Arc<AtomicUsize>,
 }
 
+impl Limits {
+    /// Whether a body of this length may be kept, as things are now.
+    pub(crate) fn have_room_for(&self, length: u64) -> bool {
+        let total = self.total.saturating_sub(self.kept.load(Relaxed));
+        length <= self.body.min(total) as u64
+    }
+}
+
 /// What was read so far, within limits.
 #[derive(Debug)]
 pub(crate) struct Recording {

@@ -11,15 +11,17 @@ use std::{
     fmt,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, header, request};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::{
     connection::Exchange,
+    expect::Gate,
     recording::{Limits, Recording},
 };
 
@@ -43,18 +45,26 @@ struct Holder {
     closed: bool,
     /// Nobody has asked the client for a byte yet.
     untouched: bool,
+    /// The client waits to be asked for it.
+    is_expected: bool,
     exchange: Rc<Exchange>,
     number: u32,
 }
 
 impl RequestBody {
     /// Takes over a client's body. It is recorded from the first byte unless its length says that this is in vain.
-    pub(crate) fn new(client: Incoming, limits: &Limits, exchange: &Rc<Exchange>, number: u32) -> Self {
+    pub(crate) fn new(
+        client: Incoming,
+        head: &request::Parts,
+        limits: &Limits,
+        exchange: &Rc<Exchange>,
+        number: u32,
+    ) -> Self {
         if client.is_end_stream() {
             return Self(None);
         }
         let length = client.size_hint().exact();
-        let keep = length.is_none_or(|length| length <= limits.body as u64);
+        let keep = length.is_none_or(|length| limits.have_room_for(length));
         Self(Some(Rc::new(RefCell::new(Holder {
             client: Some(client),
             length,
@@ -67,13 +77,15 @@ impl RequestBody {
             answered: false,
             closed: false,
             untouched: true,
+            is_expected: head.headers.contains_key(header::EXPECT),
             exchange: Rc::clone(exchange),
             number,
         }))))
     }
 
     /// The body of the next attempt. Whatever came before is ended.
-    pub(crate) fn attempt(&self) -> AttemptBody {
+    /// It waits behind the gate, if there is one.
+    pub(crate) fn attempt(&self, gate: Option<Arc<Gate>>) -> AttemptBody {
         let Some(holder) = &self.0 else { return AttemptBody { reader: None } };
         self.end();
         let mut borrowed = holder.borrow_mut();
@@ -81,7 +93,9 @@ impl RequestBody {
         let recorded = borrowed.recording.as_mut().map(Recording::seal).unwrap_or_default();
         let (attempt, length) = (borrowed.attempt, borrowed.length);
         let holder = Rc::clone(holder);
-        AttemptBody { reader: Some(Reader { holder, attempt, recorded: recorded.into_iter(), length, over: false }) }
+        AttemptBody {
+            reader: Some(Reader { holder, attempt, gate, recorded: recorded.into_iter(), length, over: false }),
+        }
     }
 
     /// Whether there is nothing to send.
@@ -98,7 +112,16 @@ impl RequestBody {
     pub(crate) fn can_repeat(&self) -> bool {
         self.0.as_ref().is_none_or(|holder| {
             let holder = holder.borrow();
-            holder.recording.is_some() && !holder.failed
+            (holder.recording.is_some() || holder.untouched) && !holder.failed
+        })
+    }
+
+    /// Whether it should wait until its upstream wants it: it may turn out too large to be kept, or the client waits as
+    /// well.
+    pub(crate) fn is_better_held_back(&self) -> bool {
+        self.0.as_ref().is_some_and(|holder| {
+            let holder = holder.borrow();
+            holder.untouched && (holder.length.is_none() || holder.recording.is_none() || holder.is_expected)
         })
     }
 
@@ -168,6 +191,11 @@ impl RequestBody {
         self.0.as_ref().is_none_or(|holder| {
             let mut holder = holder.borrow_mut();
             holder.closed = true;
+            if holder.untouched {
+                // The upstream has answered without it and would wait for ever.
+                holder.attempt += 1;
+                holder.wake();
+            }
             holder.client.is_none()
         })
     }
@@ -257,6 +285,7 @@ pub(crate) struct AttemptBody {
 struct Reader {
     holder: Rc<RefCell<Holder>>,
     attempt: u32,
+    gate: Option<Arc<Gate>>,
     recorded: std::vec::IntoIter<Bytes>,
     length: Option<u64>,
     over: bool,
@@ -284,6 +313,13 @@ impl Body for AttemptBody {
         if holder.parked {
             holder.waker = Some(cx.waker().clone());
             return Poll::Pending;
+        }
+        if let Some(gate) = &reader.gate {
+            if gate.poll_open(cx).is_pending() {
+                holder.waker = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            reader.gate = None;
         }
         if let Some(data) = reader.recorded.next() {
             holder.exchange.client_moved(!holder.answered);

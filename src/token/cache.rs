@@ -145,6 +145,12 @@ impl Token {
         now < self.expires_at
     }
 
+    /// Whether it was made for longer and has less than a minute left.
+    pub fn ends_soon(&self, now: Moment) -> bool {
+        const MINUTE: Duration = Duration::from_secs(60);
+        self.expires_at.saturating_since(now) < MINUTE && self.expires_at.saturating_since(self.minted_at) > 2 * MINUTE
+    }
+
     /// A 2xx came back under it.
     pub fn accepted(&self) {
         self.mark(PROVEN);

@@ -1,7 +1,7 @@
 //! One worker's connections to one endpoint.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     fmt,
     rc::Rc,
     sync::{
@@ -30,6 +30,9 @@ use crate::base::{
 /// The largest head of an answer, and the most that is read ahead for a client that is slow to take it.
 const READ_BUFFER: usize = 64 * 1024;
 
+/// How long an endpoint that leaves `Expect: 100-continue` unanswered is not waited for.
+const IGNORES_EXPECT: Duration = Duration::from_secs(600);
+
 /// Time for a connection that is given up to close in good order.
 const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -51,6 +54,8 @@ pub(super) struct Pool<B> {
     idle_timeout: Ticks,
     ticker: Rc<Ticker>,
     pub(super) counters: Arc<Counters>,
+    /// Until when it is known to leave `Expect: 100-continue` unanswered.
+    ignores_expect_until: Cell<u64>,
 }
 
 struct Connection<B> {
@@ -72,7 +77,16 @@ where
         counters: Arc<Counters>,
     ) -> Rc<Self> {
         let idle_timeout = config.idle_timeout.into();
-        Rc::new(Self { endpoint, config, shared, idle: RefCell::default(), idle_timeout, ticker, counters })
+        Rc::new(Self {
+            endpoint,
+            config,
+            shared,
+            idle: RefCell::default(),
+            idle_timeout,
+            ticker,
+            counters,
+            ignores_expect_until: Cell::new(0),
+        })
     }
 
     /// A connection that has served before and still seems alive.
@@ -187,6 +201,17 @@ where
     /// Whom it leads to.
     pub fn endpoint(&self) -> &Endpoint {
         &self.pool.endpoint
+    }
+
+    /// Whether its endpoint has lately let an `Expect: 100-continue` pass without a word.
+    pub fn ignores_expect(&self) -> bool {
+        self.pool.ticker.now() < self.pool.ignores_expect_until.get()
+    }
+
+    /// Remembers, for a while, whether its endpoint answers `Expect: 100-continue`.
+    pub fn remember_expect(&self, answered: bool) {
+        let until = if answered { 0 } else { self.pool.ticker.after(IGNORES_EXPECT.into()) };
+        self.pool.ignores_expect_until.set(until);
     }
 
     /// Sends one request.

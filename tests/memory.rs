@@ -1,0 +1,175 @@
+//! Transfers of any size take the same memory.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use aws_lc_rs::digest::{Context, SHA256};
+use common::{
+    LIMIT, eventually, get, grant,
+    process::{Running, free_address, program},
+    read_head, scripted, send,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+const GIB: u64 = 1 << 30;
+/// The most that the proxy may ever have resident, in KiB.
+const MOST: u64 = 48 * 1024;
+
+/// A cloud that refuses the first token, takes uploads and gives out files. It counts calls of its issuer and bytes sent.
+async fn cloud() -> (SocketAddr, Arc<AtomicUsize>, Arc<AtomicU64>) {
+    let (calls, sent) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
+    let (counted, sending) = (Arc::clone(&calls), Arc::clone(&sent));
+    let address = scripted(move |_, mut stream| {
+        let (calls, sent) = (Arc::clone(&counted), Arc::clone(&sending));
+        async move {
+            loop {
+                let head = read_head(&mut stream).await?;
+                if head.is_empty() {
+                    return Ok(());
+                }
+                if head.starts_with("POST /api/refreshToken.do") {
+                    let call = calls.fetch_add(1, Relaxed) + 1;
+                    stream.write_all(grant(&format!("token-{call}"), 3600).as_bytes()).await?;
+                } else if head.contains("token-1\r\n") {
+                    stream.write_all(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await?;
+                    return Ok(());
+                } else if head.starts_with("GET /") {
+                    let size: u64 = head.split([' ', '/']).nth(2).unwrap().parse().unwrap();
+                    stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n").as_bytes()).await?;
+                    write(&mut stream, size, &sent).await?;
+                } else {
+                    stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
+                    let sum = hash(&mut stream, GIB).await?;
+                    stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: 64\r\n\r\n{sum}").as_bytes()).await?;
+                }
+            }
+        }
+    })
+    .await;
+    (address, calls, sent)
+}
+
+fn block(number: u64) -> Vec<u8> {
+    (0..1 << 16).map(|n: u64| (n ^ (n >> 8) ^ number) as u8).collect()
+}
+
+async fn write(to: &mut (impl AsyncWrite + Unpin), size: u64, sent: &AtomicU64) -> io::Result<()> {
+    let blocks: Vec<_> = (0..16).map(block).collect();
+    for block in blocks.iter().cycle().take(usize::try_from(size >> 16).unwrap()) {
+        to.write_all(block).await?;
+        sent.fetch_add(block.len() as u64, Relaxed);
+    }
+    Ok(())
+}
+
+async fn hash(from: &mut (impl AsyncRead + Unpin), size: u64) -> io::Result<String> {
+    let (mut hash, mut buffer, mut left) = (Context::new(&SHA256), vec![0; 1 << 18], size);
+    while left > 0 {
+        let n = from.read(&mut buffer).await?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        hash.update(&buffer[..n]);
+        left -= n as u64;
+    }
+    Ok(hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+async fn expected() -> String {
+    let (mut from, mut to) = tokio::io::duplex(1 << 20);
+    let writing = tokio::spawn(async move { write(&mut to, GIB, &AtomicU64::new(0)).await });
+    let sum = hash(&mut from, GIB).await.unwrap();
+    writing.await.unwrap().unwrap();
+    sum
+}
+
+/// A proxy in a process of its own, with a token that the cloud will refuse.
+async fn start(cloud: SocketAddr) -> (Running, SocketAddr, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let (address, admin) = (free_address(), free_address());
+    let text = format!(
+        "[proxy]\nlisten = [\"{address}\"]\nworkers = 2\n[upstream]\nendpoints = [\"http://{cloud}\"]\n[token]\n\
+         client_id = \"demo\"\nclient_secret = \"secret\"\nrefresh_token = \"seed\"\n[admin]\nlisten = \"{admin}\"\n"
+    );
+    fs::write(folder.path().join("proxy.toml"), text).unwrap();
+    let running = Running(program(folder.path()).stderr(Stdio::null()).spawn().unwrap());
+    eventually("it listens", async || TcpStream::connect(admin).await.is_ok()).await;
+    eventually("it is ready", async || send(admin, get("/readyz")).await.status() == 200).await;
+    (running, address, folder)
+}
+
+/// A line of `/proc/PID/status`, in KiB.
+fn memory(running: &Running, line: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", running.0.id())).unwrap();
+    let value = status.lines().find_map(|other| other.strip_prefix(line)).unwrap();
+    value.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gibibyte_up_and_one_down_with_a_dead_token_stay_within_48_mib() {
+    let sum = expected().await;
+    for is_upload in [true, false] {
+        let (cloud, calls, _) = cloud().await;
+        let (running, address, _folder) = start(cloud).await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let work = async {
+            if is_upload {
+                let head = format!("PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {GIB}\r\n\r\n");
+                stream.write_all(head.as_bytes()).await.unwrap();
+                write(&mut stream, GIB, &AtomicU64::new(0)).await.unwrap();
+                assert!(read_head(&mut stream).await.unwrap().starts_with("HTTP/1.1 200"));
+                let mut answer = String::new();
+                (&mut stream).take(64).read_to_string(&mut answer).await.unwrap();
+                assert_eq!(answer, sum);
+            } else {
+                let head = format!("GET /{GIB} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+                stream.write_all(head.as_bytes()).await.unwrap();
+                assert!(read_head(&mut stream).await.unwrap().starts_with("HTTP/1.1 200"));
+                assert_eq!(hash(&mut stream, GIB).await.unwrap(), sum);
+            }
+        };
+        tokio::time::timeout(4 * LIMIT, work).await.expect("in time");
+        assert_eq!(calls.load(Relaxed), 2, "one refresh after the first token");
+        let peak = memory(&running, "VmHWM");
+        println!("upload: {is_upload}, resident at most {peak} KiB");
+        assert!(peak <= MOST, "{peak} KiB");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_of_ten_gibibytes_waits_for_its_slow_reader() {
+    let (cloud, _, sent) = cloud().await;
+    let (running, address, _folder) = start(cloud).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let head = format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", 10 * GIB);
+    stream.write_all(head.as_bytes()).await.unwrap();
+    assert!(read_head(&mut stream).await.unwrap().starts_with("HTTP/1.1 200"));
+    let mut every_second = tokio::time::interval(Duration::from_secs(1));
+    let (mut buffer, mut seen) = (vec![0; 1 << 20], Vec::new());
+    for second in 1..=5 {
+        // The reader's pace is what is tested.
+        every_second.tick().await;
+        stream.read_exact(&mut buffer).await.unwrap();
+        let ahead = sent.load(Relaxed) - (second << 20);
+        // What the systems' socket buffers of two connections hold, and a little of ours.
+        assert!(ahead < 24 << 20, "{ahead} bytes were taken ahead of the reader");
+        seen.push(memory(&running, "VmRSS"));
+    }
+    println!("resident, second by second: {seen:?} KiB");
+    assert!(seen.iter().max().unwrap() - seen[0] < 1024 && *seen.last().unwrap() <= MOST, "{seen:?} KiB");
+}

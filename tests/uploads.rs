@@ -1,0 +1,347 @@
+//! Uploads of any size, and tokens that die at any point of them.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use aws_lc_rs::digest::{Context, SHA256, digest};
+use bytes::Bytes;
+use common::{LIMIT, eventually, issuer, proxy, read_head, scripted};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+};
+
+/// When an upstream looks at the token, in percent of the body.
+type Percent = usize;
+
+/// An upstream that refuses the first token it sees. It notes what reached it.
+#[derive(Clone)]
+struct Upstream {
+    judges_at: Percent,
+    /// Whether it answers `Expect: 100-continue`.
+    says_100: bool,
+    seen: Arc<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    refused: Mutex<Option<String>>,
+    heads: Mutex<Vec<String>>,
+    /// SHA-256 of each body that was taken.
+    accepted: Mutex<Vec<String>>,
+    body_bytes: AtomicUsize,
+}
+
+impl Upstream {
+    fn new(judges_at: Percent, says_100: bool) -> Self {
+        Self { judges_at, says_100, seen: Arc::default() }
+    }
+
+    async fn start(&self) -> SocketAddr {
+        let upstream = self.clone();
+        scripted(move |_, stream| {
+            let upstream = upstream.clone();
+            async move {
+                let (read, mut write) = stream.into_split();
+                let mut read = BufReader::new(read);
+                while upstream.serve(&mut read, &mut write).await? {}
+                Ok(())
+            }
+        })
+        .await
+    }
+
+    /// One request; whether another may follow.
+    async fn serve(&self, read: &mut BufReader<OwnedReadHalf>, write: &mut OwnedWriteHalf) -> io::Result<bool> {
+        let head = head(read).await?;
+        if head.is_empty() {
+            return Ok(false);
+        }
+        self.seen.heads.lock().unwrap().push(head.clone());
+        let token = field(&head, "authorization").unwrap();
+        let is_good = self.seen.refused.lock().unwrap().get_or_insert_with(|| token.clone()) != &token;
+        let size: usize = field(&head, "x-size").unwrap().parse().unwrap();
+        let until = if is_good { usize::MAX } else { size * self.judges_at / 100 };
+        if until > 0 && self.says_100 && field(&head, "expect").is_some() {
+            write.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
+        }
+        let mut body = Body::new(&head);
+        let mut hash = Context::new(&SHA256);
+        let mut length = 0;
+        while length < until {
+            let Some(data) = body.next(read).await? else { break };
+            self.seen.body_bytes.fetch_add(data.len(), Relaxed);
+            length += data.len();
+            hash.update(&data);
+        }
+        if !is_good {
+            // As servers do that have seen enough.
+            write.write_all(b"HTTP/1.1 401 No\r\nContent-Length: 7\r\nConnection: close\r\n\r\nrefused").await?;
+            write.shutdown().await?;
+            return Ok(false);
+        }
+        let hash = hex(hash.finish().as_ref());
+        self.seen.accepted.lock().unwrap().push(hash.clone());
+        write.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{hash}", hash.len()).as_bytes()).await?;
+        Ok(true)
+    }
+}
+
+/// A body as it is framed.
+enum Body {
+    Left(usize),
+    Chunks,
+    Over,
+}
+
+impl Body {
+    fn new(head: &str) -> Self {
+        match field(head, "content-length") {
+            Some(length) => Self::Left(length.parse().unwrap()),
+            None => Self::Chunks,
+        }
+    }
+
+    async fn next(&mut self, read: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
+        use tokio::io::AsyncBufReadExt as _;
+        match self {
+            Self::Over | Self::Left(0) => Ok(None),
+            Self::Left(left) => {
+                let mut data = vec![0; (*left).min(1 << 16)];
+                let n = read.read(&mut data).await?;
+                if n == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                data.truncate(n);
+                *left -= n;
+                Ok(Some(data))
+            }
+            Self::Chunks => {
+                let mut line = String::new();
+                read.read_line(&mut line).await?;
+                let size = usize::from_str_radix(line.trim(), 16).map_err(io::Error::other)?;
+                let mut data = vec![0; size + 2];
+                read.read_exact(&mut data).await?;
+                data.truncate(size);
+                if size == 0 {
+                    *self = Self::Over;
+                    return Ok(None);
+                }
+                Ok(Some(data))
+            }
+        }
+    }
+}
+
+async fn head(read: &mut (impl AsyncRead + Unpin)) -> io::Result<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match read.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) if head.is_empty() => return Ok(String::new()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(String::from_utf8(head).unwrap())
+}
+
+fn field(head: &str, name: &str) -> Option<String> {
+    let line = head.lines().find(|line| line.to_ascii_lowercase().starts_with(&format!("{name}:")))?;
+    Some(line.split_once(':').unwrap().1.trim().to_owned())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// How a client sends its body.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Sends {
+    WithLength,
+    Chunked,
+    /// With its length, and waits to be asked for it.
+    WhenAsked,
+}
+
+/// What a client got: status, body, and whether it was asked for its body.
+struct Answer {
+    status: u16,
+    body: String,
+    asked: bool,
+}
+
+/// Sends a body as old programs do: all of it, whatever comes back meanwhile.
+async fn upload(proxy: SocketAddr, body: Bytes, sends: Sends) -> Answer {
+    let (mut read, mut write) = TcpStream::connect(proxy).await.unwrap().into_split();
+    let size = body.len();
+    let framing = match sends {
+        Sends::WithLength => format!("Content-Length: {size}\r\n"),
+        Sends::Chunked => "Transfer-Encoding: chunked\r\n".to_owned(),
+        Sends::WhenAsked => format!("Content-Length: {size}\r\nExpect: 100-continue\r\n"),
+    };
+    let request =
+        format!("POST /x HTTP/1.1\r\nHost: localhost\r\nX-Size: {size}\r\nConnection: close\r\n{framing}\r\n");
+    write.write_all(request.as_bytes()).await.unwrap();
+    let (ask, asked) = tokio::sync::oneshot::channel();
+    let writing = tokio::spawn(async move {
+        if sends == Sends::WhenAsked && asked.await.is_err() {
+            return Ok(write);
+        }
+        for data in body.chunks(100_000) {
+            if sends == Sends::Chunked {
+                write.write_all(format!("{:x}\r\n", data.len()).as_bytes()).await?;
+                write.write_all(data).await?;
+                write.write_all(b"\r\n").await?;
+            } else {
+                write.write_all(data).await?;
+            }
+        }
+        if sends == Sends::Chunked {
+            write.write_all(b"0\r\n\r\n").await?;
+        }
+        io::Result::Ok(write)
+    });
+    let answer = async {
+        let mut first = head(&mut read).await.unwrap();
+        let asked = first.starts_with("HTTP/1.1 100");
+        if asked {
+            let _ = ask.send(());
+            first = head(&mut read).await.unwrap();
+        } else {
+            drop(ask);
+        }
+        let status = first.split(' ').nth(1).unwrap_or_else(|| panic!("{first}")).parse().unwrap();
+        let mut body = vec![0; field(&first, "content-length").unwrap().parse().unwrap()];
+        read.read_exact(&mut body).await.unwrap();
+        Answer { status, body: String::from_utf8(body).unwrap(), asked }
+    };
+    let answer = tokio::time::timeout(LIMIT, answer).await.expect("an answer in time");
+    writing.abort();
+    answer
+}
+
+fn body(size: usize) -> Bytes {
+    (0..size).map(|n| (n ^ (n >> 8) ^ (n >> 16)) as u8).collect::<Vec<_>>().into()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_can_be_sent_again_is_and_the_rest_gets_the_refusal() {
+    let issuer = issuer().await;
+    for size in [10_000, 1_000_000, LARGE] {
+        let body = body(size);
+        let mut cases = Vec::new();
+        for judges_at in [0, 50, 99] {
+            for says_100 in [true, false] {
+                for sends in [Sends::WithLength, Sends::Chunked, Sends::WhenAsked] {
+                    cases.push(upload_with_a_dead_token(&issuer, &body, Upstream::new(judges_at, says_100), sends));
+                }
+            }
+        }
+        futures_util::future::join_all(cases).await;
+    }
+}
+
+/// More than is kept.
+const LARGE: usize = 100_000_000;
+
+async fn upload_with_a_dead_token(issuer: &str, body: &Bytes, upstream: Upstream, sends: Sends) {
+    let (size, judges_at) = (body.len(), upstream.judges_at);
+    let what = format!("{size} bytes, judged at {judges_at} %, says 100: {}, {sends:?}", upstream.says_100);
+    let expected = hex(digest(&SHA256, body).as_ref());
+    let address = upstream.start().await;
+    let proxy = proxy(&format!("http://{address}"), &[("token.issuer", issuer), ("proxy.workers", "1")]);
+    proxy.ready().await;
+    let answer = upload(proxy.address, body.clone(), sends).await;
+    let heads = upstream.seen.heads.lock().unwrap().clone();
+    let accepted = upstream.seen.accepted.lock().unwrap().clone();
+    let is_kept = size < LARGE;
+    if is_kept || judges_at == 0 {
+        assert_eq!((answer.status, answer.body.as_str()), (200, expected.as_str()), "{what}");
+        assert_eq!((accepted, heads.len()), (vec![expected], 2), "{what}");
+    } else {
+        assert_eq!((answer.status, answer.body.as_str()), (401, "refused"), "{what}");
+        assert_eq!((accepted, heads.len()), (vec![], 1), "{what}");
+        let counted = r#"bearer_proxy_retries_total{reason="unauthorized",outcome="body_not_kept"}"#;
+        assert_eq!(proxy.metric(counted).await, 1.0, "{what}");
+    }
+    assert_eq!(answer.asked, sends == Sends::WhenAsked, "{what}");
+    let is_held_back = size == LARGE || sends != Sends::WithLength;
+    assert_eq!(field(&heads[0], "expect").is_some(), is_held_back, "{what}");
+    if judges_at == 0 && is_held_back {
+        assert_eq!(upstream.seen.body_bytes.load(Relaxed), size, "{what}: the body was sent in vain");
+    }
+    proxy.app.shut_down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_is_asked_for_its_body_only_when_the_upstream_wants_it() {
+    let origin = scripted(|_, mut stream| async move {
+        let head = read_head(&mut stream).await?;
+        assert!(head.contains("100-continue"));
+        stream.write_all(b"HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nlarge").await?;
+        // A server that is not told that nothing follows goes on waiting for the body.
+        let rest = stream.read_u8().await;
+        assert!(rest.is_err(), "a body came all the same");
+        Ok(())
+    })
+    .await;
+    let issuer = issuer().await;
+    let proxy = proxy(&format!("http://{origin}"), &[("token.issuer", &issuer)]);
+    for sends in [Sends::WhenAsked, Sends::WithLength] {
+        let answer = upload(proxy.address, body(3_000_000), sends).await;
+        assert_eq!((answer.status, answer.body.as_str(), answer.asked), (413, "large", false), "{sends:?}");
+    }
+    let active = format!(r#"bearer_proxy_upstream_connections{{endpoint="http://{origin}",state="active"}}"#);
+    eventually("its connections are given up", async || proxy.metric(&active).await == 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upstream_that_lets_the_expectation_pass_is_waited_for_once() {
+    let upstream = Upstream::new(100, false);
+    *upstream.seen.refused.lock().unwrap() = Some("none".to_owned());
+    let address = upstream.start().await;
+    let issuer = issuer().await;
+    let more = [("token.issuer", issuer.as_str()), ("proxy.workers", "1")];
+    let proxy = proxy(&format!("http://{address}"), &more);
+    let mut times = Vec::new();
+    for _ in 0..3 {
+        let begun = tokio::time::Instant::now();
+        assert_eq!(upload(proxy.address, body(2_000_000), Sends::WithLength).await.status, 200);
+        times.push(begun.elapsed());
+    }
+    let patience = Duration::from_secs(1);
+    assert!(times[0] >= patience && times[1] < patience && times[2] < patience, "{times:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_expectation_that_is_refused_is_dropped() {
+    let origin = scripted(|_, mut stream| async move {
+        let head = read_head(&mut stream).await?;
+        if head.contains("100-continue") {
+            return stream.write_all(b"HTTP/1.1 417 No\r\nContent-Length: 0\r\n\r\n").await;
+        }
+        let mut body = vec![0; field(&head, "content-length").unwrap().parse().unwrap()];
+        stream.read_exact(&mut body).await?;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood").await
+    })
+    .await;
+    let issuer = issuer().await;
+    let proxy = proxy(&format!("http://{origin}"), &[("token.issuer", &issuer)]);
+    for (sends, size) in [(Sends::WithLength, 2_000_000), (Sends::WhenAsked, 10)] {
+        let answer = upload(proxy.address, body(size), sends).await;
+        assert_eq!((answer.status, answer.body.as_str()), (200, "good"), "{sends:?}");
+    }
+}
