@@ -133,7 +133,10 @@ fn defaults_are_those_promised() {
     assert_eq!((upstream.connect_timeout, upstream.response_timeout), (seconds(5), seconds(60)));
     assert_eq!((upstream.body_idle_timeout, upstream.idle_timeout), (seconds(60), seconds(90)));
     assert_eq!((upstream.max_connections, upstream.tls), (1024, tls::Config::default()));
-    assert_eq!((upstream.name.as_str(), upstream.handshake_timeout, upstream.http2), ("default", seconds(10), Http2::Auto));
+    assert_eq!(
+        (upstream.name.as_str(), upstream.handshake_timeout, upstream.http2),
+        ("default", seconds(10), Http2::Auto)
+    );
 
     let token = config.token;
     assert_eq!(token.refresh_token.unwrap().expose(), "file-refresh");
@@ -243,7 +246,10 @@ fn every_key_arrives_where_it_belongs() {
     assert_eq!(named, ["default", "Doc-1", "files_2"]);
     let documents = &config.upstreams[1];
     assert_eq!(documents.endpoints[0].origin, "http://document.example.com");
-    assert_eq!((documents.http2, documents.connect_timeout, documents.max_connections), (Http2::Always, seconds(22), 1024));
+    assert_eq!(
+        (documents.http2, documents.connect_timeout, documents.max_connections),
+        (Http2::Always, seconds(22), 1024)
+    );
     assert_eq!(config.upstreams[2].tls.server_name.as_deref(), Some("files.internal"));
 
     let token = config.token;
@@ -267,6 +273,9 @@ fn every_key_arrives_where_it_belongs() {
     assert_eq!(jwt.url.as_str(), "https://login.example.com:9443/oauth/jwt");
     assert_eq!((jwt.algorithm, jwt.user), (Algorithm::HS512, Some(User::Phone("12345".to_owned()))));
     assert_eq!(jwt.key.expose(), "jwtk3y-words");
+    assert_eq!((jwt.code_fields, jwt.names.code.as_str()), (vec!["/x/code".to_owned()], "c"));
+    assert_eq!((jwt.names.client_id.as_str(), jwt.names.jwt_token.as_str()), ("ci", "jt"));
+    assert_eq!([jwt.names.email, jwt.names.phone, jwt.names.babel_id], ["e", "p", "b"]);
     let claims = serde_json::json!({ "scope": ["a", "b"], "level": 3, "inner": { "yes": true } });
     assert_eq!(serde_json::Value::Object(jwt.claims), claims);
     assert_eq!(issuer.tls.ca_file, None, "an issuer of its own does not inherit the upstream's trust");
@@ -360,24 +369,94 @@ fn mistakes_in_the_environment_name_the_variable() {
     assert_no_secret(&mistakes.to_string());
     let expected = r#"
 environment: BEARER_PROXY__LISTEN: no key has this name (did you mean BEARER_PROXY__PROXY__LISTEN or BEARER_PROXY__ADMIN__LISTEN?)
-environment: BEARER_PROXY__PROXY__LISTEN: proxy.listen: 0.0.0.0:8081 can be reached from other machines, and whoever reaches it acts with the proxy's token (listen on 127.0.0.1, or write allow_unauthenticated = true in [proxy] if the network around it lets only the right clients through)
-environment: BEARER_PROXY__RETRY__ANY_METHOD: retry.any_method: is text (write true or false, without quotes)
-environment: BEARER_PROXY__RETRY__STATUSES: retry.statuses: is text (write a number from 400 to 599, without quotes)
-environment: BEARER_PROXY__TOKEN__CLIENT_ID: token.client_id: is empty (write a value, or remove the key)
+environment: BEARER_PROXY__PROXY__LISTEN: proxy.listen: 0.0.0.0:8081 can be reached from other machines, and whoever reaches it acts with the proxy's token (listen on 127.0.0.1, or set BEARER_PROXY__PROXY__ALLOW_UNAUTHENTICATED=true if the network around it lets only the right clients through)
+environment: BEARER_PROXY__RETRY__ANY_METHOD: retry.any_method: is text (write true or false)
+environment: BEARER_PROXY__RETRY__STATUSES: retry.statuses: is text (write a number from 400 to 599)
+environment: BEARER_PROXY__TOKEN__CLIENT_ID: token.client_id: is empty (give it a value, or unset it)
 environment: BEARER_PROXY__TOKEN__CLIENT_SECRETT: no key has this name (did you mean BEARER_PROXY__TOKEN__CLIENT_SECRET?)
 environment: BEARER_PROXY__TOKEN__REFRESH_TOKEN_FILE: token.refresh_token_file: token.refresh_token and token.refresh_token_file are both set (keep one of the two)
-environment: BEARER_PROXY__UPSTREAM__CONNECT_TIMEOUT: upstream.connect_timeout: has no unit (write "5s" for seconds)
-environment: BEARER_PROXY__UPSTREAM__ENDPOINTS: upstream.endpoints: is empty (write the cloud's address in [upstream], as in endpoints = ["https://cloud.example.com"])
+environment: BEARER_PROXY__UPSTREAM__CONNECT_TIMEOUT: upstream.connect_timeout: has no unit (write 5s for seconds)
+environment: BEARER_PROXY__UPSTREAM__ENDPOINTS: upstream.endpoints: is empty (set BEARER_PROXY__UPSTREAM__ENDPOINTS=<https://your-cloud>)
 environment: BEARER_PROXY__XYZZY__PLUGH: no key has this name (a variable is BEARER_PROXY__SECTION__KEY, as in BEARER_PROXY__PROXY__LISTEN)
 "#;
     assert_eq!(mistakes.to_string(), expected.trim());
 
     let mistakes = load_environment(&[("BEARER_PROXY__TOKEN__CLIENT_ID", "app")]).unwrap_err().to_string();
-    assert!(
-        mistakes.contains("environment: BEARER_PROXY__PROXY__LISTEN: proxy.listen: is missing (write "),
-        "{mistakes}"
+    let expected = "
+environment: BEARER_PROXY__PROXY__LISTEN: proxy.listen: is missing (set BEARER_PROXY__PROXY__LISTEN=127.0.0.1:8080)
+environment: BEARER_PROXY__TOKEN__CLIENT_SECRET: token.client_secret: is missing (set BEARER_PROXY__TOKEN__CLIENT_SECRET=<client secret>, or BEARER_PROXY__TOKEN__CLIENT_SECRET_FILE to a file that holds it)
+environment: BEARER_PROXY__TOKEN__REFRESH_TOKEN: token.refresh_token: is missing (set BEARER_PROXY__TOKEN__REDIRECT_URI and BEARER_PROXY__TOKEN__STATE_FILE and run `bearer-proxy login`, or set this to the first refresh token)
+environment: BEARER_PROXY__UPSTREAM__ENDPOINTS: upstream.endpoints: is missing (set BEARER_PROXY__UPSTREAM__ENDPOINTS=<https://your-cloud>)
+";
+    assert_eq!(mistakes, expected.trim());
+}
+
+#[test]
+fn variables_that_are_not_read_are_told() {
+    let mistakes = load_environment(&enough_and(&[
+        ("BEARER_PROXY_TOKEN_CLIENT_SECRET", "s3cret-words"),
+        ("BEARER_PROXY_UPSTREAM__TLS_CA_FILE", "ca.pem"),
+        ("Bearer_Proxy__Log__Level", "debug"),
+        ("BEARER_PROXY__ROUTE__PREFIX", "/x"),
+        ("BEARER_PROXY__LISTENER__0__ADDRESS", "127.0.0.1:1"),
+        ("BEARER_PROXY__UPSTREAMS__DEFAULT__HOST", "client"),
+        ("BEARER_PROXY__UPSTREAMS__A.B__HOST", "client"),
+    ]))
+    .unwrap_err();
+    assert_no_secret(&mistakes.to_string());
+    let not_read = "is not read: a variable of ours has two underscores between its parts";
+    let several = "belongs to one of several tables, which variables cannot tell apart";
+    let expected = format!(
+        "
+environment: BEARER_PROXY_TOKEN_CLIENT_SECRET: {not_read} (did you mean BEARER_PROXY__TOKEN__CLIENT_SECRET?)
+environment: BEARER_PROXY_UPSTREAM__TLS_CA_FILE: {not_read} (did you mean BEARER_PROXY__UPSTREAM__TLS__CA_FILE?)
+environment: BEARER_PROXY__LISTENER__0__ADDRESS: {several} (write [[listener]] in the configuration file)
+environment: BEARER_PROXY__ROUTE__PREFIX: {several} (write [[route]] in the configuration file)
+environment: BEARER_PROXY__UPSTREAMS__A.B__HOST: no key has this name (did you mean BEARER_PROXY__UPSTREAM__HOST?)
+environment: BEARER_PROXY__UPSTREAMS__DEFAULT__HOST: no key has this name (did you mean BEARER_PROXY__UPSTREAM__HOST?)
+environment: Bearer_Proxy__Log__Level: {not_read} (did you mean BEARER_PROXY__LOG__LEVEL?)
+"
     );
-    assert_eq!(mistakes.lines().count(), 4, "{mistakes}");
+    assert_eq!(mistakes.to_string(), expected.trim());
+
+    // Other programs may have such variables.
+    let env = enough_and(&[
+        ("BEARER_PROXY__TOKEN__STATE_FILE", "token.json"),
+        ("BEARER_PROXY_LISTEN", "127.0.0.1:1"),
+        ("BEARER_PROXY_CONFIG", "proxy.toml"),
+        ("BEARER_PROXY_SERVICE_HOST", "10.0.0.1"),
+        ("BEARER_PROXY_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+    ]);
+    let warnings = load_environment(&env).unwrap().warnings;
+    let told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    let listen = "did you mean BEARER_PROXY__PROXY__LISTEN or BEARER_PROXY__ADMIN__LISTEN?";
+    assert_eq!(told, [format!("environment: BEARER_PROXY_LISTEN: {not_read} ({listen})")]);
+
+    let alone = load_environment(&[("BEARER_PROXY_PROXY_LISTEN", "127.0.0.1:1")]).unwrap_err().to_string();
+    assert!(alone.contains("no configuration") && alone.contains("BEARER_PROXY__PROXY__LISTEN?"), "{alone}");
+}
+
+#[test]
+fn variables_set_keys_of_named_upstreams() {
+    let file = Path::new(VALID).join("everything.toml");
+    let upstreams = |env: &[(&str, &str)]| load(&file, env).unwrap().config.upstreams;
+    let changed = upstreams(&[
+        ("BEARER_PROXY__UPSTREAMS__DOC_1__ENDPOINTS", "http://10.0.0.1:81,http://10.0.0.2:81"),
+        ("BEARER_PROXY__UPSTREAMS__FILES_2__TLS__SERVER_NAME", "other.internal"),
+        ("BEARER_PROXY__UPSTREAMS__NEW__ENDPOINTS", "https://new.example.com"),
+    ]);
+    let names: Vec<&str> = changed.iter().map(|upstream| upstream.name.as_str()).collect();
+    assert_eq!(names, ["default", "Doc-1", "files_2", "new"]);
+    assert_eq!(changed[1].endpoints.len(), 2);
+    assert_eq!((changed[1].http2, changed[2].tls.server_name.as_deref()), (Http2::Always, Some("other.internal")));
+    let warnings = load_environment(&enough_and(&[
+        ("BEARER_PROXY__TOKEN__STATE_FILE", "token.json"),
+        ("BEARER_PROXY__UPSTREAMS__NEW__ENDPOINTS", "https://new.example.com"),
+    ]))
+    .unwrap()
+    .warnings;
+    assert_eq!(warnings.len(), 1);
+    assert_eq!((warnings[0].key.as_str(), warnings[0].reason.as_str()), ("upstreams.new", "is used by no route"));
 }
 
 #[test]
@@ -454,6 +533,10 @@ fn every_key_of_the_table_is_read() {
                 ENOUGH.iter().copied().filter(|(name, _)| *name != variable).chain([(&*variable, WRONG)]).collect();
             let mistakes = load_environment(&env).unwrap_err().to_string();
             assert!(mistakes.contains(&format!("environment: {variable}: {path}: ")), "{path}: {mistakes}");
+            // Whoever sets variables is not helped by the file's signs. A table is written as in the file.
+            let is_for_files = |line: &&str| line.contains('"') || line.contains(" = ") || line.contains("[");
+            let wrong = mistakes.lines().filter(|_| key.kind != Kind::Table).find(is_for_files);
+            assert_eq!(wrong, None, "{path}");
         }
     }
 }
@@ -579,7 +662,7 @@ fn uncommented(text: &str, wanted: impl Fn(&str) -> bool, wanted_section: impl F
             return format!("{}\n", if all == Some(true) { inner } else { line });
         }
         let is_assignment = inner.split_once(" = ").is_some_and(|(key, _)| {
-            key.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c == '.')
+            key.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '.')
                 && all.unwrap_or_else(|| wanted(&format!("{section}.{key}")))
         });
         format!("{}\n", if is_assignment { inner } else { line })
@@ -658,16 +741,22 @@ fn the_shipped_files_sections_in_comments_work() {
     let rewrite = Rewrite { from: "http://document.example.com".to_owned(), to: "/_document".to_owned() };
     assert_eq!(config.proxy.rewrites, [rewrite]);
     let [route] = &config.proxy.routes[..] else { panic!("{:?}", config.proxy.routes) };
-    assert_eq!((route.prefix.as_str(), route.upstream, route.strip_prefix, route.inject), ("/_document", 1, true, false));
+    assert_eq!(
+        (route.prefix.as_str(), route.upstream, route.strip_prefix, route.inject),
+        ("/_document", 1, true, false)
+    );
 
     let folder = TempDir::new().unwrap();
     fs::create_dir(folder.path().join("certificates")).unwrap();
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
-    for (name, text) in [("proxy.pem", certificate.pem()), ("proxy.key", key.serialize_pem()), ("apps.pem", certificate.pem())] {
+    for (name, text) in
+        [("proxy.pem", certificate.pem()), ("proxy.key", key.serialize_pem()), ("apps.pem", certificate.pem())]
+    {
         fs::write(folder.path().join("certificates").join(name), text).unwrap();
     }
-    let text = uncommented(&filled, |_| false, |section| section == "listener").replace("\nlisten = [", "\n# listen = [");
+    let text =
+        uncommented(&filled, |_| false, |section| section == "listener").replace("\nlisten = [", "\n# listen = [");
     fs::write(folder.path().join("proxy.toml"), text).unwrap();
     let loaded = self::load(folder.path().join("proxy.toml"), &[]).unwrap_or_else(|mistakes| panic!("{mistakes}"));
     let listener = &loaded.config.proxy.listeners[0];

@@ -253,7 +253,11 @@ impl Reader {
             Ok(secret) => Some(secret),
             Err(error) => {
                 let instead = format!("check path and permissions; the secret itself would be {twin}");
-                self.mistake(place, path, fault(format!("names a file that cannot be read: {error}"), instead));
+                let fault = fault(format!("names a file that cannot be read: {error}"), instead).or_variable(format!(
+                    "check path and permissions; the secret itself would be {}",
+                    keys::variable(twin)
+                ));
+                self.mistake(place, path, fault);
                 None
             }
         }

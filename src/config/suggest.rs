@@ -43,10 +43,14 @@ fn nearest_key(section: &str, name: &str) -> String {
     if homes.iter().any(|home| is_within(home, &own_section)) {
         homes.retain(|home| is_within(home, &own_section));
     }
+    let own = names_in(&own_section);
+    let longer: Vec<&str> = own.iter().copied().filter(|own| own.ends_with(&format!("_{name}"))).collect();
+    if !longer.is_empty() {
+        return format!("did you mean {}?", longer.join(" or "));
+    }
     if !homes.is_empty() {
         return format!("belongs in {}", homes.into_iter().map(home).collect::<Vec<_>>().join(" or "));
     }
-    let own = names_in(&own_section);
     if let Some(name) = nearest(name, own.iter().copied()) {
         return format!("did you mean {name}?");
     }

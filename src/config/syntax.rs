@@ -84,6 +84,7 @@ impl Positions<'_> {
 fn syntax_fault(message: &str, text: &str, offset: usize) -> Fault {
     let line_start = text.get(..offset).and_then(|before| before.rfind('\n')).map_or(0, |index| index + 1);
     let near = text.get(line_start..offset).unwrap_or_default();
+    let line = text.get(line_start..).and_then(|rest| rest.lines().next()).unwrap_or_default();
     let instead = if near.ends_with('\\') || text.get(offset..).is_some_and(|rest| rest.starts_with('\\')) {
         BACKSLASH
     } else if message.contains("expected `\"`") || message.contains("expected `'`") {
@@ -96,6 +97,8 @@ fn syntax_fault(message: &str, text: &str, offset: usize) -> Fault {
         "put the value in quotes"
     } else if message.starts_with("duplicate key") {
         "keep one of the two"
+    } else if was_section(line.trim()) {
+        "a section begins with a line like [upstream]"
     } else {
         r#"a line is key = "text", key = number, key = ["text", "text"], [section], or # a comment"#
     };

@@ -59,7 +59,7 @@ pub(super) fn path(value: &Value) -> Read<PathBuf> {
     if let Value::Text(text) = value
         && text.contains(char::is_control)
     {
-        return Err(fault("holds a control character", BACKSLASH));
+        return Err(fault("holds a control character", BACKSLASH).or_variable("set it to a path without one"));
     }
     text(value).map(PathBuf::from)
 }

@@ -25,12 +25,17 @@ pub(super) struct Jwt {
 /// `None` if there is no such section, and after a mistake.
 pub(super) fn jwt_section(r: &mut Reader) -> Option<Jwt> {
     const KEY: &str = "token.jwt.key";
+    // They have defaults, and are read whether or not they are needed.
+    let names = names(r);
     if !r.has_section("token.jwt") {
         return None;
     }
     if !r.is_given(KEY) && !r.is_given("token.jwt.key_file") {
         let instead = "write the JWT key of the developer account, or name a file that holds it with key_file";
-        r.missing(r.place_of_section("token.jwt"), KEY, fault("is missing", instead));
+        let variables =
+            "set BEARER_PROXY__TOKEN__JWT__KEY, or BEARER_PROXY__TOKEN__JWT__KEY_FILE to a file that holds it";
+        let fault = fault("is missing", instead).or_variable(variables);
+        r.missing(r.place_of_section("token.jwt"), KEY, fault);
     }
     let key = r.key(KEY);
     let algorithm = match r.read("token.jwt.algorithm", values::algorithm) {
@@ -46,7 +51,6 @@ pub(super) fn jwt_section(r: &mut Reader) -> Option<Jwt> {
     }
     let user = user(r);
     let claims = r.read("token.jwt.claims", values::claims).unwrap_or_default();
-    let names = names(r);
     Some(Jwt { key: key?, algorithm: algorithm?, user, claims, names })
 }
 

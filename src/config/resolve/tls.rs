@@ -8,7 +8,7 @@ use rustls::pki_types::{
 };
 
 use crate::{
-    config::{findings::fault, reader::Reader, values},
+    config::{findings::fault, keys, reader::Reader, values},
     net::tls::{self, Error},
 };
 
@@ -19,8 +19,9 @@ pub(super) fn client(r: &mut Reader, section: &str) -> tls::Config {
     let key_key = key("client_key_file");
     for (given, other) in [(&cert_key, &key_key), (&key_key, &cert_key)] {
         if r.is_given(given) && !r.is_given(other) {
-            let instead = format!("give {other} as well");
-            r.missing(r.place(given), given, fault("is one half of a pair", instead));
+            let fault = fault("is one half of a pair", format!("give {other} as well"))
+                .or_variable(format!("set {} as well", keys::variable(other)));
+            r.missing(r.place(given), given, fault);
         }
     }
     tls::Config {

@@ -44,7 +44,8 @@ fn seed(r: &mut Reader, state_file: Option<&Path>) -> Option<Secret> {
     const FILE: &str = "token.refresh_token_file";
     let is_gone = |r: &mut Reader| r.path(FILE).is_some_and(|file| !file.exists());
     if state_file.is_some_and(Path::is_file) && !r.is_given("token.refresh_token") && r.is_given(FILE) && is_gone(r) {
-        let gone = fault("names a file that is not there; the stored tokens are used", "remove the key");
+        let gone = fault("names a file that is not there; the stored tokens are used", "remove the key")
+            .or_variable("unset it");
         r.warning(r.place(FILE), FILE, gone);
         return None;
     }

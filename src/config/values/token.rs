@@ -38,7 +38,8 @@ pub(in crate::config) fn is_pem(key: &str) -> bool {
 pub(in crate::config) fn claims(value: &Value) -> Read<Map<String, Json>> {
     const INSTEAD: &str = r#"write a table, as in { scope = "files" }"#;
     let Value::Table(elements) = value else {
-        return Err(fault(format!("is {}, not a table", value.what()), INSTEAD));
+        // In a variable it is written in the same way, quotes included.
+        return Err(fault(format!("is {}, not a table", value.what()), INSTEAD).or_variable(INSTEAD));
     };
     for (name, _) in elements {
         if let Some(own) = OWN_CLAIMS.iter().find(|own| *own == name) {
