@@ -14,7 +14,7 @@ use bearer_proxy::{
     base::log::Format,
     config::{self, Key, Kind, Loaded, Mistakes, Presence, Source},
     net::tls,
-    proxy::{AccessLog, Exhausted, ForwardedHeaders, RetryJson, Rewrite, Route},
+    proxy::{AccessLog, Exhausted, ForwardedHeaders, Listener, RetryJson, Rewrite, Route},
     token::{BasicEncoding, Parameters, jwt::User},
     upstream::{Host, Http2},
 };
@@ -747,14 +747,7 @@ fn the_shipped_files_sections_in_comments_work() {
     );
 
     let folder = TempDir::new().unwrap();
-    fs::create_dir(folder.path().join("certificates")).unwrap();
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
-    for (name, text) in
-        [("proxy.pem", certificate.pem()), ("proxy.key", key.serialize_pem()), ("apps.pem", certificate.pem())]
-    {
-        fs::write(folder.path().join("certificates").join(name), text).unwrap();
-    }
+    add_certificates(folder.path());
     let text =
         uncommented(&filled, |_| false, |section| section == "listener").replace("\nlisten = [", "\n# listen = [");
     fs::write(folder.path().join("proxy.toml"), text).unwrap();
@@ -762,6 +755,58 @@ fn the_shipped_files_sections_in_comments_work() {
     let listener = &loaded.config.proxy.listeners[0];
     assert_eq!(listener.address.to_string(), "0.0.0.0:8443");
     assert_eq!(listener.tls.as_ref().unwrap().cert_file, folder.path().join("certificates/proxy.pem"));
+}
+
+/// The files that examples of TLS name.
+fn add_certificates(folder: &Path) {
+    let folder = folder.join("certificates");
+    fs::create_dir(&folder).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+    for (name, text) in
+        [("proxy.pem", certificate.pem()), ("proxy.key", key.serialize_pem()), ("apps.pem", certificate.pem())]
+    {
+        fs::write(folder.join(name), text).unwrap();
+    }
+}
+
+#[test]
+fn the_readmes_examples_load() {
+    let readme = fs::read_to_string("README.md").unwrap();
+    let mut examples: Vec<&str> =
+        readme.split("```toml\n").skip(1).filter_map(|rest| Some(rest.split_once("```")?.0)).collect();
+    assert_eq!(examples.len(), 3, "examples seen");
+    let folder = TempDir::new().unwrap();
+    add_certificates(folder.path());
+    fs::create_dir(folder.path().join("secrets")).unwrap();
+    fs::write(folder.path().join("secrets/client_secret"), "file-secret").unwrap();
+    let file = folder.path().join("proxy.toml");
+    let load = |text: String| {
+        fs::write(&file, text).unwrap();
+        load(&file, &[]).unwrap_or_else(|mistakes| panic!("{mistakes}")).config
+    };
+    let smallest = examples.remove(0).to_owned();
+    let with_routes = load(format!("{smallest}{}", examples[0]));
+    assert_eq!((with_routes.proxy.routes.len(), with_routes.proxy.rewrites.len()), (1, 1));
+    let with_tls = load(format!("{}{}", smallest.replace("listen = [", "# listen = ["), examples[1]));
+    assert!(with_tls.proxy.listeners[0].tls.is_some());
+}
+
+#[test]
+fn a_listener_has_its_own_exceptions_or_those_of_all() {
+    let proxy = valid("listeners.toml").config.proxy;
+    let [plain, certified, second, open] = &proxy.listeners[..] else { panic!("{:?}", proxy.listeners) };
+    let hosts = |listener: &Listener| listener.guard.allowed_hosts.iter().cloned().collect::<Vec<_>>();
+    assert_eq!([hosts(plain), hosts(second)], [["files.example.com"], ["files.example.com"]]);
+    assert_eq!((hosts(certified).len(), hosts(open)), (0, vec!["proxy.example.com".to_owned()]));
+    assert_eq!(open.guard.allowed_origins.iter().collect::<Vec<_>>(), ["https://app.example.com"]);
+    let file = |name: &str| Path::new(VALID).join("files").join(name);
+    let server = |client_ca_file| {
+        let (cert_file, key_file) = (file("server.pem"), file("server.key"));
+        Some(tls::ServerConfig { cert_file, key_file, client_ca_file })
+    };
+    assert_eq!((&plain.tls, &second.tls), (&None, &None));
+    assert_eq!((&certified.tls, &open.tls), (&server(Some(file("server.pem"))), &server(None)));
 }
 
 #[test]

@@ -258,14 +258,13 @@ impl Raw {
         })
     }
 
-    /// Reads what the command line says of a key.
+    /// Reads what the command line says of a key. Keys of lists are written with a number: `route[0].prefix`.
     pub(super) fn add_override(&mut self, path: &str, text: String) {
-        if keys::find(path).is_none()
-            || keys::find(path).is_some_and(|key| key.is_listed()) && keys::listed(path).is_none()
-        {
-            self.mistakes.push(fault("unknown key", "see --help").at(Place::CommandLine, path));
-        } else {
+        let is_known = keys::find(path).is_some_and(|key| key.is_listed() == keys::listed(path).is_some());
+        if is_known {
             self.set_words(path, text, Place::CommandLine);
+        } else {
+            self.mistakes.push(fault("unknown key", "see --help").at(Place::CommandLine, path));
         }
     }
 
