@@ -65,6 +65,7 @@ struct Numbers {
     received_bytes: u64,
     sent_bytes: u64,
     connections_open: u64,
+    tunnels_open: u64,
     duration: ([u64; BUCKETS.len() + 1], f64),
 }
 
@@ -119,6 +120,7 @@ impl Numbers {
             received_bytes: sources.sum(|worker| worker.received_bytes.value()),
             sent_bytes: sources.sum(|worker| worker.sent_bytes.value()),
             connections_open: sources.sum(|worker| worker.connections_open.value()),
+            tunnels_open: sources.sum(|worker| worker.tunnels_open.value()),
             duration: (buckets, seconds),
         }
     }
@@ -205,6 +207,7 @@ impl Scrape {
         writer.counter("sent_bytes", "Bytes written to clients", numbers.sent_bytes)?;
         writer.counters("retries", "Requests sent again, or that should have been", &numbers.retries)?;
         writer.gauge("connections_open", "Client connections", numbers.connections_open as f64)?;
+        writer.gauge("tunnels_open", "Upgraded connections", numbers.tunnels_open as f64)?;
         let help = "Client connections turned away, by reason";
         writer.counters("connections_rejected", help, &numbers.connections_rejected)?;
         let connections = numbers.upstream_connections.iter().map(|(labels, n)| (labels.clone(), *n as f64));

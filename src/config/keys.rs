@@ -203,6 +203,7 @@ const KEYS: &[Key] = &[
     default("proxy.head_timeout", Text, r#""10s""#),
     default("proxy.body_idle_timeout", Text, r#""60s""#),
     default("proxy.idle_timeout", Text, r#""75s""#),
+    default("proxy.tunnel_idle_timeout", Text, r#""1h""#),
     default("proxy.drain_delay", Text, r#""0s""#),
     default("proxy.drain_timeout", Text, r#""30s""#),
     required(

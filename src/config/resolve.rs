@@ -62,6 +62,7 @@ fn proxy(r: &mut Reader, listening: Vec<Listening>) -> proxy::Config {
         head_timeout: r.positive_duration("proxy.head_timeout"),
         body_idle_timeout: r.positive_duration("proxy.body_idle_timeout"),
         idle_timeout: r.positive_duration("proxy.idle_timeout"),
+        tunnel_idle_timeout: r.positive_duration("proxy.tunnel_idle_timeout"),
         drain_delay: r.duration("proxy.drain_delay"),
         drain_timeout: r.duration("proxy.drain_timeout"),
         retry: retry(r),

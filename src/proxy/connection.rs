@@ -1,7 +1,7 @@
 //! One client connection: its socket, its deadlines, HTTP/1.1 on top.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     io,
     pin::Pin,
     rc::Rc,
@@ -23,6 +23,7 @@ use super::{
     metrics::Metrics,
     monitor::Monitor,
     route,
+    tunnel::Tunnel,
     worker::Worker,
 };
 use crate::{base::ticker::Deadline, net::socket::Stream};
@@ -44,6 +45,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, client: Client, ga
         limits: Cell::new(worker.routes.default_limits()),
         monitor: Arc::clone(&monitor),
         lingering: worker.lingering.clone(),
+        tunnel: RefCell::default(),
     });
     let io = TokioIo::new(Io { stream, monitor, metrics: Arc::clone(&worker.metrics) });
     let service = service_fn(|request| handler::handle(Rc::clone(&worker), Rc::clone(&exchange), request));
@@ -53,7 +55,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, client: Client, ga
         .max_buf_size(READ_BUFFER)
         .title_case_headers(true)
         .writev(false)
-        .serve_connection(io, service);
+        .serve_connection(io, service)
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     std::future::poll_fn(|cx| match connection.as_mut().poll(cx) {
         // What went wrong on a client's connection was the client's doing, or was counted where it happened.
@@ -62,6 +65,9 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, client: Client, ga
         Poll::Pending => write_due.poll_due(cx),
     })
     .await;
+    if let Some(tunnel) = exchange.tunnel.take() {
+        tunnel.run(&worker).await;
+    }
 }
 
 /// What all parts of an exchange on one connection share.
@@ -76,6 +82,8 @@ pub(crate) struct Exchange {
     pub(crate) limits: Cell<route::Limits>,
     pub(crate) monitor: Arc<Monitor>,
     lingering: mpsc::UnboundedSender<Abandoned>,
+    /// What becomes of the connection after an answer of 101.
+    pub(crate) tunnel: RefCell<Option<Tunnel>>,
 }
 
 /// A client's body that nobody wants any more.
@@ -124,7 +132,7 @@ impl Exchange {
 }
 
 /// A client's socket, watched.
-struct Io {
+pub(crate) struct Io {
     stream: Stream,
     monitor: Arc<Monitor>,
     metrics: Arc<Metrics>,

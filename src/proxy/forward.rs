@@ -18,6 +18,7 @@ use super::{
     metrics::{RetryOutcome, RetryReason},
     replay::{AttemptBody, RequestBody},
     route::Route,
+    tunnel::Upgrade,
     worker::Worker,
 };
 use crate::upstream::{Endpoint, Lease, Turn, Upstream};
@@ -30,6 +31,7 @@ pub(crate) struct Passage<'a> {
     pub(crate) route: &'a Route,
     pub(crate) head: &'a request::Parts,
     pub(crate) body: &'a RequestBody,
+    pub(crate) upgrade: Option<&'a Upgrade>,
 }
 
 /// An upstream's answer, its body not read yet.
@@ -146,7 +148,7 @@ impl Passage<'_> {
         match sent {
             Some(Ok(response)) => {
                 let (head, answer) = response.into_parts();
-                if !headers::is_unambiguous(&head) {
+                if !headers::is_unambiguous(&head, self.upgrade.is_some()) {
                     body.end();
                     worker.upstream_failed(lease.endpoint(), Error::InvalidAnswer.label());
                     return Err(Failure { error: Error::InvalidAnswer, repeatable: false });
@@ -192,6 +194,10 @@ impl Passage<'_> {
         *request.uri_mut() = self.route.target(&self.head.uri);
         *request.version_mut() = Version::HTTP_11;
         *request.headers_mut() = headers::outbound(self.head, &rewrite);
+        if let Some(upgrade) = self.upgrade {
+            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            request.headers_mut().insert(header::UPGRADE, upgrade.protocol.clone());
+        }
         if self.body.is_chunked() {
             // Without it, hyper sends no body at all with methods that usually have none.
             request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));

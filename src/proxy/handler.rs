@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, convert::Infallible, rc::Rc};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, Version, header, response};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header, response};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
@@ -17,6 +17,7 @@ use super::{
     judge::{Verdict, judge, may_repeat},
     metrics::{RetryOutcome, RetryReason},
     replay::RequestBody,
+    tunnel::Upgrade,
     worker::{Carried, Worker},
 };
 use crate::{base::clock::Moment, token::Rejection};
@@ -31,16 +32,18 @@ const REFUSAL_LIMIT: usize = 64 * 1024;
 pub(crate) async fn handle(
     worker: Rc<Worker>,
     exchange: Rc<Exchange>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let received = worker.clock.now();
     let number = exchange.monitor.begin_exchange();
+    let upgrade = Upgrade::wished(&mut request);
     let (head, body) = request.into_parts();
     let body = RequestBody::new(body, &head, &worker.recording, &exchange, number);
     let account = Account::open(&worker, &exchange, number, body.clone(), received);
     let route = worker.routes.choose(&head);
     exchange.limits.set(route.limits);
-    let passage = Passage { worker: &worker, exchange: &exchange, route, head: &head, body: &body };
+    let passage =
+        Passage { worker: &worker, exchange: &exchange, route, head: &head, body: &body, upgrade: upgrade.as_ref() };
     let mut response = match passage.answer(received).await {
         Ok(Relay { head, ahead, rest }) => Response::from_parts(head, ResponseBody::relayed(ahead, rest, account)),
         Err(error) => {
@@ -55,11 +58,16 @@ pub(crate) async fn handle(
     }
     body.commit();
     *response.version_mut() = Version::HTTP_11;
-    if is_unasked || worker.is_draining() {
+    if is_unasked || worker.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     worker.answered(route, &head, response.status(), received);
     Ok(response)
+}
+
+/// Whether an answer shows that the token is good.
+fn is_proof(status: StatusCode) -> bool {
+    status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// An answer of the upstream's, ready for the client.
@@ -94,7 +102,7 @@ impl Passage<'_> {
         }
         let answer = self.attempt(Some(token.header())).await?;
         if self.judge(&answer) == Verdict::Relay {
-            if answer.head.status.is_success() {
+            if is_proof(answer.head.status) {
                 token.accepted();
             }
             return Ok(self.relay(answer));
@@ -157,7 +165,7 @@ impl Passage<'_> {
             return self.exhausted(RetryOutcome::Rejected, self.relay(second));
         }
         token.replay_accepted();
-        if second.head.status.is_success() {
+        if is_proof(second.head.status) {
             token.accepted();
         }
         self.worker.metrics.retried(RetryReason::Unauthorized, RetryOutcome::Accepted);
@@ -179,7 +187,16 @@ impl Passage<'_> {
 
     fn relay(&self, answer: Answer) -> Relay {
         let Answer { mut head, body, lease } = answer;
+        let protocol = head.headers.get(header::UPGRADE).cloned();
         self.prepare(&mut head, lease.endpoint());
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            head.headers.extend(protocol.map(|protocol| (header::UPGRADE, protocol)));
+            let upstream = head.extensions.remove();
+            let tunnel = self.upgrade.zip(upstream).and_then(|(upgrade, upstream)| upgrade.agreed(upstream, lease));
+            *self.exchange.tunnel.borrow_mut() = tunnel;
+            return Relay { head, ahead: VecDeque::new(), rest: None };
+        }
         Relay { head, ahead: VecDeque::new(), rest: Some(Rest { body, lease }) }
     }
 

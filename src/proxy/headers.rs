@@ -89,12 +89,12 @@ pub(crate) fn has_been_here(headers: &HeaderMap, mark: &HeaderValue) -> bool {
 
 /// Whether an upstream's answer means the same to everybody: one length, or chunks and nothing else (RFC 9112 §6.3), and
 /// no switch of protocols that nobody asked for.
-pub(crate) fn is_unambiguous(head: &response::Parts) -> bool {
+pub(crate) fn is_unambiguous(head: &response::Parts, is_upgrade_wished: bool) -> bool {
     let mut lengths = head.headers.get_all(header::CONTENT_LENGTH).iter();
     let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
     let (length, coding) = (lengths.next(), codings.next());
     let is_number = |length: &HeaderValue| length.as_bytes().iter().all(u8::is_ascii_digit);
-    head.status != StatusCode::SWITCHING_PROTOCOLS
+    (head.status != StatusCode::SWITCHING_PROTOCOLS || is_upgrade_wished)
         && lengths.next().is_none()
         && codings.next().is_none()
         && length.is_none_or(is_number)
@@ -450,7 +450,8 @@ mod tests {
                 response = response.header(*name, *value);
             }
             let (parts, ()) = response.body(()).unwrap().into_parts();
-            assert_eq!(is_unambiguous(&parts), *expected, "{status} {headers:?}");
+            assert_eq!(is_unambiguous(&parts, false), *expected, "{status} {headers:?}");
+            assert_eq!(is_unambiguous(&parts, true), *expected || *status == 101, "{status} {headers:?}");
         }
     }
 

@@ -25,6 +25,8 @@ pub struct Metrics {
     pub sent_bytes: Counter,
     /// Client connections.
     pub connections_open: Counter,
+    /// Upgraded connections.
+    pub tunnels_open: Counter,
     /// Client connections that were turned away, by [`CONNECTION_REJECTIONS`].
     pub connections_rejected: [Counter; CONNECTION_REJECTIONS.len()],
     rejected: [Counter; error::LABELS.len()],
@@ -51,7 +53,15 @@ pub struct Endpoint {
 }
 
 /// Values of the label `reason` of `connections_rejected_total`.
-pub const CONNECTION_REJECTIONS: [&str; 2] = ["max_connections", "accept_failed"];
+pub const CONNECTION_REJECTIONS: [&str; 3] = ["max_connections", "accept_failed", "bytes_before_upgrade"];
+
+/// Why a client's connection was turned away.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum ConnectionRejection {
+    Full = 0,
+    AcceptFailed = 1,
+    BytesBeforeUpgrade = 2,
+}
 
 /// Values of the label `error` of `upstream_errors_total`.
 pub const UPSTREAM_ERRORS: [&str; 9] = [
@@ -100,6 +110,7 @@ impl Metrics {
             received_bytes: Counter::default(),
             sent_bytes: Counter::default(),
             connections_open: Counter::default(),
+            tunnels_open: Counter::default(),
             connections_rejected: Default::default(),
             rejected: Default::default(),
             retries: Default::default(),

@@ -15,6 +15,7 @@ mod monitor;
 mod recording;
 mod replay;
 mod route;
+mod tunnel;
 mod worker;
 
 use std::{
@@ -131,6 +132,8 @@ pub struct Config {
     pub body_idle_timeout: Duration,
     /// How long a connection may wait for its next request.
     pub idle_timeout: Duration,
+    /// How long nothing may move through an upgraded connection.
+    pub tunnel_idle_timeout: Duration,
     /// How long to go on accepting after readiness is off, so that load balancers notice.
     pub drain_delay: Duration,
     /// Limit for requests in flight at shutdown.

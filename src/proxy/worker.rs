@@ -24,7 +24,7 @@ use super::{
     error::{self, Error},
     guard::Gate,
     listener::{Place, accept},
-    metrics::Metrics,
+    metrics::{ConnectionRejection, Metrics},
     monitor::{self, Monitor},
     recording,
     replay::AttemptBody,
@@ -33,7 +33,7 @@ use super::{
 use crate::{
     base::{
         clock::{Moment, SharedClock},
-        ticker::Ticker,
+        ticker::{Ticker, Ticks},
     },
     net::socket::ListenerSeed,
     token::{Credential, Token},
@@ -70,6 +70,7 @@ pub(crate) struct Worker {
     pub(crate) ticker: Rc<Ticker>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) limits: Arc<monitor::Limits>,
+    pub(crate) tunnel_idle: Ticks,
     pub(crate) recording: recording::Limits,
     pub(crate) mark: HeaderValue,
     connections: RefCell<Slab<Arc<Monitor>>>,
@@ -182,6 +183,7 @@ impl Worker {
             ticker,
             metrics,
             limits: Arc::new(monitor::Limits::new(&config)),
+            tunnel_idle: config.tunnel_idle_timeout.into(),
             recording: recording::Limits { body: config.retry.body_limit, total: config.retry.total_limit, kept },
             // A copy of its own, as with the token.
             mark: HeaderValue::from_bytes(shared.mark.as_bytes()).unwrap_or_else(|_| shared.mark.clone()),
@@ -230,12 +232,16 @@ impl Worker {
         if self.shared.connections.fetch_add(1, Relaxed) < self.config.max_connections {
             return Some(place);
         }
-        self.metrics.connections_rejected[0].add(1);
+        self.connection_rejected(ConnectionRejection::Full);
         None
     }
 
+    pub(crate) fn connection_rejected(&self, reason: ConnectionRejection) {
+        self.metrics.connections_rejected[reason as usize].add(1);
+    }
+
     pub(crate) fn accept_failed(&self, error: &io::Error) {
-        self.metrics.connections_rejected[1].add(1);
+        self.connection_rejected(ConnectionRejection::AcceptFailed);
         tracing::warn!(%error, "cannot accept connections; trying again in a moment");
     }
 

@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use hyper::rt;
+use bytes::Bytes;
+use hyper::{rt, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -103,6 +104,16 @@ pub(super) async fn connect(config: &Config, endpoint: &Endpoint, tls: Option<&T
     }
 }
 
+/// The connection of an answer of 101, and what came behind it.
+///
+/// # Errors
+/// When it broke meanwhile.
+pub async fn upgraded(answer: OnUpgrade) -> io::Result<(impl AsyncRead + AsyncWrite + Unpin, Bytes)> {
+    let upgraded = answer.await.map_err(io::Error::other)?;
+    let parts = upgraded.downcast::<Io>().map_err(|_| io::Error::other("another kind of connection"))?;
+    Ok((parts.io.into_transport(), parts.read_buf))
+}
+
 /// A failed look-up carries no number of the system's, a failed connection does.
 fn is_resolver(error: &io::Error) -> bool {
     error.raw_os_error().is_none() && error.kind() != io::ErrorKind::TimedOut
@@ -126,6 +137,11 @@ pub(super) struct Io {
 impl Io {
     fn new(transport: Transport) -> Self {
         Self { transport: TokioIo::new(transport), write_failed: false }
+    }
+
+    /// What is left when HTTP is over: a write error is an error again.
+    fn into_transport(self) -> Transport {
+        self.transport.into_inner()
     }
 
     fn unless_failed<T>(

@@ -17,7 +17,7 @@ use rustls::pki_types::ServerName;
 
 use self::pool::Pool;
 pub use self::{
-    connect::Error,
+    connect::{Error, upgraded},
     pool::{Counters, Lease},
 };
 use crate::{base::ticker::Ticker, net::tls};

@@ -117,6 +117,7 @@ where
         let too_old = Rc::new(self.ticker.deadline());
         let pool = Rc::clone(self);
         let watch = Rc::clone(&too_old);
+        let connection = connection.with_upgrades();
         tokio::task::spawn_local(async move {
             let mut connection = std::pin::pin!(connection);
             std::future::poll_fn(|cx| match connection.as_mut().poll(cx) {

@@ -87,8 +87,8 @@ pub(in crate::config) fn json_pointer(value: &Value) -> Read<String> {
 /// The name of a URL parameter.
 pub(in crate::config) fn parameter_name(value: &Value) -> Read<String> {
     match text(value)? {
-        "" => Err(fault("is empty", "write the name that the cloud expects, or leave the key out")),
-        name => Ok(name.to_owned()),
+        name if !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(name.to_owned()),
+        _ => Err(fault("is not a name", "write the name of a parameter as the cloud expects it, without spaces")),
     }
 }
 
