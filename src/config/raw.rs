@@ -13,7 +13,6 @@ use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
 use super::{
-    FILE_VARIABLE,
     findings::{Finding, Place, fault},
     keys::{self, Kind, Presence},
     suggest::{self, Meant},
@@ -219,7 +218,7 @@ impl Raw {
             let name = if cfg!(windows) { name.to_ascii_uppercase() } else { name.to_owned() };
             let place = Place::Environment(name.clone());
             if !name.starts_with(keys::PREFIX) {
-                match suggest::meant_variable(&name).filter(|_| name != FILE_VARIABLE) {
+                match suggest::meant_variable(&name) {
                     Some(Meant::Certainly(fault)) => self.mistakes.push(fault.at(place, "")),
                     Some(Meant::Perhaps(fault)) => self.warnings.push(fault.at(place, "")),
                     None => {}

@@ -24,14 +24,19 @@ impl<'a> Broken<'a> {
         let text: Vec<&str> = positions.text.lines().map(str::trim).collect();
         let line = |number: usize| text.get(number - 1).copied().unwrap_or_default();
         let is_section = |number: &usize| line(*number).starts_with('[') && !lines.contains_key(number);
-        let strays = lines.keys().filter(|number| was_section(line(**number))).map(|number| {
-            let next = (number + 1..=text.len()).find(is_section).unwrap_or(text.len() + 1);
-            number + 1..next
-        });
-        let strays: Vec<_> = strays.collect();
-        lines.retain(|number, (_, message)| {
-            !(message.starts_with("duplicate key") && strays.iter().any(|stray| stray.contains(number)))
-        });
+        // Of what stands behind a good section line, and of a second section of the same name, the parser makes sense.
+        let is_stray = |number: &usize, message: &str| {
+            was_section(line(*number))
+                && !message.starts_with("unexpected key")
+                && !message.starts_with("duplicate key")
+        };
+        let broken = lines.iter().filter(|(number, (_, message))| is_stray(number, message));
+        // The next section can be taken for a part of the broken one.
+        let strays: Vec<_> = broken
+            .map(|(number, _)| number + 1..(number + 1..=text.len()).find(is_section).unwrap_or(text.len()) + 1)
+            .collect();
+        let is_stray = |number: &usize| strays.iter().any(|stray| stray.contains(number));
+        lines.retain(|number, (_, message)| !(message.starts_with("duplicate key") && is_stray(number)));
         Self { lines, strays }
     }
 
@@ -55,10 +60,10 @@ impl<'a> Broken<'a> {
     }
 }
 
-/// Whether somebody meant to begin a section: `[upstream`, `upstream]`, `upstream:`.
+/// Whether somebody meant to begin a section: `[upstream`, `upstream]`, `{upstream}`, `upstream:`.
 fn was_section(line: &str) -> bool {
     let is_named = line.contains(|c: char| c.is_ascii_alphabetic());
-    is_named && (line.starts_with('[') || !line.contains('=') && line.ends_with([']', ':']))
+    is_named && (line.starts_with(['[', '{']) || !line.contains('=') && line.ends_with([']', ':']))
 }
 
 /// Turns the parser's byte offsets into lines and columns.
@@ -89,6 +94,8 @@ fn syntax_fault(message: &str, text: &str, offset: usize) -> Fault {
         BACKSLASH
     } else if message.contains("expected `\"`") || message.contains("expected `'`") {
         "end a text with the quote that it begins with, on the same line"
+    } else if was_section(line.trim()) && !message.starts_with("duplicate key") {
+        "a section begins with a line like [upstream]"
     } else if message.contains("array") {
         "put commas between the elements of a list, and ] at its end"
     } else if message.contains("unicode value digits") {
@@ -97,8 +104,6 @@ fn syntax_fault(message: &str, text: &str, offset: usize) -> Fault {
         "put the value in quotes"
     } else if message.starts_with("duplicate key") {
         "keep one of the two"
-    } else if was_section(line.trim()) {
-        "a section begins with a line like [upstream]"
     } else {
         r#"a line is key = "text", key = number, key = ["text", "text"], [section], or # a comment"#
     };
