@@ -14,9 +14,9 @@ use bearer_proxy::{
     base::log::Format,
     config::{self, Key, Kind, Loaded, Mistakes, Presence, Source},
     net::tls,
-    proxy::{AccessLog, Exhausted, ForwardedHeaders},
+    proxy::{AccessLog, Exhausted, ForwardedHeaders, Listener, RetryJson, Rewrite, Route},
     token::{BasicEncoding, Parameters, jwt::User},
-    upstream::Host,
+    upstream::{Host, Http2},
 };
 use jsonwebtoken::Algorithm;
 use proptest::prelude::*;
@@ -124,7 +124,8 @@ fn defaults_are_those_promised() {
     assert_eq!(proxy.access_log, AccessLog::Off);
     assert_eq!((proxy.retry.statuses, proxy.retry.any_method), (vec![http::StatusCode::UNAUTHORIZED], false));
     assert_eq!((proxy.retry.body_limit, proxy.retry.total_limit), (1 << 20, 64 << 20));
-    assert_eq!(proxy.retry.exhausted, Exhausted::Relay);
+    assert_eq!((proxy.retry.exhausted, proxy.retry.json), (Exhausted::Relay, None));
+    assert!(proxy.routes.is_empty() && proxy.rewrites.is_empty() && config.upstreams.len() == 1);
 
     let upstream = config.upstreams[0].clone();
     assert_eq!(upstream.endpoints[0].origin, "https://cloud.example.com");
@@ -132,6 +133,10 @@ fn defaults_are_those_promised() {
     assert_eq!((upstream.connect_timeout, upstream.response_timeout), (seconds(5), seconds(60)));
     assert_eq!((upstream.body_idle_timeout, upstream.idle_timeout), (seconds(60), seconds(90)));
     assert_eq!((upstream.max_connections, upstream.tls), (1024, tls::Config::default()));
+    assert_eq!(
+        (upstream.name.as_str(), upstream.handshake_timeout, upstream.http2),
+        ("default", seconds(10), Http2::Auto)
+    );
 
     let token = config.token;
     assert_eq!(token.refresh_token.unwrap().expose(), "file-refresh");
@@ -178,11 +183,46 @@ fn every_key_arrives_where_it_belongs() {
     assert_eq!((proxy.forwarded_headers, proxy.access_log), (ForwardedHeaders::Forwarded, AccessLog::Sampled));
     assert_eq!((proxy.first_byte_timeout, proxy.head_timeout), (seconds(1), seconds(2)));
     assert_eq!((proxy.body_idle_timeout, proxy.idle_timeout), (seconds(3), seconds(4)));
+    assert_eq!(proxy.tunnel_idle_timeout, seconds(27));
     assert_eq!((proxy.drain_delay, proxy.drain_timeout), (seconds(5), seconds(6)));
     let statuses: Vec<u16> = proxy.retry.statuses.iter().map(http::StatusCode::as_u16).collect();
     assert_eq!((statuses, proxy.retry.any_method), (vec![401, 403], true));
     assert_eq!((proxy.retry.body_limit, proxy.retry.total_limit), (64_000, 1 << 30));
     assert_eq!(proxy.retry.exhausted, Exhausted::BadGateway);
+    let values = vec![401.into(), "E1".into()];
+    assert_eq!(proxy.retry.json, Some(RetryJson { pointer: "/error/code".to_owned(), values }));
+    let route = |host: Option<&str>, prefix: &str, upstream| Route {
+        host: host.map(str::to_owned),
+        prefix: prefix.to_owned(),
+        upstream,
+        strip_prefix: false,
+        inject: true,
+        response_timeout: None,
+        body_idle_timeout: None,
+    };
+    let documents = route(None, "/_document", 1);
+    assert_eq!(
+        proxy.routes,
+        [
+            Route { strip_prefix: true, inject: false, ..documents.clone() },
+            Route {
+                response_timeout: Some(seconds(25)),
+                body_idle_timeout: Some(seconds(26)),
+                ..route(Some("files.example.com"), "", 2)
+            },
+            Route { inject: false, ..route(Some("files.example.com"), "/public/files", 0) },
+            Route { strip_prefix: true, ..route(None, "/_share", 1) },
+        ]
+    );
+    let rewrite = |from: &str, to: &str| Rewrite { from: from.to_owned(), to: to.to_owned() };
+    assert_eq!(
+        proxy.rewrites,
+        [
+            rewrite("http://document.example.com", "/_document"),
+            rewrite("https://share.example.com:8443", "/_share"),
+            rewrite("https://cloud.internal", ""),
+        ]
+    );
 
     let upstream = config.upstreams[0].clone();
     let origins: Vec<&str> = upstream.endpoints.iter().map(|endpoint| endpoint.origin.as_str()).collect();
@@ -201,6 +241,17 @@ fn every_key_arrives_where_it_belongs() {
         server_name: Some("cloud.internal".to_owned()),
     };
     assert_eq!(upstream.tls, tls);
+
+    assert_eq!((upstream.handshake_timeout, upstream.http2), (seconds(21), Http2::Never));
+    let named: Vec<_> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
+    assert_eq!(named, ["default", "Doc-1", "files_2"]);
+    let documents = &config.upstreams[1];
+    assert_eq!(documents.endpoints[0].origin, "http://document.example.com");
+    assert_eq!(
+        (documents.http2, documents.connect_timeout, documents.max_connections),
+        (Http2::Always, seconds(22), 1024)
+    );
+    assert_eq!(config.upstreams[2].tls.server_name.as_deref(), Some("files.internal"));
 
     let token = config.token;
     assert_eq!(token.refresh_token.unwrap().expose(), "r3fresh-words");
@@ -223,6 +274,9 @@ fn every_key_arrives_where_it_belongs() {
     assert_eq!(jwt.url.as_str(), "https://login.example.com:9443/oauth/jwt");
     assert_eq!((jwt.algorithm, jwt.user), (Algorithm::HS512, Some(User::Phone("12345".to_owned()))));
     assert_eq!(jwt.key.expose(), "jwtk3y-words");
+    assert_eq!((jwt.code_fields, jwt.names.code.as_str()), (vec!["/x/code".to_owned()], "c"));
+    assert_eq!((jwt.names.client_id.as_str(), jwt.names.jwt_token.as_str()), ("ci", "jt"));
+    assert_eq!([jwt.names.email, jwt.names.phone, jwt.names.babel_id], ["e", "p", "b"]);
     let claims = serde_json::json!({ "scope": ["a", "b"], "level": 3, "inner": { "yes": true } });
     assert_eq!(serde_json::Value::Object(jwt.claims), claims);
     assert_eq!(issuer.tls.ca_file, None, "an issuer of its own does not inherit the upstream's trust");
@@ -316,24 +370,94 @@ fn mistakes_in_the_environment_name_the_variable() {
     assert_no_secret(&mistakes.to_string());
     let expected = r#"
 environment: BEARER_PROXY__LISTEN: no key has this name (did you mean BEARER_PROXY__PROXY__LISTEN or BEARER_PROXY__ADMIN__LISTEN?)
-environment: BEARER_PROXY__PROXY__LISTEN: proxy.listen: 0.0.0.0:8081 can be reached from other machines, and whoever reaches it acts with the proxy's token (listen on 127.0.0.1, or write allow_unauthenticated = true in [proxy] if the network around it lets only the right clients through)
-environment: BEARER_PROXY__RETRY__ANY_METHOD: retry.any_method: is text (write true or false, without quotes)
-environment: BEARER_PROXY__RETRY__STATUSES: retry.statuses: is text (write a number from 400 to 599, without quotes)
-environment: BEARER_PROXY__TOKEN__CLIENT_ID: token.client_id: is empty (write a value, or remove the key)
+environment: BEARER_PROXY__PROXY__LISTEN: proxy.listen: 0.0.0.0:8081 can be reached from other machines, and whoever reaches it acts with the proxy's token (listen on 127.0.0.1, or set BEARER_PROXY__PROXY__ALLOW_UNAUTHENTICATED=true if the network around it lets only the right clients through)
+environment: BEARER_PROXY__RETRY__ANY_METHOD: retry.any_method: is text (write true or false)
+environment: BEARER_PROXY__RETRY__STATUSES: retry.statuses: is text (write a number from 400 to 599)
+environment: BEARER_PROXY__TOKEN__CLIENT_ID: token.client_id: is empty (give it a value, or unset it)
 environment: BEARER_PROXY__TOKEN__CLIENT_SECRETT: no key has this name (did you mean BEARER_PROXY__TOKEN__CLIENT_SECRET?)
 environment: BEARER_PROXY__TOKEN__REFRESH_TOKEN_FILE: token.refresh_token_file: token.refresh_token and token.refresh_token_file are both set (keep one of the two)
-environment: BEARER_PROXY__UPSTREAM__CONNECT_TIMEOUT: upstream.connect_timeout: has no unit (write "5s" for seconds)
-environment: BEARER_PROXY__UPSTREAM__ENDPOINTS: upstream.endpoints: is empty (write the cloud's address in [upstream], as in endpoints = ["https://cloud.example.com"])
+environment: BEARER_PROXY__UPSTREAM__CONNECT_TIMEOUT: upstream.connect_timeout: has no unit (write 5s for seconds)
+environment: BEARER_PROXY__UPSTREAM__ENDPOINTS: upstream.endpoints: is empty (set BEARER_PROXY__UPSTREAM__ENDPOINTS=<https://your-cloud>)
 environment: BEARER_PROXY__XYZZY__PLUGH: no key has this name (a variable is BEARER_PROXY__SECTION__KEY, as in BEARER_PROXY__PROXY__LISTEN)
 "#;
     assert_eq!(mistakes.to_string(), expected.trim());
 
     let mistakes = load_environment(&[("BEARER_PROXY__TOKEN__CLIENT_ID", "app")]).unwrap_err().to_string();
-    assert!(
-        mistakes.contains("environment: BEARER_PROXY__PROXY__LISTEN: proxy.listen: is missing (write "),
-        "{mistakes}"
+    let expected = "
+environment: BEARER_PROXY__PROXY__LISTEN: proxy.listen: is missing (set BEARER_PROXY__PROXY__LISTEN=127.0.0.1:8080)
+environment: BEARER_PROXY__TOKEN__CLIENT_SECRET: token.client_secret: is missing (set BEARER_PROXY__TOKEN__CLIENT_SECRET=<client secret>, or BEARER_PROXY__TOKEN__CLIENT_SECRET_FILE to a file that holds it)
+environment: BEARER_PROXY__TOKEN__REFRESH_TOKEN: token.refresh_token: is missing (set BEARER_PROXY__TOKEN__REDIRECT_URI and BEARER_PROXY__TOKEN__STATE_FILE and run `bearer-proxy login`, or set this to the first refresh token)
+environment: BEARER_PROXY__UPSTREAM__ENDPOINTS: upstream.endpoints: is missing (set BEARER_PROXY__UPSTREAM__ENDPOINTS=<https://your-cloud>)
+";
+    assert_eq!(mistakes, expected.trim());
+}
+
+#[test]
+fn variables_that_are_not_read_are_told() {
+    let mistakes = load_environment(&enough_and(&[
+        ("BEARER_PROXY_TOKEN_CLIENT_SECRET", "s3cret-words"),
+        ("BEARER_PROXY_UPSTREAM__TLS_CA_FILE", "ca.pem"),
+        ("Bearer_Proxy__Log__Level", "debug"),
+        ("BEARER_PROXY__ROUTE__PREFIX", "/x"),
+        ("BEARER_PROXY__LISTENER__0__ADDRESS", "127.0.0.1:1"),
+        ("BEARER_PROXY__UPSTREAMS__DEFAULT__HOST", "client"),
+        ("BEARER_PROXY__UPSTREAMS__A.B__HOST", "client"),
+    ]))
+    .unwrap_err();
+    assert_no_secret(&mistakes.to_string());
+    let not_read = "is not read: a variable of ours has two underscores between its parts";
+    let several = "belongs to one of several tables, which variables cannot tell apart";
+    let expected = format!(
+        "
+environment: BEARER_PROXY_TOKEN_CLIENT_SECRET: {not_read} (did you mean BEARER_PROXY__TOKEN__CLIENT_SECRET?)
+environment: BEARER_PROXY_UPSTREAM__TLS_CA_FILE: {not_read} (did you mean BEARER_PROXY__UPSTREAM__TLS__CA_FILE?)
+environment: BEARER_PROXY__LISTENER__0__ADDRESS: {several} (write [[listener]] in the configuration file)
+environment: BEARER_PROXY__ROUTE__PREFIX: {several} (write [[route]] in the configuration file)
+environment: BEARER_PROXY__UPSTREAMS__A.B__HOST: no key has this name (did you mean BEARER_PROXY__UPSTREAM__HOST?)
+environment: BEARER_PROXY__UPSTREAMS__DEFAULT__HOST: no key has this name (did you mean BEARER_PROXY__UPSTREAM__HOST?)
+environment: Bearer_Proxy__Log__Level: {not_read} (did you mean BEARER_PROXY__LOG__LEVEL?)
+"
     );
-    assert_eq!(mistakes.lines().count(), 4, "{mistakes}");
+    assert_eq!(mistakes.to_string(), expected.trim());
+
+    // Other programs may have such variables.
+    let env = enough_and(&[
+        ("BEARER_PROXY__TOKEN__STATE_FILE", "token.json"),
+        ("BEARER_PROXY_LISTEN", "127.0.0.1:1"),
+        ("BEARER_PROXY_CONFIG", "proxy.toml"),
+        ("BEARER_PROXY_SERVICE_HOST", "10.0.0.1"),
+        ("BEARER_PROXY_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+    ]);
+    let warnings = load_environment(&env).unwrap().warnings;
+    let told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    let listen = "did you mean BEARER_PROXY__PROXY__LISTEN or BEARER_PROXY__ADMIN__LISTEN?";
+    assert_eq!(told, [format!("environment: BEARER_PROXY_LISTEN: {not_read} ({listen})")]);
+
+    let alone = load_environment(&[("BEARER_PROXY_PROXY_LISTEN", "127.0.0.1:1")]).unwrap_err().to_string();
+    assert!(alone.contains("no configuration") && alone.contains("BEARER_PROXY__PROXY__LISTEN?"), "{alone}");
+}
+
+#[test]
+fn variables_set_keys_of_named_upstreams() {
+    let file = Path::new(VALID).join("everything.toml");
+    let upstreams = |env: &[(&str, &str)]| load(&file, env).unwrap().config.upstreams;
+    let changed = upstreams(&[
+        ("BEARER_PROXY__UPSTREAMS__DOC_1__ENDPOINTS", "http://10.0.0.1:81,http://10.0.0.2:81"),
+        ("BEARER_PROXY__UPSTREAMS__FILES_2__TLS__SERVER_NAME", "other.internal"),
+        ("BEARER_PROXY__UPSTREAMS__NEW__ENDPOINTS", "https://new.example.com"),
+    ]);
+    let names: Vec<&str> = changed.iter().map(|upstream| upstream.name.as_str()).collect();
+    assert_eq!(names, ["default", "Doc-1", "files_2", "new"]);
+    assert_eq!(changed[1].endpoints.len(), 2);
+    assert_eq!((changed[1].http2, changed[2].tls.server_name.as_deref()), (Http2::Always, Some("other.internal")));
+    let warnings = load_environment(&enough_and(&[
+        ("BEARER_PROXY__TOKEN__STATE_FILE", "token.json"),
+        ("BEARER_PROXY__UPSTREAMS__NEW__ENDPOINTS", "https://new.example.com"),
+    ]))
+    .unwrap()
+    .warnings;
+    assert_eq!(warnings.len(), 1);
+    assert_eq!((warnings[0].key.as_str(), warnings[0].reason.as_str()), ("upstreams.new", "is used by no route"));
 }
 
 #[test]
@@ -389,12 +513,32 @@ fn a_variable_that_is_not_text_is_a_mistake() {
 /// A key that stood in the table and was never read would take any value.
 #[test]
 fn every_key_of_the_table_is_read() {
+    const WRONG: &str = "\u{7}";
     for key in config::keys() {
         let variable = key.variable();
-        let env: Vec<_> =
-            ENOUGH.iter().copied().filter(|(name, _)| *name != variable).chain([(&*variable, "\u{7}")]).collect();
-        let mistakes = load_environment(&env).unwrap_err().to_string();
-        assert!(mistakes.contains(&format!("environment: {variable}: {}: ", key.path)), "{}: {mistakes}", key.path);
+        if key.is_listed() {
+            let (list, rest) = key.path.split_once('.').unwrap();
+            let overrides = vec![(format!("{list}[0].{rest}"), WRONG.to_owned())];
+            let source = Source { file: None, env: variables(&ENOUGH), overrides };
+            let mistakes = config::load(source).unwrap_err().to_string();
+            assert!(mistakes.contains(&format!("command line: {}: ", key.path)), "{}: {mistakes}", key.path);
+            continue;
+        }
+        let mut given = vec![(variable.clone(), key.path.to_owned())];
+        if let Some(rest) = key.path.strip_prefix("upstream.") {
+            let named = variable.replace("__UPSTREAM__", "__UPSTREAMS__DOCS__");
+            given.push((named, format!("upstreams.docs.{rest}")));
+        }
+        for (variable, path) in given {
+            let env: Vec<_> =
+                ENOUGH.iter().copied().filter(|(name, _)| *name != variable).chain([(&*variable, WRONG)]).collect();
+            let mistakes = load_environment(&env).unwrap_err().to_string();
+            assert!(mistakes.contains(&format!("environment: {variable}: {path}: ")), "{path}: {mistakes}");
+            // Whoever sets variables is not helped by the file's signs. A table is written as in the file.
+            let is_for_files = |line: &&str| line.contains('"') || line.contains(" = ") || line.contains("[");
+            let wrong = mistakes.lines().filter(|_| key.kind != Kind::Table).find(is_for_files);
+            assert_eq!(wrong, None, "{path}");
+        }
     }
 }
 
@@ -507,20 +651,22 @@ fn relative_local_sockets_start_at_the_files_folder() {
 
 const SHIPPED: &str = "proxy.toml";
 
-/// `# key = value`, the marks removed; other comments stay.
-fn uncommented(text: &str, wanted: impl Fn(&str) -> bool) -> String {
-    let mut section = String::new();
+/// `# key = value`, the marks removed; other comments stay. Of sections that are comments themselves, either all or
+/// nothing.
+fn uncommented(text: &str, wanted: impl Fn(&str) -> bool, wanted_section: impl Fn(&str) -> bool) -> String {
+    let (mut section, mut all) = (String::new(), None);
     let lines = text.lines().map(|line| {
-        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
-            section = name.to_owned();
+        let inner = line.strip_prefix("# ").unwrap_or(line);
+        if let Some(name) = inner.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            section = name.trim_matches(['[', ']']).to_owned();
+            all = (inner != line).then(|| wanted_section(&section));
+            return format!("{}\n", if all == Some(true) { inner } else { line });
         }
-        let assignment = line.strip_prefix("# ").filter(|rest| {
-            rest.split_once(" = ").is_some_and(|(key, _)| {
-                key.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c == '.')
-                    && wanted(&format!("{section}.{key}"))
-            })
+        let is_assignment = inner.split_once(" = ").is_some_and(|(key, _)| {
+            key.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '.')
+                && all.unwrap_or_else(|| wanted(&format!("{section}.{key}")))
         });
-        format!("{}\n", assignment.unwrap_or(line))
+        format!("{}\n", if is_assignment { inner } else { line })
     });
     lines.collect()
 }
@@ -533,6 +679,10 @@ fn flatten(prefix: &str, table: &toml::Table, into: &mut BTreeMap<String, toml::
             toml::Value::Table(inner) if !config::keys().iter().any(|key| key.path == path) => {
                 flatten(&path, inner, into);
             }
+            toml::Value::Array(elements) if elements.iter().any(toml::Value::is_table) => {
+                assert_eq!(elements.len(), 1, "{path}");
+                flatten(&path, elements[0].as_table().unwrap(), into);
+            }
             value => assert!(into.insert(path, value.clone()).is_none()),
         }
     }
@@ -541,9 +691,19 @@ fn flatten(prefix: &str, table: &toml::Table, into: &mut BTreeMap<String, toml::
 #[test]
 fn the_shipped_file_documents_every_key_and_no_other() {
     let text = fs::read_to_string(SHIPPED).unwrap();
-    let table: toml::Table = uncommented(&text, |_| true).parse().unwrap();
+    let table: toml::Table = uncommented(&text, |_| true, |_| true).parse().unwrap();
     let mut documented = BTreeMap::new();
     flatten("", &table, &mut documented);
+    // A named upstream is an example of its own.
+    let mut named = Vec::new();
+    documented.retain(|path, _| match path.strip_prefix("upstreams.documents.") {
+        Some(rest) => {
+            named.push(format!("upstream.{rest}"));
+            false
+        }
+        None => true,
+    });
+    assert!(!named.is_empty() && named.iter().all(|path| documented.contains_key(path)), "{named:?}");
     let in_code: BTreeMap<String, toml::Value> = config::keys()
         .iter()
         .map(|key| {
@@ -551,7 +711,7 @@ fn the_shipped_file_documents_every_key_and_no_other() {
             (key.path.to_owned(), table["value"].clone())
         })
         .collect();
-    assert_eq!(documented.len(), 80, "keys seen");
+    assert_eq!(documented.len(), 100, "keys seen");
     assert_eq!(documented, in_code);
 
     // What is said to be a default is commented out, and a comment line precedes every group of keys.
@@ -561,10 +721,93 @@ fn the_shipped_file_documents_every_key_and_no_other() {
     for key in config::keys() {
         match key.presence {
             Presence::Default(_) => assert!(!given.contains_key(key.path), "{} is the default", key.path),
+            Presence::Required { .. } if key.is_listed() => {
+                assert!(!given.contains_key(key.path), "{} is in a section that nobody needs", key.path);
+            }
             Presence::Required { .. } => assert!(given.contains_key(key.path), "{} is required", key.path),
             Presence::Optional(_) => {}
         }
     }
+}
+
+#[test]
+fn the_shipped_files_sections_in_comments_work() {
+    let shipped = fs::read_to_string(SHIPPED).unwrap();
+    let filled = shipped.replace("<https://your-cloud>", "https://cloud.example.com").replace(['<', '>'], "");
+    let load = |text: String| load_text(text).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+
+    let config = load(uncommented(&filled, |_| false, |section| section != "listener")).config;
+    assert_eq!(config.upstreams[1].name, "documents");
+    assert_eq!(config.upstreams[1].endpoints[0].origin, "http://document.example.com");
+    let rewrite = Rewrite { from: "http://document.example.com".to_owned(), to: "/_document".to_owned() };
+    assert_eq!(config.proxy.rewrites, [rewrite]);
+    let [route] = &config.proxy.routes[..] else { panic!("{:?}", config.proxy.routes) };
+    assert_eq!(
+        (route.prefix.as_str(), route.upstream, route.strip_prefix, route.inject),
+        ("/_document", 1, true, false)
+    );
+
+    let folder = TempDir::new().unwrap();
+    add_certificates(folder.path());
+    let text =
+        uncommented(&filled, |_| false, |section| section == "listener").replace("\nlisten = [", "\n# listen = [");
+    fs::write(folder.path().join("proxy.toml"), text).unwrap();
+    let loaded = self::load(folder.path().join("proxy.toml"), &[]).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+    let listener = &loaded.config.proxy.listeners[0];
+    assert_eq!(listener.address.to_string(), "0.0.0.0:8443");
+    assert_eq!(listener.tls.as_ref().unwrap().cert_file, folder.path().join("certificates/proxy.pem"));
+}
+
+/// The files that examples of TLS name.
+fn add_certificates(folder: &Path) {
+    let folder = folder.join("certificates");
+    fs::create_dir(&folder).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+    for (name, text) in
+        [("proxy.pem", certificate.pem()), ("proxy.key", key.serialize_pem()), ("apps.pem", certificate.pem())]
+    {
+        fs::write(folder.join(name), text).unwrap();
+    }
+}
+
+#[test]
+fn the_readmes_examples_load() {
+    let readme = fs::read_to_string("README.md").unwrap();
+    let mut examples: Vec<&str> =
+        readme.split("```toml\n").skip(1).filter_map(|rest| Some(rest.split_once("```")?.0)).collect();
+    assert_eq!(examples.len(), 3, "examples seen");
+    let folder = TempDir::new().unwrap();
+    add_certificates(folder.path());
+    fs::create_dir(folder.path().join("secrets")).unwrap();
+    fs::write(folder.path().join("secrets/client_secret"), "file-secret").unwrap();
+    let file = folder.path().join("proxy.toml");
+    let load = |text: String| {
+        fs::write(&file, text).unwrap();
+        load(&file, &[]).unwrap_or_else(|mistakes| panic!("{mistakes}")).config
+    };
+    let smallest = examples.remove(0).to_owned();
+    let with_routes = load(format!("{smallest}{}", examples[0]));
+    assert_eq!((with_routes.proxy.routes.len(), with_routes.proxy.rewrites.len()), (1, 1));
+    let with_tls = load(format!("{}{}", smallest.replace("listen = [", "# listen = ["), examples[1]));
+    assert!(with_tls.proxy.listeners[0].tls.is_some());
+}
+
+#[test]
+fn a_listener_has_its_own_exceptions_or_those_of_all() {
+    let proxy = valid("listeners.toml").config.proxy;
+    let [plain, certified, second, open] = &proxy.listeners[..] else { panic!("{:?}", proxy.listeners) };
+    let hosts = |listener: &Listener| listener.guard.allowed_hosts.iter().cloned().collect::<Vec<_>>();
+    assert_eq!([hosts(plain), hosts(second)], [["files.example.com"], ["files.example.com"]]);
+    assert_eq!((hosts(certified).len(), hosts(open)), (0, vec!["proxy.example.com".to_owned()]));
+    assert_eq!(open.guard.allowed_origins.iter().collect::<Vec<_>>(), ["https://app.example.com"]);
+    let file = |name: &str| Path::new(VALID).join("files").join(name);
+    let server = |client_ca_file| {
+        let (cert_file, key_file) = (file("server.pem"), file("server.key"));
+        Some(tls::ServerConfig { cert_file, key_file, client_ca_file })
+    };
+    assert_eq!((&plain.tls, &second.tls), (&None, &None));
+    assert_eq!((&certified.tls, &open.tls), (&server(Some(file("server.pem"))), &server(None)));
 }
 
 #[test]
@@ -588,7 +831,7 @@ fn documented_defaults_change_nothing() {
     };
     let is_default =
         |path: &str| config::keys().iter().any(|key| key.path == path && matches!(key.presence, Presence::Default(_)));
-    assert_eq!(debug(filled.clone()), debug(uncommented(&filled, is_default)));
+    assert_eq!(debug(filled.clone()), debug(uncommented(&filled, is_default, |_| false)));
 }
 
 #[test]

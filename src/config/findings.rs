@@ -2,6 +2,8 @@
 
 use std::{fmt, path::Path, sync::Arc};
 
+use super::keys;
+
 /// Something that a person should look at.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
@@ -48,17 +50,30 @@ impl Place {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Fault {
     pub(super) reason: String,
+    /// In the file's words.
     pub(super) instead: String,
+    /// Where a variable needs other words than the file without its quotes.
+    pub(super) for_variable: Option<String>,
 }
 
 /// Shorthand for a [`Fault`].
 pub(super) fn fault(reason: impl Into<String>, instead: impl Into<String>) -> Fault {
-    Fault { reason: reason.into(), instead: instead.into() }
+    Fault { reason: reason.into(), instead: instead.into(), for_variable: None }
 }
 
 impl Fault {
+    /// The same, with advice that speaks of variables where the value is in one.
+    pub(super) fn or_variable(self, instead: impl Into<String>) -> Self {
+        Self { for_variable: Some(instead.into()), ..self }
+    }
+
     pub(super) fn at(self, place: Place, key: &str) -> Finding {
-        Finding { place, key: key.to_owned(), reason: self.reason, instead: self.instead }
+        let instead = match place {
+            // Quotes are the file's: in a variable they would be part of the value.
+            Place::Environment(_) => self.for_variable.unwrap_or_else(|| self.instead.replace('"', "")),
+            Place::Nowhere | Place::File(_) | Place::Position { .. } | Place::CommandLine => self.instead,
+        };
+        Finding { place, key: keys::shown(key).into_owned(), reason: self.reason, instead }
     }
 }
 

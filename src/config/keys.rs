@@ -1,12 +1,15 @@
 //! Every key there is, in one table. It drives the reading of files and of the environment, the search for unknown
 //! keys, and the comparison with the shipped `proxy.toml`.
 
-use Kind::{Bool, File, Integer, Integers, Secret, Table, Text, Texts};
+use std::borrow::Cow;
+
+use Kind::{Bool, File, Integer, Integers, Secret, Table, Text, Texts, Words};
 
 /// One key of the configuration.
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
-    /// Section and name: `proxy.listen`, `upstream.tls.ca_file`.
+    /// Section and name: `proxy.listen`, `upstream.tls.ca_file`. What is below `upstream` can also stand below
+    /// `upstreams.NAME`.
     pub path: &'static str,
     /// What is written behind the `=`.
     pub kind: Kind,
@@ -27,6 +30,8 @@ pub enum Kind {
     Texts,
     /// A list of whole numbers; with commas in the environment.
     Integers,
+    /// A list of texts and whole numbers; with commas in the environment.
+    Words,
     /// A path; a relative one starts at the configuration file's folder.
     File,
     /// A table of names and values of any kind; written as in the file, `{ name = "value" }`, in the environment.
@@ -62,7 +67,12 @@ impl Key {
         self.path.rsplit_once('.').map_or(self.path, |(_, name)| name)
     }
 
-    /// The environment variable that sets this key.
+    /// Whether the key belongs to one of several tables of the same name, `[[route]]`. Variables cannot tell those apart.
+    pub fn is_listed(&self) -> bool {
+        LISTS.iter().any(|list| is_within(self.path, list))
+    }
+
+    /// The environment variable that sets this key, unless it is [listed](Self::is_listed).
     pub fn variable(&self) -> String {
         variable(self.path)
     }
@@ -92,17 +102,81 @@ pub fn keys() -> &'static [Key] {
 /// Every environment variable that sets a key begins so.
 pub(super) const PREFIX: &str = "BEARER_PROXY__";
 
+/// The sections that may stand several times, with double square brackets.
+pub(super) const LISTS: [&str; 3] = ["listener", "route", "rewrite"];
+
+/// Further upstreams by name. Each has the keys of [`UPSTREAM`].
+pub(super) const UPSTREAMS: &str = "upstreams";
+pub(super) const UPSTREAM: &str = "upstream";
+
+/// The name of the upstream of [`UPSTREAM`].
+pub(super) const DEFAULT: &str = "default";
+
+/// The key at `upstream.host`, `upstreams.NAME.host` or `route[3].host`.
 pub(super) fn find(path: &str) -> Option<&'static Key> {
+    let path = in_table(path);
     KEYS.iter().find(|key| key.path == path)
 }
 
 /// Whether keys, or sections with keys, live below this name.
 pub(super) fn is_section(path: &str) -> bool {
-    KEYS.iter().any(|key| key.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
+    let path = in_table(path);
+    KEYS.iter().any(|key| is_within(key.path, &path))
+}
+
+/// The paths of all keys directly in a section, which may be `upstreams.NAME` or `route[3]`.
+pub(super) fn of_section(section: &str) -> impl Iterator<Item = String> {
+    let in_table = in_table(section).into_owned();
+    KEYS.iter().filter(move |key| key.section() == in_table).map(move |key| format!("{section}.{}", key.name()))
+}
+
+/// The paths of all keys below a section, in its sections as well.
+pub(super) fn below(section: &str) -> impl Iterator<Item = (String, &'static Key)> {
+    let in_table = in_table(section).into_owned();
+    KEYS.iter().filter_map(move |key| {
+        let rest = key.path.strip_prefix(in_table.as_str()).filter(|rest| rest.starts_with('.'))?;
+        Some((format!("{section}{rest}"), key))
+    })
+}
+
+/// A path as the table has it.
+pub(super) fn in_table(path: &str) -> Cow<'_, str> {
+    match path.strip_prefix(UPSTREAMS).and_then(|rest| rest.strip_prefix('.')) {
+        Some(named) => match named.split_once('.') {
+            Some((_, rest)) => Cow::Owned(format!("{UPSTREAM}.{rest}")),
+            None => Cow::Borrowed(UPSTREAM),
+        },
+        None => shown(path),
+    }
+}
+
+/// A path as people read it: the line says which of several tables is meant.
+pub(super) fn shown(path: &str) -> Cow<'_, str> {
+    match listed(path) {
+        Some((list, _, rest)) => Cow::Owned(format!("{list}{rest}")),
+        None => Cow::Borrowed(path),
+    }
+}
+
+/// `route[3].host`, taken apart into `route`, 3 and `.host`.
+pub(super) fn listed(path: &str) -> Option<(&'static str, usize, &str)> {
+    let (name, rest) = path.split_once('[')?;
+    let (index, rest) = rest.split_once(']')?;
+    let list = LISTS.into_iter().find(|list| *list == name)?;
+    Some((list, index.parse().ok()?, rest))
+}
+
+/// What stands above the keys of a section.
+pub(super) fn header(section: &str) -> String {
+    if LISTS.contains(&section) { format!("[[{section}]]") } else { format!("[{section}]") }
+}
+
+pub(super) fn is_within(path: &str, section: &str) -> bool {
+    path.strip_prefix(section).is_some_and(|rest| rest.starts_with('.'))
 }
 
 pub(super) fn variable(path: &str) -> String {
-    format!("{PREFIX}{}", path.to_ascii_uppercase().replace('.', "__"))
+    format!("{PREFIX}{}", path.to_ascii_uppercase().replace('.', "__").replace('-', "_"))
 }
 
 const fn required(path: &'static str, kind: Kind, shown: &'static str, hint: &'static str) -> Key {
@@ -133,6 +207,18 @@ const KEYS: &[Key] = &[
     default("proxy.drain_delay", Text, r#""0s""#),
     default("proxy.drain_timeout", Text, r#""30s""#),
     required(
+        "listener.address",
+        Text,
+        r#""0.0.0.0:8443""#,
+        r#"write where to listen, as in address = "127.0.0.1:8080""#,
+    ),
+    optional("listener.tls.cert_file", File, r#""certificates/proxy.pem""#),
+    optional("listener.tls.key_file", File, r#""certificates/proxy.key""#),
+    optional("listener.tls.client_ca_file", File, r#""certificates/apps.pem""#),
+    optional("listener.allowed_hosts", Texts, r#"["files.example.com"]"#),
+    optional("listener.allowed_origins", Texts, r#"["https://app.example.com"]"#),
+    optional("listener.allow_unauthenticated", Bool, "true"),
+    required(
         "upstream.endpoints",
         Texts,
         r#"["<https://your-cloud>"]"#,
@@ -141,14 +227,35 @@ const KEYS: &[Key] = &[
     default("upstream.host", Text, r#""endpoint""#),
     optional("upstream.connect_to", Text, r#""192.0.2.10:443""#),
     default("upstream.connect_timeout", Text, r#""5s""#),
+    default("upstream.handshake_timeout", Text, r#""10s""#),
     default("upstream.response_timeout", Text, r#""60s""#),
     default("upstream.body_idle_timeout", Text, r#""60s""#),
     default("upstream.idle_timeout", Text, r#""90s""#),
     default("upstream.max_connections", Integer, "1024"),
+    default("upstream.http2", Text, r#""auto""#),
     optional("upstream.tls.ca_file", File, r#""certificates/ca.pem""#),
     optional("upstream.tls.client_cert_file", File, r#""certificates/client.pem""#),
     optional("upstream.tls.client_key_file", File, r#""certificates/client.key""#),
     optional("upstream.tls.server_name", Text, r#""cloud.example.com""#),
+    optional("route.prefix", Text, r#""/_document""#),
+    optional("route.host", Text, r#""files.example.com""#),
+    optional("route.upstream", Text, r#""documents""#),
+    optional("route.strip_prefix", Bool, "true"),
+    optional("route.inject", Bool, "false"),
+    optional("route.response_timeout", Text, r#""5m""#),
+    optional("route.body_idle_timeout", Text, r#""2m""#),
+    required(
+        "rewrite.from",
+        Text,
+        r#""http://document.example.com""#,
+        r#"write the address in the cloud's answers, as in from = "http://document.example.com""#,
+    ),
+    required(
+        "rewrite.to",
+        Text,
+        r#""/_document""#,
+        r#"write the prefix of the route that leads there, as in to = "/_document""#,
+    ),
     required(
         "token.client_id",
         Text,
@@ -202,6 +309,8 @@ const KEYS: &[Key] = &[
     default("token.jwt.names.babel_id", Text, r#""babelId""#),
     default("token.jwt.names.code", Text, r#""code""#),
     default("retry.statuses", Integers, "[401]"),
+    optional("retry.json.pointer", Text, r#""/code""#),
+    optional("retry.json.values", Words, "[401]"),
     default("retry.any_method", Bool, "false"),
     default("retry.body_limit", Text, r#""1MiB""#),
     default("retry.total_limit", Text, r#""64MiB""#),
@@ -243,5 +352,18 @@ mod tests {
         let variables: std::collections::BTreeSet<_> = keys().iter().map(Key::variable).collect();
         assert_eq!((paths.len(), variables.len()), (keys().len(), keys().len()));
         assert_eq!(variable("upstream.tls.ca_file"), "BEARER_PROXY__UPSTREAM__TLS__CA_FILE");
+        assert_eq!(variable("upstreams.my-docs.host"), "BEARER_PROXY__UPSTREAMS__MY_DOCS__HOST");
+    }
+
+    #[test]
+    fn keys_of_lists_and_of_named_upstreams_are_found() {
+        let path = |path: &str| find(path).map(|key| key.path);
+        assert_eq!(path("upstreams.docs.tls.ca_file"), Some("upstream.tls.ca_file"));
+        assert_eq!(path("listener[12].tls.cert_file"), Some("listener.tls.cert_file"));
+        assert_eq!((path("upstreams.docs"), path("upstreams.host"), path("route[x].host")), (None, None, None));
+        assert!(is_section("upstreams.docs") && is_section("upstreams.docs.tls") && is_section("route[0]"));
+        assert!(!is_section("upstreams.docs.host") && !is_section("token[0]"));
+        assert_eq!((shown("route[3].host"), shown("token[3].host")), ("route.host".into(), "token[3].host".into()));
+        assert_eq!(of_section("rewrite[1]").collect::<Vec<_>>(), ["rewrite[1].from", "rewrite[1].to"]);
     }
 }

@@ -9,6 +9,8 @@ mod raw;
 mod reader;
 mod resolve;
 mod starter;
+mod suggest;
+mod syntax;
 mod values;
 
 use std::{
@@ -129,7 +131,8 @@ where
             format!("no configuration: this folder has no {FILE_NAME}, and no BEARER_PROXY__… variable is set"),
             "write a first one with `bearer-proxy init`, name one with --config, or try `bearer-proxy demo`",
         );
-        return Err(Mistakes::new(vec![nothing.at(Place::Nowhere, "")]));
+        let ignored = raw.mistakes.into_iter().chain(raw.warnings);
+        return Err(Mistakes::new(ignored.chain([nothing.at(Place::Nowhere, "")]).collect()));
     }
     for (path, text) in source.overrides {
         raw.add_override(&path, text);

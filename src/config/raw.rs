@@ -1,25 +1,38 @@
 //! The user's words: what the file, the environment and the command line say, each value with its place. Knows which
 //! keys exist, not what their values mean.
 
-use std::{collections::BTreeMap, ffi::OsString, ops::Range, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
+    ops::Range,
+    path::Path,
+    sync::Arc,
+};
 
 use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
 use super::{
-    findings::{Fault, Finding, Place, fault},
-    keys::{self, Key, Kind, Presence},
+    findings::{Finding, Place, fault},
+    keys::{self, Kind, Presence},
+    suggest::{self, Meant},
+    syntax::{Broken, Positions},
 };
 
 /// Every value given, the one of the highest precedence where there are several.
 pub(super) struct Raw {
-    entries: BTreeMap<&'static str, Entry>,
+    entries: BTreeMap<String, Entry>,
     sections: BTreeMap<String, Place>,
+    /// The paths of named upstreams: `upstreams.NAME`.
+    upstreams: BTreeSet<String>,
+    /// The paths of tables of which there may be several: `route[3]`.
+    tables: BTreeMap<(&'static str, usize), String>,
     /// Where something that is missing would go: the end of the file.
     end: Option<Place>,
     /// Whether the file could be read to its end, so that what is not there is really missing.
     pub(super) complete: bool,
     pub(super) mistakes: Vec<Finding>,
+    pub(super) warnings: Vec<Finding>,
 }
 
 pub(super) struct Entry {
@@ -40,12 +53,36 @@ pub(super) enum Value {
 
 impl Raw {
     pub(super) fn new() -> Self {
-        Self { entries: BTreeMap::new(), sections: BTreeMap::new(), end: None, complete: true, mistakes: Vec::new() }
+        Self {
+            entries: BTreeMap::new(),
+            sections: BTreeMap::new(),
+            upstreams: BTreeSet::new(),
+            tables: BTreeMap::new(),
+            end: None,
+            complete: true,
+            mistakes: Vec::new(),
+            warnings: Vec::new(),
+        }
     }
 
     /// What a key was given, if anything.
     pub(super) fn entry(&self, path: &str) -> Option<&Entry> {
         self.entries.get(path)
+    }
+
+    /// The paths of the named upstreams.
+    pub(super) fn upstreams(&self) -> Vec<String> {
+        self.upstreams.iter().cloned().collect()
+    }
+
+    /// The paths of the tables of one list, in the order of the file.
+    pub(super) fn tables(&self, list: &str) -> Vec<String> {
+        self.tables.iter().filter(|((name, _), _)| *name == list).map(|(_, path)| path.clone()).collect()
+    }
+
+    /// Whether the file has this section.
+    pub(super) fn has_section(&self, section: &str) -> bool {
+        self.sections.contains_key(section)
     }
 
     /// Where a key that was not given belongs.
@@ -62,12 +99,16 @@ impl Raw {
 
     /// Gives every key that is still without a value its default.
     pub(super) fn add_defaults(&mut self) {
-        for key in keys::keys() {
+        let plain = keys::keys().iter().filter(|key| !key.is_listed()).map(|key| (key.path.to_owned(), key));
+        let sections = self.upstreams.iter().chain(self.tables.values());
+        let all: Vec<_> = plain.chain(sections.flat_map(|section| keys::below(section))).collect();
+        for (path, key) in all {
             if let Presence::Default(text) = key.presence
-                && !self.entries.contains_key(key.path)
+                && !self.entries.contains_key(&path)
                 && let Some(value) = Value::from_table_text(text)
             {
-                self.entries.insert(key.path, Entry { value, place: self.place_for(key.path) });
+                let place = self.place_for(&path);
+                self.entries.insert(path, Entry { value, place });
             }
         }
     }
@@ -82,25 +123,11 @@ impl Raw {
         self.end = Some(positions.at(text.len()));
         self.add_table("", table.get_ref(), &positions);
 
-        // One line, one mistake. The parser reports the shape of a line before what is in it.
-        let mut broken_lines: BTreeMap<usize, (usize, &str)> = BTreeMap::new();
-        for error in &errors {
-            let start = error.span().map_or(0, |span| span.start);
-            broken_lines.entry(positions.line(start)).or_insert((start, error.message()));
-        }
         // What the parser makes of the rest of a broken line would only confuse.
-        let broken = |place: &Place| matches!(place, Place::Position { line, .. } if broken_lines.contains_key(line));
-        self.mistakes.retain(|mistake| !broken(&mistake.place));
-        self.entries.retain(|_, entry| !entry.places().any(broken));
-
-        // A list without an end turns every line below it into the same error.
-        let mut last = "";
-        for (start, message) in broken_lines.into_values() {
-            if message != last || !message.starts_with("missing comma") {
-                self.mistakes.push(syntax_fault(message, text, start).at(positions.at(start), ""));
-            }
-            last = message;
-        }
+        let broken = Broken::new(&errors, &positions);
+        self.mistakes.retain(|mistake| !broken.covers(&mistake.place));
+        self.entries.retain(|_, entry| !entry.places().any(|place| broken.covers(place)));
+        self.mistakes.extend(broken.mistakes(&positions));
     }
 
     fn add_table(&mut self, prefix: &str, table: &DeTable<'_>, positions: &Positions<'_>) {
@@ -109,22 +136,76 @@ impl Raw {
                 if prefix.is_empty() { name.get_ref().to_string() } else { format!("{prefix}.{}", name.get_ref()) };
             let place = positions.at(name.span().start);
             // `"proxy.listen" = …` is one odd name, not a key in a section.
-            let known = if name.get_ref().contains('.') { None } else { keys::find(&path) };
-            match (known, value.get_ref()) {
-                (Some(key), given) => {
+            let is_odd = name.get_ref().contains(['.', '[']);
+            let list = keys::LISTS.into_iter().find(|list| *list == path);
+            if let Some(list) = list {
+                self.add_list(list, value.get_ref(), place, positions);
+                continue;
+            }
+            match value.get_ref() {
+                given if !is_odd && keys::find(&path).is_some() => {
                     let place = positions.at(value.span().start);
-                    self.set(key, Entry { value: Value::from_toml(given, positions), place });
+                    self.set(&path, Entry { value: Value::from_toml(given, positions), place });
                 }
-                (None, DeValue::Table(inner)) if keys::is_section(&path) => {
+                DeValue::Table(inner) if path == keys::UPSTREAMS => self.add_upstreams(inner, positions),
+                DeValue::Table(inner) if !is_odd && keys::is_section(&path) => {
                     self.sections.insert(path.clone(), place);
                     self.add_table(&path, inner, positions);
                 }
-                (None, _) if keys::is_section(&path) => {
-                    let instead = format!("write the line [{path}] once, and its keys below");
+                _ if !is_odd && (keys::is_section(&path) || path == keys::UPSTREAMS) => {
+                    let header =
+                        if path == keys::UPSTREAMS { "[upstreams.NAME]".to_owned() } else { keys::header(&path) };
+                    let instead = format!("write the line {header} once, and its keys below");
                     self.mistakes.push(fault("is a section, not a value", instead).at(place, &path));
                 }
-                (None, _) => self.mistakes.push(unknown_key(prefix, name.get_ref()).at(place, &path)),
+                _ => self.mistakes.push(suggest::unknown_key(prefix, name.get_ref()).at(place, &path)),
             }
+        }
+    }
+
+    /// Reads `[[route]]` and its like.
+    fn add_list(&mut self, list: &'static str, given: &DeValue<'_>, place: Place, positions: &Positions<'_>) {
+        let header = keys::header(list);
+        let DeValue::Array(elements) = given else {
+            let instead = format!("write {header}, with double brackets, and its keys below");
+            self.mistakes.push(fault("may stand several times", instead).at(place, list));
+            return;
+        };
+        for (index, element) in elements.iter().enumerate() {
+            let place = positions.at(element.span().start);
+            let DeValue::Table(inner) = element.get_ref() else {
+                let instead = format!("write {header}, and its keys below");
+                self.mistakes.push(fault("is no table", instead).at(place, list));
+                continue;
+            };
+            let path = format!("{list}[{index}]");
+            self.sections.insert(path.clone(), place);
+            self.tables.insert((list, index), path.clone());
+            self.add_table(&path, inner, positions);
+        }
+    }
+
+    /// Reads `[upstreams.NAME]`.
+    fn add_upstreams(&mut self, named: &DeTable<'_>, positions: &Positions<'_>) {
+        for (name, value) in named {
+            let path = format!("{}.{}", keys::UPSTREAMS, name.get_ref());
+            let place = positions.at(name.span().start);
+            let fault = match value.get_ref() {
+                DeValue::Table(_) if name.get_ref() == keys::DEFAULT => {
+                    fault("is the name of the plain [upstream]", "write [upstream], or choose another name")
+                }
+                DeValue::Table(_) if !is_name(name.get_ref()) => {
+                    fault("is not a name for an upstream", "use letters, digits, - and _, as in [upstreams.documents]")
+                }
+                DeValue::Table(inner) => {
+                    self.sections.insert(path.clone(), place);
+                    self.upstreams.insert(path.clone());
+                    self.add_table(&path, inner, positions);
+                    continue;
+                }
+                _ => fault("is no section", "write [upstreams.NAME], with a name of your choice, and the keys below"),
+            };
+            self.mistakes.push(fault.at(place, &path));
         }
     }
 
@@ -135,44 +216,82 @@ impl Raw {
             let Some(name) = name.to_str() else { continue };
             // Windows keeps the case in which a variable was first set and ignores it afterwards.
             let name = if cfg!(windows) { name.to_ascii_uppercase() } else { name.to_owned() };
+            let place = Place::Environment(name.clone());
             if !name.starts_with(keys::PREFIX) {
+                match suggest::meant_variable(&name) {
+                    Some(Meant::Certainly(fault)) => self.mistakes.push(fault.at(place, "")),
+                    Some(Meant::Perhaps(fault)) => self.warnings.push(fault.at(place, "")),
+                    None => {}
+                }
                 continue;
             }
             any = true;
-            let place = Place::Environment(name.clone());
-            match (keys::keys().iter().find(|key| key.variable() == name), value.into_string()) {
-                (None, _) => self.mistakes.push(unknown_variable(&name).at(place, "")),
-                (Some(key), Err(_)) => {
-                    self.mistakes.push(fault("is not UTF-8 text", "set it to text").at(place, key.path));
+            match (self.path_of_variable(&name), value.into_string()) {
+                (None, _) => self.mistakes.push(suggest::unknown_variable(&name).at(place, "")),
+                (Some(path), Err(_)) => {
+                    self.mistakes.push(fault("is not UTF-8 text", "set it to text").at(place, &path));
                 }
-                (Some(key), Ok(text)) => self.set_words(key, text, place),
+                (Some(path), Ok(text)) => self.set_words(&path, text, place),
             }
         }
         any
     }
 
-    /// Reads what the command line says of a key.
+    /// The key that a variable sets. Variables have no small letters and no hyphens: where an upstream's name has some, the
+    /// file's spelling counts.
+    fn path_of_variable(&self, name: &str) -> Option<String> {
+        let mut settable = keys::keys().iter().filter(|key| !key.is_listed());
+        if let Some(key) = settable.find(|key| key.variable() == name) {
+            return Some(key.path.to_owned());
+        }
+        let named = name.strip_prefix(&keys::variable(keys::UPSTREAMS))?.strip_prefix("__")?;
+        let own = keys::variable(keys::UPSTREAM);
+        keys::below(keys::UPSTREAM).find_map(|(path, key)| {
+            let upstream = named.strip_suffix(key.variable().strip_prefix(&own)?)?;
+            let variable = keys::variable(&format!("{}.{upstream}", keys::UPSTREAMS));
+            let in_file = self.upstreams.iter().find(|path| keys::variable(path) == variable).cloned();
+            let upstream = upstream.to_ascii_lowercase();
+            let is_good = is_name(&upstream) && upstream != keys::DEFAULT;
+            let section = in_file.or_else(|| is_good.then(|| format!("{}.{upstream}", keys::UPSTREAMS)))?;
+            Some(format!("{section}{}", path.strip_prefix(keys::UPSTREAM)?))
+        })
+    }
+
+    /// Reads what the command line says of a key. Keys of lists are written with a number: `route[0].prefix`.
     pub(super) fn add_override(&mut self, path: &str, text: String) {
-        match keys::find(path) {
-            Some(key) => self.set_words(key, text, Place::CommandLine),
-            None => self.mistakes.push(fault("unknown key", "see --help").at(Place::CommandLine, path)),
+        let is_known = keys::find(path).is_some_and(|key| key.is_listed() == keys::listed(path).is_some());
+        if is_known {
+            self.set_words(path, text, Place::CommandLine);
+        } else {
+            self.mistakes.push(fault("unknown key", "see --help").at(Place::CommandLine, path));
         }
     }
 
-    fn set_words(&mut self, key: &'static Key, text: String, place: Place) {
+    fn set_words(&mut self, path: &str, text: String, place: Place) {
+        let Some(key) = keys::find(path) else { return };
+        if let Some((list, index, rest)) = keys::listed(path) {
+            self.tables.insert((list, index), path[..path.len() - rest.len()].to_owned());
+        } else if let Some((name, _)) = path.strip_prefix("upstreams.").and_then(|rest| rest.split_once('.')) {
+            self.upstreams.insert(format!("{}.{name}", keys::UPSTREAMS));
+        }
         let value = Value::from_words(key.kind, text, &place);
-        self.set(key, Entry { value, place });
+        self.set(path, Entry { value, place });
     }
 
     /// Later sources win, also over the other name of the same secret.
-    fn set(&mut self, key: &'static Key, entry: Entry) {
-        if let Some(twin) = key.twin()
+    fn set(&mut self, path: &str, entry: Entry) {
+        if let Some(twin) = keys::find(path).and_then(keys::Key::twin)
             && self.entries.get(twin.path).is_some_and(|other| !other.place.same_source(&entry.place))
         {
             self.entries.remove(twin.path);
         }
-        self.entries.insert(key.path, entry);
+        self.entries.insert(path.to_owned(), entry);
     }
+}
+
+/// What an upstream may be called.
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
 }
 
 impl Entry {
@@ -203,7 +322,9 @@ impl Value {
         };
         match kind {
             Kind::Texts => list(&|part| Value::Text(part.to_owned().into())),
-            Kind::Integers => list(&|part| number(part).unwrap_or_else(|| Value::Text(part.to_owned().into()))),
+            Kind::Integers | Kind::Words => {
+                list(&|part| number(part).unwrap_or_else(|| Value::Text(part.to_owned().into())))
+            }
             Kind::Bool if text.trim() == "true" => Self::Bool(true),
             Kind::Bool if text.trim() == "false" => Self::Bool(false),
             Kind::Integer => number(&text).unwrap_or_else(|| Self::Text(text.into())),
@@ -240,125 +361,4 @@ impl Value {
             DeValue::Datetime(_) => Self::Other("a date"),
         }
     }
-}
-
-/// Turns the parser's byte offsets into lines and columns.
-struct Positions<'a> {
-    file: Arc<Path>,
-    text: &'a str,
-}
-
-impl Positions<'_> {
-    fn at(&self, offset: usize) -> Place {
-        let before = self.text.get(..offset).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |index| index + 1);
-        let column = before[line_start..].chars().count() + 1;
-        Place::Position { file: Arc::clone(&self.file), line: self.line(offset), column }
-    }
-
-    fn line(&self, offset: usize) -> usize {
-        self.text.get(..offset).unwrap_or(self.text).matches('\n').count() + 1
-    }
-}
-
-/// The parser's messages name what it expected and never quote the text, which may be a secret.
-fn syntax_fault(message: &str, text: &str, offset: usize) -> Fault {
-    let line_start = text.get(..offset).and_then(|before| before.rfind('\n')).map_or(0, |index| index + 1);
-    let near = text.get(line_start..offset).unwrap_or_default();
-    let instead = if near.ends_with('\\') || text.get(offset..).is_some_and(|rest| rest.starts_with('\\')) {
-        BACKSLASH
-    } else if message.contains("expected `\"`") || message.contains("expected `'`") {
-        "end a text with the quote that it begins with, on the same line"
-    } else if message.contains("array") {
-        "put commas between the elements of a list, and ] at its end"
-    } else if message.contains("unicode value digits") {
-        BACKSLASH
-    } else if message.contains("must be quoted") {
-        "put the value in quotes"
-    } else if message.starts_with("duplicate key") {
-        "keep one of the two"
-    } else {
-        r#"a line is key = "text", key = number, key = ["text", "text"], [section], or # a comment"#
-    };
-    fault(format!("this is not TOML: {message}"), instead)
-}
-
-/// What to say when a Windows path stands in double quotes.
-pub(super) const BACKSLASH: &str = "a backslash in double quotes begins an escape: write the path in single quotes, \
-     as in 'C:\\proxy\\token.json', or with forward slashes";
-
-fn unknown_key(section: &str, name: &str) -> Fault {
-    let instead = if section.is_empty() && !keys::keys().iter().any(|key| key.name() == name) {
-        let sections: Vec<&str> = keys::keys().iter().filter_map(|key| key.path.split('.').next()).collect();
-        nearest(name, sections.iter().copied()).map_or_else(
-            || "the sections are [proxy], [upstream], [token], [retry], [admin] and [log]".to_owned(),
-            |section| format!("did you mean [{section}]?"),
-        )
-    } else {
-        nearest_key(section, name)
-    };
-    fault("unknown key", instead)
-}
-
-fn nearest_key(section: &str, name: &str) -> String {
-    let mut homes: Vec<&str> = keys::keys().iter().filter(|key| key.name() == name).map(Key::section).collect();
-    if homes.iter().any(|home| is_within(home, section)) {
-        homes.retain(|home| is_within(home, section));
-    }
-    if !homes.is_empty() {
-        return format!("belongs in [{}]", homes.join("] or ["));
-    }
-    let own = names_in(section);
-    if let Some(name) = nearest(name, own.iter().copied()) {
-        return format!("did you mean {name}?");
-    }
-    let elsewhere = nearest(name, keys::keys().iter().map(Key::name));
-    match elsewhere.and_then(|name| keys::keys().iter().find(|key| key.name() == name)) {
-        Some(key) => format!("did you mean {} in [{}]?", key.name(), key.section()),
-        None => format!("[{section}] has {}", own.join(", ")),
-    }
-}
-
-/// The keys of a section, and the sections in it.
-fn names_in(section: &str) -> Vec<&'static str> {
-    let mut names: Vec<&str> = keys::keys()
-        .iter()
-        .filter(|key| is_within(key.path, section))
-        .filter_map(|key| key.path.get(section.len() + 1..)?.split('.').next())
-        .collect();
-    names.dedup();
-    names
-}
-
-fn is_within(path: &str, section: &str) -> bool {
-    path.strip_prefix(section).is_some_and(|rest| rest.starts_with('.'))
-}
-
-fn unknown_variable(name: &str) -> Fault {
-    let variables: Vec<String> = keys::keys().iter().map(Key::variable).collect();
-    let last_word = name.rsplit("__").next().unwrap_or(name);
-    let same_name = keys::keys().iter().filter(|key| key.name().eq_ignore_ascii_case(last_word));
-    let homes: Vec<String> = same_name.map(Key::variable).collect();
-    // Compared without the common beginning, which would make everything look alike.
-    let rest = |name: &str| name.strip_prefix(keys::PREFIX).unwrap_or_default().to_owned();
-    let rests: Vec<String> = variables.iter().map(|variable| rest(variable)).collect();
-    let instead = if !homes.is_empty() {
-        format!("did you mean {}?", homes.join(" or "))
-    } else if let Some(nearest) = nearest(&rest(name), rests.iter().map(String::as_str)) {
-        format!("did you mean {}{nearest}?", keys::PREFIX)
-    } else {
-        format!("a variable is {0}SECTION__KEY, as in {0}PROXY__LISTEN", keys::PREFIX)
-    };
-    fault("no key has this name", instead)
-}
-
-fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    const ALIKE: f64 = 0.6;
-    // A name of a thousand characters is no slip of the pen, and comparing is quadratic.
-    let name = if name.len() > 100 { return None } else { name.to_ascii_lowercase() };
-    candidates
-        .map(|candidate| (strsim::normalized_damerau_levenshtein(&name, &candidate.to_ascii_lowercase()), candidate))
-        .filter(|(likeness, _)| *likeness >= ALIKE)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, candidate)| candidate)
 }

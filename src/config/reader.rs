@@ -24,8 +24,9 @@ pub(super) struct Reader {
 impl Reader {
     pub(super) fn new(mut raw: Raw) -> Self {
         let mistakes = std::mem::take(&mut raw.mistakes);
+        let warnings = std::mem::take(&mut raw.warnings);
         raw.add_defaults();
-        Self { raw, mistakes, warnings: Vec::new() }
+        Self { raw, mistakes, warnings }
     }
 
     /// The result and the warnings, unless there was a mistake.
@@ -68,7 +69,31 @@ impl Reader {
 
     /// Whether any key of a section that has no defaults was given.
     pub(super) fn has_section(&self, section: &str) -> bool {
-        keys::keys().iter().any(|key| key.section() == section && self.is_given(key.path))
+        keys::of_section(section).any(|path| self.is_given(&path))
+    }
+
+    /// The paths of the named upstreams: `upstreams.NAME`.
+    pub(super) fn upstreams(&self) -> Vec<String> {
+        self.raw.upstreams()
+    }
+
+    /// The paths of the tables of one list: `route[3]`.
+    pub(super) fn tables(&self, list: &str) -> Vec<String> {
+        self.raw.tables(list)
+    }
+
+    /// Whether a section was begun, be it with no key in it.
+    pub(super) fn stands(&self, section: &str) -> bool {
+        self.raw.has_section(section) || self.has_section(section)
+    }
+
+    /// Where an element of a list was given.
+    pub(super) fn place_of_element(&self, path: &str, index: usize) -> Place {
+        let element = self.raw.entry(path).and_then(|entry| match &entry.value {
+            Value::List(elements) => elements.get(index),
+            _ => None,
+        });
+        element.map_or_else(|| self.place(path), |element| element.place.clone())
     }
 
     /// A key's value as it was given, for what is read and reported elsewhere.
@@ -89,8 +114,8 @@ impl Reader {
 
     /// Where the first key of a section was given.
     pub(super) fn place_of_section(&self, section: &str) -> Place {
-        let mut given = keys::keys().iter().filter(|key| key.section() == section && self.is_given(key.path));
-        given.next().map_or_else(|| self.raw.place_for(section), |key| self.place(key.path))
+        let given = keys::of_section(section).find(|path| self.is_given(path));
+        given.map_or_else(|| self.raw.place_for(section), |path| self.place(&path))
     }
 
     /// A key's value, unless it is absent or wrong.
@@ -139,8 +164,8 @@ impl Reader {
             && matches!(&entry.value, Value::List(elements) if elements.is_empty())
         {
             let place = entry.place.clone();
-            let instead = hint(path).unwrap_or("write at least one");
-            self.mistake(place, path, fault("is empty", instead));
+            let fault = hint(path, "is empty").unwrap_or_else(|| fault("is empty", "write at least one"));
+            self.mistake(place, path, fault);
         }
         self.list(path, parse)
     }
@@ -228,24 +253,33 @@ impl Reader {
             Ok(secret) => Some(secret),
             Err(error) => {
                 let instead = format!("check path and permissions; the secret itself would be {twin}");
-                self.mistake(place, path, fault(format!("names a file that cannot be read: {error}"), instead));
+                let fault = fault(format!("names a file that cannot be read: {error}"), instead).or_variable(format!(
+                    "check path and permissions; the secret itself would be {}",
+                    keys::variable(twin)
+                ));
+                self.mistake(place, path, fault);
                 None
             }
         }
     }
 
     fn note_if_required(&mut self, path: &str) {
-        if let Some(hint) = hint(path) {
-            self.missing(self.place(path), path, fault("is missing", hint));
+        if let Some(fault) = hint(path, "is missing") {
+            self.missing(self.place(path), path, fault);
         }
     }
 }
 
-fn hint(path: &str) -> Option<&'static str> {
-    match keys::find(path)?.presence {
-        Presence::Required { hint, .. } => Some(hint),
-        Presence::Default(_) | Presence::Optional(_) => None,
-    }
+/// What to say of a key that must have a value and has none.
+fn hint(path: &str, reason: &str) -> Option<Fault> {
+    let key = keys::find(path)?;
+    let Presence::Required { shown, hint } = key.presence else { return None };
+    // Named upstreams have the keys of the plain one.
+    let (section, _) = path.rsplit_once('.')?;
+    let hint = hint.replace(&keys::header(key.section()), &keys::header(&keys::shown(section)));
+    let file = key.twin().map(|twin| format!(", or {} to a file that holds it", twin.variable())).unwrap_or_default();
+    let variable = format!("set {}={}{file}", keys::variable(path), shown.trim_matches(['[', ']', '"']));
+    Some(fault(reason, hint).or_variable(variable))
 }
 
 fn not_filled_in() -> Fault {

@@ -74,7 +74,7 @@ Without that command: open this in a browser, log in and agree. The browser ends
 pub fn cloud_origin(text: &str) -> Result<String, String> {
     values::endpoint(&Value::Text(text.to_owned().into()))
         .map(|endpoint| endpoint.origin)
-        .map_err(|Fault { reason, instead }| format!("{reason} ({instead})"))
+        .map_err(|Fault { reason, instead, .. }| format!("{reason} ({instead})"))
 }
 
 #[cfg(test)]

@@ -8,10 +8,12 @@ use std::{
 
 use rustls::{
     ClientConfig, RootCertStore,
+    crypto::CryptoProvider,
     pki_types::{
         CertificateDer, PrivateKeyDer,
         pem::{self, PemObject},
     },
+    server::{VerifierBuilderError, WebPkiClientVerifier},
 };
 use zeroize::Zeroizing;
 
@@ -35,7 +37,7 @@ pub struct ServerConfig {
     pub cert_file: PathBuf,
     /// The private key of `cert_file`.
     pub key_file: PathBuf,
-    /// Ask clients for a certificate that one of these vouches for, PEM.
+    /// Serve only clients that show a certificate which one of these vouches for, PEM.
     pub client_ca_file: Option<PathBuf>,
 }
 
@@ -88,6 +90,14 @@ pub enum Error {
         /// What is wrong with them.
         source: rustls::Error,
     },
+    /// A trust anchor that clients' certificates cannot be verified with.
+    #[error("{}: clients' certificates cannot be verified with it: {source}", path.display())]
+    ClientCa {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: VerifierBuilderError,
+    },
     /// One of the two client files is missing.
     #[error("{}: a client certificate needs both tls.client_cert_file and tls.client_key_file", present.display())]
     HalfAPair {
@@ -127,6 +137,33 @@ pub fn client_config(config: &Config, alpn: &[&[u8]]) -> Result<ClientConfig, Er
     Ok(client)
 }
 
+/// A server configuration that shows `cert_file`. With `client_ca_file` it refuses clients without a certificate that was
+/// issued by one of those. It offers no protocols (RFC 7301): whoever serves them adds them to `alpn_protocols`.
+///
+/// # Errors
+/// When a file cannot be read or used.
+pub fn server_config(config: &ServerConfig) -> Result<rustls::ServerConfig, Error> {
+    let builder = rustls::ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(Error::Provider)?;
+    let builder = match &config.client_ca_file {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let roots = Arc::new(roots_of_file(path)?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
+                .build()
+                .map_err(|source| Error::ClientCa { path: path.clone(), source })?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let ServerConfig { cert_file: certificate, key_file: key, .. } = config;
+    builder.with_single_cert(certificates(certificate)?, private_key(key)?).map_err(|source| Error::KeyPair {
+        certificate: certificate.clone(),
+        key: key.clone(),
+        source,
+    })
+}
+
 /// A client configuration that trusts nobody: for clients that want one although they will speak plain HTTP.
 ///
 /// # Errors
@@ -136,9 +173,11 @@ pub fn client_config_without_trust() -> Result<ClientConfig, Error> {
 }
 
 fn builder() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, Error> {
-    ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(Error::Provider)
+    ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().map_err(Error::Provider)
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
 fn roots_of_file(path: &Path) -> Result<RootCertStore, Error> {
@@ -187,7 +226,10 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
 mod tests {
     use std::fs;
 
-    use rcgen::{CertifiedKey, generate_simple_self_signed};
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, CertifiedKey, IsCa, KeyPair, generate_simple_self_signed,
+    };
+    use rustls::{ClientConnection, ServerConnection, pki_types::ServerName};
 
     use super::*;
 
@@ -273,5 +315,96 @@ mod tests {
         let (certificate, _) = pair();
         let roots = roots_of_file(&files.write("ca.pem", &certificate)).expect("usable");
         assert_eq!(roots.len(), 1);
+    }
+
+    /// A handshake in memory: what was agreed, or who refused.
+    fn handshake(
+        client: ClientConfig,
+        server: rustls::ServerConfig,
+    ) -> Result<Option<rustls::ProtocolVersion>, String> {
+        let name = ServerName::try_from("cloud.example.com").expect("a name");
+        let mut client = ClientConnection::new(Arc::new(client), name).expect("a client");
+        let mut server = ServerConnection::new(Arc::new(server)).expect("a server");
+        while client.is_handshaking() || server.is_handshaking() || client.wants_write() || server.wants_write() {
+            let mut wire = Vec::new();
+            client.write_tls(&mut wire).expect("memory");
+            server.read_tls(&mut &wire[..]).expect("memory");
+            server.process_new_packets().map_err(|error| format!("server: {error}"))?;
+            wire.clear();
+            server.write_tls(&mut wire).expect("memory");
+            client.read_tls(&mut &wire[..]).expect("memory");
+            client.process_new_packets().map_err(|error| format!("client: {error}"))?;
+        }
+        Ok(server.protocol_version())
+    }
+
+    fn authority() -> CertifiedIssuer<'static, KeyPair> {
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority")
+    }
+
+    fn identity(files: &Files, authority: &CertifiedIssuer<'static, KeyPair>, name: &str) -> (PathBuf, PathBuf) {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(["cloud.example.com".to_owned()]).expect("parameters");
+        let certificate = params.signed_by(&key, authority).expect("a certificate");
+        (
+            files.write(&format!("{name}.pem"), &certificate.pem()),
+            files.write(&format!("{name}.key"), &key.serialize_pem()),
+        )
+    }
+
+    #[test]
+    fn a_server_shows_its_certificate_and_asks_for_one_only_when_told_to() {
+        let files = Files::new();
+        let (ours, other) = (authority(), authority());
+        let (ca, other_ca) = (files.write("ca.pem", &ours.pem()), files.write("other.pem", &other.pem()));
+        let (cert_file, key_file) = identity(&files, &ours, "server");
+        let shown = identity(&files, &ours, "client");
+        let open = ServerConfig { cert_file, key_file, client_ca_file: None };
+        let closed = |ca: &PathBuf| ServerConfig { client_ca_file: Some(ca.clone()), ..open.clone() };
+        let try_with = |server: &ServerConfig, shown: Option<&(PathBuf, PathBuf)>| {
+            let client = Config {
+                ca_file: Some(ca.clone()),
+                client_cert_file: shown.map(|(certificate, _)| certificate.clone()),
+                client_key_file: shown.map(|(_, key)| key.clone()),
+                server_name: None,
+            };
+            handshake(client_config(&client, &[]).expect("a client"), server_config(server).expect("a server"))
+        };
+        let tls13 = Ok(Some(rustls::ProtocolVersion::TLSv1_3));
+        assert_eq!(try_with(&open, None), tls13);
+        assert_eq!(try_with(&open, Some(&shown)), tls13);
+        assert_eq!(try_with(&closed(&ca), Some(&shown)), tls13);
+        let without = try_with(&closed(&ca), None).expect_err("no certificate was shown");
+        assert!(without.starts_with("server: ") && without.contains("no certificates"), "{without}");
+        let unknown = try_with(&closed(&other_ca), Some(&shown)).expect_err("the wrong authority");
+        assert!(unknown.starts_with("server: ") && unknown.contains("certificate"), "{unknown}");
+        assert!(server_config(&open).expect("a server").alpn_protocols.is_empty());
+    }
+
+    #[test]
+    fn every_error_of_a_server_names_its_file() {
+        let files = Files::new();
+        let (certificate, key) = pair();
+        let cert_file = files.write("server.pem", &certificate);
+        let key_file = files.write("server.key", &key);
+        let foreign_key = files.write("foreign.key", &pair().1);
+        let no_der = files.write("noder.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+        let missing = files.folder.path().join("missing.pem");
+        let good = ServerConfig { cert_file: cert_file.clone(), key_file, client_ca_file: None };
+        let ca = |path: &PathBuf| ServerConfig { client_ca_file: Some(path.clone()), ..good.clone() };
+        for (config, file, says) in [
+            (ServerConfig { cert_file: missing.clone(), ..good.clone() }, &missing, "cannot be read"),
+            (ServerConfig { key_file: missing.clone(), ..good.clone() }, &missing, "cannot be read"),
+            (ServerConfig { key_file: cert_file.clone(), ..good.clone() }, &cert_file, "no private key"),
+            (ServerConfig { key_file: foreign_key.clone(), ..good.clone() }, &foreign_key, "do not go together"),
+            (ca(&missing), &missing, "cannot be read"),
+            (ca(&good.key_file), &good.key_file, "no certificate"),
+            (ca(&no_der), &no_der, "cannot be trusted"),
+        ] {
+            let error = server_config(&config).expect_err("refused").to_string();
+            assert!(error.contains(&file.display().to_string()) && error.contains(says), "{error}");
+        }
     }
 }

@@ -167,6 +167,7 @@ mod tests {
             host: upstream::Host::Endpoint,
             connect_to: None,
             connect_timeout: Duration::from_secs(5),
+            handshake_timeout: Duration::from_secs(10),
             response_timeout: Duration::from_secs(60),
             body_idle_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(90),

@@ -17,9 +17,6 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use super::{Config, Endpoint, TlsTarget};
 use crate::net::socket::{self, Stream};
 
-/// Limit for a TLS handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Why no connection came about.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -28,7 +25,7 @@ pub enum Error {
     Timeout {
         /// Whom we called.
         endpoint: String,
-        /// `connect_timeout`, or the limit for a handshake.
+        /// `connect_timeout` or `handshake_timeout`.
         limit: Duration,
     },
     /// The name did not resolve.
@@ -100,10 +97,10 @@ pub(super) async fn connect(config: &Config, endpoint: &Endpoint, tls: Option<&T
     })?;
     let Some((greeting, server_name)) = tls else { return Ok(Io::new(Transport::Plain(stream))) };
     let handshake = TlsConnector::from(Arc::clone(greeting)).connect(server_name.clone(), stream);
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+    match tokio::time::timeout(config.handshake_timeout, handshake).await {
         Ok(Ok(stream)) => Ok(Io::new(Transport::Tls(Box::new(stream)))),
         Ok(Err(source)) => Err(Error::Tls { endpoint: name(), source }),
-        Err(_) => Err(Error::Timeout { endpoint: name(), limit: HANDSHAKE_TIMEOUT }),
+        Err(_) => Err(Error::Timeout { endpoint: name(), limit: config.handshake_timeout }),
     }
 }
 

@@ -33,8 +33,10 @@ pub struct Config {
     pub host: Host,
     /// Dial this address, whatever the endpoint's name resolves to.
     pub connect_to: Option<SocketAddr>,
-    /// Limit for resolving and connecting; a TLS handshake has ten seconds more.
+    /// Limit for resolving and connecting.
     pub connect_timeout: Duration,
+    /// Limit for the TLS handshake after it.
+    pub handshake_timeout: Duration,
     /// Limit from the last byte of the request body to the head of the answer.
     pub response_timeout: Duration,
     /// Limit for silence within an answer's body.

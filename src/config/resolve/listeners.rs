@@ -1,0 +1,133 @@
+//! `proxy.listen` or `[[listener]]`: where apps reach us, and who may.
+
+use std::collections::BTreeSet;
+
+use super::tls;
+use crate::{
+    admin,
+    config::{
+        findings::{Fault, Place, fault},
+        raw::Value,
+        reader::Reader,
+        values,
+    },
+    net::socket::Address,
+    proxy::{Guard, Listener},
+};
+
+/// A listener and where its address was given.
+pub(super) struct Listening {
+    pub(super) listener: Listener,
+    key: &'static str,
+    place: Place,
+}
+
+/// The guard's exceptions in `[proxy]`: they hold wherever nothing else is said.
+pub(super) fn guard(r: &mut Reader) -> Guard {
+    Guard {
+        allowed_hosts: allowed(r, "proxy.allowed_hosts", values::host_name),
+        allowed_origins: allowed(r, "proxy.allowed_origins", values::web_origin),
+    }
+}
+
+fn allowed(r: &mut Reader, path: &str, parse: fn(&Value) -> Result<String, Fault>) -> BTreeSet<String> {
+    r.list(path, parse).into_iter().map(|(name, _)| name).collect()
+}
+
+/// The listeners, in the short form or in the long one.
+pub(super) fn listeners(r: &mut Reader, guard: &Guard) -> Vec<Listening> {
+    const SHORT: &str = "proxy.listen";
+    let open = r.read("proxy.allow_unauthenticated", values::boolean);
+    let tables = r.tables("listener");
+    if tables.is_empty() {
+        let mut listening = Vec::new();
+        for (mut address, place) in r.some_of(SHORT, values::address) {
+            r.anchor_socket(&mut address, &place);
+            let listener = Listener { address, guard: guard.clone(), tls: None };
+            let new = Listening { listener, key: SHORT, place };
+            refuse_strangers(r, &new, open);
+            listening.push(new);
+        }
+        return listening;
+    }
+    if r.is_given(SHORT) {
+        let instead = "keep one of the two: each [[listener]] has an address of its own";
+        r.mistake(r.place(SHORT), SHORT, fault("is set, and there is [[listener]] as well", instead));
+    }
+    tables.iter().filter_map(|section| listener(r, section, guard, open)).collect()
+}
+
+fn listener(r: &mut Reader, section: &str, guard: &Guard, open: Option<bool>) -> Option<Listening> {
+    let key = |name: &str| format!("{section}.{name}");
+    let (hosts, origins, own_open) = (key("allowed_hosts"), key("allowed_origins"), key("allow_unauthenticated"));
+    let mut guard = guard.clone();
+    if r.is_given(&hosts) {
+        guard.allowed_hosts = allowed(r, &hosts, values::host_name);
+    }
+    if r.is_given(&origins) {
+        guard.allowed_origins = allowed(r, &origins, values::web_origin);
+    }
+    let open = if r.is_given(&own_open) { r.read(&own_open, values::boolean) } else { open };
+    let tls = tls::server(r, &key("tls"));
+    let mut address = r.read(&key("address"), values::address)?;
+    let place = r.place(&key("address"));
+    r.anchor_socket(&mut address, &place);
+    let new = Listening { listener: Listener { address, guard, tls }, key: "listener.address", place };
+    // A mistake in that key is no reason to complain of what it is for.
+    if !r.is_given(&key("tls.client_ca_file")) {
+        refuse_strangers(r, &new, open);
+    }
+    Some(new)
+}
+
+/// Whoever reaches a data listener acts with the proxy's token.
+fn refuse_strangers(r: &mut Reader, Listening { listener, key, place }: &Listening, open: Option<bool>) {
+    const VARIABLE: &str = "listen on 127.0.0.1, or set BEARER_PROXY__PROXY__ALLOW_UNAUTHENTICATED=true if the network \
+                            around it lets only the right clients through";
+    let address = &listener.address;
+    if open != Some(false) || is_local(address) {
+        return;
+    }
+    let reason =
+        format!("{address} can be reached from other machines, and whoever reaches it acts with the proxy's token");
+    let instead = if *key == "proxy.listen" {
+        "listen on 127.0.0.1, or write allow_unauthenticated = true in [proxy] if the network around it lets only the \
+         right clients through"
+    } else {
+        "listen on 127.0.0.1, ask clients for certificates with tls.client_ca_file, or write allow_unauthenticated = \
+         true here if the network around it lets only the right clients through"
+    };
+    r.missing(place.clone(), key, fault(reason, instead).or_variable(VARIABLE));
+}
+
+pub(super) fn refuse_overlaps(r: &mut Reader, listening: &[Listening], admin: Option<&admin::Config>) {
+    let admin = admin.map(|admin| (&admin.listener.address, "admin.listen", r.place("admin.listen")));
+    let data = listening.iter().map(|one| (&one.listener.address, one.key, one.place.clone()));
+    for (index, (address, key, place)) in data.chain(admin).enumerate() {
+        let earlier = listening.iter().take(index).find(|earlier| overlap(&earlier.listener.address, address));
+        if let Some(Listening { listener, key: taken, .. }) = earlier {
+            let reason = format!("{address} is taken already, by {} in {taken}", listener.address);
+            r.mistake(place, key, fault(reason, "use another port"));
+        }
+    }
+}
+
+fn overlap(a: &Address, b: &Address) -> bool {
+    match (a, b) {
+        (Address::Tcp(a), Address::Tcp(b)) => {
+            let same_ip =
+                a.ip() == b.ip() || a.is_ipv4() == b.is_ipv4() && (a.ip().is_unspecified() || b.ip().is_unspecified());
+            // Port 0 is another port every time.
+            a.port() == b.port() && a.port() != 0 && same_ip
+        }
+        (a, b) => a == b,
+    }
+}
+
+/// Whether only this machine can reach it.
+pub(super) fn is_local(address: &Address) -> bool {
+    match address {
+        Address::Tcp(address) => address.ip().to_canonical().is_loopback(),
+        Address::Unix(_) => true,
+    }
+}

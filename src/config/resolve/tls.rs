@@ -1,0 +1,84 @@
+//! `tls` tables: what the files hold, and that they go together.
+
+use std::path::PathBuf;
+
+use rustls::pki_types::{
+    CertificateDer, PrivateKeyDer,
+    pem::{Error as PemError, PemObject},
+};
+
+use crate::{
+    config::{findings::fault, keys, reader::Reader, values},
+    net::tls::{self, Error},
+};
+
+/// How to trust and to greet a server.
+pub(super) fn client(r: &mut Reader, section: &str) -> tls::Config {
+    let key = |name: &str| format!("{section}.{name}");
+    let cert_key = key("client_cert_file");
+    let key_key = key("client_key_file");
+    for (given, other) in [(&cert_key, &key_key), (&key_key, &cert_key)] {
+        if r.is_given(given) && !r.is_given(other) {
+            let fault = fault("is one half of a pair", format!("give {other} as well"))
+                .or_variable(format!("set {} as well", keys::variable(other)));
+            r.missing(r.place(given), given, fault);
+        }
+    }
+    tls::Config {
+        ca_file: pem_file::<CertificateDer<'_>>(r, &key("ca_file"), "certificate"),
+        client_cert_file: pem_file::<CertificateDer<'_>>(r, &cert_key, "certificate"),
+        client_key_file: pem_file::<PrivateKeyDer<'_>>(r, &key_key, "private key"),
+        server_name: r.read(&key("server_name"), values::server_name),
+    }
+}
+
+/// A file that begins to make sense: whether its certificates are any good shows when they are used.
+fn pem_file<T: PemObject>(r: &mut Reader, key: &str, what: &str) -> Option<PathBuf> {
+    let file = r.path(key)?;
+    let fault = match T::from_pem_file(&file) {
+        Ok(_) => return Some(file),
+        Err(PemError::Io(error)) => {
+            fault(format!("cannot read {}: {error}", file.display()), "check the path and the permissions")
+        }
+        Err(_) => fault(
+            format!("{} holds no {what} in PEM form", file.display()),
+            format!("name a file with -----BEGIN … {}-----", what.to_uppercase()),
+        ),
+    };
+    r.mistake(r.place(key), key, fault);
+    None
+}
+
+/// How to present ourselves to the clients of a listener, if it has such a table.
+pub(super) fn server(r: &mut Reader, section: &str) -> Option<tls::ServerConfig> {
+    if !r.stands(section) {
+        return None;
+    }
+    let key = |name: &str| format!("{section}.{name}");
+    let (cert_key, key_key, ca_key) = (key("cert_file"), key("key_file"), key("client_ca_file"));
+    for (needed, instead) in [
+        (&cert_key, "name our certificate and those that vouch for it, in PEM form"),
+        (&key_key, "name the private key of tls.cert_file, in PEM form"),
+    ] {
+        if !r.is_given(needed) {
+            r.missing(r.place(needed), needed, fault("is missing", instead));
+        }
+    }
+    let certificate = pem_file::<CertificateDer<'_>>(r, &cert_key, "certificate");
+    let private_key = pem_file::<PrivateKeyDer<'_>>(r, &key_key, "private key");
+    let client_ca_file = pem_file::<CertificateDer<'_>>(r, &ca_key, "certificate");
+    let config = tls::ServerConfig { cert_file: certificate?, key_file: private_key?, client_ca_file };
+    if let Err(error) = tls::server_config(&config) {
+        let (key, instead) = match &error {
+            Error::KeyPair { .. } => (key_key, "name the key that the certificate was made for"),
+            Error::BadRoot { .. } | Error::ClientCa { .. } => (ca_key, "name certificates of authorities"),
+            Error::Read { path, .. } | Error::Pem { path, .. } if Some(path) == config.client_ca_file.as_ref() => {
+                (ca_key, "save it again from where it came")
+            }
+            Error::NoKey { .. } => (key_key, "save it again from where it came"),
+            _ => (cert_key, "save it again from where it came"),
+        };
+        r.mistake(r.place(&key), &key, fault(format!("cannot be used: {error}"), instead));
+    }
+    Some(config)
+}

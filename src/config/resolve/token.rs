@@ -1,0 +1,174 @@
+//! `[token]`: the issuer, and what is kept of its tokens.
+
+use std::{fs, io, path::Path};
+
+use http::uri::Scheme;
+use url::Url;
+
+use super::{
+    tls,
+    upstream::{warn_if_clear, warn_of_unused_tls},
+};
+use crate::{
+    base::{process, secret::Secret},
+    config::{findings::fault, reader::Reader, values},
+    net,
+    token::{self, BasicEncoding, Fields, IssuerConfig, Parameters},
+    upstream::{self, Endpoint},
+};
+
+pub(super) fn token(r: &mut Reader, upstream: &upstream::Config) -> Option<token::Config> {
+    let issuer = issuer(r, upstream);
+    let state_file = r.path("token.state_file");
+    let refresh_token = seed(r, state_file.as_deref());
+    if let Some(file) = &state_file {
+        check_state_file(r, file);
+    }
+    check_first_token(r, state_file.as_deref());
+    let config = token::Config {
+        name: "default".to_owned(),
+        refresh_token,
+        state_file,
+        refresh_margin: r.read("token.refresh_margin", values::positive_duration),
+        refresh_lifetime: r.positive_duration("token.refresh_lifetime"),
+        grace_retry: r.boolean("token.grace_retry"),
+        wait: r.duration("token.wait"),
+        cooldown: r.positive_duration("retry.cooldown"),
+        issuer: issuer?,
+    };
+    Some(config)
+}
+
+/// The configured refresh token. It is needed once: beside stored tokens, one whose file was taken away is no mistake.
+fn seed(r: &mut Reader, state_file: Option<&Path>) -> Option<Secret> {
+    const FILE: &str = "token.refresh_token_file";
+    let is_gone = |r: &mut Reader| r.path(FILE).is_some_and(|file| !file.exists());
+    if state_file.is_some_and(Path::is_file) && !r.is_given("token.refresh_token") && r.is_given(FILE) && is_gone(r) {
+        let gone = fault("names a file that is not there; the stored tokens are used", "remove the key")
+            .or_variable("unset it");
+        r.warning(r.place(FILE), FILE, gone);
+        return None;
+    }
+    r.secret("token.refresh_token")
+}
+
+fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
+    let own_tls = tls::client(r, "token.tls");
+    let own = r.read("token.issuer", values::endpoint);
+    if let Some(endpoint) = &own {
+        warn_if_clear(r, endpoint, &r.place("token.issuer"), "token.issuer");
+    }
+    let tls_given = own_tls != net::tls::Config::default();
+    let tls = if tls_given || r.is_given("token.issuer") { own_tls } else { upstream.tls.clone() };
+    let endpoint = own.as_ref().or_else(|| upstream.endpoints.first().filter(|_| !r.is_given("token.issuer")));
+    if tls_given && endpoint.is_some_and(|endpoint| endpoint.scheme == Scheme::HTTP) {
+        warn_of_unused_tls(r, "token.tls", "the issuer's address does not begin with https://");
+    }
+    let path = r.read("token.refresh_path", values::url_path);
+    let basic_encoding = r.choice("token.basic_encoding", [("raw", BasicEncoding::Raw), ("form", BasicEncoding::Form)]);
+    let client_id = r.text("token.client_id");
+    if basic_encoding == BasicEncoding::Raw && client_id.contains(':') {
+        let instead = r#"if it is right, write basic_encoding = "form""#;
+        r.missing(
+            r.place("token.client_id"),
+            "token.client_id",
+            fault("holds a colon, which HTTP Basic cannot carry", instead)
+                .or_variable("if it is right, set BEARER_PROXY__TOKEN__BASIC_ENCODING=form"),
+        );
+    }
+    let client_secret = r.secret("token.client_secret");
+    let parameters = r.choice("token.parameters", [("query", Parameters::Query), ("form", Parameters::Form)]);
+    let timeout = r.positive_duration("token.timeout");
+    let default_expires_in = r.positive_duration("token.default_expires_in");
+    let fields = fields(r);
+    Some(IssuerConfig {
+        refresh_url: interface(endpoint?, &path?)?,
+        client_id,
+        client_secret: client_secret?,
+        parameters,
+        basic_encoding,
+        fields,
+        timeout,
+        default_expires_in,
+        tls,
+    })
+}
+
+/// The URL of one of the issuer's interfaces.
+pub(super) fn interface(issuer: &Endpoint, path: &str) -> Option<Url> {
+    let mut url = Url::parse(&issuer.origin).ok()?;
+    url.set_path(path);
+    Some(url)
+}
+
+fn fields(r: &mut Reader) -> Fields {
+    let mut field = |path| r.read(path, values::json_pointer).unwrap_or_default();
+    Fields {
+        access_token: field("token.fields.access_token"),
+        refresh_token: field("token.fields.refresh_token"),
+        expires_in: field("token.fields.expires_in"),
+        refresh_expires_in: field("token.fields.refresh_expires_in"),
+    }
+}
+
+/// Without first tokens nothing ever works; without a state file, a rotated refresh token is lost.
+fn check_first_token(r: &mut Reader, state_file: Option<&Path>) {
+    const KEY: &str = "token.refresh_token";
+    let configured = r.is_given(KEY) || r.is_given("token.refresh_token_file");
+    let has_state_file = r.is_given("token.state_file");
+    if configured && !has_state_file {
+        let reason = "is not set: a refresh token that the cloud replaces is lost with the next restart";
+        let place = r.place("token.state_file");
+        r.warning(
+            place,
+            "token.state_file",
+            fault(reason, r#"write state_file = "state/token.json""#)
+                .or_variable("set BEARER_PROXY__TOKEN__STATE_FILE=state/token.json"),
+        );
+    }
+    // After a mistake in the path nothing is known of the file.
+    let is_stored = has_state_file && state_file.is_none_or(Path::exists);
+    if configured || is_stored || r.has_section("token.jwt") {
+        return;
+    }
+    let reason = if has_state_file { "is missing, and token.state_file does not exist yet" } else { "is missing" };
+    let place = r.place(KEY);
+    if has_state_file && r.is_given("token.redirect_uri") {
+        return r.warning(place, KEY, fault(reason, "run `bearer-proxy login`, before or after the start"));
+    }
+    let instead = "write redirect_uri and state_file and run `bearer-proxy login`, or write the first refresh token";
+    let variables = "set BEARER_PROXY__TOKEN__REDIRECT_URI and BEARER_PROXY__TOKEN__STATE_FILE and run `bearer-proxy \
+                     login`, or set this to the first refresh token";
+    r.missing(place, KEY, fault(reason, instead).or_variable(variables));
+}
+
+/// The file, or the nearest folder above it that exists, must be one that can be written to. Creates nothing.
+fn check_state_file(r: &mut Reader, file: &Path) {
+    let unusable = match fs::symlink_metadata(file) {
+        Ok(metadata) if metadata.is_file() => folder_fault(file),
+        Ok(_) => Some("is a folder, a link or a device, not a file".to_owned()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            folder_fault(file)
+        }
+        Err(error) => Some(format!("cannot be read: {error}")),
+    };
+    if let Some(reason) = unusable {
+        r.mistake(
+            r.place("token.state_file"),
+            "token.state_file",
+            fault(reason, "name a file in a folder that the proxy may write to"),
+        );
+    }
+}
+
+fn folder_fault(file: &Path) -> Option<String> {
+    let above = file.ancestors().skip(1).map(|folder| if folder == Path::new("") { Path::new(".") } else { folder });
+    let (folder, metadata) = above.filter_map(|folder| Some((folder, fs::metadata(folder).ok()?))).next()?;
+    match metadata {
+        metadata if !metadata.is_dir() => Some(format!("{} is not a folder", folder.display())),
+        metadata if metadata.permissions().readonly() || !process::may_write(folder) => {
+            Some(format!("the folder {} is read-only for this user", folder.display()))
+        }
+        _ => None,
+    }
+}

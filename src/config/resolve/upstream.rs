@@ -1,0 +1,79 @@
+//! `[upstream]` and `[upstreams.NAME]`.
+
+use http::uri::Scheme;
+
+use super::tls;
+use crate::{
+    config::{
+        findings::{Fault, Place, fault},
+        keys,
+        raw::Value,
+        reader::Reader,
+        values,
+    },
+    net,
+    upstream::{Config, Endpoint, Host, Http2},
+};
+
+/// All upstreams, the plain one first.
+pub(super) fn upstreams(r: &mut Reader) -> Vec<Config> {
+    let plain = upstream(r, keys::UPSTREAM, keys::DEFAULT);
+    for (index, endpoint) in plain.endpoints.iter().enumerate() {
+        let place = r.place_of_element("upstream.endpoints", index);
+        warn_if_clear(r, endpoint, &place, "upstream.endpoints");
+    }
+    let mut all = vec![plain];
+    for section in r.upstreams() {
+        let name = section.strip_prefix(keys::UPSTREAMS).unwrap_or_default().trim_start_matches('.');
+        all.push(upstream(r, &section, name));
+    }
+    all
+}
+
+fn upstream(r: &mut Reader, section: &str, name: &str) -> Config {
+    let key = |name: &str| format!("{section}.{name}");
+    let endpoints: Vec<Endpoint> =
+        r.some_of(&key("endpoints"), values::endpoint).into_iter().map(|(endpoint, _)| endpoint).collect();
+    let tls = tls::client(r, &key("tls"));
+    let all_plain = endpoints.iter().all(|endpoint| endpoint.scheme == Scheme::HTTP);
+    if tls != net::tls::Config::default() && all_plain && !endpoints.is_empty() {
+        warn_of_unused_tls(r, &key("tls"), "no endpoint begins with https://");
+    }
+    Config {
+        name: name.to_owned(),
+        endpoints,
+        host: r.read(&key("host"), host).unwrap_or(Host::Endpoint),
+        connect_to: r.read(&key("connect_to"), values::socket_address),
+        connect_timeout: r.positive_duration(&key("connect_timeout")),
+        handshake_timeout: r.positive_duration(&key("handshake_timeout")),
+        response_timeout: r.positive_duration(&key("response_timeout")),
+        body_idle_timeout: r.positive_duration(&key("body_idle_timeout")),
+        idle_timeout: r.positive_duration(&key("idle_timeout")),
+        max_connections: r.count(&key("max_connections"), 10_000_000).unwrap_or_default(),
+        http2: r.choice(&key("http2"), [("auto", Http2::Auto), ("always", Http2::Always), ("never", Http2::Never)]),
+        tls,
+    }
+}
+
+fn host(value: &Value) -> Result<Host, Fault> {
+    match values::text(value)? {
+        "endpoint" => Ok(Host::Endpoint),
+        "client" => Ok(Host::Client),
+        _ => values::host_header(value).map(Host::Fixed),
+    }
+}
+
+pub(super) fn warn_if_clear(r: &mut Reader, endpoint: &Endpoint, place: &Place, key: &str) {
+    if endpoint.scheme == Scheme::HTTP && !values::is_local(&endpoint.host) {
+        let reason = "is plain http to another machine: tokens and secrets can be read on the way";
+        r.warning(place.clone(), key, fault(reason, "use https:// if the cloud offers it"));
+    }
+}
+
+pub(super) fn warn_of_unused_tls(r: &mut Reader, section: &str, reason: &str) {
+    r.warning(
+        r.place_of_section(section),
+        section,
+        fault(format!("has no effect: {reason}"), "remove it, or use https://"),
+    );
+}

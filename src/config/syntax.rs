@@ -1,0 +1,115 @@
+//! What the parser of TOML complains about, said once and in words that help.
+
+use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
+
+use toml::de::Error;
+
+use super::findings::{Fault, Finding, Place, fault};
+
+/// The lines that are no TOML, and those that mean nothing because of them.
+pub(super) struct Broken<'a> {
+    /// One line, one mistake: where, and what the parser says. It reports the shape of a line before what is in it.
+    lines: BTreeMap<usize, (usize, &'a str)>,
+    /// Keys below a broken section line count as keys of the section above it, where they make no sense.
+    strays: Vec<Range<usize>>,
+}
+
+impl<'a> Broken<'a> {
+    pub(super) fn new(errors: &'a [Error], positions: &Positions<'_>) -> Self {
+        let mut lines = BTreeMap::new();
+        for error in errors {
+            let start = error.span().map_or(0, |span| span.start);
+            lines.entry(positions.line(start)).or_insert((start, error.message()));
+        }
+        let text: Vec<&str> = positions.text.lines().map(str::trim).collect();
+        let line = |number: usize| text.get(number - 1).copied().unwrap_or_default();
+        let is_section = |number: &usize| line(*number).starts_with('[') && !lines.contains_key(number);
+        // Of what stands behind a good section line, and of a second section of the same name, the parser makes sense.
+        let is_stray = |number: &usize, message: &str| {
+            was_section(line(*number))
+                && !message.starts_with("unexpected key")
+                && !message.starts_with("duplicate key")
+        };
+        let broken = lines.iter().filter(|(number, (_, message))| is_stray(number, message));
+        // The next section can be taken for a part of the broken one.
+        let strays: Vec<_> = broken
+            .map(|(number, _)| number + 1..(number + 1..=text.len()).find(is_section).unwrap_or(text.len()) + 1)
+            .collect();
+        let is_stray = |number: &usize| strays.iter().any(|stray| stray.contains(number));
+        lines.retain(|number, (_, message)| !(message.starts_with("duplicate key") && is_stray(number)));
+        Self { lines, strays }
+    }
+
+    /// Whether what was read there is an accident.
+    pub(super) fn covers(&self, place: &Place) -> bool {
+        let Place::Position { line, .. } = place else { return false };
+        self.lines.contains_key(line) || self.strays.iter().any(|stray| stray.contains(line))
+    }
+
+    pub(super) fn mistakes(&self, positions: &Positions<'_>) -> Vec<Finding> {
+        // A list without an end turns every line below it into the same error.
+        let mut last = "";
+        let mut mistakes = Vec::new();
+        for &(start, message) in self.lines.values() {
+            if message != last || !message.starts_with("missing comma") {
+                mistakes.push(syntax_fault(message, positions.text, start).at(positions.at(start), ""));
+            }
+            last = message;
+        }
+        mistakes
+    }
+}
+
+/// Whether somebody meant to begin a section: `[upstream`, `upstream]`, `{upstream}`, `upstream:`.
+fn was_section(line: &str) -> bool {
+    let is_named = line.contains(|c: char| c.is_ascii_alphabetic());
+    is_named && (line.starts_with(['[', '{']) || !line.contains('=') && line.ends_with([']', ':']))
+}
+
+/// Turns the parser's byte offsets into lines and columns.
+pub(super) struct Positions<'a> {
+    pub(super) file: Arc<Path>,
+    pub(super) text: &'a str,
+}
+
+impl Positions<'_> {
+    pub(super) fn at(&self, offset: usize) -> Place {
+        let before = self.text.get(..offset).unwrap_or(self.text);
+        let line_start = before.rfind('\n').map_or(0, |index| index + 1);
+        let column = before[line_start..].chars().count() + 1;
+        Place::Position { file: Arc::clone(&self.file), line: self.line(offset), column }
+    }
+
+    fn line(&self, offset: usize) -> usize {
+        self.text.get(..offset).unwrap_or(self.text).matches('\n').count() + 1
+    }
+}
+
+/// The parser's messages name what it expected and never quote the text, which may be a secret.
+fn syntax_fault(message: &str, text: &str, offset: usize) -> Fault {
+    let line_start = text.get(..offset).and_then(|before| before.rfind('\n')).map_or(0, |index| index + 1);
+    let near = text.get(line_start..offset).unwrap_or_default();
+    let line = text.get(line_start..).and_then(|rest| rest.lines().next()).unwrap_or_default();
+    let instead = if near.ends_with('\\') || text.get(offset..).is_some_and(|rest| rest.starts_with('\\')) {
+        BACKSLASH
+    } else if message.contains("expected `\"`") || message.contains("expected `'`") {
+        "end a text with the quote that it begins with, on the same line"
+    } else if was_section(line.trim()) && !message.starts_with("duplicate key") {
+        "a section begins with a line like [upstream]"
+    } else if message.contains("array") {
+        "put commas between the elements of a list, and ] at its end"
+    } else if message.contains("unicode value digits") {
+        BACKSLASH
+    } else if message.contains("must be quoted") {
+        "put the value in quotes"
+    } else if message.starts_with("duplicate key") {
+        "keep one of the two"
+    } else {
+        r#"a line is key = "text", key = number, key = ["text", "text"], [section], or # a comment"#
+    };
+    fault(format!("this is not TOML: {message}"), instead)
+}
+
+/// What to say when a Windows path stands in double quotes.
+pub(super) const BACKSLASH: &str = "a backslash in double quotes begins an escape: write the path in single quotes, \
+     as in 'C:\\proxy\\token.json', or with forward slashes";

@@ -1,0 +1,311 @@
+//! Addresses: where to listen, whom to call, who may call, and what stands in URLs.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use http::{HeaderValue, StatusCode, uri::Scheme};
+use url::Url;
+
+use super::{Read, integer, text, text_like};
+use crate::{
+    config::{findings::fault, raw::Value},
+    net::socket::Address,
+    upstream::Endpoint,
+};
+
+/// Where to listen: `127.0.0.1:8080`, `[::1]:8080`, `localhost:8080` (IPv4), or `unix:` and a path.
+pub(in crate::config) fn address(value: &Value) -> Read<Address> {
+    const EXAMPLE: &str = r#"write an IP address and a port, as in "127.0.0.1:8080", or "unix:/run/bearer-proxy.sock""#;
+    let text = text_like(value, EXAMPLE)?;
+    if let Some(path) = text.strip_prefix("unix:") {
+        return match path {
+            _ if cfg!(not(unix)) => Err(fault("this system has no local sockets", r#"write "127.0.0.1:8080""#)),
+            "" => Err(fault("names no path", r#"write "unix:/run/bearer-proxy.sock""#)),
+            path => Ok(Address::Unix(PathBuf::from(path))),
+        };
+    }
+    let localhost = text
+        .strip_prefix("localhost:")
+        .and_then(|port| port.parse().ok())
+        .map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let address = text.parse().ok().or(localhost);
+    address.map(Address::Tcp).ok_or_else(|| fault("is not an address to listen on", EXAMPLE))
+}
+
+/// An IP address and a port to dial.
+pub(in crate::config) fn socket_address(value: &Value) -> Read<SocketAddr> {
+    const INSTEAD: &str = r#"write an IP address and a port, as in "192.0.2.10:443""#;
+    match text_like(value, INSTEAD)?.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(address),
+        Ok(_) | Err(_) => Err(fault("is not an IP address with a port", INSTEAD)),
+    }
+}
+
+/// `https://cloud.example.com` or `http://…`: scheme, host, port, and nothing else.
+pub(in crate::config) fn endpoint(value: &Value) -> Read<Endpoint> {
+    const EXAMPLE: &str = r#"write an address like "https://cloud.example.com""#;
+    let text = text_like(value, EXAMPLE)?.trim();
+    if !text.contains("://") {
+        let guess = Url::parse(&format!("https://{text}")).ok().and_then(|url| endpoint_of(&url));
+        let instead = guess.map_or_else(|| EXAMPLE.to_owned(), |endpoint| format!("write {:?}", endpoint.origin));
+        return Err(fault("has no scheme", instead));
+    }
+    let url = Url::parse(text).map_err(|error| fault(format!("is not a URL: {error}"), EXAMPLE))?;
+    let endpoint = endpoint_of(&url).ok_or_else(|| fault("is neither https:// nor http://", EXAMPLE))?;
+    let surplus = if !url.username().is_empty() || url.password().is_some() {
+        "has a user name or a password; credentials belong in [token]"
+    } else if url.path() != "/" {
+        "has a path"
+    } else if url.query().is_some() || url.fragment().is_some() {
+        "has a query or a fragment"
+    } else if url.port() == Some(0) {
+        return Err(fault("has port 0", EXAMPLE));
+    } else {
+        return Ok(endpoint);
+    };
+    Err(fault(surplus, format!("write {:?}", endpoint.origin)))
+}
+
+fn endpoint_of(url: &Url) -> Option<Endpoint> {
+    let scheme = match url.scheme() {
+        "https" => Scheme::HTTPS,
+        "http" => Scheme::HTTP,
+        _ => return None,
+    };
+    let host = url.host_str()?;
+    let authority = match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    };
+    Some(Endpoint {
+        scheme,
+        host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
+        port: url.port_or_known_default()?,
+        origin: format!("{}://{authority}", url.scheme()),
+        authority: HeaderValue::try_from(authority).ok()?,
+    })
+}
+
+/// Whether traffic to this host stays on this machine.
+pub(in crate::config) fn is_local(host: &str) -> bool {
+    host == "localhost"
+        || host.ends_with(".localhost")
+        || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+/// What `Origin` may carry: `https://app.example.com`, in lower case.
+pub(in crate::config) fn web_origin(value: &Value) -> Read<String> {
+    const EXAMPLE: &str = r#"write an origin like "https://app.example.com""#;
+    let given = text(value)?;
+    match given.split_once("://") {
+        Some(("http" | "https", _)) => endpoint(value).map(|endpoint| endpoint.origin),
+        // Apps built from web pages have schemes of their own.
+        Some((scheme, rest))
+            if !scheme.is_empty()
+                && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+                && !rest.is_empty()
+                && rest.chars().all(|c| c.is_ascii_graphic() && !"/?#@\\".contains(c)) =>
+        {
+            Ok(given.to_ascii_lowercase())
+        }
+        Some(_) | None => Err(fault("is not an origin", EXAMPLE)),
+    }
+}
+
+/// A name that `Host` may carry, in lower case and without a port; IPv6 addresses in brackets, as `Host` has them.
+pub(in crate::config) fn host_name(value: &Value) -> Read<String> {
+    const EXAMPLE: &str = r#"write a name like "files.example.com""#;
+    let text = text(value)?;
+    match parse_authority(text) {
+        Some((host, None)) => Ok(host),
+        Some((host, Some(_))) => Err(fault("has a port; every port of a name is meant", format!("write {host:?}"))),
+        None => Err(fault("is not a host name", EXAMPLE)),
+    }
+}
+
+/// What `Host` carries: a name, and a port if it is not the usual one.
+pub(in crate::config) fn host_header(value: &Value) -> Read<HeaderValue> {
+    let host = parse_authority(text(value)?).and_then(|(host, port)| {
+        HeaderValue::try_from(port.map_or_else(|| host.clone(), |port| format!("{host}:{port}"))).ok()
+    });
+    host.ok_or_else(|| fault("is no host name", r#"write "endpoint", "client", or a name like "files.example.com""#))
+}
+
+fn parse_authority(text: &str) -> Option<(String, Option<u16>)> {
+    if let Ok(IpAddr::V6(address)) = text.parse() {
+        return Some((format!("[{address}]"), None));
+    }
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port.parse().ok()?)),
+        Some(_) | None => (text, None),
+    };
+    let host = match url::Host::parse(host).ok()? {
+        url::Host::Domain(name) if name.contains('*') => return None,
+        host => host.to_string(),
+    };
+    Some((host, port))
+}
+
+/// The path of one of the issuer's interfaces.
+pub(in crate::config) fn url_path(value: &Value) -> Read<String> {
+    let text = text(value)?;
+    if text.starts_with('/') && text.chars().all(|c| c.is_ascii_graphic() && !"?#\\".contains(c)) {
+        Ok(text.to_owned())
+    } else {
+        Err(fault("is not a path", r#"write a path without a query, as in "/api/refreshToken.do""#))
+    }
+}
+
+/// The beginning of the paths that a route is for, without a slash at its end; `""` is all of them.
+pub(in crate::config) fn prefix(value: &Value) -> Read<String> {
+    const EXAMPLE: &str = r#"write a path like "/_document""#;
+    let text = text_like(value, EXAMPLE)?;
+    let path = text.strip_suffix('/').unwrap_or(text);
+    let reason = if !text.starts_with('/') {
+        "does not begin with a slash"
+    } else if path.contains(['?', '#']) {
+        "has a query or a fragment"
+    } else if path.contains('%') {
+        // A request could spell the same path in another way, and would not be found below it.
+        "has a percent sign: encoded characters cannot stand in it"
+    } else if !path.chars().all(|c| c.is_ascii_graphic() && !"\\\"<>^`{|}".contains(c)) {
+        "has a character that cannot stand in a path"
+    } else if path.split('/').skip(1).any(|segment| matches!(segment, "" | "." | "..")) {
+        "has an empty or a dot segment"
+    } else {
+        return Ok(path.to_owned());
+    };
+    Err(fault(reason, EXAMPLE))
+}
+
+/// Where the cloud sends a browser back to: an absolute URL, kept character by character, as the cloud compares it so.
+pub(in crate::config) fn redirect_uri(value: &Value) -> Read<String> {
+    const EXAMPLE: &str = r#"write it exactly as it is registered, as in "http://127.0.0.1:8765/callback""#;
+    let text = text_like(value, EXAMPLE)?;
+    let url = Url::parse(text).map_err(|error| fault(format!("is not a URL: {error}"), EXAMPLE))?;
+    // RFC 6749 §3.1.2.
+    if url.fragment().is_some() {
+        return Err(fault("has a fragment", EXAMPLE));
+    }
+    if url.port() == Some(0) {
+        return Err(fault("has port 0", EXAMPLE));
+    }
+    Ok(text.to_owned())
+}
+
+/// A status that may mean "this token is not good".
+pub(in crate::config) fn error_status(value: &Value) -> Read<StatusCode> {
+    let status = integer(value, 400, 599)?;
+    u16::try_from(status)
+        .ok()
+        .and_then(|status| StatusCode::from_u16(status).ok())
+        .ok_or_else(|| fault("is no status", "write for example 401"))
+}
+
+/// The name that a TLS certificate must carry.
+pub(in crate::config) fn server_name(value: &Value) -> Read<String> {
+    let text = text(value)?;
+    match rustls::pki_types::ServerName::try_from(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => {
+            Err(fault("is not a server name", r#"write a name without scheme and port, as in "cloud.example.com""#))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::values::tests::{instead, words};
+
+    #[test]
+    fn addresses_to_listen_on() {
+        for (text, expected) in
+            [("127.0.0.1:8080", "127.0.0.1:8080"), ("[::1]:0", "[::1]:0"), ("localhost:8080", "127.0.0.1:8080")]
+        {
+            assert_eq!(address(&words(text)).map(|address| address.to_string()), Ok(expected.to_owned()), "{text}");
+        }
+        for text in ["8080", ":8080", "*:8080", "example.com:80", "127.0.0.1", "127.0.0.1:99999", "http://127.0.0.1:80"]
+        {
+            assert!(address(&words(text)).is_err(), "{text}");
+        }
+        assert_eq!(address(&words("unix:/run/x.sock")).is_ok(), cfg!(unix));
+        assert!(address(&words("unix:")).is_err());
+    }
+
+    #[test]
+    fn endpoints() {
+        let read = |text: &str| endpoint(&words(text));
+        let cloud = read("https://Cloud.Example.com/").unwrap();
+        assert_eq!((cloud.host.as_str(), cloud.port), ("cloud.example.com", 443));
+        assert_eq!(
+            (cloud.authority.to_str().unwrap(), cloud.origin.as_str()),
+            ("cloud.example.com", "https://cloud.example.com")
+        );
+        let local = read("http://[::1]:8000").unwrap();
+        assert_eq!((local.host.as_str(), local.port, local.origin.as_str()), ("::1", 8000, "http://[::1]:8000"));
+        assert_eq!(read("https://cloud.example.com:443").unwrap().authority, "cloud.example.com");
+        for (text, expected) in [
+            ("https://cloud.example.com/api", r#"write "https://cloud.example.com""#),
+            ("https://cloud.example.com?x=1", r#"write "https://cloud.example.com""#),
+            ("https://cloud.example.com/#x", r#"write "https://cloud.example.com""#),
+            ("https://me:pw@cloud.example.com", r#"write "https://cloud.example.com""#),
+            ("cloud.example.com", r#"write "https://cloud.example.com""#),
+            ("cloud.example.com:8443", r#"write "https://cloud.example.com:8443""#),
+            ("ftp://cloud.example.com", r#"write an address like "https://cloud.example.com""#),
+            ("https://", r#"write an address like "https://cloud.example.com""#),
+            ("https://cloud.example.com:0", r#"write an address like "https://cloud.example.com""#),
+            ("https://cloud.example.com:99999", r#"write an address like "https://cloud.example.com""#),
+        ] {
+            assert_eq!(instead(read(text)), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn hosts_and_origins() {
+        assert_eq!(host_name(&words("Files.Example.COM")), Ok("files.example.com".to_owned()));
+        assert_eq!(host_name(&words("::1")), Ok("[::1]".to_owned()));
+        assert_eq!(host_name(&words("[::1]")), Ok("[::1]".to_owned()));
+        assert_eq!(instead(host_name(&words("files.example.com:80"))), r#"write "files.example.com""#);
+        for text in ["*.example.com", "http://example.com", "a b", "a/b", ""] {
+            assert!(host_name(&words(text)).is_err(), "{text}");
+        }
+        assert_eq!(
+            host_header(&words("files.example.com:8443")),
+            Ok(HeaderValue::from_static("files.example.com:8443"))
+        );
+        assert_eq!(web_origin(&words("https://App.example.com:443")), Ok("https://app.example.com".to_owned()));
+        assert_eq!(web_origin(&words("app://Local")), Ok("app://local".to_owned()));
+        for text in ["null", "app://", "app://x/y", "https://app.example.com/x", "://x"] {
+            assert!(web_origin(&words(text)).is_err(), "{text}");
+        }
+        assert!(is_local("localhost") && is_local("127.9.9.9") && is_local("::1") && is_local("::ffff:127.0.0.1"));
+        assert!(!is_local("cloud.example.com") && !is_local("10.0.0.1"));
+    }
+
+    #[test]
+    fn paths_and_statuses() {
+        assert!(url_path(&words("/api/refreshToken.do")).is_ok());
+        for text in ["api", "/a?b", "/a#b", "/a b", "/ä"] {
+            assert!(url_path(&words(text)).is_err(), "{text}");
+        }
+        assert_eq!(error_status(&Value::Integer(401)), Ok(StatusCode::UNAUTHORIZED));
+        assert!(error_status(&Value::Integer(200)).is_err());
+        assert!(server_name(&words("cloud.example.com")).is_ok());
+        assert!(server_name(&words("https://cloud.example.com")).is_err());
+    }
+
+    #[test]
+    fn prefixes() {
+        for (text, expected) in [("/_document", "/_document"), ("/a/b.c/", "/a/b.c"), ("/", "")] {
+            assert_eq!(prefix(&words(text)), Ok(expected.to_owned()), "{text}");
+        }
+        for text in
+            ["", "a", "a/b", "//", "/a//b", "/a?b", "/a#b", "/a/../b", "/./a", "/..", "/a%2fb", "/a b", "/ä", "/a\\b"]
+        {
+            assert!(prefix(&words(text)).is_err(), "{text}");
+        }
+    }
+}
