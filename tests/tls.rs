@@ -193,3 +193,22 @@ async fn a_certificate_of_our_own_is_shown_when_asked_for() {
     without.ready().await;
     assert_eq!(without.get("/").await.status(), 502);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_never_finishes_the_handshake_is_given_up() {
+    let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let issuer = issuer().await;
+    let origin = format!("https://localhost:{}", mute.local_addr().unwrap().port());
+    let proxy = proxy(&origin, &[("token.issuer", &issuer), ("upstream.handshake_timeout", "50ms")]);
+    proxy.ready().await;
+    let silent = tokio::spawn(async move {
+        let mut open = Vec::new();
+        loop {
+            open.push(mute.accept().await.unwrap());
+        }
+    });
+    // The other limits, of five seconds and more, do not hold here.
+    let answer = tokio::time::timeout(std::time::Duration::from_secs(4), proxy.get("/")).await.unwrap();
+    assert_eq!(answer.status(), 504);
+    silent.abort();
+}

@@ -39,7 +39,7 @@ use crate::{admin, base::log, proxy, token, upstream};
 pub struct Config {
     /// The data path.
     pub proxy: proxy::Config,
-    /// The cloud.
+    /// Whom requests go to: the plain `[upstream]` first, then the named ones.
     pub upstreams: Vec<upstream::Config>,
     /// The credential.
     pub token: token::Config,
