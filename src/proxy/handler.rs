@@ -3,9 +3,9 @@
 use std::{collections::VecDeque, convert::Infallible, rc::Rc};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, Version, header, response};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, response};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 
 use super::{
     Exhausted,
@@ -14,17 +14,17 @@ use super::{
     error::Error,
     forward::{Answer, Passage},
     headers,
-    judge::{Verdict, judge, may_repeat},
+    judge::{Verdict, judge, may_repeat, refuses},
     metrics::{RetryOutcome, RetryReason},
-    replay::RequestBody,
+    replay::{AttemptBody, RequestBody},
     rewrite::{self, Treatment},
     tunnel::Upgrade,
     worker::{Carried, Worker},
 };
-use crate::{base::clock::Moment, token::Rejection};
+use crate::{base::clock::Moment, token::Rejection, upstream::Lease};
 
-/// What is read of a refusal before its request is sent again; a larger one is passed on instead.
-const REFUSAL_LIMIT: usize = 64 * 1024;
+/// What is read of an answer before it is known what becomes of it; a larger one is passed on instead.
+const READ_AHEAD_LIMIT: usize = 64 * 1024;
 
 /// Answers one request, whatever happens.
 ///
@@ -81,10 +81,27 @@ struct Relay {
     rewriter: Option<rewrite::Stream>,
 }
 
-/// How far a refusal was read.
+/// An answer that refuses the token.
 enum Refusal {
-    /// To its end.
-    Whole(Relay),
+    /// As its status says.
+    Unread(Answer),
+    /// As its JSON says.
+    Read(Relay, Lease<AttemptBody>),
+}
+
+impl Refusal {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Unread(answer) => answer.head.status,
+            Self::Read(relay, _) => relay.head.status,
+        }
+    }
+}
+
+/// How far an answer was read.
+enum ReadAhead {
+    /// To its end; the connection is free.
+    Whole(Relay, Lease<AttemptBody>),
     /// It is too large, or too slow, to be kept: it can only be passed on.
     Endless(Relay),
     /// Its connection broke before its end, so that it cannot be shown to anybody.
@@ -105,13 +122,55 @@ impl Passage<'_> {
             token = Box::pin(self.longer_lived(token)).await;
         }
         let answer = self.attempt(Some(token.header())).await?;
-        if self.judge(&answer) == Verdict::Relay {
-            if is_proof(answer.head.status) {
-                token.accepted();
-            }
-            return Ok(self.relay(answer));
+        if self.judge(&answer) == Verdict::AuthorizationFailure {
+            return Box::pin(self.replay(Refusal::Unread(answer), &token)).await;
         }
-        Box::pin(self.replay(answer, &token)).await
+        if self.may_refuse_in_json(&answer) {
+            return Box::pin(self.judge_json(answer, &token)).await;
+        }
+        if is_proof(answer.head.status) {
+            token.accepted();
+        }
+        Ok(self.relay(answer))
+    }
+
+    /// An answer that may be a refusal under a status that is none: it is read before the client sees any of it.
+    async fn judge_json(&self, answer: Answer, token: &Carried) -> Result<Relay, Error> {
+        match self.read_ahead(answer).await {
+            ReadAhead::Whole(relay, lease) if self.is_refusal_in_json(&relay.ahead) => {
+                self.replay(Refusal::Read(relay, lease), token).await
+            }
+            ReadAhead::Whole(relay, lease) => {
+                token.accepted();
+                lease.release();
+                Ok(relay)
+            }
+            ReadAhead::Endless(relay) => {
+                token.accepted();
+                Ok(relay)
+            }
+            ReadAhead::Broken => Err(Error::BrokenOff),
+        }
+    }
+
+    fn may_refuse_in_json(&self, answer: &Answer) -> bool {
+        if self.worker.config.retry.json.is_none() || self.head.method == Method::HEAD || answer.body.is_end_stream() {
+            return false;
+        }
+        let head = &answer.head;
+        if !head.status.is_success() || !rewrite::is_json(&head.headers) {
+            return false;
+        }
+        let is_coded = rewrite::is_coded(&head.headers);
+        if is_coded && !self.route.is_rewritten {
+            self.worker.metrics.treated(Treatment::Coded);
+        }
+        !is_coded && answer.body.size_hint().exact().is_none_or(|length| length <= READ_AHEAD_LIMIT as u64)
+    }
+
+    fn is_refusal_in_json(&self, read: &VecDeque<Bytes>) -> bool {
+        let whole: Vec<u8> = read.iter().flatten().copied().collect();
+        self.worker.config.retry.json.as_ref().is_some_and(|json| refuses(&whole, json))
     }
 
     /// A large upload may outlive the token that it begins with, and cannot be sent again: if a newer one can be had, it is
@@ -125,21 +184,38 @@ impl Passage<'_> {
     }
 
     /// The token was refused: send the request again under a newer one, once; or else pass the refusal on.
-    async fn replay(&self, refusal: Answer, refused: &Carried) -> Result<Relay, Error> {
+    async fn replay(&self, refusal: Refusal, refused: &Carried) -> Result<Relay, Error> {
         let rejection = self.worker.credential.rejected(refused.version());
-        let repeatable = may_repeat(refusal.head.status, &self.head.method, &self.worker.config.retry);
+        let repeatable = may_repeat(refusal.status(), &self.head.method, &self.worker.config.retry);
         if !repeatable || !self.body.can_repeat() {
-            return self.exhausted(RetryOutcome::BodyNotKept, self.relay(refusal));
+            let refusal = match refusal {
+                Refusal::Unread(answer) => self.relay(answer),
+                Refusal::Read(relay, lease) => {
+                    lease.release();
+                    relay
+                }
+            };
+            return self.exhausted(RetryOutcome::BodyNotKept, refusal);
         }
         // The refusal is read first: an attempt that is ended may take its connection, and the refusal, with it.
         self.body.park();
-        let refusal = match self.read_refusal(refusal).await {
-            Refusal::Whole(refusal) => Some(refusal),
-            Refusal::Endless(refusal) => {
+        let read = match refusal {
+            Refusal::Unread(answer) => self.read_ahead(answer).await,
+            Refusal::Read(relay, lease) => ReadAhead::Whole(relay, lease),
+        };
+        let refusal = match read {
+            ReadAhead::Whole(refusal, lease) => {
+                // Servers that refuse a body often do not read it, and close. The replay must not meet that close.
+                if self.body.is_empty() {
+                    lease.release();
+                }
+                Some(refusal)
+            }
+            ReadAhead::Endless(refusal) => {
                 self.body.unpark();
                 return self.exhausted(RetryOutcome::BodyNotKept, refusal);
             }
-            Refusal::Broken => None,
+            ReadAhead::Broken => None,
         };
         self.body.end();
         let exhausted = |outcome| match refusal {
@@ -164,16 +240,31 @@ impl Passage<'_> {
                 return exhausted(RetryOutcome::Failed);
             }
         };
-        if self.judge(&second) == Verdict::AuthorizationFailure {
+        let mut is_refused = self.judge(&second) == Verdict::AuthorizationFailure;
+        let is_proof = is_proof(second.head.status);
+        let second = if !is_refused && self.may_refuse_in_json(&second) {
+            match self.read_ahead(second).await {
+                ReadAhead::Whole(relay, lease) => {
+                    is_refused = self.is_refusal_in_json(&relay.ahead);
+                    lease.release();
+                    relay
+                }
+                ReadAhead::Endless(relay) => relay,
+                ReadAhead::Broken => return Err(Error::BrokenOff),
+            }
+        } else {
+            self.relay(second)
+        };
+        if is_refused {
             token.replay_rejected();
-            return self.exhausted(RetryOutcome::Rejected, self.relay(second));
+            return self.exhausted(RetryOutcome::Rejected, second);
         }
         token.replay_accepted();
-        if is_proof(second.head.status) {
+        if is_proof {
             token.accepted();
         }
         self.worker.metrics.retried(RetryReason::Unauthorized, RetryOutcome::Accepted);
-        Ok(self.relay(second))
+        Ok(second)
     }
 
     fn judge(&self, answer: &Answer) -> Verdict {
@@ -222,8 +313,8 @@ impl Passage<'_> {
         (treatment == Treatment::Rewritten).then(|| rewrite::Stream::new(Rc::clone(rewrites), base))
     }
 
-    /// Reads a refusal's body as far as it may be kept.
-    async fn read_refusal(&self, answer: Answer) -> Refusal {
+    /// Reads an answer's body as far as it may be kept.
+    async fn read_ahead(&self, answer: Answer) -> ReadAhead {
         let Answer { mut head, mut body, lease } = answer;
         let rewriter = self.prepare(&mut head, lease.endpoint());
         let mut ahead = VecDeque::new();
@@ -242,25 +333,21 @@ impl Passage<'_> {
                         length += data.len();
                         ahead.push_back(data);
                     }
-                    if length > REFUSAL_LIMIT {
+                    if length > READ_AHEAD_LIMIT {
                         break false;
                     }
                 }
                 Some(Err(_)) => {
                     self.exchange.answer_due.disarm();
                     self.worker.upstream_failed(lease.endpoint(), "truncated");
-                    return Refusal::Broken;
+                    return ReadAhead::Broken;
                 }
             }
         };
         self.exchange.answer_due.disarm();
         if !is_whole {
-            return Refusal::Endless(Relay { head, ahead, rest: Some(Rest { body, lease }), rewriter });
+            return ReadAhead::Endless(Relay { head, ahead, rest: Some(Rest { body, lease }), rewriter });
         }
-        // Servers that refuse a body often do not read it, and close. The replay must not meet that close.
-        if self.body.is_empty() {
-            lease.release();
-        }
-        Refusal::Whole(Relay { head, ahead, rest: None, rewriter })
+        ReadAhead::Whole(Relay { head, ahead, rest: None, rewriter }, lease)
     }
 }

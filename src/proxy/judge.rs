@@ -2,8 +2,9 @@
 
 use http::{HeaderMap, Method, StatusCode, header};
 use http_auth::parser::ChallengeParser;
+use serde_json::Value;
 
-use super::Retry;
+use super::{Retry, RetryJson};
 
 /// What an answer means for our token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +22,22 @@ pub(crate) fn judge(status: StatusCode, headers: &HeaderMap, retry: &Retry) -> V
     } else {
         Verdict::Relay
     }
+}
+
+/// Whether JSON says that the token was refused, under a status that does not.
+pub(crate) fn refuses(json: &[u8], rule: &RetryJson) -> bool {
+    let Ok(answer) = serde_json::from_slice::<Value>(json) else { return false };
+    answer.pointer(&rule.pointer).is_some_and(|code| rule.values.iter().any(|value| is_same(code, value)))
+}
+
+/// Some clouds write their numbers as texts, and not always.
+fn is_same(code: &Value, value: &Value) -> bool {
+    let words = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    };
+    words(code).is_some_and(|code| words(value) == Some(code))
 }
 
 /// Whether the request may be sent again after such an answer.
@@ -94,6 +111,24 @@ mod tests {
             }
             let status = StatusCode::from_u16(*status).unwrap();
             assert_eq!(judge(status, &headers, &retry()), *expected, "{status} {challenges:?}");
+        }
+    }
+
+    #[test]
+    fn refusals_in_json() {
+        let rule = RetryJson { pointer: "/error/code".to_owned(), values: vec![401.into(), "expired".into()] };
+        for (json, expected) in [
+            (r#"{"error":{"code":401}}"#, true),
+            (r#"{"error":{"code":"401"}}"#, true),
+            (r#"{"error":{"code":"expired"}}"#, true),
+            (r#"{"error":{"code":4010}}"#, false),
+            (r#"{"error":{"code":401.5}}"#, false),
+            (r#"{"error":{"code":null}}"#, false),
+            (r#"{"code":401}"#, false),
+            (r#"{"error":{"code":401}"#, false),
+            ("", false),
+        ] {
+            assert_eq!(refuses(json.as_bytes(), &rule), expected, "{json}");
         }
     }
 
