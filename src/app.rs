@@ -35,6 +35,11 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// Serving such a listener in clear would let everybody in whom its certificates keep out.
+    #[error(
+        "cannot listen on {0}: TLS is not spoken towards apps yet (remove tls, and put a server with TLS in front)"
+    )]
+    TlsListener(Address),
     /// The state file, or what the issuer's client needs.
     #[error(transparent)]
     Token(#[from] token::Error),
@@ -94,6 +99,9 @@ impl App {
     /// # Errors
     /// When an address is taken, or a file that was fine when it was checked no longer is.
     pub fn start(config: Config, clock: SharedClock) -> Result<Self, Error> {
+        if let Some(listener) = config.proxy.listeners.iter().find(|listener| listener.tls.is_some()) {
+            return Err(Error::TlsListener(listener.address.clone()));
+        }
         let bind = |address: &Address| {
             Bound::new(address).map_err(|source| Error::Listen { address: address.clone(), source })
         };

@@ -12,6 +12,11 @@ use std::{
     },
 };
 
+use bearer_proxy::{
+    app::App,
+    base::clock,
+    config::{self, Source},
+};
 use common::{eventually, get, issuer, post, proxy, send};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::{
@@ -211,4 +216,12 @@ async fn whoever_never_finishes_the_handshake_is_given_up() {
     let answer = tokio::time::timeout(std::time::Duration::from_secs(4), proxy.get("/")).await.unwrap();
     assert_eq!(answer.status(), 504);
     silent.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listener_with_tls_is_never_served_in_clear() {
+    let file = "tests/config/valid/listeners.toml";
+    let source = Source { file: Some(file.into()), env: Vec::new(), overrides: Vec::new() };
+    let error = App::start(config::load(source).unwrap().config, clock::system()).unwrap_err().to_string();
+    assert!(error.starts_with("cannot listen on 0.0.0.0:8443: TLS is not spoken"), "{error}");
 }
