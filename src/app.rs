@@ -18,7 +18,10 @@ use crate::{
     admin,
     base::clock::SharedClock,
     config::Config,
-    net::socket::{Address, Bound},
+    net::{
+        socket::{Address, Bound},
+        tls,
+    },
     proxy::Proxy,
     token::{self, Credential, FirstTokens, Refresher, jwt::JwtTokens},
     upstream,
@@ -35,11 +38,9 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// Serving such a listener in clear would let everybody in whom its certificates keep out.
-    #[error(
-        "cannot listen on {0}: TLS is not spoken towards apps yet (remove tls, and put a server with TLS in front)"
-    )]
-    TlsListener(Address),
+    /// A listener's certificate, key or authorities.
+    #[error(transparent)]
+    ListenerTls(#[from] tls::Error),
     /// The state file, or what the issuer's client needs.
     #[error(transparent)]
     Token(#[from] token::Error),
@@ -99,9 +100,6 @@ impl App {
     /// # Errors
     /// When an address is taken, or a file that was fine when it was checked no longer is.
     pub fn start(config: Config, clock: SharedClock) -> Result<Self, Error> {
-        if let Some(listener) = config.proxy.listeners.iter().find(|listener| listener.tls.is_some()) {
-            return Err(Error::TlsListener(listener.address.clone()));
-        }
         let bind = |address: &Address| {
             Bound::new(address).map_err(|source| Error::Listen { address: address.clone(), source })
         };
@@ -119,6 +117,9 @@ impl App {
             .map(|tokens| Box::new(tokens) as Box<dyn FirstTokens>);
         let (refresher, credential) = Refresher::new(config.token, first_tokens, clock)?;
         let drain_delay = config.proxy.drain_delay;
+        let greetings = config.proxy.listeners.iter().map(|listener| listener.tls.as_ref().map(tls::server_config));
+        let greetings = greetings.map(Option::transpose).collect::<Result<Vec<_>, _>>()?;
+        let bound = bound.into_iter().zip(greetings).collect();
         let proxy = Proxy::start(config.proxy, bound, shared, credential.clone(), token_wait)?;
         let draining = Arc::new(AtomicBool::new(false));
         let admin = match config.admin.zip(admin_bound) {

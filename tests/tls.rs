@@ -16,6 +16,7 @@ use bearer_proxy::{
     app::App,
     base::clock,
     config::{self, Source},
+    net::socket::Address,
 };
 use common::{eventually, get, issuer, post, proxy, send};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -218,10 +219,121 @@ async fn whoever_never_finishes_the_handshake_is_given_up() {
     silent.abort();
 }
 
+/// A proxy that speaks TLS, to clients with a certificate of this authority alone, and where it is.
+async fn with_tls(folder: &Path, authority: &Authority, origin: &str) -> (App, SocketAddr, SocketAddr) {
+    let (chain, key) = identity(authority, "localhost", false);
+    write(folder, "proxy.pem", &chain);
+    write(folder, "proxy.key", &key);
+    write(folder, "ca.pem", &authority.pem());
+    let tls = "{ cert_file = \"proxy.pem\", key_file = \"proxy.key\", client_ca_file = \"ca.pem\" }";
+    let text = format!(
+        "[proxy]\nworkers = 1\nfirst_byte_timeout = \"100ms\"\nhead_timeout = \"100ms\"\n[[listener]]\n\
+         address = \"127.0.0.1:0\"\ntls = {tls}\n[upstream]\nendpoints = [\"{origin}\"]\n[token]\nclient_id = \"demo\"\n\
+         client_secret = \"secret\"\nrefresh_token = \"seed\"\n[admin]\nlisten = \"127.0.0.1:0\"\n"
+    );
+    let file = write(folder, "proxy.toml", &text);
+    let source = Source { file: Some(file), env: Vec::new(), overrides: Vec::new() };
+    let app = App::start(config::load(source).unwrap_or_else(|e| panic!("{e}")).config, clock::system()).unwrap();
+    let tcp = |address: &Address| match address {
+        Address::Tcp(address) => *address,
+        Address::Unix(_) => panic!("not a TCP address"),
+    };
+    let (address, admin) = (tcp(&app.addresses()[0]), tcp(app.admin_address().unwrap()));
+    eventually("it is ready", async || send(admin, get("/readyz")).await.status() == 200).await;
+    (app, address, admin)
+}
+
+/// Sends a request over TLS, with a certificate if there is one, and reads to the end of the connection.
+async fn over_tls(
+    address: SocketAddr,
+    authority: &Authority,
+    own: Option<(String, String)>,
+    request: &str,
+) -> std::io::Result<String> {
+    use rustls::pki_types::pem::PemObject as _;
+
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority.der().clone()).unwrap();
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let builder = builder.with_root_certificates(roots);
+    let config = match own {
+        None => builder.with_no_client_auth(),
+        Some((chain, key)) => {
+            let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).map(Result::unwrap).collect();
+            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
+        }
+    };
+    let stream = tokio::net::TcpStream::connect(address).await?;
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let mut stream = connector.connect("localhost".try_into().unwrap(), stream).await?;
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_listener_with_tls_is_never_served_in_clear() {
-    let file = "tests/config/valid/listeners.toml";
-    let source = Source { file: Some(file.into()), env: Vec::new(), overrides: Vec::new() };
-    let error = App::start(config::load(source).unwrap().config, clock::system()).unwrap_err().to_string();
-    assert!(error.starts_with("cannot listen on 0.0.0.0:8443: TLS is not spoken"), "{error}");
+async fn apps_with_a_certificate_are_served_over_tls_and_nobody_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = authority();
+    let origin = common::scripted(|_, mut stream| async move {
+        loop {
+            let head = common::read_head(&mut stream).await?;
+            let answer = match head.split(' ').nth(1) {
+                None => return Ok(()),
+                Some("/api/refreshToken.do?grant_type=refresh_token&refresh_token=seed") => {
+                    common::grant("token", 3600)
+                }
+                // It breaks off.
+                Some("/cut") => {
+                    return stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf").await;
+                }
+                Some(_) => {
+                    let own = head.lines().find_map(|line| line.strip_prefix("Host: ").or(line.strip_prefix("host: ")));
+                    let location = format!("http://{}/x", own.unwrap());
+                    let seen = head.to_ascii_lowercase();
+                    format!("HTTP/1.1 200 OK\r\nLocation: {location}\r\nContent-Length: {}\r\n\r\n{seen}", seen.len())
+                }
+            };
+            stream.write_all(answer.as_bytes()).await?;
+        }
+    })
+    .await;
+    let (_app, address, admin) = with_tls(folder.path(), &authority, &format!("http://{origin}")).await;
+    let own = || Some(identity(&authority, "app", false));
+    let request = |path: &str| {
+        format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost:8443\r\nOrigin: https://localhost:8443\r\nConnection: close\r\n\r\n"
+        )
+    };
+    let answer = over_tls(address, &authority, own(), &request("/")).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.to_ascii_lowercase().contains("\r\nlocation: https://localhost:8443/x\r\n"), "{answer}");
+    assert!(answer.contains("\r\nx-forwarded-proto: https\r\n"), "{answer}");
+    assert!(answer.contains(&format!("\r\norigin: http://{origin}\r\n")), "{answer}");
+    assert!(answer.contains("\r\nauthorization: bearer token\r\n"), "{answer}");
+    // The page of a listener in clear is another site.
+    let foreign = over_tls(address, &authority, own(), &request("/").replace("https://", "http://")).await.unwrap();
+    assert!(foreign.starts_with("HTTP/1.1 403"), "{foreign}");
+    let cut = over_tls(address, &authority, own(), &request("/cut")).await;
+    assert!(cut.is_err(), "a cut answer must not end like a whole one: {cut:?}");
+
+    assert!(over_tls(address, &authority, None, &request("/")).await.is_err());
+    let stranger = unknown_identity();
+    assert!(over_tls(address, &authority, Some(stranger), &request("/")).await.is_err());
+    let in_clear = common::raw(address, request("/").as_bytes(), common::LIMIT).await;
+    assert!(!in_clear.contains("HTTP/1.1"), "{in_clear}");
+    let silent = common::raw(address, b"", common::LIMIT).await;
+    assert_eq!(silent, "", "closed by its deadline");
+    let counted = "bearer_proxy_connections_rejected_total{reason=\"tls_handshake\"} 4";
+    eventually("each is counted", async || {
+        String::from_utf8_lossy(send(admin, get("/metrics")).await.body()).contains(counted)
+    })
+    .await;
+}
+
+/// What somebody shows whom our authority does not know.
+fn unknown_identity() -> (String, String) {
+    identity(&authority(), "app", false)
 }

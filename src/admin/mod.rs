@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts, uri::Scheme};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -84,7 +84,7 @@ impl Server {
     /// Whatever the system says.
     pub fn new(config: Config, bound: Bound, sources: Sources) -> io::Result<Self> {
         let reach = reach(bound.address());
-        let gate = Gate::new(config.listener.guard, reach);
+        let gate = Gate::new(config.listener.guard, reach, Scheme::HTTP);
         let seed = bound.into_listeners(1)?.pop().ok_or(io::ErrorKind::NotFound)?;
         let desk = Desk { gate, reach, token: config.token, sources };
         Ok(Self { socket: seed.into_listener()?, desk: Arc::new(desk) })

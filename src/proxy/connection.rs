@@ -15,6 +15,8 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::mpsc,
 };
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 
 use super::{
     guard::{Gate, KnownHost},
@@ -32,7 +34,7 @@ use crate::{base::ticker::Deadline, net::socket::Stream};
 const READ_BUFFER: usize = 64 * 1024;
 
 /// Serves a connection until either side has had enough.
-pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, client: Client, gate: Rc<Gate>) {
+pub(crate) async fn serve(worker: Rc<Worker>, stream: Transport, client: Client, gate: Rc<Gate>) {
     let (read_due, write_due) = (worker.ticker.deadline(), worker.ticker.deadline());
     let monitor = Monitor::new(read_due.remote(), write_due.remote(), Arc::clone(&worker.limits));
     let monitor = Arc::new(monitor);
@@ -131,9 +133,12 @@ impl Exchange {
     }
 }
 
+/// In clear, or through TLS.
+pub(crate) type Transport = Either<Stream, Box<TlsStream<Stream>>>;
+
 /// A client's socket, watched.
 pub(crate) struct Io {
-    stream: Stream,
+    stream: Transport,
     monitor: Arc<Monitor>,
     metrics: Arc<Metrics>,
 }
@@ -200,7 +205,10 @@ impl AsyncWrite for Io {
 impl Drop for Io {
     fn drop(&mut self) {
         if self.monitor.is_broken() {
-            self.stream.reset_on_close();
+            match &self.stream {
+                Either::Left(stream) => stream.reset_on_close(),
+                Either::Right(stream) => stream.get_ref().0.reset_on_close(),
+            }
         }
     }
 }

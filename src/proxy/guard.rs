@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request::Parts, uri::Scheme};
 
 use super::{Guard, error::Error};
 use crate::net::socket::Address;
@@ -19,6 +19,8 @@ use crate::net::socket::Address;
 pub(crate) struct Gate {
     guard: Guard,
     reach: Reach,
+    /// As which the listener is reached.
+    scheme: Scheme,
 }
 
 /// Who can reach a listener.
@@ -45,8 +47,12 @@ pub(crate) fn reach(address: &Address) -> Reach {
 pub(crate) type KnownHost = RefCell<Option<HeaderValue>>;
 
 impl Gate {
-    pub(crate) fn new(guard: Guard, reach: Reach) -> Self {
-        Self { guard, reach }
+    pub(crate) fn new(guard: Guard, reach: Reach, scheme: Scheme) -> Self {
+        Self { guard, reach, scheme }
+    }
+
+    pub(crate) fn scheme(&self) -> &Scheme {
+        &self.scheme
     }
 
     /// Refuses what a browser was tricked into sending, and what is no request that can be passed on unambiguously.
@@ -121,7 +127,7 @@ impl Gate {
         let mut origin_allowed = false;
         for origin in headers.get_all(header::ORIGIN) {
             let words = String::from_utf8_lossy(origin.as_bytes()).to_ascii_lowercase();
-            let own = headers.get(header::HOST).is_some_and(|host| is_origin_of(&words, host));
+            let own = headers.get(header::HOST).is_some_and(|host| is_origin_of(&words, &self.scheme, host));
             if !own && !self.guard.allowed_origins.contains(&words) {
                 return Err(Error::ForeignOrigin(printable(origin)));
             }
@@ -136,8 +142,9 @@ impl Gate {
     }
 }
 
-fn is_origin_of(origin: &str, host: &HeaderValue) -> bool {
-    origin.strip_prefix("http://").is_some_and(|rest| rest.as_bytes().eq_ignore_ascii_case(host.as_bytes()))
+fn is_origin_of(origin: &str, scheme: &Scheme, host: &HeaderValue) -> bool {
+    let authority = origin.strip_prefix(scheme.as_str()).and_then(|rest| rest.strip_prefix("://"));
+    authority.is_some_and(|rest| rest.as_bytes().eq_ignore_ascii_case(host.as_bytes()))
 }
 
 fn printable(value: &HeaderValue) -> String {
@@ -223,7 +230,7 @@ mod tests {
             allowed_hosts: ["files.example.com".to_owned()].into(),
             allowed_origins: ["https://app.example.com".to_owned()].into(),
         };
-        Gate::new(guard, reach)
+        Gate::new(guard, reach, Scheme::HTTP)
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::{
     connection::Exchange,
     error::Error,
     forward::{Answer, Passage},
-    headers,
+    headers::{self, Home},
     judge::{Verdict, judge, may_repeat, refuses},
     metrics::{RetryOutcome, RetryReason},
     replay::{AttemptBody, RequestBody},
@@ -297,13 +297,15 @@ impl Passage<'_> {
 
     /// The head as the client gets it, and what brings the addresses in its body home.
     fn prepare(&self, head: &mut response::Parts, endpoint: &crate::upstream::Endpoint) -> Option<rewrite::Stream> {
-        let (host, rewrites) = (self.head.headers.get(header::HOST), &self.worker.rewrites);
-        headers::inbound(head, endpoint, host, self.route.home(), self.route.inject);
+        let rewrites = &self.worker.rewrites;
+        let host = self.head.headers.get(header::HOST);
+        let home = Home { client: &self.exchange.client, host, prefix: self.route.home() };
+        headers::inbound(head, endpoint, &home, self.route.inject);
         rewrite::bring_cookies_home(&mut head.headers, &endpoint.host, rewrites);
         if rewrites.is_empty() {
             return None;
         }
-        let base = headers::our_base(host);
+        let base = home.base();
         rewrites.bring_locations_home(&mut head.headers, &base);
         if !self.route.is_rewritten {
             return None;

@@ -16,19 +16,39 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 #[derive(Debug)]
 pub struct Client {
     address: Option<SocketAddr>,
+    /// How it reaches us.
+    scheme: Scheme,
     forwarded_for: Option<HeaderValue>,
 }
 
 impl Client {
-    /// A client at `address`; `None` behind a local socket.
-    pub fn new(address: Option<SocketAddr>) -> Self {
+    /// A client at `address` (`None` behind a local socket), which reaches us by `scheme`.
+    pub fn new(address: Option<SocketAddr>, scheme: Scheme) -> Self {
         let forwarded_for =
             address.and_then(|address| HeaderValue::try_from(address.ip().to_canonical().to_string()).ok());
-        Self { address, forwarded_for }
+        Self { address, scheme, forwarded_for }
     }
 
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         self.address
+    }
+}
+
+/// Where addresses of an upstream's lead when they come home.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Home<'a> {
+    pub(crate) client: &'a Client,
+    /// The name by which the client reaches us, if it told.
+    pub(crate) host: Option<&'a HeaderValue>,
+    /// The path below which our upstream is.
+    pub(crate) prefix: &'a str,
+}
+
+impl Home<'_> {
+    /// How the client reaches us, as an address begins: `scheme://host`, or nothing.
+    pub(crate) fn base(&self) -> Vec<u8> {
+        let scheme = self.client.scheme.as_str().as_bytes();
+        self.host.map(|host| [scheme, b"://", host.as_bytes()].concat()).unwrap_or_default()
     }
 }
 
@@ -68,7 +88,7 @@ pub fn outbound(head: &request::Parts, rewrite: &Rewrite<'_>) -> HeaderMap {
         Host::Client => out.insert(header::HOST, client_host.unwrap_or(&rewrite.endpoint.authority).clone()),
     };
     if let Some(client_host) = client_host.filter(|_| *rewrite.host != Host::Client) {
-        naturalise(&mut out, client_host, rewrite.endpoint);
+        naturalise(&mut out, client_host, rewrite);
     }
     add_forwarding(&mut out, client_host, rewrite);
     out.append(CDN_LOOP, rewrite.mark.clone());
@@ -101,17 +121,10 @@ pub(crate) fn is_unambiguous(head: &response::Parts, is_upgrade_wished: bool) ->
         && coding.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked") && length.is_none())
 }
 
-/// The upstream's head as the client gets it: hop-by-hop fields dropped, an address of the upstream's turned into ours (below
-/// `prefix`),
+/// The upstream's head as the client gets it: hop-by-hop fields dropped, an address of the upstream's turned into ours,
 /// and kept out of shared caches if the request carried our token: without an `Authorization` of the client's own, RFC 9111
 /// §3.5 does not protect it there.
-pub(crate) fn inbound(
-    head: &mut response::Parts,
-    endpoint: &Endpoint,
-    client_host: Option<&HeaderValue>,
-    prefix: &str,
-    injected: bool,
-) {
+pub(crate) fn inbound(head: &mut response::Parts, endpoint: &Endpoint, home: &Home<'_>, injected: bool) {
     let headers = &mut head.headers;
     let nominated = Nominated::of(headers);
     for name in nominated.names {
@@ -122,8 +135,8 @@ pub(crate) fn inbound(
     }
     for name in [header::LOCATION, header::CONTENT_LOCATION] {
         let address = headers.get(&name);
-        if let Some(home) = address.and_then(|address| brought_home(address, endpoint, client_host, prefix)) {
-            headers.insert(name, home);
+        if let Some(address) = address.and_then(|address| brought_home(address, endpoint, home)) {
+            headers.insert(name, address);
         }
     }
     if injected && !headers.get_all(header::CACHE_CONTROL).iter().any(decides_on_sharing) {
@@ -176,10 +189,11 @@ impl Nominated {
 }
 
 /// A page that was loaded from us calls us its origin; to the upstream, that is the upstream's own.
-fn naturalise(out: &mut HeaderMap, client_host: &HeaderValue, endpoint: &Endpoint) {
+fn naturalise(out: &mut HeaderMap, client_host: &HeaderValue, rewrite: &Rewrite<'_>) {
+    let Rewrite { endpoint, client, .. } = rewrite;
     for name in [header::ORIGIN, header::REFERER] {
         let Some(value) = out.get(&name) else { continue };
-        let Some(rest) = after_origin(value.as_bytes(), client_host.as_bytes()) else { continue };
+        let Some(rest) = after_origin(value.as_bytes(), &client.scheme, client_host.as_bytes()) else { continue };
         let at_home = [endpoint.origin.as_bytes(), rest].concat();
         if let Ok(value) = HeaderValue::from_bytes(&at_home) {
             out.insert(name, value);
@@ -187,9 +201,9 @@ fn naturalise(out: &mut HeaderMap, client_host: &HeaderValue, endpoint: &Endpoin
     }
 }
 
-/// What follows `http://<host>` in an address of that origin.
-fn after_origin<'a>(address: &'a [u8], host: &[u8]) -> Option<&'a [u8]> {
-    let rest = address.strip_prefix(b"http://")?;
+/// What follows `scheme://<host>` in an address of that origin.
+fn after_origin<'a>(address: &'a [u8], scheme: &Scheme, host: &[u8]) -> Option<&'a [u8]> {
+    let rest = address.strip_prefix(scheme.as_str().as_bytes())?.strip_prefix(b"://")?;
     let (origin, rest) = rest.split_at_checked(host.len())?;
     (origin.eq_ignore_ascii_case(host) && matches!(rest.first(), None | Some(b'/' | b'?' | b'#'))).then_some(rest)
 }
@@ -210,7 +224,8 @@ fn add_forwarding(out: &mut HeaderMap, client_host: Option<&HeaderValue>, rewrit
                 Some(host) => out.insert(X_FORWARDED_HOST, host.clone()),
                 None => out.remove(X_FORWARDED_HOST),
             };
-            out.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+            let proto = if rewrite.client.scheme == Scheme::HTTPS { "https" } else { "http" };
+            out.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
         }
         ForwardedHeaders::Forwarded => {
             let node = match rewrite.client.address.map(|address| address.ip().to_canonical()) {
@@ -220,7 +235,7 @@ fn add_forwarding(out: &mut HeaderMap, client_host: Option<&HeaderValue>, rewrit
             };
             let host = client_host.and_then(|host| host.to_str().ok());
             let host = host.map(|host| format!(";host=\"{host}\"")).unwrap_or_default();
-            let element = format!("{node}{host};proto=http");
+            let element = format!("{node}{host};proto={}", rewrite.client.scheme);
             if let Some(chain) = joined(out, &header::FORWARDED, element.as_bytes()) {
                 out.insert(header::FORWARDED, chain);
             }
@@ -236,12 +251,8 @@ fn joined(headers: &HeaderMap, name: &HeaderName, last: &[u8]) -> Option<HeaderV
 }
 
 /// A `Location` on the endpoint we called, as the client can reach it.
-fn brought_home(
-    location: &HeaderValue,
-    endpoint: &Endpoint,
-    client_host: Option<&HeaderValue>,
-    prefix: &str,
-) -> Option<HeaderValue> {
+fn brought_home(location: &HeaderValue, endpoint: &Endpoint, home: &Home<'_>) -> Option<HeaderValue> {
+    let prefix = home.prefix;
     if !prefix.is_empty() && location.as_bytes().starts_with(b"/") && !location.as_bytes().starts_with(b"//") {
         return HeaderValue::from_bytes(&[prefix.as_bytes(), location.as_bytes()].concat()).ok();
     }
@@ -259,12 +270,7 @@ fn brought_home(
     let authority_ends = words.windows(3).position(|window| window == b"://")? + 3 + target.authority()?.as_str().len();
     let path = &words[authority_ends..];
     let path = if path.starts_with(b"/") { path.to_vec() } else { [b"/", path].concat() };
-    HeaderValue::from_bytes(&[&our_base(client_host), prefix.as_bytes(), &path].concat()).ok()
-}
-
-/// How the client reaches us, as an address begins; nothing if it did not say.
-pub(crate) fn our_base(client_host: Option<&HeaderValue>) -> Vec<u8> {
-    client_host.map(|host| [b"http://", host.as_bytes()].concat()).unwrap_or_default()
+    HeaderValue::from_bytes(&[&home.base(), prefix.as_bytes(), &path].concat()).ok()
 }
 
 fn default_port(scheme: &Scheme) -> Option<u16> {
@@ -310,7 +316,7 @@ mod tests {
             endpoint: &endpoint(),
             host,
             forwarded,
-            client: &Client::new(Some("192.0.2.7:5000".parse().unwrap())),
+            client: &Client::new(Some("192.0.2.7:5000".parse().unwrap()), Scheme::HTTP),
             mark: &HeaderValue::from_static("bearer-proxy-1"),
             authorization: Some(&HeaderValue::from_static("Bearer ours")),
         };
@@ -437,7 +443,8 @@ mod tests {
             response = response.header(*name, *value);
         }
         let (mut parts, ()) = response.body(()).unwrap().into_parts();
-        inbound(&mut parts, &endpoint(), Some(&HeaderValue::from_static("localhost:8080")), "", injected);
+        let (client, host) = (Client::new(None, Scheme::HTTP), HeaderValue::from_static("localhost:8080"));
+        inbound(&mut parts, &endpoint(), &Home { client: &client, host: Some(&host), prefix: "" }, injected);
         parts.headers
     }
 

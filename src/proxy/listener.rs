@@ -2,6 +2,7 @@
 
 use std::{
     future::{Future, poll_fn},
+    net::SocketAddr,
     pin::pin,
     rc::Rc,
     sync::atomic::Ordering::Relaxed,
@@ -9,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use super::{connection, guard::Gate, headers::Client, worker::Worker};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::either::Either;
+
+use super::{connection, guard::Gate, headers::Client, metrics::ConnectionRejection, worker::Worker};
 use crate::net::socket::{Listener, Stream, is_exhaustion};
 
 /// How long to leave a listener alone when the process or the machine has run out of something.
@@ -20,7 +24,13 @@ const TURNED_AWAY: &[u8] =
 
 /// Serves what arrives at one listener until `stop` resolves. Connections that are in the queue then are served too: closing
 /// the listener would reset them.
-pub(crate) async fn accept(worker: Rc<Worker>, listener: Listener, gate: Rc<Gate>, stop: impl Future<Output = ()>) {
+pub(crate) async fn accept(
+    worker: Rc<Worker>,
+    listener: Listener,
+    gate: Rc<Gate>,
+    acceptor: Option<TlsAcceptor>,
+    stop: impl Future<Output = ()>,
+) {
     let mut stop = pin!(stop);
     loop {
         let accepted = tokio::select! {
@@ -29,7 +39,7 @@ pub(crate) async fn accept(worker: Rc<Worker>, listener: Listener, gate: Rc<Gate
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => take(&worker, stream, peer, &gate),
+            Ok((stream, peer)) => take(&worker, stream, peer, &gate, acceptor.as_ref()),
             Err(error) if is_exhaustion(&error) => {
                 worker.accept_failed(&error);
                 tokio::time::sleep(EXHAUSTION_PAUSE).await;
@@ -45,18 +55,42 @@ pub(crate) async fn accept(worker: Rc<Worker>, listener: Listener, gate: Rc<Gate
         })
     };
     while let Some((stream, peer)) = queued().await {
-        take(&worker, stream, peer, &gate);
+        take(&worker, stream, peer, &gate, acceptor.as_ref());
     }
 }
 
-fn take(worker: &Rc<Worker>, stream: Stream, peer: Option<std::net::SocketAddr>, gate: &Rc<Gate>) {
+fn take(
+    worker: &Rc<Worker>,
+    stream: Stream,
+    peer: Option<SocketAddr>,
+    gate: &Rc<Gate>,
+    acceptor: Option<&TlsAcceptor>,
+) {
     let Some(place) = worker.place_for_connection() else {
-        stream.turn_away(TURNED_AWAY);
+        // Who speaks TLS would not understand the words.
+        match acceptor {
+            Some(_) => drop(stream),
+            None => stream.turn_away(TURNED_AWAY),
+        }
         return;
     };
-    let serving = connection::serve(Rc::clone(worker), stream, Client::new(peer), Rc::clone(gate));
+    let client = Client::new(peer, gate.scheme().clone());
+    let (worker, gate) = (Rc::clone(worker), Rc::clone(gate));
+    let Some(acceptor) = acceptor.cloned() else {
+        let serving = connection::serve(worker, Either::Left(stream), client, gate);
+        tokio::task::spawn_local(async move {
+            serving.await;
+            drop(place);
+        });
+        return;
+    };
     tokio::task::spawn_local(async move {
-        serving.await;
+        // The handshake is the beginning of the first request.
+        let limit = worker.config.first_byte_timeout + worker.config.head_timeout;
+        match tokio::time::timeout(limit, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => connection::serve(worker, Either::Right(Box::new(stream)), client, gate).await,
+            Ok(Err(_)) | Err(_) => worker.connection_rejected(ConnectionRejection::Handshake),
+        }
         drop(place);
     });
 }

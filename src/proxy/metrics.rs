@@ -57,7 +57,8 @@ pub struct Endpoint {
 }
 
 /// Values of the label `reason` of `connections_rejected_total`.
-pub const CONNECTION_REJECTIONS: [&str; 3] = ["max_connections", "accept_failed", "bytes_before_upgrade"];
+pub const CONNECTION_REJECTIONS: [&str; 4] =
+    ["max_connections", "accept_failed", "bytes_before_upgrade", "tls_handshake"];
 
 /// Why a client's connection was turned away.
 #[derive(Debug, Clone, Copy)]
@@ -65,6 +66,7 @@ pub(crate) enum ConnectionRejection {
     Full = 0,
     AcceptFailed = 1,
     BytesBeforeUpgrade = 2,
+    Handshake = 3,
 }
 
 /// Values of the label `error` of `upstream_errors_total`.

@@ -26,8 +26,9 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, StatusCode, uri::Scheme};
 use tokio::sync::{oneshot, watch};
+use tokio_rustls::TlsAcceptor;
 
 pub use self::metrics::Metrics;
 use crate::{
@@ -51,13 +52,13 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts the workers on what was bound for `config.listeners`, in that order.
+    /// Starts the workers on what was bound for `config.listeners`, in that order, each with its TLS if it speaks that.
     ///
     /// # Errors
     /// When the system refuses a socket or a thread.
     pub fn start(
         config: Config,
-        bound: Vec<Bound>,
+        bound: Vec<(Bound, Option<rustls::ServerConfig>)>,
         upstreams: Vec<upstream::Shared>,
         credential: Credential,
         token_wait: Duration,
@@ -79,10 +80,16 @@ impl Proxy {
         });
         let workers = shared.config.workers;
         let mut listeners: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
-        for (bound, listener) in bound.into_iter().zip(&shared.config.listeners) {
+        for ((bound, greeting), listener) in bound.into_iter().zip(&shared.config.listeners) {
             let reach = guard::reach(bound.address());
+            let scheme = if greeting.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
+            let acceptor = greeting.map(|mut greeting| {
+                greeting.alpn_protocols = vec![b"http/1.1".to_vec()];
+                TlsAcceptor::from(Arc::new(greeting))
+            });
             for (worker, seed) in listeners.iter_mut().zip(bound.into_listeners(workers)?) {
-                worker.push((seed, guard::Gate::new(listener.guard.clone(), reach)));
+                let gate = guard::Gate::new(listener.guard.clone(), reach, scheme.clone());
+                worker.push((seed, gate, acceptor.clone()));
             }
         }
         let (drain, draining) = watch::channel(false);

@@ -17,6 +17,7 @@ use http::{HeaderValue, StatusCode, request};
 use http_body_util::BodyExt as _;
 use slab::Slab;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio_rustls::TlsAcceptor;
 
 use super::{
     AccessLog, Config,
@@ -116,7 +117,7 @@ pub(crate) fn start(
     index: usize,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
-    listeners: Vec<(ListenerSeed, Gate)>,
+    listeners: Vec<(ListenerSeed, Gate, Option<TlsAcceptor>)>,
     drain: watch::Receiver<bool>,
 ) -> io::Result<oneshot::Receiver<()>> {
     let (ended, has_ended) = oneshot::channel();
@@ -140,13 +141,13 @@ pub(crate) fn start(
 async fn run(
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
-    listeners: Vec<(ListenerSeed, Gate)>,
+    listeners: Vec<(ListenerSeed, Gate, Option<TlsAcceptor>)>,
     mut drain: watch::Receiver<bool>,
 ) {
     let (worker, lingering) = Worker::new(shared, metrics);
     tokio::task::spawn_local(Rc::clone(&worker.ticker).run());
     tokio::task::spawn_local(read_out(lingering));
-    for (seed, gate) in listeners {
+    for (seed, gate, acceptor) in listeners {
         match seed.into_listener() {
             Ok(listener) => {
                 let mut drain = drain.clone();
@@ -154,7 +155,7 @@ async fn run(
                     // An error means that the sender is gone, and with it whoever wants this worker to run.
                     let _ = drain.wait_for(|drain| *drain).await;
                 };
-                tokio::task::spawn_local(accept(Rc::clone(&worker), listener, Rc::new(gate), stop));
+                tokio::task::spawn_local(accept(Rc::clone(&worker), listener, Rc::new(gate), acceptor, stop));
             }
             Err(error) => tracing::error!(%error, "a worker cannot listen"),
         }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts, uri::Scheme};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -70,7 +70,7 @@ impl Callback {
             return Err(failure);
         }
         let (sender, codes) = mpsc::channel(1);
-        let gate = Gate::new(Guard::default(), Reach::Loopback);
+        let gate = Gate::new(Guard::default(), Reach::Loopback, Scheme::HTTP);
         let desk = Arc::new(Desk { gate, path: uri.path().to_owned(), data, sender });
         let mut listening = JoinSet::new();
         for listener in listeners {
