@@ -45,22 +45,8 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// Connections to one endpoint that carry a request, in all workers together. Idle ones do not count.
     pub max_connections: usize,
-    /// Which version of HTTP to speak.
-    pub http2: Http2,
     /// Trust and greeting for `https` endpoints.
     pub tls: tls::Config,
-}
-
-/// Whether an upstream is spoken to in HTTP/2.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Http2 {
-    /// If the server agrees to it in the TLS handshake (ALPN); never in clear.
-    #[default]
-    Auto,
-    /// Always; in clear without asking (prior knowledge, RFC 9113 §3.3).
-    Always,
-    /// Never.
-    Never,
 }
 
 /// Where requests go: scheme, host and port, nothing else.
