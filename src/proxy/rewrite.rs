@@ -226,7 +226,8 @@ mod tests {
 
     #[test]
     fn only_whole_uncoded_json_is_rewritten() {
-        let table: &[(u16, &[(&str, &str)], Treatment)] = &[
+        type Case<'a> = (u16, &'a [(&'a str, &'a str)], Treatment);
+        let table: &[Case<'_>] = &[
             (200, &[("content-type", "application/json")], Treatment::Rewritten),
             (404, &[("content-type", "Application/Problem+JSON; charset=utf-8")], Treatment::Rewritten),
             (200, &[("content-type", "application/json"), ("content-encoding", "identity")], Treatment::Rewritten),
