@@ -37,7 +37,7 @@ fn rewriting_a_head(criterion: &mut Criterion) {
         authority: HeaderValue::from_static("cloud.example.com"),
         origin: "https://cloud.example.com".into(),
     };
-    let client = Client::new(Some(([192, 0, 2, 7], 5000).into()));
+    let client = Client::new(Some(([192, 0, 2, 7], 5000).into()), Scheme::HTTP);
     let mark = HeaderValue::from_static("bearer-proxy-0123456789abcdef");
     let authorization = HeaderValue::from_static("Bearer 0123456789abcdef0123456789abcdef");
     let rewrite = Rewrite {
