@@ -48,10 +48,14 @@ impl Passage<'_> {
     /// A pooled connection may have been closed by the upstream a moment ago. If nothing of the request was written, or if
     /// it is idempotent and can be sent again whole, it goes out once more on a new connection.
     pub(crate) async fn attempt(self, authorization: Option<&HeaderValue>) -> Result<Answer, Error> {
-        if !self.body.is_better_held_back() {
-            return self.attempt_as(Start::AtOnce, authorization).await;
+        if self.body.is_better_held_back() {
+            return Box::pin(self.attempt_held_back(authorization)).await;
         }
-        let answer = Box::pin(self.attempt_as(Start::WhenWanted, authorization)).await?;
+        self.attempt_as(Start::AtOnce, authorization).await
+    }
+
+    async fn attempt_held_back(self, authorization: Option<&HeaderValue>) -> Result<Answer, Error> {
+        let answer = self.attempt_as(Start::WhenWanted, authorization).await?;
         if answer.head.status != StatusCode::EXPECTATION_FAILED || !self.body.can_repeat() {
             return Ok(answer);
         }
@@ -116,9 +120,8 @@ impl Passage<'_> {
     ) -> Result<Answer, Failure> {
         let Self { worker, exchange, body, .. } = self;
         let gate = (start == Start::WhenWanted).then(Arc::<Gate>::default);
-        let mut request = self.request(lease.endpoint(), gate.clone(), authorization);
+        let request = self.request(lease.endpoint(), gate.as_ref(), authorization);
         if let Some(gate) = &gate {
-            gate.ask(&mut request);
             if lease.ignores_expect() {
                 gate.open();
             } else {
@@ -178,7 +181,7 @@ impl Passage<'_> {
     fn request(
         &self,
         endpoint: &Endpoint,
-        gate: Option<Arc<Gate>>,
+        gate: Option<&Arc<Gate>>,
         authorization: Option<&HeaderValue>,
     ) -> Request<AttemptBody> {
         let rewrite = Rewrite {
@@ -189,11 +192,14 @@ impl Passage<'_> {
             mark: &self.worker.mark,
             authorization,
         };
-        let mut request = Request::new(self.body.attempt(gate));
+        let mut request = Request::new(self.body.attempt(gate.cloned()));
         *request.method_mut() = self.head.method.clone();
         *request.uri_mut() = self.route.target(&self.head.uri);
         *request.version_mut() = Version::HTTP_11;
         *request.headers_mut() = headers::outbound(self.head, &rewrite);
+        if let Some(gate) = gate {
+            gate.ask(&mut request);
+        }
         if self.route.is_rewritten {
             // Parts of an answer, and compressed ones, cannot be rewritten.
             request.headers_mut().remove(header::RANGE);

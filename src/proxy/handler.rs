@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, convert::Infallible, rc::Rc};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, response};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request, response};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 
@@ -33,12 +33,11 @@ const READ_AHEAD_LIMIT: usize = 64 * 1024;
 pub(crate) async fn handle(
     worker: Rc<Worker>,
     exchange: Rc<Exchange>,
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let received = worker.clock.now();
     let number = exchange.monitor.begin_exchange();
-    let upgrade = Upgrade::wished(&mut request);
-    let (head, body) = request.into_parts();
+    let (head, body, upgrade) = taken_apart(request);
     let body = RequestBody::new(body, &head, &worker.recording, &exchange, number);
     let account = Account::open(&worker, &exchange, number, body.clone(), received);
     let route = worker.routes.choose(&head);
@@ -66,6 +65,13 @@ pub(crate) async fn handle(
     }
     worker.answered(route, &head, response.status(), received);
     Ok(response)
+}
+
+/// Not in place: what an async function has borrowed once stays in its future.
+fn taken_apart(mut request: Request<Incoming>) -> (request::Parts, Incoming, Option<Upgrade>) {
+    let upgrade = Upgrade::wished(&mut request);
+    let (head, body) = request.into_parts();
+    (head, body, upgrade)
 }
 
 /// Whether an answer shows that the token is good.
@@ -115,7 +121,7 @@ impl Passage<'_> {
             return Err(Error::Loop);
         }
         if !self.route.inject {
-            return self.attempt(None).await.map(|answer| self.relay(answer));
+            return Box::pin(self.attempt(None)).await.map(|answer| self.relay(answer));
         }
         let mut token = self.worker.token(received).await?;
         if self.body.is_better_held_back() && token.ends_soon(received) {
