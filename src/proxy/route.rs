@@ -62,7 +62,7 @@ impl Routes {
                 strip_prefix: route.strip_prefix,
                 upstream: route.upstream,
                 inject: route.inject,
-                is_rewritten: !rewrites.is_empty() && rewrites.iter().all(|rewrite| rewrite.to != route.prefix),
+                is_rewritten: !rewrites.is_empty() && !is_target(route, rewrites),
                 limits: limits(route.upstream, route.response_timeout, route.body_idle_timeout),
             })
             .collect();
@@ -98,6 +98,11 @@ impl Routes {
     pub(crate) fn default_limits(&self) -> Limits {
         self.default.limits
     }
+}
+
+/// Whether addresses are brought home to it. To the root of all paths they are brought home to `[upstream]`.
+fn is_target(route: &Config, rewrites: &[Rewrite]) -> bool {
+    !route.prefix.is_empty() && rewrites.iter().any(|rewrite| rewrite.to == route.prefix)
 }
 
 /// How a route is called in metrics: `default`, or its host and prefix.
@@ -161,6 +166,10 @@ mod tests {
     }
 
     fn routes(routes: &[Config]) -> Routes {
+        with(routes, &[])
+    }
+
+    fn with(routes: &[Config], rewrites: &[Rewrite]) -> Routes {
         let upstream = upstream::Config {
             name: "default".into(),
             endpoints: Vec::new(),
@@ -174,7 +183,7 @@ mod tests {
             max_connections: 1,
             tls: Default::default(),
         };
-        Routes::new(routes, &[], |_| &upstream)
+        Routes::new(routes, rewrites, |_| &upstream)
     }
 
     #[test]
@@ -200,6 +209,19 @@ mod tests {
         ] {
             assert_eq!(routes.find(host, path).upstream, upstream, "{host:?} {path}");
         }
+    }
+
+    #[test]
+    fn what_addresses_lead_to_is_not_rewritten() {
+        let rewrite = |to: &str| Rewrite { from: "http://document.example.com".to_owned(), to: to.to_owned() };
+        let is_rewritten = |host, prefix, rewrites: &[Rewrite]| {
+            with(&[config(host, prefix, 1)], rewrites).find(host, &format!("{prefix}/x")).is_rewritten
+        };
+        assert!(!is_rewritten(None, "/_document", &[]));
+        assert!(!is_rewritten(None, "/_document", &[rewrite("/_document")]));
+        assert!(is_rewritten(None, "/other", &[rewrite("/_document")]));
+        assert!(is_rewritten(Some("files.example.com"), "", &[rewrite("")]));
+        assert!(with(&[], &[rewrite("")]).find(None, "/").is_rewritten);
     }
 
     #[test]
