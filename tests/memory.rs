@@ -161,7 +161,7 @@ async fn an_answer_of_ten_gibibytes_waits_for_its_slow_reader() {
     assert!(read_head(&mut stream).await.unwrap().starts_with("HTTP/1.1 200"));
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
     let (mut buffer, mut seen) = (vec![0; 1 << 20], Vec::new());
-    for second in 1..=5 {
+    for second in 1..=8 {
         // The reader's pace is what is tested.
         every_second.tick().await;
         stream.read_exact(&mut buffer).await.unwrap();
@@ -171,5 +171,7 @@ async fn an_answer_of_ten_gibibytes_waits_for_its_slow_reader() {
         seen.push(memory(&running, "VmRSS"));
     }
     println!("resident, second by second: {seen:?} KiB");
-    assert!(seen.iter().max().unwrap() - seen[0] < 1024 && *seen.last().unwrap() <= MOST, "{seen:?} KiB");
+    // Half of what was read; the allocator takes from the system in pieces of a few MiB.
+    let most = *seen.iter().max().unwrap();
+    assert!(most - seen[0] < 4 * 1024 && most <= MOST, "{seen:?} KiB");
 }
