@@ -16,7 +16,7 @@ use bearer_proxy::{
     net::tls,
     proxy::{AccessLog, Exhausted, ForwardedHeaders, Listener, RetryJson, Rewrite, Route},
     token::{BasicEncoding, Parameters, jwt::User},
-    upstream::Host,
+    upstream::{Host, Http2},
 };
 use jsonwebtoken::Algorithm;
 use proptest::prelude::*;
@@ -133,7 +133,10 @@ fn defaults_are_those_promised() {
     assert_eq!((upstream.connect_timeout, upstream.response_timeout), (seconds(5), seconds(60)));
     assert_eq!((upstream.body_idle_timeout, upstream.idle_timeout), (seconds(60), seconds(90)));
     assert_eq!((upstream.max_connections, upstream.tls), (1024, tls::Config::default()));
-    assert_eq!((upstream.name.as_str(), upstream.handshake_timeout), ("default", seconds(10)));
+    assert_eq!(
+        (upstream.name.as_str(), upstream.handshake_timeout, upstream.http2),
+        ("default", seconds(10), Http2::Auto)
+    );
 
     let token = config.token;
     assert_eq!(token.refresh_token.unwrap().expose(), "file-refresh");
@@ -239,12 +242,15 @@ fn every_key_arrives_where_it_belongs() {
     };
     assert_eq!(upstream.tls, tls);
 
-    assert_eq!(upstream.handshake_timeout, seconds(21));
+    assert_eq!((upstream.handshake_timeout, upstream.http2), (seconds(21), Http2::Never));
     let named: Vec<_> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
     assert_eq!(named, ["default", "Doc-1", "files_2"]);
     let documents = &config.upstreams[1];
     assert_eq!(documents.endpoints[0].origin, "http://document.example.com");
-    assert_eq!((documents.connect_timeout, documents.max_connections), (seconds(22), 1024));
+    assert_eq!(
+        (documents.http2, documents.connect_timeout, documents.max_connections),
+        (Http2::Always, seconds(22), 1024)
+    );
     assert_eq!(config.upstreams[2].tls.server_name.as_deref(), Some("files.internal"));
 
     let token = config.token;
@@ -443,8 +449,7 @@ fn variables_set_keys_of_named_upstreams() {
     let names: Vec<&str> = changed.iter().map(|upstream| upstream.name.as_str()).collect();
     assert_eq!(names, ["default", "Doc-1", "files_2", "new"]);
     assert_eq!(changed[1].endpoints.len(), 2);
-    assert_eq!(changed[1].connect_timeout, Duration::from_secs(22), "the file's other keys stay");
-    assert_eq!(changed[2].tls.server_name.as_deref(), Some("other.internal"));
+    assert_eq!((changed[1].http2, changed[2].tls.server_name.as_deref()), (Http2::Always, Some("other.internal")));
     let warnings = load_environment(&enough_and(&[
         ("BEARER_PROXY__TOKEN__STATE_FILE", "token.json"),
         ("BEARER_PROXY__UPSTREAMS__NEW__ENDPOINTS", "https://new.example.com"),
@@ -706,7 +711,7 @@ fn the_shipped_file_documents_every_key_and_no_other() {
             (key.path.to_owned(), table["value"].clone())
         })
         .collect();
-    assert_eq!(documented.len(), 99, "keys seen");
+    assert_eq!(documented.len(), 100, "keys seen");
     assert_eq!(documented, in_code);
 
     // What is said to be a default is commented out, and a comment line precedes every group of keys.

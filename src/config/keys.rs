@@ -232,6 +232,7 @@ const KEYS: &[Key] = &[
     default("upstream.body_idle_timeout", Text, r#""60s""#),
     default("upstream.idle_timeout", Text, r#""90s""#),
     default("upstream.max_connections", Integer, "1024"),
+    default("upstream.http2", Text, r#""auto""#),
     optional("upstream.tls.ca_file", File, r#""certificates/ca.pem""#),
     optional("upstream.tls.client_cert_file", File, r#""certificates/client.pem""#),
     optional("upstream.tls.client_key_file", File, r#""certificates/client.key""#),

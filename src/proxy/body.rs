@@ -11,7 +11,8 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::{
-    connection::Exchange,
+    exchange::Exchange,
+    headers,
     replay::{AttemptBody, RequestBody},
     rewrite,
     worker::Worker,
@@ -96,9 +97,13 @@ impl Body for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = self.get_mut();
+        this.account.exchange.taken();
         loop {
             let frame = ready!(this.poll_upstream(cx));
-            let Some(rewriter) = &mut this.rewriter else { return Poll::Ready(frame) };
+            let Some(rewriter) = &mut this.rewriter else {
+                this.account.exchange.offered();
+                return Poll::Ready(frame);
+            };
             let rewritten = match frame {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => rewriter.feed(&data),
@@ -113,6 +118,7 @@ impl Body for ResponseBody {
                 }
             };
             if !rewritten.is_empty() {
+                this.account.exchange.offered();
                 return Poll::Ready(Some(Ok(Frame::data(rewritten))));
             }
         }
@@ -154,7 +160,10 @@ impl ResponseBody {
         };
         this.account.exchange.answer_due.disarm();
         match frame {
-            Some(Ok(frame)) => {
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::clean_trailers(trailers);
+                }
                 if rest.body.is_end_stream() {
                     this.finish();
                 }

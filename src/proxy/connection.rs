@@ -1,37 +1,41 @@
-//! One client connection: its socket, its deadlines, HTTP/1.1 on top.
+//! One client connection: its socket, its deadlines, which protocol it speaks, and HTTP/1 on top.
 
 use std::{
-    cell::{Cell, RefCell},
+    future::poll_fn,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use bytes::{Bytes, BytesMut};
+use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::mpsc,
-};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
 use super::{
+    exchange::{Carrier, Exchange, Peer},
     guard::{Gate, KnownHost},
     handler,
     headers::Client,
     metrics::Metrics,
     monitor::Monitor,
-    route,
-    tunnel::Tunnel,
+    multiplex,
     worker::Worker,
 };
 use crate::{base::ticker::Deadline, net::socket::Stream};
 
 /// The largest request head, and the largest piece of a body that is read at once.
-const READ_BUFFER: usize = 64 * 1024;
+pub(crate) const READ_BUFFER: usize = 64 * 1024;
+
+/// What begins every HTTP/2 connection: RFC 9113 §3.4.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Room for what is read while it is not known yet which protocol it is.
+const FIRST_READ: usize = 4096;
 
 /// Serves a connection until either side has had enough.
 pub(crate) async fn serve(worker: Rc<Worker>, stream: Transport, client: Client, gate: Rc<Gate>) {
@@ -39,17 +43,20 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Transport, client: Client,
     let monitor = Monitor::new(read_due.remote(), write_due.remote(), Arc::clone(&worker.limits));
     let monitor = Arc::new(monitor);
     let _registered = worker.register(&monitor);
-    let exchange = Rc::new(Exchange {
-        client,
-        gate,
-        known_host: KnownHost::default(),
-        answer_due: worker.ticker.deadline(),
-        limits: Cell::new(worker.routes.default_limits()),
-        monitor: Arc::clone(&monitor),
-        lingering: worker.lingering.clone(),
-        tunnel: RefCell::default(),
-    });
-    let io = TokioIo::new(Io { stream, monitor, metrics: Arc::clone(&worker.metrics) });
+    let peer = Rc::new(Peer { client, gate, known_host: KnownHost::default() });
+    let metrics = Arc::clone(&worker.metrics);
+    let mut io = Io { stream, ahead: Bytes::new(), monitor: Arc::clone(&monitor), metrics };
+    let due = Due { read: read_due, write: write_due };
+    match due.cut(io.protocol()).await {
+        Some(Ok(Protocol::Http1)) => http1(worker, io, peer, monitor, due).await,
+        // Rarer, larger, and longer-lived.
+        Some(Ok(Protocol::Http2)) => Box::pin(multiplex::serve(worker, io, peer, monitor, due)).await,
+        Some(Err(_)) | None => {}
+    }
+}
+
+async fn http1(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: Arc<Monitor>, due: Due) {
+    let exchange = Exchange::new(&worker, &peer, Carrier::Connection, &monitor);
     let service = service_fn(|request| handler::handle(Rc::clone(&worker), Rc::clone(&exchange), request));
     let connection = http1::Builder::new()
         .half_close(true)
@@ -57,80 +64,39 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Transport, client: Client,
         .max_buf_size(READ_BUFFER)
         .title_case_headers(true)
         .writev(false)
-        .serve_connection(io, service)
+        .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    std::future::poll_fn(|cx| match connection.as_mut().poll(cx) {
-        // What went wrong on a client's connection was the client's doing, or was counted where it happened.
-        Poll::Ready(_) => Poll::Ready(()),
-        Poll::Pending if read_due.poll_due(cx).is_ready() => Poll::Ready(()),
-        Poll::Pending => write_due.poll_due(cx),
-    })
-    .await;
+    // What went wrong on a client's connection was the client's doing, or was counted where it happened.
+    let _ = due.cut(connection).await;
     if let Some(tunnel) = exchange.tunnel.take() {
         tunnel.run(&worker).await;
     }
 }
 
-/// What all parts of an exchange on one connection share.
-#[derive(Debug)]
-pub(crate) struct Exchange {
-    pub(crate) client: Client,
-    pub(crate) gate: Rc<Gate>,
-    pub(crate) known_host: KnownHost,
-    /// When the upstream has been silent for too long.
-    pub(crate) answer_due: Deadline,
-    /// What the upstream of this request may take its time with.
-    pub(crate) limits: Cell<route::Limits>,
-    pub(crate) monitor: Arc<Monitor>,
-    lingering: mpsc::UnboundedSender<Abandoned>,
-    /// What becomes of the connection after an answer of 101.
-    pub(crate) tunnel: RefCell<Option<Tunnel>>,
+/// Until when a client must have sent something, or taken something.
+pub(crate) struct Due {
+    pub(crate) read: Deadline,
+    pub(crate) write: Deadline,
 }
 
-/// A client's body that nobody wants any more.
-#[derive(Debug)]
-pub(crate) struct Abandoned {
-    pub(crate) body: Incoming,
-    pub(crate) monitor: Arc<Monitor>,
-    pub(crate) exchange: u32,
+impl Due {
+    /// Runs `work` to its end; `None` if the client was late before.
+    pub(crate) async fn cut<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
+        poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending if self.read.poll_due(cx).is_ready() => Poll::Ready(None),
+            Poll::Pending => self.write.poll_due(cx).map(|()| None),
+        })
+        .await
+    }
 }
 
-impl Exchange {
-    /// The client owes us more of its body; the upstream nothing.
-    pub(crate) fn waiting_for_client(&self, before_answer: bool) {
-        self.monitor.waiting_for_body();
-        if before_answer {
-            self.answer_due.disarm();
-        }
-    }
-
-    /// The client sent something; the upstream must take it.
-    pub(crate) fn client_moved(&self, before_answer: bool) {
-        self.monitor.body_moved();
-        if before_answer {
-            self.answer_due.arm(self.limits.get().body_idle);
-        }
-    }
-
-    /// The client has sent everything; the upstream must answer.
-    pub(crate) fn client_finished(&self, before_answer: bool) {
-        self.monitor.body_moved();
-        if before_answer {
-            self.answer_due.arm(self.limits.get().response);
-        }
-    }
-
-    /// The upstream must go on with its answer's body.
-    pub(crate) fn waiting_for_upstream(&self) {
-        self.answer_due.arm_if_idle(self.limits.get().body_idle);
-    }
-
-    /// Reads a client's body out that nobody wants any more.
-    pub(crate) fn linger(&self, body: Incoming, exchange: u32) {
-        // Fails only when the worker is gone, and the connection with it.
-        let _ = self.lingering.send(Abandoned { body, monitor: Arc::clone(&self.monitor), exchange });
-    }
+/// Which protocol a client speaks. HTTP/1.0 and 1.1 are one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Http1,
+    Http2,
 }
 
 /// In clear, or through TLS.
@@ -139,11 +105,34 @@ pub(crate) type Transport = Either<Stream, Box<TlsStream<Stream>>>;
 /// A client's socket, watched.
 pub(crate) struct Io {
     stream: Transport,
+    /// Read already, to tell the protocols apart.
+    ahead: Bytes,
     monitor: Arc<Monitor>,
     metrics: Arc<Metrics>,
 }
 
 impl Io {
+    /// Finds out what the client speaks: TLS has agreed on it, and in clear the first bytes tell.
+    async fn protocol(&mut self) -> io::Result<Protocol> {
+        if let Either::Right(stream) = &self.stream {
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            return Ok(if is_http2 { Protocol::Http2 } else { Protocol::Http1 });
+        }
+        let mut read = BytesMut::with_capacity(FIRST_READ);
+        let protocol = loop {
+            let is_end = self.read_buf(&mut read).await? == 0;
+            let known = read.len().min(PREFACE.len());
+            if is_end || read[..known] != PREFACE[..known] {
+                break Protocol::Http1;
+            }
+            if known == PREFACE.len() {
+                break Protocol::Http2;
+            }
+        };
+        self.ahead = read.freeze();
+        Ok(protocol)
+    }
+
     fn written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(n)) = &written {
             self.metrics.sent_bytes.add(*n as u64);
@@ -155,6 +144,11 @@ impl Io {
 
 impl AsyncRead for Io {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let n = self.ahead.len().min(buf.remaining());
+            buf.put_slice(&self.ahead.split_to(n));
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         let n = buf.filled().len() - before;

@@ -11,8 +11,8 @@ use http::{HeaderValue, Request, StatusCode, Version, header, request, response}
 use hyper::body::Incoming;
 
 use super::{
-    connection::Exchange,
     error::Error,
+    exchange::Exchange,
     expect::{self, Gate},
     headers::{self, Rewrite},
     metrics::{RetryOutcome, RetryReason},
@@ -21,7 +21,7 @@ use super::{
     tunnel::Upgrade,
     worker::Worker,
 };
-use crate::upstream::{Endpoint, Lease, Turn, Upstream};
+use crate::upstream::{self, Lease, Turn, Upstream};
 
 /// A request on its way, whatever becomes of it.
 #[derive(Clone, Copy)]
@@ -70,8 +70,8 @@ impl Passage<'_> {
         if let Some(lease) = self.pooled(turn).await {
             match self.send(lease, start, authorization).await {
                 Ok(answer) => return Ok(answer),
-                Err(Failure { error, repeatable: false }) => return Err(error),
-                Err(Failure { repeatable: true, .. }) => {}
+                Err(Failure { error, again: false }) => return Err(error),
+                Err(Failure { again: true, .. }) => {}
             }
             let second = Box::pin(self.on_new_connection(turn, start, authorization)).await;
             let outcome = if second.is_ok() { RetryOutcome::Accepted } else { RetryOutcome::Failed };
@@ -90,13 +90,13 @@ impl Passage<'_> {
     /// A request that must not be sent twice first lets the runtime look for news from the network: a close that has
     /// arrived already is then known.
     async fn pooled(&self, turn: Turn) -> Option<Lease<AttemptBody>> {
-        let mut lease = self.upstream().reuse(turn)?;
+        let mut lease = self.upstream().reuse(turn, self.upgrade.is_some())?;
         while !self.head.method.is_idempotent() {
             tokio::task::yield_now().await;
             if lease.is_open() {
                 break;
             }
-            lease = self.upstream().reuse(turn)?;
+            lease = self.upstream().reuse(turn, self.upgrade.is_some())?;
         }
         Some(lease)
     }
@@ -107,9 +107,17 @@ impl Passage<'_> {
         start: Start,
         authorization: Option<&HeaderValue>,
     ) -> Result<Answer, Error> {
-        let dialled = self.upstream().dial(turn).await;
-        let lease = dialled.map_err(|error| self.worker.upstream_unreachable(error))?;
-        self.send(lease, start, authorization).await.map_err(|failure| failure.error)
+        let mut dials = MAX_DIALS;
+        loop {
+            dials -= 1;
+            let dialled = self.upstream().dial(turn, self.upgrade.is_some()).await;
+            let lease = dialled.map_err(|error| self.worker.upstream_unreachable(error))?;
+            match self.send(lease, start, authorization).await {
+                Ok(answer) => return Ok(answer),
+                Err(Failure { again: true, .. }) if dials > 0 => {}
+                Err(Failure { error, .. }) => return Err(error),
+            }
+        }
     }
 
     async fn send(
@@ -119,8 +127,8 @@ impl Passage<'_> {
         authorization: Option<&HeaderValue>,
     ) -> Result<Answer, Failure> {
         let Self { worker, exchange, body, .. } = self;
-        let gate = (start == Start::WhenWanted).then(Arc::<Gate>::default);
-        let request = self.request(lease.endpoint(), gate.as_ref(), authorization);
+        let gate = (start == Start::WhenWanted && !lease.is_http2()).then(Arc::<Gate>::default);
+        let request = self.request(&lease, gate.as_ref(), authorization);
         if let Some(gate) = &gate {
             if lease.ignores_expect() {
                 gate.open();
@@ -154,41 +162,45 @@ impl Passage<'_> {
                 if !headers::is_unambiguous(&head, self.upgrade.is_some()) {
                     body.end();
                     worker.upstream_failed(lease.endpoint(), Error::InvalidAnswer.label());
-                    return Err(Failure { error: Error::InvalidAnswer, repeatable: false });
+                    return Err(Failure { error: Error::InvalidAnswer, again: false });
                 }
                 body.answered();
                 Ok(Answer { head, body: answer, lease })
             }
             Some(Err(mut failed)) => {
-                let unwritten = failed.take_message().is_some();
-                let whole = self.head.method.is_idempotent() && body.can_repeat();
-                let error = classify(&failed.into_error(), body);
-                let repeatable = unwritten || whole && matches!(error, Error::BrokenOff);
-                if !repeatable || !lease.is_reused() {
+                let is_unwritten = failed.take_message().is_some();
+                let failed = failed.into_error();
+                let error = classify(&failed, body);
+                let is_lost = lease.is_reused()
+                    && (is_unwritten || self.head.method.is_idempotent() && matches!(error, Error::BrokenOff));
+                let again = (is_lost || upstream::is_unprocessed(&failed)) && body.can_repeat();
+                if !again {
                     body.end();
                     worker.upstream_failed(lease.endpoint(), error.label());
                 }
-                Err(Failure { error, repeatable })
+                Err(Failure { error, again })
             }
             None => {
                 body.end();
+                // It may be the connection that is dead.
+                lease.retire();
                 worker.upstream_failed(lease.endpoint(), Error::ResponseTimeout.label());
-                Err(Failure { error: Error::ResponseTimeout, repeatable: false })
+                Err(Failure { error: Error::ResponseTimeout, again: false })
             }
         }
     }
 
     fn request(
         &self,
-        endpoint: &Endpoint,
+        lease: &Lease<AttemptBody>,
         gate: Option<&Arc<Gate>>,
         authorization: Option<&HeaderValue>,
     ) -> Request<AttemptBody> {
         let rewrite = Rewrite {
-            endpoint,
+            endpoint: lease.endpoint(),
             host: &self.upstream().config().host,
             forwarded: self.worker.config.forwarded_headers,
-            client: &self.exchange.client,
+            client: &self.exchange.peer.client,
             mark: &self.worker.mark,
             authorization,
         };
@@ -208,6 +220,10 @@ impl Passage<'_> {
         if self.route.is_rewritten || self.worker.config.retry.json.is_some() && self.route.inject {
             request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
+        if headers::takes_trailers(&self.head.headers) {
+            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("te"));
+            request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
+        }
         if let Some(upgrade) = self.upgrade {
             request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             request.headers_mut().insert(header::UPGRADE, upgrade.protocol.clone());
@@ -215,6 +231,9 @@ impl Passage<'_> {
         if self.body.is_chunked() {
             // Without it, hyper sends no body at all with methods that usually have none.
             request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        if lease.is_http2() {
+            headers::for_http2(&mut request, &lease.endpoint().scheme);
         }
         request
     }
@@ -230,9 +249,12 @@ enum Start {
 
 struct Failure {
     error: Error,
-    /// Sending it again cannot do anything twice.
-    repeatable: bool,
+    /// It can be sent again, on a new connection, and nothing is done twice.
+    again: bool,
 }
+
+/// New connections for one request: a server may refuse it on more than one, and do so again and again.
+const MAX_DIALS: u32 = 3;
 
 fn classify(error: &hyper::Error, body: &RequestBody) -> Error {
     if body.has_failed() {

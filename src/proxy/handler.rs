@@ -10,8 +10,8 @@ use hyper::body::{Body as _, Incoming};
 use super::{
     Exhausted,
     body::{Account, ResponseBody, Rest},
-    connection::Exchange,
     error::Error,
+    exchange::{Carrier, Exchange},
     forward::{Answer, Passage},
     headers::{self, Home},
     judge::{Verdict, judge, may_repeat, refuses},
@@ -42,8 +42,8 @@ pub(crate) async fn handle(
     let account = Account::open(&worker, &exchange, number, body.clone(), received);
     let route = worker.routes.choose(&head);
     exchange.limits.set(route.limits);
-    let passage =
-        Passage { worker: &worker, exchange: &exchange, route, head: &head, body: &body, upgrade: upgrade.as_ref() };
+    let upgrade = upgrade.as_ref().filter(|_| worker.upstreams[route.upstream].takes_upgrades());
+    let passage = Passage { worker: &worker, exchange: &exchange, route, head: &head, body: &body, upgrade };
     let mut response = match passage.answer(received).await {
         Ok(Relay { head, ahead, rest, rewriter }) => {
             Response::from_parts(head, ResponseBody::relayed(ahead, rest, rewriter, account))
@@ -60,7 +60,8 @@ pub(crate) async fn handle(
     }
     body.commit();
     *response.version_mut() = Version::HTTP_11;
-    if is_unasked || worker.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    let is_last = is_unasked || worker.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS;
+    if is_last && exchange.carrier == Carrier::Connection {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     worker.answered(route, &head, response.status(), received);
@@ -70,7 +71,10 @@ pub(crate) async fn handle(
 /// Not in place: what an async function has borrowed once stays in its future.
 fn taken_apart(mut request: Request<Incoming>) -> (request::Parts, Incoming, Option<Upgrade>) {
     let upgrade = Upgrade::wished(&mut request);
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
+    if head.version == Version::HTTP_2 {
+        headers::from_http2(&mut head);
+    }
     (head, body, upgrade)
 }
 
@@ -92,7 +96,7 @@ enum Refusal {
     /// As its status says.
     Unread(Answer),
     /// As its JSON says.
-    Read(Relay, Lease<AttemptBody>),
+    Read(Box<Relay>, Lease<AttemptBody>),
 }
 
 impl Refusal {
@@ -116,7 +120,7 @@ enum ReadAhead {
 
 impl Passage<'_> {
     async fn answer(&self, received: Moment) -> Result<Relay, Error> {
-        self.exchange.gate.check(self.head, &self.exchange.known_host)?;
+        self.exchange.peer.gate.check(self.head, &self.exchange.peer.known_host)?;
         if headers::has_been_here(&self.head.headers, &self.worker.mark) {
             return Err(Error::Loop);
         }
@@ -144,7 +148,7 @@ impl Passage<'_> {
     async fn judge_json(&self, answer: Answer, token: &Carried) -> Result<Relay, Error> {
         match self.read_ahead(answer).await {
             ReadAhead::Whole(relay, lease) if self.is_refusal_in_json(&relay.ahead) => {
-                self.replay(Refusal::Read(relay, lease), token).await
+                self.replay(Refusal::Read(Box::new(relay), lease), token).await
             }
             ReadAhead::Whole(relay, lease) => {
                 token.accepted();
@@ -198,7 +202,7 @@ impl Passage<'_> {
                 Refusal::Unread(answer) => self.relay(answer),
                 Refusal::Read(relay, lease) => {
                     lease.release();
-                    relay
+                    *relay
                 }
             };
             return self.exhausted(RetryOutcome::BodyNotKept, refusal);
@@ -207,7 +211,7 @@ impl Passage<'_> {
         self.body.park();
         let read = match refusal {
             Refusal::Unread(answer) => self.read_ahead(answer).await,
-            Refusal::Read(relay, lease) => ReadAhead::Whole(relay, lease),
+            Refusal::Read(relay, lease) => ReadAhead::Whole(*relay, lease),
         };
         let refusal = match read {
             ReadAhead::Whole(refusal, lease) => {
@@ -305,7 +309,7 @@ impl Passage<'_> {
     fn prepare(&self, head: &mut response::Parts, endpoint: &crate::upstream::Endpoint) -> Option<rewrite::Stream> {
         let rewrites = &self.worker.rewrites;
         let host = self.head.headers.get(header::HOST);
-        let home = Home { client: &self.exchange.client, host, prefix: self.route.home() };
+        let home = Home { client: &self.exchange.peer.client, host, prefix: self.route.home() };
         headers::inbound(head, endpoint, &home, self.route.inject);
         rewrite::bring_cookies_home(&mut head.headers, &endpoint.host, rewrites);
         if rewrites.is_empty() {

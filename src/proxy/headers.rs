@@ -2,7 +2,10 @@
 
 use std::net::SocketAddr;
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, request, response, uri::Scheme};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, Version, header, request, response,
+    uri::{Authority, Scheme},
+};
 
 use super::ForwardedHeaders;
 use crate::upstream::{Endpoint, Host};
@@ -98,6 +101,49 @@ pub fn outbound(head: &request::Parts, rewrite: &Rewrite<'_>) -> HeaderMap {
     out
 }
 
+/// Writes what HTTP/2 says in its own ways as HTTP/1.1 says it: `:authority` is `Host` (RFC 9113 §8.3.1), and the crumbs of
+/// a cookie are one again (§8.2.3).
+pub(crate) fn from_http2(head: &mut request::Parts) {
+    if let Some(authority) = head.uri.authority()
+        && !head.headers.contains_key(header::HOST)
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        head.headers.insert(header::HOST, host);
+    }
+    let crumbs: Vec<&[u8]> = head.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        head.headers.insert(header::COOKIE, cookie);
+    }
+}
+
+/// Writes a request of HTTP/1.1 as HTTP/2 says it, the other way round.
+pub(crate) fn for_http2<B>(request: &mut Request<B>, scheme: &Scheme) {
+    *request.version_mut() = Version::HTTP_2;
+    let host = request.headers_mut().remove(header::HOST);
+    request.headers_mut().remove(header::CONNECTION);
+    request.headers_mut().remove(header::TRANSFER_ENCODING);
+    let mut target = std::mem::take(request.uri_mut()).into_parts();
+    target.scheme = Some(scheme.clone());
+    target.authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    // Fails only without a path or an authority: neither is missing.
+    *request.uri_mut() = Uri::from_parts(target).unwrap_or_default();
+}
+
+/// Drops from trailers what would mean something else behind a body than before it, or is for one hop only: RFC 9110 §6.5.1.
+pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
+    for name in HOP_BY_HOP.into_iter().chain(NEVER_IN_TRAILERS) {
+        trailers.remove(name);
+    }
+}
+
+/// Whether a client can take trailers, RFC 9110 §10.1.4.
+pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(header::TE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    codings.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+}
+
 /// Whether a request has passed this instance before. `CDN-Loop` (RFC 8586) rather than `Via`, since some servers stop
 /// compressing when they see the latter.
 pub(crate) fn has_been_here(headers: &HeaderMap, mark: &HeaderValue) -> bool {
@@ -149,6 +195,15 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 const HOP_BY_HOP: [HeaderName; 6] =
     [header::CONNECTION, PROXY_CONNECTION, KEEP_ALIVE, header::TE, header::TRANSFER_ENCODING, header::UPGRADE];
+
+const NEVER_IN_TRAILERS: [HeaderName; 6] = [
+    header::AUTHORIZATION,
+    header::PROXY_AUTHORIZATION,
+    header::PROXY_AUTHENTICATE,
+    header::HOST,
+    header::CONTENT_LENGTH,
+    header::TRAILER,
+];
 
 /// Compared as text: the compiler turns this into a switch on the length, cheaper than a row of comparisons of names.
 fn is_dropped_from_requests(name: &HeaderName) -> bool {

@@ -3,6 +3,7 @@
 mod body;
 mod connection;
 mod error;
+mod exchange;
 mod expect;
 mod forward;
 pub(crate) mod guard;
@@ -12,6 +13,7 @@ mod judge;
 mod listener;
 pub mod metrics;
 mod monitor;
+mod multiplex;
 mod recording;
 mod replay;
 mod rewrite;
@@ -42,6 +44,9 @@ use crate::{
 
 /// How long an idle connection stays open once draining has begun, so that a request that is on its way is served.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
+
+/// Time for a client that was told that we close to close as well.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// The running data path.
 #[derive(Debug)]
@@ -84,7 +89,7 @@ impl Proxy {
             let reach = guard::reach(bound.address());
             let scheme = if greeting.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
             let acceptor = greeting.map(|mut greeting| {
-                greeting.alpn_protocols = vec![b"http/1.1".to_vec()];
+                greeting.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
                 TlsAcceptor::from(Arc::new(greeting))
             });
             for (worker, seed) in listeners.iter_mut().zip(bound.into_listeners(workers)?) {

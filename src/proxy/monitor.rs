@@ -23,6 +23,8 @@ enum Phase {
     Exchange = 2,
     /// The answer was handed over, but not all of it has left.
     Flushing = 3,
+    /// HTTP/2: requests come and go side by side, each with a monitor of its own.
+    Multiplexed = 4,
 }
 
 /// The limits of an exchange, converted once.
@@ -66,6 +68,10 @@ pub(crate) struct Monitor {
     exchange: AtomicU32,
     /// The client must not take what it got for a whole answer.
     broken: AtomicBool,
+    /// Requests under way on an HTTP/2 connection.
+    streams: AtomicU32,
+    /// The client of an HTTP/2 connection was told to send no more requests.
+    leaving: AtomicBool,
     pub(super) limits: Arc<Limits>,
 }
 
@@ -73,8 +79,16 @@ impl Monitor {
     /// A new connection: its first byte is due.
     pub(crate) fn new(read_due: Remote, write_due: Remote, limits: Arc<Limits>) -> Self {
         read_due.arm(if limits.is_draining() { limits.drain_grace } else { limits.first_byte });
-        let (phase, exchange, broken) = (AtomicU8::default(), AtomicU32::default(), AtomicBool::default());
-        Self { read_due, write_due, phase, exchange, broken, limits }
+        Self {
+            read_due,
+            write_due,
+            phase: AtomicU8::default(),
+            exchange: AtomicU32::default(),
+            broken: AtomicBool::default(),
+            streams: AtomicU32::default(),
+            leaving: AtomicBool::default(),
+            limits,
+        }
     }
 
     fn is(&self, phase: Phase) -> bool {
@@ -105,7 +119,7 @@ impl Monitor {
     /// Draining has begun: a connection on which nothing happens closes after a grace, in which a request that is on its
     /// way arrives.
     pub(crate) fn drain(&self) {
-        if self.is(Phase::Waiting) {
+        if self.is(Phase::Waiting) || self.is(Phase::Multiplexed) {
             self.read_due.arm(self.limits.drain_grace);
         }
     }
@@ -148,6 +162,59 @@ impl Monitor {
             self.enter(Phase::Waiting);
             self.read_due.arm(if self.limits.is_draining() { self.limits.drain_grace } else { self.limits.idle });
         }
+    }
+
+    /// The client speaks HTTP/2: requests are counted, and the deadline is for the time without one.
+    pub(crate) fn multiplex(&self) {
+        self.enter(Phase::Multiplexed);
+        self.rest();
+    }
+
+    /// A request has come on an HTTP/2 connection.
+    pub(crate) fn stream_opened(&self) {
+        self.streams.fetch_add(1, Relaxed);
+        // While draining, what is due is the farewell, and requests do not put it off.
+        if !self.limits.is_draining() {
+            self.read_due.disarm();
+        }
+    }
+
+    /// A request on an HTTP/2 connection is over.
+    pub(crate) fn stream_closed(&self) {
+        if self.streams.fetch_sub(1, Relaxed) == 1 {
+            self.rest();
+        }
+    }
+
+    fn rest(&self) {
+        self.read_due.arm(match () {
+            () if self.leaving.load(Relaxed) => super::GOODBYE.into(),
+            () if self.limits.is_draining() => self.limits.drain_grace,
+            () => self.limits.idle,
+        });
+    }
+
+    /// The client of an HTTP/2 connection is told to send no more requests; those under way are answered. False if it was
+    /// told before, and has had its time.
+    pub(crate) fn leave(&self) -> bool {
+        if self.leaving.swap(true, Relaxed) {
+            return false;
+        }
+        match self.streams.load(Relaxed) {
+            0 => self.rest(),
+            _ => self.read_due.disarm(),
+        }
+        true
+    }
+
+    /// A piece of an answer is there for the client to take.
+    pub(crate) fn offered(&self) {
+        self.write_due.arm(self.limits.body_idle);
+    }
+
+    /// The client has room for more.
+    pub(crate) fn taken(&self) {
+        self.write_due.disarm();
     }
 
     /// Makes the close a reset.

@@ -16,12 +16,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, header, request};
+use http::{HeaderMap, Version, header, request};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::{
-    connection::Exchange,
+    exchange::Exchange,
     expect::Gate,
+    headers,
     recording::{Limits, Recording},
 };
 
@@ -77,7 +78,8 @@ impl RequestBody {
             answered: false,
             closed: false,
             untouched: true,
-            is_expected: head.headers.contains_key(header::EXPECT),
+            // On HTTP/2 nobody answers it, and nobody need: a stream that is not wanted costs nothing.
+            is_expected: head.version < Version::HTTP_2 && head.headers.contains_key(header::EXPECT),
             exchange: Rc::clone(exchange),
             number,
         }))))
@@ -219,14 +221,15 @@ impl Holder {
         let is_last = client.is_end_stream();
         self.exchange.client_moved(!self.answered);
         match frame {
-            Some(Ok(frame)) => {
+            Some(Ok(mut frame)) => {
                 if let Some(data) = frame.data_ref()
                     && let Some(recording) = &mut self.recording
                     && !recording.push(data)
                 {
                     self.recording = None;
                 }
-                if let Some(trailers) = frame.trailers_ref() {
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::clean_trailers(trailers);
                     self.trailers = Some(trailers.clone());
                 }
                 // hyper does not ask again once it has as much as was announced.

@@ -181,6 +181,7 @@ mod tests {
             body_idle_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(90),
             max_connections: 1,
+            http2: upstream::Http2::Auto,
             tls: Default::default(),
         };
         Routes::new(routes, rewrites, |_| &upstream)

@@ -21,8 +21,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     AccessLog, Config,
-    connection::{Abandoned, Exchange},
     error::{self, Error},
+    exchange::{Abandoned, Exchange},
     guard::Gate,
     listener::{Place, accept},
     metrics::{ConnectionRejection, Metrics},
@@ -297,7 +297,7 @@ impl Worker {
         let next = &self.reported[error.index()];
         if next.get() <= self.ticker.now() {
             next.set(self.ticker.now() + 10);
-            let peer = exchange.client.address().map(tracing::field::display);
+            let peer = exchange.peer.client.address().map(tracing::field::display);
             let status = error.status().as_u16();
             tracing::warn!(peer, status, rule = error.label(), "{error}");
         }

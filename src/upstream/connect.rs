@@ -1,4 +1,4 @@
-//! Dialling an endpoint: resolve, connect, TLS, HTTP/1.1.
+//! Dialling an endpoint: resolve, connect, TLS, and which HTTP it speaks.
 
 use std::{
     fmt, io,
@@ -11,10 +11,11 @@ use std::{
 use bytes::Bytes;
 use hyper::{rt, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::either::Either;
 
-use super::{Config, Endpoint, TlsTarget};
+use super::{Config, Endpoint, HTTP2, Http2, Tls};
 use crate::net::socket::{self, Stream};
 
 /// Why no connection came about.
@@ -82,8 +83,29 @@ impl Error {
     }
 }
 
+/// Which version of HTTP a new connection may turn out to speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// What the configuration and the server agree on.
+    Any,
+    /// HTTP/1.1 alone: an upgrade needs a connection of its own.
+    Http1,
+}
+
+/// What a new connection speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Http1,
+    Http2,
+}
+
 /// Connects to `endpoint`, with TLS if its scheme asks for it.
-pub(super) async fn connect(config: &Config, endpoint: &Endpoint, tls: Option<&TlsTarget>) -> Result<Io, Error> {
+pub(super) async fn connect(
+    config: &Config,
+    endpoint: &Endpoint,
+    tls: Option<&Tls>,
+    wanted: Wanted,
+) -> Result<(Io, Protocol), Error> {
     let name = || endpoint.origin.clone();
     let limit = config.connect_timeout;
     let dialled = match config.connect_to {
@@ -95,10 +117,21 @@ pub(super) async fn connect(config: &Config, endpoint: &Endpoint, tls: Option<&T
         _ if is_resolver(&source) => Error::Resolve { endpoint: name(), source },
         _ => Error::Refused { endpoint: name(), source },
     })?;
-    let Some((greeting, server_name)) = tls else { return Ok(Io::new(Transport::Plain(stream))) };
-    let handshake = TlsConnector::from(Arc::clone(greeting)).connect(server_name.clone(), stream);
+    let always = config.http2 == Http2::Always;
+    let Some(tls) = tls else {
+        return Ok((Io::new(Either::Left(stream)), if always { Protocol::Http2 } else { Protocol::Http1 }));
+    };
+    let greeting = match wanted {
+        Wanted::Any => &tls.any,
+        Wanted::Http1 => &tls.http1,
+    };
+    let handshake = TlsConnector::from(Arc::clone(greeting)).connect(tls.server_name.clone(), stream);
     match tokio::time::timeout(config.handshake_timeout, handshake).await {
-        Ok(Ok(stream)) => Ok(Io::new(Transport::Tls(Box::new(stream)))),
+        Ok(Ok(stream)) => {
+            let is_http2 = always || stream.get_ref().1.alpn_protocol() == Some(HTTP2);
+            let protocol = if is_http2 { Protocol::Http2 } else { Protocol::Http1 };
+            Ok((Io::new(Either::Right(Box::new(stream))), protocol))
+        }
         Ok(Err(source)) => Err(Error::Tls { endpoint: name(), source }),
         Err(_) => Err(Error::Timeout { endpoint: name(), limit: config.handshake_timeout }),
     }
@@ -119,10 +152,8 @@ fn is_resolver(error: &io::Error) -> bool {
     error.raw_os_error().is_none() && error.kind() != io::ErrorKind::TimedOut
 }
 
-enum Transport {
-    Plain(Stream),
-    Tls(Box<TlsStream<Stream>>),
-}
+/// In clear, or through TLS.
+type Transport = Either<Stream, Box<TlsStream<Stream>>>;
 
 /// An upstream connection that keeps listening when it can no longer speak.
 ///
@@ -198,46 +229,5 @@ impl rt::Write for Io {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.unless_failed(cx, |io, cx| io.poll_write_vectored(cx, bufs))
-    }
-}
-
-macro_rules! each {
-    ($transport:expr, $inner:ident => $call:expr) => {
-        match $transport.get_mut() {
-            Transport::Plain($inner) => $call,
-            Transport::Tls($inner) => $call,
-        }
-    };
-}
-
-impl AsyncRead for Transport {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        each!(self, stream => Pin::new(stream).poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for Transport {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        each!(self, stream => Pin::new(stream).poll_write(cx, buf))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        each!(self, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, stream => Pin::new(stream).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, stream => Pin::new(stream).poll_shutdown(cx))
     }
 }

@@ -1,6 +1,7 @@
 //! Connections to the cloud: endpoints, dialling, pooling. Knows nothing of tokens.
 
 mod connect;
+mod multiplex;
 mod pool;
 
 use std::{
@@ -15,10 +16,10 @@ use http::{HeaderValue, uri::Scheme};
 use hyper::body::Body;
 use rustls::pki_types::ServerName;
 
-use self::pool::Pool;
+use self::{connect::Wanted, pool::Pool};
 pub use self::{
     connect::{Error, upgraded},
-    pool::{Counters, Lease},
+    pool::{Counters, Lease, is_unprocessed},
 };
 use crate::{base::ticker::Ticker, net::tls};
 
@@ -45,8 +46,22 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// Connections to one endpoint that carry a request, in all workers together. Idle ones do not count.
     pub max_connections: usize,
+    /// Which version of HTTP to speak.
+    pub http2: Http2,
     /// Trust and greeting for `https` endpoints.
     pub tls: tls::Config,
+}
+
+/// Whether an upstream is spoken to in HTTP/2.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Http2 {
+    /// If the server agrees to it in the TLS handshake (ALPN); never in clear.
+    #[default]
+    Auto,
+    /// Always; in clear without asking (prior knowledge, RFC 9113 §3.3).
+    Always,
+    /// Never.
+    Never,
 }
 
 /// Where requests go: scheme, host and port, nothing else.
@@ -84,13 +99,24 @@ pub struct Shared {
 
 #[derive(Debug, Clone)]
 struct SharedEndpoint {
-    tls: Option<TlsTarget>,
+    tls: Option<Tls>,
     /// Connections of all workers that carry a request.
     active: Arc<AtomicUsize>,
 }
 
 /// How to greet, and which name to send and to verify.
-type TlsTarget = (Arc<rustls::ClientConfig>, ServerName<'static>);
+#[derive(Debug, Clone)]
+struct Tls {
+    /// Offers what `http2` says.
+    any: Arc<rustls::ClientConfig>,
+    /// Offers HTTP/1.1 alone.
+    http1: Arc<rustls::ClientConfig>,
+    server_name: ServerName<'static>,
+}
+
+/// Their names in the TLS handshake, RFC 7301.
+const HTTP2: &[u8] = b"h2";
+const HTTP1: &[u8] = b"http/1.1";
 
 /// Why an upstream cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -110,13 +136,23 @@ impl Shared {
     /// When a TLS file or a server's name cannot be used.
     pub fn new(config: Config) -> Result<Self, SetupError> {
         let needs_tls = config.endpoints.iter().any(|endpoint| endpoint.scheme == Scheme::HTTPS);
-        let tls = needs_tls.then(|| tls::client_config(&config.tls, &[b"http/1.1"])).transpose()?.map(Arc::new);
+        let any: &[&[u8]] = match config.http2 {
+            Http2::Auto => &[HTTP2, HTTP1],
+            Http2::Always => &[HTTP2],
+            Http2::Never => &[HTTP1],
+        };
+        let greeting = needs_tls.then(|| tls::client_config(&config.tls, any)).transpose()?;
+        let greetings = greeting.map(|any| {
+            let mut http1 = any.clone();
+            http1.alpn_protocols = vec![HTTP1.to_vec()];
+            (Arc::new(any), Arc::new(http1))
+        });
         let target = |endpoint: &Endpoint| -> Result<_, SetupError> {
-            match &tls {
-                Some(tls) if endpoint.scheme == Scheme::HTTPS => {
+            match &greetings {
+                Some((any, http1)) if endpoint.scheme == Scheme::HTTPS => {
                     let name = config.tls.server_name.clone().unwrap_or_else(|| endpoint.host.clone());
                     let server_name = ServerName::try_from(name.clone()).map_err(|_| SetupError::ServerName(name))?;
-                    Ok(Some((Arc::clone(tls), server_name)))
+                    Ok(Some(Tls { any: Arc::clone(any), http1: Arc::clone(http1), server_name }))
                 }
                 _ => Ok(None),
             }
@@ -143,7 +179,7 @@ pub struct Upstream<B> {
     turn: Cell<usize>,
 }
 
-impl<B: Body + 'static> Upstream<B>
+impl<B: Body + Unpin + 'static> Upstream<B>
 where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -172,19 +208,24 @@ where
         Turn(turn)
     }
 
+    /// Whether requests may become something else than HTTP: HTTP/2 does not allow it.
+    pub fn takes_upgrades(&self) -> bool {
+        self.shared.config.http2 != Http2::Always
+    }
+
     /// A connection that has served before, to the endpoint whose turn it is.
-    pub fn reuse(&self, turn: Turn) -> Option<Lease<B>> {
-        self.pools[turn.0].reuse()
+    pub fn reuse(&self, turn: Turn, is_upgrade: bool) -> Option<Lease<B>> {
+        self.pools[turn.0].reuse(wanted(is_upgrade))
     }
 
     /// A new connection, to the endpoint whose turn it is, or to the first one after it that can be reached.
     ///
     /// # Errors
     /// What the last endpoint answered.
-    pub async fn dial(&self, turn: Turn) -> Result<Lease<B>, Error> {
+    pub async fn dial(&self, turn: Turn, is_upgrade: bool) -> Result<Lease<B>, Error> {
         let mut tried = 0;
         loop {
-            match self.pools[(turn.0 + tried) % self.pools.len()].dial().await {
+            match self.pools[(turn.0 + tried) % self.pools.len()].dial(wanted(is_upgrade)).await {
                 Ok(lease) => return Ok(lease),
                 Err(error) if tried + 1 == self.pools.len() => return Err(error),
                 Err(error) => tracing::debug!(%error, "trying the next endpoint"),
@@ -192,6 +233,10 @@ where
             tried += 1;
         }
     }
+}
+
+fn wanted(is_upgrade: bool) -> Wanted {
+    if is_upgrade { Wanted::Http1 } else { Wanted::Any }
 }
 
 /// An endpoint that was chosen for an attempt.

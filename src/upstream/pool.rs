@@ -17,10 +17,12 @@ use hyper::{
     body::{Body, Incoming},
     client::conn::{TrySendError, http1},
 };
+use tokio::sync::Notify;
 
 use super::{
-    Config, Endpoint, SharedEndpoint,
-    connect::{self, connect},
+    Config, Endpoint, Http2, SharedEndpoint,
+    connect::{self, Protocol, Wanted, connect},
+    multiplex::{Multiplexed, Stream},
 };
 use crate::base::{
     counter::Counter,
@@ -51,6 +53,10 @@ pub(super) struct Pool<B> {
     config: Arc<Config>,
     shared: SharedEndpoint,
     idle: RefCell<Vec<Connection<B>>>,
+    multiplexed: RefCell<Vec<Rc<Multiplexed<B>>>>,
+    /// What the last connection turned out to speak.
+    is_multiplexed: Cell<bool>,
+    dialling: Dialling,
     idle_timeout: Ticks,
     ticker: Rc<Ticker>,
     pub(super) counters: Arc<Counters>,
@@ -64,7 +70,7 @@ struct Connection<B> {
     too_old: Rc<Deadline>,
 }
 
-impl<B: Body + 'static> Pool<B>
+impl<B: Body + Unpin + 'static> Pool<B>
 where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -77,9 +83,13 @@ where
         counters: Arc<Counters>,
     ) -> Rc<Self> {
         let idle_timeout = config.idle_timeout.into();
+        let is_multiplexed = Cell::new(config.http2 == Http2::Always);
         Rc::new(Self {
             endpoint,
             config,
+            multiplexed: RefCell::default(),
+            is_multiplexed,
+            dialling: Dialling::default(),
             shared,
             idle: RefCell::default(),
             idle_timeout,
@@ -90,7 +100,12 @@ where
     }
 
     /// A connection that has served before and still seems alive.
-    pub(super) fn reuse(self: &Rc<Self>) -> Option<Lease<B>> {
+    pub(super) fn reuse(self: &Rc<Self>, wanted: Wanted) -> Option<Lease<B>> {
+        if wanted == Wanted::Any
+            && let Some(lease) = self.share()
+        {
+            return Some(lease);
+        }
         if self.idle.borrow().is_empty() {
             return None;
         }
@@ -100,41 +115,97 @@ where
             self.counters.idle.sub(1);
             if connection.sender.is_ready() {
                 connection.too_old.disarm();
-                return Some(self.lease(connection, place, true));
+                return Some(self.lease(Carrier::Http1(connection, place), true));
             }
         }
     }
 
-    /// A new connection.
-    pub(super) async fn dial(self: &Rc<Self>) -> Result<Lease<B>, connect::Error> {
+    /// A stream on an HTTP/2 connection that is there. The first one that has room is filled first, so that others grow old.
+    fn share(self: &Rc<Self>) -> Option<Lease<B>> {
+        let mut multiplexed = self.multiplexed.borrow_mut();
+        if multiplexed.is_empty() {
+            return None;
+        }
+        multiplexed.retain(|connection| connection.is_open());
+        let connection = multiplexed.iter().find(|connection| connection.has_room())?;
+        let place = connection.is_idle().then(|| self.reserve()).transpose().ok()?;
+        Some(self.lease(Carrier::Http2(connection.open(place)), true))
+    }
+
+    /// A new connection, or a share of one that somebody else is dialling.
+    pub(super) async fn dial(self: &Rc<Self>, wanted: Wanted) -> Result<Lease<B>, connect::Error> {
+        let mut dialling = None;
+        // Where connections are shared, a hundred requests that come at once need not dial a hundred of them.
+        if wanted == Wanted::Any && self.is_multiplexed.get() {
+            loop {
+                if !self.dialling.is_busy.get() {
+                    dialling = Some(self.dialling.begin());
+                    break;
+                }
+                // Somebody's failure is not passed on; but the others do not queue up behind it either.
+                if !self.dialling.ended().await {
+                    break;
+                }
+                if let Some(lease) = self.share() {
+                    return Ok(lease);
+                }
+            }
+        }
         let place = self.reserve()?;
-        let io = connect(&self.config, &self.endpoint, self.shared.tls.as_ref()).await?;
-        let (sender, connection) =
-            http1::Builder::new().max_buf_size(READ_BUFFER).writev(false).handshake(io).await.map_err(|error| {
-                let source = std::io::Error::other(error);
-                connect::Error::Refused { endpoint: self.endpoint.origin.clone(), source }
-            })?;
+        let (io, protocol) = connect(&self.config, &self.endpoint, self.shared.tls.as_ref(), wanted).await?;
         let too_old = Rc::new(self.ticker.deadline());
-        let pool = Rc::clone(self);
-        let watch = Rc::clone(&too_old);
-        let connection = connection.with_upgrades();
+        let broken = |error| connect::Error::Refused {
+            endpoint: self.endpoint.origin.clone(),
+            source: std::io::Error::other(error),
+        };
+        let carrier = match protocol {
+            Protocol::Http1 => {
+                let handshake = http1::Builder::new().max_buf_size(READ_BUFFER).writev(false).handshake(io);
+                let (sender, connection) = handshake.await.map_err(broken)?;
+                self.drive(connection.with_upgrades(), &too_old);
+                Carrier::Http1(Connection { sender, too_old }, place)
+            }
+            Protocol::Http2 => {
+                let handshake = {
+                    let (too_old, counters) = (Rc::clone(&too_old), Arc::clone(&self.counters));
+                    Multiplexed::handshake(io, too_old, self.idle_timeout, counters)
+                };
+                let (multiplexed, connection) = handshake.await.map_err(broken)?;
+                self.drive(connection, &too_old);
+                let stream = multiplexed.open(Some(place));
+                self.multiplexed.borrow_mut().push(multiplexed);
+                Carrier::Http2(stream)
+            }
+        };
+        if wanted == Wanted::Any {
+            self.is_multiplexed.set(protocol == Protocol::Http2);
+        }
+        if let Some(dialling) = dialling {
+            dialling.succeeded();
+        }
+        Ok(self.lease(carrier, false))
+    }
+
+    /// Moves a connection's bytes until it closes or is too old.
+    fn drive(self: &Rc<Self>, connection: impl Future<Output = hyper::Result<()>> + 'static, too_old: &Rc<Deadline>) {
+        let (pool, too_old) = (Rc::clone(self), Rc::clone(too_old));
         tokio::task::spawn_local(async move {
             let mut connection = std::pin::pin!(connection);
             std::future::poll_fn(|cx| match connection.as_mut().poll(cx) {
                 // Errors reach whoever waits for an answer; on an idle connection nobody cares.
                 Poll::Ready(_) => Poll::Ready(()),
-                Poll::Pending => watch.poll_due(cx),
+                Poll::Pending => too_old.poll_due(cx),
             })
             .await;
             pool.forget_closed();
         });
-        Ok(self.lease(Connection { sender, too_old }, place, false))
     }
 
     /// A place among `max_connections`, given back when dropped.
     fn reserve(&self) -> Result<Place, connect::Error> {
         let limit = self.config.max_connections;
-        let place = Place(Arc::clone(&self.shared.active));
+        self.counters.active.add(1);
+        let place = Place { active: Arc::clone(&self.shared.active), counters: Arc::clone(&self.counters) };
         if self.shared.active.fetch_add(1, Relaxed) < limit {
             Ok(place)
         } else {
@@ -142,9 +213,8 @@ where
         }
     }
 
-    fn lease(self: &Rc<Self>, connection: Connection<B>, place: Place, reused: bool) -> Lease<B> {
-        self.counters.active.add(1);
-        Lease { connection: Some(connection), pool: Rc::clone(self), reused, _place: place }
+    fn lease(self: &Rc<Self>, carrier: Carrier<B>, reused: bool) -> Lease<B> {
+        Lease { carrier: Some(carrier), pool: Rc::clone(self), reused }
     }
 
     fn put(&self, connection: Connection<B>) {
@@ -158,6 +228,7 @@ where
         let before = idle.len();
         idle.retain(|connection| !connection.sender.is_closed());
         self.counters.idle.sub((before - idle.len()) as u64);
+        self.multiplexed.borrow_mut().retain(|connection| connection.is_open());
     }
 }
 
@@ -167,24 +238,75 @@ impl<B> fmt::Debug for Pool<B> {
     }
 }
 
+/// Given back when dropped.
 #[derive(Debug)]
-struct Place(Arc<AtomicUsize>);
+pub(super) struct Place {
+    active: Arc<AtomicUsize>,
+    counters: Arc<Counters>,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.active.fetch_sub(1, Relaxed);
+        self.counters.active.sub(1);
     }
 }
 
-/// A connection in somebody's hands. Dropping it closes the connection; [`Lease::release`] gives it back.
-pub struct Lease<B> {
-    connection: Option<Connection<B>>,
-    pool: Rc<Pool<B>>,
-    reused: bool,
-    _place: Place,
+/// Whether somebody is dialling, and how it ended.
+#[derive(Debug, Default)]
+struct Dialling {
+    is_busy: Cell<bool>,
+    has_succeeded: Cell<bool>,
+    ended: Notify,
 }
 
-impl<B: Body + 'static> Lease<B>
+impl Dialling {
+    fn begin(&self) -> Dialler<'_> {
+        self.is_busy.set(true);
+        self.has_succeeded.set(false);
+        Dialler(self)
+    }
+
+    /// Waits until it has ended; whether with success.
+    async fn ended(&self) -> bool {
+        self.ended.notified().await;
+        self.has_succeeded.get()
+    }
+}
+
+/// Whoever dials for the others, until it is dropped.
+struct Dialler<'a>(&'a Dialling);
+
+impl Dialler<'_> {
+    fn succeeded(&self) {
+        self.0.has_succeeded.set(true);
+    }
+}
+
+impl Drop for Dialler<'_> {
+    fn drop(&mut self) {
+        self.0.is_busy.set(false);
+        self.0.ended.notify_waiters();
+    }
+}
+
+/// What carries a request.
+enum Carrier<B> {
+    /// A connection of its own.
+    Http1(Connection<B>, Place),
+    /// A stream of a shared one.
+    Http2(Stream<B>),
+}
+
+/// A connection, or a share of one, in somebody's hands. Dropping it closes an HTTP/1.1 connection, or resets the stream;
+/// [`Lease::release`] gives it back.
+pub struct Lease<B> {
+    carrier: Option<Carrier<B>>,
+    pool: Rc<Pool<B>>,
+    reused: bool,
+}
+
+impl<B: Body + Unpin + 'static> Lease<B>
 where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -196,7 +318,23 @@ where
 
     /// Whether it can take a request, as far as is known.
     pub fn is_open(&self) -> bool {
-        self.connection.as_ref().is_some_and(|connection| connection.sender.is_ready())
+        match &self.carrier {
+            Some(Carrier::Http1(connection, _)) => connection.sender.is_ready(),
+            Some(Carrier::Http2(stream)) => stream.is_open(),
+            None => false,
+        }
+    }
+
+    /// Whether the request must be written for HTTP/2: an absolute target, and nothing about the connection.
+    pub fn is_http2(&self) -> bool {
+        matches!(self.carrier, Some(Carrier::Http2(_)))
+    }
+
+    /// Sees to it that no other request joins this one on a connection that may be dead.
+    pub fn retire(&self) {
+        if let Some(Carrier::Http2(stream)) = &self.carrier {
+            stream.retire();
+        }
     }
 
     /// Whom it leads to.
@@ -221,14 +359,23 @@ where
     /// Hands the request back if nothing of it was written.
     pub async fn send(&mut self, request: Request<B>) -> Result<Response<Incoming>, TrySendError<Request<B>>> {
         // A lease holds its connection from checkout to release, and release consumes it.
-        let connection = self.connection.as_mut().expect("a lease that is not released holds a connection");
-        connection.sender.try_send_request(request).await
+        match self.carrier.as_mut().expect("a lease that is not released holds a connection") {
+            Carrier::Http1(connection, _) => connection.sender.try_send_request(request).await,
+            Carrier::Http2(stream) => {
+                let sent = stream.sender.try_send_request(request).await;
+                if sent.as_ref().is_err_and(|failed| !is_of_stream(failed.error())) {
+                    stream.retire();
+                }
+                sent
+            }
+        }
     }
 
     /// Gives the connection back, once its answer was read to the end. If it is not ready yet, since the rest of an
     /// upload is still on its way, it returns to the pool when it is.
     pub fn release(mut self) {
-        let Some(mut connection) = self.connection.take() else { return };
+        let Some(Carrier::Http1(mut connection, place)) = self.carrier.take() else { return };
+        drop(place);
         if connection.sender.is_ready() {
             self.pool.put(connection);
         } else if !connection.sender.is_closed() {
@@ -243,12 +390,35 @@ where
     }
 }
 
+/// Whether an error is of one HTTP/2 stream alone, and its connection as good as before.
+fn is_of_stream(error: &hyper::Error) -> bool {
+    cause(error).is_some_and(h2::Error::is_reset)
+}
+
+/// Whether the server says that it has done nothing with a request: RFC 9113 §8.7. Sending it again is safe, whatever it is.
+pub fn is_unprocessed(error: &hyper::Error) -> bool {
+    // h2 gives the GOAWAY to those streams alone that came after the last one that the server promises to answer.
+    cause(error).is_some_and(|error| {
+        error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+    })
+}
+
+fn cause(error: &hyper::Error) -> Option<&h2::Error> {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        source = error.source();
+    }
+    None
+}
+
 impl<B> Drop for Lease<B> {
     fn drop(&mut self) {
-        self.pool.counters.active.sub(1);
         // A connection that is given up closes by itself, but to say goodbye over TLS it has to write, and a peer that has
         // stopped reading would keep it for ever.
-        if let Some(connection) = &self.connection {
+        if let Some(Carrier::Http1(connection, _)) = &self.carrier {
             connection.too_old.arm(GOODBYE.into());
         }
     }

@@ -9,6 +9,7 @@
 
 #[cfg(unix)]
 pub mod process;
+pub mod web;
 
 use std::{future::Future, io, net::SocketAddr, time::Duration};
 
@@ -54,8 +55,11 @@ pub fn proxy_on(clock: SharedClock, origin: &str, more: &[(&str, &str)]) -> Prox
         ("token.refresh_token", "seed"),
         ("admin.listen", "127.0.0.1:0"),
     ];
-    // A secret's file takes its place.
-    let is_given = |key: &str| more.iter().any(|(other, _)| other.trim_end_matches("_file") == key);
+    // A secret's file takes its place, and so do listeners of their own.
+    let takes_place = |other: &str, key: &str| {
+        other.trim_end_matches("_file") == key || key == "proxy.listen" && other.starts_with("listener[")
+    };
+    let is_given = |key: &str| more.iter().any(|(other, _)| takes_place(other, key));
     let kept = usual.iter().filter(|(key, _)| !is_given(key));
     let overrides = kept.chain(more).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let source = Source { file: None, env: Vec::new(), overrides };

@@ -12,7 +12,7 @@ use crate::{
         values,
     },
     net,
-    upstream::{Config, Endpoint, Host},
+    upstream::{Config, Endpoint, Host, Http2},
 };
 
 /// All upstreams, the plain one first.
@@ -50,6 +50,7 @@ fn upstream(r: &mut Reader, section: &str, name: &str) -> Config {
         body_idle_timeout: r.positive_duration(&key("body_idle_timeout")),
         idle_timeout: r.positive_duration(&key("idle_timeout")),
         max_connections: r.count(&key("max_connections"), 10_000_000).unwrap_or_default(),
+        http2: r.choice(&key("http2"), [("auto", Http2::Auto), ("always", Http2::Always), ("never", Http2::Never)]),
         tls,
     }
 }

@@ -1,0 +1,125 @@
+//! One request and its answer: what all parts of the way share.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+};
+
+use hyper::body::Incoming;
+use tokio::sync::mpsc;
+
+use super::{
+    guard::{Gate, KnownHost},
+    headers::Client,
+    monitor::Monitor,
+    route,
+    tunnel::Tunnel,
+    worker::Worker,
+};
+use crate::base::ticker::Deadline;
+
+/// Who is at the other end of a connection, and by which door it came.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) client: Client,
+    pub(crate) gate: Rc<Gate>,
+    pub(crate) known_host: KnownHost,
+}
+
+/// What an exchange takes up of its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Carrier {
+    /// All of it, one exchange after the other: HTTP/1.
+    Connection,
+    /// One stream of it, beside others: HTTP/2.
+    Stream,
+}
+
+/// What all parts of an exchange share. On HTTP/1, one serves all requests of a connection in turn.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    pub(crate) peer: Rc<Peer>,
+    pub(crate) carrier: Carrier,
+    /// When the upstream has been silent for too long.
+    pub(crate) answer_due: Deadline,
+    /// What the upstream of this request may take its time with.
+    pub(crate) limits: Cell<route::Limits>,
+    pub(crate) monitor: Arc<Monitor>,
+    lingering: mpsc::UnboundedSender<Abandoned>,
+    /// What becomes of the connection after an answer of 101.
+    pub(crate) tunnel: RefCell<Option<Tunnel>>,
+}
+
+/// A client's body that nobody wants any more.
+#[derive(Debug)]
+pub(crate) struct Abandoned {
+    pub(crate) body: Incoming,
+    pub(crate) monitor: Arc<Monitor>,
+    pub(crate) exchange: u32,
+}
+
+impl Exchange {
+    pub(crate) fn new(worker: &Worker, peer: &Rc<Peer>, carrier: Carrier, monitor: &Arc<Monitor>) -> Rc<Self> {
+        Rc::new(Self {
+            peer: Rc::clone(peer),
+            carrier,
+            answer_due: worker.ticker.deadline(),
+            limits: Cell::new(worker.routes.default_limits()),
+            monitor: Arc::clone(monitor),
+            lingering: worker.lingering.clone(),
+            tunnel: RefCell::default(),
+        })
+    }
+
+    /// The client owes us more of its body; the upstream nothing.
+    pub(crate) fn waiting_for_client(&self, before_answer: bool) {
+        self.monitor.waiting_for_body();
+        if before_answer {
+            self.answer_due.disarm();
+        }
+    }
+
+    /// The client sent something; the upstream must take it.
+    pub(crate) fn client_moved(&self, before_answer: bool) {
+        self.monitor.body_moved();
+        if before_answer {
+            self.answer_due.arm(self.limits.get().body_idle);
+        }
+    }
+
+    /// The client has sent everything; the upstream must answer.
+    pub(crate) fn client_finished(&self, before_answer: bool) {
+        self.monitor.body_moved();
+        if before_answer {
+            self.answer_due.arm(self.limits.get().response);
+        }
+    }
+
+    /// The upstream must go on with its answer's body.
+    pub(crate) fn waiting_for_upstream(&self) {
+        self.answer_due.arm_if_idle(self.limits.get().body_idle);
+    }
+
+    /// A piece of the answer is there for the client to take. On HTTP/1 the socket tells when it does.
+    pub(crate) fn offered(&self) {
+        if self.carrier == Carrier::Stream {
+            self.monitor.offered();
+        }
+    }
+
+    /// The client has room for more.
+    pub(crate) fn taken(&self) {
+        if self.carrier == Carrier::Stream {
+            self.monitor.taken();
+        }
+    }
+
+    /// Reads a client's body out that nobody wants any more. A stream is simply reset: the others need not wait for it.
+    pub(crate) fn linger(&self, body: Incoming, exchange: u32) {
+        if self.carrier == Carrier::Connection {
+            // Fails only when the worker is gone, and the connection with it.
+            let _ = self.lingering.send(Abandoned { body, monitor: Arc::clone(&self.monitor), exchange });
+        }
+    }
+}
