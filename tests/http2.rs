@@ -1,0 +1,361 @@
+//! HTTP/2 at its edges: servers that say goodbye, clients that are late, and what breaks off. Written in frames, since a
+//! well-behaved library does none of this.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use common::{LIMIT, Proxy, eventually, get, issuer, post, proxy, scripted, send};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+
+const END_STREAM: u8 = 1;
+const ACK: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+const NO_ERROR: u32 = 0;
+const REFUSED_STREAM: u32 = 7;
+const CANCEL: u32 = 8;
+
+#[derive(Debug)]
+struct Frame {
+    kind: u8,
+    flags: u8,
+    stream: u32,
+    payload: Vec<u8>,
+}
+
+impl Frame {
+    /// The reason, at the end of a RST_STREAM, and behind the last stream's number in a GOAWAY.
+    fn reason(&self) -> u32 {
+        let at = if self.kind == GOAWAY { 4 } else { 0 };
+        u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
+    }
+}
+
+async fn read(stream: &mut TcpStream) -> io::Result<Frame> {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await?;
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    let mut payload = vec![0; length as usize];
+    stream.read_exact(&mut payload).await?;
+    let number = u32::from_be_bytes(head[5..].try_into().unwrap());
+    Ok(Frame { kind: head[3], flags: head[4], stream: number, payload })
+}
+
+async fn write(stream: &mut TcpStream, kind: u8, flags: u8, number: u32, payload: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut frame = vec![length[1], length[2], length[3], kind, flags];
+    frame.extend(number.to_be_bytes());
+    frame.extend(payload);
+    stream.write_all(&frame).await
+}
+
+/// What an upstream does with a request.
+#[derive(Debug, Clone, Copy)]
+enum Deed {
+    Answer,
+    /// It has not done anything with it.
+    Refuse,
+    /// It leaves, and has not seen this one.
+    LeaveBefore,
+    /// It answers this one, and leaves.
+    AnswerAndLeave,
+    /// It has seen it, and is gone.
+    Vanish,
+    /// It breaks off in the middle of its answer.
+    Truncate,
+}
+
+/// An upstream that does one deed after the other, whichever connection a request comes by, and then answers. Counts what
+/// it has taken upon itself.
+async fn upstream(deeds: &'static [Deed]) -> (SocketAddr, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+    let (taken, next, connections) =
+        (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (count, dialled) = (Arc::clone(&taken), Arc::clone(&connections));
+    let address = scripted(move |_, mut stream| {
+        let (taken, next) = (Arc::clone(&count), Arc::clone(&next));
+        dialled.fetch_add(1, SeqCst);
+        async move {
+            stream.read_exact(&mut [0; PREFACE.len()]).await?;
+            write(&mut stream, SETTINGS, 0, 0, &[]).await?;
+            loop {
+                let frame = read(&mut stream).await?;
+                let is_whole = matches!(frame.kind, HEADERS | DATA) && frame.flags & END_STREAM != 0;
+                if frame.kind == SETTINGS && frame.flags & ACK == 0 {
+                    write(&mut stream, SETTINGS, ACK, 0, &[]).await?;
+                }
+                if !is_whole {
+                    continue;
+                }
+                let deed = deeds.get(next.fetch_add(1, SeqCst)).copied().unwrap_or(Deed::Answer);
+                let number = frame.stream;
+                if !matches!(deed, Deed::Refuse | Deed::LeaveBefore) {
+                    taken.fetch_add(1, SeqCst);
+                }
+                match deed {
+                    Deed::Refuse => write(&mut stream, RST_STREAM, 0, number, &REFUSED_STREAM.to_be_bytes()).await?,
+                    Deed::LeaveBefore | Deed::AnswerAndLeave => {
+                        let last = if matches!(deed, Deed::LeaveBefore) { number.saturating_sub(2) } else { number };
+                        let goodbye = [last.to_be_bytes(), NO_ERROR.to_be_bytes()].concat();
+                        write(&mut stream, GOAWAY, 0, 0, &goodbye).await?;
+                    }
+                    Deed::Vanish => return Ok(()),
+                    Deed::Answer | Deed::Truncate => {}
+                }
+                if matches!(deed, Deed::Answer | Deed::AnswerAndLeave | Deed::Truncate) {
+                    write(&mut stream, HEADERS, END_HEADERS, number, &[0x88]).await?;
+                    let end = if matches!(deed, Deed::Truncate) { 0 } else { END_STREAM };
+                    write(&mut stream, DATA, end, number, b"done").await?;
+                }
+                if matches!(deed, Deed::Truncate) {
+                    return Ok(());
+                }
+            }
+        }
+    })
+    .await;
+    (address, taken, connections)
+}
+
+async fn in_front_of(address: SocketAddr, more: &[(&str, &str)]) -> Proxy {
+    let issuer = issuer().await;
+    let mut given = vec![("token.issuer", issuer.as_str()), ("upstream.http2", "always"), ("proxy.workers", "1")];
+    given.extend_from_slice(more);
+    let proxy = proxy(&format!("http://{address}"), &given);
+    proxy.ready().await;
+    proxy
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_server_has_not_processed_is_sent_again_and_nothing_else() {
+    use Deed::{Answer, AnswerAndLeave, LeaveBefore, Refuse, Truncate, Vanish};
+    // What happens to the second request; the first one opens the connection.
+    type Story = (&'static str, &'static [Deed], u16, u16);
+    let table: [Story; 8] = [
+        ("refused", &[Answer, Refuse], 200, 200),
+        ("refused on a new connection too", &[Answer, Refuse, Refuse], 200, 200),
+        ("refused again and again", &[Answer, Refuse, Refuse, Refuse, Refuse, Refuse], 502, 502),
+        ("goodbye before it", &[Answer, LeaveBefore], 200, 200),
+        ("goodbye after it", &[Answer, AnswerAndLeave], 200, 200),
+        ("goodbye before it came", &[AnswerAndLeave], 200, 200),
+        // It may have been done: only what can be done twice is sent again.
+        ("vanished", &[Answer, Vanish], 200, 502),
+        ("broken off", &[Answer, Truncate], 0, 0),
+    ];
+    for (what, deeds, for_get, for_post) in table {
+        for (method, expected) in [("GET", for_get), ("POST", for_post)] {
+            let (address, taken, _) = upstream(deeds).await;
+            let proxy = in_front_of(address, &[]).await;
+            assert_eq!(proxy.get("/").await.status(), 200);
+            let request = if method == "GET" { get("/") } else { post("/", "x".repeat(10_000)) };
+            let mut client = common::Client::connect(proxy.address).await;
+            let answer = tokio::time::timeout(LIMIT, client.send(request)).await.unwrap();
+            let status = answer.map_or(0, |answer| answer.status().as_u16());
+            assert_eq!(status, expected, "{method}: {what}");
+            let done = taken.load(SeqCst);
+            if method == "POST" {
+                assert!(done <= 2, "{what}: done {} times", done - 1);
+            }
+            // The connection, or its successor, serves on.
+            assert_eq!(proxy.get("/").await.status(), 200, "{method}: {what}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_come_at_once_share_a_connection() {
+    let (address, taken, connections) = upstream(&[]).await;
+    let proxy = in_front_of(address, &[]).await;
+    let all = (0..30).map(|_| {
+        let address = proxy.address;
+        tokio::spawn(async move { send(address, get("/")).await.status() })
+    });
+    for answer in all.collect::<Vec<_>>() {
+        assert_eq!(answer.await.unwrap(), 200);
+    }
+    assert_eq!((taken.load(SeqCst), connections.load(SeqCst)), (30, 1));
+}
+
+/// An upstream on HTTP/1.1: a grant, a quick answer, a slow one, and one without end.
+async fn plain() -> SocketAddr {
+    scripted(|_, mut stream| async move {
+        loop {
+            let head = common::read_head(&mut stream).await?;
+            match head.split(' ').nth(1) {
+                None => return Ok(()),
+                Some(path) if path.starts_with("/api/refreshToken.do") => {
+                    stream.write_all(common::grant("token", 3600).as_bytes()).await?;
+                }
+                Some("/large") => {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n").await?;
+                    let piece = vec![b'x'; 100_000];
+                    for _ in 0..1000 {
+                        stream.write_all(&piece).await?;
+                    }
+                }
+                Some("/upload") => {
+                    // It never comes whole.
+                    stream.read_to_end(&mut Vec::new()).await?;
+                    return Ok(());
+                }
+                Some(_) => stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?,
+            }
+        }
+    })
+    .await
+}
+
+/// `:method`, `:scheme: http`, `:path`, `:authority: localhost`, as HPACK writes them without its tables.
+fn head(method: u8, path: &str) -> Vec<u8> {
+    let mut block = vec![method, 0x86, 0x04, path.len() as u8];
+    block.extend(path.as_bytes());
+    block.extend(b"\x01\x09localhost");
+    block
+}
+const GET: u8 = 0x82;
+const POST: u8 = 0x83;
+
+/// Reads until a frame of this kind for this stream; `None` when the connection closes.
+async fn until(stream: &mut TcpStream, kind: u8, number: u32) -> Option<Frame> {
+    let reading = async {
+        loop {
+            match read(stream).await {
+                Ok(frame) if frame.kind == kind && frame.stream == number => return Some(frame),
+                Ok(_) => {}
+                Err(_) => return None,
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, reading).await.expect("neither the frame nor the end")
+}
+
+async fn greeted(address: SocketAddr, settings: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(PREFACE).await.unwrap();
+    write(&mut stream, SETTINGS, 0, 0, settings).await.unwrap();
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_are_late_lose_what_they_are_late_with_and_no_more() {
+    let origin = format!("http://{}", plain().await);
+    let short = [
+        ("proxy.first_byte_timeout", "300ms"),
+        ("proxy.head_timeout", "300ms"),
+        ("proxy.body_idle_timeout", "300ms"),
+        ("proxy.idle_timeout", "1s"),
+        ("proxy.workers", "1"),
+    ];
+    let proxy = proxy(&origin, &short);
+    proxy.ready().await;
+
+    // Not even the protocol is told.
+    for beginning in [&b""[..], b"P", b"PRI * HTTP/2.0\r\n"] {
+        let answer = common::raw(proxy.address, beginning, LIMIT).await;
+        assert!(answer.is_empty(), "{answer}");
+    }
+    // Told, and nothing more: it hears a goodbye when it was idle for too long.
+    let mut idle = greeted(proxy.address, &[]).await;
+    assert_eq!(until(&mut idle, GOAWAY, 0).await.unwrap().reason(), NO_ERROR);
+    assert!(until(&mut idle, DATA, 99).await.is_none(), "and then the end");
+
+    // A body that stalls costs its own stream; the one beside it goes on.
+    let mut stream = greeted(proxy.address, &[]).await;
+    write(&mut stream, HEADERS, END_HEADERS, 1, &head(POST, "/upload")).await.unwrap();
+    write(&mut stream, DATA, 0, 1, b"half").await.unwrap();
+    assert_eq!(until(&mut stream, RST_STREAM, 1).await.unwrap().reason(), CANCEL);
+    write(&mut stream, HEADERS, END_HEADERS | END_STREAM, 3, &head(GET, "/")).await.unwrap();
+    assert_eq!(until(&mut stream, DATA, 3).await.unwrap().payload, b"ok");
+
+    // So does an answer that is not taken: the window of each stream is a thousand bytes.
+    let mut stream = greeted(proxy.address, &[0, 4, 0, 0, 3, 0xe8]).await;
+    write(&mut stream, HEADERS, END_HEADERS | END_STREAM, 1, &head(GET, "/large")).await.unwrap();
+    assert_eq!(until(&mut stream, DATA, 1).await.unwrap().payload.len(), 1000);
+    write(&mut stream, HEADERS, END_HEADERS | END_STREAM, 3, &head(GET, "/")).await.unwrap();
+    assert_eq!(until(&mut stream, DATA, 3).await.unwrap().payload, b"ok");
+    assert_eq!(until(&mut stream, RST_STREAM, 1).await.unwrap().reason(), CANCEL);
+    write(&mut stream, HEADERS, END_HEADERS | END_STREAM, 5, &head(GET, "/")).await.unwrap();
+    assert_eq!(until(&mut stream, DATA, 5).await.unwrap().payload, b"ok");
+    eventually("nothing is under way any more", async || proxy.metric("bearer_proxy_requests_in_flight").await == 0.0)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pings_do_not_keep_an_idle_connection_and_a_steady_client_is_not_late() {
+    let origin = format!("http://{}", plain().await);
+    let proxy = proxy(&origin, &[("proxy.idle_timeout", "1s"), ("proxy.body_idle_timeout", "1s")]);
+    proxy.ready().await;
+    let mut stream = greeted(proxy.address, &[]).await;
+    let (mut reading, mut writing) = stream.split();
+    let pinging = async {
+        while writing.write_all(&[0, 0, 8, PING, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await; // the pace of the client
+        }
+    };
+    let mut rest = Vec::new();
+    let closed = async { reading.read_to_end(&mut rest).await };
+    tokio::select! {
+        () = pinging => {}
+        _ = closed => {}
+        () = tokio::time::sleep(LIMIT) => panic!("kept open by pings"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_truncated_answer_is_a_reset_and_a_reset_request_is_given_up() {
+    let gone = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&gone);
+    let address = scripted(move |_, mut stream| {
+        let gone = Arc::clone(&count);
+        async move {
+            let head = common::read_head(&mut stream).await?;
+            if head.starts_with("GET /cut") {
+                return stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf").await;
+            }
+            // It thinks, for ever, until the proxy gives up.
+            stream.read_to_end(&mut Vec::new()).await?;
+            gone.fetch_add(1, SeqCst);
+            Ok(())
+        }
+    })
+    .await;
+    let issuer = issuer().await;
+    let proxy = proxy(&format!("http://{address}"), &[("token.issuer", &issuer)]);
+    proxy.ready().await;
+    let mut stream = greeted(proxy.address, &[]).await;
+    write(&mut stream, HEADERS, END_HEADERS | END_STREAM, 1, &head(GET, "/cut")).await.unwrap();
+    let frame = loop {
+        let frame = tokio::time::timeout(LIMIT, read(&mut stream)).await.unwrap().unwrap();
+        assert!(frame.stream != 1 || frame.flags & END_STREAM == 0 || frame.kind == RST_STREAM, "{frame:?}");
+        if frame.stream == 1 && frame.kind == RST_STREAM {
+            break frame;
+        }
+    };
+    assert_ne!(frame.reason(), NO_ERROR);
+    write(&mut stream, HEADERS, END_HEADERS | END_STREAM, 3, &head(GET, "/slow")).await.unwrap();
+    eventually("it is on its way", async || proxy.metric("bearer_proxy_requests_in_flight").await == 1.0).await;
+    write(&mut stream, RST_STREAM, 0, 3, &CANCEL.to_be_bytes()).await.unwrap();
+    eventually("the upstream's connection is closed", async || gone.load(SeqCst) == 1).await;
+    eventually("nothing is under way", async || proxy.metric("bearer_proxy_requests_in_flight").await == 0.0).await;
+}
