@@ -22,7 +22,7 @@ use crate::{
         socket::{Address, Bound},
         tls,
     },
-    proxy::Proxy,
+    proxy::{Proxy, seen},
     token::{self, Credential, FirstTokens, Refresher, jwt::JwtTokens},
     upstream,
 };
@@ -117,6 +117,7 @@ impl App {
             .map(|tokens| Box::new(tokens) as Box<dyn FirstTokens>);
         let (refresher, credential) = Refresher::new(config.token, first_tokens, clock)?;
         let drain_delay = config.proxy.drain_delay;
+        let json_pointer = seen::pointer(config.proxy.retry.json.as_ref()).to_owned();
         let greetings = config.proxy.listeners.iter().map(|listener| listener.tls.as_ref().map(tls::server_config));
         let greetings = greetings.map(Option::transpose).collect::<Result<Vec<_>, _>>()?;
         let bound = bound.into_iter().zip(greetings).collect();
@@ -129,6 +130,7 @@ impl App {
                     credential: credential.clone(),
                     workers: proxy.metrics(),
                     upstreams,
+                    json_pointer,
                     draining: Arc::clone(&draining),
                 };
                 let server = admin::Server::new(admin, bound, sources)?;

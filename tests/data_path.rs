@@ -820,3 +820,25 @@ async fn a_client_that_does_not_read_holds_the_upstream_back() {
     // The sockets' buffers hold some megabytes, the proxy itself next to nothing.
     assert!(last < 50_000_000, "{last} bytes went somewhere");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn raw_utf8_in_a_target_is_encoded_and_nothing_else_of_it_changes() {
+    let upstream = scripted(|_, mut stream| async move {
+        let (head, _) = read_request(&mut stream).await?;
+        stream.write_all(ok(head.lines().next().unwrap_or_default()).as_bytes()).await
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[]).await;
+    for (target, expected) in [
+        ("/文件/a b.txt".replace(' ', "%20"), "/%E6%96%87%E4%BB%B6/a%20b.txt"),
+        ("/a?name=ü&x=%c3%bc".to_owned(), "/a?name=%C3%BC&x=%c3%bc"),
+        ("http://localhost/é".to_owned(), "/%C3%A9"),
+    ] {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let answer = raw(proxy.address, request.as_bytes(), LIMIT).await;
+        assert!(answer.ends_with(&format!("\r\n\r\nGET {expected} HTTP/1.1")), "{target}: {answer}");
+    }
+    // Bytes that are no UTF-8 could mean anything.
+    let answer = raw(proxy.address, b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n", LIMIT).await;
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+}

@@ -13,7 +13,7 @@ use bearer_proxy::{
     net::socket::Address,
 };
 use bytes::Bytes;
-use common::{Proxy, grant, post, read_head, scripted};
+use common::{Proxy, eventually, get, grant, post, read_head, scripted, send};
 use http::{Request, Response, header};
 use http_body_util::Full;
 use serde_json::Value;
@@ -252,4 +252,36 @@ async fn answers_that_are_no_small_json_are_not_held_back() {
         let mut rest = vec![0; size - 4];
         tokio::io::AsyncReadExt::read_exact(&mut client, &mut rest).await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_status_tells_what_answers_carry_that_nothing_handles() {
+    let fields = "Content-Type: application/json\r\n";
+    let body: &[u8] = br#"{"code":1201,"success":false,"url":"http:\/\/document.example.com\/a?secret"}"#;
+    let address = answering(fields, body).await;
+    let status = async |proxy: &Proxy| {
+        // The body is looked into once it has passed.
+        eventually("it was noted", async || {
+            let status = json(&send(proxy.admin, get("/status")).await);
+            status["seen_in_json"]["codes"].as_array().is_some_and(|codes| !codes.is_empty())
+                || status["seen_in_json"]["origins"].as_array().is_some_and(|origins| !origins.is_empty())
+        })
+        .await;
+        json(&send(proxy.admin, get("/status")).await)["seen_in_json"].clone()
+    };
+    let plain = configured(&format!("http://{address}"), "").await;
+    assert_eq!(plain.get("/").await.status(), 200);
+    let seen = status(&plain).await;
+    assert_eq!((seen["pointer"].as_str(), seen["codes"][0]["code"].as_str()), (Some("/code"), Some("1201")));
+    assert_eq!((seen["codes"][0]["answers"].as_u64(), seen["codes"][0]["key"].as_str()), (Some(1), Some("retry.json")));
+    let origin = &seen["origins"][0];
+    assert_eq!(origin["origin"].as_str(), Some("http://document.example.com"));
+    assert_eq!(origin["key"].as_str(), Some("[[rewrite]]"));
+    assert!(!seen.to_string().contains("secret"));
+
+    // What is handled is not told.
+    let handled = configured(&format!("http://{address}"), &two_steps("http://document.example.com", None)).await;
+    assert_eq!(handled.get("/").await.status(), 200);
+    let seen = status(&handled).await;
+    assert_eq!((seen["codes"][0]["code"].as_str(), seen["origins"].as_array().map(Vec::len)), (Some("1201"), Some(0)));
 }

@@ -52,6 +52,8 @@ pub struct Sources {
     pub workers: Arc<[Arc<Metrics>]>,
     /// The upstreams, in the order of the configuration.
     pub upstreams: Vec<upstream::Config>,
+    /// Where JSON answers are searched for a code.
+    pub json_pointer: String,
     /// Set when this process is about to end.
     pub draining: Arc<AtomicBool>,
 }

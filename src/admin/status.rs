@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::Sources;
 use crate::{
+    proxy::seen::{self, Note},
     token::{Persistence, Snapshot},
     upstream,
 };
@@ -16,6 +17,7 @@ pub(super) fn status(sources: &Sources, draining: bool) -> Value {
         "draining": draining,
         "credentials": [credential(&sources.credential.snapshot(), sources.credential.clock().wall())],
         "upstreams": sources.upstreams.iter().map(|upstream| of_upstream(upstream, sources)).collect::<Vec<_>>(),
+        "seen_in_json": seen_in_json(sources),
         "requests_in_flight": sources.sum(|worker| worker.in_flight.value()),
         "connections_open": sources.sum(|worker| worker.connections_open.value()),
     })
@@ -64,6 +66,30 @@ fn of_upstream(config: &upstream::Config, sources: &Sources) -> Value {
         })
     });
     json!({ "name": config.name, "endpoints": endpoints.collect::<Vec<_>>() })
+}
+
+/// What JSON answers told lately that the configuration does not handle, and the key that would.
+fn seen_in_json(sources: &Sources) -> Value {
+    let (mut codes, mut origins) = (Vec::new(), Vec::new());
+    for worker in &*sources.workers {
+        let notes = worker.seen.notes();
+        for (all, some) in [(&mut codes, &notes.codes), (&mut origins, &notes.origins)] {
+            for note in some {
+                seen::add(all, &note.words, note.answers, note.last);
+            }
+        }
+    }
+    let told = |notes: Vec<Note>, name: &str, key: &str| {
+        let told = notes
+            .into_iter()
+            .map(|note| json!({ name: note.words, "answers": note.answers, "last": date(note.last), "key": key }));
+        told.collect::<Vec<_>>()
+    };
+    json!({
+        "pointer": sources.json_pointer,
+        "codes": told(codes, "code", "retry.json"),
+        "origins": told(origins, "origin", "[[rewrite]]"),
+    })
 }
 
 /// RFC 3339, in UTC and whole seconds.

@@ -119,6 +119,19 @@ fn describe(status: &Value, ready: bool) -> Vec<String> {
             lines.push(format!("upstream {}: {}", word(&upstream["name"]), word(&endpoint["origin"])));
         }
     }
+    let seen = &status["seen_in_json"];
+    for code in seen["codes"].as_array().into_iter().flatten() {
+        let (code, pointer) = (word(&code["code"]), word(&seen["pointer"]));
+        lines.push(format!(
+            "answers carry the code {code} at {pointer}: if that means a refused token, add it to retry.json"
+        ));
+    }
+    for origin in seen["origins"].as_array().into_iter().flatten() {
+        let origin = word(&origin["origin"]);
+        lines.push(format!(
+            "answers lead to {origin}: if apps cannot go there by themselves, bring it home by a [[rewrite]]"
+        ));
+    }
     lines
 }
 
@@ -160,6 +173,11 @@ mod tests {
             "version": "1.2.3",
             "credentials": [{ "name": "default", "state": "stale", "reason": "issuer_unreachable", "problem": "look here", "expires_in": 61 }],
             "upstreams": [{ "name": "default", "endpoints": [{ "origin": "https://cloud.example.com" }] }],
+            "seen_in_json": {
+                "pointer": "/code",
+                "codes": [{ "code": "1201" }],
+                "origins": [{ "origin": "http://document.example.com" }],
+            },
         });
         assert_eq!(
             describe(&status, true),
@@ -170,6 +188,9 @@ mod tests {
                 "  access token expires in: 1m 1s",
                 "  refresh token expires in: unknown",
                 "upstream default: https://cloud.example.com",
+                "answers carry the code 1201 at /code: if that means a refused token, add it to retry.json",
+                "answers lead to http://document.example.com: if apps cannot go there by themselves, bring it home by a \
+                 [[rewrite]]",
             ]
         );
         assert_eq!(describe(&Value::Null, false), ["bearer-proxy ?: not ready"]);

@@ -15,6 +15,7 @@ use super::{
     headers,
     replay::{AttemptBody, RequestBody},
     rewrite,
+    seen::Look,
     worker::Worker,
 };
 use crate::{base::clock::Moment, upstream::Lease};
@@ -27,6 +28,7 @@ pub(crate) struct ResponseBody {
     rest: Option<Rest>,
     /// Brings addresses in it home.
     rewriter: Option<rewrite::Stream>,
+    look: Option<Box<Look>>,
     account: Account,
 }
 
@@ -59,7 +61,7 @@ pub(crate) enum Broken {
 impl ResponseBody {
     /// A body of our own.
     pub(crate) fn ours(words: Bytes, account: Account) -> Self {
-        Self { ahead: VecDeque::from([words]), rest: None, rewriter: None, account }
+        Self { ahead: VecDeque::from([words]), rest: None, rewriter: None, look: None, account }
     }
 
     /// An upstream's body, some of it perhaps read ahead.
@@ -67,9 +69,10 @@ impl ResponseBody {
         ahead: VecDeque<Bytes>,
         rest: Option<Rest>,
         rewriter: Option<rewrite::Stream>,
+        look: Option<Box<Look>>,
         account: Account,
     ) -> Self {
-        let mut body = Self { ahead, rest, rewriter, account };
+        let mut body = Self { ahead, rest, rewriter, look, account };
         if body.rest.as_ref().is_some_and(|rest| rest.body.is_end_stream()) {
             body.finish();
         }
@@ -148,6 +151,9 @@ impl ResponseBody {
     fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = self;
         if let Some(data) = this.ahead.pop_front() {
+            if let Some(look) = &mut this.look {
+                look.push(&data);
+            }
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         let Some(rest) = &mut this.rest else { return Poll::Ready(None) };
@@ -164,6 +170,9 @@ impl ResponseBody {
                 if let Some(trailers) = frame.trailers_mut() {
                     headers::clean_trailers(trailers);
                 }
+                if let (Some(look), Some(data)) = (&mut this.look, frame.data_ref()) {
+                    look.push(data);
+                }
                 if rest.body.is_end_stream() {
                     this.finish();
                 }
@@ -177,6 +186,15 @@ impl ResponseBody {
                 this.finish();
                 Poll::Ready(None)
             }
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    /// hyper need not ask for the end of a body whose length it knows.
+    fn drop(&mut self) {
+        if let Some(look) = self.look.take() {
+            self.account.worker.looked_into(&look);
         }
     }
 }

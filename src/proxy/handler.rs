@@ -46,7 +46,8 @@ pub(crate) async fn handle(
     let passage = Passage { worker: &worker, exchange: &exchange, route, head: &head, body: &body, upgrade };
     let mut response = match passage.answer(received).await {
         Ok(Relay { head, ahead, rest, rewriter }) => {
-            Response::from_parts(head, ResponseBody::relayed(ahead, rest, rewriter, account))
+            let look = worker.look(&head);
+            Response::from_parts(head, ResponseBody::relayed(ahead, rest, rewriter, look, account))
         }
         Err(error) => {
             worker.refused(&error, &exchange);
@@ -75,6 +76,7 @@ fn taken_apart(mut request: Request<Incoming>) -> (request::Parts, Incoming, Opt
     if head.version == Version::HTTP_2 {
         headers::from_http2(&mut head);
     }
+    headers::encode_target(&mut head);
     (head, body, upgrade)
 }
 

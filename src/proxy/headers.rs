@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, Version, header, request, response,
-    uri::{Authority, Scheme},
+    uri::{Authority, PathAndQuery, Scheme},
 };
+use percent_encoding::{CONTROLS, utf8_percent_encode};
 
 use super::ForwardedHeaders;
 use crate::upstream::{Endpoint, Host};
@@ -116,6 +117,17 @@ pub(crate) fn from_http2(head: &mut request::Parts) {
     {
         head.headers.insert(header::COOKIE, cookie);
     }
+}
+
+/// Percent-encodes what old clients write into a target as it is: UTF-8 beyond ASCII, which RFC 3986 §2.1 does not allow.
+/// What is judged from here on is what is sent.
+pub(crate) fn encode_target(head: &mut request::Parts) {
+    let Some(target) = head.uri.path_and_query().filter(|target| !target.as_str().is_ascii()) else { return };
+    let encoded = utf8_percent_encode(target.as_str(), CONTROLS).to_string();
+    let mut parts = std::mem::take(&mut head.uri).into_parts();
+    // Cannot fail: only triplets were added.
+    parts.path_and_query = PathAndQuery::try_from(encoded).ok();
+    head.uri = Uri::from_parts(parts).unwrap_or_default();
 }
 
 /// Writes a request of HTTP/1.1 as HTTP/2 says it, the other way round.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 
-use super::{error, rewrite::Treatment, route};
+use super::{error, rewrite::Treatment, route, seen::Seen};
 use crate::{
     base::counter::{Counter, Histogram},
     upstream,
@@ -35,6 +35,8 @@ pub struct Metrics {
     /// JSON answers that could not be looked into, since they are compressed.
     pub coded: Counter,
     retries: [[Counter; RETRY_OUTCOMES.len()]; RETRY_REASONS.len()],
+    /// What JSON answers tell that the configuration does not handle.
+    pub seen: Seen,
     /// One for each origin that an upstream names as an endpoint, in the order of the configuration.
     pub endpoints: Vec<Endpoint>,
 }
@@ -122,6 +124,7 @@ impl Metrics {
             rewritten: Counter::default(),
             coded: Counter::default(),
             retries: Default::default(),
+            seen: Seen::default(),
             endpoints: origins.iter().cloned().map(Endpoint::new).collect(),
         }
     }

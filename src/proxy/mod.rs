@@ -18,6 +18,7 @@ mod recording;
 mod replay;
 mod rewrite;
 mod route;
+pub mod seen;
 mod tunnel;
 mod worker;
 

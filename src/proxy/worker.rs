@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, StatusCode, request};
+use http::{HeaderValue, StatusCode, request, response};
 use http_body_util::BodyExt as _;
 use slab::Slab;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -31,6 +31,7 @@ use super::{
     replay::AttemptBody,
     rewrite::Rewrites,
     route::{Route, Routes},
+    seen::{self, Look},
 };
 use crate::{
     base::{
@@ -81,6 +82,7 @@ pub(crate) struct Worker {
     pub(crate) lingering: mpsc::UnboundedSender<Abandoned>,
     reported: [Cell<u64>; error::LABELS.len()],
     sampled: Cell<(u64, u32)>,
+    looked: Cell<(u64, u32)>,
 }
 
 /// A token as this worker carries it: with a copy of its own of the header, so that taking it touches no memory that other
@@ -196,6 +198,7 @@ impl Worker {
             lingering,
             reported: std::array::from_fn(|_| Cell::new(0)),
             sampled: Cell::default(),
+            looked: Cell::default(),
             config,
             shared,
         });
@@ -316,6 +319,23 @@ impl Worker {
             let (method, path) = (&request.method, request.uri.path());
             tracing::info!(target: "bearer_proxy::access", %method, path, status = status.as_u16(), millis, "request");
         }
+    }
+
+    /// Whether an answer is looked into while it passes: a few of each second are.
+    pub(crate) fn look(&self, head: &response::Parts) -> Option<Box<Look>> {
+        let second = self.ticker.now() / 10;
+        let (looked_second, count) = self.looked.get();
+        let count = if second == looked_second { count } else { 0 };
+        if count >= seen::EACH_SECOND || !Look::is_worth_it(head) {
+            return None;
+        }
+        self.looked.set((second, count + 1));
+        Some(Box::default())
+    }
+
+    /// An answer that was looked into has passed.
+    pub(crate) fn looked_into(&self, look: &Look) {
+        look.note(&self.metrics.seen, self.config.retry.json.as_ref(), &self.rewrites, self.clock.wall());
     }
 
     /// A few of each second: half of them are kept for server errors.
