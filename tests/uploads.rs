@@ -345,3 +345,57 @@ async fn an_expectation_that_is_refused_is_dropped() {
         assert_eq!((answer.status, answer.body.as_str()), (200, "good"), "{sends:?}");
     }
 }
+
+/// An upstream that refuses chunks in their middle, and wants no more of them, can be asked again on the same connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chunks_that_were_refused_end_in_good_order() {
+    let (ended, connections) = (Arc::new(tokio::sync::Notify::new()), Arc::new(AtomicUsize::new(0)));
+    let (tell, count) = (Arc::clone(&ended), Arc::clone(&connections));
+    let address = scripted(move |_, mut stream| {
+        let tell = Arc::clone(&tell);
+        count.fetch_add(1, Relaxed);
+        async move {
+            loop {
+                let head = read_head(&mut stream).await?;
+                if head.is_empty() {
+                    return Ok(());
+                }
+                let is_fresh = !head.contains("Bearer token-0-1\r\n");
+                if head.contains("100-continue") {
+                    stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
+                }
+                let mut seen = vec![0; 5];
+                if !is_fresh {
+                    stream.read_exact(&mut seen).await?;
+                    stream.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").await?;
+                }
+                while !seen.ends_with(b"0\r\n\r\n") {
+                    seen.push(stream.read_u8().await?);
+                }
+                if is_fresh {
+                    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", seen.len());
+                    stream.write_all(&[answer.as_bytes(), &seen].concat()).await?;
+                } else {
+                    tell.notify_one();
+                }
+            }
+        }
+    })
+    .await;
+    let issuer = issuer().await;
+    let limits = [("token.issuer", issuer.as_str()), ("retry.cooldown", "1ms")];
+    let proxy = proxy(&format!("http://{address}"), &limits);
+    proxy.ready().await;
+    let mut client = TcpStream::connect(proxy.address).await.unwrap();
+    let head = "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
+    client.write_all(format!("{head}5\r\nfirst\r\n").as_bytes()).await.unwrap();
+    tokio::time::timeout(LIMIT, ended.notified()).await.expect("the refused chunks have an end");
+    client.write_all(b"6\r\nsecond\r\n0\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains("first") && answer.contains("second"), "{answer}");
+    let idle = format!("bearer_proxy_upstream_connections{{endpoint=\"http://{address}\",state=\"idle\"}}");
+    let all_idle = async || proxy.metric(&idle).await == connections.load(Relaxed) as f64;
+    eventually("every connection can be used again", all_idle).await;
+}

@@ -217,8 +217,7 @@ impl Passage<'_> {
         };
         let refusal = match read {
             ReadAhead::Whole(refusal, lease) => {
-                // Servers that refuse a body often do not read it, and close. The replay must not meet that close.
-                if self.body.is_empty() {
+                if self.body.leave_off() {
                     lease.release();
                 }
                 Some(refusal)
@@ -227,9 +226,11 @@ impl Passage<'_> {
                 self.body.unpark();
                 return self.exhausted(RetryOutcome::BodyNotKept, refusal);
             }
-            ReadAhead::Broken => None,
+            ReadAhead::Broken => {
+                self.body.end();
+                None
+            }
         };
-        self.body.end();
         let exhausted = |outcome| match refusal {
             Some(refusal) => self.exhausted(outcome, refusal),
             None => Err(Error::BrokenOff),

@@ -37,6 +37,8 @@ struct Holder {
     recording: Option<Recording>,
     trailers: Option<HeaderMap>,
     attempt: u32,
+    /// An attempt that was ended, and whose body ends where it was.
+    left_off: Option<u32>,
     parked: bool,
     waker: Option<Waker>,
     failed: bool,
@@ -72,6 +74,7 @@ impl RequestBody {
             recording: keep.then(|| Recording::new(limits.clone(), length)),
             trailers: None,
             attempt: 0,
+            left_off: None,
             parked: false,
             waker: None,
             failed: false,
@@ -169,6 +172,21 @@ impl RequestBody {
             holder.parked = false;
             holder.wake();
         }
+    }
+
+    /// Ends the current attempt, which was refused in full, before all of its body was sent: chunks end here as if they were
+    /// whole, since the upstream wants no more of them; a body with a length fails. Whether the connection can be used
+    /// again.
+    pub(crate) fn leave_off(&self) -> bool {
+        let Some(holder) = &self.0 else { return true };
+        let is_chunked = {
+            let mut holder = holder.borrow_mut();
+            let is_chunked = holder.length.is_none();
+            holder.left_off = is_chunked.then_some(holder.attempt);
+            is_chunked
+        };
+        self.end();
+        is_chunked
     }
 
     /// The answer is on its way to the client: nothing will be sent again, so nothing needs to be kept.
@@ -311,7 +329,7 @@ impl Body for AttemptBody {
         let mut holder = reader.holder.borrow_mut();
         if holder.attempt != reader.attempt {
             reader.over = true;
-            return Poll::Ready(Some(Err(Over.into())));
+            return Poll::Ready((holder.left_off != Some(reader.attempt)).then(|| Err(Over.into())));
         }
         if holder.parked {
             holder.waker = Some(cx.waker().clone());
