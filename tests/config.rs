@@ -14,7 +14,7 @@ use bearer_proxy::{
     base::log::Format,
     config::{self, Key, Kind, Loaded, Mistakes, Presence, Source},
     net::tls,
-    proxy::{AccessLog, Exhausted, ForwardedHeaders, Listener, RetryJson, Rewrite, Route},
+    proxy::{AccessLog, Exhausted, ForwardedHeaders, Listener, RetryJson, Rewrite, Route, Rules, rules::Rule},
     token::{BasicEncoding, Parameters, jwt::User},
     upstream::{Host, Http2},
 };
@@ -197,10 +197,17 @@ fn every_key_arrives_where_it_belongs() {
         upstream,
         strip_prefix: false,
         inject: true,
+        rules: Rules::default(),
         response_timeout: None,
         body_idle_timeout: None,
     };
     let documents = route(None, "/_document", 1);
+    let rules = Rules {
+        allow: vec![Rule::new(None, "/public/files")],
+        deny: vec![Rule::new(Some("DELETE".parse().unwrap()), "/"), Rule::new(None, "/public/files/.trash")],
+    };
+    let issuer = ["refresh", "authorize", "token", "jwt"];
+    assert!(proxy.issuer_segments.len() == issuer.len(), "{:?}", proxy.issuer_segments);
     assert_eq!(
         proxy.routes,
         [
@@ -210,7 +217,7 @@ fn every_key_arrives_where_it_belongs() {
                 body_idle_timeout: Some(seconds(26)),
                 ..route(Some("files.example.com"), "", 2)
             },
-            Route { inject: false, ..route(Some("files.example.com"), "/public/files", 0) },
+            Route { inject: false, rules, ..route(Some("files.example.com"), "/public/files", 0) },
             Route { strip_prefix: true, ..route(None, "/_share", 1) },
         ]
     );
@@ -711,7 +718,7 @@ fn the_shipped_file_documents_every_key_and_no_other() {
             (key.path.to_owned(), table["value"].clone())
         })
         .collect();
-    assert_eq!(documented.len(), 100, "keys seen");
+    assert_eq!(documented.len(), 102, "keys seen");
     assert_eq!(documented, in_code);
 
     // What is said to be a default is commented out, and a comment line precedes every group of keys.

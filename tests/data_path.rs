@@ -60,7 +60,7 @@ async fn the_upstream_sees_one_clean_request() {
     let proxy = in_front_of(upstream, &[]).await;
     let request = "POST /a%2Fb;x=1?q=%C3%BC&r=+ HTTP/1.1\r\nHost: localhost:1\r\nAuthorization: Bearer a\r\nauthorization: Basic b\r\n\
                    Connection: authorization, x-hop\r\nConnection: close\r\nX-Hop: 1\r\nProxy-Authorization: c\r\n\
-                   X-Kept: one\r\nTE: trailers\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\nX-Kept: two\r\nContent-Length: 4\r\n\r\nbody";
+                   X-Kept: one\r\nTE: trailers\r\nX-Original-URL: /x\r\nX-HTTP-Method-Override: PUT\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\nX-Kept: two\r\nContent-Length: 4\r\n\r\nbody";
     let answer = raw(proxy.address, request.as_bytes(), LIMIT).await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     let seen = answer.split_once("\r\n\r\n").unwrap().1;
@@ -69,7 +69,15 @@ async fn the_upstream_sees_one_clean_request() {
     let lower = seen.to_ascii_lowercase();
     assert_eq!(lower.matches("\r\nauthorization: bearer token-").count(), 1, "{seen}");
     assert_eq!(lower.matches("authorization:").count(), 1, "{seen}");
-    for absent in ["x-hop", "proxy-authorization", "upgrade", "http2-settings", "localhost:1\r\ncont"] {
+    for absent in [
+        "x-hop",
+        "x-original-url",
+        "x-http-method",
+        "proxy-authorization",
+        "upgrade",
+        "http2-settings",
+        "localhost:1\r\ncont",
+    ] {
         assert!(!lower.contains(absent), "{absent} in {seen}");
     }
     // The client can take trailers, and so can we: for this hop only.
@@ -841,4 +849,52 @@ async fn raw_utf8_in_a_target_is_encoded_and_nothing_else_of_it_changes() {
     // Bytes that are no UTF-8 could mean anything.
     let answer = raw(proxy.address, b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n", LIMIT).await;
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn input_11_and_12_paths_that_are_denied_or_ambiguous_never_arrive() {
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let note = Arc::clone(&seen);
+    let upstream = scripted(move |_, mut stream| {
+        let seen = Arc::clone(&note);
+        async move {
+            let (head, _) = read_request(&mut stream).await?;
+            seen.lock().unwrap().push(head.split(' ').nth(1).unwrap_or_default().to_owned());
+            stream.write_all(ok("").as_bytes()).await
+        }
+    })
+    .await;
+    let rules = [
+        ("route[0].prefix", "/files"),
+        ("route[0].strip_prefix", "true"),
+        ("route[0].allow", "/a,/b"),
+        ("route[0].deny", "/a/secret,DELETE /"),
+    ];
+    let proxy = in_front_of(upstream, &rules).await;
+    for (request, expected) in [
+        ("GET /api/token.do", 403),
+        ("POST /API/refreshToken.do?grant_type=refresh_token", 403),
+        ("GET /nd/api/Token.do/", 403),
+        ("GET /api%2ftoken.do", 403),
+        ("GET /api/%2574oken.do", 403),
+        ("GET /api/x/..;/authorize.do", 403),
+        ("GET /files/api/authorizeByJWT.do", 403),
+        ("GET /%zz", 400),
+        ("GET /a%00b", 400),
+        ("GET /files/a/../a/secret", 400),
+        ("GET /files/a%2fsecret", 400),
+        ("GET /files/a/%73ecret/x", 403),
+        ("GET /files/c", 403),
+        ("DELETE /files/a", 403),
+        ("GET /files/a/x", 200),
+        ("GET /a%2Fb;x=1/../c", 200),
+    ] {
+        let request = format!(
+            "{request} HTTP/1.1\r\nHost: localhost\r\nX-Original-URL: /api/token.do\r\nConnection: close\r\n\r\n"
+        );
+        let answer = raw(proxy.address, request.as_bytes(), LIMIT).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{request}: {answer}");
+    }
+    assert_eq!(*seen.lock().unwrap(), ["/a/x", "/a%2Fb;x=1/../c"]);
+    assert_eq!(proxy.metric("bearer_proxy_requests_rejected_total{reason=\"issuer_path\"}").await, 7.0);
 }

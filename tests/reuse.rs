@@ -114,8 +114,7 @@ async fn fault_22_an_upstream_closes_idle_connections_at_random() {
         gets_failed += gets;
         posts_failed += posts;
     }
-    let seen = seen.lock().unwrap();
-    let doubled = seen.values().filter(|count| **count > 1).count();
+    let doubled = seen.lock().unwrap().values().filter(|count| **count > 1).count();
     let (snubbed, posts) = (snubbed.load(SeqCst), total / 10);
     println!(
         "{total} requests: {gets_failed} GETs failed; {posts} POSTs, {posts_failed} failed, {doubled} doubled; {snubbed} requests reset unread"
@@ -211,10 +210,9 @@ async fn fault_20_nobody_listens_or_nobody_answers() {
         let proxy = proxy(&format!("http://{address}"), &limits);
         proxy.ready().await;
         for request in [get("/"), post("/", "body")] {
-            let asked = std::time::Instant::now();
-            assert_eq!(proxy.send(request).await.status(), status, "{address}");
             // Far from every other limit.
-            assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+            let answer = tokio::time::timeout(Duration::from_secs(4), proxy.send(request)).await;
+            assert_eq!(answer.expect("within the limit").status(), status, "{address}");
         }
     }
 }

@@ -242,6 +242,8 @@ const KEYS: &[Key] = &[
     optional("route.upstream", Text, r#""documents""#),
     optional("route.strip_prefix", Bool, "true"),
     optional("route.inject", Bool, "false"),
+    optional("route.allow", Texts, r#"["/api"]"#),
+    optional("route.deny", Texts, r#"["/api/admin", "DELETE /"]"#),
     optional("route.response_timeout", Text, r#""5m""#),
     optional("route.body_idle_timeout", Text, r#""2m""#),
     required(

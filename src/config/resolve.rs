@@ -38,6 +38,7 @@ pub(super) fn config(r: &mut Reader) -> Option<Config> {
     let proxy = proxy::Config {
         routes: routes.into_iter().flatten().collect(),
         rewrites: rewrites.into_iter().flatten().collect(),
+        issuer_segments: token::issuer_segments(r),
         ..proxy(r, listening)
     };
     let log = log(r);
@@ -68,6 +69,7 @@ fn proxy(r: &mut Reader, listening: Vec<Listening>) -> proxy::Config {
         retry: retry(r),
         routes: Vec::new(),
         rewrites: Vec::new(),
+        issuer_segments: Vec::new(),
         access_log: r
             .choice("log.access", [("off", AccessLog::Off), ("sampled", AccessLog::Sampled), ("all", AccessLog::All)]),
     }

@@ -22,6 +22,12 @@ pub(crate) enum Error {
     /// No well-formed request.
     #[error("{0}")]
     BadRequest(&'static str),
+    /// The path is one of the issuer's.
+    #[error("the path belongs to the issuer: no client may spend or mint the tokens of this proxy")]
+    IssuerPath,
+    /// A rule of the operator's.
+    #[error("the path may not be asked for: see allow and deny of its [[route]]")]
+    PathDenied,
     /// `TRACE` and `CONNECT` have no business here.
     #[error("the method is not served: it would expose or bypass the credentials of this proxy")]
     Method,
@@ -68,11 +74,13 @@ struct Class {
 }
 
 /// Labels of `requests_rejected_total`, in the order of [`Error::index`].
-pub(crate) const LABELS: [&str; 18] = [
+pub(crate) const LABELS: [&str; 20] = [
     "foreign_host",
     "foreign_origin",
     "foreign_site",
     "bad_request",
+    "issuer_path",
+    "path_denied",
     "method",
     "expectation",
     "loop",
@@ -114,6 +122,8 @@ impl Error {
             Self::BadRequest(_) => {
                 class(StatusCode::BAD_REQUEST, "Malformed request", "http_request_error", "bad_request")
             }
+            Self::IssuerPath => class(StatusCode::FORBIDDEN, "Path of the issuer", DENIED, "issuer_path"),
+            Self::PathDenied => class(StatusCode::FORBIDDEN, "Path not allowed", DENIED, "path_denied"),
             Self::Method => class(StatusCode::METHOD_NOT_ALLOWED, "Method not served", DENIED, "method"),
             Self::Expectation => {
                 class(StatusCode::EXPECTATION_FAILED, "Expectation failed", "http_request_error", "expectation")

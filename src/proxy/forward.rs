@@ -8,7 +8,7 @@ use std::{
 };
 
 use http::{HeaderValue, Request, StatusCode, Version, header, request, response};
-use hyper::body::Incoming;
+use hyper::{body::Incoming, client::conn::TrySendError};
 
 use super::{
     error::Error,
@@ -167,19 +167,7 @@ impl Passage<'_> {
                 body.answered();
                 Ok(Answer { head, body: answer, lease })
             }
-            Some(Err(mut failed)) => {
-                let is_unwritten = failed.take_message().is_some();
-                let failed = failed.into_error();
-                let error = classify(&failed, body);
-                let is_lost = lease.is_reused()
-                    && (is_unwritten || self.head.method.is_idempotent() && matches!(error, Error::BrokenOff));
-                let again = (is_lost || upstream::is_unprocessed(&failed)) && body.can_repeat();
-                if !again {
-                    body.end();
-                    worker.upstream_failed(lease.endpoint(), error.label());
-                }
-                Err(Failure { error, again })
-            }
+            Some(Err(failed)) => Err(self.failure(failed, &lease)),
             None => {
                 body.end();
                 // It may be the connection that is dead.
@@ -188,6 +176,20 @@ impl Passage<'_> {
                 Err(Failure { error: Error::ResponseTimeout, again: false })
             }
         }
+    }
+
+    fn failure(&self, mut failed: TrySendError<Request<AttemptBody>>, lease: &Lease<AttemptBody>) -> Failure {
+        let is_unwritten = failed.take_message().is_some();
+        let failed = failed.into_error();
+        let error = classify(&failed, self.body);
+        let is_lost = lease.is_reused()
+            && (is_unwritten || self.head.method.is_idempotent() && matches!(error, Error::BrokenOff));
+        let again = (is_lost || upstream::is_unprocessed(&failed)) && self.body.can_repeat();
+        if !again {
+            self.body.end();
+            self.worker.upstream_failed(lease.endpoint(), error.label());
+        }
+        Failure { error, again }
     }
 
     fn request(

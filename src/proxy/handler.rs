@@ -123,6 +123,8 @@ enum ReadAhead {
 impl Passage<'_> {
     async fn answer(&self, received: Moment) -> Result<Relay, Error> {
         self.exchange.peer.gate.check(self.head, &self.exchange.peer.known_host)?;
+        let path = self.route.path(&self.head.uri);
+        self.route.rules.judge(&self.head.method, path, &self.worker.config.issuer_segments)?;
         if headers::has_been_here(&self.head.headers, &self.worker.mark) {
             return Err(Error::Loop);
         }

@@ -222,6 +222,8 @@ fn is_dropped_from_requests(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
         "connection" | "proxy-connection" | "keep-alive" | "te" | "transfer-encoding" | "upgrade" | "http2-settings"
+            // Some servers act on these instead of on the path and the method that were judged.
+            | "x-original-url" | "x-rewrite-url" | "x-http-method-override" | "x-http-method" | "x-method-override"
             | "authorization" | "proxy-authorization" | "proxy-authenticate" | "host"
             // The body is sent at once: whoever waits for a 100 waits for ours.
             | "expect"

@@ -18,6 +18,7 @@ mod recording;
 mod replay;
 mod rewrite;
 mod route;
+pub mod rules;
 pub mod seen;
 mod tunnel;
 mod worker;
@@ -33,7 +34,7 @@ use http::{HeaderValue, StatusCode, uri::Scheme};
 use tokio::sync::{oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 
-pub use self::metrics::Metrics;
+pub use self::{metrics::Metrics, rules::Rules};
 use crate::{
     net::{
         socket::{Address, Bound},
@@ -158,6 +159,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// Addresses in answers that are brought home.
     pub rewrites: Vec<Rewrite>,
+    /// The last segments of the issuer's own paths, see [`rules::issuer_segment`].
+    pub issuer_segments: Vec<String>,
     /// Which requests are logged.
     pub access_log: AccessLog,
 }
@@ -187,6 +190,8 @@ pub struct Route {
     pub strip_prefix: bool,
     /// Whether requests get our token. Without it, an answer says nothing about the token either.
     pub inject: bool,
+    /// Which paths may be asked for, as the upstream sees them.
+    pub rules: Rules,
     /// Instead of the upstream's `response_timeout`.
     pub response_timeout: Option<Duration>,
     /// Instead of the upstream's `body_idle_timeout`.

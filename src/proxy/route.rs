@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::{Uri, header, request, uri::PathAndQuery};
 
-use super::{Rewrite, Route as Config};
+use super::{Rewrite, Route as Config, Rules};
 use crate::{base::ticker::Ticks, upstream};
 
 /// All routes, the most specific ones first, and the one that takes what no other does.
@@ -26,6 +26,7 @@ pub(crate) struct Route {
     pub(crate) upstream: usize,
     /// Whether requests get our token, and their answers are judged.
     pub(crate) inject: bool,
+    pub(crate) rules: Rules,
     /// Whether addresses in JSON are brought home. Not from where they lead to: a document that is downloaded arrives as
     /// it is, also one that is JSON.
     pub(crate) is_rewritten: bool,
@@ -62,6 +63,7 @@ impl Routes {
                 strip_prefix: route.strip_prefix,
                 upstream: route.upstream,
                 inject: route.inject,
+                rules: route.rules.clone(),
                 is_rewritten: !rewrites.is_empty() && !is_target(route, rewrites),
                 limits: limits(route.upstream, route.response_timeout, route.body_idle_timeout),
             })
@@ -74,6 +76,7 @@ impl Routes {
             strip_prefix: false,
             upstream: 0,
             inject: true,
+            rules: Rules::default(),
             is_rewritten: !rewrites.is_empty(),
             limits: limits(0, None, None),
         };
@@ -121,6 +124,13 @@ impl Route {
         if self.strip_prefix { &self.prefix } else { "" }
     }
 
+    /// The path as the upstream sees it.
+    pub(crate) fn path<'a>(&self, target: &'a Uri) -> &'a str {
+        let path = target.path();
+        let rest = if self.strip_prefix { path.strip_prefix(self.prefix.as_str()).unwrap_or(path) } else { path };
+        if rest.is_empty() { "/" } else { rest }
+    }
+
     /// The target as the upstream sees it: in origin form (RFC 9112 §3.2.1), since where a request goes is not for the
     /// request to say, and without what the route strips.
     pub(crate) fn target(&self, target: &Uri) -> Uri {
@@ -160,6 +170,7 @@ mod tests {
             upstream,
             strip_prefix: true,
             inject: true,
+            rules: Rules::default(),
             response_timeout: None,
             body_idle_timeout: None,
         }

@@ -6,7 +6,7 @@ use super::{listeners::Listening, upstream::warn_if_clear};
 use crate::{
     config::{findings::fault, keys, reader::Reader, suggest, values},
     net::socket::Address,
-    proxy::{Rewrite, Route},
+    proxy::{Rewrite, Route, Rules, rules::Rule},
     upstream,
 };
 
@@ -66,12 +66,20 @@ fn route(r: &mut Reader, section: &str, upstreams: &[upstream::Config], rewrites
     let upstream = upstream_of(r, &key("upstream"), upstreams);
     let strip_prefix = r.read(&key("strip_prefix"), values::boolean).unwrap_or(is_target);
     let inject = r.read(&key("inject"), values::boolean).unwrap_or(!is_target);
+    let rules = Rules { allow: path_rules(r, &key("allow")), deny: path_rules(r, &key("deny")) };
     let response_timeout = r.read(&key("response_timeout"), values::positive_duration);
     let body_idle_timeout = r.read(&key("body_idle_timeout"), values::positive_duration);
     if !is_good {
         return None;
     }
-    Some(Route { host, prefix, upstream: upstream?, strip_prefix, inject, response_timeout, body_idle_timeout })
+    Some(Route { host, prefix, upstream: upstream?, strip_prefix, inject, rules, response_timeout, body_idle_timeout })
+}
+
+fn path_rules(r: &mut Reader, key: &str) -> Vec<Rule> {
+    if !r.is_given(key) {
+        return Vec::new();
+    }
+    r.some_of(key, values::path_rule).into_iter().map(|(rule, _)| rule).collect()
 }
 
 /// Position of the upstream that a route names; without a name it is the plain one.

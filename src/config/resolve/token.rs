@@ -13,6 +13,7 @@ use crate::{
     base::{process, secret::Secret},
     config::{findings::fault, reader::Reader, values},
     net,
+    proxy::rules,
     token::{self, BasicEncoding, Fields, IssuerConfig, Parameters},
     upstream::{self, Endpoint},
 };
@@ -50,6 +51,14 @@ fn seed(r: &mut Reader, state_file: Option<&Path>) -> Option<Secret> {
         return None;
     }
     r.secret("token.refresh_token")
+}
+
+/// What no client may ask for: the last segments of the issuer's paths.
+pub(super) fn issuer_segments(r: &Reader) -> Vec<String> {
+    let paths = ["token.refresh_path", "token.authorize_path", "token.token_path", "token.jwt_path"];
+    // A mistake in one is told where it is read.
+    let paths = paths.into_iter().filter_map(|path| values::url_path(r.value_of(path)?).ok());
+    paths.filter_map(|path| rules::issuer_segment(&path)).collect()
 }
 
 fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {

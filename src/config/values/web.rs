@@ -12,6 +12,7 @@ use super::{Read, integer, text, text_like};
 use crate::{
     config::{findings::fault, raw::Value},
     net::socket::Address,
+    proxy::rules::Rule,
     upstream::Endpoint,
 };
 
@@ -155,6 +156,24 @@ pub(in crate::config) fn url_path(value: &Value) -> Read<String> {
         Ok(text.to_owned())
     } else {
         Err(fault("is not a path", r#"write a path without a query, as in "/api/refreshToken.do""#))
+    }
+}
+
+/// A path, with or without a method before it.
+pub(in crate::config) fn path_rule(value: &Value) -> Read<Rule> {
+    const EXAMPLES: &str = r#"write a path, as in "/api", or a method and a path, as in "DELETE /api""#;
+    let text = text(value)?;
+    let (method, path) = match text.split_once(' ') {
+        Some((method, path)) => (Some(method), path),
+        None => (None, text),
+    };
+    let is_path = path.starts_with('/') && path.chars().all(|c| !c.is_whitespace() && !"?#%;\\".contains(c));
+    let method = method.map(|method| method.parse().ok().filter(|_| method.bytes().all(|b| b.is_ascii_uppercase())));
+    match method {
+        _ if !is_path => Err(fault("is not a path without a query and encodings", EXAMPLES)),
+        Some(None) => Err(fault("does not begin with a method in capitals", EXAMPLES)),
+        Some(Some(method)) => Ok(Rule::new(Some(method), path)),
+        None => Ok(Rule::new(None, path)),
     }
 }
 
