@@ -2,6 +2,8 @@
 
 pub mod backoff;
 pub mod clock;
+#[cfg(test)]
+pub(crate) mod corpus;
 pub mod counter;
 pub mod log;
 pub mod process;

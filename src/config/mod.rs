@@ -4,6 +4,8 @@
 //! `resolve` reads it into [`Config`], in which nothing is optional that the program needs.
 
 mod findings;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod keys;
 mod raw;
 mod reader;

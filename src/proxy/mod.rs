@@ -6,6 +6,8 @@ mod error;
 mod exchange;
 mod expect;
 mod forward;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub(crate) mod guard;
 mod handler;
 pub mod headers;

@@ -23,6 +23,8 @@ mod channel;
 mod credential;
 pub mod exchange;
 mod first;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod issuer;
 pub mod jwt;
 pub mod login;
