@@ -1,4 +1,4 @@
-//! What every layer may use: time, secrets, backoff, shutdown, logging.
+//! What every layer may use: time, secrets, backoff, shutdown, logging, changing files.
 
 pub mod backoff;
 pub mod clock;
@@ -10,3 +10,4 @@ pub mod process;
 pub mod secret;
 pub mod shutdown;
 pub mod ticker;
+pub mod watch;

@@ -13,7 +13,6 @@
 //! | `state.rs` | what is told to people and machines |
 //! | `issuer.rs`, `channel.rs`, `answer.rs` | the call, how it is sent, and the judgement of its answer |
 //! | `exchange.rs`, `jwt.rs`, `first.rs` | first tokens: for a code, and without a person |
-//! | `watch.rs` | notices that secrets and the state file change |
 //! | `login.rs` | first tokens that a person got, stored beside a running refresher |
 //! | `store/` | where tokens outlive the process |
 
@@ -34,9 +33,11 @@ mod state;
 mod store;
 #[cfg(test)]
 mod testing;
-mod watch;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 pub use self::{
     answer::{Class, Failure, Grant},
@@ -70,6 +71,14 @@ pub struct Config {
     pub wait: Duration,
     /// The least time between two refreshes that rejections ask for.
     pub cooldown: Duration,
+}
+
+impl Config {
+    /// The files that the credential comes from.
+    fn files(&self) -> impl Iterator<Item = &Path> {
+        let secrets = [Some(&self.issuer.client_secret), self.refresh_token.as_ref()];
+        secrets.into_iter().flatten().filter_map(Secret::file).chain(self.state_file.as_deref())
+    }
 }
 
 /// How to talk to the issuer: `POST {url}`, HTTP Basic, grant in the URL or in a form.

@@ -27,12 +27,12 @@ use super::{
     schedule,
     state::{Ledger, Outcome, Problem, Reason, Refresh, State, Status},
     store::{self, Access, FileStore, Lock, Origin, Record, Seed, Store, Writer},
-    watch::Watch,
 };
 use crate::base::{
     backoff::{self, Backoff},
     clock::{Moment, SharedClock},
     secret::Secret,
+    watch::Watch,
 };
 
 /// Calls of a refused client are at least this far apart.
@@ -118,7 +118,7 @@ impl Refresher {
         record: Record,
     ) -> (Self, Credential) {
         let writer = Writer::new(store.clone(), Arc::clone(&clock));
-        let watch = Watch::new(&config, Arc::clone(&clock));
+        let watch = Watch::new(config.files(), Arc::clone(&clock));
         let shared = Shared::new(config.name, clock, config.cooldown, Ledger::new(writer.persistence()));
         let status =
             Status { state: State::Starting, reason: Reason::Refreshing, since: shared.clock.wall(), version: None };

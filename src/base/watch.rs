@@ -1,24 +1,26 @@
 //! Notices that files change: by the system's events, and by looking again every now and then.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _, event::AccessKind};
 use tokio::sync::mpsc;
 
-use super::Config;
-use crate::base::clock::{Moment, SharedClock};
+use super::clock::{Moment, SharedClock};
 
 /// Writers are given that long to finish. Whoever needs longer causes another event.
 const SETTLE: Duration = Duration::from_millis(200);
 /// Events get lost: network folders send none, and a folder that was replaced no more.
 const POLL: Duration = Duration::from_secs(30);
 
-/// The state file's folder may not be there yet: a `login`, or the first refresh, makes it.
+/// A file's folder may not be there yet, as that of the state file before a `login` or the first refresh makes it.
 const APPEAR: Duration = Duration::from_secs(1);
 
 /// Watches the folders of a few files.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub struct Watch {
     /// Folders rather than files: a file that is replaced, or that a symbolic link leads to, changes without an event
     /// of its own. Kubernetes mounts secrets so.
     folders: Vec<PathBuf>,
@@ -32,13 +34,11 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Watches the files that a credential comes from.
-    pub(super) fn new(config: &Config, clock: SharedClock) -> Self {
-        let secrets = [Some(&config.issuer.client_secret), config.refresh_token.as_ref()];
-        let files = secrets.into_iter().flatten().filter_map(|secret| secret.file());
+    /// Watches the folders of these files. Without a file nothing ever changes.
+    pub fn new<'a>(files: impl IntoIterator<Item = &'a Path>, clock: SharedClock) -> Self {
         let mut folders: Vec<_> = files
-            .chain(config.state_file.as_deref())
-            .filter_map(|file| file.parent())
+            .into_iter()
+            .filter_map(Path::parent)
             .map(|folder| if folder.as_os_str().is_empty() { ".".into() } else { folder.to_owned() })
             .collect();
         folders.sort();
@@ -59,7 +59,7 @@ impl Watch {
     }
 
     /// Resolves when something may have changed. May be dropped at any await: nothing is lost.
-    pub(super) async fn changed(&mut self) {
+    pub async fn changed(&mut self) {
         if self.folders.is_empty() {
             return std::future::pending().await;
         }
@@ -89,7 +89,7 @@ impl Watch {
         if is_missing { self.polls_at.min(self.clock.now() + APPEAR) } else { self.polls_at }
     }
 
-    /// Those that are not watched yet: the state file's folder is made when it is first written.
+    /// Those that are not watched yet, because they were not there.
     fn watch_folders(&mut self) {
         let Some(watcher) = &mut self.watcher else { return };
         self.unwatched.retain(|folder| watcher.watch(folder, RecursiveMode::NonRecursive).is_err());
@@ -103,19 +103,13 @@ fn is_change(kind: EventKind) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path, sync::Arc};
+    use std::{fs, sync::Arc};
 
     use super::*;
-    use crate::{
-        base::{
-            clock::{Clock as _, Simulated, system},
-            secret::Secret,
-        },
-        token::testing::config,
-    };
+    use crate::base::clock::{Clock as _, Simulated, system};
 
     fn watch(file: &Path, clock: SharedClock) -> Watch {
-        Watch::new(&config(Some(Secret::from_file(file.to_owned()).expect("readable"))), clock)
+        Watch::new([file], clock)
     }
 
     /// Told of the change, and of nothing after it.
@@ -183,9 +177,7 @@ mod tests {
     async fn a_folder_that_appears_is_noticed_and_watched_from_then_on() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("state").join("token.json");
-        let mut credential = config(None);
-        credential.state_file = Some(file.clone());
-        let mut watch = Watch::new(&credential, system());
+        let mut watch = watch(&file, system());
         assert_eq!(watch.unwatched.len(), 1);
         fs::create_dir(folder.path().join("state")).expect("created");
         told(&mut watch).await;
