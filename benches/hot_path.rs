@@ -46,6 +46,7 @@ fn rewriting_a_head(criterion: &mut Criterion) {
         forwarded: ForwardedHeaders::XForwarded,
         client: &client,
         mark: &mark,
+        withheld: &[],
         authorization: Some(&authorization),
     };
     criterion.bench_function("rewriting a head", |bencher| bencher.iter(|| outbound(black_box(&head), &rewrite)));

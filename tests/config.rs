@@ -179,6 +179,7 @@ fn every_key_arrives_where_it_belongs() {
     let guard = &proxy.listeners[3].guard;
     assert_eq!(guard.allowed_hosts.iter().collect::<Vec<_>>(), ["[::1]", "files.example.com"]);
     assert_eq!(guard.allowed_origins.iter().collect::<Vec<_>>(), ["https://app.example.com"]);
+    assert_eq!(guard.required_header.as_ref().map(http::HeaderName::as_str), Some("x-app"));
     assert_eq!((proxy.workers, proxy.max_connections), (3, 500));
     assert_eq!((proxy.forwarded_headers, proxy.access_log), (ForwardedHeaders::Forwarded, AccessLog::Sampled));
     assert_eq!((proxy.first_byte_timeout, proxy.head_timeout), (seconds(1), seconds(2)));
@@ -718,7 +719,7 @@ fn the_shipped_file_documents_every_key_and_no_other() {
             (key.path.to_owned(), table["value"].clone())
         })
         .collect();
-    assert_eq!(documented.len(), 102, "keys seen");
+    assert_eq!(documented.len(), 103, "keys seen");
     assert_eq!(documented, in_code);
 
     // What is said to be a default is commented out, and a comment line precedes every group of keys.

@@ -199,6 +199,7 @@ const KEYS: &[Key] = &[
     default("proxy.allowed_hosts", Texts, "[]"),
     default("proxy.allowed_origins", Texts, "[]"),
     default("proxy.allow_unauthenticated", Bool, "false"),
+    optional("proxy.required_header", Text, r#""x-bearer-proxy""#),
     default("proxy.first_byte_timeout", Text, r#""10s""#),
     default("proxy.head_timeout", Text, r#""10s""#),
     default("proxy.body_idle_timeout", Text, r#""60s""#),

@@ -24,6 +24,7 @@ use crate::{
 pub(super) fn config(r: &mut Reader) -> Option<Config> {
     let guard = listeners::guard(r);
     let listening = listeners::listeners(r, &guard);
+    listeners::recommend_header(r, &listening);
     let upstreams = upstream::upstreams(r);
     let rewrites = routes::rewrites(r);
     let routes = routes::routes(r, &upstreams, &rewrites);

@@ -1,6 +1,7 @@
 //! Readers for every kind of value. Each says what is wrong and what to write instead, and quotes the user's words
 //! only where they could not be a secret.
 
+mod client;
 mod token;
 mod web;
 
@@ -11,6 +12,7 @@ use super::{
     raw::Value,
     syntax::BACKSLASH,
 };
+pub(super) use client::own_header;
 pub(super) use token::{algorithm, claims, code, is_pem, json_pointer, key_material, parameter_name};
 pub(super) use web::{
     address, endpoint, error_status, host_header, host_name, is_local, path_rule, prefix, redirect_uri, server_name,

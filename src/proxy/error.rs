@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::upstream;
 
@@ -19,6 +19,9 @@ pub(crate) enum Error {
     /// The browser says that the page that calls was loaded from elsewhere.
     #[error("requests from other sites (Sec-Fetch-Site: {0}) may not call: see proxy.allowed_origins")]
     ForeignSite(String),
+    /// Without the header that no page can send unasked.
+    #[error("requests have to carry the header {0} (proxy.required_header)")]
+    NoRequiredHeader(HeaderName),
     /// No well-formed request.
     #[error("{0}")]
     BadRequest(&'static str),
@@ -74,10 +77,11 @@ struct Class {
 }
 
 /// Labels of `requests_rejected_total`, in the order of [`Error::index`].
-pub(crate) const LABELS: [&str; 20] = [
+pub(crate) const LABELS: [&str; 21] = [
     "foreign_host",
     "foreign_origin",
     "foreign_site",
+    "required_header",
     "bad_request",
     "issuer_path",
     "path_denied",
@@ -119,6 +123,9 @@ impl Error {
             Self::ForeignHost(_) => class(StatusCode::MISDIRECTED_REQUEST, "Host not served", DENIED, "foreign_host"),
             Self::ForeignOrigin(_) => class(StatusCode::FORBIDDEN, "Origin not allowed", DENIED, "foreign_origin"),
             Self::ForeignSite(_) => class(StatusCode::FORBIDDEN, "Other site not allowed", DENIED, "foreign_site"),
+            Self::NoRequiredHeader(_) => {
+                class(StatusCode::FORBIDDEN, "Required header missing", DENIED, "required_header")
+            }
             Self::BadRequest(_) => {
                 class(StatusCode::BAD_REQUEST, "Malformed request", "http_request_error", "bad_request")
             }

@@ -204,6 +204,7 @@ impl Passage<'_> {
             forwarded: self.worker.config.forwarded_headers,
             client: &self.exchange.peer.client,
             mark: &self.worker.mark,
+            withheld: &self.worker.withheld,
             authorization,
         };
         let mut request = Request::new(self.body.attempt(gate.cloned()));

@@ -9,9 +9,9 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request::Parts, uri::Scheme};
+use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request::Parts, response, uri::Scheme};
 
-use super::{Guard, error::Error};
+use super::{Guard, cors, error::Error};
 use crate::net::socket::Address;
 
 /// The guard of one listener.
@@ -62,6 +62,37 @@ impl Gate {
         check_form(request)
     }
 
+    /// Refuses requests without the header that no page can send unasked: over plain HTTP, browsers tell nothing of a page
+    /// that calls a name of the local network.
+    pub(crate) fn check_required(&self, headers: &HeaderMap) -> Result<(), Error> {
+        match &self.guard.required_header {
+            Some(name) if self.reach != Reach::File && !headers.contains_key(name) => {
+                Err(Error::NoRequiredHeader(name.clone()))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// The answer to a page of an allowed origin that asks first whether it may call. It can show nothing yet that a
+    /// request has to show, and is not for the upstream.
+    pub(crate) fn preflight(&self, request: &Parts) -> Option<response::Parts> {
+        cors::is_preflight(request).then(|| self.allowed_origin(&request.headers))?.map(|_| cors::preflight(request))
+    }
+
+    /// Lets pages of allowed origins read an answer.
+    pub(crate) fn open_to_origins(&self, request: &HeaderMap, answer: &mut HeaderMap) {
+        if !self.guard.allowed_origins.is_empty() {
+            cors::open(self.allowed_origin(request), answer);
+        }
+    }
+
+    /// The origin of a page that may call although it was loaded from elsewhere.
+    fn allowed_origin<'a>(&self, request: &'a HeaderMap) -> Option<&'a HeaderValue> {
+        let mut origins = request.get_all(header::ORIGIN).iter();
+        let origin = origins.next()?;
+        (origins.next().is_none() && self.guard.allowed_origins.contains(&in_lower_case(origin))).then_some(origin)
+    }
+
     /// The name alone: for what a page elsewhere may well send a browser to.
     pub(crate) fn check_host(&self, request: &Parts, known: &KnownHost) -> Result<(), Error> {
         let mut hosts = request.headers.get_all(header::HOST).iter();
@@ -93,15 +124,15 @@ impl Gate {
 
     fn check_name(&self, host: &[u8]) -> Result<(), Error> {
         let name = host_name(host).ok_or(Error::BadRequest("Host is not a name or an address"))?;
-        if self.reach != Reach::File && !self.serves(&name) {
+        if self.reach != Reach::File && !self.guard.is_off && !self.serves(&name) {
             return Err(Error::ForeignHost(name));
         }
         Ok(())
     }
 
     fn check_without_host(&self, request: &Parts) -> Result<(), Error> {
-        let from_browser =
-            request.headers.contains_key(header::ORIGIN) || request.headers.contains_key("sec-fetch-site");
+        let from_browser = !self.guard.is_off
+            && (request.headers.contains_key(header::ORIGIN) || request.headers.contains_key("sec-fetch-site"));
         match request.version {
             Version::HTTP_10 if from_browser && self.reach != Reach::File => Err(Error::ForeignHost(String::new())),
             Version::HTTP_10 => Ok(()),
@@ -112,21 +143,23 @@ impl Gate {
     /// Whether a name, in lower case and without a port, is one under which we are meant to be called.
     fn serves(&self, name: &str) -> bool {
         let bare = name.strip_suffix('.').unwrap_or(name);
-        if bare == "localhost" || bare.ends_with(".localhost") || self.guard.allowed_hosts.contains(bare) {
-            return true;
-        }
+        let is_named = bare == "localhost" || bare.ends_with(".localhost") || self.guard.allowed_hosts.contains(bare);
         // A literal address cannot be rebound; but a page reached by one is foreign unless the listener is there.
-        match address(name) {
+        match address(bare) {
+            // Nobody's name: some systems connect to themselves by it, and browsers do not know it for local.
             Some(ip) if ip.is_unspecified() => false,
-            Some(ip) => self.reach == Reach::Network || ip.is_loopback(),
-            None => false,
+            Some(ip) => is_named || self.reach == Reach::Network || ip.is_loopback(),
+            None => is_named,
         }
     }
 
     fn check_site(&self, headers: &HeaderMap) -> Result<(), Error> {
+        if self.guard.is_off {
+            return Ok(());
+        }
         let mut origin_allowed = false;
         for origin in headers.get_all(header::ORIGIN) {
-            let words = String::from_utf8_lossy(origin.as_bytes()).to_ascii_lowercase();
+            let words = in_lower_case(origin);
             let own = headers.get(header::HOST).is_some_and(|host| is_origin_of(&words, &self.scheme, host));
             if !own && !self.guard.allowed_origins.contains(&words) {
                 return Err(Error::ForeignOrigin(printable(origin)));
@@ -140,6 +173,10 @@ impl Gate {
         }
         Ok(())
     }
+}
+
+fn in_lower_case(origin: &HeaderValue) -> String {
+    String::from_utf8_lossy(origin.as_bytes()).to_ascii_lowercase()
 }
 
 fn is_origin_of(origin: &str, scheme: &Scheme, host: &HeaderValue) -> bool {
@@ -229,6 +266,7 @@ mod tests {
         let guard = Guard {
             allowed_hosts: ["files.example.com".to_owned()].into(),
             allowed_origins: ["https://app.example.com".to_owned()].into(),
+            ..Guard::default()
         };
         Gate::new(guard, reach, Scheme::HTTP)
     }
@@ -315,6 +353,16 @@ mod tests {
                 assert_eq!(verdict(&gate(reach), Version::HTTP_11, "/", &all), *status, "{headers:?} {reach:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_guard_that_is_off_still_wants_one_well_formed_request() {
+        let off = Gate::new(Guard { is_off: true, ..Guard::default() }, Reach::Loopback, Scheme::HTTP);
+        let foreign = [("host", "any.example"), ("origin", "null"), ("sec-fetch-site", "cross-site")];
+        assert_eq!(verdict(&off, Version::HTTP_11, "/", &foreign), 200);
+        assert_eq!(verdict(&off, Version::HTTP_10, "/", &foreign[1..]), 200);
+        assert_eq!(verdict(&off, Version::HTTP_11, "/", &foreign[1..]), 400);
+        assert_eq!(verdict(&off, Version::HTTP_11, "/", &[("host", "a/b")]), 400);
     }
 
     #[test]

@@ -60,6 +60,7 @@ pub(crate) async fn handle(
         body.refuse();
     }
     body.commit();
+    exchange.peer.gate.open_to_origins(&head.headers, response.headers_mut());
     *response.version_mut() = Version::HTTP_11;
     let is_last = is_unasked || worker.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS;
     if is_last && exchange.carrier == Carrier::Connection {
@@ -85,12 +86,19 @@ fn is_proof(status: StatusCode) -> bool {
     status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS
 }
 
-/// An answer of the upstream's, ready for the client.
+/// An answer, ready for the client.
 struct Relay {
     head: response::Parts,
     ahead: VecDeque<Bytes>,
     rest: Option<Rest>,
     rewriter: Option<rewrite::Stream>,
+}
+
+impl Relay {
+    /// An answer without a body.
+    fn of_head(head: response::Parts) -> Self {
+        Self { head, ahead: VecDeque::new(), rest: None, rewriter: None }
+    }
 }
 
 /// An answer that refuses the token.
@@ -122,7 +130,12 @@ enum ReadAhead {
 
 impl Passage<'_> {
     async fn answer(&self, received: Moment) -> Result<Relay, Error> {
-        self.exchange.peer.gate.check(self.head, &self.exchange.peer.known_host)?;
+        let peer = &*self.exchange.peer;
+        peer.gate.check(self.head, &peer.known_host)?;
+        if let Some(answer) = peer.gate.preflight(self.head) {
+            return Ok(Relay::of_head(answer));
+        }
+        peer.gate.check_required(&self.head.headers)?;
         let path = self.route.path(&self.head.uri);
         self.route.rules.judge(&self.head.method, path, &self.worker.config.issuer_segments)?;
         if headers::has_been_here(&self.head.headers, &self.worker.mark) {
@@ -305,7 +318,7 @@ impl Passage<'_> {
             let upstream = head.extensions.remove();
             let tunnel = self.upgrade.zip(upstream).and_then(|(upgrade, upstream)| upgrade.agreed(upstream, lease));
             *self.exchange.tunnel.borrow_mut() = tunnel;
-            return Relay { head, ahead: VecDeque::new(), rest: None, rewriter: None };
+            return Relay::of_head(head);
         }
         Relay { head, ahead: VecDeque::new(), rest: Some(Rest { body, lease }), rewriter }
     }

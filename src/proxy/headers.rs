@@ -69,6 +69,8 @@ pub struct Rewrite<'a> {
     pub client: &'a Client,
     /// Our mark, by which a request that comes round again is recognised.
     pub mark: &'a HeaderValue,
+    /// Fields that are for us alone: what clients show to prove who they are.
+    pub withheld: &'a [HeaderName],
     /// The token.
     pub authorization: Option<&'a HeaderValue>,
 }
@@ -81,7 +83,7 @@ pub fn outbound(head: &request::Parts, rewrite: &Rewrite<'_>) -> HeaderMap {
     let nominated = Nominated::of(&head.headers);
     let mut out = HeaderMap::with_capacity(head.headers.len() + 8);
     for (name, value) in &head.headers {
-        if !is_dropped_from_requests(name) && !nominated.contains(name) {
+        if !is_dropped_from_requests(name) && !nominated.contains(name) && !rewrite.withheld.contains(name) {
             out.append(name.clone(), value.clone());
         }
     }
@@ -387,6 +389,7 @@ mod tests {
             forwarded,
             client: &Client::new(Some("192.0.2.7:5000".parse().unwrap()), Scheme::HTTP),
             mark: &HeaderValue::from_static("bearer-proxy-1"),
+            withheld: &[HeaderName::from_static("x-api-key")],
             authorization: Some(&HeaderValue::from_static("Bearer ours")),
         };
         outbound(&parts, &rewrite)
@@ -440,6 +443,12 @@ mod tests {
     fn a_body_keeps_its_length_even_if_it_is_nominated() {
         let out = plain(&[("connection", "content-length"), ("content-length", "5")]);
         assert_eq!(all(&out, "content-length"), ["5"]);
+    }
+
+    #[test]
+    fn what_is_for_us_alone_goes_no_further() {
+        let out = plain(&[("x-api-key", "1"), ("X-API-Key", "2"), ("x-api-keys", "3")]);
+        assert!(!out.contains_key("x-api-key") && out.contains_key("x-api-keys"));
     }
 
     #[test]

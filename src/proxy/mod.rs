@@ -2,6 +2,7 @@
 
 mod body;
 mod connection;
+mod cors;
 mod error;
 mod exchange;
 mod expect;
@@ -32,7 +33,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, StatusCode, uri::Scheme};
+use http::{HeaderName, HeaderValue, StatusCode, uri::Scheme};
 use tokio::sync::{oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 
@@ -216,6 +217,11 @@ pub struct Guard {
     pub allowed_hosts: BTreeSet<String>,
     /// Further origins of web pages that may call, as `Origin` spells them, in lower case.
     pub allowed_origins: BTreeSet<String>,
+    /// A header that every request over TCP must carry. It is for us alone.
+    pub required_header: Option<HeaderName>,
+    /// Whether `Host`, `Origin` and `Sec-Fetch-Site` may say what they like: where every client shows a key in a header, no
+    /// page can call that does not know one.
+    pub is_off: bool,
 }
 
 /// Which forwarding fields the upstream sees.

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, StatusCode, request, response};
+use http::{HeaderName, HeaderValue, StatusCode, request, response};
 use http_body_util::BodyExt as _;
 use slab::Slab;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -77,6 +77,8 @@ pub(crate) struct Worker {
     pub(crate) tunnel_idle: Ticks,
     pub(crate) recording: recording::Limits,
     pub(crate) mark: HeaderValue,
+    /// Fields of requests that are for us alone.
+    pub(crate) withheld: Rc<[HeaderName]>,
     connections: RefCell<Slab<Arc<Monitor>>>,
     all_closed: Notify,
     pub(crate) lingering: mpsc::UnboundedSender<Abandoned>,
@@ -193,6 +195,7 @@ impl Worker {
             recording: recording::Limits { body: config.retry.body_limit, total: config.retry.total_limit, kept },
             // A copy of its own, as with the token.
             mark: HeaderValue::from_bytes(shared.mark.as_bytes()).unwrap_or_else(|_| shared.mark.clone()),
+            withheld: withheld(&config),
             connections: RefCell::default(),
             all_closed: Notify::new(),
             lingering,
@@ -348,6 +351,15 @@ impl Worker {
         self.sampled.set((second, count + u32::from(sampled)));
         sampled
     }
+}
+
+/// What clients have to show, once each.
+fn withheld(config: &Config) -> Rc<[HeaderName]> {
+    let required = config.listeners.iter().filter_map(|listener| listener.guard.required_header.clone());
+    let mut names: Vec<_> = required.collect();
+    names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+    names.dedup();
+    names.into()
 }
 
 /// A connection's entry in the worker's list, struck out however the connection ends.

@@ -27,6 +27,8 @@ pub(super) fn guard(r: &mut Reader) -> Guard {
     Guard {
         allowed_hosts: allowed(r, "proxy.allowed_hosts", values::host_name),
         allowed_origins: allowed(r, "proxy.allowed_origins", values::web_origin),
+        required_header: r.read("proxy.required_header", values::own_header),
+        is_off: false,
     }
 }
 
@@ -98,6 +100,28 @@ fn refuse_strangers(r: &mut Reader, Listening { listener, key, place }: &Listeni
          true here if the network around it lets only the right clients through"
     };
     r.missing(place.clone(), key, fault(reason, instead).or_variable(VARIABLE));
+}
+
+/// Where browsers tell nothing of the page that calls: they send `Origin` and `Sec-Fetch-Site` with plain requests only to
+/// addresses that they trust, https and this machine's own.
+pub(super) fn recommend_header(r: &mut Reader, listening: &[Listening]) {
+    for Listening { listener, key, place } in listening {
+        let Listener { address, guard, tls } = listener;
+        let is_known_otherwise = guard.is_off || guard.required_header.is_some() || r.is_given("proxy.required_header");
+        let is_named = !is_local(address) || !guard.allowed_hosts.is_empty();
+        if tls.is_some() || matches!(address, Address::Unix(_)) || !is_named || is_known_otherwise {
+            continue;
+        }
+        let reason = format!(
+            "{address} is plain http under names for which browsers do not tell which page calls: any page could send \
+             requests there unseen"
+        );
+        let instead =
+            r#"if the apps can send a header of their own, write required_header = "x-bearer-proxy" in [proxy]"#;
+        let variable =
+            "if the apps can send a header of their own, set BEARER_PROXY__PROXY__REQUIRED_HEADER=x-bearer-proxy";
+        r.warning(place.clone(), key, fault(reason, instead).or_variable(variable));
+    }
 }
 
 pub(super) fn refuse_overlaps(r: &mut Reader, listening: &[Listening], admin: Option<&admin::Config>) {
