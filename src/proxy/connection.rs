@@ -18,9 +18,11 @@ use tokio_util::either::Either;
 
 use super::{
     exchange::{Carrier, Exchange, Peer},
+    framing,
     guard::{Gate, KnownHost},
     handler,
     headers::Client,
+    intake::Intake,
     metrics::Metrics,
     monitor::Monitor,
     multiplex,
@@ -30,6 +32,9 @@ use crate::{base::ticker::Deadline, net::socket::Stream};
 
 /// The largest request head, and the largest piece of a body that is read at once.
 pub(crate) const READ_BUFFER: usize = 64 * 1024;
+
+/// hyper must not find a head too large that is not: it would answer in its own way.
+const HEAD_LIMITS: framing::Limits = framing::Limits { target: READ_BUFFER / 2, head: READ_BUFFER - 1, fields: 100 };
 
 /// What begins every HTTP/2 connection: RFC 9113 §3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -58,13 +63,14 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Transport, client: Client,
 async fn http1(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: Arc<Monitor>, due: Due) {
     let exchange = Exchange::new(&worker, &peer, Carrier::Connection, &monitor);
     let service = service_fn(|request| handler::handle(Rc::clone(&worker), Rc::clone(&exchange), request));
+    let intake = Intake::new(io, Arc::clone(&monitor), HEAD_LIMITS);
     let connection = http1::Builder::new()
         .half_close(true)
         .header_read_timeout(None)
         .max_buf_size(READ_BUFFER)
         .title_case_headers(true)
         .writev(false)
-        .serve_connection(TokioIo::new(io), service)
+        .serve_connection(TokioIo::new(intake), service)
         .with_upgrades();
     // What went wrong on a client's connection was the client's doing, or was counted where it happened.
     let _ = due.cut(connection).await;

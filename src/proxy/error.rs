@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
+use super::framing::Fault;
 use crate::upstream;
 
 /// Why a request got an answer from us instead of one from the cloud.
@@ -25,6 +26,15 @@ pub(crate) enum Error {
     /// No well-formed request.
     #[error("{0}")]
     BadRequest(&'static str),
+    /// The target is longer than any that is served.
+    #[error("the request's target is too long")]
+    TargetTooLong,
+    /// A head of too many bytes or fields.
+    #[error("the request's head is too large")]
+    HeadTooLarge,
+    /// Another version of HTTP.
+    #[error("HTTP/1.0, HTTP/1.1 and HTTP/2 are spoken here")]
+    Version,
     /// The path is one of the issuer's.
     #[error("the path belongs to the issuer: no client may spend or mint the tokens of this proxy")]
     IssuerPath,
@@ -77,12 +87,15 @@ struct Class {
 }
 
 /// Labels of `requests_rejected_total`, in the order of [`Error::index`].
-pub(crate) const LABELS: [&str; 21] = [
+pub(crate) const LABELS: [&str; 24] = [
     "foreign_host",
     "foreign_origin",
     "foreign_site",
     "required_header",
     "bad_request",
+    "target_too_long",
+    "head_too_large",
+    "version",
     "issuer_path",
     "path_denied",
     "method",
@@ -128,6 +141,16 @@ impl Error {
             }
             Self::BadRequest(_) => {
                 class(StatusCode::BAD_REQUEST, "Malformed request", "http_request_error", "bad_request")
+            }
+            Self::TargetTooLong => {
+                class(StatusCode::URI_TOO_LONG, "Target too long", "http_request_error", "target_too_long")
+            }
+            Self::HeadTooLarge => {
+                let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+                class(status, "Head too large", "http_request_error", "head_too_large")
+            }
+            Self::Version => {
+                class(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "Version not served", "http_request_error", "version")
             }
             Self::IssuerPath => class(StatusCode::FORBIDDEN, "Path of the issuer", DENIED, "issuer_path"),
             Self::PathDenied => class(StatusCode::FORBIDDEN, "Path not allowed", DENIED, "path_denied"),
@@ -198,10 +221,21 @@ impl Error {
             _ => {}
         }
         // What follows a malformed request on its connection cannot be trusted to be a request.
-        if matches!(self, Self::BadRequest(_)) {
+        if matches!(self, Self::BadRequest(_) | Self::TargetTooLong | Self::HeadTooLarge | Self::Version) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+}
+
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Malformed(why) => Self::BadRequest(why),
+            Fault::TargetTooLong => Self::TargetTooLong,
+            Fault::HeadTooLarge => Self::HeadTooLarge,
+            Fault::Version => Self::Version,
+        }
     }
 }
 

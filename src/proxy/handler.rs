@@ -44,7 +44,11 @@ pub(crate) async fn handle(
     exchange.limits.set(route.limits);
     let upgrade = upgrade.as_ref().filter(|_| worker.upstreams[route.upstream].takes_upgrades());
     let passage = Passage { worker: &worker, exchange: &exchange, route, head: &head, body: &body, upgrade };
-    let mut response = match passage.answer(received).await {
+    let answer = match exchange.monitor.fault(number) {
+        None => passage.answer(received).await,
+        Some(fault) => Err(fault.into()),
+    };
+    let mut response = match answer {
         Ok(Relay { head, ahead, rest, rewriter }) => {
             let look = worker.look(&head);
             Response::from_parts(head, ResponseBody::relayed(ahead, rest, rewriter, look, account))

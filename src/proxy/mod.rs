@@ -7,11 +7,13 @@ mod error;
 mod exchange;
 mod expect;
 mod forward;
+mod framing;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub(crate) mod guard;
 mod handler;
 pub mod headers;
+mod intake;
 mod judge;
 mod listener;
 pub mod metrics;

@@ -3,13 +3,13 @@
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed},
     },
     task::Poll,
 };
 
-use super::Config;
+use super::{Config, framing::Fault};
 use crate::base::ticker::{Remote, Ticks};
 
 /// Where a connection stands, from its client's side.
@@ -72,6 +72,8 @@ pub(crate) struct Monitor {
     streams: AtomicU32,
     /// The client of an HTTP/2 connection was told to send no more requests.
     leaving: AtomicBool,
+    /// The last exchange of an HTTP/1 connection, if it began with something that is no request.
+    misread: OnceLock<(u32, Fault)>,
     pub(super) limits: Arc<Limits>,
 }
 
@@ -87,6 +89,7 @@ impl Monitor {
             broken: AtomicBool::default(),
             streams: AtomicU32::default(),
             leaving: AtomicBool::default(),
+            misread: OnceLock::new(),
             limits,
         }
     }
@@ -215,6 +218,26 @@ impl Monitor {
     /// The client has room for more.
     pub(crate) fn taken(&self) {
         self.write_due.disarm();
+    }
+
+    /// What the client sent for this exchange is no request.
+    pub(crate) fn misread(&self, exchange: u32, fault: Fault) {
+        // Cannot be set already: nothing is read after a fault.
+        let _ = self.misread.set((exchange, fault));
+    }
+
+    /// Why what the client sent for this exchange is no request, if it is none.
+    pub(crate) fn fault(&self, exchange: u32) -> Option<Fault> {
+        self.misread.get().filter(|(misread, _)| *misread == exchange).map(|(_, fault)| *fault)
+    }
+
+    /// We have closed our side for good. The client has a moment to do the same.
+    pub(crate) fn say_goodbye(&self) {
+        if !self.leaving.swap(true, Relaxed) {
+            // Bytes that still come change nothing.
+            self.enter(Phase::Exchange);
+            self.read_due.arm(super::GOODBYE.into());
+        }
     }
 
     /// Makes the close a reset.

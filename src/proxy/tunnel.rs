@@ -20,7 +20,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
-use super::{connection::Io, metrics::ConnectionRejection, replay::AttemptBody, worker::Worker};
+use super::{intake::Intake, metrics::ConnectionRejection, replay::AttemptBody, worker::Worker};
 use crate::{
     base::ticker::Deadline,
     upstream::{self, Lease},
@@ -82,12 +82,12 @@ impl Tunnel {
         let (Ok(client), Ok((mut upstream, ahead))) = (client.await, upstream::upgraded(upstream).await) else {
             return;
         };
-        let Ok(Parts { io, read_buf, .. }) = client.downcast::<TokioIo<Io>>() else { return };
-        if !read_buf.is_empty() {
+        let Ok(Parts { io, read_buf, .. }) = client.downcast::<TokioIo<Intake>>() else { return };
+        let Some(client) = io.into_inner().into_inner().filter(|_| read_buf.is_empty()) else {
             // The upstream has not agreed yet when these were sent: to it they may be anything, another request included.
             worker.connection_rejected(ConnectionRejection::BytesBeforeUpgrade);
             return;
-        }
+        };
         worker.metrics.tunnels_open.add(1);
         let idle = Rc::new(worker.ticker.deadline());
         let limit = worker.tunnel_idle;
@@ -96,7 +96,7 @@ impl Tunnel {
             let idle = Rc::clone(&idle);
             move || idle.arm(limit)
         };
-        let mut client = Watched { inner: io.into_inner(), moved: moved() };
+        let mut client = Watched { inner: client, moved: moved() };
         let carry = async {
             client.write_all(&ahead).await?;
             let mut upstream = Watched { inner: &mut upstream, moved: moved() };

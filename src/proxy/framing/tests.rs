@@ -1,0 +1,272 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const LIMITS: Limits = Limits { target: 100, head: 500, fields: 6 };
+
+const MALFORMED: u16 = 400;
+
+/// What a connection that sends this gets: heads found good, and the status of the fault, if there is one.
+fn verdict(pieces: &[&[u8]]) -> (u32, Option<(Place, u16)>, Vec<u8>) {
+    let mut framing = Framing::new(LIMITS);
+    let (mut held, mut passed, mut heads) = (Vec::new(), Vec::new(), 0);
+    for piece in pieces {
+        held.extend_from_slice(piece);
+        let seen = framing.read(&held);
+        heads += seen.heads;
+        passed.extend(held.drain(..seen.good));
+        if let Some((place, fault)) = seen.fault {
+            let status = match fault {
+                Fault::Malformed(_) => MALFORMED,
+                Fault::TargetTooLong => 414,
+                Fault::HeadTooLarge => 431,
+                Fault::Version => 505,
+            };
+            return (heads, Some((place, status)), passed);
+        }
+    }
+    (heads, None, passed)
+}
+
+fn status(request: &[u8]) -> u16 {
+    match verdict(&[request]) {
+        (heads, None, passed) => {
+            assert_eq!((heads, passed.len()), (1, request.len()), "{}", request.escape_ascii());
+            200
+        }
+        (heads, Some((place, status)), passed) => {
+            assert_eq!((heads, place, passed.len()), (0, Place::Request, 0), "{}", request.escape_ascii());
+            status
+        }
+    }
+}
+
+#[test]
+fn first_lines() {
+    let table: &[(&[u8], u16)] = &[
+        (b"GET / HTTP/1.1\r\n", 200),
+        (b"GET / HTTP/1.0\r\n", 200),
+        (b"PROPFIND /x?y=%zz HTTP/1.1\r\n", 200),
+        (b"OPTIONS * HTTP/1.1\r\n", 200),
+        (b"GET http://localhost/ HTTP/1.1\r\n", 200),
+        (b"CONNECT localhost:443 HTTP/1.1\r\n", 200),
+        ("GET /ä HTTP/1.1\r\n".as_bytes(), 200),
+        (b"\r\nGET / HTTP/1.1\r\n", 200),
+        (b"\r\n\r\nGET / HTTP/1.1\r\n", 400),
+        (b"\nGET / HTTP/1.1\r\n", 400),
+        (b"GET / HTTP/1.1\n", 400),
+        (b"GET / HTTP/1.1\r\r\n", 400),
+        (b" GET / HTTP/1.1\r\n", 400),
+        (b"GET  / HTTP/1.1\r\n", 400),
+        (b"GET /  HTTP/1.1\r\n", 400),
+        (b"GET\t/ HTTP/1.1\r\n", 400),
+        (b"GET / HTTP/1.1 \r\n", 400),
+        (b"GET /\r\n", 400),
+        (b"GET HTTP/1.1\r\n", 400),
+        (b"GE(T / HTTP/1.1\r\n", 400),
+        (b"\x16\x03\x01 / HTTP/1.1\r\n", 400),
+        (b"GET /a b HTTP/1.1\r\n", 400),
+        (b"GET /#a HTTP/1.1\r\n", 400),
+        (b"GET /\0 HTTP/1.1\r\n", 400),
+        (b"GET /\x7f HTTP/1.1\r\n", 400),
+        (b"GET /\xff HTTP/1.1\r\n", 400),
+        (b"GET ? HTTP/1.1\r\n", 400),
+        (b"GET http:///x HTTP/1.1\r\n", 400),
+        (b"GET / http/1.1\r\n", 400),
+        (b"GET / HTTP/1.1.1\r\n", 400),
+        (b"GET / HTTP/1.01\r\n", 400),
+        (b"GET / HTTP/1.2\r\n", 505),
+        (b"GET / HTTP/0.9\r\n", 505),
+        (b"PRI * HTTP/2.0\r\n", 505),
+    ];
+    for (line, expected) in table {
+        let request = [line, &b"Host: localhost\r\n\r\n"[..]].concat();
+        assert_eq!(status(&request), *expected, "{}", line.escape_ascii());
+    }
+}
+
+#[test]
+fn whatever_uri_refuses_is_refused_here() {
+    for byte in 0..=255 {
+        for target in [[b'/', byte, b'x'], [b'?', byte, b'x'], [byte, b'/', b'?']] {
+            let target = [b"/", &target[..]].concat();
+            let request = [b"GET ", &target[..], b" HTTP/1.1\r\n\r\n"].concat();
+            let is_good = byte != b'#' && byte > b' ' && Uri::try_from(&target[..]).is_ok();
+            assert_eq!(status(&request) == 200, is_good, "{}", target.escape_ascii());
+        }
+    }
+}
+
+#[test]
+fn fields() {
+    let table: &[(&[u8], u16)] = &[
+        (b"X: y", 200),
+        (b"X:y", 200),
+        (b"X:", 200),
+        (b"X: \xe4\t ", 200),
+        (b"x_y: z", 200),
+        (b"X : y", 400),
+        (b" X: y", 400),
+        (b"X: y\r\n z", 400),
+        (b"X: y\r\n\tz", 400),
+        (b"X\t: y", 400),
+        (b"X", 400),
+        (b": y", 400),
+        (b"X\0: y", 400),
+        (b"X\xe4: y", 400),
+        (b"X: \0", 400),
+        (b"X: a\rb", 400),
+        (b"X: a\nb: c", 400),
+        (b"X: \x0b", 400),
+        (b"X: \x7f", 400),
+        (b"Content-Length: 0", 200),
+        (b"Content-Length:\t0 \t", 200),
+        (b"content-length: 0", 200),
+        (b"Content_Length: 0", 400),
+        (b"Content-Length : 0", 400),
+        (b"Content-Length: ", 400),
+        (b"Content-Length: 00", 400),
+        (b"Content-Length: 05", 400),
+        (b"Content-Length: +0", 400),
+        (b"Content-Length: -1", 400),
+        (b"Content-Length: 0x0", 400),
+        (b"Content-Length: 0,0", 400),
+        (b"Content-Length: 0 0", 400),
+        (b"Content-Length: 0\x0b", 400),
+        (b"Content-Length: \"0\"", 400),
+        (b"Content-Length: 99999999999999999999", 400),
+        (b"Content-Length: 0\r\nContent-Length: 0", 400),
+        (b"Content-Length: 0\r\nX: y\r\ncontent-length: 1", 400),
+        (b"Content-Length: 0\r\nTransfer-Encoding: chunked", 400),
+        (b"Transfer-Encoding: chunked\r\nContent-Length: 0", 400),
+        (b"Transfer-Encoding: gzip", 400),
+        (b"Transfer-Encoding: gzip, chunked", 400),
+        (b"Transfer-Encoding: chunked, chunked", 400),
+        (b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", 400),
+        (b"Transfer-Encoding: xchunked", 400),
+        (b"Transfer-Encoding: chunked;x", 400),
+        (b"Transfer-Encoding: \"chunked\"", 400),
+        (b"Transfer-Encoding:", 400),
+        (b"Transfer-Encoding: identity", 400),
+        (b"Transfer_Encoding: chunked", 400),
+        (b"Transfer-Encoding\t: chunked", 400),
+    ];
+    for (field, expected) in table {
+        let request = [b"POST / HTTP/1.1\r\nHost: localhost\r\n", *field, b"\r\n\r\n"].concat();
+        assert_eq!(status(&request), *expected, "{}", field.escape_ascii());
+    }
+    let chunked = |version: &str| format!("POST / HTTP/{version}\r\ntransfer-encoding:\tChunked \r\n\r\n0\r\n\r\n");
+    assert_eq!(status(chunked("1.1").as_bytes()), 200);
+    assert_eq!(status(chunked("1.0").as_bytes()), 400);
+}
+
+#[test]
+fn sizes() {
+    let target = |length: usize| format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(length));
+    assert_eq!(status(target(99).as_bytes()), 200);
+    assert_eq!(status(target(100).as_bytes()), 414);
+    assert_eq!(status(target(1000).as_bytes()), 414);
+    let fields = |count: usize| format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(count));
+    assert_eq!(status(fields(6).as_bytes()), 200);
+    assert_eq!(status(fields(7).as_bytes()), 431);
+    let value = |head: usize| format!("GET / HTTP/1.1\r\na: {}\r\n\r\n", "x".repeat(head - 23));
+    assert_eq!(status(value(500).as_bytes()), 200);
+    assert_eq!(status(value(501).as_bytes()), 431);
+    assert_eq!(status(&value(900).as_bytes()[..600]), 431);
+    assert_eq!(status(&target(900).as_bytes()[..600]), 414);
+}
+
+#[test]
+fn chunks() {
+    let head = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let table: &[(&[u8], u16)] = &[
+        (b"0\r\n\r\n", 200),
+        (b"3\r\nabc\r\n0\r\n\r\n", 200),
+        (b"A\r\n0123456789\r\n00\r\n\r\n", 200),
+        (b"3;a=b\r\nabc\r\n0;c\r\n\r\n", 200),
+        (b"3\r\nabc\r\n0\r\nX: y\r\n\r\n", 200),
+        (b"\r\n0\r\n\r\n", 400),
+        (b" 3\r\nabc\r\n0\r\n\r\n", 400),
+        (b"3 \r\nabc\r\n0\r\n\r\n", 400),
+        (b"3\nabc\r\n0\r\n\r\n", 400),
+        (b"3\r\nabc\n0\r\n\r\n", 400),
+        (b"3\r\nabcd\r\n0\r\n\r\n", 400),
+        (b"3\r\nabc0\r\n\r\n", 400),
+        (b"0x3\r\nabc\r\n0\r\n\r\n", 400),
+        (b"+3\r\nabc\r\n0\r\n\r\n", 400),
+        (b"-1\r\nabc\r\n0\r\n\r\n", 400),
+        (b"g\r\nabc\r\n0\r\n\r\n", 400),
+        (b"3;\na\r\nabc\r\n0\r\n\r\n", 400),
+        (b"3;a\0\r\nabc\r\n0\r\n\r\n", 400),
+        (b"10000000000000003\r\nabc\r\n0\r\n\r\n", 400),
+        (b"0\r\nX : y\r\n\r\n", 400),
+        (b"0\r\n X: y\r\n\r\n", 400),
+        (b"0\r\nX: y\n\r\n", 400),
+        (b"0\r\nX: \0\r\n\r\n", 400),
+        (b"0\r\nX\r\n\r\n", 400),
+        (b"0\r\n\n", 400),
+        (b"0\r\n\r\r\n", 400),
+    ];
+    for (body, expected) in table {
+        assert_eq!(status(&[head.as_bytes(), body].concat()), *expected, "{}", body.escape_ascii());
+    }
+    // What was handed on before stays good.
+    let (heads, fault, passed) = verdict(&[head.as_bytes(), b"3\r\nab", b"c\r\n3\nabc"]);
+    assert_eq!((heads, fault), (1, Some((Place::Body, 400))));
+    assert!(passed.ends_with(b"3\r\nabc\r\n3"));
+}
+
+#[test]
+fn requests_follow_each_other() {
+    let three = b"POST /1 HTTP/1.1\r\nContent-Length: 5\r\n\r\nGET /\
+        POST /2 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n\r\n\r\r\n0\r\n\r\n\
+        \r\nGET /3 HTTP/1.1\r\n\r\n";
+    assert_eq!(verdict(&[three]), (3, None, three.to_vec()));
+    let (heads, fault, passed) = verdict(&[&three[..], b"GET / HTTP/1.1\r\nX : y\r\n\r\n"]);
+    assert_eq!((heads, fault, passed.len()), (3, Some((Place::Request, 400)), three.len()));
+    // The last body is malformed: its head is taken back, those before it are not.
+    let (heads, fault, passed) =
+        verdict(&[&[three, &b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nx"[..]].concat()]);
+    assert_eq!((heads, fault, passed.len()), (3, Some((Place::Request, 400)), three.len()));
+}
+
+/// Requests, good ones and nearly good ones, and what looks like them.
+fn bytes() -> impl Strategy<Value = Vec<u8>> {
+    let pieces: &[&[u8]] = &[
+        b"GET / HTTP/1.1\r\n",
+        b"POST /x HTTP/1.0\r\n",
+        b"Host: a\r\n",
+        b"Content-Length: 3\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"\r\n",
+        b"\n",
+        b"abc",
+        b"3\r\nabc\r\n",
+        b"0\r\n\r\n",
+        b"GET /",
+        b": \0",
+    ];
+    let piece = prop::sample::select(pieces);
+    prop_oneof![
+        prop::collection::vec(piece, 0..14).prop_map(|pieces| pieces.concat()),
+        prop::collection::vec(any::<u8>(), 0..60),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn where_it_is_cut_does_not_matter(bytes in bytes(), cut in any::<prop::sample::Index>()) {
+        let (heads, fault, passed) = verdict(&[&bytes]);
+        let (first, second) = bytes.split_at(cut.index(bytes.len() + 1));
+        let single: Vec<&[u8]> = bytes.chunks(1).collect();
+        for pieces in [vec![first, second], single] {
+            let (split_heads, split_fault, split_passed) = verdict(&pieces);
+            prop_assert_eq!(fault.map(|(_, status)| status), split_fault.map(|(_, status)| status));
+            match split_fault {
+                // The head was gone before its body was seen.
+                Some((Place::Body, _)) => prop_assert!(split_heads >= heads && split_passed.starts_with(&passed)),
+                _ => prop_assert_eq!((heads, &passed), (split_heads, &split_passed)),
+            }
+        }
+    }
+}
