@@ -164,6 +164,9 @@ impl Passage<'_> {
                     worker.upstream_failed(lease.endpoint(), Error::InvalidAnswer.label());
                     return Err(Failure { error: Error::InvalidAnswer, again: false });
                 }
+                if headers::speaks_for_somebody(&head.headers) {
+                    lease.retire();
+                }
                 body.answered();
                 Ok(Answer { head, body: answer, lease })
             }

@@ -217,6 +217,16 @@ fn check_form(request: &Parts) -> Result<(), Error> {
     if matches!(request.method, Method::CONNECT | Method::TRACE) {
         return Err(Error::Method);
     }
+    if !request.method.as_str().bytes().all(|byte| byte.is_ascii_uppercase() || matches!(byte, b'-' | b'_')) {
+        return Err(Error::BadRequest("the request's method is not in capital letters"));
+    }
+    // Its end would be the connection's, and then what follows it is anybody's guess: RFC 1945 §8.3.
+    if request.version == Version::HTTP_10
+        && matches!(request.method, Method::POST | Method::PUT | Method::PATCH)
+        && !request.headers.contains_key(header::CONTENT_LENGTH)
+    {
+        return Err(Error::BadRequest("an HTTP/1.0 request of this method has a Content-Length"));
+    }
     check_target(&request.method, &request.uri)?;
     let mut encodings = request.headers.get_all(header::TRANSFER_ENCODING).iter();
     if let Some(encoding) = encodings.next()
@@ -392,6 +402,9 @@ mod tests {
         assert_eq!(form("TRACE", "/", &[]), 405);
         assert_eq!(form("CONNECT", "localhost:443", &[("x", "y")]), 400);
         assert_eq!(form("CONNECT", "/", &[]), 405);
+        assert_eq!(form("get", "/", &[]), 400);
+        assert_eq!(form("G3T", "/", &[]), 400);
+        assert_eq!(form("VERSION-CONTROL", "/", &[]), 200);
         assert_eq!(form("OPTIONS", "*", &[]), 200);
         assert_eq!(form("GET", "*", &[]), 400);
         assert_eq!(form("POST", "/", &[("transfer-encoding", "chunked")]), 200);

@@ -181,6 +181,17 @@ pub(crate) fn is_unambiguous(head: &response::Parts, is_upgrade_wished: bool) ->
         && coding.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked") && length.is_none())
 }
 
+/// Whether an upstream takes whoever comes by this connection for the same person from now on: NTLM and Negotiate
+/// (RFC 4559) vouch for connections, not for requests.
+pub(crate) fn speaks_for_somebody(headers: &HeaderMap) -> bool {
+    let mut challenges =
+        headers.get_all(header::WWW_AUTHENTICATE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    challenges.any(|challenge| {
+        let scheme = challenge.trim_ascii().split(|byte| *byte == b' ').next().unwrap_or_default();
+        scheme.eq_ignore_ascii_case(b"ntlm") || scheme.eq_ignore_ascii_case(b"negotiate")
+    })
+}
+
 /// The upstream's head as the client gets it: hop-by-hop fields dropped, an address of the upstream's turned into ours,
 /// and kept out of shared caches if the request carried our token: without an `Authorization` of the client's own, RFC 9111
 /// §3.5 does not protect it there.

@@ -214,7 +214,7 @@ where
     }
 
     fn lease(self: &Rc<Self>, carrier: Carrier<B>, reused: bool) -> Lease<B> {
-        Lease { carrier: Some(carrier), pool: Rc::clone(self), reused }
+        Lease { carrier: Some(carrier), pool: Rc::clone(self), reused, retired: Cell::default() }
     }
 
     fn put(&self, connection: Connection<B>) {
@@ -304,6 +304,8 @@ pub struct Lease<B> {
     carrier: Option<Carrier<B>>,
     pool: Rc<Pool<B>>,
     reused: bool,
+    /// No other request may use the connection.
+    retired: Cell<bool>,
 }
 
 impl<B: Body + Unpin + 'static> Lease<B>
@@ -330,8 +332,9 @@ where
         matches!(self.carrier, Some(Carrier::Http2(_)))
     }
 
-    /// Sees to it that no other request joins this one on a connection that may be dead.
+    /// Sees to it that no other request uses this one's connection: it may be dead, or speak for somebody.
     pub fn retire(&self) {
+        self.retired.set(true);
         if let Some(Carrier::Http2(stream)) = &self.carrier {
             stream.retire();
         }
@@ -374,6 +377,9 @@ where
     /// Gives the connection back, once its answer was read to the end. If it is not ready yet, since the rest of an
     /// upload is still on its way, it returns to the pool when it is.
     pub fn release(mut self) {
+        if self.retired.get() {
+            return;
+        }
         let Some(Carrier::Http1(mut connection, place)) = self.carrier.take() else { return };
         drop(place);
         if connection.sender.is_ready() {

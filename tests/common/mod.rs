@@ -9,6 +9,7 @@
 
 #[cfg(unix)]
 pub mod process;
+pub mod strict;
 pub mod web;
 
 use std::{future::Future, io, net::SocketAddr, time::Duration};

@@ -1,0 +1,135 @@
+//! An upstream that notes every byte, and reads requests as narrowly as they can be read. It shares no code with the proxy.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+/// What came, in the order in which it was complete.
+#[derive(Debug, Default)]
+pub struct Log {
+    /// Whole requests, byte for byte.
+    pub requests: Vec<Vec<u8>>,
+    /// What is no request, with everything behind it.
+    pub odd: Vec<Vec<u8>>,
+    /// Requests that broke off.
+    pub partial: Vec<Vec<u8>>,
+}
+
+/// Answers requests with 200 and `X-Reached`.
+pub struct Strict {
+    pub address: SocketAddr,
+    log: Arc<Mutex<Log>>,
+}
+
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nX-Reached: yes\r\nContent-Length: 2\r\n\r\nok";
+const ODD: &[u8] = b"HTTP/1.1 400 Odd\r\nX-Reached: yes\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+
+impl Strict {
+    pub async fn start() -> Self {
+        let log = Arc::<Mutex<Log>>::default();
+        let notes = Arc::clone(&log);
+        let address = super::scripted(move |_, stream| serve(stream, Arc::clone(&notes))).await;
+        Self { address, log }
+    }
+
+    /// What came since the last call.
+    pub fn take(&self) -> Log {
+        std::mem::take(&mut *self.log.lock().unwrap())
+    }
+
+    /// The requests that came since the last call, as text; panics if anything else came.
+    pub fn requests(&self) -> Vec<String> {
+        let log = self.take();
+        let text = |bytes: &Vec<u8>| bytes.escape_ascii().to_string();
+        assert!(log.odd.is_empty() && log.partial.is_empty(), "{:?}", log.odd.iter().chain(&log.partial).map(text));
+        log.requests.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect()
+    }
+}
+
+async fn serve(mut stream: TcpStream, log: Arc<Mutex<Log>>) -> io::Result<()> {
+    let mut read = Vec::new();
+    loop {
+        match end(&read) {
+            Ok(Some(end)) => {
+                log.lock().unwrap().requests.push(read.drain(..end).collect());
+                stream.write_all(ANSWER).await?;
+            }
+            Ok(None) => {
+                if !matches!(stream.read_buf(&mut read).await, Ok(n) if n > 0) {
+                    if !read.is_empty() {
+                        log.lock().unwrap().partial.push(read);
+                    }
+                    return Ok(());
+                }
+            }
+            Err(()) => {
+                log.lock().unwrap().odd.push(read);
+                return stream.write_all(ODD).await;
+            }
+        }
+    }
+}
+
+/// The length of the request at the beginning; nothing if it is not whole yet.
+fn end(bytes: &[u8]) -> Result<Option<usize>, ()> {
+    let Some(head) = position(bytes, b"\r\n\r\n") else { return Ok(None) };
+    let text = std::str::from_utf8(&bytes[..head]).map_err(drop)?;
+    let body = head + 4;
+    let mut lines = text.split("\r\n");
+    let first: Vec<_> = lines.next().ok_or(())?.split(' ').collect();
+    if first.len() != 3 || !first[1].starts_with(['/', '*']) || first[2] != "HTTP/1.1" {
+        return Err(());
+    }
+    let (mut lengths, mut codings) = (Vec::new(), Vec::new());
+    for line in lines {
+        let (name, value) = line.split_once(": ").or(line.strip_suffix(':').map(|name| (name, ""))).ok_or(())?;
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+        if name.is_empty() || !name.chars().all(is_name) || value.contains(|c: char| c.is_control() && c != '\t') {
+            return Err(());
+        }
+        match name.to_ascii_lowercase().as_str() {
+            "content-length" => lengths.push(value),
+            "transfer-encoding" => codings.push(value),
+            _ => {}
+        }
+    }
+    match (&lengths[..], &codings[..]) {
+        ([], []) => Ok(Some(body)),
+        ([length], []) => {
+            let end = body + length.parse::<usize>().map_err(drop)?;
+            Ok((bytes.len() >= end).then_some(end))
+        }
+        ([], ["chunked"]) => Ok(chunks(&bytes[body..])?.map(|length| body + length)),
+        _ => Err(()),
+    }
+}
+
+fn chunks(bytes: &[u8]) -> Result<Option<usize>, ()> {
+    let mut at = 0;
+    loop {
+        let Some(line) = position(&bytes[at..], b"\r\n") else { return Ok(None) };
+        let size = std::str::from_utf8(&bytes[at..at + line]).map_err(drop)?;
+        let size = usize::from_str_radix(size, 16).map_err(drop)?;
+        at += line + 2;
+        if size == 0 {
+            let trailers = position(&bytes[at..], b"\r\n\r\n");
+            return Ok(if bytes[at..].starts_with(b"\r\n") { Some(at + 2) } else { trailers.map(|end| at + end + 4) });
+        }
+        match bytes.get(at + size..at + size + 2) {
+            Some(b"\r\n") => at += size + 2,
+            Some(_) => return Err(()),
+            None => return Ok(None),
+        }
+    }
+}
+
+fn position(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
+    bytes.windows(pattern.len()).position(|window| window == pattern)
+}
