@@ -22,7 +22,7 @@ use crate::{
         socket::{Address, Bound},
         tls,
     },
-    proxy::{Proxy, seen},
+    proxy::{self, Proxy, seen},
     token::{self, Credential, FirstTokens, Refresher, jwt::JwtTokens},
     upstream,
 };
@@ -61,16 +61,26 @@ fn explained(error: &io::Error) -> String {
     }
 }
 
+fn greeting(bound: &Bound, config: Option<&tls::ServerConfig>) -> Result<Option<proxy::Greeting>, tls::Error> {
+    let Some(config) = config.cloned() else { return Ok(None) };
+    let name = format!("listener:{}", bound.address());
+    let (files, certificate) = (config.files().collect::<Vec<_>>(), Some(config.cert_file.clone()));
+    let make = move || tls::server_config(&config, proxy::ALPN);
+    Ok(Some(Arc::new(tls::Current::new(name, files, certificate, make)?)))
+}
+
 /// A running proxy.
 #[derive(Debug)]
 pub struct App {
     proxy: Proxy,
     drain_delay: Duration,
     credential: Credential,
+    certificates: tls::Certificates,
     addresses: Vec<Address>,
     admin_address: Option<Address>,
     draining: Arc<AtomicBool>,
     refresher: Task,
+    keeper: Task,
     admin: Option<Task>,
 }
 
@@ -115,11 +125,15 @@ impl App {
         let first_tokens = JwtTokens::new(&config.first, &config.token.issuer, SharedClock::clone(&clock))
             .map_err(token::Error::from)?
             .map(|tokens| Box::new(tokens) as Box<dyn FirstTokens>);
-        let (refresher, credential) = Refresher::new(config.token, first_tokens, clock)?;
+        let (refresher, credential) = Refresher::new(config.token, first_tokens, SharedClock::clone(&clock))?;
         let drain_delay = config.proxy.drain_delay;
         let json_pointer = seen::pointer(config.proxy.retry.json.as_ref()).to_owned();
-        let greetings = config.proxy.listeners.iter().map(|listener| listener.tls.as_ref().map(tls::server_config));
-        let greetings = greetings.map(Option::transpose).collect::<Result<Vec<_>, _>>()?;
+        let greetings =
+            bound.iter().zip(&config.proxy.listeners).map(|(bound, listener)| greeting(bound, listener.tls.as_ref()));
+        let greetings = greetings.collect::<Result<Vec<_>, _>>()?;
+        let held = greetings.iter().flatten().map(|greeting| Arc::clone(greeting) as Arc<dyn tls::Held>);
+        let held = held.chain(shared.iter().filter_map(upstream::Shared::held)).chain(refresher.held());
+        let (keeper, certificates) = tls::Keeper::new(held, clock);
         let bound = bound.into_iter().zip(greetings).collect();
         let proxy = Proxy::start(config.proxy, bound, shared, credential.clone(), token_wait)?;
         let draining = Arc::new(AtomicBool::new(false));
@@ -130,6 +144,7 @@ impl App {
                     credential: credential.clone(),
                     workers: proxy.metrics(),
                     upstreams,
+                    certificates: certificates.clone(),
                     json_pointer,
                     draining: Arc::clone(&draining),
                 };
@@ -138,7 +153,25 @@ impl App {
             }
         };
         let refresher = Task::spawn(|stop| refresher.run(async { drop(stop.await) }));
-        Ok(Self { proxy, drain_delay, credential, addresses, admin_address, draining, refresher, admin })
+        let keeper = Task::spawn(|stop| keeper.run(async { drop(stop.await) }));
+        Ok(Self {
+            proxy,
+            drain_delay,
+            credential,
+            certificates,
+            addresses,
+            admin_address,
+            draining,
+            refresher,
+            keeper,
+            admin,
+        })
+    }
+
+    /// Has everything read again that comes from files beside the configuration: secrets, the state file, certificates.
+    pub fn reload_files(&self) {
+        self.credential.reload();
+        self.certificates.reload();
     }
 
     /// Where apps reach the proxy, with the ports that were chosen for 0.
@@ -165,6 +198,7 @@ impl App {
         }
         self.proxy.drain().await;
         self.refresher.end().await;
+        self.keeper.end().await;
         if let Some(admin) = self.admin {
             admin.end().await;
         }

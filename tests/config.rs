@@ -247,6 +247,7 @@ fn every_key_arrives_where_it_belongs() {
         client_cert_file: file("client.pem"),
         client_key_file: file("client.key"),
         server_name: Some("cloud.internal".to_owned()),
+        min_version: tls::MinVersion::Tls13,
     };
     assert_eq!(upstream.tls, tls);
 
@@ -274,6 +275,7 @@ fn every_key_arrives_where_it_belongs() {
     assert_eq!([fields.access_token, fields.refresh_token], ["/data/at", "/data/rt"]);
     assert_eq!([fields.expires_in, fields.refresh_expires_in], ["/data/ei", "/data/re"]);
     assert_eq!(issuer.tls.server_name.as_deref(), Some("login.internal"));
+    assert_eq!(issuer.tls.min_version, tls::MinVersion::Tls13);
     let first = config.first;
     assert_eq!(first.exchange.redirect_uri.as_deref(), Some("https://app.example.com/back?a=b"));
     assert_eq!(first.exchange.authorize_url.as_str(), "https://login.example.com:9443/oauth/authorize");
@@ -719,7 +721,7 @@ fn the_shipped_file_documents_every_key_and_no_other() {
             (key.path.to_owned(), table["value"].clone())
         })
         .collect();
-    assert_eq!(documented.len(), 103, "keys seen");
+    assert_eq!(documented.len(), 106, "keys seen");
     assert_eq!(documented, in_code);
 
     // What is said to be a default is commented out, and a comment line precedes every group of keys.
@@ -810,12 +812,13 @@ fn a_listener_has_its_own_exceptions_or_those_of_all() {
     assert_eq!((hosts(certified).len(), hosts(open)), (0, vec!["proxy.example.com".to_owned()]));
     assert_eq!(open.guard.allowed_origins.iter().collect::<Vec<_>>(), ["https://app.example.com"]);
     let file = |name: &str| Path::new(VALID).join("files").join(name);
-    let server = |client_ca_file| {
+    let server = |client_ca_file, min_version| {
         let (cert_file, key_file) = (file("server.pem"), file("server.key"));
-        Some(tls::ServerConfig { cert_file, key_file, client_ca_file })
+        Some(tls::ServerConfig { cert_file, key_file, client_ca_file, min_version })
     };
     assert_eq!((&plain.tls, &second.tls), (&None, &None));
-    assert_eq!((&certified.tls, &open.tls), (&server(Some(file("server.pem"))), &server(None)));
+    assert_eq!(certified.tls, server(Some(file("server.pem")), tls::MinVersion::Tls12));
+    assert_eq!(open.tls, server(None, tls::MinVersion::Tls13));
 }
 
 #[test]

@@ -28,7 +28,13 @@ use crate::{
 /// All numbers at this moment.
 pub(super) fn render(sources: &Sources, draining: bool) -> Response<Full<Bytes>> {
     let mut registry = Registry::default();
-    let scrape = Scrape { credential: sources.credential.snapshot(), draining, sources: Numbers::of(sources) };
+    let certificates = sources.certificates.validities();
+    let scrape = Scrape {
+        credential: sources.credential.snapshot(),
+        certificates: certificates.map(|(name, good)| (name.to_owned(), good.map(|good| good.not_after))).collect(),
+        draining,
+        sources: Numbers::of(sources),
+    };
     registry.sub_registry_with_prefix("bearer_proxy").register_collector(Box::new(scrape));
     registry.register_collector(Box::new(Process));
     let mut text = String::new();
@@ -74,6 +80,8 @@ struct Numbers {
 #[derive(Debug)]
 struct Scrape {
     credential: Snapshot,
+    /// What for, and when it ends.
+    certificates: Vec<(String, Option<SystemTime>)>,
     draining: bool,
     sources: Numbers,
 }
@@ -185,8 +193,14 @@ impl Collector for Scrape {
         let mut writer = Writer(encoder);
         self.encode_build(&mut writer)?;
         self.encode_requests(&mut writer)?;
+        self.encode_certificates(&mut writer)?;
         self.encode_token(&mut writer)
     }
+}
+
+/// Seconds since 1970; 0: not known.
+fn seconds(moment: Option<SystemTime>) -> f64 {
+    moment.and_then(|moment| moment.duration_since(UNIX_EPOCH).ok()).map_or(0.0, |since| since.as_secs_f64())
 }
 
 impl Scrape {
@@ -223,6 +237,12 @@ impl Scrape {
         writer.counters("upstream_errors", "Failures of endpoints, by kind", &numbers.upstream_errors)
     }
 
+    fn encode_certificates(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        let ends = self.certificates.iter().map(|(name, end)| (vec![("use", name.clone())], seconds(*end)));
+        let help = "When the first certificate of a chain that we show expires; 0: not known";
+        writer.gauges("certificate_expiry_timestamp_seconds", help, &ends.collect::<Vec<_>>())
+    }
+
     fn encode_token(&self, writer: &mut Writer<'_>) -> fmt::Result {
         let credential = &self.credential;
         let named = |more: &[(&'static str, &str)]| {
@@ -236,9 +256,6 @@ impl Scrape {
         let durations = &credential.refresh_durations;
         let (bounds, counts) = (&Durations::BOUNDS, durations.counts());
         writer.histogram("token_refresh_duration_seconds", "Calls of the issuer", bounds, counts, durations.sum())?;
-        let seconds = |moment: Option<SystemTime>| {
-            moment.and_then(|moment| moment.duration_since(UNIX_EPOCH).ok()).map_or(0.0, |since| since.as_secs_f64())
-        };
         let expiry = [(named(&[]), seconds(credential.expires_at))];
         writer.gauges("token_expiry_timestamp_seconds", "When the access token expires; 0: there is none", &expiry)?;
         let expiry = [(named(&[]), seconds(credential.refresh_token_expires_at))];

@@ -25,7 +25,10 @@ use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::{
     base::secret::Secret,
-    net::socket::{Bound, Listener as Socket},
+    net::{
+        socket::{Bound, Listener as Socket},
+        tls,
+    },
     proxy::{
         Listener, Metrics,
         guard::{Gate, KnownHost, Reach, reach},
@@ -52,6 +55,8 @@ pub struct Sources {
     pub workers: Arc<[Arc<Metrics>]>,
     /// The upstreams, in the order of the configuration.
     pub upstreams: Vec<upstream::Config>,
+    /// The certificates that we show.
+    pub certificates: tls::Certificates,
     /// Where JSON answers are searched for a code.
     pub json_pointer: String,
     /// Set when this process is about to end.

@@ -1,5 +1,8 @@
 //! Logging: one subscriber, no secrets at any level.
 
+#[cfg(test)]
+pub(crate) mod capture;
+
 use tracing::level_filters::LevelFilter;
 
 /// What is logged, and how.

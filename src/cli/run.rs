@@ -35,8 +35,8 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
             tokio::select! {
                 signal = signals.next() => break signal,
                 () = hangup.next() => {
-                    tracing::info!("SIGHUP: secrets and the state file are read again");
-                    app.credential().reload();
+                    tracing::info!("SIGHUP: secrets, certificates and the state file are read again");
+                    app.reload_files();
                 }
             }
         };

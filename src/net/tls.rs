@@ -1,5 +1,9 @@
 //! TLS towards clients, the upstream and the issuer: rustls with the one provider (aws-lc-rs), chosen explicitly.
 
+mod current;
+mod keeper;
+mod validity;
+
 use std::{
     io,
     path::{Path, PathBuf},
@@ -7,15 +11,43 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, RootCertStore,
+    AlertDescription, CertificateError, ClientConfig, PeerIncompatible, RootCertStore, SupportedProtocolVersion,
     crypto::CryptoProvider,
     pki_types::{
         CertificateDer, PrivateKeyDer,
         pem::{self, PemObject},
     },
     server::{VerifierBuilderError, WebPkiClientVerifier},
+    version::{TLS12, TLS13},
 };
 use zeroize::Zeroizing;
+
+pub use self::{
+    current::{Current, Held},
+    keeper::{Certificates, Keeper},
+    validity::{Concern, Validity},
+};
+
+/// The oldest version of TLS that is spoken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MinVersion {
+    /// TLS 1.2, RFC 5246.
+    #[default]
+    Tls12,
+    /// TLS 1.3, RFC 8446.
+    Tls13,
+}
+
+impl MinVersion {
+    fn versions(self) -> &'static [&'static SupportedProtocolVersion] {
+        static FROM_1_2: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
+        static FROM_1_3: [&SupportedProtocolVersion; 1] = [&TLS13];
+        match self {
+            Self::Tls12 => &FROM_1_2,
+            Self::Tls13 => &FROM_1_3,
+        }
+    }
+}
 
 /// How to trust and to greet a TLS server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,6 +60,15 @@ pub struct Config {
     pub client_key_file: Option<PathBuf>,
     /// The name to send and to verify, when it is not the URL's.
     pub server_name: Option<String>,
+    /// Servers that speak only older versions are refused.
+    pub min_version: MinVersion,
+}
+
+impl Config {
+    /// The files that it names.
+    pub fn files(&self) -> impl Iterator<Item = PathBuf> {
+        [&self.ca_file, &self.client_cert_file, &self.client_key_file].into_iter().flatten().cloned()
+    }
 }
 
 /// How to present ourselves to TLS clients.
@@ -39,6 +80,15 @@ pub struct ServerConfig {
     pub key_file: PathBuf,
     /// Serve only clients that show a certificate which one of these vouches for, PEM.
     pub client_ca_file: Option<PathBuf>,
+    /// Clients that speak only older versions are refused.
+    pub min_version: MinVersion,
+}
+
+impl ServerConfig {
+    /// The files that it names.
+    pub fn files(&self) -> impl Iterator<Item = PathBuf> {
+        [Some(&self.cert_file), Some(&self.key_file), self.client_ca_file.as_ref()].into_iter().flatten().cloned()
+    }
 }
 
 /// Why a TLS configuration cannot be used. Every message names the file.
@@ -125,7 +175,7 @@ pub fn client_config(config: &Config, alpn: &[&[u8]]) -> Result<ClientConfig, Er
         Some(path) => roots_of_file(path)?,
         None => roots_of_system()?,
     };
-    let builder = builder()?.with_root_certificates(roots);
+    let builder = builder(config.min_version)?.with_root_certificates(roots);
     let mut client = match (&config.client_cert_file, &config.client_key_file) {
         (Some(certificate), Some(key)) => builder
             .with_client_auth_cert(certificates(certificate)?, private_key(key)?)
@@ -138,13 +188,14 @@ pub fn client_config(config: &Config, alpn: &[&[u8]]) -> Result<ClientConfig, Er
 }
 
 /// A server configuration that shows `cert_file`. With `client_ca_file` it refuses clients without a certificate that was
-/// issued by one of those. It offers no protocols (RFC 7301): whoever serves them adds them to `alpn_protocols`.
+/// issued by one of those. It offers these protocols (RFC 7301; none: no offer). Sessions that another configuration
+/// began are not resumed, so that none outlives the authority that vouched for it.
 ///
 /// # Errors
 /// When a file cannot be read or used.
-pub fn server_config(config: &ServerConfig) -> Result<rustls::ServerConfig, Error> {
+pub fn server_config(config: &ServerConfig, alpn: &[&[u8]]) -> Result<rustls::ServerConfig, Error> {
     let builder = rustls::ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(config.min_version.versions())
         .map_err(Error::Provider)?;
     let builder = match &config.client_ca_file {
         None => builder.with_no_client_auth(),
@@ -157,11 +208,11 @@ pub fn server_config(config: &ServerConfig) -> Result<rustls::ServerConfig, Erro
         }
     };
     let ServerConfig { cert_file: certificate, key_file: key, .. } = config;
-    builder.with_single_cert(certificates(certificate)?, private_key(key)?).map_err(|source| Error::KeyPair {
-        certificate: certificate.clone(),
-        key: key.clone(),
-        source,
-    })
+    let mut server = builder
+        .with_single_cert(certificates(certificate)?, private_key(key)?)
+        .map_err(|source| Error::KeyPair { certificate: certificate.clone(), key: key.clone(), source })?;
+    server.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    Ok(server)
 }
 
 /// A client configuration that trusts nobody: for clients that want one although they will speak plain HTTP.
@@ -169,11 +220,48 @@ pub fn server_config(config: &ServerConfig) -> Result<rustls::ServerConfig, Erro
 /// # Errors
 /// When the provider lacks the protocol versions.
 pub fn client_config_without_trust() -> Result<ClientConfig, Error> {
-    Ok(builder()?.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
+    Ok(builder(MinVersion::default())?.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
 }
 
-fn builder() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, Error> {
-    ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().map_err(Error::Provider)
+/// What to do about a server that a handshake failed with, as the end of a sentence; empty where there is no advice.
+pub fn advice(error: &rustls::Error) -> &'static str {
+    use CertificateError::{
+        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext, Other,
+        UnknownIssuer,
+    };
+    use PeerIncompatible::{ServerDoesNotSupportTls12Or13, ServerTlsVersionIsDisabledByOurConfig};
+    match error {
+        rustls::Error::InvalidCertificate(UnknownIssuer) => {
+            " (nobody who is trusted here vouches for it: for a private authority, name its certificate in tls.ca_file)"
+        }
+        rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
+            " (check the address, or write the name that the certificate carries as tls.server_name)"
+        }
+        rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => {
+            " (the server needs a new certificate, or this machine's clock is wrong)"
+        }
+        rustls::Error::InvalidCertificate(NotValidYet | NotValidYetContext { .. }) => {
+            " (this machine's clock may be wrong)"
+        }
+        // Made by hand, most often: the whole of `openssl req -x509`.
+        rustls::Error::InvalidCertificate(Other(other)) if is_authority(other) => {
+            " (the server shows the certificate of an authority: let it issue another one for the server, and name the \
+             authority's in tls.ca_file)"
+        }
+        rustls::Error::PeerIncompatible(ServerDoesNotSupportTls12Or13 | ServerTlsVersionIsDisabledByOurConfig)
+        | rustls::Error::AlertReceived(AlertDescription::ProtocolVersion) => {
+            " (the server speaks no version that is allowed here: see tls.min_version)"
+        }
+        _ => "",
+    }
+}
+
+fn is_authority(error: &rustls::OtherError) -> bool {
+    error.to_string().contains("CaUsedAsEndEntity")
+}
+
+fn builder(least: MinVersion) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, Error> {
+    ClientConfig::builder_with_provider(provider()).with_protocol_versions(least.versions()).map_err(Error::Provider)
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -223,188 +311,4 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use rcgen::{
-        BasicConstraints, CertificateParams, CertifiedIssuer, CertifiedKey, IsCa, KeyPair, generate_simple_self_signed,
-    };
-    use rustls::{ClientConnection, ServerConnection, pki_types::ServerName};
-
-    use super::*;
-
-    struct Files {
-        folder: tempfile::TempDir,
-    }
-
-    impl Files {
-        fn new() -> Self {
-            Self { folder: tempfile::tempdir().expect("a folder") }
-        }
-
-        fn write(&self, name: &str, text: &str) -> PathBuf {
-            let path = self.folder.path().join(name);
-            fs::write(&path, text).expect("written");
-            path
-        }
-    }
-
-    fn pair() -> (String, String) {
-        let CertifiedKey { cert, signing_key } =
-            generate_simple_self_signed(["cloud.example.com".to_owned()]).expect("a certificate");
-        (cert.pem(), signing_key.serialize_pem())
-    }
-
-    fn error(config: &Config) -> String {
-        client_config(config, &[]).expect_err("refused").to_string()
-    }
-
-    #[test]
-    fn a_private_ca_a_client_certificate_and_alpn() {
-        let files = Files::new();
-        let (certificate, key) = pair();
-        let config = Config {
-            ca_file: Some(files.write("ca.pem", &certificate)),
-            client_cert_file: Some(files.write("client.pem", &certificate)),
-            client_key_file: Some(files.write("client.key", &key)),
-            server_name: None,
-        };
-        let client = client_config(&config, &[b"http/1.1"]).expect("usable");
-        assert_eq!(client.alpn_protocols, [b"http/1.1"]);
-        assert!(client.client_auth_cert_resolver.has_certs());
-    }
-
-    #[test]
-    fn every_error_names_its_file() {
-        let files = Files::new();
-        let (certificate, key) = pair();
-        let (_, foreign_key) = pair();
-        let good = files.write("good.pem", &certificate);
-        let key = files.write("good.key", &key);
-        let foreign_key = files.write("foreign.key", &foreign_key);
-        let empty = files.write("empty.pem", "");
-        let torn = files.write("torn.pem", "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n");
-        let no_der = files.write("noder.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
-        let missing = files.folder.path().join("missing.pem");
-
-        let ca = |path: &PathBuf| Config { ca_file: Some(path.clone()), ..Config::default() };
-        let client = |certificate: Option<&PathBuf>, key: Option<&PathBuf>| Config {
-            ca_file: Some(good.clone()),
-            client_cert_file: certificate.cloned(),
-            client_key_file: key.cloned(),
-            server_name: None,
-        };
-        for (config, file, says) in [
-            (ca(&missing), &missing, "cannot be read"),
-            (ca(&empty), &empty, "no certificate"),
-            (ca(&torn), &torn, "not valid PEM"),
-            (ca(&no_der), &no_der, "cannot be trusted"),
-            (client(Some(&good), Some(&good)), &good, "no private key"),
-            (client(Some(&good), Some(&foreign_key)), &foreign_key, "do not go together"),
-            (client(Some(&good), None), &good, "needs both"),
-            (client(None, Some(&key)), &key, "needs both"),
-        ] {
-            let error = error(&config);
-            assert!(error.contains(&file.display().to_string()) && error.contains(says), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_private_ca_replaces_the_systems() {
-        let files = Files::new();
-        let (certificate, _) = pair();
-        let roots = roots_of_file(&files.write("ca.pem", &certificate)).expect("usable");
-        assert_eq!(roots.len(), 1);
-    }
-
-    /// A handshake in memory: what was agreed, or who refused.
-    fn handshake(
-        client: ClientConfig,
-        server: rustls::ServerConfig,
-    ) -> Result<Option<rustls::ProtocolVersion>, String> {
-        let name = ServerName::try_from("cloud.example.com").expect("a name");
-        let mut client = ClientConnection::new(Arc::new(client), name).expect("a client");
-        let mut server = ServerConnection::new(Arc::new(server)).expect("a server");
-        while client.is_handshaking() || server.is_handshaking() || client.wants_write() || server.wants_write() {
-            let mut wire = Vec::new();
-            client.write_tls(&mut wire).expect("memory");
-            server.read_tls(&mut &wire[..]).expect("memory");
-            server.process_new_packets().map_err(|error| format!("server: {error}"))?;
-            wire.clear();
-            server.write_tls(&mut wire).expect("memory");
-            client.read_tls(&mut &wire[..]).expect("memory");
-            client.process_new_packets().map_err(|error| format!("client: {error}"))?;
-        }
-        Ok(server.protocol_version())
-    }
-
-    fn authority() -> CertifiedIssuer<'static, KeyPair> {
-        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority")
-    }
-
-    fn identity(files: &Files, authority: &CertifiedIssuer<'static, KeyPair>, name: &str) -> (PathBuf, PathBuf) {
-        let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(["cloud.example.com".to_owned()]).expect("parameters");
-        let certificate = params.signed_by(&key, authority).expect("a certificate");
-        (
-            files.write(&format!("{name}.pem"), &certificate.pem()),
-            files.write(&format!("{name}.key"), &key.serialize_pem()),
-        )
-    }
-
-    #[test]
-    fn a_server_shows_its_certificate_and_asks_for_one_only_when_told_to() {
-        let files = Files::new();
-        let (ours, other) = (authority(), authority());
-        let (ca, other_ca) = (files.write("ca.pem", &ours.pem()), files.write("other.pem", &other.pem()));
-        let (cert_file, key_file) = identity(&files, &ours, "server");
-        let shown = identity(&files, &ours, "client");
-        let open = ServerConfig { cert_file, key_file, client_ca_file: None };
-        let closed = |ca: &PathBuf| ServerConfig { client_ca_file: Some(ca.clone()), ..open.clone() };
-        let try_with = |server: &ServerConfig, shown: Option<&(PathBuf, PathBuf)>| {
-            let client = Config {
-                ca_file: Some(ca.clone()),
-                client_cert_file: shown.map(|(certificate, _)| certificate.clone()),
-                client_key_file: shown.map(|(_, key)| key.clone()),
-                server_name: None,
-            };
-            handshake(client_config(&client, &[]).expect("a client"), server_config(server).expect("a server"))
-        };
-        let tls13 = Ok(Some(rustls::ProtocolVersion::TLSv1_3));
-        assert_eq!(try_with(&open, None), tls13);
-        assert_eq!(try_with(&open, Some(&shown)), tls13);
-        assert_eq!(try_with(&closed(&ca), Some(&shown)), tls13);
-        let without = try_with(&closed(&ca), None).expect_err("no certificate was shown");
-        assert!(without.starts_with("server: ") && without.contains("no certificates"), "{without}");
-        let unknown = try_with(&closed(&other_ca), Some(&shown)).expect_err("the wrong authority");
-        assert!(unknown.starts_with("server: ") && unknown.contains("certificate"), "{unknown}");
-        assert!(server_config(&open).expect("a server").alpn_protocols.is_empty());
-    }
-
-    #[test]
-    fn every_error_of_a_server_names_its_file() {
-        let files = Files::new();
-        let (certificate, key) = pair();
-        let cert_file = files.write("server.pem", &certificate);
-        let key_file = files.write("server.key", &key);
-        let foreign_key = files.write("foreign.key", &pair().1);
-        let no_der = files.write("noder.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
-        let missing = files.folder.path().join("missing.pem");
-        let good = ServerConfig { cert_file: cert_file.clone(), key_file, client_ca_file: None };
-        let ca = |path: &PathBuf| ServerConfig { client_ca_file: Some(path.clone()), ..good.clone() };
-        for (config, file, says) in [
-            (ServerConfig { cert_file: missing.clone(), ..good.clone() }, &missing, "cannot be read"),
-            (ServerConfig { key_file: missing.clone(), ..good.clone() }, &missing, "cannot be read"),
-            (ServerConfig { key_file: cert_file.clone(), ..good.clone() }, &cert_file, "no private key"),
-            (ServerConfig { key_file: foreign_key.clone(), ..good.clone() }, &foreign_key, "do not go together"),
-            (ca(&missing), &missing, "cannot be read"),
-            (ca(&good.key_file), &good.key_file, "no certificate"),
-            (ca(&no_der), &no_der, "cannot be trusted"),
-        ] {
-            let error = server_config(&config).expect_err("refused").to_string();
-            assert!(error.contains(&file.display().to_string()) && error.contains(says), "{error}");
-        }
-    }
-}
+mod tests;

@@ -13,7 +13,7 @@ use std::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::either::Either;
 
-use super::{connection, guard::Gate, headers::Client, metrics::ConnectionRejection, worker::Worker};
+use super::{Greeting, connection, guard::Gate, headers::Client, metrics::ConnectionRejection, worker::Worker};
 use crate::net::socket::{Listener, Stream, is_exhaustion};
 
 /// How long to leave a listener alone when the process or the machine has run out of something.
@@ -28,7 +28,7 @@ pub(crate) async fn accept(
     worker: Rc<Worker>,
     listener: Listener,
     gate: Rc<Gate>,
-    acceptor: Option<TlsAcceptor>,
+    greeting: Option<Greeting>,
     stop: impl Future<Output = ()>,
 ) {
     let mut stop = pin!(stop);
@@ -39,7 +39,7 @@ pub(crate) async fn accept(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => take(&worker, stream, peer, &gate, acceptor.as_ref()),
+            Ok((stream, peer)) => take(&worker, stream, peer, &gate, greeting.as_ref()),
             Err(error) if is_exhaustion(&error) => {
                 worker.accept_failed(&error);
                 tokio::time::sleep(EXHAUSTION_PAUSE).await;
@@ -55,20 +55,14 @@ pub(crate) async fn accept(
         })
     };
     while let Some((stream, peer)) = queued().await {
-        take(&worker, stream, peer, &gate, acceptor.as_ref());
+        take(&worker, stream, peer, &gate, greeting.as_ref());
     }
 }
 
-fn take(
-    worker: &Rc<Worker>,
-    stream: Stream,
-    peer: Option<SocketAddr>,
-    gate: &Rc<Gate>,
-    acceptor: Option<&TlsAcceptor>,
-) {
+fn take(worker: &Rc<Worker>, stream: Stream, peer: Option<SocketAddr>, gate: &Rc<Gate>, greeting: Option<&Greeting>) {
     let Some(place) = worker.place_for_connection() else {
         // Who speaks TLS would not understand the words.
-        match acceptor {
+        match greeting {
             Some(_) => drop(stream),
             None => stream.turn_away(TURNED_AWAY),
         }
@@ -76,7 +70,7 @@ fn take(
     };
     let client = Client::new(peer, gate.scheme().clone());
     let (worker, gate) = (Rc::clone(worker), Rc::clone(gate));
-    let Some(acceptor) = acceptor.cloned() else {
+    let Some(acceptor) = greeting.map(|greeting| TlsAcceptor::from(greeting.load())) else {
         let serving = connection::serve(worker, Either::Left(stream), client, gate);
         tokio::task::spawn_local(async move {
             serving.await;

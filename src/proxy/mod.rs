@@ -37,7 +37,6 @@ use std::{
 
 use http::{HeaderName, HeaderValue, StatusCode, uri::Scheme};
 use tokio::sync::{oneshot, watch};
-use tokio_rustls::TlsAcceptor;
 
 pub use self::{metrics::Metrics, rules::Rules};
 use crate::{
@@ -55,6 +54,12 @@ const DRAIN_GRACE: Duration = Duration::from_secs(1);
 /// Time for a client that was told that we close to close as well.
 const GOODBYE: Duration = Duration::from_secs(5);
 
+/// What a listener with TLS offers, RFC 7301.
+pub const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
+
+/// A listener's TLS, as its files have it.
+pub type Greeting = Arc<tls::Current<rustls::ServerConfig>>;
+
 /// The running data path.
 #[derive(Debug)]
 pub struct Proxy {
@@ -70,7 +75,7 @@ impl Proxy {
     /// When the system refuses a socket or a thread.
     pub fn start(
         config: Config,
-        bound: Vec<(Bound, Option<rustls::ServerConfig>)>,
+        bound: Vec<(Bound, Option<Greeting>)>,
         upstreams: Vec<upstream::Shared>,
         credential: Credential,
         token_wait: Duration,
@@ -95,13 +100,9 @@ impl Proxy {
         for ((bound, greeting), listener) in bound.into_iter().zip(&shared.config.listeners) {
             let reach = guard::reach(bound.address());
             let scheme = if greeting.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
-            let acceptor = greeting.map(|mut greeting| {
-                greeting.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-                TlsAcceptor::from(Arc::new(greeting))
-            });
             for (worker, seed) in listeners.iter_mut().zip(bound.into_listeners(workers)?) {
                 let gate = guard::Gate::new(listener.guard.clone(), reach, scheme.clone());
-                worker.push((seed, gate, acceptor.clone()));
+                worker.push((seed, gate, greeting.clone()));
             }
         }
         let (drain, draining) = watch::channel(false);

@@ -17,10 +17,9 @@ use http::{HeaderName, HeaderValue, StatusCode, request, response};
 use http_body_util::BodyExt as _;
 use slab::Slab;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio_rustls::TlsAcceptor;
 
 use super::{
-    AccessLog, Config,
+    AccessLog, Config, Greeting,
     error::{self, Error},
     exchange::{Abandoned, Exchange},
     guard::Gate,
@@ -121,7 +120,7 @@ pub(crate) fn start(
     index: usize,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
-    listeners: Vec<(ListenerSeed, Gate, Option<TlsAcceptor>)>,
+    listeners: Vec<(ListenerSeed, Gate, Option<Greeting>)>,
     drain: watch::Receiver<bool>,
 ) -> io::Result<oneshot::Receiver<()>> {
     let (ended, has_ended) = oneshot::channel();
@@ -145,13 +144,13 @@ pub(crate) fn start(
 async fn run(
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
-    listeners: Vec<(ListenerSeed, Gate, Option<TlsAcceptor>)>,
+    listeners: Vec<(ListenerSeed, Gate, Option<Greeting>)>,
     mut drain: watch::Receiver<bool>,
 ) {
     let (worker, lingering) = Worker::new(shared, metrics);
     tokio::task::spawn_local(Rc::clone(&worker.ticker).run());
     tokio::task::spawn_local(read_out(lingering));
-    for (seed, gate, acceptor) in listeners {
+    for (seed, gate, greeting) in listeners {
         match seed.into_listener() {
             Ok(listener) => {
                 let mut drain = drain.clone();
@@ -159,7 +158,7 @@ async fn run(
                     // An error means that the sender is gone, and with it whoever wants this worker to run.
                     let _ = drain.wait_for(|drain| *drain).await;
                 };
-                tokio::task::spawn_local(accept(Rc::clone(&worker), listener, Rc::new(gate), acceptor, stop));
+                tokio::task::spawn_local(accept(Rc::clone(&worker), listener, Rc::new(gate), greeting, stop));
             }
             Err(error) => tracing::error!(%error, "a worker cannot listen"),
         }

@@ -39,7 +39,7 @@ pub enum Error {
 /// One interface of the issuer.
 #[derive(Debug)]
 pub(super) struct Channel {
-    client: Client,
+    client: Arc<tls::Current<Client>>,
     /// Its host is `tls.server_name` if that is set.
     url: Url,
     /// What to send as `Host` when the URL's is not the issuer's own.
@@ -58,25 +58,8 @@ impl Channel {
     pub(super) fn new(interface: &Url, config: &IssuerConfig) -> Result<Self, Error> {
         let mut url = interface.clone();
         let is_https = url.scheme() == "https";
-        let tls = if is_https {
-            tls::client_config(&config.tls, &[b"http/1.1"])?
-        } else {
-            tls::client_config_without_trust()?
-        };
-        let mut builder = Client::builder()
-            .tls_backend_preconfigured(tls)
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            // A second try would spend the refresh token a second time: trying again is the refresher's decision.
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .http1_only()
-            // A pooled connection that died unnoticed would make a call's outcome unknown.
-            .pool_max_idle_per_host(0)
-            .connect_timeout(CONNECT_TIMEOUT.min(config.timeout))
-            .timeout(config.timeout)
-            .user_agent(concat!("bearer-proxy/", env!("CARGO_PKG_VERSION")));
         let mut host = None;
+        let mut alias = None;
         if let Some(name) = config.tls.server_name.as_deref().filter(|_| is_https) {
             if let Ok(address) = name.parse() {
                 return Err(Error::ServerName(address));
@@ -85,10 +68,27 @@ impl Channel {
             let real = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
             host = HeaderValue::from_str(&url[url::Position::BeforeHost..url::Position::AfterPort]).ok();
             url.set_host(Some(name)).map_err(|_| Error::NotAName)?;
-            builder = builder.dns_resolver(Alias { real: real.into() });
+            alias = Some(Alias { real: real.into() });
         }
-        let client = builder.build().map_err(|error| Error::Client(error.without_url()))?;
-        Ok(Self { client, url, host })
+        let tls = is_https.then(|| config.tls.clone());
+        let (files, certificate) = tls.as_ref().map(|tls| (tls.files(), tls.client_cert_file.clone())).unzip();
+        let files: Vec<_> = files.into_iter().flatten().collect();
+        let timeout = config.timeout;
+        let make = move || client(tls.as_ref(), timeout, alias.clone());
+        let client = tls::Current::new("issuer:client".to_owned(), files, certificate.flatten(), make)?;
+        Ok(Self { client: Arc::new(client), url, host })
+    }
+
+    /// What follows the files of `tls`. Whoever holds it reads them again when they change.
+    pub(super) fn held(&self) -> Arc<dyn tls::Held> {
+        Arc::clone(&self.client) as Arc<dyn tls::Held>
+    }
+
+    /// Reads the files of `tls` again. If they cannot be used, the client stays as it was.
+    pub(super) async fn reload(&self) {
+        let held = self.held();
+        // What is wrong is told by the keeper of the refresher's client, which has the same files.
+        let _ = tokio::task::spawn_blocking(move || held.reload()).await;
     }
 
     /// A `POST`; without a query the URL stays as it is.
@@ -111,8 +111,33 @@ impl Channel {
         if let Some(host) = &self.host {
             headers.insert(header::HOST, host.clone());
         }
-        self.client.request(method, url).headers(headers)
+        self.client.load().request(method, url).headers(headers)
     }
+}
+
+/// A client that speaks TLS as these files say; without them, one that trusts nobody.
+fn client(tls: Option<&tls::Config>, timeout: Duration, alias: Option<Alias>) -> Result<Client, Error> {
+    let tls = match tls {
+        Some(tls) => tls::client_config(tls, &[b"http/1.1"])?,
+        None => tls::client_config_without_trust()?,
+    };
+    let mut builder = Client::builder()
+        .tls_backend_preconfigured(tls)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        // A second try would spend the refresh token a second time: trying again is the refresher's decision.
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .http1_only()
+        // A pooled connection that died unnoticed would make a call's outcome unknown.
+        .pool_max_idle_per_host(0)
+        .connect_timeout(CONNECT_TIMEOUT.min(timeout))
+        .timeout(timeout)
+        .user_agent(concat!("bearer-proxy/", env!("CARGO_PKG_VERSION")));
+    if let Some(alias) = alias {
+        builder = builder.dns_resolver(alias);
+    }
+    builder.build().map_err(|error| Error::Client(error.without_url()))
 }
 
 /// Sends it once and reads the answer. Ends within the configured timeout.
@@ -146,6 +171,7 @@ pub(super) fn parameters<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>
 }
 
 /// Resolves every name to the addresses of one other name.
+#[derive(Clone)]
 struct Alias {
     real: Arc<str>,
 }
@@ -199,5 +225,8 @@ fn root_cause(error: &reqwest::Error) -> Option<String> {
     while let Some(deeper) = cause.source() {
         cause = deeper;
     }
-    Some(cause.to_string())
+    // An I/O error hides what it was made of.
+    let wrapped = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    let said_by_tls = wrapped.map_or_else(|| cause.downcast_ref(), |wrapped| wrapped.downcast_ref());
+    Some(format!("{cause}{}", said_by_tls.map_or("", tls::advice)))
 }

@@ -60,9 +60,10 @@ impl Exchange {
         self.issuer.grant(pairs.into_iter().chain(redirect_uri)).await
     }
 
-    /// Reads the client's secret again from where it came.
-    pub(super) async fn reload_client_secret(&mut self) {
+    /// Reads the client's secret and the files of `tls` again.
+    pub(super) async fn reload(&mut self) {
         self.issuer.reload_client_secret().await;
+        self.issuer.reload_tls().await;
     }
 }
 

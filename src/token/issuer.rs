@@ -1,6 +1,6 @@
 //! The issuer, spoken to over HTTP: one call spends one refresh token, or one code.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderValue, header};
@@ -14,7 +14,10 @@ use super::{
     cache::authorization,
     channel::{self, Channel, parameters},
 };
-use crate::base::{clock::SharedClock, secret::Secret};
+use crate::{
+    base::{clock::SharedClock, secret::Secret},
+    net::tls,
+};
 
 /// A boxed future, so that issuers and stores can be trait objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -95,6 +98,16 @@ impl HttpIssuer {
         let request = request.header(header::AUTHORIZATION, self.authorization.clone());
         let answer = channel::send(request).await?;
         self.reader.read(answer.status, &answer.headers, &answer.body, self.clock.wall())
+    }
+
+    /// What follows the files of the issuer's `tls`.
+    pub(super) fn held(&self) -> Arc<dyn tls::Held> {
+        self.channel.held()
+    }
+
+    /// Reads the files of `tls` again. If they cannot be used, what was in them before stays in use.
+    pub(super) async fn reload_tls(&self) {
+        self.channel.reload().await;
     }
 
     pub(super) async fn reload_client_secret(&mut self) -> bool {

@@ -118,10 +118,11 @@ impl JwtTokens {
         let pairs =
             [("response_type", "code"), (names.client_id.as_str(), self.client_id.as_str()), (&names.jwt_token, &jwt)];
         let query = parameters(pairs.into_iter().chain(user));
+        self.channel.reload().await;
         let answer = channel::send(self.channel.get(&query)).await?;
         let code = self.config.code(&answer, self.clock.wall())?;
         let mut exchange = self.exchange.lock().await;
-        exchange.reload_client_secret().await;
+        exchange.reload().await;
         exchange.tokens(&code).await
     }
 

@@ -28,11 +28,14 @@ use super::{
     state::{Ledger, Outcome, Problem, Reason, Refresh, State, Status},
     store::{self, Access, FileStore, Lock, Origin, Record, Seed, Store, Writer},
 };
-use crate::base::{
-    backoff::{self, Backoff},
-    clock::{Moment, SharedClock},
-    secret::Secret,
-    watch::Watch,
+use crate::{
+    base::{
+        backoff::{self, Backoff},
+        clock::{Moment, SharedClock},
+        secret::Secret,
+        watch::Watch,
+    },
+    net::tls::Held,
 };
 
 /// Calls of a refused client are at least this far apart.
@@ -72,6 +75,8 @@ pub struct Refresher {
     /// Where configured refresh tokens come from.
     seed_file: Option<PathBuf>,
     watch: Watch,
+    /// The TLS settings of the issuer's client.
+    held: Option<Arc<dyn Held>>,
     /// The newest seed was refused, and the chain goes on.
     seed_refused: bool,
     /// Fingerprints of refresh tokens that the issuer refused, so that none is sent again.
@@ -106,7 +111,14 @@ impl Refresher {
         let file = config.state_file.clone().map(FileStore::new);
         let record = file.as_ref().map(FileStore::open).transpose()?.flatten().unwrap_or_default();
         let store = file.map(|file| Arc::new(file) as Arc<dyn Store>);
-        Ok(Self::with(config, clock, Box::new(issuer), first_tokens, store, record))
+        let held = issuer.held();
+        let (refresher, credential) = Self::with(config, clock, Box::new(issuer), first_tokens, store, record);
+        Ok((Self { held: Some(held), ..refresher }, credential))
+    }
+
+    /// What follows the files of the issuer's `tls`. Whoever takes it reads them again when they change.
+    pub fn held(&self) -> Option<Arc<dyn Held>> {
+        self.held.clone()
     }
 
     fn with(
@@ -139,6 +151,7 @@ impl Refresher {
             seed: None,
             seed_file: config.refresh_token.as_ref().and_then(Secret::file).map(ToOwned::to_owned),
             watch,
+            held: None,
             seed_refused: false,
             refused: VecDeque::new(),
             lock: None,

@@ -16,7 +16,10 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
 
 use super::{Config, Endpoint, HTTP2, Http2, Tls};
-use crate::net::socket::{self, Stream};
+use crate::net::{
+    socket::{self, Stream},
+    tls,
+};
 
 /// Why no connection came about.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +49,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The TLS handshake failed.
-    #[error("TLS handshake with {endpoint} failed: {source}")]
+    #[error("TLS handshake with {endpoint} failed: {source}{}", said_by_tls(.source).map_or("", tls::advice))]
     Tls {
         /// Whom we called.
         endpoint: String,
@@ -78,9 +81,12 @@ impl Error {
     /// Whether the certificate was at fault, rather than the protocol.
     pub fn is_certificate(&self) -> bool {
         let Self::Tls { source, .. } = self else { return false };
-        let cause = source.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
-        matches!(cause, Some(rustls::Error::InvalidCertificate(_)))
+        matches!(said_by_tls(source), Some(rustls::Error::InvalidCertificate(_)))
     }
+}
+
+fn said_by_tls(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref().and_then(|cause| cause.downcast_ref())
 }
 
 /// Which version of HTTP a new connection may turn out to speak.
@@ -121,9 +127,10 @@ pub(super) async fn connect(
     let Some(tls) = tls else {
         return Ok((Io::new(Either::Left(stream)), if always { Protocol::Http2 } else { Protocol::Http1 }));
     };
+    let greetings = tls.greetings.load();
     let greeting = match wanted {
-        Wanted::Any => &tls.any,
-        Wanted::Http1 => &tls.http1,
+        Wanted::Any => &greetings.any,
+        Wanted::Http1 => &greetings.http1,
     };
     let handshake = TlsConnector::from(Arc::clone(greeting)).connect(tls.server_name.clone(), stream);
     match tokio::time::timeout(config.handshake_timeout, handshake).await {

@@ -94,6 +94,7 @@ pub enum Host {
 #[derive(Debug, Clone)]
 pub struct Shared {
     config: Arc<Config>,
+    greetings: Option<Arc<tls::Current<Greetings>>>,
     endpoints: Vec<SharedEndpoint>,
 }
 
@@ -107,11 +108,16 @@ struct SharedEndpoint {
 /// How to greet, and which name to send and to verify.
 #[derive(Debug, Clone)]
 struct Tls {
+    greetings: Arc<tls::Current<Greetings>>,
+    server_name: ServerName<'static>,
+}
+
+/// What the files of `tls` come to.
+struct Greetings {
     /// Offers what `http2` says.
     any: Arc<rustls::ClientConfig>,
     /// Offers HTTP/1.1 alone.
     http1: Arc<rustls::ClientConfig>,
-    server_name: ServerName<'static>,
 }
 
 /// Their names in the TLS handshake, RFC 7301.
@@ -136,23 +142,13 @@ impl Shared {
     /// When a TLS file or a server's name cannot be used.
     pub fn new(config: Config) -> Result<Self, SetupError> {
         let needs_tls = config.endpoints.iter().any(|endpoint| endpoint.scheme == Scheme::HTTPS);
-        let any: &[&[u8]] = match config.http2 {
-            Http2::Auto => &[HTTP2, HTTP1],
-            Http2::Always => &[HTTP2],
-            Http2::Never => &[HTTP1],
-        };
-        let greeting = needs_tls.then(|| tls::client_config(&config.tls, any)).transpose()?;
-        let greetings = greeting.map(|any| {
-            let mut http1 = any.clone();
-            http1.alpn_protocols = vec![HTTP1.to_vec()];
-            (Arc::new(any), Arc::new(http1))
-        });
+        let greetings = needs_tls.then(|| Greetings::following(&config)).transpose()?.map(Arc::new);
         let target = |endpoint: &Endpoint| -> Result<_, SetupError> {
             match &greetings {
-                Some((any, http1)) if endpoint.scheme == Scheme::HTTPS => {
+                Some(greetings) if endpoint.scheme == Scheme::HTTPS => {
                     let name = config.tls.server_name.clone().unwrap_or_else(|| endpoint.host.clone());
                     let server_name = ServerName::try_from(name.clone()).map_err(|_| SetupError::ServerName(name))?;
-                    Ok(Some(Tls { any: Arc::clone(any), http1: Arc::clone(http1), server_name }))
+                    Ok(Some(Tls { greetings: Arc::clone(greetings), server_name }))
                 }
                 _ => Ok(None),
             }
@@ -162,12 +158,38 @@ impl Shared {
             .iter()
             .map(|endpoint| Ok(SharedEndpoint { tls: target(endpoint)?, active: Arc::default() }))
             .collect::<Result<_, SetupError>>()?;
-        Ok(Self { config: Arc::new(config), endpoints })
+        Ok(Self { config: Arc::new(config), greetings, endpoints })
     }
 
     /// What was configured.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// What follows the files of `tls`, if an endpoint needs them.
+    pub fn held(&self) -> Option<Arc<dyn tls::Held>> {
+        Some(Arc::clone(self.greetings.as_ref()?) as Arc<dyn tls::Held>)
+    }
+}
+
+impl Greetings {
+    fn following(config: &Config) -> Result<tls::Current<Self>, tls::Error> {
+        let name = format!("upstream:{}:client", config.name);
+        let (tls, http2) = (config.tls.clone(), config.http2);
+        let make = move || Self::new(&tls, http2);
+        tls::Current::new(name, config.tls.files(), config.tls.client_cert_file.clone(), make)
+    }
+
+    fn new(config: &tls::Config, http2: Http2) -> Result<Self, tls::Error> {
+        let any: &[&[u8]] = match http2 {
+            Http2::Auto => &[HTTP2, HTTP1],
+            Http2::Always => &[HTTP2],
+            Http2::Never => &[HTTP1],
+        };
+        let any = tls::client_config(config, any)?;
+        let mut http1 = any.clone();
+        http1.alpn_protocols = vec![HTTP1.to_vec()];
+        Ok(Self { any: Arc::new(any), http1: Arc::new(http1) })
     }
 }
 

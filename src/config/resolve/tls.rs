@@ -1,6 +1,6 @@
 //! `tls` tables: what the files hold, and that they go together.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustls::pki_types::{
     CertificateDer, PrivateKeyDer,
@@ -8,8 +8,9 @@ use rustls::pki_types::{
 };
 
 use crate::{
+    base::clock,
     config::{findings::fault, keys, reader::Reader, values},
-    net::tls::{self, Error},
+    net::tls::{self, Concern, Error, MinVersion, Validity},
 };
 
 /// How to trust and to greet a server.
@@ -24,11 +25,30 @@ pub(super) fn client(r: &mut Reader, section: &str) -> tls::Config {
             r.missing(r.place(given), given, fault);
         }
     }
+    let client_cert_file = pem_file::<CertificateDer<'_>>(r, &cert_key, "certificate");
+    warn_of_dates(r, &cert_key, client_cert_file.as_deref());
     tls::Config {
         ca_file: pem_file::<CertificateDer<'_>>(r, &key("ca_file"), "certificate"),
-        client_cert_file: pem_file::<CertificateDer<'_>>(r, &cert_key, "certificate"),
+        client_cert_file,
         client_key_file: pem_file::<PrivateKeyDer<'_>>(r, &key_key, "private key"),
         server_name: r.read(&key("server_name"), values::server_name),
+        min_version: min_version(r, &key("min_version")),
+    }
+}
+
+fn min_version(r: &mut Reader, key: &str) -> MinVersion {
+    r.choice(key, [("1.2", MinVersion::Tls12), ("1.3", MinVersion::Tls13)])
+}
+
+/// A certificate that is refused by those whom it is shown to is a mistake of the day, not of the configuration.
+fn warn_of_dates(r: &mut Reader, key: &str, certificate: Option<&Path>) {
+    let validity = certificate.and_then(|certificate| Validity::of_file(certificate).ok().flatten());
+    if let Some(concern) = validity.and_then(|validity| validity.concern(clock::system().wall())) {
+        let instead = match concern {
+            Concern::NotYet(_) => "check this machine's clock, or wait",
+            Concern::Soon(..) | Concern::Expired(_) => "put a new one into the file; a running proxy takes it over",
+        };
+        r.warning(r.place(key), key, fault(format!("names a certificate that {concern}"), instead));
     }
 }
 
@@ -67,8 +87,10 @@ pub(super) fn server(r: &mut Reader, section: &str) -> Option<tls::ServerConfig>
     let certificate = pem_file::<CertificateDer<'_>>(r, &cert_key, "certificate");
     let private_key = pem_file::<PrivateKeyDer<'_>>(r, &key_key, "private key");
     let client_ca_file = pem_file::<CertificateDer<'_>>(r, &ca_key, "certificate");
-    let config = tls::ServerConfig { cert_file: certificate?, key_file: private_key?, client_ca_file };
-    if let Err(error) = tls::server_config(&config) {
+    let min_version = min_version(r, &key("min_version"));
+    warn_of_dates(r, &cert_key, certificate.as_deref());
+    let config = tls::ServerConfig { cert_file: certificate?, key_file: private_key?, client_ca_file, min_version };
+    if let Err(error) = tls::server_config(&config, &[]) {
         let (key, instead) = match &error {
             Error::KeyPair { .. } => (key_key, "name the key that the certificate was made for"),
             Error::BadRoot { .. } | Error::ClientCa { .. } => (ca_key, "name certificates of authorities"),

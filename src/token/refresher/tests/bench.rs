@@ -12,6 +12,7 @@ use std::{
 
 use tokio::{sync::oneshot, task::JoinHandle};
 
+pub(super) use crate::base::log::capture::Log;
 use crate::{
     base::{
         clock::{Clock, Moment, SharedClock, Simulated},
@@ -419,42 +420,5 @@ impl Store for Arc<Shelf> {
         let is_free = !self.disk.is_locked.swap(true, Relaxed);
         let lock = is_free.then(|| Box::new(DiskLock(Arc::clone(&self.disk))) as Lock);
         Box::pin(async move { Ok(lock) })
-    }
-}
-
-/// Everything that is logged on this thread, at every level.
-pub(super) struct Log {
-    text: Arc<Mutex<Vec<u8>>>,
-    _guard: tracing::subscriber::DefaultGuard,
-}
-
-impl Log {
-    pub(super) fn capture() -> Self {
-        struct Sink(Arc<Mutex<Vec<u8>>>);
-        impl io::Write for Sink {
-            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                self.0.lock().unwrap().extend_from_slice(bytes);
-                Ok(bytes.len())
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-        let text = Arc::new(Mutex::new(Vec::new()));
-        let sink = Arc::clone(&text);
-        let subscriber = tracing_subscriber::fmt()
-            .with_max_level(tracing::Level::TRACE)
-            .with_ansi(false)
-            .with_writer(move || Sink(Arc::clone(&sink)))
-            .finish();
-        Self { text, _guard: tracing::subscriber::set_default(subscriber) }
-    }
-
-    pub(super) fn text(&self) -> String {
-        String::from_utf8(self.text.lock().unwrap().clone()).expect("text")
-    }
-
-    pub(super) fn lines(&self, containing: &str) -> usize {
-        self.text().lines().filter(|line| line.contains(containing)).count()
     }
 }
