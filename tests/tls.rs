@@ -3,115 +3,16 @@
 
 mod common;
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
-};
+use std::{net::SocketAddr, sync::Arc, sync::atomic::Ordering::SeqCst};
 
-use bearer_proxy::{
-    app::App,
-    base::clock,
-    config::{self, Source},
-    net::socket::Address,
-};
-use common::{eventually, get, issuer, post, proxy, send};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::{
-    ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer},
-    server::WebPkiClientVerifier,
+use common::{
+    eventually, get, issuer, post, proxy, send,
+    tls::{Authority, Pair, authority, client_config, cloud, identity, self_signed, server_config, with_tls, write},
 };
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
 };
-use tokio_rustls::TlsAcceptor;
-
-type Authority = CertifiedIssuer<'static, KeyPair>;
-
-fn authority() -> Authority {
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
-}
-
-fn identity(authority: &Authority, name: &str, expired: bool) -> (String, String) {
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new([name.to_owned()]).unwrap();
-    if expired {
-        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
-        params.not_after = rcgen::date_time_ymd(2021, 1, 1);
-    }
-    let certificate = params.signed_by(&key, authority).unwrap();
-    (certificate.pem(), key.serialize_pem())
-}
-
-fn server_config(authority: &Authority, (chain, key): (String, String), clients: bool) -> Arc<ServerConfig> {
-    use rustls::pki_types::pem::PemObject as _;
-
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder =
-        ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions().unwrap();
-    let builder = if clients {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(authority.der().clone()).unwrap();
-        builder.with_client_cert_verifier(
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap(),
-        )
-    } else {
-        builder.with_no_client_auth()
-    };
-    let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).map(Result::unwrap).collect();
-    Arc::new(builder.with_single_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap())
-}
-
-/// A cloud over TLS that grants tokens and answers everything else with the token it saw. Counts decrypted requests.
-async fn cloud(config: Arc<ServerConfig>) -> (SocketAddr, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let requests = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&requests);
-    tokio::spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            let (acceptor, count) = (TlsAcceptor::from(Arc::clone(&config)), Arc::clone(&count));
-            tokio::spawn(async move {
-                let mut stream = BufReader::new(acceptor.accept(stream).await?);
-                loop {
-                    let (mut head, mut line) = (String::new(), String::new());
-                    while stream.read_line(&mut line).await? > 2 {
-                        head += &std::mem::take(&mut line).to_ascii_lowercase();
-                    }
-                    if head.is_empty() {
-                        return std::io::Result::Ok(());
-                    }
-                    count.fetch_add(1, SeqCst);
-                    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
-                    stream.read_exact(&mut vec![0; length.unwrap_or(0)]).await?;
-                    let answer = if head.starts_with("post /api/refreshtoken.do") {
-                        common::grant("token", 3600)
-                    } else {
-                        let seen = head.matches("\r\nauthorization: bearer token\r\n").count();
-                        format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{seen}")
-                    };
-                    stream.write_all(answer.as_bytes()).await?;
-                    stream.flush().await?;
-                }
-            });
-        }
-    });
-    (address, requests)
-}
-
-fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
-    let path = folder.join(name);
-    std::fs::write(&path, text).unwrap();
-    path
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_private_authority_is_one_key_away_for_the_cloud_and_its_issuer() {
@@ -129,17 +30,20 @@ async fn a_private_authority_is_one_key_away_for_the_cloud_and_its_issuer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_cannot_prove_the_name_is_told_nothing() {
+async fn bad_input_24_whoever_cannot_prove_the_name_is_told_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (trusted, other) = (authority(), authority());
     let ca = write(folder.path(), "ca.pem", &trusted.pem());
     let plain_issuer = issuer().await;
-    for (signer, name, expired, what) in [
-        (&trusted, "other.example.com", false, "a wrong name"),
-        (&trusted, "localhost", true, "an expired certificate"),
-        (&other, "localhost", false, "an unknown authority"),
+    for (shown, what, says) in [
+        (identity(&trusted, "other.example.com", false), "a wrong name", "tls.server_name"),
+        (identity(&trusted, "localhost", true), "an expired certificate", "a new certificate"),
+        (identity(&other, "localhost", false), "an unknown authority", "tls.ca_file"),
+        (self_signed("localhost"), "a self-signed certificate", "tls.ca_file"),
+        ((other.pem(), other.key().serialize_pem()), "an unknown authority's own", "tls.ca_file"),
+        ((trusted.pem(), trusted.key().serialize_pem()), "an authority's own", "let it issue another one"),
     ] {
-        let (address, requests) = cloud(server_config(signer, identity(signer, name, expired), false)).await;
+        let (address, told) = cloud(server_config(&trusted, shown, false)).await;
         let origin = format!("https://localhost:{}", address.port());
         let given = [("upstream.tls.ca_file", ca.to_str().unwrap()), ("token.issuer", &plain_issuer)];
         let upstream = proxy(&origin, &given);
@@ -147,15 +51,22 @@ async fn whoever_cannot_prove_the_name_is_told_nothing() {
         let answer = upstream.get("/").await;
         assert_eq!(answer.status(), 502, "{what}");
         assert_eq!(answer.headers()["proxy-status"], "bearer-proxy; error=tls_certificate_error", "{what}");
+        let detail = String::from_utf8_lossy(answer.body());
+        assert!(detail.contains(&origin) && detail.contains(says), "{what}: {detail}");
         // The same for the issuer: it gets no secret.
         let issuer = proxy(&origin, &[("upstream.tls.ca_file", ca.to_str().unwrap()), ("token.wait", "10ms")]);
+        let mut problem = serde_json::Value::Null;
         eventually("the issuer was tried", async || {
             let status = send(issuer.admin, get("/status")).await.into_body();
-            serde_json::from_slice::<serde_json::Value>(&status).unwrap()["credentials"][0]["problem"].is_string()
+            let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
+            problem = status["credentials"][0]["problem"].clone();
+            problem.is_string()
         })
         .await;
+        let problem = problem.as_str().unwrap();
+        assert!(problem.contains("the issuer") && problem.contains(says), "{what}: {problem}");
         assert_eq!(issuer.get("/").await.status(), 503, "{what}");
-        assert_eq!(requests.load(SeqCst), 0, "{what}: something was said");
+        assert_eq!(told.load(SeqCst), 0, "{what}: something was said");
     }
 }
 
@@ -219,51 +130,14 @@ async fn whoever_never_finishes_the_handshake_is_given_up() {
     silent.abort();
 }
 
-/// A proxy that speaks TLS, to clients with a certificate of this authority alone, and where it is.
-async fn with_tls(folder: &Path, authority: &Authority, origin: &str) -> (App, SocketAddr, SocketAddr) {
-    let (chain, key) = identity(authority, "localhost", false);
-    write(folder, "proxy.pem", &chain);
-    write(folder, "proxy.key", &key);
-    write(folder, "ca.pem", &authority.pem());
-    let tls = "{ cert_file = \"proxy.pem\", key_file = \"proxy.key\", client_ca_file = \"ca.pem\" }";
-    let text = format!(
-        "[proxy]\nworkers = 1\nfirst_byte_timeout = \"100ms\"\nhead_timeout = \"100ms\"\n[[listener]]\n\
-         address = \"127.0.0.1:0\"\ntls = {tls}\n[upstream]\nendpoints = [\"{origin}\"]\n[token]\nclient_id = \"demo\"\n\
-         client_secret = \"secret\"\nrefresh_token = \"seed\"\n[admin]\nlisten = \"127.0.0.1:0\"\n"
-    );
-    let file = write(folder, "proxy.toml", &text);
-    let source = Source { file: Some(file), env: Vec::new(), overrides: Vec::new() };
-    let app = App::start(config::load(source).unwrap_or_else(|e| panic!("{e}")).config, clock::system()).unwrap();
-    let tcp = |address: &Address| match address {
-        Address::Tcp(address) => *address,
-        Address::Unix(_) => panic!("not a TCP address"),
-    };
-    let (address, admin) = (tcp(&app.addresses()[0]), tcp(app.admin_address().unwrap()));
-    eventually("it is ready", async || send(admin, get("/readyz")).await.status() == 200).await;
-    (app, address, admin)
-}
-
 /// Sends a request over TLS, with a certificate if there is one, and reads to the end of the connection.
 async fn over_tls(
     address: SocketAddr,
     authority: &Authority,
-    own: Option<(String, String)>,
+    own: Option<Pair>,
     request: &str,
 ) -> std::io::Result<String> {
-    use rustls::pki_types::pem::PemObject as _;
-
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(authority.der().clone()).unwrap();
-    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let builder = builder.with_root_certificates(roots);
-    let config = match own {
-        None => builder.with_no_client_auth(),
-        Some((chain, key)) => {
-            let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).map(Result::unwrap).collect();
-            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
-        }
-    };
+    let config = client_config(authority, own);
     let stream = tokio::net::TcpStream::connect(address).await?;
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     let mut stream = connector.connect("localhost".try_into().unwrap(), stream).await?;
@@ -334,6 +208,6 @@ async fn apps_with_a_certificate_are_served_over_tls_and_nobody_else() {
 }
 
 /// What somebody shows whom our authority does not know.
-fn unknown_identity() -> (String, String) {
+fn unknown_identity() -> Pair {
     identity(&authority(), "app", false)
 }

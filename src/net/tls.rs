@@ -226,12 +226,13 @@ pub fn client_config_without_trust() -> Result<ClientConfig, Error> {
 /// What to do about a server that a handshake failed with, as the end of a sentence; empty where there is no advice.
 pub fn advice(error: &rustls::Error) -> &'static str {
     use CertificateError::{
-        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext, Other,
-        UnknownIssuer,
+        BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet,
+        NotValidYetContext, Other, UnknownIssuer,
     };
     use PeerIncompatible::{ServerDoesNotSupportTls12Or13, ServerTlsVersionIsDisabledByOurConfig};
     match error {
-        rustls::Error::InvalidCertificate(UnknownIssuer) => {
+        // An authority that was made anew, under the same name, leaves a bad signature.
+        rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => {
             " (nobody who is trusted here vouches for it: for a private authority, name its certificate in tls.ca_file)"
         }
         rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {

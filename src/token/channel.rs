@@ -1,6 +1,6 @@
 //! The wire to the issuer: one HTTP call, with the care that each of them takes.
 
-use std::{error::Error as _, fmt::Write as _, net::IpAddr, sync::Arc, time::Duration};
+use std::{error::Error as _, fmt::Write as _, io, net::IpAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -225,8 +225,11 @@ fn root_cause(error: &reqwest::Error) -> Option<String> {
     while let Some(deeper) = cause.source() {
         cause = deeper;
     }
-    // An I/O error hides what it was made of.
-    let wrapped = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    let said_by_tls = wrapped.map_or_else(|| cause.downcast_ref(), |wrapped| wrapped.downcast_ref());
+    // What an I/O error was made of is no source of it, be it another one.
+    let mut wrapped: &(dyn std::error::Error + 'static) = cause;
+    while let Some(inner) = wrapped.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        wrapped = inner;
+    }
+    let said_by_tls = wrapped.downcast_ref();
     Some(format!("{cause}{}", said_by_tls.map_or("", tls::advice)))
 }

@@ -10,6 +10,7 @@
 #[cfg(unix)]
 pub mod process;
 pub mod strict;
+pub mod tls;
 pub mod web;
 
 use std::{future::Future, io, net::SocketAddr, time::Duration};
