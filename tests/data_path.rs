@@ -168,6 +168,9 @@ async fn http_1_0_is_served_without_chunks_and_without_a_host() {
     let answer = raw(proxy.address, b"GET / HTTP/1.0\r\n\r\n", LIMIT).await;
     assert!(answer.contains(" 200 OK\r\n") && answer.ends_with("\r\n\r\nabc"), "{answer}");
     assert!(!answer.to_ascii_lowercase().contains("transfer-encoding"), "{answer}");
+    // What ends with the connection does not promise to keep it.
+    let answer = raw(proxy.address, b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", LIMIT).await;
+    assert!(answer.contains("\r\nConnection: close\r\n") && answer.ends_with("\r\n\r\nabc"), "{answer}");
 }
 
 /// An upstream that closes each connection after one answer, without saying so beforehand. It has closed before the client
@@ -227,12 +230,13 @@ async fn a_request_that_may_have_been_applied_is_not_sent_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_body_arrives_whole_when_it_is_sent_again() {
-    let upstream = scripted(|_, mut stream| async move {
+    let upstream = scripted(|number, mut stream| async move {
         loop {
             let (head, body) = read_request(&mut stream).await?;
             if head.is_empty() {
                 return Ok(());
             }
+            assert_eq!(number, 0, "a connection that had taken all of a body was thrown away");
             let first = head.to_ascii_lowercase().contains("bearer token-0-1");
             let answer = if first { refusal("no") } else { ok(&String::from_utf8_lossy(&body)) };
             stream.write_all(answer.as_bytes()).await?;
@@ -312,6 +316,37 @@ async fn a_client_that_only_writes_sees_an_early_answer() {
         };
         let head = tokio::time::timeout(LIMIT, exchange).await.unwrap();
         assert!(head.starts_with("HTTP/1.1 413 "), "{head}");
+    }
+}
+
+/// It announces that it waits to be asked for its body, and then sends it at once: it must not die of that, and see the
+/// refusal.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_does_not_wait_to_be_asked_sees_the_refusal() {
+    let upstream = scripted(|_, mut stream| async move {
+        read_head(&mut stream).await?;
+        stream.write_all(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 4\r\n\r\nmuch").await?;
+        stream.read_to_end(&mut Vec::new()).await.map(drop)
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[]).await;
+    for (host, expected) in [("localhost", "HTTP/1.1 413 "), ("evil.example", "HTTP/1.1 421 ")] {
+        for _ in 0..20 {
+            let exchange = async {
+                let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+                let head = format!(
+                    "POST / HTTP/1.1\r\nHost: {host}\r\nExpect: 100-continue\r\nContent-Length: 8000000\r\n\r\n"
+                );
+                stream.write_all(head.as_bytes()).await.unwrap();
+                let chunk = vec![b'x'; 80_000];
+                for _ in 0..100 {
+                    stream.write_all(&chunk).await.unwrap();
+                }
+                read_head(&mut stream).await.unwrap()
+            };
+            let head = tokio::time::timeout(LIMIT, exchange).await.unwrap();
+            assert!(head.starts_with(expected), "{head}");
+        }
     }
 }
 

@@ -359,3 +359,60 @@ async fn a_truncated_answer_is_a_reset_and_a_reset_request_is_given_up() {
     eventually("the upstream's connection is closed", async || gone.load(SeqCst) == 1).await;
     eventually("nothing is under way", async || proxy.metric("bearer_proxy_requests_in_flight").await == 0.0).await;
 }
+
+/// A server that lets no request begin, with a body or without, is as silent as one that does not answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_lets_no_request_begin_is_not_waited_for_for_ever() {
+    let address = scripted(|_, mut stream| async move {
+        stream.read_exact(&mut [0; PREFACE.len()]).await?;
+        // SETTINGS_MAX_CONCURRENT_STREAMS
+        write(&mut stream, SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 0]).await?;
+        stream.read_to_end(&mut Vec::new()).await.map(drop)
+    })
+    .await;
+    let limits = [("upstream.response_timeout", "300ms"), ("upstream.body_idle_timeout", "300ms")];
+    let proxy = in_front_of(address, &limits).await;
+    for _ in 0..2 {
+        assert_eq!(proxy.get("/").await.status(), 504);
+        assert_eq!(proxy.send(post("/", "body")).await.status(), 504);
+    }
+}
+
+/// The client goes away while its request is about to be sent again: nobody is left to end the refused attempt.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_that_nobody_will_repeat_is_reset() {
+    let refused = Arc::new(tokio::sync::Notify::new());
+    let (reset, mut is_reset) = tokio::sync::mpsc::unbounded_channel();
+    let has_refused = Arc::clone(&refused);
+    let address = scripted(move |_, mut stream| {
+        let (refused, reset) = (Arc::clone(&has_refused), reset.clone());
+        async move {
+            stream.read_exact(&mut [0; PREFACE.len()]).await?;
+            write(&mut stream, SETTINGS, 0, 0, &[]).await?;
+            loop {
+                let frame = read(&mut stream).await?;
+                match frame.kind {
+                    SETTINGS if frame.flags & ACK == 0 => write(&mut stream, SETTINGS, ACK, 0, &[]).await?,
+                    DATA => {
+                        // `:status: 401`, and a body that does not end.
+                        let refusal = b"\x08\x03401";
+                        write(&mut stream, HEADERS, END_HEADERS, frame.stream, refusal).await?;
+                        write(&mut stream, PING, 0, 0, b"arrived?").await?;
+                    }
+                    PING if frame.flags & ACK != 0 => refused.notify_one(),
+                    RST_STREAM => reset.send(frame.reason()).unwrap(),
+                    _ => {}
+                }
+            }
+        }
+    })
+    .await;
+    let proxy = in_front_of(address, &[]).await;
+    let mut client = greeted(proxy.address, &[]).await;
+    write(&mut client, HEADERS, END_HEADERS, 1, &head(POST, "/")).await.unwrap();
+    write(&mut client, DATA, 0, 1, b"some").await.unwrap();
+    tokio::time::timeout(LIMIT, refused.notified()).await.unwrap();
+    write(&mut client, RST_STREAM, 0, 1, &CANCEL.to_be_bytes()).await.unwrap();
+    tokio::time::timeout(LIMIT, is_reset.recv()).await.expect("the attempt is ended");
+    eventually("nothing is under way", async || proxy.metric("bearer_proxy_requests_in_flight").await == 0.0).await;
+}

@@ -14,8 +14,9 @@ use std::{
 };
 
 use aws_lc_rs::digest::{Context, SHA256, digest};
+use bearer_proxy::base::clock::Simulated;
 use bytes::Bytes;
-use common::{LIMIT, eventually, issuer, proxy, read_head, scripted};
+use common::{LIMIT, eventually, issuer, proxy, proxy_on, read_head, scripted};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{
@@ -398,4 +399,42 @@ async fn chunks_that_were_refused_end_in_good_order() {
     let idle = format!("bearer_proxy_upstream_connections{{endpoint=\"http://{address}\",state=\"idle\"}}");
     let all_idle = async || proxy.metric(&idle).await == connections.load(Relaxed) as f64;
     eventually("every connection can be used again", all_idle).await;
+}
+
+/// A token with under a minute left would not outlive a large upload, which cannot be sent again. One that dies while a
+/// newer one is waited for is not sent at all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_upload_begins_with_a_token_that_will_last() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    for (left, expected, tokens) in [(45, 200, &["Bearer long"][..]), (2, 503, &[])] {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&calls);
+        let issuer = scripted(move |_, mut stream| {
+            let calls = Arc::clone(&count);
+            async move {
+                while !read_head(&mut stream).await?.is_empty() {
+                    let answer = match calls.fetch_add(1, Relaxed) {
+                        0 => common::grant("short", HOUR.as_secs()),
+                        2.. if expected == 200 => common::grant("long", HOUR.as_secs()),
+                        _ => "HTTP/1.1 500 Not now\r\nContent-Length: 0\r\n\r\n".to_owned(),
+                    };
+                    stream.write_all(answer.as_bytes()).await?;
+                }
+                Ok(())
+            }
+        })
+        .await;
+        let upstream = Upstream::new(100, true);
+        *upstream.seen.refused.lock().unwrap() = Some("none".to_owned());
+        let (origin, issuer) = (format!("http://{}", upstream.start().await), format!("http://{issuer}"));
+        let clock = Arc::new(Simulated::new());
+        let proxy = proxy_on(clock.clone(), &origin, &[("token.issuer", &issuer), ("token.wait", "6s")]);
+        proxy.ready().await;
+        clock.suspend(HOUR - Duration::from_secs(left));
+        eventually("a refresh has failed", async || calls.load(Relaxed) > 1).await;
+        assert_eq!(upload(proxy.address, body(2_000_000), Sends::WithLength).await.status, expected);
+        let heads = upstream.seen.heads.lock().unwrap().clone();
+        let seen: Vec<_> = heads.iter().map(|head| field(head, "authorization").unwrap()).collect();
+        assert_eq!(seen, tokens);
+    }
 }

@@ -57,6 +57,8 @@ pub(crate) struct Abandoned {
     pub(crate) body: Incoming,
     pub(crate) monitor: Arc<Monitor>,
     pub(crate) exchange: u32,
+    /// The client was to send it when asked, and was not: few do all the same.
+    pub(crate) is_unasked: bool,
 }
 
 impl Exchange {
@@ -116,10 +118,11 @@ impl Exchange {
     }
 
     /// Reads a client's body out that nobody wants any more. A stream is simply reset: the others need not wait for it.
-    pub(crate) fn linger(&self, body: Incoming, exchange: u32) {
+    pub(crate) fn linger(&self, body: Incoming, exchange: u32, is_unasked: bool) {
         if self.carrier == Carrier::Connection {
+            let monitor = Arc::clone(&self.monitor);
             // Fails only when the worker is gone, and the connection with it.
-            let _ = self.lingering.send(Abandoned { body, monitor: Arc::clone(&self.monitor), exchange });
+            let _ = self.lingering.send(Abandoned { body, monitor, exchange, is_unasked });
         }
     }
 }

@@ -129,14 +129,14 @@ impl Passage<'_> {
         let Self { worker, exchange, body, .. } = self;
         let gate = (start == Start::WhenWanted && !lease.is_http2()).then(Arc::<Gate>::default);
         let request = self.request(&lease, gate.as_ref(), authorization);
-        if let Some(gate) = &gate {
-            if lease.ignores_expect() {
-                gate.open();
-            } else {
-                exchange.answer_due.arm(expect::PATIENCE.into());
+        match &gate {
+            Some(_) if !lease.ignores_expect() => exchange.answer_due.arm(expect::PATIENCE.into()),
+            None if body.is_empty() => exchange.client_finished(true),
+            gate => {
+                gate.iter().for_each(|gate| gate.open());
+                // The upstream must take some of it. On HTTP/2, it may not even let the stream begin.
+                exchange.answer_due.arm(exchange.limits.get().body_idle);
             }
-        } else if body.is_empty() {
-            exchange.client_finished(true);
         }
         let sent = {
             let mut sending = pin!(lease.send(request));
@@ -145,7 +145,7 @@ impl Passage<'_> {
                 Poll::Pending => {
                     ready!(exchange.answer_due.poll_due(cx));
                     let Some(gate) = gate.as_ref().filter(|gate| !gate.is_open()) else { return Poll::Ready(None) };
-                    exchange.answer_due.disarm();
+                    exchange.answer_due.arm(exchange.limits.get().body_idle);
                     gate.open();
                     exchange.answer_due.poll_due(cx).map(|()| None)
                 }

@@ -60,16 +60,17 @@ pub(crate) async fn handle(
     };
     // A client that waits to be asked for its body need not send it now, and then what follows is not that body.
     let is_unasked = body.is_untouched() && head.headers.contains_key(header::EXPECT);
-    if is_unasked {
-        body.refuse();
-    }
     body.commit();
     exchange.peer.gate.open_to_origins(&head.headers, response.headers_mut());
-    *response.version_mut() = Version::HTTP_11;
-    let is_last = is_unasked || worker.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS;
+    // HTTP/1.0 knows no other end for a body of unknown length.
+    let ends_with_close = head.version == Version::HTTP_10 && response.body().size_hint().exact().is_none();
+    let is_draining = worker.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS;
+    let is_last = is_unasked || ends_with_close || is_draining;
     if is_last && exchange.carrier == Carrier::Connection {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    // To an answer that claims a later version, hyper adds the promise to keep the connection of an HTTP/1.0 client.
+    *response.version_mut() = if is_last { head.version } else { Version::HTTP_11 };
     worker.answered(route, &head, response.status(), received);
     Ok(response)
 }
@@ -150,7 +151,7 @@ impl Passage<'_> {
         }
         let mut token = self.worker.token(received).await?;
         if self.body.is_better_held_back() && token.ends_soon(received) {
-            token = Box::pin(self.longer_lived(token)).await;
+            token = Box::pin(self.longer_lived(token)).await?;
         }
         let answer = self.attempt(Some(token.header())).await?;
         if self.judge(&answer) == Verdict::AuthorizationFailure {
@@ -206,12 +207,15 @@ impl Passage<'_> {
 
     /// A large upload may outlive the token that it begins with, and cannot be sent again: if a newer one can be had, it is
     /// worth waiting for.
-    async fn longer_lived(&self, token: Rc<Carried>) -> Rc<Carried> {
+    async fn longer_lived(&self, token: Rc<Carried>) -> Result<Rc<Carried>, Error> {
         let credential = &self.worker.credential;
         // Refused when the last call was a moment ago: then its outcome is what there is to wait for.
         let _ = credential.refresh_now();
-        let newer = credential.newer_than(Some(token.version()), self.worker.token_wait).await;
-        newer.map_or(token, |newer| self.worker.carry(&newer))
+        match credential.newer_than(Some(token.version()), self.worker.token_wait).await {
+            Some(newer) => Ok(self.worker.carry(&newer)),
+            // What it had left of its life may be over by now.
+            None => self.worker.token(self.worker.clock.now()).await,
+        }
     }
 
     /// The token was refused: send the request again under a newer one, once; or else pass the refusal on.

@@ -135,13 +135,6 @@ impl RequestBody {
         self.0.as_ref().is_some_and(|holder| holder.borrow().untouched)
     }
 
-    /// Closes the client's stream unread.
-    pub(crate) fn refuse(&self) {
-        if let Some(holder) = &self.0 {
-            holder.borrow_mut().client = None;
-        }
-    }
-
     /// Whether the client's stream broke.
     pub(crate) fn has_failed(&self) -> bool {
         self.0.as_ref().is_some_and(|holder| holder.borrow().failed)
@@ -175,18 +168,18 @@ impl RequestBody {
     }
 
     /// Ends the current attempt, which was refused in full, before all of its body was sent: chunks end here as if they were
-    /// whole, since the upstream wants no more of them; a body with a length fails. Whether the connection can be used
-    /// again.
+    /// whole, since the upstream wants no more of them; a body with a length fails, unless all of it is on its way. Whether
+    /// the connection can be used again.
     pub(crate) fn leave_off(&self) -> bool {
         let Some(holder) = &self.0 else { return true };
-        let is_chunked = {
+        let is_usable = {
             let mut holder = holder.borrow_mut();
             let is_chunked = holder.length.is_none();
             holder.left_off = is_chunked.then_some(holder.attempt);
-            is_chunked
+            is_chunked || holder.client.is_none()
         };
         self.end();
-        is_chunked
+        is_usable
     }
 
     /// The answer is on its way to the client: nothing will be sent again, so nothing needs to be kept.
@@ -211,9 +204,10 @@ impl RequestBody {
         self.0.as_ref().is_none_or(|holder| {
             let mut holder = holder.borrow_mut();
             holder.closed = true;
-            if holder.untouched {
-                // The upstream has answered without it and would wait for ever.
+            if holder.untouched || holder.parked {
+                // The upstream has answered without it, or nobody is left to send it again: it would wait for ever.
                 holder.attempt += 1;
+                holder.parked = false;
                 holder.wake();
             }
             holder.client.is_none()
@@ -283,7 +277,7 @@ impl Drop for Holder {
     /// closing now would destroy that answer. So the rest is read out, within bounds.
     fn drop(&mut self) {
         if let Some(client) = self.client.take() {
-            self.exchange.linger(client, self.number);
+            self.exchange.linger(client, self.number, self.untouched && self.is_expected);
         }
     }
 }

@@ -382,14 +382,19 @@ impl Drop for Registered {
 const LINGER: Duration = Duration::from_secs(30);
 const LINGER_SILENCE: Duration = Duration::from_secs(5);
 
+/// How long a client that was not asked for its body may take to send some of it all the same. Those that wait for the
+/// close of the connection wait as long.
+const UNASKED_SILENCE: Duration = Duration::from_millis(500);
+
 /// Reads abandoned bodies to their end, within bounds; beyond them the connection closes.
 async fn read_out(mut lingering: mpsc::UnboundedReceiver<Abandoned>) {
-    while let Some(Abandoned { mut body, monitor, exchange }) = lingering.recv().await {
+    while let Some(Abandoned { mut body, monitor, exchange, is_unasked }) = lingering.recv().await {
         tokio::task::spawn_local(async move {
+            let mut silence = if is_unasked { UNASKED_SILENCE } else { LINGER_SILENCE };
             let reading = async {
                 loop {
-                    match tokio::time::timeout(LINGER_SILENCE, body.frame()).await {
-                        Ok(Some(Ok(_))) => {}
+                    match tokio::time::timeout(silence, body.frame()).await {
+                        Ok(Some(Ok(_))) => silence = LINGER_SILENCE,
                         Ok(None) => return true,
                         Ok(Some(Err(_))) | Err(_) => return false,
                     }
