@@ -3,8 +3,17 @@
 
 mod common;
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, atomic::Ordering::SeqCst},
+};
 
+use bearer_proxy::{
+    base::clock,
+    config::{self, Source},
+    token::{Class, FirstTokens as _, jwt::JwtTokens},
+};
 use common::{
     eventually, get, issuer, proxy, send,
     tls::{Authority, Pair, authority, client_config, cloud, identity, identity_until, server_config, with_tls, write},
@@ -164,4 +173,28 @@ async fn certificates_towards_the_cloud_and_its_issuer_change_without_a_restart(
     for what in ["upstream:default:client", "issuer:client"] {
         assert_eq!(ends(proxy.admin, what).await, Some(36_525), "{what}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn first_tokens_without_a_person_follow_new_certificates_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let (right, wrong) = (authority(), authority());
+    let (address, told) = cloud(server_config(&right, identity(&right, "localhost", false), false)).await;
+    let ca = write(folder.path(), "ca.pem", &wrong.pem());
+    let origin = format!("https://localhost:{}", address.port());
+    let overrides = [
+        ("proxy.listen", "127.0.0.1:0"),
+        ("upstream.endpoints", &origin),
+        ("upstream.tls.ca_file", ca.to_str().unwrap()),
+        ("token.client_id", "demo"),
+        ("token.client_secret", "secret"),
+        ("token.jwt.key", "key"),
+    ];
+    let overrides = overrides.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    let config = config::load(Source { file: None, env: Vec::new(), overrides }).unwrap().config;
+    let tokens = JwtTokens::new(&config.first, &config.token.issuer, clock::system()).unwrap().unwrap();
+    assert_eq!(tokens.fetch().await.unwrap_err().class, Class::Unreachable);
+    assert_eq!(told.load(SeqCst), 0);
+    write(folder.path(), "ca.pem", &right.pem());
+    assert_eq!(tokens.fetch().await.unwrap().access_token.expose(), "token");
 }

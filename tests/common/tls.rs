@@ -85,7 +85,7 @@ pub fn server_config(authority: &Authority, (chain, key): Pair, clients: bool) -
     Arc::new(builder.with_single_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap())
 }
 
-/// A cloud over TLS that grants tokens and answers everything else with the token it saw. Counts the bytes
+/// A cloud over TLS that grants tokens and codes, and answers everything else with the token it saw. Counts the bytes
 /// that it was told.
 pub async fn cloud(config: Arc<ServerConfig>) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -109,12 +109,15 @@ pub async fn cloud(config: Arc<ServerConfig>) -> (SocketAddr, Arc<AtomicUsize>) 
                     }
                     let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
                     stream.read_exact(&mut vec![0; length.unwrap_or(0)]).await?;
-                    let answer = if head.starts_with("post /api/refreshtoken.do") {
-                        grant("token", 3600)
-                    } else {
-                        let seen = head.matches("\r\nauthorization: bearer token\r\n").count();
-                        format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{seen}")
-                    };
+                    let answer =
+                        if head.starts_with("post /api/refreshtoken.do") || head.starts_with("post /api/token.do?") {
+                            grant("token", 3600)
+                        } else if head.starts_with("get /api/authorizebyjwt.do?") {
+                            "HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{\"code\":\"code\"}".to_owned()
+                        } else {
+                            let seen = head.matches("\r\nauthorization: bearer token\r\n").count();
+                            format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{seen}")
+                        };
                     stream.write_all(answer.as_bytes()).await?;
                     stream.flush().await?;
                 }
