@@ -175,16 +175,29 @@ pub fn client_config(config: &Config, alpn: &[&[u8]]) -> Result<ClientConfig, Er
         Some(path) => roots_of_file(path)?,
         None => roots_of_system()?,
     };
-    let builder = builder(config.min_version)?.with_root_certificates(roots);
-    let mut client = match (&config.client_cert_file, &config.client_key_file) {
-        (Some(certificate), Some(key)) => builder
-            .with_client_auth_cert(certificates(certificate)?, private_key(key)?)
-            .map_err(|source| Error::KeyPair { certificate: certificate.clone(), key: key.clone(), source })?,
-        (None, None) => builder.with_no_client_auth(),
-        (Some(present), None) | (None, Some(present)) => return Err(Error::HalfAPair { present: present.clone() }),
-    };
+    let mut client = showing_certificate(config, roots)?;
     client.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(client)
+}
+
+/// Whether the files can be used. The system's certificates are left alone.
+///
+/// # Errors
+/// When one of the files cannot be read or used.
+pub fn check(config: &Config) -> Result<(), Error> {
+    let roots = config.ca_file.as_deref().map(roots_of_file).transpose()?;
+    showing_certificate(config, roots.unwrap_or_else(RootCertStore::empty)).map(drop)
+}
+
+fn showing_certificate(config: &Config, roots: RootCertStore) -> Result<ClientConfig, Error> {
+    let builder = builder(config.min_version)?.with_root_certificates(roots);
+    match (&config.client_cert_file, &config.client_key_file) {
+        (Some(certificate), Some(key)) => builder
+            .with_client_auth_cert(certificates(certificate)?, private_key(key)?)
+            .map_err(|source| Error::KeyPair { certificate: certificate.clone(), key: key.clone(), source }),
+        (None, None) => Ok(builder.with_no_client_auth()),
+        (Some(present), None) | (None, Some(present)) => Err(Error::HalfAPair { present: present.clone() }),
+    }
 }
 
 /// A server configuration that shows `cert_file`. With `client_ca_file` it refuses clients without a certificate that was

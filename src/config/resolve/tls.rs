@@ -25,15 +25,32 @@ pub(super) fn client(r: &mut Reader, section: &str) -> tls::Config {
             r.missing(r.place(given), given, fault);
         }
     }
-    let client_cert_file = pem_file::<CertificateDer<'_>>(r, &cert_key, "certificate");
-    warn_of_dates(r, &cert_key, client_cert_file.as_deref());
-    tls::Config {
+    let config = tls::Config {
         ca_file: pem_file::<CertificateDer<'_>>(r, &key("ca_file"), "certificate"),
-        client_cert_file,
+        client_cert_file: pem_file::<CertificateDer<'_>>(r, &cert_key, "certificate"),
         client_key_file: pem_file::<PrivateKeyDer<'_>>(r, &key_key, "private key"),
         server_name: r.read(&key("server_name"), values::server_name),
         min_version: min_version(r, &key("min_version")),
+    };
+    warn_of_dates(r, &cert_key, config.client_cert_file.as_deref());
+    let trust = tls::Config { client_cert_file: None, client_key_file: None, ..config.clone() };
+    if let Err(error) = tls::check(&trust) {
+        refuse(r, &key("ca_file"), &error, "name certificates of authorities");
     }
+    let own = tls::Config { ca_file: None, ..config.clone() };
+    match tls::check(&own) {
+        // Half a pair was told above.
+        Ok(()) | Err(Error::HalfAPair { .. }) => {}
+        Err(error @ Error::KeyPair { .. }) => {
+            refuse(r, &key_key, &error, "name the key that the certificate was made for");
+        }
+        Err(error) => refuse(r, &cert_key, &error, "save it again from where it came"),
+    }
+    config
+}
+
+fn refuse(r: &mut Reader, key: &str, error: &Error, instead: &str) {
+    r.mistake(r.place(key), key, fault(format!("cannot be used: {error}"), instead));
 }
 
 fn min_version(r: &mut Reader, key: &str) -> MinVersion {
@@ -52,7 +69,7 @@ fn warn_of_dates(r: &mut Reader, key: &str, certificate: Option<&Path>) {
     }
 }
 
-/// A file that begins to make sense: whether its certificates are any good shows when they are used.
+/// A file that begins to make sense: whether its certificates are any good shows with the others.
 fn pem_file<T: PemObject>(r: &mut Reader, key: &str, what: &str) -> Option<PathBuf> {
     let file = r.path(key)?;
     let fault = match T::from_pem_file(&file) {
@@ -100,7 +117,7 @@ pub(super) fn server(r: &mut Reader, section: &str) -> Option<tls::ServerConfig>
             Error::NoKey { .. } => (key_key, "save it again from where it came"),
             _ => (cert_key, "save it again from where it came"),
         };
-        r.mistake(r.place(&key), &key, fault(format!("cannot be used: {error}"), instead));
+        refuse(r, &key, &error, instead);
     }
     Some(config)
 }
