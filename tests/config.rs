@@ -14,9 +14,9 @@ use bearer_proxy::{
     base::log::Format,
     config::{self, Key, Kind, Loaded, Mistakes, Presence, Source},
     net::tls,
-    proxy::{AccessLog, Exhausted, ForwardedHeaders, Listener, RetryJson, Rewrite, Route, Rules, rules::Rule},
+    proxy::{AccessLog, Client, Exhausted, ForwardedHeaders, Listener, RetryJson, Rewrite, Route, Rules, rules::Rule},
     token::{BasicEncoding, Parameters, jwt::User},
-    upstream::{Host, Http2},
+    upstream::{Cookies, Host, Http2},
 };
 use jsonwebtoken::Algorithm;
 use proptest::prelude::*;
@@ -124,7 +124,7 @@ fn defaults_are_those_promised() {
     assert_eq!(proxy.access_log, AccessLog::Off);
     assert_eq!((proxy.retry.statuses, proxy.retry.any_method), (vec![http::StatusCode::UNAUTHORIZED], false));
     assert_eq!((proxy.retry.body_limit, proxy.retry.total_limit), (1 << 20, 64 << 20));
-    assert_eq!((proxy.retry.exhausted, proxy.retry.json), (Exhausted::Relay, None));
+    assert_eq!((proxy.retry.exhausted, proxy.retry.json), (None, None));
     assert!(proxy.routes.is_empty() && proxy.rewrites.is_empty() && config.upstreams.len() == 1);
 
     let upstream = config.upstreams[0].clone();
@@ -189,7 +189,7 @@ fn every_key_arrives_where_it_belongs() {
     let statuses: Vec<u16> = proxy.retry.statuses.iter().map(http::StatusCode::as_u16).collect();
     assert_eq!((statuses, proxy.retry.any_method), (vec![401, 403], true));
     assert_eq!((proxy.retry.body_limit, proxy.retry.total_limit), (64_000, 1 << 30));
-    assert_eq!(proxy.retry.exhausted, Exhausted::BadGateway);
+    assert_eq!(proxy.retry.exhausted, Some(Exhausted::BadGateway));
     let values = vec![401.into(), "E1".into()];
     assert_eq!(proxy.retry.json, Some(RetryJson { pointer: "/error/code".to_owned(), values }));
     let route = |host: Option<&str>, prefix: &str, upstream| Route {
@@ -721,7 +721,7 @@ fn the_shipped_file_documents_every_key_and_no_other() {
             (key.path.to_owned(), table["value"].clone())
         })
         .collect();
-    assert_eq!(documented.len(), 106, "keys seen");
+    assert_eq!(documented.len(), 118, "keys seen");
     assert_eq!(documented, in_code);
 
     // What is said to be a default is commented out, and a comment line precedes every group of keys.
@@ -746,7 +746,12 @@ fn the_shipped_files_sections_in_comments_work() {
     let filled = shipped.replace("<https://your-cloud>", "https://cloud.example.com").replace(['<', '>'], "");
     let load = |text: String| load_text(text).unwrap_or_else(|mistakes| panic!("{mistakes}"));
 
-    let config = load(uncommented(&filled, |_| false, |section| section != "listener")).config;
+    // Of the two ways to give a client's key, one can stand; and certificates are for listeners with TLS.
+    let alternatives =
+        |text: String| text.replace("\nkey_file = \"/run/secrets/backup_key", "\n# ").replace("\ntls_subject", "\n# ");
+    let config = load(alternatives(uncommented(&filled, |_| false, |section| section != "listener"))).config;
+    let [client] = &config.proxy.clients[..] else { panic!("{:?}", config.proxy.clients) };
+    assert_eq!((client.name.as_str(), client.networks.len(), client.concurrency), ("backup", 1, Some(10)));
     assert_eq!(config.upstreams[1].name, "documents");
     assert_eq!(config.upstreams[1].endpoints[0].origin, "http://document.example.com");
     let rewrite = Rewrite { from: "http://document.example.com".to_owned(), to: "/_document".to_owned() };
@@ -786,7 +791,7 @@ fn the_readmes_examples_load() {
     let readme = fs::read_to_string("README.md").unwrap();
     let mut examples: Vec<&str> =
         readme.split("```toml\n").skip(1).filter_map(|rest| Some(rest.split_once("```")?.0)).collect();
-    assert_eq!(examples.len(), 3, "examples seen");
+    assert_eq!(examples.len(), 4, "examples seen");
     let folder = TempDir::new().unwrap();
     add_certificates(folder.path());
     fs::create_dir(folder.path().join("secrets")).unwrap();
@@ -796,7 +801,10 @@ fn the_readmes_examples_load() {
         fs::write(&file, text).unwrap();
         load(&file, &[]).unwrap_or_else(|mistakes| panic!("{mistakes}")).config
     };
+    let clients = examples.remove(0).to_owned();
     let smallest = examples.remove(0).to_owned();
+    fs::write(folder.path().join("secrets/backup_key"), "file-key").unwrap();
+    assert_eq!(load(format!("{smallest}{clients}")).proxy.clients[0].key.as_ref().unwrap().expose(), "file-key");
     let with_routes = load(format!("{smallest}{}", examples[0]));
     assert_eq!((with_routes.proxy.routes.len(), with_routes.proxy.rewrites.len()), (1, 1));
     let with_tls = load(format!("{}{}", smallest.replace("listen = [", "# listen = ["), examples[1]));
@@ -819,6 +827,47 @@ fn a_listener_has_its_own_exceptions_or_those_of_all() {
     assert_eq!((&plain.tls, &second.tls), (&None, &None));
     assert_eq!(certified.tls, server(Some(file("server.pem")), tls::MinVersion::Tls12));
     assert_eq!(open.tls, server(None, tls::MinVersion::Tls13));
+}
+
+#[test]
+fn clients_arrive_as_they_are_written() {
+    let config = valid("clients.toml").config;
+    let [backup, reports, scanner] = &config.proxy.clients[..] else { panic!("{:?}", config.proxy.clients) };
+    let key = |client: &Client| client.key.as_ref().map(|key| key.expose().to_owned());
+    assert_eq!((backup.name.as_str(), key(backup).as_deref()), ("backup", Some("s3cret-key")));
+    assert_eq!(
+        (backup.header.as_ref().unwrap(), backup.basic.as_deref()),
+        (&"x-backup-key".parse().unwrap(), Some("backup"))
+    );
+    assert_eq!(
+        backup.networks.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["192.0.2.0/24", "2001:db8::1/128"]
+    );
+    let rules =
+        Rules { allow: vec![Rule::new(None, "/api/file")], deny: vec![Rule::new(Some(http::Method::DELETE), "/")] };
+    assert_eq!(backup.rules, rules);
+    assert_eq!(backup.rate.map(|rate| (rate.requests.get(), rate.per)), Some((1000, Duration::from_secs(60))));
+    assert_eq!(backup.concurrency, Some(4));
+    assert_eq!((key(reports).as_deref(), reports.rate), (Some("file-secret"), None));
+    assert_eq!((scanner.tls_subject.as_deref(), key(scanner)), (Some("scanner.example.com"), None));
+    // What browsers show by themselves is among it, so the guard stays.
+    assert!(config.proxy.listeners.iter().all(|listener| !listener.guard.is_off));
+    // Where there are clients, they do not share a session, unless the operator says so.
+    assert_eq!([config.upstreams[0].cookies, config.upstreams[1].cookies], [Cookies::Drop, Cookies::Pass]);
+    assert_eq!(valid("smallest.toml").config.upstreams[0].cookies, Cookies::Pass);
+
+    let text = fs::read_to_string(Path::new(VALID).join("smallest.toml")).unwrap();
+    let text = text
+        .replace("127.0.0.1:8080", "0.0.0.0:8080")
+        .replace("files/", &format!("{}/files/", std::path::absolute(VALID).unwrap().display()));
+    let keys_alone =
+        load_text(format!("{text}\n[[client]]\nname = 'a'\nkey = 's3cret-a'\nheader = 'x-key'\n")).unwrap();
+    assert!(
+        keys_alone.config.proxy.listeners[0].guard.is_off && keys_alone.warnings.is_empty(),
+        "{:?}",
+        keys_alone.warnings
+    );
+    assert!(keys_alone.config.admin.is_none_or(|admin| !admin.listener.guard.is_off));
 }
 
 #[test]
@@ -924,7 +973,8 @@ fn every_secret_key() -> Vec<&'static Key> {
 #[test]
 fn a_secret_of_the_wrong_type_or_under_a_wrong_name_is_not_shown() {
     for key in every_secret_key() {
-        let (section, name) = (key.section(), key.name());
+        let name = key.name();
+        let section = if key.is_listed() { format!("[{}]", key.section()) } else { key.section().to_owned() };
         for line in [
             format!("{name} = ['{MARK}']"),
             format!("{name} = {{ value = '{MARK}' }}"),
@@ -955,7 +1005,7 @@ proptest! {
     #[test]
     fn no_toml_makes_it_panic_or_lose_a_line(
         lines in prop::collection::vec(
-            r#"(\[{0,2}(proxy|upstream|upstreams|upstreams\.a|route|rewrite|listener|token|retry|log)(\.tls|\.json)?\]{0,2})|((listen|endpoints|client_id|tls|tls\.ca_file|level|prefix|from|to|address|route|x) = (\[?"[^"\n]{0,12}"?\]?|[0-9]{1,20}|true|\{\}|\{ ca_file = 1 \}))|\PC{0,20}"#,
+            r#"(\[{0,2}(proxy|upstream|upstreams|upstreams\.a|route|rewrite|listener|client|token|retry|log)(\.tls|\.json)?\]{0,2})|((listen|endpoints|client_id|tls|tls\.ca_file|level|prefix|from|to|address|route|x) = (\[?"[^"\n]{0,12}"?\]?|[0-9]{1,20}|true|\{\}|\{ ca_file = 1 \}))|\PC{0,20}"#,
             0..12,
         ),
     ) {

@@ -7,7 +7,10 @@ use std::{net::SocketAddr, sync::Arc, sync::atomic::Ordering::SeqCst};
 
 use common::{
     eventually, get, issuer, post, proxy, send,
-    tls::{Authority, Pair, authority, client_config, cloud, identity, self_signed, server_config, with_tls, write},
+    tls::{
+        Authority, Pair, authority, client_config, cloud, identity, self_signed, server_config, with_tls, with_tls_and,
+        write,
+    },
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -205,6 +208,42 @@ async fn apps_with_a_certificate_are_served_over_tls_and_nobody_else() {
         String::from_utf8_lossy(send(admin, get("/metrics")).await.body()).contains(counted)
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_are_known_by_the_names_in_their_certificates() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = authority();
+    let origin = common::scripted(|_, mut stream| async move {
+        loop {
+            let answer = match common::read_head(&mut stream).await?.split(' ').nth(1) {
+                Some("") | None => return Ok(()),
+                Some(path) if path.starts_with("/api/refreshToken.do") => common::grant("token", 3600),
+                Some(_) => "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_owned(),
+            };
+            stream.write_all(answer.as_bytes()).await?;
+        }
+    })
+    .await;
+    let clients = "[[client]]\nname = \"scanner\"\ntls_subject = \"Scanner.example.com\"\n\
+                   [[client]]\nname = \"both\"\ntls_subject = \"both.example.com\"\nkey = \"key\"\nheader = \"x-key\"\n";
+    let (_app, address, admin) = with_tls_and(folder.path(), &authority, &format!("http://{origin}"), clients).await;
+    for (name, fields, expected) in [
+        ("scanner.example.com", "", 200),
+        ("other.example.com", "", 403),
+        ("other.example.com", "X-Key: key\r\n", 403),
+        ("both.example.com", "", 401),
+        ("both.example.com", "X-Key: key\r\n", 200),
+        // Certificates are what browsers show by themselves: the guard stays.
+        ("scanner.example.com", "Sec-Fetch-Site: cross-site\r\n", 403),
+    ] {
+        let request = format!("GET / HTTP/1.1\r\nHost: localhost\r\n{fields}Connection: close\r\n\r\n");
+        let answer = over_tls(address, &authority, Some(identity(&authority, name, false)), &request).await.unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{name} {fields:?}: {answer}");
+    }
+    let metrics = String::from_utf8_lossy(send(admin, get("/metrics")).await.body()).into_owned();
+    assert!(metrics.contains("bearer_proxy_client_requests_total{client=\"scanner\",code=\"200\"} 1"), "{metrics}");
+    assert!(metrics.contains("bearer_proxy_client_requests_total{client=\"both\",code=\"200\"} 1"), "{metrics}");
 }
 
 /// What somebody shows whom our authority does not know.

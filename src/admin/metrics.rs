@@ -62,6 +62,7 @@ type Series = Vec<(Vec<(&'static str, String)>, u64)>;
 #[derive(Debug)]
 struct Numbers {
     requests: Series,
+    client_requests: Series,
     rejected: Series,
     retries: Series,
     connections_rejected: Series,
@@ -99,8 +100,13 @@ impl Numbers {
         Self {
             requests: added_up(workers.iter().flat_map(|worker| {
                 worker
-                    .by_status()
+                    .by_route()
                     .map(|(route, code, n)| (vec![("route", route.to_owned()), ("code", code.to_string())], n))
+            })),
+            client_requests: added_up(workers.iter().flat_map(|worker| {
+                worker
+                    .by_client()
+                    .map(|(client, code, n)| (vec![("client", client.to_owned()), ("code", code.to_string())], n))
             })),
             rejected: added_up(
                 workers
@@ -217,6 +223,7 @@ impl Scrape {
         let numbers = &self.sources;
         let (buckets, seconds) = &numbers.duration;
         writer.counters("requests", "Answers, by status code", &numbers.requests)?;
+        writer.counters("client_requests", "Answers to known clients, by status code", &numbers.client_requests)?;
         let help = "From a request's head to the end of its answer";
         writer.histogram("request_duration_seconds", help, &BUCKETS, buckets, *seconds)?;
         writer.gauge("requests_in_flight", "Requests whose answer is not complete", numbers.in_flight as f64)?;

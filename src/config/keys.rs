@@ -103,7 +103,7 @@ pub fn keys() -> &'static [Key] {
 pub(super) const PREFIX: &str = "BEARER_PROXY__";
 
 /// The sections that may stand several times, with double square brackets.
-pub(super) const LISTS: [&str; 3] = ["listener", "route", "rewrite"];
+pub(super) const LISTS: [&str; 4] = ["listener", "route", "rewrite", "client"];
 
 /// Further upstreams by name. Each has the keys of [`UPSTREAM`].
 pub(super) const UPSTREAMS: &str = "upstreams";
@@ -116,6 +116,13 @@ pub(super) const DEFAULT: &str = "default";
 pub(super) fn find(path: &str) -> Option<&'static Key> {
     let path = in_table(path);
     KEYS.iter().find(|key| key.path == path)
+}
+
+/// The path of the same secret by its other name, in the same section.
+pub(super) fn twin(path: &str) -> Option<String> {
+    let twin = find(path)?.twin()?;
+    let (section, _) = path.rsplit_once('.')?;
+    Some(format!("{section}.{}", twin.name()))
 }
 
 /// Whether keys, or sections with keys, live below this name.
@@ -235,6 +242,7 @@ const KEYS: &[Key] = &[
     default("upstream.idle_timeout", Text, r#""90s""#),
     default("upstream.max_connections", Integer, "1024"),
     default("upstream.http2", Text, r#""auto""#),
+    optional("upstream.cookies", Text, r#""drop""#),
     optional("upstream.tls.ca_file", File, r#""certificates/ca.pem""#),
     optional("upstream.tls.client_cert_file", File, r#""certificates/client.pem""#),
     optional("upstream.tls.client_key_file", File, r#""certificates/client.key""#),
@@ -261,6 +269,17 @@ const KEYS: &[Key] = &[
         r#""/_document""#,
         r#"write the prefix of the route that leads there, as in to = "/_document""#,
     ),
+    required("client.name", Text, r#""backup""#, r#"write what the log and metrics call it, as in name = "backup""#),
+    optional("client.key", Secret, r#""<key>""#),
+    optional("client.key_file", File, r#""/run/secrets/backup_key""#),
+    optional("client.header", Text, r#""x-api-key""#),
+    optional("client.basic", Text, r#""backup""#),
+    optional("client.tls_subject", Text, r#""backup.example.com""#),
+    optional("client.networks", Texts, r#"["192.0.2.0/24"]"#),
+    optional("client.allow", Texts, r#"["/api/file"]"#),
+    optional("client.deny", Texts, r#"["DELETE /"]"#),
+    optional("client.rate", Text, r#""100/s""#),
+    optional("client.concurrency", Integer, "10"),
     required(
         "token.client_id",
         Text,
@@ -321,7 +340,7 @@ const KEYS: &[Key] = &[
     default("retry.body_limit", Text, r#""1MiB""#),
     default("retry.total_limit", Text, r#""64MiB""#),
     default("retry.cooldown", Text, r#""10s""#),
-    default("retry.exhausted", Text, r#""relay""#),
+    optional("retry.exhausted", Text, r#""bad_gateway""#),
     optional("admin.listen", Text, r#""127.0.0.1:9180""#),
     optional("admin.token", Secret, r#""<admin token>""#),
     optional("admin.token_file", File, r#""/run/secrets/admin_token""#),

@@ -280,10 +280,10 @@ impl Raw {
 
     /// Later sources win, also over the other name of the same secret.
     fn set(&mut self, path: &str, entry: Entry) {
-        if let Some(twin) = keys::find(path).and_then(keys::Key::twin)
-            && self.entries.get(twin.path).is_some_and(|other| !other.place.same_source(&entry.place))
+        if let Some(twin) = keys::twin(path)
+            && self.entries.get(&twin).is_some_and(|other| !other.place.same_source(&entry.place))
         {
-            self.entries.remove(twin.path);
+            self.entries.remove(&twin);
         }
         self.entries.insert(path.to_owned(), entry);
     }

@@ -108,8 +108,8 @@ impl Reader {
 
     /// Where a secret was given, in words or by file.
     pub(super) fn place_of_secret(&self, path: &str) -> Place {
-        let twin = keys::find(path).and_then(keys::Key::twin).filter(|twin| self.is_given(twin.path));
-        self.place(twin.map_or(path, |twin| twin.path))
+        let twin = keys::twin(path).filter(|twin| self.is_given(twin));
+        self.place(twin.as_deref().unwrap_or(path))
     }
 
     /// Where the first key of a section was given.
@@ -226,16 +226,16 @@ impl Reader {
         may_have_lines: impl Fn(&str) -> bool,
     ) -> Option<Secret> {
         let in_words = |r: &mut Self| r.read(path, |value| words(value).map(Secret::new));
-        let Some(twin) = keys::find(path).and_then(keys::Key::twin) else {
+        let Some(twin) = keys::twin(path) else {
             return in_words(self);
         };
-        match (self.is_given(path), self.is_given(twin.path)) {
+        match (self.is_given(path), self.is_given(&twin)) {
             (true, true) => {
-                let reason = format!("{path} and {} are both set", twin.path);
-                self.mistake(self.place(twin.path), twin.path, fault(reason, "keep one of the two"));
+                let reason = format!("{} and {} are both set", keys::shown(path), keys::shown(&twin));
+                self.mistake(self.place(&twin), &twin, fault(reason, "keep one of the two"));
                 None
             }
-            (false, true) => self.secret_from_file(twin.path, path, may_have_lines),
+            (false, true) => self.secret_from_file(&twin, path, may_have_lines),
             (_, false) => in_words(self),
         }
     }
@@ -252,7 +252,7 @@ impl Reader {
             }
             Ok(secret) => Some(secret),
             Err(error) => {
-                let instead = format!("check path and permissions; the secret itself would be {twin}");
+                let instead = format!("check path and permissions; the secret itself would be {}", keys::shown(twin));
                 let fault = fault(format!("names a file that cannot be read: {error}"), instead).or_variable(format!(
                     "check path and permissions; the secret itself would be {}",
                     keys::variable(twin)

@@ -1,5 +1,6 @@
 //! From what was written to what is meant: one function a section, and the checks that need several keys.
 
+mod clients;
 mod first;
 mod listeners;
 mod routes;
@@ -23,7 +24,9 @@ use crate::{
 /// Reads every key. `None` only after a mistake.
 pub(super) fn config(r: &mut Reader) -> Option<Config> {
     let guard = listeners::guard(r);
-    let listening = listeners::listeners(r, &guard);
+    let mut listening = listeners::listeners(r, &guard);
+    let clients = clients::clients(r, &listening);
+    listeners::let_clients_in(&mut listening, &clients);
     listeners::recommend_header(r, &listening);
     let upstreams = upstream::upstreams(r);
     let rewrites = routes::rewrites(r);
@@ -39,6 +42,7 @@ pub(super) fn config(r: &mut Reader) -> Option<Config> {
     let proxy = proxy::Config {
         routes: routes.into_iter().flatten().collect(),
         rewrites: rewrites.into_iter().flatten().collect(),
+        clients,
         issuer_segments: token::issuer_segments(r),
         ..proxy(r, listening)
     };
@@ -70,6 +74,7 @@ fn proxy(r: &mut Reader, listening: Vec<Listening>) -> proxy::Config {
         retry: retry(r),
         routes: Vec::new(),
         rewrites: Vec::new(),
+        clients: Vec::new(),
         issuer_segments: Vec::new(),
         access_log: r
             .choice("log.access", [("off", AccessLog::Off), ("sampled", AccessLog::Sampled), ("all", AccessLog::All)]),
@@ -93,7 +98,9 @@ fn retry(r: &mut Reader) -> Retry {
         any_method: r.boolean("retry.any_method"),
         body_limit: body_limit.unwrap_or_default(),
         total_limit: total_limit.unwrap_or_default(),
-        exhausted: r.choice("retry.exhausted", [("relay", Exhausted::Relay), ("bad_gateway", Exhausted::BadGateway)]),
+        exhausted: r.read("retry.exhausted", |value| {
+            values::choice(value, &[("relay", Exhausted::Relay), ("bad_gateway", Exhausted::BadGateway)])
+        }),
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
     raw::Value,
     syntax::BACKSLASH,
 };
-pub(super) use client::own_header;
+pub(super) use client::{key_header, network, own_header, rate, user_name};
 pub(super) use token::{algorithm, claims, code, is_pem, json_pointer, key_material, parameter_name};
 pub(super) use web::{
     address, endpoint, error_status, host_header, host_name, is_local, path_rule, prefix, redirect_uri, server_name,

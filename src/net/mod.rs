@@ -1,4 +1,5 @@
 //! Sockets and TLS.
 
+pub mod certificate;
 pub mod socket;
 pub mod tls;

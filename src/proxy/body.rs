@@ -11,6 +11,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::{
+    clients::Permit,
     exchange::Exchange,
     headers,
     replay::{AttemptBody, RequestBody},
@@ -47,6 +48,8 @@ pub(crate) struct Account {
     request: RequestBody,
     received: Moment,
     number: u32,
+    /// Held to the end of the answer.
+    pub(crate) permit: Option<Permit>,
 }
 
 /// The upstream broke off, and so must we: the client must not take a part for the whole.
@@ -168,7 +171,7 @@ impl ResponseBody {
         match frame {
             Some(Ok(mut frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {
-                    headers::clean_trailers(trailers);
+                    headers::clean_trailers(trailers, &[]);
                 }
                 if let (Some(look), Some(data)) = (&mut this.look, frame.data_ref()) {
                     look.push(data);
@@ -208,7 +211,7 @@ impl Account {
         received: Moment,
     ) -> Self {
         worker.metrics.in_flight.add(1);
-        Self { worker: Rc::clone(worker), exchange: Rc::clone(exchange), request, received, number }
+        Self { worker: Rc::clone(worker), exchange: Rc::clone(exchange), request, received, number, permit: None }
     }
 }
 

@@ -17,6 +17,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
 use super::{
+    clients::Visitor,
     exchange::{Carrier, Exchange, Peer},
     framing,
     guard::{Gate, KnownHost},
@@ -28,7 +29,10 @@ use super::{
     multiplex,
     worker::Worker,
 };
-use crate::{base::ticker::Deadline, net::socket::Stream};
+use crate::{
+    base::ticker::Deadline,
+    net::{certificate::Names, socket::Stream},
+};
 
 /// The largest request head, and the largest piece of a body that is read at once.
 pub(crate) const READ_BUFFER: usize = 64 * 1024;
@@ -48,7 +52,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Transport, client: Client,
     let monitor = Monitor::new(read_due.remote(), write_due.remote(), Arc::clone(&worker.limits));
     let monitor = Arc::new(monitor);
     let _registered = worker.register(&monitor);
-    let peer = Rc::new(Peer { client, gate, known_host: KnownHost::default() });
+    let visitor = visitor(&worker, &client, &stream);
+    let peer = Rc::new(Peer { client, gate, known_host: KnownHost::default(), visitor });
     let metrics = Arc::clone(&worker.metrics);
     let mut io = Io { stream, ahead: Bytes::new(), monitor: Arc::clone(&monitor), metrics };
     let due = Due { read: read_due, write: write_due };
@@ -58,6 +63,19 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Transport, client: Client,
         Some(Ok(Protocol::Http2)) => Box::pin(multiplex::serve(worker, io, peer, monitor, due)).await,
         Some(Err(_)) | None => {}
     }
+}
+
+/// Whom a connection may belong to. Without clients that have names nobody asks.
+fn visitor(worker: &Worker, client: &Client, stream: &Transport) -> Visitor {
+    if worker.clients.is_empty() {
+        return Visitor::default();
+    }
+    let shown = match stream {
+        Either::Right(stream) if worker.clients.wants_names() => stream.get_ref().1.peer_certificates(),
+        Either::Right(_) | Either::Left(_) => None,
+    };
+    let names = shown.and_then(|chain| chain.first()).map(Names::of).unwrap_or_default();
+    worker.clients.visitor(client.address().map(|address| address.ip()), &names)
 }
 
 async fn http1(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: Arc<Monitor>, due: Due) {

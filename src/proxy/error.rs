@@ -1,6 +1,6 @@
 //! Every answer that is ours, made in one place: RFC 9457 problem details and `Proxy-Status`, RFC 9209.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
@@ -23,6 +23,21 @@ pub(crate) enum Error {
     /// Without the header that no page can send unasked.
     #[error("requests have to carry the header {0} (proxy.required_header)")]
     NoRequiredHeader(HeaderName),
+    /// None of the clients, but a key could show that it is one.
+    #[error("the request shows the key of no [[client]]")]
+    Unauthenticated(Arc<[HeaderValue]>),
+    /// None of the clients, whatever it shows.
+    #[error("no [[client]] comes from there with such a certificate")]
+    Stranger,
+    /// More often than the client may.
+    #[error("the client asks more often than its rate allows")]
+    TooOften {
+        /// When it may ask again.
+        retry_after: Duration,
+    },
+    /// More at the same time than the client may.
+    #[error("as many requests of the client as its concurrency allows are under way")]
+    TooManyAtOnce,
     /// No well-formed request.
     #[error("{0}")]
     BadRequest(&'static str),
@@ -39,7 +54,7 @@ pub(crate) enum Error {
     #[error("the path belongs to the issuer: no client may spend or mint the tokens of this proxy")]
     IssuerPath,
     /// A rule of the operator's.
-    #[error("the path may not be asked for: see allow and deny of its [[route]]")]
+    #[error("the path may not be asked for: see allow and deny of its [[route]] and [[client]]")]
     PathDenied,
     /// `TRACE` and `CONNECT` have no business here.
     #[error("the method is not served: it would expose or bypass the credentials of this proxy")]
@@ -61,6 +76,9 @@ pub(crate) enum Error {
     /// A fresh token was refused as well, and `retry.exhausted` says not to show it.
     #[error("the upstream refused the request although its token is fresh")]
     Refused,
+    /// A client that showed a password would take the upstream's 401 for a word on that.
+    #[error("the upstream refused the request with 401 (retry.exhausted = \"relay\" would show its answer)")]
+    Challenge,
     /// No connection to the upstream.
     #[error(transparent)]
     Connect(#[from] upstream::Error),
@@ -87,11 +105,15 @@ struct Class {
 }
 
 /// Labels of `requests_rejected_total`, in the order of [`Error::index`].
-pub(crate) const LABELS: [&str; 24] = [
+pub(crate) const LABELS: [&str; 28] = [
     "foreign_host",
     "foreign_origin",
     "foreign_site",
     "required_header",
+    "unauthenticated",
+    "stranger",
+    "rate",
+    "concurrency",
     "bad_request",
     "target_too_long",
     "head_too_large",
@@ -139,6 +161,12 @@ impl Error {
             Self::NoRequiredHeader(_) => {
                 class(StatusCode::FORBIDDEN, "Required header missing", DENIED, "required_header")
             }
+            Self::Unauthenticated(_) => class(StatusCode::UNAUTHORIZED, "Client not known", DENIED, "unauthenticated"),
+            Self::Stranger => class(StatusCode::FORBIDDEN, "Client not known", DENIED, "stranger"),
+            Self::TooOften { .. } => class(StatusCode::TOO_MANY_REQUESTS, "Too many requests", DENIED, "rate"),
+            Self::TooManyAtOnce => {
+                class(StatusCode::TOO_MANY_REQUESTS, "Too many requests at once", DENIED, "concurrency")
+            }
             Self::BadRequest(_) => {
                 class(StatusCode::BAD_REQUEST, "Malformed request", "http_request_error", "bad_request")
             }
@@ -162,7 +190,9 @@ impl Error {
             Self::NoToken { .. } => {
                 class(StatusCode::SERVICE_UNAVAILABLE, "No valid token", "destination_unavailable", "no_token")
             }
-            Self::Refused => class(StatusCode::BAD_GATEWAY, "Refused upstream", "http_protocol_error", "refused"),
+            Self::Refused | Self::Challenge => {
+                class(StatusCode::BAD_GATEWAY, "Refused upstream", "http_protocol_error", "refused")
+            }
             Self::Connect(upstream::Error::Timeout { .. }) => {
                 class(StatusCode::GATEWAY_TIMEOUT, "Upstream unreachable", "connection_timeout", "connect_timeout")
             }
@@ -211,7 +241,16 @@ impl Error {
             Self::NoToken { retry_after, .. } => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1)));
             }
-            Self::Connect(upstream::Error::Full { .. }) => {
+            Self::TooOften { retry_after } => {
+                let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+            }
+            Self::Unauthenticated(challenges) => {
+                for challenge in challenges.iter() {
+                    headers.append(header::WWW_AUTHENTICATE, challenge.clone());
+                }
+            }
+            Self::TooManyAtOnce | Self::Connect(upstream::Error::Full { .. }) => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
             Self::Method => {

@@ -6,10 +6,12 @@ use std::{
     sync::Arc,
 };
 
+use http::HeaderName;
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
 use super::{
+    clients::{Caller, Permit, Visitor},
     guard::{Gate, KnownHost},
     headers::Client,
     monitor::Monitor,
@@ -25,6 +27,7 @@ pub(crate) struct Peer {
     pub(crate) client: Client,
     pub(crate) gate: Rc<Gate>,
     pub(crate) known_host: KnownHost,
+    pub(crate) visitor: Visitor,
 }
 
 /// What an exchange takes up of its connection.
@@ -37,7 +40,6 @@ pub(crate) enum Carrier {
 }
 
 /// What all parts of an exchange share. On HTTP/1, one serves all requests of a connection in turn.
-#[derive(Debug)]
 pub(crate) struct Exchange {
     pub(crate) peer: Rc<Peer>,
     pub(crate) carrier: Carrier,
@@ -47,8 +49,20 @@ pub(crate) struct Exchange {
     pub(crate) limits: Cell<route::Limits>,
     pub(crate) monitor: Arc<Monitor>,
     lingering: mpsc::UnboundedSender<Abandoned>,
+    /// Fields of its requests that are for us alone.
+    pub(crate) withheld: Rc<[HeaderName]>,
+    /// Who sent this request, if clients have names.
+    pub(crate) caller: Cell<Option<Caller>>,
+    /// Its place among that client's requests that are under way.
+    pub(crate) permit: Cell<Option<Permit>>,
     /// What becomes of the connection after an answer of 101.
     pub(crate) tunnel: RefCell<Option<Tunnel>>,
+}
+
+impl std::fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Exchange").field("peer", &self.peer).field("carrier", &self.carrier).finish_non_exhaustive()
+    }
 }
 
 /// A client's body that nobody wants any more.
@@ -70,6 +84,9 @@ impl Exchange {
             limits: Cell::new(worker.routes.default_limits()),
             monitor: Arc::clone(monitor),
             lingering: worker.lingering.clone(),
+            withheld: Rc::clone(&worker.withheld),
+            caller: Cell::default(),
+            permit: Cell::default(),
             tunnel: RefCell::default(),
         })
     }

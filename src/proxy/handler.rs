@@ -21,7 +21,11 @@ use super::{
     tunnel::Upgrade,
     worker::{Carried, Worker},
 };
-use crate::{base::clock::Moment, token::Rejection, upstream::Lease};
+use crate::{
+    base::clock::Moment,
+    token::Rejection,
+    upstream::{Cookies, Lease},
+};
 
 /// What is read of an answer before it is known what becomes of it; a larger one is passed on instead.
 const READ_AHEAD_LIMIT: usize = 64 * 1024;
@@ -39,15 +43,17 @@ pub(crate) async fn handle(
     let number = exchange.monitor.begin_exchange();
     let (head, body, upgrade) = taken_apart(request);
     let body = RequestBody::new(body, &head, &worker.recording, &exchange, number);
-    let account = Account::open(&worker, &exchange, number, body.clone(), received);
+    let mut account = Account::open(&worker, &exchange, number, body.clone(), received);
     let route = worker.routes.choose(&head);
     exchange.limits.set(route.limits);
+    exchange.caller.set(None);
     let upgrade = upgrade.as_ref().filter(|_| worker.upstreams[route.upstream].takes_upgrades());
     let passage = Passage { worker: &worker, exchange: &exchange, route, head: &head, body: &body, upgrade };
     let answer = match exchange.monitor.fault(number) {
-        None => passage.answer(received).await,
+        None => passage.answer(received).await.and_then(|relay| passage.spare_the_password(relay)),
         Some(fault) => Err(fault.into()),
     };
+    account.permit = exchange.permit.take();
     let mut response = match answer {
         Ok(Relay { head, ahead, rest, rewriter }) => {
             let look = worker.look(&head);
@@ -71,7 +77,7 @@ pub(crate) async fn handle(
     }
     // To an answer that claims a later version, hyper adds the promise to keep the connection of an HTTP/1.0 client.
     *response.version_mut() = if is_last { head.version } else { Version::HTTP_11 };
-    worker.answered(route, &head, response.status(), received);
+    worker.answered(route, exchange.caller.get(), &head, response.status(), received);
     Ok(response)
 }
 
@@ -141,8 +147,8 @@ impl Passage<'_> {
             return Ok(Relay::of_head(answer));
         }
         peer.gate.check_required(&self.head.headers)?;
-        let path = self.route.path(&self.head.uri);
-        self.route.rules.judge(&self.head.method, path, &self.worker.config.issuer_segments)?;
+        self.admit()?;
+        self.judge_path()?;
         if headers::has_been_here(&self.head.headers, &self.worker.mark) {
             return Err(Error::Loop);
         }
@@ -164,6 +170,36 @@ impl Passage<'_> {
             token.accepted();
         }
         Ok(self.relay(answer))
+    }
+
+    /// Whose request it is, and whether there is room for one more of that client's.
+    fn admit(&self) -> Result<(), Error> {
+        let clients = &self.worker.clients;
+        if clients.is_empty() {
+            return Ok(());
+        }
+        let caller = clients.recognise(&self.exchange.peer.visitor, &self.head.headers)?;
+        self.exchange.caller.set(Some(caller));
+        self.exchange.permit.set(clients.admit(caller)?);
+        Ok(())
+    }
+
+    /// Whether the path, as the upstream sees it, may be asked for on this route and by this client.
+    fn judge_path(&self) -> Result<(), Error> {
+        let (method, path) = (&self.head.method, self.route.path(&self.head.uri));
+        self.route.rules.judge(method, path, &self.worker.config.issuer_segments)?;
+        match self.exchange.caller.get() {
+            Some(caller) => self.worker.clients.rules(caller).judge(method, path, &[]),
+            None => Ok(()),
+        }
+    }
+
+    /// An app whose password is good would ask its user for another one.
+    fn spare_the_password(&self, relay: Relay) -> Result<Relay, Error> {
+        let is_spared = relay.head.status == StatusCode::UNAUTHORIZED
+            && self.exchange.caller.get().is_some_and(|caller| caller.by_password)
+            && self.worker.config.retry.exhausted != Some(Exhausted::Relay);
+        if is_spared { Err(Error::Challenge) } else { Ok(relay) }
     }
 
     /// An answer that may be a refusal under a status that is none: it is read before the client sees any of it.
@@ -311,8 +347,8 @@ impl Passage<'_> {
     fn exhausted(&self, outcome: RetryOutcome, refusal: Relay) -> Result<Relay, Error> {
         self.worker.metrics.retried(RetryReason::Unauthorized, outcome);
         match self.worker.config.retry.exhausted {
-            Exhausted::Relay => Ok(refusal),
-            Exhausted::BadGateway => Err(Error::Refused),
+            None | Some(Exhausted::Relay) => Ok(refusal),
+            Some(Exhausted::BadGateway) => Err(Error::Refused),
         }
     }
 
@@ -324,7 +360,10 @@ impl Passage<'_> {
             head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             head.headers.extend(protocol.map(|protocol| (header::UPGRADE, protocol)));
             let upstream = head.extensions.remove();
-            let tunnel = self.upgrade.zip(upstream).and_then(|(upgrade, upstream)| upgrade.agreed(upstream, lease));
+            let tunnel = self.upgrade.zip(upstream).and_then(|(upgrade, upstream)| {
+                let permit = self.exchange.permit.take();
+                upgrade.agreed(upstream, lease, permit)
+            });
             *self.exchange.tunnel.borrow_mut() = tunnel;
             return Relay::of_head(head);
         }
@@ -336,7 +375,11 @@ impl Passage<'_> {
         let rewrites = &self.worker.rewrites;
         let host = self.head.headers.get(header::HOST);
         let home = Home { client: &self.exchange.peer.client, host, prefix: self.route.home() };
-        headers::inbound(head, endpoint, &home, self.route.inject);
+        let privacy = self.route.inject.then_some(self.worker.privacy);
+        headers::inbound(head, endpoint, &home, privacy);
+        if self.worker.upstreams[self.route.upstream].config().cookies == Cookies::Drop {
+            head.headers.remove(header::SET_COOKIE);
+        }
         rewrite::bring_cookies_home(&mut head.headers, &endpoint.host, rewrites);
         if rewrites.is_empty() {
             return None;

@@ -8,7 +8,7 @@ use http::{
 };
 use percent_encoding::{CONTROLS, utf8_percent_encode};
 
-use super::ForwardedHeaders;
+use super::{ForwardedHeaders, privacy::Privacy};
 use crate::upstream::{Endpoint, Host};
 
 const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
@@ -145,9 +145,10 @@ pub(crate) fn for_http2<B>(request: &mut Request<B>, scheme: &Scheme) {
     *request.uri_mut() = Uri::from_parts(target).unwrap_or_default();
 }
 
-/// Drops from trailers what would mean something else behind a body than before it, or is for one hop only: RFC 9110 §6.5.1.
-pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
-    for name in HOP_BY_HOP.into_iter().chain(NEVER_IN_TRAILERS) {
+/// Drops from trailers what would mean something else behind a body than before it, or is for one hop only, RFC 9110 §6.5.1,
+/// and what is for us alone.
+pub(crate) fn clean_trailers(trailers: &mut HeaderMap, withheld: &[HeaderName]) {
+    for name in HOP_BY_HOP.iter().chain(&NEVER_IN_TRAILERS).chain(withheld) {
         trailers.remove(name);
     }
 }
@@ -193,9 +194,8 @@ pub(crate) fn speaks_for_somebody(headers: &HeaderMap) -> bool {
 }
 
 /// The upstream's head as the client gets it: hop-by-hop fields dropped, an address of the upstream's turned into ours,
-/// and kept out of shared caches if the request carried our token: without an `Authorization` of the client's own, RFC 9111
-/// §3.5 does not protect it there.
-pub(crate) fn inbound(head: &mut response::Parts, endpoint: &Endpoint, home: &Home<'_>, injected: bool) {
+/// and, if the request carried our token, kept out of shared caches as `privacy` says.
+pub(crate) fn inbound(head: &mut response::Parts, endpoint: &Endpoint, home: &Home<'_>, privacy: Option<Privacy>) {
     let headers = &mut head.headers;
     let nominated = Nominated::of(headers);
     for name in nominated.names {
@@ -210,8 +210,8 @@ pub(crate) fn inbound(head: &mut response::Parts, endpoint: &Endpoint, home: &Ho
             headers.insert(name, address);
         }
     }
-    if injected && !headers.get_all(header::CACHE_CONTROL).iter().any(decides_on_sharing) {
-        headers.append(header::CACHE_CONTROL, HeaderValue::from_static("private"));
+    if let Some(privacy) = privacy {
+        privacy.impose(headers);
     }
 }
 
@@ -361,15 +361,6 @@ fn default_port(scheme: &Scheme) -> Option<u16> {
         "https" => Some(443),
         _ => None,
     }
-}
-
-fn decides_on_sharing(value: &HeaderValue) -> bool {
-    value.as_bytes().split(|byte| *byte == b',').any(|directive| {
-        let name = directive.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
-        [&b"no-store"[..], b"private", b"public", b"s-maxage", b"must-revalidate"]
-            .iter()
-            .any(|known| name.eq_ignore_ascii_case(known))
-    })
 }
 
 #[cfg(test)]
@@ -533,7 +524,8 @@ mod tests {
         }
         let (mut parts, ()) = response.body(()).unwrap().into_parts();
         let (client, host) = (Client::new(None, Scheme::HTTP), HeaderValue::from_static("localhost:8080"));
-        inbound(&mut parts, &endpoint(), &Home { client: &client, host: Some(&host), prefix: "" }, injected);
+        let home = Home { client: &client, host: Some(&host), prefix: "" };
+        inbound(&mut parts, &endpoint(), &home, injected.then_some(Privacy::WhereSilent));
         parts.headers
     }
 
@@ -581,18 +573,11 @@ mod tests {
     }
 
     #[test]
-    fn answers_stay_out_of_shared_caches() {
-        for (theirs, expected) in [
-            (&[][..], &["private"][..]),
-            (&["max-age=60"], &["max-age=60", "private"]),
-            (&["no-store"], &["no-store"]),
-            (&["Public, max-age=60"], &["Public, max-age=60"]),
-            (&["max-age=1, s-maxage = 60"], &["max-age=1, s-maxage = 60"]),
-            (&["max-age=1", "must-revalidate"], &["max-age=1", "must-revalidate"]),
-        ] {
-            let headers: Vec<_> = theirs.iter().map(|value| ("cache-control", *value)).collect();
-            assert_eq!(all(&received(&headers, true), "cache-control"), expected);
-        }
+    fn answers_that_our_token_brought_stay_out_of_shared_caches() {
+        assert_eq!(
+            all(&received(&[("cache-control", "max-age=60")], true), "cache-control"),
+            ["max-age=60", "private"]
+        );
         assert!(!received(&[], false).contains_key("cache-control"));
     }
 

@@ -73,7 +73,6 @@ fn blames_something_else(headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::Exhausted;
 
     fn retry() -> Retry {
         Retry {
@@ -82,7 +81,7 @@ mod tests {
             any_method: false,
             body_limit: 0,
             total_limit: 0,
-            exhausted: Exhausted::Relay,
+            exhausted: None,
         }
     }
 

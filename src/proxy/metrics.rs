@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 
-use super::{error, rewrite::Treatment, route, seen::Seen};
+use super::{Config, error, rewrite::Treatment, route, seen::Seen};
 use crate::{
     base::counter::{Counter, Histogram},
     upstream,
@@ -14,7 +14,9 @@ use crate::{
 #[derive(Debug)]
 pub struct Metrics {
     /// One for each route; the one that takes what no other does comes first.
-    routes: Vec<Route>,
+    routes: Vec<Answers>,
+    /// One for each client.
+    clients: Vec<Answers>,
     /// From a request's head to the end of its answer.
     pub duration: Histogram,
     /// Requests whose answer is not complete yet.
@@ -41,9 +43,9 @@ pub struct Metrics {
     pub endpoints: Vec<Endpoint>,
 }
 
-/// The numbers of one route.
+/// Answers on one route, or to one client.
 #[derive(Debug)]
-struct Route {
+struct Answers {
     label: String,
     by_status: Vec<Counter>,
 }
@@ -109,10 +111,11 @@ pub(crate) enum RetryOutcome {
 }
 
 impl Metrics {
-    pub(crate) fn new(origins: &[String], routes: &[super::Route]) -> Self {
-        let labels = std::iter::once("default".to_owned()).chain(routes.iter().map(route::label));
+    pub(crate) fn new(origins: &[String], config: &Config) -> Self {
+        let labels = std::iter::once("default".to_owned()).chain(config.routes.iter().map(route::label));
         Self {
-            routes: labels.map(Route::new).collect(),
+            routes: labels.map(Answers::new).collect(),
+            clients: config.clients.iter().map(|client| Answers::new(client.name.clone())).collect(),
             duration: Histogram::default(),
             in_flight: Counter::default(),
             received_bytes: Counter::default(),
@@ -129,11 +132,13 @@ impl Metrics {
         }
     }
 
-    /// Counts an answer, by its route's position.
-    pub(crate) fn answered(&self, route: usize, status: StatusCode) {
-        let counter = self.routes.get(route).and_then(|route| route.by_status.get(usize::from(status.as_u16()) - 100));
-        if let Some(counter) = counter {
-            counter.add(1);
+    /// Counts an answer, by the positions of its route and of whose it is.
+    pub(crate) fn answered(&self, route: usize, client: Option<usize>, status: StatusCode) {
+        let client = client.and_then(|client| self.clients.get(client));
+        for answers in self.routes.get(route).into_iter().chain(client) {
+            if let Some(counter) = answers.by_status.get(usize::from(status.as_u16()) - 100) {
+                counter.add(1);
+            }
         }
     }
 
@@ -167,12 +172,13 @@ impl Metrics {
     }
 
     /// Answers by route and status code; only the codes that occurred.
-    pub fn by_status(&self) -> impl Iterator<Item = (&str, usize, u64)> + '_ {
-        self.routes.iter().flat_map(|route| {
-            let counted =
-                route.by_status.iter().zip(100..).map(|(counter, code)| (route.label.as_str(), code, counter.value()));
-            counted.filter(|(_, _, n)| *n > 0)
-        })
+    pub fn by_route(&self) -> impl Iterator<Item = (&str, usize, u64)> + '_ {
+        self.routes.iter().flat_map(Answers::by_status)
+    }
+
+    /// Answers by client and status code; only the codes that occurred.
+    pub fn by_client(&self) -> impl Iterator<Item = (&str, usize, u64)> + '_ {
+        self.clients.iter().flat_map(Answers::by_status)
     }
 
     /// Answers of our own, by reason.
@@ -188,9 +194,15 @@ impl Metrics {
     }
 }
 
-impl Route {
+impl Answers {
     fn new(label: String) -> Self {
         Self { label, by_status: (100..1000).map(|_| Counter::default()).collect() }
+    }
+
+    fn by_status(&self) -> impl Iterator<Item = (&str, usize, u64)> + '_ {
+        let counted = self.by_status.iter().zip(100..);
+        let counted = counted.map(|(counter, code)| (self.label.as_str(), code, counter.value()));
+        counted.filter(|(_, _, n)| *n > 0)
     }
 }
 

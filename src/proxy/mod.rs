@@ -1,6 +1,7 @@
 //! The data path: a request's life, on single-threaded workers.
 
 mod body;
+mod clients;
 mod connection;
 mod cors;
 mod error;
@@ -19,6 +20,7 @@ mod listener;
 pub mod metrics;
 mod monitor;
 mod multiplex;
+mod privacy;
 mod recording;
 mod replay;
 mod rewrite;
@@ -38,7 +40,12 @@ use std::{
 use http::{HeaderName, HeaderValue, StatusCode, uri::Scheme};
 use tokio::sync::{oneshot, watch};
 
-pub use self::{metrics::Metrics, rules::Rules};
+use self::clients::Clients;
+pub use self::{
+    clients::{Client, Rate},
+    metrics::Metrics,
+    rules::Rules,
+};
 use crate::{
     net::{
         socket::{Address, Bound},
@@ -87,6 +94,7 @@ impl Proxy {
             }
         }
         let shared = Arc::new(worker::Shared {
+            clients: Arc::new(Clients::new(&config.clients, credential.clock())),
             upstreams,
             credential,
             token_wait,
@@ -106,7 +114,7 @@ impl Proxy {
             }
         }
         let (drain, draining) = watch::channel(false);
-        let metrics: Arc<[_]> = (0..workers).map(|_| Arc::new(Metrics::new(&origins, &shared.config.routes))).collect();
+        let metrics: Arc<[_]> = (0..workers).map(|_| Arc::new(Metrics::new(&origins, &shared.config))).collect();
         let workers = listeners.into_iter().zip(metrics.iter()).enumerate().map(|(index, (listeners, metrics))| {
             worker::start(index, Arc::clone(&shared), Arc::clone(metrics), listeners, draining.clone())
         });
@@ -165,6 +173,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// Addresses in answers that are brought home.
     pub rewrites: Vec<Rewrite>,
+    /// Who may call; empty: everybody whom the guard lets in.
+    pub clients: Vec<Client>,
     /// The last segments of the issuer's own paths, see [`rules::issuer_segment`].
     pub issuer_segments: Vec<String>,
     /// Which requests are logged.
@@ -251,8 +261,8 @@ pub struct Retry {
     pub body_limit: usize,
     /// Bytes kept by all requests together.
     pub total_limit: usize,
-    /// What the client gets when sending again did not help.
-    pub exhausted: Exhausted,
+    /// What the client gets when sending again did not help. `None`: the upstream's answer, except behind a password.
+    pub exhausted: Option<Exhausted>,
 }
 
 /// Small JSON answers that say "this token is not good" under a status that does not.

@@ -241,7 +241,7 @@ impl Holder {
                     self.recording = None;
                 }
                 if let Some(trailers) = frame.trailers_mut() {
-                    headers::clean_trailers(trailers);
+                    headers::clean_trailers(trailers, &self.exchange.withheld);
                     self.trailers = Some(trailers.clone());
                 }
                 // hyper does not ask again once it has as much as was announced.

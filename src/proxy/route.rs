@@ -193,6 +193,7 @@ mod tests {
             idle_timeout: Duration::from_secs(90),
             max_connections: 1,
             http2: upstream::Http2::Auto,
+            cookies: upstream::Cookies::Pass,
             tls: Default::default(),
         };
         Routes::new(routes, rewrites, |_| &upstream)

@@ -20,7 +20,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
-use super::{intake::Intake, metrics::ConnectionRejection, replay::AttemptBody, worker::Worker};
+use super::{clients::Permit, intake::Intake, metrics::ConnectionRejection, replay::AttemptBody, worker::Worker};
 use crate::{
     base::ticker::Deadline,
     upstream::{self, Lease},
@@ -55,8 +55,13 @@ impl Upgrade {
     }
 
     /// The upstream has agreed.
-    pub(crate) fn agreed(&self, upstream: OnUpgrade, lease: Lease<AttemptBody>) -> Option<Tunnel> {
-        Some(Tunnel { client: self.client.take()?, upstream, lease })
+    pub(crate) fn agreed(
+        &self,
+        upstream: OnUpgrade,
+        lease: Lease<AttemptBody>,
+        permit: Option<Permit>,
+    ) -> Option<Tunnel> {
+        Some(Tunnel { client: self.client.take()?, upstream, lease, permit })
     }
 }
 
@@ -73,12 +78,14 @@ pub(crate) struct Tunnel {
     upstream: OnUpgrade,
     /// Its place among the upstream's connections is held to the end.
     lease: Lease<AttemptBody>,
+    /// Its place among the requests of its client likewise.
+    permit: Option<Permit>,
 }
 
 impl Tunnel {
     /// Carries bytes both ways until both sides are done, one of them breaks, or nothing moves for too long.
     pub(crate) async fn run(self, worker: &Worker) {
-        let Self { client, upstream, lease } = self;
+        let Self { client, upstream, lease, permit } = self;
         let (Ok(client), Ok((mut upstream, ahead))) = (client.await, upstream::upgraded(upstream).await) else {
             return;
         };
@@ -104,7 +111,7 @@ impl Tunnel {
         };
         until_idle(carry, &idle).await;
         worker.metrics.tunnels_open.sub(1);
-        drop(lease);
+        drop((lease, permit));
     }
 }
 

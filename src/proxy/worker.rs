@@ -20,12 +20,14 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::{
     AccessLog, Config, Greeting,
+    clients::{Caller, Clients},
     error::{self, Error},
     exchange::{Abandoned, Exchange},
     guard::Gate,
     listener::{Place, accept},
     metrics::{ConnectionRejection, Metrics},
     monitor::{self, Monitor},
+    privacy::Privacy,
     recording,
     replay::AttemptBody,
     rewrite::Rewrites,
@@ -47,6 +49,7 @@ use crate::{
 pub(crate) struct Shared {
     pub(crate) config: Arc<Config>,
     pub(crate) upstreams: Vec<upstream::Shared>,
+    pub(crate) clients: Arc<Clients>,
     pub(crate) credential: Credential,
     pub(crate) token_wait: Duration,
     /// By which a request is recognised that has been here before.
@@ -70,6 +73,9 @@ pub(crate) struct Worker {
     pub(crate) upstreams: Vec<Upstream<AttemptBody>>,
     pub(crate) routes: Routes,
     pub(crate) rewrites: Rc<Rewrites>,
+    pub(crate) clients: Arc<Clients>,
+    /// Who may keep answers for others.
+    pub(crate) privacy: Privacy,
     pub(crate) ticker: Rc<Ticker>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) limits: Arc<monitor::Limits>,
@@ -187,6 +193,8 @@ impl Worker {
             upstreams,
             routes: Routes::new(&config.routes, &config.rewrites, |upstream| shared.upstreams[upstream].config()),
             rewrites: Rc::new(Rewrites::new(&config.rewrites)),
+            clients: Arc::clone(&shared.clients),
+            privacy: Privacy::of(&config.clients),
             ticker,
             metrics,
             limits: Arc::new(monitor::Limits::new(&config)),
@@ -309,8 +317,15 @@ impl Worker {
     }
 
     /// Counts an answer and, if asked to, logs it. The query is left out: it may hold a secret.
-    pub(crate) fn answered(&self, route: &Route, request: &request::Parts, status: StatusCode, received: Moment) {
-        self.metrics.answered(route.position, status);
+    pub(crate) fn answered(
+        &self,
+        route: &Route,
+        caller: Option<Caller>,
+        request: &request::Parts,
+        status: StatusCode,
+        received: Moment,
+    ) {
+        self.metrics.answered(route.position, caller.map(|caller| caller.client), status);
         let log = match self.config.access_log {
             AccessLog::Off => false,
             AccessLog::All => true,
@@ -319,7 +334,8 @@ impl Worker {
         if log {
             let millis = self.clock.now().saturating_since(received).as_secs_f64() * 1000.0;
             let (method, path) = (&request.method, request.uri.path());
-            tracing::info!(target: "bearer_proxy::access", %method, path, status = status.as_u16(), millis, "request");
+            let (client, status) = (caller.map(|caller| self.clients.name(caller)), status.as_u16());
+            tracing::info!(target: "bearer_proxy::access", client, %method, path, status, millis, "request");
         }
     }
 
@@ -355,7 +371,7 @@ impl Worker {
 /// What clients have to show, once each.
 fn withheld(config: &Config) -> Rc<[HeaderName]> {
     let required = config.listeners.iter().filter_map(|listener| listener.guard.required_header.clone());
-    let mut names: Vec<_> = required.collect();
+    let mut names: Vec<_> = required.chain(config.clients.iter().filter_map(|client| client.header.clone())).collect();
     names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
     names.dedup();
     names.into()

@@ -48,6 +48,8 @@ pub struct Config {
     pub max_connections: usize,
     /// Which version of HTTP to speak.
     pub http2: Http2,
+    /// What becomes of the cookies that it sets.
+    pub cookies: Cookies,
     /// Trust and greeting for `https` endpoints.
     pub tls: tls::Config,
 }
@@ -62,6 +64,16 @@ pub enum Http2 {
     Always,
     /// Never.
     Never,
+}
+
+/// What becomes of the cookies that an upstream sets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Cookies {
+    /// Clients get them.
+    #[default]
+    Pass,
+    /// Nobody gets them: they may be the session of the account that all clients share.
+    Drop,
 }
 
 /// Where requests go: scheme, host and port, nothing else.

@@ -135,6 +135,16 @@ pub fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
 
 /// A proxy that speaks TLS, to clients with a certificate of this authority alone, and where it is.
 pub async fn with_tls(folder: &Path, authority: &Authority, origin: &str) -> (App, SocketAddr, SocketAddr) {
+    with_tls_and(folder, authority, origin, "").await
+}
+
+/// The same with more in its configuration.
+pub async fn with_tls_and(
+    folder: &Path,
+    authority: &Authority,
+    origin: &str,
+    more: &str,
+) -> (App, SocketAddr, SocketAddr) {
     let (chain, key) = identity(authority, "localhost", false);
     write(folder, "proxy.pem", &chain);
     write(folder, "proxy.key", &key);
@@ -143,7 +153,7 @@ pub async fn with_tls(folder: &Path, authority: &Authority, origin: &str) -> (Ap
     let text = format!(
         "[proxy]\nworkers = 1\nfirst_byte_timeout = \"100ms\"\nhead_timeout = \"100ms\"\n[[listener]]\n\
          address = \"127.0.0.1:0\"\ntls = {tls}\n[upstream]\nendpoints = [\"{origin}\"]\n[token]\nclient_id = \"demo\"\n\
-         client_secret = \"secret\"\nrefresh_token = \"seed\"\n[admin]\nlisten = \"127.0.0.1:0\"\n"
+         client_secret = \"secret\"\nrefresh_token = \"seed\"\n[admin]\nlisten = \"127.0.0.1:0\"\n{more}"
     );
     let file = write(folder, "proxy.toml", &text);
     let source = Source { file: Some(file), env: Vec::new(), overrides: Vec::new() };

@@ -12,7 +12,7 @@ use crate::{
         values,
     },
     net::socket::Address,
-    proxy::{Guard, Listener},
+    proxy::{Client, Guard, Listener},
 };
 
 /// A listener and where its address was given.
@@ -87,19 +87,28 @@ fn refuse_strangers(r: &mut Reader, Listening { listener, key, place }: &Listeni
     const VARIABLE: &str = "listen on 127.0.0.1, or set BEARER_PROXY__PROXY__ALLOW_UNAUTHENTICATED=true if the network \
                             around it lets only the right clients through";
     let address = &listener.address;
-    if open != Some(false) || is_local(address) {
+    let is_guarded = !r.tables("client").is_empty();
+    if open != Some(false) || is_local(address) || is_guarded {
         return;
     }
     let reason =
         format!("{address} can be reached from other machines, and whoever reaches it acts with the proxy's token");
     let instead = if *key == "proxy.listen" {
-        "listen on 127.0.0.1, or write allow_unauthenticated = true in [proxy] if the network around it lets only the \
-         right clients through"
+        "listen on 127.0.0.1, say who may call by [[client]], or write allow_unauthenticated = true in [proxy] if the \
+         network around it lets only the right clients through"
     } else {
-        "listen on 127.0.0.1, ask clients for certificates with tls.client_ca_file, or write allow_unauthenticated = \
+        "listen on 127.0.0.1, ask clients for certificates with tls.client_ca_file, say who may call by [[client]], or write allow_unauthenticated = \
          true here if the network around it lets only the right clients through"
     };
     r.missing(place.clone(), key, fault(reason, instead).or_variable(VARIABLE));
+}
+
+/// Where every client shows what no page can, the guard has nothing to guard.
+pub(super) fn let_clients_in(listening: &mut [Listening], clients: &[Client]) {
+    let is_off = !clients.is_empty() && clients.iter().all(Client::is_beyond_pages);
+    for one in listening {
+        one.listener.guard.is_off = is_off;
+    }
 }
 
 /// Where browsers tell nothing of the page that calls: they send `Origin` and `Sec-Fetch-Site` with plain requests only to

@@ -75,7 +75,7 @@ fn route(r: &mut Reader, section: &str, upstreams: &[upstream::Config], rewrites
     Some(Route { host, prefix, upstream: upstream?, strip_prefix, inject, rules, response_timeout, body_idle_timeout })
 }
 
-fn path_rules(r: &mut Reader, key: &str) -> Vec<Rule> {
+pub(super) fn path_rules(r: &mut Reader, key: &str) -> Vec<Rule> {
     if !r.is_given(key) {
         return Vec::new();
     }

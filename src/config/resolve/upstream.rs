@@ -12,7 +12,7 @@ use crate::{
         values,
     },
     net,
-    upstream::{Config, Endpoint, Host, Http2},
+    upstream::{Config, Cookies, Endpoint, Host, Http2},
 };
 
 /// All upstreams, the plain one first.
@@ -39,6 +39,10 @@ fn upstream(r: &mut Reader, section: &str, name: &str) -> Config {
     if tls != net::tls::Config::default() && all_plain && !endpoints.is_empty() {
         warn_of_unused_tls(r, &key("tls"), "no endpoint begins with https://");
     }
+    let has_clients = !r.tables("client").is_empty();
+    let cookies =
+        r.read(&key("cookies"), |value| values::choice(value, &[("pass", Cookies::Pass), ("drop", Cookies::Drop)]));
+    let cookies = cookies.unwrap_or(if has_clients { Cookies::Drop } else { Cookies::Pass });
     Config {
         name: name.to_owned(),
         endpoints,
@@ -50,6 +54,7 @@ fn upstream(r: &mut Reader, section: &str, name: &str) -> Config {
         body_idle_timeout: r.positive_duration(&key("body_idle_timeout")),
         idle_timeout: r.positive_duration(&key("idle_timeout")),
         max_connections: r.count(&key("max_connections"), 10_000_000).unwrap_or_default(),
+        cookies,
         http2: r.choice(&key("http2"), [("auto", Http2::Auto), ("always", Http2::Always), ("never", Http2::Never)]),
         tls,
     }

@@ -1,9 +1,18 @@
 //! What tells clients apart, and what they may do.
 
-use http::HeaderName;
+use std::{net::IpAddr, num::NonZeroU32, time::Duration};
 
-use super::{Read, text_like};
-use crate::config::{findings::fault, raw::Value};
+use http::{HeaderName, header};
+use ipnet::IpNet;
+
+use super::{Read, text, text_like};
+use crate::{
+    config::{
+        findings::{Fault, fault},
+        raw::Value,
+    },
+    proxy::Rate,
+};
 
 /// What browsers send by themselves, also on behalf of pages that were loaded from elsewhere: no proof of anything.
 const SENT_BY_BROWSERS: [&str; 28] = [
@@ -46,4 +55,105 @@ pub(in crate::config) fn own_header(value: &Value) -> Read<HeaderName> {
         return Err(fault("is a header that browsers and libraries send by themselves", EXAMPLE));
     }
     Ok(name)
+}
+
+/// The name of the header that carries a client's key.
+pub(in crate::config) fn key_header(value: &Value) -> Read<HeaderName> {
+    match own_header(value) {
+        // Behind `Bearer`, which no browser sends by itself.
+        Err(_) if matches!(value, Value::Text(text) if text.eq_ignore_ascii_case("authorization")) => {
+            Ok(header::AUTHORIZATION)
+        }
+        read => read.map_err(|fault| Fault { instead: r#"write a name as in "x-api-key""#.to_owned(), ..fault }),
+    }
+}
+
+/// A user name, RFC 7617 §2.
+pub(in crate::config) fn user_name(value: &Value) -> Read<String> {
+    let name = text(value)?;
+    if name.contains(':') {
+        return Err(fault("holds a colon, which HTTP Basic cannot carry", "write a name without one"));
+    }
+    Ok(name.to_owned())
+}
+
+/// Addresses: `192.0.2.0/24`, or a single one.
+pub(in crate::config) fn network(value: &Value) -> Read<IpNet> {
+    const EXAMPLE: &str = r#"write a network or an address, as in "192.0.2.0/24""#;
+    let text = text_like(value, EXAMPLE)?.trim();
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(address.to_canonical().into());
+    }
+    let network: IpNet = text.parse().map_err(|_| fault("is neither a network nor an address", EXAMPLE))?;
+    if network.trunc() != network {
+        return Err(fault("names an address within a network", format!("write {:?}", network.trunc().to_string())));
+    }
+    Ok(network)
+}
+
+/// `100/s`, `1000/m`, `5000/h`.
+pub(in crate::config) fn rate(value: &Value) -> Read<Rate> {
+    const EXAMPLE: &str = r#"write requests and s, m or h, as in "100/s" or "1000/m""#;
+    const MOST: u32 = 1_000_000;
+    let text = text_like(value, EXAMPLE)?;
+    let (requests, unit) = text.split_once('/').ok_or_else(|| fault("is not a rate", EXAMPLE))?;
+    let seconds = match unit.trim() {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(fault("is not a rate", EXAMPLE)),
+    };
+    match requests.trim().parse::<u32>().map(NonZeroU32::new) {
+        Ok(None) => Err(fault("lets nothing through", "write at least 1, or remove the client")),
+        Ok(Some(requests)) if requests.get() <= MOST => Ok(Rate { requests, per: Duration::from_secs(seconds) }),
+        Ok(Some(_)) => Err(fault(format!("is more than {MOST}"), "remove the key: there is no limit without it")),
+        Err(_) => Err(fault("is not a rate", EXAMPLE)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::values::tests::{instead, words};
+
+    #[test]
+    fn rates() {
+        for (text, requests, seconds) in [("100/s", 100, 1), ("1 / m", 1, 60), ("5000/h", 5000, 3600)] {
+            let expected = Rate { requests: NonZeroU32::new(requests).unwrap(), per: Duration::from_secs(seconds) };
+            assert_eq!(rate(&words(text)), Ok(expected), "{text}");
+        }
+        for text in ["", "100", "100/", "/s", "0/s", "-1/s", "1.5/s", "100/d", "100/s/s", "1000001/s", "99999999999/s"]
+        {
+            assert!(rate(&words(text)).is_err(), "{text}");
+        }
+        assert!(rate(&Value::Integer(100)).is_err());
+    }
+
+    #[test]
+    fn networks() {
+        for (text, expected) in [
+            ("192.0.2.0/24", "192.0.2.0/24"),
+            ("192.0.2.7", "192.0.2.7/32"),
+            ("2001:db8::/32", "2001:db8::/32"),
+            ("::ffff:192.0.2.7", "192.0.2.7/32"),
+            ("0.0.0.0/0", "0.0.0.0/0"),
+        ] {
+            assert_eq!(network(&words(text)).map(|network| network.to_string()), Ok(expected.to_owned()), "{text}");
+        }
+        assert_eq!(instead(network(&words("192.0.2.7/24"))), r#"write "192.0.2.0/24""#);
+        for text in ["", "192.0.2.0/33", "example.com", "192.0.2/24", "192.0.2.0/"] {
+            assert!(network(&words(text)).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn headers_and_keys() {
+        assert_eq!(key_header(&words("X-API-Key")).unwrap(), "x-api-key");
+        assert_eq!(key_header(&words("Authorization")).unwrap(), "authorization");
+        for text in ["", "x api", "Cookie", "host", "Sec-Fetch-Site", "proxy-authorization", "x:"] {
+            assert!(key_header(&words(text)).is_err(), "{text}");
+        }
+        assert!(own_header(&words("authorization")).is_err());
+        assert!(user_name(&words("a b")).is_ok() && user_name(&words("a:b")).is_err());
+    }
 }
