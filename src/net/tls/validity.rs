@@ -63,10 +63,6 @@ impl Validity {
         if self.not_before > now {
             return Some(Concern::NotYet(self.not_before));
         }
-        // Many are made for days, and renewed in time.
-        if left > self.not_after.duration_since(self.not_before).unwrap_or_default() / 3 {
-            return None;
-        }
         let days = WARNING_DAYS.into_iter().find(|days| left < DAY * u32::try_from(*days).unwrap_or(u32::MAX))?;
         Some(Concern::Soon(days, self.not_after))
     }
@@ -136,13 +132,6 @@ mod tests {
             let concern = validity.concern(at(now)).map(|concern| concern.to_string()).unwrap_or_default();
             assert_eq!(concern, told, "{now}");
         }
-    }
-
-    #[test]
-    fn one_that_lives_for_days_is_no_concern_in_its_first_two_thirds() {
-        let validity = Validity::of_chain(&[certificate((2024, 1, 1), (2024, 1, 7))]).expect("readable");
-        assert_eq!(validity.concern(at("2024-01-04")), None);
-        assert_eq!(validity.concern(at("2024-01-05")), Some(Concern::Soon(3, at("2024-01-07"))));
     }
 
     #[test]
