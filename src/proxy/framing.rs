@@ -187,25 +187,27 @@ impl Head {
             return Err(Fault::HeadTooLarge);
         }
         let (name, value) = field_line(line)?;
-        match name.len() {
-            14 if is_spelled(name, b"content-length") => {
-                if name[7] != b'-' {
-                    return Err(Fault::Malformed("Content-Length is spelled in another way"));
-                }
-                if self.length.replace(content_length(value)?).is_some() {
-                    return Err(Fault::Malformed("a request has one Content-Length"));
-                }
+        if name.eq_ignore_ascii_case(b"host") && value.contains(&b'\t') {
+            return Err(Fault::Malformed("Host holds a tab"));
+        }
+        if name.len() < b"contentlength".len() {
+            return Ok(());
+        }
+        if is_spelled(name, b"contentlength") {
+            if !name.eq_ignore_ascii_case(b"content-length") {
+                return Err(Fault::Malformed("Content-Length is spelled in another way"));
             }
-            17 if is_spelled(name, b"transfer-encoding") => {
-                if name[8] != b'-' {
-                    return Err(Fault::Malformed("Transfer-Encoding is spelled in another way"));
-                }
-                if self.is_chunked || !value.eq_ignore_ascii_case(b"chunked") {
-                    return Err(Fault::Malformed("the only transfer coding served is one \"chunked\""));
-                }
-                self.is_chunked = true;
+            if self.length.replace(content_length(trim(value))?).is_some() {
+                return Err(Fault::Malformed("a request has one Content-Length"));
             }
-            _ => {}
+        } else if is_spelled(name, b"transferencoding") {
+            if !name.eq_ignore_ascii_case(b"transfer-encoding") {
+                return Err(Fault::Malformed("Transfer-Encoding is spelled in another way"));
+            }
+            if self.is_chunked || !trim(value).eq_ignore_ascii_case(b"chunked") {
+                return Err(Fault::Malformed("the only transfer coding served is one \"chunked\""));
+            }
+            self.is_chunked = true;
         }
         Ok(())
     }
@@ -253,7 +255,7 @@ fn request_line(line: &[u8], limits: Limits) -> Result<Version, Fault> {
     Ok(version)
 }
 
-/// A field's name and value, RFC 9112 §5, without the space around the value.
+/// A field's name, and its value with the space around it: RFC 9112 §5.
 fn field_line(line: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
     let colon = line.iter().position(|byte| !is_token(*byte)).unwrap_or(line.len());
     if colon == 0 || line.get(colon) != Some(&b':') {
@@ -264,7 +266,7 @@ fn field_line(line: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
     if value.iter().fold(false, |bad, byte| bad | !is_in_values(*byte)) {
         return Err(Fault::Malformed("a field of the request's head carries control characters"));
     }
-    Ok((&line[..colon], trim(value)))
+    Ok((&line[..colon], value))
 }
 
 fn content_length(value: &[u8]) -> Result<u64, Fault> {
@@ -277,18 +279,19 @@ fn content_length(value: &[u8]) -> Result<u64, Fault> {
     Ok(value.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')))
 }
 
-/// Whether a name is this one to somebody: servers that hand names to programs take `_` for `-`.
-fn is_spelled(name: &[u8], known: &[u8]) -> bool {
-    let same = |(byte, known): (&u8, &u8)| byte.eq_ignore_ascii_case(known) || (*byte == b'_' && *known == b'-');
-    name.iter().zip(known).all(same)
+/// Without spaces at both ends. A tab may stand there as well, but not everybody knows.
+fn trim(mut value: &[u8]) -> &[u8] {
+    while let [b' ', rest @ ..] | [rest @ .., b' '] = value {
+        value = rest;
+    }
+    value
 }
 
-/// Without spaces and tabs at both ends. Nothing else is white space in HTTP.
-fn trim(value: &[u8]) -> &[u8] {
-    let is_space = |byte: &u8| matches!(byte, b' ' | b'\t');
-    let begin = value.iter().position(|byte| !is_space(byte)).unwrap_or(value.len());
-    let end = value.iter().rposition(|byte| !is_space(byte)).map_or(begin, |last| last + 1);
-    &value[begin..end]
+/// Whether a name has these letters, in this order, and no others: servers that hand names to programs change what stands
+/// between them.
+fn is_spelled(name: &[u8], letters: &[u8]) -> bool {
+    let of_name = name.iter().filter(|byte| byte.is_ascii_alphanumeric()).map(u8::to_ascii_lowercase);
+    of_name.eq(letters.iter().copied())
 }
 
 /// RFC 9110 §5.6.2.

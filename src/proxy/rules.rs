@@ -49,9 +49,6 @@ impl Rules {
         if !has_own && is_plain(path) {
             return if names_issuer(path, issuer) { Err(Error::IssuerPath) } else { Ok(()) };
         }
-        if path == "*" {
-            return Ok(());
-        }
         if path.contains('\\') {
             return Err(Error::BadRequest("a path is written with slashes, not with backslashes"));
         }
@@ -61,6 +58,9 @@ impl Rules {
             let text = String::from_utf8_lossy(&reading);
             if names_issuer(&text, issuer) {
                 return Err(Error::IssuerPath);
+            }
+            if climbs(&text) {
+                return Err(Error::BadRequest("the path leads above its root"));
             }
             if has_own && (has_dot_segments(&text) || round > 0 && hides_a_border(&text, path)) {
                 return Err(Error::BadRequest("where rules hold, a path has no dot segments and no encoded borders"));
@@ -96,7 +96,25 @@ pub fn issuer_segment(path: &str) -> Option<String> {
 
 /// Whether everybody reads a path in the same way, but for case and trailing dots.
 fn is_plain(path: &str) -> bool {
-    !path.bytes().any(|byte| matches!(byte, b'%' | b'\\' | b';' | b' '))
+    let mut before = b'/';
+    !path.bytes().any(|byte| {
+        let is_dots = byte == b'.' && before == b'.';
+        before = byte;
+        is_dots || matches!(byte, b'%' | b'\\' | b';' | b' ')
+    })
+}
+
+/// Whether a path has more `..` at some point than names before it: servers disagree on where that leads.
+fn climbs(path: &str) -> bool {
+    let mut depth = 0_i32;
+    path.split(['/', '\\']).any(|segment| {
+        match segment.split(';').next().unwrap_or_default() {
+            ".." => depth -= 1,
+            "" | "." => {}
+            _ => depth += 1,
+        }
+        depth < 0
+    })
 }
 
 fn names_issuer(path: &str, issuer: &[String]) -> bool {
@@ -174,6 +192,27 @@ mod tests {
     }
 
     #[test]
+    fn no_path_leads_above_its_root() {
+        for (path, expected) in [
+            ("/..", 400),
+            ("/../a", 400),
+            ("/a/../../b", 400),
+            ("/a//../..", 400),
+            ("/./../a", 400),
+            ("/%2e%2e/a", 400),
+            ("/.%2E", 400),
+            ("/..%2fa", 400),
+            ("/..;x/a", 400),
+            ("/a/..", 200),
+            ("/a/b/../../c", 200),
+            ("/...", 200),
+            ("/a..b/..c", 200),
+        ] {
+            assert_eq!(verdict(&Rules::default(), &Method::GET, path), expected, "{path}");
+        }
+    }
+
+    #[test]
     fn the_issuer_is_out_of_reach_in_every_reading() {
         for (path, expected) in [
             ("/api/token.do", 403),
@@ -245,7 +284,7 @@ mod tests {
             (Method::GET, "/api%2Ffile", 400),
             (Method::GET, "/api%5cfile", 400),
             (Method::GET, "/api/%2541", 400),
-            (Method::OPTIONS, "*", 200),
+            (Method::GET, "/api/../../x", 400),
         ] {
             assert_eq!(verdict(&rules, &method, path), expected, "{method} {path}");
         }

@@ -47,10 +47,22 @@ impl Strict {
     /// The requests that came since the last call, as text; panics if anything else came.
     pub fn requests(&self) -> Vec<String> {
         let log = self.take();
-        let text = |bytes: &Vec<u8>| bytes.escape_ascii().to_string();
-        assert!(log.odd.is_empty() && log.partial.is_empty(), "{:?}", log.odd.iter().chain(&log.partial).map(text));
+        if let Some(odd) = log.odd.iter().chain(&log.partial).next() {
+            panic!("no request: {}", odd.escape_ascii());
+        }
         log.requests.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect()
     }
+}
+
+/// How many whole requests these bytes are, one after the other; 0 if there is anything else in them.
+pub fn requests_in(mut bytes: &[u8]) -> usize {
+    let mut count = 0;
+    while !bytes.is_empty() {
+        let Ok(Some(end)) = end(bytes) else { return 0 };
+        bytes = &bytes[end..];
+        count += 1;
+    }
+    count
 }
 
 async fn serve(mut stream: TcpStream, log: Arc<Mutex<Log>>) -> io::Result<()> {
@@ -80,7 +92,8 @@ async fn serve(mut stream: TcpStream, log: Arc<Mutex<Log>>) -> io::Result<()> {
 /// The length of the request at the beginning; nothing if it is not whole yet.
 fn end(bytes: &[u8]) -> Result<Option<usize>, ()> {
     let Some(head) = position(bytes, b"\r\n\r\n") else { return Ok(None) };
-    let text = std::str::from_utf8(&bytes[..head]).map_err(drop)?;
+    // Beyond ASCII, a value may hold what it likes.
+    let text: String = bytes[..head].iter().copied().map(char::from).collect();
     let body = head + 4;
     let mut lines = text.split("\r\n");
     let first: Vec<_> = lines.next().ok_or(())?.split(' ').collect();
@@ -89,9 +102,11 @@ fn end(bytes: &[u8]) -> Result<Option<usize>, ()> {
     }
     let (mut lengths, mut codings) = (Vec::new(), Vec::new());
     for line in lines {
-        let (name, value) = line.split_once(": ").or(line.strip_suffix(':').map(|name| (name, ""))).ok_or(())?;
+        let (name, value) = line.split_once(':').ok_or(())?;
+        let value = value.trim_matches([' ', '\t']);
         let is_name = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
-        if name.is_empty() || !name.chars().all(is_name) || value.contains(|c: char| c.is_control() && c != '\t') {
+        if name.is_empty() || !name.chars().all(is_name) || value.contains(|c: char| c.is_ascii_control() && c != '\t')
+        {
             return Err(());
         }
         match name.to_ascii_lowercase().as_str() {
@@ -106,7 +121,9 @@ fn end(bytes: &[u8]) -> Result<Option<usize>, ()> {
             let end = body + length.parse::<usize>().map_err(drop)?;
             Ok((bytes.len() >= end).then_some(end))
         }
-        ([], ["chunked"]) => Ok(chunks(&bytes[body..])?.map(|length| body + length)),
+        ([], [coding]) if coding.eq_ignore_ascii_case("chunked") => {
+            Ok(chunks(&bytes[body..])?.map(|length| body + length))
+        }
         _ => Err(()),
     }
 }
