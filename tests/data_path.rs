@@ -390,7 +390,7 @@ async fn a_large_refusal_is_passed_on_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_truncated_answer_never_looks_complete() {
+async fn bad_input_18_a_truncated_answer_never_looks_complete() {
     let upstream = scripted(|_, mut stream| async move {
         let head = read_head(&mut stream).await?;
         let framing = if head.contains("/chunked") {
@@ -792,12 +792,17 @@ async fn a_refusal_that_breaks_off_is_replayed_or_an_honest_502() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_that_can_be_read_in_two_ways_is_refused() {
+async fn bad_input_17_an_answer_that_can_be_read_in_two_ways_is_refused() {
     for head in [
         "200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\na\r\n0123456789\r\n0\r\n\r\n",
         "200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n01234",
         "200 OK\r\nContent-Length: 5, 5\r\n\r\n01234",
         "200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "200 OK\r\nContent-Length: +5\r\n\r\n01234",
+        "200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n01234",
+        "20 OK\r\nContent-Length: 0\r\n\r\n",
+        "abc OK\r\nContent-Length: 0\r\n\r\n",
+        "200 OK\r\nContent Length: 0\r\n\r\n",
         "101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
     ] {
         let upstream = scripted(move |_, mut stream| async move {
@@ -810,6 +815,26 @@ async fn an_answer_that_can_be_read_in_two_ways_is_refused() {
         let answer = proxy.get("/").await;
         assert_eq!(answer.status(), 502, "{head}");
         assert_eq!(answer.headers()["proxy-status"], "bearer-proxy; error=http_protocol_error", "{head}");
+    }
+}
+
+/// Bytes behind an answer would be the answer to somebody else's request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_input_17_a_connection_with_bytes_behind_an_answer_is_not_used_again() {
+    let upstream = scripted(|number, mut stream| async move {
+        while !read_head(&mut stream).await?.is_empty() {
+            let evil = "HTTP/1.1 200 OK\r\nX-Evil: yes\r\nContent-Length: 4\r\n\r\nevil";
+            stream.write_all(format!("{}{evil}", ok(&number.to_string())).as_bytes()).await?;
+        }
+        Ok(())
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[("proxy.workers", "1")]).await;
+    let mut client = Client::connect(proxy.address).await;
+    for turn in 0..20 {
+        let answer = client.send(get("/")).await.unwrap();
+        assert_eq!((answer.status().as_u16(), &answer.body()[..]), (200, turn.to_string().as_bytes()));
+        assert!(!answer.headers().contains_key("x-evil"));
     }
 }
 
@@ -887,7 +912,7 @@ async fn raw_utf8_in_a_target_is_encoded_and_nothing_else_of_it_changes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn input_11_and_12_paths_that_are_denied_or_ambiguous_never_arrive() {
+async fn bad_input_11_and_12_paths_that_are_denied_or_ambiguous_never_arrive() {
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
     let note = Arc::clone(&seen);
     let upstream = scripted(move |_, mut stream| {

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use common::{LIMIT, Proxy, eventually, get, issuer, post, proxy, scripted, send};
+use common::{LIMIT, Proxy, eventually, get, issuer, post, proxy, scripted, send, strict::Strict};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -323,7 +323,7 @@ async fn pings_do_not_keep_an_idle_connection_and_a_steady_client_is_not_late() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_truncated_answer_is_a_reset_and_a_reset_request_is_given_up() {
+async fn bad_input_18_a_truncated_answer_is_a_reset_and_a_reset_request_is_given_up() {
     let gone = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&gone);
     let address = scripted(move |_, mut stream| {
@@ -415,4 +415,68 @@ async fn an_attempt_that_nobody_will_repeat_is_reset() {
     write(&mut client, RST_STREAM, 0, 1, &CANCEL.to_be_bytes()).await.unwrap();
     tokio::time::timeout(LIMIT, is_reset.recv()).await.expect("the attempt is ended");
     eventually("nothing is under way", async || proxy.metric("bearer_proxy_requests_in_flight").await == 0.0).await;
+}
+
+/// Fields that HTTP/1 would read as more than one, or as its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_input_08_what_http1_would_read_otherwise_never_arrives() {
+    let upstream = Strict::start().await;
+    let issuer = issuer().await;
+    let proxy = proxy(&format!("http://{}", upstream.address), &[("token.issuer", &issuer)]);
+    proxy.ready().await;
+    let field = |name: &[u8], value: &[u8]| {
+        [&[0, u8::try_from(name.len()).unwrap()], name, &[u8::try_from(value.len()).unwrap()], value].concat()
+    };
+    let with = |method: u8, name: &[u8], value: &[u8]| [head(method, "/"), field(name, value)].concat();
+    let cases: Vec<(&str, Vec<u8>, &[u8])> = vec![
+        ("CR LF in a value", with(GET, b"x", b"a\r\nauthorization: b"), b""),
+        ("LF in a value", with(GET, b"x", b"a\nb"), b""),
+        ("CR in a value", with(GET, b"x", b"a\rb"), b""),
+        ("NUL in a value", with(GET, b"x", b"a\0b"), b""),
+        ("CR LF in a name", with(GET, b"x\r\ny", b"a"), b""),
+        ("a colon in a name", with(GET, b"x:y", b"a"), b""),
+        ("a space in a name", with(GET, b"x y", b"a"), b""),
+        ("capitals in a name", with(GET, b"X", b"a"), b""),
+        ("a space in the path", head(GET, "/a b"), b""),
+        ("CR LF in the path", head(GET, "/a HTTP/1.1\r\nx: y"), b""),
+        ("no slash", head(GET, "a"), b""),
+        ("an empty path", head(GET, ""), b""),
+        ("Connection", with(GET, b"connection", b"close"), b""),
+        ("Transfer-Encoding", with(POST, b"transfer-encoding", b"chunked"), b""),
+        ("TE", with(GET, b"te", b"gzip"), b""),
+        ("Upgrade", with(GET, b"upgrade", b"h2c"), b""),
+        ("another Host", with(GET, b"host", b"evil"), b""),
+        ("an unknown pseudo field", with(GET, b":x", b"y"), b""),
+        ("two paths", [head(GET, "/"), field(b":path", b"/x")].concat(), b""),
+        ("too short a body", with(POST, b"content-length", b"5"), b"abc"),
+        ("too long a body", with(POST, b"content-length", b"2"), b"abc"),
+        ("two lengths", [with(POST, b"content-length", b"3"), field(b"content-length", b"4")].concat(), b"abc"),
+        ("no number for a length", with(POST, b"content-length", b"+3"), b"abc"),
+    ];
+    for (what, block, body) in cases {
+        let mut stream = greeted(proxy.address, &[]).await;
+        let end = if body.is_empty() { END_STREAM } else { 0 };
+        write(&mut stream, HEADERS, END_HEADERS | end, 1, &block).await.unwrap();
+        if !body.is_empty() {
+            let _ = write(&mut stream, DATA, END_STREAM, 1, body).await;
+        }
+        let ends = async {
+            loop {
+                match read(&mut stream).await {
+                    // Refused as a frame, or as a request.
+                    Ok(frame) if frame.stream == 1 && matches!(frame.kind, RST_STREAM | HEADERS) => break,
+                    Ok(frame) if frame.kind == GOAWAY => break,
+                    Ok(_) => {}
+                    Err(_) => break,
+                }
+            }
+        };
+        tokio::time::timeout(LIMIT, ends).await.unwrap_or_else(|_| panic!("{what} is left open"));
+        let log = upstream.take();
+        assert!(log.requests.is_empty() && log.odd.is_empty(), "{what}: {log:?}");
+    }
+    eventually("nothing is under way", async || proxy.metric("bearer_proxy_requests_in_flight").await == 0.0).await;
+    let log = upstream.take();
+    assert!(log.requests.is_empty() && log.odd.is_empty(), "{log:?}");
+    assert_eq!(proxy.get("/").await.status(), 200);
 }

@@ -180,7 +180,7 @@ async fn parameters_in_a_form_and_a_form_encoded_client() {
 }
 
 #[tokio::test]
-async fn redirects_are_never_followed() {
+async fn bad_input_15_redirects_of_the_issuer_are_never_followed() {
     let elsewhere = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     elsewhere.set_nonblocking(true).expect("set");
     let location = elsewhere.local_addr().expect("an address");
@@ -226,13 +226,21 @@ async fn a_body_of_just_the_limit_is_read() {
 }
 
 #[tokio::test]
-async fn bad_answers_never_become_tokens() {
+async fn bad_input_13_and_14_bad_answers_never_become_tokens() {
     for garbage in [
         ok(""),
         ok("<html>login</html>"),
         ok("{}"),
         ok(r#"{"access_token":"a\r\nX-Evil: 1","expires_in":3600}"#),
         ok(r#"{"access_token":"a\u0000","expires_in":3600}"#),
+        ok(r#"{"access_token":"a\nb","expires_in":3600}"#),
+        ok(r#"{"access_token":"a b","expires_in":3600}"#),
+        ok(r#"{"access_token":" a","expires_in":3600}"#),
+        ok(r#"{"access_token":"\u00e4","expires_in":3600}"#),
+        ok(r#"{"access_token":"","expires_in":3600}"#),
+        ok(&format!(r#"{{"access_token":"{}","expires_in":3600}}"#, "a".repeat(100_000))),
+        ok(r#"{"access_token":"a","token_type":"Bearerx"}"#),
+        ok(r#"{"access_token":"a","token_type":"DPoP"}"#),
         ok(r#"{"access_token":"a","expires_in":0}"#),
         ok(r#"{"access_token":"a","expires_in":-1}"#),
         ok(r#"{"access_token":"a","expires_in":1e18}"#),

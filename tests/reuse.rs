@@ -1,6 +1,6 @@
 //! Connections that the upstream closes while they wait: the next request must not notice, and none may be done twice.
 //!
-//! `SOAK_REUSES` sets how many requests are sent (default 10,000).
+//! `SOAK_REUSES` sets how many requests are sent (default 10,000), `SOAK_MARKS` how many marked ones (default 20,000).
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![cfg(target_os = "linux")]
 
@@ -270,4 +270,95 @@ async fn fault_21_a_reset_before_and_in_the_middle_of_an_answer() {
         let answer = tokio::time::timeout(LIMIT, client.send(get(path))).await.unwrap();
         assert!(answer.as_ref().map_or(true, |answer| answer.status() == 502), "{path}: {answer:?}");
     }
+}
+
+/// The values of a field in a head, without their names.
+fn values(head: &str, name: &str) -> Vec<String> {
+    let line = |line: &str| {
+        let (field, value) = line.split_once(": ")?;
+        field.eq_ignore_ascii_case(name).then(|| value.to_owned())
+    };
+    head.lines().filter_map(line).collect()
+}
+
+/// Each request has a mark of its own in its cookie, its credentials, a field and its body, or none at all; each answer is
+/// marked in the same way. Nothing of one may be seen by another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_input_20_clients_over_shared_connections_see_nothing_of_each_other() {
+    const CLIENTS: usize = 4;
+    let total: usize = std::env::var("SOAK_MARKS").ok().map_or(20_000, |text| text.parse().unwrap());
+    let turns = Arc::new(AtomicUsize::new(0));
+    let taken = Arc::clone(&turns);
+    let address = scripted(move |_, mut stream| {
+        let turns = Arc::clone(&taken);
+        async move {
+            let mut last = String::new();
+            loop {
+                let head = common::read_head(&mut stream).await?;
+                if head.is_empty() {
+                    return Ok(());
+                }
+                let length = values(&head, "content-length").first().map_or(0, |length| length.parse().unwrap());
+                let mut body = vec![0; length];
+                stream.read_exact(&mut body).await?;
+                let seen = format!(
+                    "{:?} {:?} {:?} {}",
+                    values(&head, "cookie"),
+                    values(&head, "x-mark"),
+                    values(&head, "authorization")
+                        .iter()
+                        .map(|value| value.starts_with("Bearer token-"))
+                        .collect::<Vec<_>>(),
+                    String::from_utf8_lossy(&body)
+                );
+                let path = head.split(' ').nth(1).unwrap();
+                let client = path.split('-').nth(1).unwrap();
+                turns.fetch_add(usize::from(!last.is_empty() && last != client), SeqCst);
+                last = client.to_owned();
+                let cookie = values(&head, "cookie").first().map(|cookie| format!("Set-Cookie: {cookie}\r\n"));
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\nX-Path: {path}\r\n{}Content-Length: {}\r\n\r\n{seen}",
+                    cookie.unwrap_or_default(),
+                    seen.len()
+                );
+                stream.write_all(head.as_bytes()).await?;
+            }
+        }
+    })
+    .await;
+    let issuer = issuer().await;
+    let proxy = proxy(&format!("http://{address}"), &[("token.issuer", &issuer), ("proxy.workers", "1")]);
+    proxy.ready().await;
+    let clients = (0..CLIENTS).map(|number| {
+        let at = proxy.address;
+        tokio::spawn(async move {
+            let mut client = Client::connect(at).await;
+            for turn in 0..total / CLIENTS {
+                let mark = format!("mark-{number}-{turn}");
+                let path = format!("/{mark}");
+                let is_marked = (turn + number) % 2 == 0;
+                let mut request = if is_marked { post(&path, mark.clone()) } else { get(&path) };
+                let mut expected = "[] [] [true] ".to_owned();
+                if is_marked {
+                    let cookie = format!("id={mark}");
+                    request.headers_mut().insert("cookie", cookie.parse().unwrap());
+                    request.headers_mut().insert("x-mark", mark.parse().unwrap());
+                    request.headers_mut().insert("authorization", format!("Basic {mark}").parse().unwrap());
+                    expected = format!("{:?} {:?} [true] {mark}", [&cookie], [&mark]);
+                }
+                let answer = tokio::time::timeout(LIMIT, client.send(request)).await.unwrap().unwrap();
+                assert_eq!(String::from_utf8_lossy(answer.body()), expected);
+                assert_eq!(answer.headers()["x-path"], path);
+                let cookies: Vec<_> =
+                    answer.headers().get_all("set-cookie").iter().map(|value| value.to_str().unwrap()).collect();
+                assert_eq!(cookies, if is_marked { vec![format!("id={mark}")] } else { Vec::new() });
+            }
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap();
+    }
+    let turns = turns.load(SeqCst);
+    println!("{total} marked requests of {CLIENTS} clients; connections went from one client to another {turns} times");
+    assert!(turns > CLIENTS, "the connections are shared");
 }

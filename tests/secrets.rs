@@ -132,7 +132,7 @@ fn configure(folder: &Path, issuer: &str, cloud: SocketAddr, jwt: bool) -> (Sock
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_secret_is_printed_whatever_the_issuer_does() {
+async fn bad_input_21_no_secret_is_printed_whatever_the_issuer_does() {
     let issuers: [(&str, Issuer); 6] = [
         ("grants", grants),
         ("refuses the token", |head| quotes("400 No", "invalid_grant", head)),
@@ -155,7 +155,7 @@ async fn no_secret_is_printed_whatever_the_issuer_does() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_secret_is_printed_when_the_issuer_cannot_be_reached() {
+async fn bad_input_21_no_secret_is_printed_when_the_issuer_cannot_be_reached() {
     let (cloud, _) = cloud(grants).await;
     let closing = scripted(|_, stream| async move {
         drop(stream);
@@ -220,7 +220,7 @@ async fn everything_said(issuer: &str, cloud: SocketAddr, jwt: bool) -> String {
 
 /// A panic prints what the code that panics holds.
 #[test]
-fn no_secret_is_printed_by_a_panic() {
+fn bad_input_21_no_secret_is_printed_by_a_panic() {
     let folder = tempfile::tempdir().unwrap();
     for jwt in [false, true] {
         configure(folder.path(), "http://127.0.0.1:1", free_address(), jwt);

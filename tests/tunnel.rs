@@ -148,7 +148,7 @@ async fn either_side_may_finish_first_and_goes_on_listening() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bytes_before_the_101_go_nowhere() {
+async fn bad_input_05_bytes_before_the_101_go_nowhere() {
     let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
     let upstream = scripted(move |_, mut stream| {
         let heard = heard.clone();
@@ -173,7 +173,7 @@ async fn bytes_before_the_101_go_nowhere() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_upgrade_stays_a_request() {
+async fn bad_input_05_what_is_no_upgrade_stays_a_request() {
     let upstream = scripted(|_, mut stream| async move {
         while let head = read_head(&mut stream).await?.to_ascii_lowercase()
             && !head.is_empty()

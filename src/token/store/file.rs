@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn symlinks_are_refused_even_dangling_ones() {
+    fn bad_input_23_symlinks_are_refused_even_dangling_ones() {
         let folder = tempfile::tempdir().expect("a folder");
         let (file, link) = (folder.path().join("file"), folder.path().join("link"));
         symlink(&file, &link).expect("linked");
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_others_may_open_are_refused_with_a_remedy() {
+    fn bad_input_23_files_that_others_may_open_are_refused_with_a_remedy() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("token.json");
         for mode in [0o640, 0o604, 0o620, 0o601] {
