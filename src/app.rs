@@ -4,11 +4,14 @@
 //! that calls [`App::start`], so that none of it delays a request.
 
 use std::{
+    future::poll_fn,
     io,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -187,6 +190,25 @@ impl App {
     /// The credential, to watch it.
     pub fn credential(&self) -> &Credential {
         &self.credential
+    }
+
+    /// Resolves when a part that has to last has ended by itself, after a panic in it: this process is of no use any more.
+    /// Says which part.
+    pub async fn failed(&mut self) -> &'static str {
+        poll_fn(|cx| {
+            let tasks = [
+                ("what keeps the token fresh", Some(&mut self.refresher)),
+                ("what keeps certificates up to date", Some(&mut self.keeper)),
+                ("the admin endpoint", self.admin.as_mut()),
+            ];
+            for (name, task) in tasks {
+                if task.is_some_and(|task| Pin::new(&mut task.running).poll(cx).is_ready()) {
+                    return Poll::Ready(name);
+                }
+            }
+            self.proxy.poll_failed(cx).map(|()| "a worker")
+        })
+        .await
     }
 
     /// Ends in order: not ready any more, a while for load balancers to notice, requests in flight, the token's keeper (a

@@ -14,7 +14,9 @@ use bearer_proxy::{
     base::log::Format,
     config::{self, Key, Kind, Loaded, Mistakes, Presence, Source},
     net::tls,
-    proxy::{AccessLog, Client, Exhausted, ForwardedHeaders, Listener, RetryJson, Rewrite, Route, Rules, rules::Rule},
+    proxy::{
+        AccessLog, Client, Exhausted, ForwardedHeaders, Limits, Listener, RetryJson, Rewrite, Route, Rules, rules::Rule,
+    },
     token::{BasicEncoding, Parameters, jwt::User},
     upstream::{Cookies, Host, Http2},
 };
@@ -117,7 +119,17 @@ fn defaults_are_those_promised() {
     assert_eq!(proxy.listeners[0].address.to_string(), "127.0.0.1:8080");
     assert_eq!(proxy.listeners[0].guard, Default::default());
     assert_eq!(proxy.workers, std::thread::available_parallelism().unwrap().get());
-    assert_eq!((proxy.max_connections, proxy.forwarded_headers), (10_000, ForwardedHeaders::XForwarded));
+    let limits = Limits {
+        connections: 10_000,
+        connections_per_address: 1024,
+        requests: 4096,
+        head_size: 64 << 10,
+        uri_length: 8 << 10,
+        headers: 100,
+        streams: 128,
+        resets: 200,
+    };
+    assert_eq!((proxy.limits, proxy.forwarded_headers), (limits, ForwardedHeaders::XForwarded));
     assert_eq!((proxy.first_byte_timeout, proxy.head_timeout), (seconds(10), seconds(10)));
     assert_eq!((proxy.body_idle_timeout, proxy.idle_timeout), (seconds(60), seconds(75)));
     assert_eq!((proxy.drain_delay, proxy.drain_timeout), (seconds(0), seconds(30)));
@@ -180,7 +192,17 @@ fn every_key_arrives_where_it_belongs() {
     assert_eq!(guard.allowed_hosts.iter().collect::<Vec<_>>(), ["[::1]", "files.example.com"]);
     assert_eq!(guard.allowed_origins.iter().collect::<Vec<_>>(), ["https://app.example.com"]);
     assert_eq!(guard.required_header.as_ref().map(http::HeaderName::as_str), Some("x-app"));
-    assert_eq!((proxy.workers, proxy.max_connections), (3, 500));
+    let limits = Limits {
+        connections: 500,
+        connections_per_address: 501,
+        requests: 502,
+        head_size: 5000,
+        uri_length: 503,
+        headers: 504,
+        streams: 505,
+        resets: 506,
+    };
+    assert_eq!((proxy.workers, proxy.limits), (3, limits));
     assert_eq!((proxy.forwarded_headers, proxy.access_log), (ForwardedHeaders::Forwarded, AccessLog::Sampled));
     assert_eq!((proxy.first_byte_timeout, proxy.head_timeout), (seconds(1), seconds(2)));
     assert_eq!((proxy.body_idle_timeout, proxy.idle_timeout), (seconds(3), seconds(4)));
@@ -721,7 +743,7 @@ fn the_shipped_file_documents_every_key_and_no_other() {
             (key.path.to_owned(), table["value"].clone())
         })
         .collect();
-    assert_eq!(documented.len(), 118, "keys seen");
+    assert_eq!(documented.len(), 125, "keys seen");
     assert_eq!(documented, in_code);
 
     // What is said to be a default is commented out, and a comment line precedes every group of keys.

@@ -5,7 +5,6 @@
 mod common;
 
 use std::{
-    io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -14,62 +13,16 @@ use std::{
     time::Duration,
 };
 
-use common::{LIMIT, Proxy, eventually, get, issuer, post, proxy, scripted, send, strict::Strict};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+use common::{
+    LIMIT, Proxy, eventually,
+    frames::{
+        ACK, CANCEL, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, NO_ERROR, PING, POST, PREFACE,
+        REFUSED_STREAM, RST_STREAM, SETTINGS, greeted, head, read, until, write,
+    },
+    get, issuer, post, proxy, scripted, send,
+    strict::Strict,
 };
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-
-const END_STREAM: u8 = 1;
-const ACK: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-const NO_ERROR: u32 = 0;
-const REFUSED_STREAM: u32 = 7;
-const CANCEL: u32 = 8;
-
-#[derive(Debug)]
-struct Frame {
-    kind: u8,
-    flags: u8,
-    stream: u32,
-    payload: Vec<u8>,
-}
-
-impl Frame {
-    /// The reason, at the end of a RST_STREAM, and behind the last stream's number in a GOAWAY.
-    fn reason(&self) -> u32 {
-        let at = if self.kind == GOAWAY { 4 } else { 0 };
-        u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
-    }
-}
-
-async fn read(stream: &mut TcpStream) -> io::Result<Frame> {
-    let mut head = [0; 9];
-    stream.read_exact(&mut head).await?;
-    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-    let mut payload = vec![0; length as usize];
-    stream.read_exact(&mut payload).await?;
-    let number = u32::from_be_bytes(head[5..].try_into().unwrap());
-    Ok(Frame { kind: head[3], flags: head[4], stream: number, payload })
-}
-
-async fn write(stream: &mut TcpStream, kind: u8, flags: u8, number: u32, payload: &[u8]) -> io::Result<()> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let mut frame = vec![length[1], length[2], length[3], kind, flags];
-    frame.extend(number.to_be_bytes());
-    frame.extend(payload);
-    stream.write_all(&frame).await
-}
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// What an upstream does with a request.
 #[derive(Debug, Clone, Copy)]
@@ -224,37 +177,6 @@ async fn plain() -> SocketAddr {
         }
     })
     .await
-}
-
-/// `:method`, `:scheme: http`, `:path`, `:authority: localhost`, as HPACK writes them without its tables.
-fn head(method: u8, path: &str) -> Vec<u8> {
-    let mut block = vec![method, 0x86, 0x04, path.len() as u8];
-    block.extend(path.as_bytes());
-    block.extend(b"\x01\x09localhost");
-    block
-}
-const GET: u8 = 0x82;
-const POST: u8 = 0x83;
-
-/// Reads until a frame of this kind for this stream; `None` when the connection closes.
-async fn until(stream: &mut TcpStream, kind: u8, number: u32) -> Option<Frame> {
-    let reading = async {
-        loop {
-            match read(stream).await {
-                Ok(frame) if frame.kind == kind && frame.stream == number => return Some(frame),
-                Ok(_) => {}
-                Err(_) => return None,
-            }
-        }
-    };
-    tokio::time::timeout(LIMIT, reading).await.expect("neither the frame nor the end")
-}
-
-async fn greeted(address: SocketAddr, settings: &[u8]) -> TcpStream {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    stream.write_all(PREFACE).await.unwrap();
-    write(&mut stream, SETTINGS, 0, 0, settings).await.unwrap();
-    stream
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

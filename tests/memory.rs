@@ -5,9 +5,8 @@
 mod common;
 
 use std::{
-    fs, io,
+    io,
     net::SocketAddr,
-    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -16,11 +15,7 @@ use std::{
 };
 
 use aws_lc_rs::digest::{Context, SHA256};
-use common::{
-    LIMIT, eventually, get, grant,
-    process::{Running, free_address, program},
-    read_head, scripted, send,
-};
+use common::{LIMIT, grant, process::Standing, read_head, scripted};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
@@ -98,35 +93,13 @@ async fn expected() -> String {
     sum
 }
 
-/// A proxy in a process of its own, with a token that the cloud will refuse.
-async fn start(cloud: SocketAddr) -> (Running, SocketAddr, tempfile::TempDir) {
-    let folder = tempfile::tempdir().unwrap();
-    let (address, admin) = (free_address(), free_address());
-    let text = format!(
-        "[proxy]\nlisten = [\"{address}\"]\nworkers = 2\n[upstream]\nendpoints = [\"http://{cloud}\"]\n[token]\n\
-         client_id = \"demo\"\nclient_secret = \"secret\"\nrefresh_token = \"seed\"\n[admin]\nlisten = \"{admin}\"\n"
-    );
-    fs::write(folder.path().join("proxy.toml"), text).unwrap();
-    let running = Running(program(folder.path()).stderr(Stdio::null()).spawn().unwrap());
-    eventually("it listens", async || TcpStream::connect(admin).await.is_ok()).await;
-    eventually("it is ready", async || send(admin, get("/readyz")).await.status() == 200).await;
-    (running, address, folder)
-}
-
-/// A line of `/proc/PID/status`, in KiB.
-fn memory(running: &Running, line: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", running.0.id())).unwrap();
-    let value = status.lines().find_map(|other| other.strip_prefix(line)).unwrap();
-    value.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gibibyte_up_and_one_down_with_a_dead_token_stay_within_48_mib() {
     let sum = expected().await;
     for is_upload in [true, false] {
         let (cloud, calls, _) = cloud().await;
-        let (running, address, _folder) = start(cloud).await;
-        let mut stream = TcpStream::connect(address).await.unwrap();
+        let proxy = Standing::start(cloud, "").await;
+        let mut stream = TcpStream::connect(proxy.address).await.unwrap();
         let work = async {
             if is_upload {
                 let head = format!("PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {GIB}\r\n\r\n");
@@ -145,7 +118,7 @@ async fn a_gibibyte_up_and_one_down_with_a_dead_token_stay_within_48_mib() {
         };
         tokio::time::timeout(4 * LIMIT, work).await.expect("in time");
         assert_eq!(calls.load(Relaxed), 2, "one refresh after the first token");
-        let peak = memory(&running, "VmHWM");
+        let peak = proxy.memory("VmHWM");
         println!("upload: {is_upload}, resident at most {peak} KiB");
         assert!(peak <= MOST, "{peak} KiB");
     }
@@ -154,8 +127,8 @@ async fn a_gibibyte_up_and_one_down_with_a_dead_token_stay_within_48_mib() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_of_ten_gibibytes_waits_for_its_slow_reader() {
     let (cloud, _, sent) = cloud().await;
-    let (running, address, _folder) = start(cloud).await;
-    let mut stream = TcpStream::connect(address).await.unwrap();
+    let proxy = Standing::start(cloud, "").await;
+    let mut stream = TcpStream::connect(proxy.address).await.unwrap();
     let head = format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", 10 * GIB);
     stream.write_all(head.as_bytes()).await.unwrap();
     assert!(read_head(&mut stream).await.unwrap().starts_with("HTTP/1.1 200"));
@@ -168,7 +141,7 @@ async fn an_answer_of_ten_gibibytes_waits_for_its_slow_reader() {
         let ahead = sent.load(Relaxed) - (second << 20);
         // What the systems' socket buffers of two connections hold, and a little of ours.
         assert!(ahead < 24 << 20, "{ahead} bytes were taken ahead of the reader");
-        seen.push(memory(&running, "VmRSS"));
+        seen.push(proxy.memory("VmRSS"));
     }
     println!("resident, second by second: {seen:?} KiB");
     // Half of what was read; the allocator takes from the system in pieces of a few MiB.

@@ -19,7 +19,7 @@ use super::Sources;
 use crate::{
     base::{
         counter::{BUCKETS, Counter},
-        process,
+        panics, process,
     },
     proxy::{Metrics, metrics::CONNECTION_REJECTIONS},
     token::{Durations, Persistence, Reason, Snapshot, State},
@@ -231,6 +231,7 @@ impl Scrape {
         writer.counter("received_bytes", "Bytes read from clients", numbers.received_bytes)?;
         writer.counter("sent_bytes", "Bytes written to clients", numbers.sent_bytes)?;
         writer.counters("retries", "Requests sent again, or that should have been", &numbers.retries)?;
+        writer.counter("panics", "Mistakes of this program; the log tells where", panics::count())?;
         writer.gauge("connections_open", "Client connections", numbers.connections_open as f64)?;
         let json = [("rewritten", numbers.rewritten), ("coded", numbers.coded)];
         let json: Series = json.map(|(outcome, n)| (vec![("outcome", outcome.to_owned())], n)).into();
@@ -296,8 +297,8 @@ struct Process;
 
 impl Collector for Process {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Some(usage) = process::usage() else { return Ok(()) };
         let mut writer = Writer(encoder);
+        let Some(usage) = process::usage() else { return Ok(()) };
         let mut cpu = writer.metric("process_cpu_seconds", "CPU time", MetricType::Counter)?;
         cpu.encode_counter::<NoLabelSet, _, u64>(&usage.cpu_seconds, None)?;
         writer.gauge("process_resident_memory_bytes", "Memory in use", usage.resident_bytes as f64)?;

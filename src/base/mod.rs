@@ -6,6 +6,7 @@ pub mod clock;
 pub(crate) mod corpus;
 pub mod counter;
 pub mod log;
+pub mod panics;
 pub mod process;
 pub mod secret;
 pub mod shutdown;

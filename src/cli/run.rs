@@ -6,7 +6,7 @@ use super::{ConfigFile, block_on, complain};
 use crate::{
     app::App,
     base::{
-        clock, log,
+        clock, log, panics,
         shutdown::{Hangup, Signals},
     },
 };
@@ -17,6 +17,7 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
         Err(code) => return code,
     };
     log::init(&loaded.config.log);
+    panics::watch();
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -24,7 +25,7 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
     block_on(async {
         let mut signals = Signals::listen().map_err(|error| format!("cannot listen for signals: {error}"))?;
         let mut hangup = Hangup::listen().map_err(|error| format!("cannot listen for signals: {error}"))?;
-        let app = App::start(loaded.config, clock::system()).map_err(|error| error.to_string())?;
+        let mut app = App::start(loaded.config, clock::system()).map_err(|error| error.to_string())?;
         for address in app.addresses() {
             tracing::info!(%address, "listening");
         }
@@ -34,6 +35,8 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
         let signal = loop {
             tokio::select! {
                 signal = signals.next() => break signal,
+                // Whatever started us starts us again, from the state that is stored.
+                part = app.failed() => return Err(format!("ended: {part} has stopped working, see the log")),
                 () = hangup.next() => {
                     tracing::info!("SIGHUP: secrets, certificates and the state file are read again");
                     app.reload_files();

@@ -55,7 +55,7 @@ fn proxy(r: &mut Reader, listening: Vec<Listening>) -> proxy::Config {
     proxy::Config {
         listeners: listening.into_iter().map(|listening| listening.listener).collect(),
         workers: r.count("proxy.workers", 1024).unwrap_or_else(cores),
-        max_connections: r.count("proxy.max_connections", 10_000_000).unwrap_or_default(),
+        limits: limits(r),
         forwarded_headers: r.choice(
             "proxy.forwarded_headers",
             [
@@ -78,6 +78,28 @@ fn proxy(r: &mut Reader, listening: Vec<Listening>) -> proxy::Config {
         issuer_segments: Vec::new(),
         access_log: r
             .choice("log.access", [("off", AccessLog::Off), ("sampled", AccessLog::Sampled), ("all", AccessLog::All)]),
+    }
+}
+
+fn limits(r: &mut Reader) -> proxy::Limits {
+    /// A head is held until it is whole.
+    const LARGEST_HEAD: usize = 16 * 1024 * 1024;
+    let head_size = r.read("proxy.max_head_size", |value| values::size_within(value, 256, LARGEST_HEAD));
+    let uri_length = r.read("proxy.max_uri_length", |value| values::size_within(value, 16, LARGEST_HEAD));
+    if head_size.zip(uri_length).is_some_and(|(head, uri)| head <= uri) {
+        let reason = "is not larger than proxy.max_uri_length, and the URI is a part of the head";
+        r.missing(r.place("proxy.max_head_size"), "proxy.max_head_size", fault(reason, "write more, or a shorter URI"));
+    }
+    let mut count = |key: &str, most: u32| r.count(key, most).unwrap_or_default();
+    proxy::Limits {
+        connections: count("proxy.max_connections", 10_000_000),
+        connections_per_address: count("proxy.max_connections_per_address", 10_000_000),
+        requests: count("proxy.max_requests", 10_000_000),
+        headers: count("proxy.max_headers", 10_000),
+        streams: count("proxy.max_streams", 100_000),
+        resets: count("proxy.max_resets", 10_000_000),
+        head_size: head_size.unwrap_or_default(),
+        uri_length: uri_length.unwrap_or_default(),
     }
 }
 

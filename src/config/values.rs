@@ -139,6 +139,13 @@ pub(super) fn size(value: &Value) -> Read<usize> {
     bytes.ok_or_else(|| fault("is not a size", EXAMPLE))
 }
 
+/// A size between two others, in bytes.
+pub(super) fn size_within(value: &Value, least: usize, most: usize) -> Read<usize> {
+    let size = size(value)?;
+    let range = || fault("is out of range", format!(r#"write a size from "{least}B" to "{most}B""#));
+    (least..=most).contains(&size).then_some(size).ok_or_else(range)
+}
+
 /// One of several words, and what each means.
 pub(super) fn choice<T: Copy>(value: &Value, choices: &[(&str, T)]) -> Read<T> {
     let words: Vec<String> = choices.iter().map(|(word, _)| format!("{word:?}")).collect();

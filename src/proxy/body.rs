@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     pin::Pin,
     rc::Rc,
+    sync::atomic::Ordering::Relaxed,
     task::{Context, Poll, ready},
 };
 
@@ -196,6 +197,9 @@ impl ResponseBody {
 impl Drop for ResponseBody {
     /// hyper need not ask for the end of a body whose length it knows.
     fn drop(&mut self) {
+        if self.is_end_stream() {
+            self.account.exchange.monitor.complete();
+        }
         if let Some(look) = self.look.take() {
             self.account.worker.looked_into(&look);
         }
@@ -211,6 +215,7 @@ impl Account {
         received: Moment,
     ) -> Self {
         worker.metrics.in_flight.add(1);
+        worker.shared.requests.fetch_add(1, Relaxed);
         Self { worker: Rc::clone(worker), exchange: Rc::clone(exchange), request, received, number, permit: None }
     }
 }
@@ -219,6 +224,7 @@ impl Drop for Account {
     fn drop(&mut self) {
         let metrics = &self.worker.metrics;
         metrics.in_flight.sub(1);
+        self.worker.shared.requests.fetch_sub(1, Relaxed);
         metrics.duration.observe(self.worker.clock.now().saturating_since(self.received));
         self.exchange.answer_due.disarm();
         if self.request.close() {

@@ -21,12 +21,11 @@ use super::{
     exchange::{Carrier, Exchange, Peer},
     framing,
     guard::{Gate, KnownHost},
-    handler,
     headers::Client,
     intake::Intake,
     metrics::Metrics,
     monitor::Monitor,
-    multiplex,
+    multiplex, shield,
     worker::Worker,
 };
 use crate::{
@@ -34,11 +33,11 @@ use crate::{
     net::{certificate::Names, socket::Stream},
 };
 
-/// The largest request head, and the largest piece of a body that is read at once.
+/// The largest piece of a body that is read at once.
 pub(crate) const READ_BUFFER: usize = 64 * 1024;
 
-/// hyper must not find a head too large that is not: it would answer in its own way.
-const HEAD_LIMITS: framing::Limits = framing::Limits { target: READ_BUFFER / 2, head: READ_BUFFER - 1, fields: 100 };
+/// For so many fields of a head hyper has room without allocating.
+const USUAL_HEADERS: usize = 100;
 
 /// What begins every HTTP/2 connection: RFC 9113 §3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -80,12 +79,19 @@ fn visitor(worker: &Worker, client: &Client, stream: &Transport) -> Visitor {
 
 async fn http1(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: Arc<Monitor>, due: Due) {
     let exchange = Exchange::new(&worker, &peer, Carrier::Connection, &monitor);
-    let service = service_fn(|request| handler::handle(Rc::clone(&worker), Rc::clone(&exchange), request));
-    let intake = Intake::new(io, Arc::clone(&monitor), HEAD_LIMITS);
-    let connection = http1::Builder::new()
+    let service = service_fn(|request| shield::handle(Rc::clone(&worker), Rc::clone(&exchange), request));
+    let limits = &worker.config.limits;
+    let heads = framing::Limits { target: limits.uri_length, head: limits.head_size, fields: limits.headers };
+    let intake = Intake::new(io, Arc::clone(&monitor), heads);
+    let mut builder = http1::Builder::new();
+    if limits.headers > USUAL_HEADERS {
+        builder.max_headers(limits.headers);
+    }
+    let connection = builder
         .half_close(true)
         .header_read_timeout(None)
-        .max_buf_size(READ_BUFFER)
+        // hyper must not find a head too large that is not: it would answer in its own way.
+        .max_buf_size(READ_BUFFER.max(limits.head_size) + 1)
         .title_case_headers(true)
         .writev(false)
         .serve_connection(TokioIo::new(intake), service)
@@ -222,7 +228,8 @@ impl AsyncWrite for Io {
 
 impl Drop for Io {
     fn drop(&mut self) {
-        if self.monitor.is_broken() {
+        // After a panic it is not known how much of an answer has left.
+        if self.monitor.is_broken() || std::thread::panicking() {
             match &self.stream {
                 Either::Left(stream) => stream.reset_on_close(),
                 Either::Right(stream) => stream.get_ref().0.reset_on_close(),

@@ -73,6 +73,12 @@ pub(crate) enum Error {
         /// When it may be worth trying again.
         retry_after: Duration,
     },
+    /// `proxy.max_requests` are under way.
+    #[error("too many requests are under way (proxy.max_requests)")]
+    Overloaded,
+    /// A fault of ours; the log tells where.
+    #[error("this proxy made a mistake; its log tells where")]
+    Internal,
     /// A fresh token was refused as well, and `retry.exhausted` says not to show it.
     #[error("the upstream refused the request although its token is fresh")]
     Refused,
@@ -105,7 +111,7 @@ struct Class {
 }
 
 /// Labels of `requests_rejected_total`, in the order of [`Error::index`].
-pub(crate) const LABELS: [&str; 28] = [
+pub(crate) const LABELS: [&str; 30] = [
     "foreign_host",
     "foreign_origin",
     "foreign_site",
@@ -124,6 +130,8 @@ pub(crate) const LABELS: [&str; 28] = [
     "expectation",
     "loop",
     "no_token",
+    "overloaded",
+    "internal",
     "refused",
     "connect_timeout",
     "resolve",
@@ -190,6 +198,15 @@ impl Error {
             Self::NoToken { .. } => {
                 class(StatusCode::SERVICE_UNAVAILABLE, "No valid token", "destination_unavailable", "no_token")
             }
+            Self::Overloaded => class(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Too many requests under way",
+                "destination_unavailable",
+                "overloaded",
+            ),
+            Self::Internal => {
+                class(StatusCode::INTERNAL_SERVER_ERROR, "Internal error", "proxy_internal_error", "internal")
+            }
             Self::Refused | Self::Challenge => {
                 class(StatusCode::BAD_GATEWAY, "Refused upstream", "http_protocol_error", "refused")
             }
@@ -250,7 +267,7 @@ impl Error {
                     headers.append(header::WWW_AUTHENTICATE, challenge.clone());
                 }
             }
-            Self::TooManyAtOnce | Self::Connect(upstream::Error::Full { .. }) => {
+            Self::TooManyAtOnce | Self::Overloaded | Self::Connect(upstream::Error::Full { .. }) => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
             Self::Method => {

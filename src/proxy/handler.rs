@@ -16,6 +16,7 @@ use super::{
     headers::{self, Home},
     judge::{Verdict, judge, may_repeat, refuses},
     metrics::{RetryOutcome, RetryReason},
+    multiplex,
     replay::{AttemptBody, RequestBody},
     rewrite::{self, Treatment},
     tunnel::Upgrade,
@@ -141,6 +142,12 @@ enum ReadAhead {
 
 impl Passage<'_> {
     async fn answer(&self, received: Moment) -> Result<Relay, Error> {
+        self.worker.admit()?;
+        if self.exchange.carrier == Carrier::Stream
+            && let Some(fault) = multiplex::fault(self.head, &self.worker.config.limits)
+        {
+            return Err(fault.into());
+        }
         let peer = &*self.exchange.peer;
         peer.gate.check(self.head, &peer.known_host)?;
         if let Some(answer) = peer.gate.preflight(self.head) {

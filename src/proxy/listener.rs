@@ -13,7 +13,9 @@ use std::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::either::Either;
 
-use super::{Greeting, connection, guard::Gate, headers::Client, metrics::ConnectionRejection, worker::Worker};
+use super::{
+    Greeting, addresses::Source, connection, guard::Gate, headers::Client, metrics::ConnectionRejection, worker::Worker,
+};
 use crate::net::socket::{Listener, Stream, is_exhaustion};
 
 /// How long to leave a listener alone when the process or the machine has run out of something.
@@ -60,7 +62,7 @@ pub(crate) async fn accept(
 }
 
 fn take(worker: &Rc<Worker>, stream: Stream, peer: Option<SocketAddr>, gate: &Rc<Gate>, greeting: Option<&Greeting>) {
-    let Some(place) = worker.place_for_connection() else {
+    let Some(place) = worker.place_for_connection(peer) else {
         // Who speaks TLS would not understand the words.
         match greeting {
             Some(_) => drop(stream),
@@ -89,13 +91,18 @@ fn take(worker: &Rc<Worker>, stream: Stream, peer: Option<SocketAddr>, gate: &Rc
     });
 }
 
-/// A connection's place among `proxy.max_connections`, given back when dropped.
+/// A connection's place among `proxy.max_connections` and those of its address, given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Place(pub(crate) Rc<Worker>);
+pub(crate) struct Place {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) source: Source,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.shared.connections.fetch_sub(1, Relaxed);
-        self.0.metrics.connections_open.sub(1);
+        let Self { worker, source } = self;
+        worker.shared.connections.fetch_sub(1, Relaxed);
+        worker.shared.addresses.give_back(*source);
+        worker.metrics.connections_open.sub(1);
     }
 }

@@ -61,8 +61,14 @@ pub struct Endpoint {
 }
 
 /// Values of the label `reason` of `connections_rejected_total`.
-pub const CONNECTION_REJECTIONS: [&str; 4] =
-    ["max_connections", "accept_failed", "bytes_before_upgrade", "tls_handshake"];
+pub const CONNECTION_REJECTIONS: [&str; 6] = [
+    "max_connections",
+    "accept_failed",
+    "bytes_before_upgrade",
+    "tls_handshake",
+    "max_connections_per_address",
+    "max_resets",
+];
 
 /// Why a client's connection was turned away.
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +77,8 @@ pub(crate) enum ConnectionRejection {
     AcceptFailed = 1,
     BytesBeforeUpgrade = 2,
     Handshake = 3,
+    FullForAddress = 4,
+    Resets = 5,
 }
 
 /// Values of the label `error` of `upstream_errors_total`.

@@ -1,5 +1,6 @@
 //! The data path: a request's life, on single-threaded workers.
 
+mod addresses;
 mod body;
 mod clients;
 mod connection;
@@ -27,20 +28,23 @@ mod rewrite;
 mod route;
 pub mod rules;
 pub mod seen;
+mod shield;
 mod tunnel;
 mod worker;
 
 use std::{
     collections::BTreeSet,
     io,
+    pin::pin,
     sync::{Arc, atomic::AtomicUsize},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use http::{HeaderName, HeaderValue, StatusCode, uri::Scheme};
 use tokio::sync::{oneshot, watch};
 
-use self::clients::Clients;
+use self::{addresses::Addresses, clients::Clients};
 pub use self::{
     clients::{Client, Rate},
     metrics::Metrics,
@@ -100,6 +104,8 @@ impl Proxy {
             token_wait,
             mark: mark()?,
             connections: AtomicUsize::new(0),
+            addresses: Addresses::new(config.limits.connections_per_address),
+            requests: AtomicUsize::new(0),
             kept: Arc::default(),
             config: Arc::new(config),
         });
@@ -126,6 +132,12 @@ impl Proxy {
         Arc::clone(&self.metrics)
     }
 
+    /// Resolves when a worker has ended by itself, after a panic in what carries all its requests.
+    pub(crate) fn poll_failed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let has_ended = |worker: &mut oneshot::Receiver<()>| pin!(worker).poll(cx).is_ready();
+        if self.workers.iter_mut().any(has_ended) { Poll::Ready(()) } else { Poll::Pending }
+    }
+
     /// Stops accepting and lets requests in flight finish, within `drain_timeout`.
     pub async fn drain(self) {
         self.drain.send_replace(true);
@@ -149,8 +161,8 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// Single-threaded workers.
     pub workers: usize,
-    /// Open client connections, in all workers together.
-    pub max_connections: usize,
+    /// What clients may take up.
+    pub limits: Limits,
     /// Which forwarding fields the upstream sees.
     pub forwarded_headers: ForwardedHeaders,
     /// Limit for the first byte on a new connection.
@@ -179,6 +191,27 @@ pub struct Config {
     pub issuer_segments: Vec<String>,
     /// Which requests are logged.
     pub access_log: AccessLog,
+}
+
+/// What clients may take up. Numbers in all are for all workers together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Open connections, in all.
+    pub connections: usize,
+    /// Open connections from one IPv4 address or one /64 of IPv6. This machine's own are not counted.
+    pub connections_per_address: usize,
+    /// Requests under way, in all.
+    pub requests: usize,
+    /// Bytes of a request's head.
+    pub head_size: usize,
+    /// Bytes of a request's target.
+    pub uri_length: usize,
+    /// Fields of a request's head.
+    pub headers: usize,
+    /// Requests under way on one HTTP/2 connection.
+    pub streams: usize,
+    /// Streams of one HTTP/2 connection that may end in a reset, beyond as many as ended well.
+    pub resets: usize,
 }
 
 /// One listening address and what may reach it.

@@ -72,6 +72,8 @@ pub(crate) struct Monitor {
     streams: AtomicU32,
     /// The client of an HTTP/2 connection was told to send no more requests.
     leaving: AtomicBool,
+    /// The answer of an HTTP/2 stream was handed over to its end.
+    complete: AtomicBool,
     /// The last exchange of an HTTP/1 connection, if it began with something that is no request.
     misread: OnceLock<(u32, Fault)>,
     pub(super) limits: Arc<Limits>,
@@ -89,6 +91,7 @@ impl Monitor {
             broken: AtomicBool::default(),
             streams: AtomicU32::default(),
             leaving: AtomicBool::default(),
+            complete: AtomicBool::default(),
             misread: OnceLock::new(),
             limits,
         }
@@ -238,6 +241,15 @@ impl Monitor {
             self.enter(Phase::Exchange);
             self.read_due.arm(super::GOODBYE.into());
         }
+    }
+
+    /// The answer has ended, and not because somebody gave up.
+    pub(crate) fn complete(&self) {
+        self.complete.store(true, Relaxed);
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.complete.load(Relaxed)
     }
 
     /// Makes the close a reset.

@@ -1,20 +1,28 @@
 //! HTTP/2 with a client: many requests side by side on one connection, each a task with deadlines of its own.
 
-use std::{cell::RefCell, future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll};
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+};
 
+use http::{request, uri::PathAndQuery};
 use hyper::{rt::Executor, server::conn::http2, service::service_fn};
 use hyper_util::rt::TokioIo;
 
 use super::{
-    connection::{Due, Io, READ_BUFFER},
+    Limits,
+    connection::{Due, Io},
     exchange::{Carrier, Exchange, Peer},
-    handler,
+    framing::Fault,
+    metrics::ConnectionRejection,
     monitor::Monitor,
+    shield,
     worker::Worker,
 };
-
-/// Requests that a client may have under way on one connection.
-const MAX_STREAMS: u32 = 128;
 
 /// What a client may send ahead, on one stream and on all of them: what we hold of it at most.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -26,19 +34,22 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// Serves an HTTP/2 connection until either side has had enough.
 pub(crate) async fn serve(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: Arc<Monitor>, due: Due) {
     monitor.multiplex();
-    let streams = Streams { begun: Rc::default(), connection: Arc::clone(&monitor) };
+    let limits = &worker.config.limits;
+    let streams = Streams { begun: Rc::default(), connection: Arc::clone(&monitor), resets: Rc::default() };
     let service = service_fn(|request| {
         let (read, write) = (worker.ticker.deadline(), worker.ticker.deadline());
         let monitor = Arc::new(Monitor::new(read.remote(), write.remote(), Arc::clone(&worker.limits)));
         let exchange = Exchange::new(&worker, &peer, Carrier::Stream, &monitor);
-        *streams.begun.borrow_mut() = Some(Due { read, write });
-        handler::handle(Rc::clone(&worker), exchange, request)
+        *streams.begun.borrow_mut() = Some((Due { read, write }, monitor));
+        shield::handle(Rc::clone(&worker), exchange, request)
     });
     let connection = http2::Builder::new(streams.clone())
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(number(limits.streams))
+        // Resets that a client makes us send: RFC 9113 §10.5. Those of its own are counted below.
+        .max_local_error_reset_streams(limits.resets)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(READ_BUFFER as u32)
+        .max_header_list_size(number(limits.head_size))
         .max_send_buf_size(SEND_BUFFER)
         .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
@@ -46,6 +57,13 @@ pub(crate) async fn serve(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: A
         loop {
             // What went wrong on a client's connection was the client's doing, or was counted where it happened.
             if connection.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            if streams.resets.get() > limits.resets {
+                worker.connection_rejected(ConnectionRejection::Resets);
+                // A last look at the connection, in which it says goodbye.
+                connection.as_mut().graceful_shutdown();
+                let _ = connection.as_mut().poll(cx);
                 return Poll::Ready(());
             }
             if due.read.poll_due(cx).is_pending() {
@@ -66,23 +84,43 @@ pub(crate) async fn serve(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: A
 /// leaves here belongs to the next stream that comes.
 #[derive(Clone)]
 struct Streams {
-    begun: Rc<RefCell<Option<Due>>>,
+    begun: Rc<RefCell<Option<(Due, Arc<Monitor>)>>>,
     connection: Arc<Monitor>,
+    /// Streams that ended before their answer did, less those that ended well: opening and resetting streams costs a client
+    /// nothing, and us a request each (CVE-2023-44487).
+    resets: Rc<Cell<usize>>,
 }
 
 impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
-        let due = self.begun.borrow_mut().take();
+        let begun = self.begun.borrow_mut().take();
         let under_way = UnderWay::new(&self.connection);
+        let resets = Rc::clone(&self.resets);
         tokio::task::spawn_local(async move {
-            match due {
+            match begun {
                 // A client that is late has its stream reset.
-                Some(due) => drop(due.cut(stream).await),
+                Some((due, monitor)) => {
+                    let is_reset = due.cut(stream).await.is_some() && !monitor.is_complete();
+                    resets.set(if is_reset { resets.get() + 1 } else { resets.get().saturating_sub(1) });
+                }
                 None => stream.await,
             }
             drop(under_way);
         });
     }
+}
+
+/// What a head has too much of; its size as a whole is limited while it is read.
+pub(crate) fn fault(head: &request::Parts, limits: &Limits) -> Option<Fault> {
+    let target = head.uri.path_and_query().map_or("", PathAndQuery::as_str);
+    if target.len() > limits.uri_length {
+        return Some(Fault::TargetTooLong);
+    }
+    (head.headers.len() > limits.headers).then_some(Fault::HeadTooLarge)
+}
+
+fn number(limit: usize) -> u32 {
+    u32::try_from(limit).unwrap_or(u32::MAX)
 }
 
 /// Counts a stream while it lasts, however it ends.

@@ -88,6 +88,11 @@ impl RequestBody {
         }))))
     }
 
+    /// No body at all.
+    pub(crate) fn none() -> Self {
+        Self(None)
+    }
+
     /// The body of the next attempt. Whatever came before is ended.
     /// It waits behind the gate, if there is one.
     pub(crate) fn attempt(&self, gate: Option<Arc<Gate>>) -> AttemptBody {

@@ -4,6 +4,8 @@
 use std::{
     cell::{Cell, RefCell},
     io,
+    net::SocketAddr,
+    panic,
     rc::Rc,
     sync::{
         Arc,
@@ -16,10 +18,14 @@ use std::{
 use http::{HeaderName, HeaderValue, StatusCode, request, response};
 use http_body_util::BodyExt as _;
 use slab::Slab;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::{
+    sync::{Notify, mpsc, oneshot, watch},
+    task::JoinSet,
+};
 
 use super::{
     AccessLog, Config, Greeting,
+    addresses::Addresses,
     clients::{Caller, Clients},
     error::{self, Error},
     exchange::{Abandoned, Exchange},
@@ -56,6 +62,10 @@ pub(crate) struct Shared {
     pub(crate) mark: HeaderValue,
     /// Open client connections.
     pub(crate) connections: AtomicUsize,
+    /// The same by address.
+    pub(crate) addresses: Addresses,
+    /// Requests under way.
+    pub(crate) requests: AtomicUsize,
     /// Bytes that are kept for sending again.
     pub(crate) kept: Arc<AtomicUsize>,
 }
@@ -154,8 +164,10 @@ async fn run(
     mut drain: watch::Receiver<bool>,
 ) {
     let (worker, lingering) = Worker::new(shared, metrics);
-    tokio::task::spawn_local(Rc::clone(&worker.ticker).run());
-    tokio::task::spawn_local(read_out(lingering));
+    // Without any of these the worker is of no use.
+    let mut lasting = JoinSet::new();
+    lasting.spawn_local(Rc::clone(&worker.ticker).run());
+    lasting.spawn_local(read_out(lingering));
     for (seed, gate, greeting) in listeners {
         match seed.into_listener() {
             Ok(listener) => {
@@ -164,12 +176,17 @@ async fn run(
                     // An error means that the sender is gone, and with it whoever wants this worker to run.
                     let _ = drain.wait_for(|drain| *drain).await;
                 };
-                tokio::task::spawn_local(accept(Rc::clone(&worker), listener, Rc::new(gate), greeting, stop));
+                lasting.spawn_local(accept(Rc::clone(&worker), listener, Rc::new(gate), greeting, stop));
             }
             Err(error) => tracing::error!(%error, "a worker cannot listen"),
         }
     }
-    let _ = drain.wait_for(|drain| *drain).await;
+    loop {
+        tokio::select! {
+            _ = drain.wait_for(|drain| *drain) => break,
+            Some(Err(ended)) = lasting.join_next() => panic::resume_unwind(ended.into_panic()),
+        }
+    }
     worker.drain().await;
 }
 
@@ -242,15 +259,24 @@ impl Worker {
         }
     }
 
-    /// Takes one of the `max_connections` places.
-    pub(crate) fn place_for_connection(self: &Rc<Self>) -> Option<Place> {
-        let place = Place(Rc::clone(self));
+    /// Takes one of the places for connections, in all and from this address.
+    pub(crate) fn place_for_connection(self: &Rc<Self>, peer: Option<SocketAddr>) -> Option<Place> {
+        let Some(source) = self.shared.addresses.take(peer) else {
+            self.connection_rejected(ConnectionRejection::FullForAddress);
+            return None;
+        };
+        let place = Place { worker: Rc::clone(self), source };
         self.metrics.connections_open.add(1);
-        if self.shared.connections.fetch_add(1, Relaxed) < self.config.max_connections {
+        if self.shared.connections.fetch_add(1, Relaxed) < self.config.limits.connections {
             return Some(place);
         }
         self.connection_rejected(ConnectionRejection::Full);
         None
+    }
+
+    /// Turns a request away when there are too many already, this one counted.
+    pub(crate) fn admit(&self) -> Result<(), Error> {
+        if self.shared.requests.load(Relaxed) > self.config.limits.requests { Err(Error::Overloaded) } else { Ok(()) }
     }
 
     pub(crate) fn connection_rejected(&self, reason: ConnectionRejection) {

@@ -7,6 +7,7 @@
     reason = "a test fails by panicking, and shares its helpers"
 )]
 
+pub mod frames;
 #[cfg(unix)]
 pub mod process;
 pub mod strict;

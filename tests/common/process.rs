@@ -1,6 +1,7 @@
 //! The program as a process of its own.
 
 use std::{
+    fs,
     net::{SocketAddr, TcpListener},
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
@@ -8,7 +9,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::eventually;
+use super::{eventually, get, send};
 
 /// The program in this folder, in an empty environment.
 pub fn program(folder: &Path) -> Command {
@@ -55,4 +56,41 @@ impl Drop for Running {
 /// Waits until somebody listens there.
 pub async fn listens(address: SocketAddr) {
     eventually("it listens", async || tokio::net::TcpStream::connect(address).await.is_ok()).await;
+}
+
+/// The program in front of a cloud that is its issuer too.
+pub struct Standing {
+    pub running: Running,
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+    _folder: tempfile::TempDir,
+}
+
+impl Standing {
+    /// Starts it, with further lines for `[proxy]`, and waits until it is ready.
+    pub async fn start(cloud: SocketAddr, more: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (address, admin) = (free_address(), free_address());
+        let text = format!(
+            "[proxy]\nlisten = [\"{address}\"]\nworkers = 2\n{more}\n[upstream]\nendpoints = [\"http://{cloud}\"]\n[token]\n\
+             client_id = \"demo\"\nclient_secret = \"secret\"\nrefresh_token = \"seed\"\n[admin]\nlisten = \"{admin}\"\n"
+        );
+        fs::write(folder.path().join("proxy.toml"), text).unwrap();
+        let running = Running(program(folder.path()).stderr(Stdio::null()).spawn().unwrap());
+        listens(admin).await;
+        eventually("it is ready", async || send(admin, get("/readyz")).await.status() == 200).await;
+        Self { running, address, admin, _folder: folder }
+    }
+
+    /// A line of `/proc/PID/status`, in KiB.
+    pub fn memory(&self, line: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.running.0.id())).unwrap();
+        let value = status.lines().find_map(|other| other.strip_prefix(line)).unwrap();
+        value.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Open file descriptors.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.running.0.id())).unwrap().count()
+    }
 }

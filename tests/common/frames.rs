@@ -1,0 +1,92 @@
+//! HTTP/2 in frames, RFC 9113 §4.1, for what no well-behaved library does.
+
+use std::{io, net::SocketAddr};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use super::LIMIT;
+
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const RST_STREAM: u8 = 3;
+pub const SETTINGS: u8 = 4;
+pub const PING: u8 = 6;
+pub const GOAWAY: u8 = 7;
+
+pub const END_STREAM: u8 = 1;
+pub const ACK: u8 = 1;
+pub const END_HEADERS: u8 = 4;
+
+pub const NO_ERROR: u32 = 0;
+pub const REFUSED_STREAM: u32 = 7;
+pub const CANCEL: u32 = 8;
+
+#[derive(Debug)]
+pub struct Frame {
+    pub kind: u8,
+    pub flags: u8,
+    pub stream: u32,
+    pub payload: Vec<u8>,
+}
+
+impl Frame {
+    /// The reason, at the end of a RST_STREAM, and behind the last stream's number in a GOAWAY.
+    pub fn reason(&self) -> u32 {
+        let at = if self.kind == GOAWAY { 4 } else { 0 };
+        u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
+    }
+}
+
+pub async fn read(stream: &mut TcpStream) -> io::Result<Frame> {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await?;
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    let mut payload = vec![0; length as usize];
+    stream.read_exact(&mut payload).await?;
+    let number = u32::from_be_bytes(head[5..].try_into().unwrap());
+    Ok(Frame { kind: head[3], flags: head[4], stream: number, payload })
+}
+
+pub async fn write(stream: &mut TcpStream, kind: u8, flags: u8, number: u32, payload: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut frame = vec![length[1], length[2], length[3], kind, flags];
+    frame.extend(number.to_be_bytes());
+    frame.extend(payload);
+    stream.write_all(&frame).await
+}
+
+/// `:method`, `:scheme: http`, `:path`, `:authority: localhost`, as HPACK writes them without its tables.
+pub fn head(method: u8, path: &str) -> Vec<u8> {
+    let mut block = vec![method, 0x86, 0x04, path.len() as u8];
+    block.extend(path.as_bytes());
+    block.extend(b"\x01\x09localhost");
+    block
+}
+pub const GET: u8 = 0x82;
+pub const POST: u8 = 0x83;
+
+/// Reads until a frame of this kind for this stream; `None` when the connection closes.
+pub async fn until(stream: &mut TcpStream, kind: u8, number: u32) -> Option<Frame> {
+    let reading = async {
+        loop {
+            match read(stream).await {
+                Ok(frame) if frame.kind == kind && frame.stream == number => return Some(frame),
+                Ok(_) => {}
+                Err(_) => return None,
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, reading).await.expect("neither the frame nor the end")
+}
+
+pub async fn greeted(address: SocketAddr, settings: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(PREFACE).await.unwrap();
+    write(&mut stream, SETTINGS, 0, 0, settings).await.unwrap();
+    stream
+}
