@@ -67,7 +67,7 @@ pub const CONNECTION_REJECTIONS: [&str; 6] = [
     "bytes_before_upgrade",
     "tls_handshake",
     "max_connections_per_address",
-    "max_resets",
+    "http2_flood",
 ];
 
 /// Why a client's connection was turned away.
@@ -78,7 +78,7 @@ pub(crate) enum ConnectionRejection {
     BytesBeforeUpgrade = 2,
     Handshake = 3,
     FullForAddress = 4,
-    Resets = 5,
+    Flood = 5,
 }
 
 /// Values of the label `error` of `upstream_errors_total`.

@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    error::Error as _,
     future::poll_fn,
     pin::pin,
     rc::Rc,
@@ -55,12 +56,15 @@ pub(crate) async fn serve(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: A
     let mut connection = pin!(connection);
     poll_fn(|cx| {
         loop {
-            // What went wrong on a client's connection was the client's doing, or was counted where it happened.
-            if connection.as_mut().poll(cx).is_ready() {
+            // What else went wrong on a client's connection was the client's doing, or was counted where it happened.
+            if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+                if ended.is_err_and(|error| is_flood(&error)) {
+                    worker.connection_rejected(ConnectionRejection::Flood);
+                }
                 return Poll::Ready(());
             }
             if streams.resets.get() > limits.resets {
-                worker.connection_rejected(ConnectionRejection::Resets);
+                worker.connection_rejected(ConnectionRejection::Flood);
                 // A last look at the connection, in which it says goodbye.
                 connection.as_mut().graceful_shutdown();
                 let _ = connection.as_mut().poll(cx);
@@ -108,6 +112,12 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
             drop(under_way);
         });
     }
+}
+
+/// Whether the protocol's own bounds ended a connection: RFC 9113 §10.5.
+fn is_flood(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.and_then(h2::Error::reason) == Some(h2::Reason::ENHANCE_YOUR_CALM)
 }
 
 /// What a head has too much of; its size as a whole is limited while it is read.

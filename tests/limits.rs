@@ -1,0 +1,182 @@
+//! What a client may take up: each limit is a key, answered with words, counted, and no harm to others.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
+
+use common::{
+    LIMIT, Proxy, eventually,
+    frames::{CANCEL, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, RST_STREAM, greeted, head, until, write},
+    get, issuer, proxy, scripted, send,
+};
+use http::{Request, StatusCode};
+use http_body_util::Full;
+use tokio::{io::AsyncWriteExt as _, sync::Semaphore};
+
+/// An upstream that answers each request when it may. Counts those that wait.
+async fn held() -> (SocketAddr, Arc<Semaphore>, Arc<AtomicUsize>) {
+    let (may, waiting) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (permits, count) = (Arc::clone(&may), Arc::clone(&waiting));
+    let address = scripted(move |_, mut stream| {
+        let (may, waiting) = (Arc::clone(&permits), Arc::clone(&count));
+        async move {
+            while !common::read_head(&mut stream).await?.is_empty() {
+                waiting.fetch_add(1, SeqCst);
+                may.acquire().await.unwrap().forget();
+                waiting.fetch_sub(1, SeqCst);
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+            }
+            Ok(())
+        }
+    })
+    .await;
+    (address, may, waiting)
+}
+
+async fn in_front_of(address: SocketAddr, more: &[(&str, &str)]) -> Proxy {
+    let issuer = issuer().await;
+    let mut given = vec![("token.issuer", issuer.as_str())];
+    given.extend_from_slice(more);
+    let proxy = proxy(&format!("http://{address}"), &given);
+    proxy.ready().await;
+    proxy
+}
+
+async fn rejected(proxy: &Proxy, reason: &str) -> f64 {
+    proxy.metric(&format!("bearer_proxy_requests_rejected_total{{reason=\"{reason}\"}}")).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_have_a_size_a_number_of_fields_and_a_length_of_their_target() {
+    let (address, may, _) = held().await;
+    may.add_permits(1000);
+    let more = [("proxy.max_head_size", "3KB"), ("proxy.max_uri_length", "500B"), ("proxy.max_headers", "20")];
+    let proxy = in_front_of(address, &more).await;
+    let target = |length: usize| get(&format!("/{}", "x".repeat(length - 1)));
+    let fields = |number: usize, size: usize| {
+        let mut request = get("/");
+        for name in 1..number {
+            let name: http::HeaderName = format!("x-{name}").parse().unwrap();
+            request.headers_mut().insert(name, "y".repeat(size).parse().unwrap());
+        }
+        request
+    };
+    let table: [(Request<Full<bytes::Bytes>>, u16, &str); 6] = [
+        (target(500), 200, ""),
+        (target(501), 414, "target_too_long"),
+        (fields(20, 10), 200, ""),
+        (fields(21, 10), 431, "head_too_large"),
+        (fields(2, 2800), 200, ""),
+        (fields(2, 3100), 431, "head_too_large"),
+    ];
+    for (request, status, reason) in table {
+        let before = if reason.is_empty() { 0.0 } else { rejected(&proxy, reason).await };
+        let what = format!("{} {:?}", request.uri().path().len(), request.headers().len());
+        let answer = proxy.send(request).await;
+        assert_eq!(answer.status(), status, "{what}");
+        if !reason.is_empty() {
+            assert_eq!(answer.headers()["content-type"], "application/problem+json");
+            assert_eq!(rejected(&proxy, reason).await, before + 1.0, "{what}");
+        }
+    }
+
+    // On HTTP/2 as well.
+    let mut stream = greeted(proxy.address, &[]).await;
+    let mut many = head(GET, "/");
+    for name in 0..21 {
+        let name = format!("x-{name}");
+        many.extend([0, name.len() as u8]);
+        many.extend(name.as_bytes());
+        many.extend(b"\x01y");
+    }
+    let mut long = head(GET, "");
+    // HPACK writes lengths from 127 on in several bytes: 501 = 127 + 374.
+    let at = 3;
+    long.splice(at..=at, [0x7f, 0xf6, 0x02].into_iter().chain(std::iter::repeat_n(b'/', 501)));
+    for (number, block, reason) in [(1, many, "head_too_large"), (3, long, "target_too_long")] {
+        let before = rejected(&proxy, reason).await;
+        write(&mut stream, HEADERS, END_HEADERS | END_STREAM, number, &block).await.unwrap();
+        until(&mut stream, HEADERS, number).await.expect("an answer");
+        assert_eq!(rejected(&proxy, reason).await, before + 1.0, "{reason}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn too_many_requests_are_told_to_come_back_and_those_under_way_are_answered() {
+    let (address, may, waiting) = held().await;
+    let proxy = in_front_of(address, &[("proxy.max_requests", "3")]).await;
+    let asked = |number: usize| {
+        let address = proxy.address;
+        (0..number).map(move |_| tokio::spawn(async move { send(address, get("/")).await })).collect::<Vec<_>>()
+    };
+    let under_way = asked(3);
+    eventually("three are under way", async || waiting.load(SeqCst) == 3).await;
+    for refused in asked(20) {
+        let refused = refused.await.unwrap();
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(refused.headers()["retry-after"], "1");
+        assert_eq!(refused.headers()["proxy-status"], "bearer-proxy; error=destination_unavailable");
+    }
+    assert_eq!((rejected(&proxy, "overloaded").await, waiting.load(SeqCst)), (20.0, 3));
+    may.add_permits(4);
+    for answer in under_way {
+        assert_eq!(answer.await.unwrap().status(), 200);
+    }
+    eventually("their places are free", async || proxy.metric("bearer_proxy_requests_in_flight").await == 0.0).await;
+    assert_eq!(proxy.get("/").await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_opens_and_resets_streams_is_shown_out_and_who_uses_them_may_reset_some() {
+    let (address, may, waiting) = held().await;
+    let proxy = in_front_of(address, &[("proxy.max_resets", "10"), ("proxy.workers", "1")]).await;
+    let open = async |stream: &mut tokio::net::TcpStream, number: u32| {
+        write(stream, HEADERS, END_HEADERS | END_STREAM, number, &head(GET, "/")).await
+    };
+    // As many resets as answers, again and again.
+    let mut fair = greeted(proxy.address, &[]).await;
+    for round in 0..30 {
+        open(&mut fair, 4 * round + 1).await.unwrap();
+        eventually("it is under way", async || waiting.load(SeqCst) == 1).await;
+        write(&mut fair, RST_STREAM, 0, 4 * round + 1, &CANCEL.to_be_bytes()).await.unwrap();
+        // The upstream's side of it is answered, and nobody listens.
+        may.add_permits(2);
+        open(&mut fair, 4 * round + 3).await.unwrap();
+        until(&mut fair, HEADERS, 4 * round + 3).await.expect("an answer");
+        eventually("nothing waits", async || waiting.load(SeqCst) == 0).await;
+    }
+
+    // Resets that come before a request was looked at, and those of requests that are under way already.
+    for (is_patient, times) in [(false, 1000), (true, 12)] {
+        let counted = r#"bearer_proxy_connections_rejected_total{reason="http2_flood"}"#;
+        let before = proxy.metric(counted).await;
+        eventually("nothing waits", async || waiting.load(SeqCst) == 0).await;
+        may.forget_permits(usize::MAX);
+        let mut rapid = greeted(proxy.address, &[]).await;
+        for round in 0..times {
+            let number = 2 * round + 1;
+            let Ok(()) = open(&mut rapid, number).await else { break };
+            if is_patient {
+                let under_way = async || waiting.load(SeqCst) > 0 || proxy.metric(counted).await > before;
+                eventually("it is under way", under_way).await;
+            }
+            let Ok(()) = write(&mut rapid, RST_STREAM, 0, number, &CANCEL.to_be_bytes()).await else { break };
+            may.add_permits(1);
+            if is_patient {
+                eventually("nothing waits", async || waiting.load(SeqCst) == 0).await;
+            }
+        }
+        until(&mut rapid, GOAWAY, 0).await.expect("a goodbye");
+        assert!(until(&mut rapid, HEADERS, u32::MAX).await.is_none(), "and the end");
+        eventually("it is counted", async || proxy.metric(counted).await == before + 1.0).await;
+    }
+    may.add_permits(1000);
+    assert_eq!(tokio::time::timeout(LIMIT, proxy.get("/")).await.unwrap().status(), 200);
+}
