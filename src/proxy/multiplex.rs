@@ -82,13 +82,16 @@ pub(crate) async fn serve(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: A
     .await;
 }
 
+/// What a stream that has begun is watched by.
+type Begun = (Due, Arc<Monitor>);
+
 /// Runs each request's stream as a task of this thread.
 ///
 /// hyper calls the service and then hands over the stream that will drive what the service returned. So what the service
 /// leaves here belongs to the next stream that comes.
 #[derive(Clone)]
 struct Streams {
-    begun: Rc<RefCell<Option<(Due, Arc<Monitor>)>>>,
+    begun: Rc<RefCell<Option<Begun>>>,
     connection: Arc<Monitor>,
     /// Streams that ended before their answer did, less those that ended well: opening and resetting streams costs a client
     /// nothing, and us a request each (CVE-2023-44487).

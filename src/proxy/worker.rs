@@ -2,7 +2,9 @@
 //! shared with other workers but a few relaxed counters.
 
 use std::{
+    any::Any,
     cell::{Cell, RefCell},
+    future::pending,
     io,
     net::SocketAddr,
     panic,
@@ -181,13 +183,22 @@ async fn run(
             Err(error) => tracing::error!(%error, "a worker cannot listen"),
         }
     }
-    loop {
-        tokio::select! {
-            _ = drain.wait_for(|drain| *drain) => break,
-            Some(Err(ended)) = lasting.join_next() => panic::resume_unwind(ended.into_panic()),
-        }
+    tokio::select! {
+        _ = drain.wait_for(|drain| *drain) => {}
+        panic = panic_of(&mut lasting) => panic::resume_unwind(panic),
     }
     worker.drain().await;
+}
+
+/// Waits for a panic, and for nothing else.
+async fn panic_of(tasks: &mut JoinSet<()>) -> Box<dyn Any + Send> {
+    loop {
+        match tasks.join_next().await {
+            Some(Err(ended)) if ended.is_panic() => return ended.into_panic(),
+            Some(_) => {}
+            None => pending().await,
+        }
+    }
 }
 
 impl Worker {
