@@ -15,7 +15,7 @@ use std::{
 };
 
 use aws_lc_rs::digest::{Context, SHA256};
-use common::{LIMIT, grant, process::Standing, read_head, scripted};
+use common::{LIMIT, get, grant, process::Standing, read_head, scripted, send};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
@@ -197,12 +197,12 @@ async fn bad_input_25_a_gzip_bomb_passes_undecoded() {
             }
         })
         .await;
-        let (running, address, _folder) = start(cloud).await;
+        let proxy = Standing::start(cloud, "").await;
         for _ in 0..5 {
-            let response = send(address, get("/bomb")).await;
+            let response = send(proxy.address, get("/bomb")).await;
             assert!(response.body()[..] == bomb[..], "it changed on its way");
         }
-        let peak = memory(&running, "VmHWM");
+        let peak = proxy.memory("VmHWM");
         assert!(peak <= MOST, "{peak} KiB");
     }
 }
