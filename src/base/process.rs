@@ -49,6 +49,25 @@ pub fn usage() -> Option<Usage> {
     None
 }
 
+/// Keeps what is in this process's memory out of core dumps, debuggers and `/proc`, except for the superuser's. It holds for
+/// this program: one that it starts may be looked into again.
+///
+/// # Errors
+/// When the system refuses; what could be done is done.
+pub fn forbid_dumps() -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, setrlimit};
+        let none = Rlimit { current: Some(0), maximum: Some(0) };
+        let limited = setrlimit(Resource::Core, none);
+        // A handler of core dumps (`|` in core_pattern) is called in spite of the limit; this stops it too.
+        #[cfg(target_os = "linux")]
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+        limited?;
+    }
+    Ok(())
+}
+
 /// Whether this user may make files in a folder, as far as the system tells beforehand.
 pub fn may_write(folder: &std::path::Path) -> bool {
     #[cfg(unix)]

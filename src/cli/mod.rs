@@ -15,7 +15,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{admin, cloud, config};
+use crate::{admin, base::process, cloud, config};
 
 /// Ended badly while running.
 const FAILED: u8 = 1;
@@ -85,6 +85,10 @@ enum Command {
 
 /// Reads the command line and does what it says.
 pub fn main() -> ExitCode {
+    // Before anything is read: a secret may be among the arguments already.
+    if let Err(error) = process::forbid_dumps() {
+        complain(format_args!("cannot forbid core dumps, which would hold secrets: {error}"));
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
