@@ -98,7 +98,7 @@ async fn a_gibibyte_up_and_one_down_with_a_dead_token_stay_within_48_mib() {
     let sum = expected().await;
     for is_upload in [true, false] {
         let (cloud, calls, _) = cloud().await;
-        let proxy = Standing::start(cloud, "").await;
+        let proxy = Standing::start(cloud, "workers = 2").await;
         let mut stream = TcpStream::connect(proxy.address).await.unwrap();
         let work = async {
             if is_upload {
@@ -127,7 +127,7 @@ async fn a_gibibyte_up_and_one_down_with_a_dead_token_stay_within_48_mib() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_of_ten_gibibytes_waits_for_its_slow_reader() {
     let (cloud, _, sent) = cloud().await;
-    let proxy = Standing::start(cloud, "").await;
+    let proxy = Standing::start(cloud, "workers = 2").await;
     let mut stream = TcpStream::connect(proxy.address).await.unwrap();
     let head = format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", 10 * GIB);
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -197,7 +197,7 @@ async fn bad_input_25_a_gzip_bomb_passes_undecoded() {
             }
         })
         .await;
-        let proxy = Standing::start(cloud, "").await;
+        let proxy = Standing::start(cloud, "workers = 2").await;
         for _ in 0..5 {
             let response = send(proxy.address, get("/bomb")).await;
             assert!(response.body()[..] == bomb[..], "it changed on its way");

@@ -184,7 +184,7 @@ impl AsyncRead for Io {
         let n = buf.filled().len() - before;
         if n > 0 {
             self.metrics.received_bytes.add(n as u64);
-            self.monitor.received();
+            self.monitor.received(n);
         }
         read
     }

@@ -4,7 +4,7 @@ use std::{
     io,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     task::Poll,
 };
@@ -74,6 +74,8 @@ pub(crate) struct Monitor {
     leaving: AtomicBool,
     /// The answer of an HTTP/2 stream was handed over to its end.
     complete: AtomicBool,
+    /// Bytes that came on an HTTP/2 connection since a request, or any body of one, moved on. Its streams share it.
+    unmoved: Arc<AtomicU64>,
     /// The last exchange of an HTTP/1 connection, if it began with something that is no request.
     misread: OnceLock<(u32, Fault)>,
     pub(super) limits: Arc<Limits>,
@@ -92,9 +94,16 @@ impl Monitor {
             streams: AtomicU32::default(),
             leaving: AtomicBool::default(),
             complete: AtomicBool::default(),
+            unmoved: Arc::default(),
             misread: OnceLock::new(),
             limits,
         }
+    }
+
+    /// A new stream on an HTTP/2 connection.
+    pub(crate) fn of_stream(connection: &Self, read_due: Remote, write_due: Remote) -> Self {
+        let unmoved = Arc::clone(&connection.unmoved);
+        Self { unmoved, ..Self::new(read_due, write_due, Arc::clone(&connection.limits)) }
     }
 
     fn is(&self, phase: Phase) -> bool {
@@ -138,11 +147,14 @@ impl Monitor {
     /// Some of its body came, or all of it.
     pub(crate) fn body_moved(&self) {
         self.read_due.disarm();
+        self.moved();
     }
 
     /// Bytes came from the client.
-    pub(crate) fn received(&self) {
-        if self.is(Phase::Waiting) || self.is(Phase::Flushing) {
+    pub(crate) fn received(&self, n: usize) {
+        if self.is(Phase::Multiplexed) {
+            self.unmoved.store(self.unmoved.load(Relaxed) + n as u64, Relaxed);
+        } else if self.is(Phase::Waiting) || self.is(Phase::Flushing) {
             self.enter(Phase::Head);
             self.read_due.arm(self.limits.head);
         }
@@ -176,8 +188,18 @@ impl Monitor {
         self.rest();
     }
 
+    fn moved(&self) {
+        self.unmoved.store(0, Relaxed);
+    }
+
+    /// Bytes that came on an HTTP/2 connection and moved nothing: questions, settings, windows.
+    pub(crate) fn unmoved(&self) -> u64 {
+        self.unmoved.load(Relaxed)
+    }
+
     /// A request has come on an HTTP/2 connection.
     pub(crate) fn stream_opened(&self) {
+        self.moved();
         self.streams.fetch_add(1, Relaxed);
         // While draining, what is due is the farewell, and requests do not put it off.
         if !self.limits.is_draining() {
@@ -187,6 +209,7 @@ impl Monitor {
 
     /// A request on an HTTP/2 connection is over.
     pub(crate) fn stream_closed(&self) {
+        self.moved();
         if self.streams.fetch_sub(1, Relaxed) == 1 {
             self.rest();
         }
@@ -220,6 +243,7 @@ impl Monitor {
 
     /// The client has room for more.
     pub(crate) fn taken(&self) {
+        self.moved();
         self.write_due.disarm();
     }
 

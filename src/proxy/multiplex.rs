@@ -29,6 +29,10 @@ use super::{
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
+/// What a client may say without moving anything, in bytes: more than it may send ahead, and two weeks of a question every
+/// ten seconds.
+const IDLE_TALK: u64 = 2 * CONNECTION_WINDOW as u64;
+
 /// What is kept of one answer for a client that is slow to take it.
 const SEND_BUFFER: usize = 64 * 1024;
 
@@ -39,7 +43,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: A
     let streams = Streams { begun: Rc::default(), connection: Arc::clone(&monitor), resets: Rc::default() };
     let service = service_fn(|request| {
         let (read, write) = (worker.ticker.deadline(), worker.ticker.deadline());
-        let monitor = Arc::new(Monitor::new(read.remote(), write.remote(), Arc::clone(&worker.limits)));
+        let monitor = Arc::new(Monitor::of_stream(&monitor, read.remote(), write.remote()));
         let exchange = Exchange::new(&worker, &peer, Carrier::Stream, &monitor);
         *streams.begun.borrow_mut() = Some((Due { read, write }, monitor));
         shield::handle(Rc::clone(&worker), exchange, request)
@@ -63,7 +67,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: A
                 }
                 return Poll::Ready(());
             }
-            if streams.resets.get() > limits.resets {
+            if streams.resets.get() > limits.resets || monitor.unmoved() > IDLE_TALK {
                 worker.connection_rejected(ConnectionRejection::Flood);
                 // A last look at the connection, in which it says goodbye.
                 connection.as_mut().graceful_shutdown();

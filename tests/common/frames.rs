@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr};
 
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
 };
 
@@ -52,7 +52,13 @@ pub async fn read(stream: &mut TcpStream) -> io::Result<Frame> {
     Ok(Frame { kind: head[3], flags: head[4], stream: number, payload })
 }
 
-pub async fn write(stream: &mut TcpStream, kind: u8, flags: u8, number: u32, payload: &[u8]) -> io::Result<()> {
+pub async fn write(
+    stream: &mut (impl AsyncWrite + Unpin),
+    kind: u8,
+    flags: u8,
+    number: u32,
+    payload: &[u8],
+) -> io::Result<()> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut frame = vec![length[1], length[2], length[3], kind, flags];
     frame.extend(number.to_be_bytes());

@@ -72,7 +72,7 @@ impl Standing {
         let folder = tempfile::tempdir().unwrap();
         let (address, admin) = (free_address(), free_address());
         let text = format!(
-            "[proxy]\nlisten = [\"{address}\"]\nworkers = 2\n{more}\n[upstream]\nendpoints = [\"http://{cloud}\"]\n[token]\n\
+            "[proxy]\nlisten = [\"{address}\"]\n{more}\n[upstream]\nendpoints = [\"http://{cloud}\"]\n[token]\n\
              client_id = \"demo\"\nclient_secret = \"secret\"\nrefresh_token = \"seed\"\n[admin]\nlisten = \"{admin}\"\n"
         );
         fs::write(folder.path().join("proxy.toml"), text).unwrap();
