@@ -163,13 +163,16 @@ async fn bad_input_05_bytes_before_the_101_go_nowhere() {
     })
     .await;
     let proxy = in_front_of(upstream, &[]).await;
-    let mut client = TcpStream::connect(proxy.address).await.unwrap();
-    client.write_all(&[ASK, b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"].concat()).await.unwrap();
-    let mut answer = Vec::new();
-    let _ = tokio::time::timeout(LIMIT, client.read_to_end(&mut answer)).await.unwrap();
-    assert_eq!(tokio::time::timeout(LIMIT, hears.recv()).await.unwrap().unwrap(), b"");
+    // A request, the beginning of one, and a frame.
+    for early in [&b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"[..], b"GET /smu", b"\x81\x05hello"] {
+        let mut client = TcpStream::connect(proxy.address).await.unwrap();
+        client.write_all(&[ASK, early].concat()).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = tokio::time::timeout(LIMIT, client.read_to_end(&mut answer)).await.unwrap();
+        assert_eq!(tokio::time::timeout(LIMIT, hears.recv()).await.unwrap().unwrap(), b"");
+    }
     let counted = "bearer_proxy_connections_rejected_total{reason=\"bytes_before_upgrade\"}";
-    assert_eq!(proxy.metric(counted).await, 1.0);
+    assert_eq!(proxy.metric(counted).await, 3.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
