@@ -19,7 +19,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 
 use crate::{
     admin,
-    base::clock::SharedClock,
+    base::{clock::SharedClock, descriptors::Shares, process},
     config::Config,
     net::{
         socket::{Address, Bound},
@@ -72,6 +72,21 @@ fn greeting(bound: &Bound, config: Option<&tls::ServerConfig>) -> Result<Option<
     Ok(Some(Arc::new(tls::Current::new(name, files, certificate, make)?)))
 }
 
+/// Lowers `proxy.max_connections` to what the limit of open files allows, and says so.
+fn share_descriptors(config: &mut proxy::Config) -> Shares {
+    let (limit, configured) = (process::descriptor_limit(), config.limits.connections);
+    let shares = Shares::new(limit, config.workers, config.listeners.len(), configured);
+    if shares.clients < configured {
+        tracing::warn!(
+            "the limit of open files, {limit}, allows {} connections from apps, fewer than proxy.max_connections \
+             ({configured}): raise the limit (`ulimit -Hn`, LimitNOFILE= of systemd), or lower the key",
+            shares.clients,
+        );
+    }
+    config.limits.connections = shares.clients;
+    shares
+}
+
 /// A running proxy.
 #[derive(Debug)]
 pub struct App {
@@ -112,7 +127,7 @@ impl App {
     ///
     /// # Errors
     /// When an address is taken, or a file that was fine when it was checked no longer is.
-    pub fn start(config: Config, clock: SharedClock) -> Result<Self, Error> {
+    pub fn start(mut config: Config, clock: SharedClock) -> Result<Self, Error> {
         let bind = |address: &Address| {
             Bound::new(address).map_err(|source| Error::Listen { address: address.clone(), source })
         };
@@ -122,7 +137,10 @@ impl App {
         let addresses = bound.iter().map(|bound| bound.address().clone()).collect();
         let admin_address = admin_bound.as_ref().map(|bound| bound.address().clone());
 
-        let shared: Vec<_> = config.upstreams.into_iter().map(upstream::Shared::new).collect::<Result<_, _>>()?;
+        let shares = share_descriptors(&mut config.proxy);
+        let sockets = upstream::Sockets::new(shares.upstream);
+        let shared = config.upstreams.into_iter().map(|upstream| upstream::Shared::new(upstream, &sockets));
+        let shared: Vec<_> = shared.collect::<Result<_, _>>()?;
         let upstreams = shared.iter().map(|upstream| upstream.config().clone()).collect();
         let token_wait = config.token.wait;
         let first_tokens = JwtTokens::new(&config.first, &config.token.issuer, SharedClock::clone(&clock))
@@ -151,7 +169,7 @@ impl App {
                     json_pointer,
                     draining: Arc::clone(&draining),
                 };
-                let server = admin::Server::new(admin, bound, sources)?;
+                let server = admin::Server::new(admin, bound, shares.admin, sources)?;
                 Some(Task::spawn(|stop| server.run(async { drop(stop.await) })))
             }
         };

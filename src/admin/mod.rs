@@ -67,6 +67,7 @@ pub struct Sources {
 #[derive(Debug)]
 pub struct Server {
     socket: Socket,
+    places: Arc<Semaphore>,
     desk: Arc<Desk>,
 }
 
@@ -79,33 +80,31 @@ struct Desk {
     sources: Sources,
 }
 
-/// Connections at a time: scrapers and people, not load.
-const CONNECTIONS: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Server {
-    /// Takes over what was bound for it.
+    /// Takes over what was bound for it. Serves `connections` at a time.
     ///
     /// # Errors
     /// Whatever the system says.
-    pub fn new(config: Config, bound: Bound, sources: Sources) -> io::Result<Self> {
+    pub fn new(config: Config, bound: Bound, connections: usize, sources: Sources) -> io::Result<Self> {
         let reach = reach(bound.address());
         let gate = Gate::new(config.listener.guard, reach, Scheme::HTTP);
         let seed = bound.into_listeners(1)?.pop().ok_or(io::ErrorKind::NotFound)?;
         let desk = Desk { gate, reach, token: config.token, sources };
-        Ok(Self { socket: seed.into_listener()?, desk: Arc::new(desk) })
+        let places = Arc::new(Semaphore::new(connections));
+        Ok(Self { socket: seed.into_listener()?, places, desk: Arc::new(desk) })
     }
 
     /// Serves until `stop` resolves.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
         let mut connections = JoinSet::new();
         let mut stop = std::pin::pin!(stop);
         loop {
             let accepted = tokio::select! {
                 () = &mut stop => break,
-                accepted = self.accept(&places) => accepted,
+                accepted = self.accept() => accepted,
             };
             while connections.try_join_next().is_some() {}
             match accepted {
@@ -126,11 +125,8 @@ impl Server {
         let _ = tokio::time::timeout(END_TIMEOUT, ended).await;
     }
 
-    async fn accept(
-        &self,
-        places: &Arc<Semaphore>,
-    ) -> io::Result<(crate::net::socket::Stream, tokio::sync::OwnedSemaphorePermit)> {
-        let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
+    async fn accept(&self) -> io::Result<(crate::net::socket::Stream, tokio::sync::OwnedSemaphorePermit)> {
+        let place = Arc::clone(&self.places).acquire_owned().await.map_err(io::Error::other)?;
         let (stream, _) = self.socket.accept().await?;
         Ok((stream, place))
     }

@@ -5,6 +5,7 @@ pub mod clock;
 #[cfg(test)]
 pub(crate) mod corpus;
 pub mod counter;
+pub mod descriptors;
 pub mod log;
 pub mod panics;
 pub mod process;

@@ -68,6 +68,28 @@ pub fn forbid_dumps() -> std::io::Result<()> {
     Ok(())
 }
 
+/// How many file descriptors may be open.
+pub fn descriptor_limit() -> u64 {
+    #[cfg(unix)]
+    return rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    #[cfg(not(unix))]
+    u64::MAX
+}
+
+/// Raises that limit as far as this user may: the usual one is for programs that ask for less.
+///
+/// # Errors
+/// When the system refuses; the limit is what it was.
+pub fn raise_descriptor_limit() -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
+    }
+    Ok(())
+}
+
 /// Whether this user may make files in a folder, as far as the system tells beforehand.
 pub fn may_write(folder: &std::path::Path) -> bool {
     #[cfg(unix)]

@@ -6,7 +6,7 @@ use super::{ConfigFile, block_on, complain};
 use crate::{
     app::App,
     base::{
-        clock, log, panics,
+        clock, log, panics, process,
         shutdown::{Hangup, Signals},
     },
 };
@@ -22,6 +22,9 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
         tracing::warn!("{warning}");
     }
     warn_of_proxy_variables();
+    if let Err(error) = process::raise_descriptor_limit() {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
     block_on(async {
         let mut signals = Signals::listen().map_err(|error| format!("cannot listen for signals: {error}"))?;
         let mut hangup = Hangup::listen().map_err(|error| format!("cannot listen for signals: {error}"))?;

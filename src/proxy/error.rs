@@ -223,7 +223,7 @@ impl Error {
                 let kind = if error.is_certificate() { "tls_certificate_error" } else { "tls_protocol_error" };
                 class(StatusCode::BAD_GATEWAY, "Upstream not trusted", kind, "tls")
             }
-            Self::Connect(upstream::Error::Full { .. }) => {
+            Self::Connect(upstream::Error::Full { .. } | upstream::Error::NoSocket { .. }) => {
                 let kind = "connection_limit_reached";
                 class(StatusCode::SERVICE_UNAVAILABLE, "Too many connections", kind, "connections_full")
             }
@@ -267,7 +267,9 @@ impl Error {
                     headers.append(header::WWW_AUTHENTICATE, challenge.clone());
                 }
             }
-            Self::TooManyAtOnce | Self::Overloaded | Self::Connect(upstream::Error::Full { .. }) => {
+            Self::TooManyAtOnce
+            | Self::Overloaded
+            | Self::Connect(upstream::Error::Full { .. } | upstream::Error::NoSocket { .. }) => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
             Self::Method => {

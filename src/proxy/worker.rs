@@ -170,6 +170,9 @@ async fn run(
     let mut lasting = JoinSet::new();
     lasting.spawn_local(Rc::clone(&worker.ticker).run());
     lasting.spawn_local(read_out(lingering));
+    for upstream in &worker.upstreams {
+        lasting.spawn_local(upstream.give_way());
+    }
     for (seed, gate, greeting) in listeners {
         match seed.into_listener() {
             Ok(listener) => {

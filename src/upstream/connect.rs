@@ -64,6 +64,12 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+    /// The connections to all upstreams together have used up their share of the process's file descriptors.
+    #[error("no file descriptor is left for a connection to {endpoint}: raise the limit of open files")]
+    NoSocket {
+        /// Whom we would have called.
+        endpoint: String,
+    },
 }
 
 impl Error {
@@ -74,7 +80,8 @@ impl Error {
             | Self::Resolve { endpoint, .. }
             | Self::Refused { endpoint, .. }
             | Self::Tls { endpoint, .. }
-            | Self::Full { endpoint, .. } => endpoint,
+            | Self::Full { endpoint, .. }
+            | Self::NoSocket { endpoint } => endpoint,
         }
     }
 

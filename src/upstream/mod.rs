@@ -3,6 +3,7 @@
 mod connect;
 mod multiplex;
 mod pool;
+mod sockets;
 
 use std::{
     cell::Cell,
@@ -20,6 +21,7 @@ use self::{connect::Wanted, pool::Pool};
 pub use self::{
     connect::{Error, upgraded},
     pool::{Counters, Lease, is_unprocessed},
+    sockets::Sockets,
 };
 use crate::{base::ticker::Ticker, net::tls};
 
@@ -108,6 +110,7 @@ pub struct Shared {
     config: Arc<Config>,
     greetings: Option<Arc<tls::Current<Greetings>>>,
     endpoints: Vec<SharedEndpoint>,
+    sockets: Arc<Sockets>,
 }
 
 #[derive(Debug, Clone)]
@@ -115,6 +118,7 @@ struct SharedEndpoint {
     tls: Option<Tls>,
     /// Connections of all workers that carry a request.
     active: Arc<AtomicUsize>,
+    sockets: Arc<Sockets>,
 }
 
 /// How to greet, and which name to send and to verify.
@@ -148,11 +152,11 @@ pub enum SetupError {
 }
 
 impl Shared {
-    /// Reads the TLS files, if an endpoint needs them.
+    /// Reads the TLS files, if an endpoint needs them. `sockets` are those of all upstreams.
     ///
     /// # Errors
     /// When a TLS file or a server's name cannot be used.
-    pub fn new(config: Config) -> Result<Self, SetupError> {
+    pub fn new(config: Config, sockets: &Arc<Sockets>) -> Result<Self, SetupError> {
         let needs_tls = config.endpoints.iter().any(|endpoint| endpoint.scheme == Scheme::HTTPS);
         let greetings = needs_tls.then(|| Greetings::following(&config)).transpose()?.map(Arc::new);
         let target = |endpoint: &Endpoint| -> Result<_, SetupError> {
@@ -168,9 +172,11 @@ impl Shared {
         let endpoints = config
             .endpoints
             .iter()
-            .map(|endpoint| Ok(SharedEndpoint { tls: target(endpoint)?, active: Arc::default() }))
+            .map(|endpoint| {
+                Ok(SharedEndpoint { tls: target(endpoint)?, active: Arc::default(), sockets: Arc::clone(sockets) })
+            })
             .collect::<Result<_, SetupError>>()?;
-        Ok(Self { config: Arc::new(config), greetings, endpoints })
+        Ok(Self { config: Arc::new(config), greetings, endpoints, sockets: Arc::clone(sockets) })
     }
 
     /// What was configured.
@@ -235,6 +241,17 @@ where
         &self.shared.config
     }
 
+    /// Closes idle connections whenever somebody, in any worker, finds no place for a new one. Does not end by itself.
+    pub fn give_way(&self) -> impl Future<Output = ()> + use<B> {
+        let (pools, sockets) = (self.pools.clone(), Arc::clone(&self.shared.sockets));
+        async move {
+            loop {
+                sockets.wanted().await;
+                pools.iter().for_each(|pool| pool.close_idle());
+            }
+        }
+    }
+
     /// Chooses the endpoint for the next attempt.
     pub fn turn(&self) -> Turn {
         let turn = self.turn.get();
@@ -262,6 +279,8 @@ where
             match self.pools[(turn.0 + tried) % self.pools.len()].dial(wanted(is_upgrade)).await {
                 Ok(lease) => return Ok(lease),
                 Err(error) if tried + 1 == self.pools.len() => return Err(error),
+                // The others have no other descriptors.
+                Err(error @ Error::NoSocket { .. }) => return Err(error),
                 Err(error) => tracing::debug!(%error, "trying the next endpoint"),
             }
             tried += 1;

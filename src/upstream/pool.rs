@@ -23,6 +23,7 @@ use super::{
     Config, Endpoint, Http2, SharedEndpoint,
     connect::{self, Protocol, Wanted, connect},
     multiplex::{Multiplexed, Stream},
+    sockets,
 };
 use crate::base::{
     counter::Counter,
@@ -68,6 +69,8 @@ struct Connection<B> {
     sender: http1::SendRequest<B>,
     /// Armed while the connection is idle; when it is due, the connection's task ends.
     too_old: Rc<Deadline>,
+    /// Given back when the connection's task has ended as well.
+    _socket: Rc<sockets::Place>,
 }
 
 impl<B: Body + Unpin + 'static> Pool<B>
@@ -152,6 +155,9 @@ where
             }
         }
         let place = self.reserve()?;
+        let socket = self.shared.sockets.place(self.config.connect_timeout).await;
+        let socket =
+            Rc::new(socket.ok_or_else(|| connect::Error::NoSocket { endpoint: self.endpoint.origin.clone() })?);
         let (io, protocol) = connect(&self.config, &self.endpoint, self.shared.tls.as_ref(), wanted).await?;
         let too_old = Rc::new(self.ticker.deadline());
         let broken = |error| connect::Error::Refused {
@@ -162,8 +168,8 @@ where
             Protocol::Http1 => {
                 let handshake = http1::Builder::new().max_buf_size(READ_BUFFER).writev(false).handshake(io);
                 let (sender, connection) = handshake.await.map_err(broken)?;
-                self.drive(connection.with_upgrades(), &too_old);
-                Carrier::Http1(Connection { sender, too_old }, place)
+                self.drive(connection.with_upgrades(), &too_old, Rc::clone(&socket));
+                Carrier::Http1(Connection { sender, too_old, _socket: socket }, place)
             }
             Protocol::Http2 => {
                 let handshake = {
@@ -171,7 +177,7 @@ where
                     Multiplexed::handshake(io, too_old, self.idle_timeout, counters)
                 };
                 let (multiplexed, connection) = handshake.await.map_err(broken)?;
-                self.drive(connection, &too_old);
+                self.drive(connection, &too_old, socket);
                 let stream = multiplexed.open(Some(place));
                 self.multiplexed.borrow_mut().push(multiplexed);
                 Carrier::Http2(stream)
@@ -187,7 +193,12 @@ where
     }
 
     /// Moves a connection's bytes until it closes or is too old.
-    fn drive(self: &Rc<Self>, connection: impl Future<Output = hyper::Result<()>> + 'static, too_old: &Rc<Deadline>) {
+    fn drive(
+        self: &Rc<Self>,
+        connection: impl Future<Output = hyper::Result<()>> + 'static,
+        too_old: &Rc<Deadline>,
+        socket: Rc<sockets::Place>,
+    ) {
         let (pool, too_old) = (Rc::clone(self), Rc::clone(too_old));
         tokio::task::spawn_local(async move {
             let mut connection = std::pin::pin!(connection);
@@ -197,6 +208,7 @@ where
                 Poll::Pending => too_old.poll_due(cx),
             })
             .await;
+            drop(socket);
             pool.forget_closed();
         });
     }
@@ -218,9 +230,22 @@ where
     }
 
     fn put(&self, connection: Connection<B>) {
+        if self.shared.sockets.are_wanted() {
+            return connection.too_old.arm(GOODBYE.into());
+        }
         connection.too_old.arm(self.idle_timeout);
         self.counters.idle.add(1);
         self.idle.borrow_mut().push(connection);
+    }
+
+    /// Gives up what waits for its next request.
+    pub(super) fn close_idle(&self) {
+        let idle = std::mem::take(&mut *self.idle.borrow_mut());
+        self.counters.idle.sub(idle.len() as u64);
+        for connection in idle {
+            connection.too_old.arm(GOODBYE.into());
+        }
+        self.multiplexed.borrow_mut().retain(|connection| !connection.is_idle());
     }
 
     fn forget_closed(&self) {
