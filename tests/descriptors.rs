@@ -184,9 +184,10 @@ async fn fault_29_no_descriptor_at_all() {
     };
     limited(3);
     let flood = bench.flood(LIMIT).await;
+    let scraper = TcpStream::connect(bench.admin).await.unwrap();
     bench.at_rest(tokio::time::sleep(Duration::from_secs(2))).await; // The time over which is measured.
     limited(LIMIT);
-    drop(flood);
+    drop((flood, scraper));
     bench.serves().await;
     assert!(bench.metric(ACCEPT_FAILED).await > 0.0);
     bench.is_refreshed().await;
