@@ -15,16 +15,22 @@ use bearer_proxy::{
     base::clock,
     cloud::{Cloud, Config},
 };
+use bytes::Bytes;
 use common::{
     eventually, get,
     process::{Running, free_address, listens},
     read_head, scripted, send,
 };
+use http::Request;
+use http_body_util::Empty;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     sync::watch,
+    task::JoinSet,
     time::Instant,
 };
 
@@ -189,10 +195,41 @@ async fn fault_29_no_descriptor_at_all() {
     limited(LIMIT);
     drop((flood, scraper));
     bench.serves().await;
-    assert!(bench.metric(ACCEPT_FAILED).await > 0.0);
+    let failed = bench.metric(ACCEPT_FAILED).await;
+    let told = bench.log().lines().filter(|line| line.contains("cannot accept connections")).count();
+    assert!(told > 0 && failed > 2.0 * told as f64, "told {told} times of {failed}");
     bench.is_refreshed().await;
     bench.running.signal(rustix::process::Signal::TERM);
     assert_eq!(bench.running.ended().await.code(), Some(0), "{}", bench.log());
+}
+
+/// Each stream of HTTP/2 may need a connection of its own, so apps with few connections could ask for many descriptors.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fault_29_a_flood_of_streams() {
+    let bench = Bench::start("connect_timeout = \"1s\"\n").await;
+    bench.answers.send_replace(false);
+    let mut streams = JoinSet::new();
+    for _ in 0..4 {
+        let stream = TokioIo::new(TcpStream::connect(bench.address).await.unwrap());
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+        tokio::spawn(connection);
+        for _ in 0..30 {
+            let mut sender: http2::SendRequest<Empty<Bytes>> = sender.clone();
+            let request = Request::get("http://localhost/").body(Empty::new()).unwrap();
+            streams.spawn(async move { sender.send_request(request).await.unwrap() });
+        }
+    }
+    for _ in 0..120 - PLACES as usize {
+        let refused = streams.join_next().await.unwrap().unwrap();
+        assert_eq!(refused.status(), 503);
+        assert_eq!(refused.headers()["proxy-status"], "bearer-proxy; error=connection_limit_reached");
+        assert_eq!(refused.headers()["retry-after"], "1");
+    }
+    bench.at_rest(bench.is_refreshed()).await;
+    bench.answers.send_replace(true);
+    while let Some(answer) = streams.join_next().await {
+        assert_eq!(answer.unwrap().status(), 200);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

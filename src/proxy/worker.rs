@@ -102,6 +102,7 @@ pub(crate) struct Worker {
     reported: [Cell<u64>; error::LABELS.len()],
     sampled: Cell<(u64, u32)>,
     looked: Cell<(u64, u32)>,
+    accept_reported: Cell<u64>,
 }
 
 /// A token as this worker carries it: with a copy of its own of the header, so that taking it touches no memory that other
@@ -240,6 +241,7 @@ impl Worker {
             reported: std::array::from_fn(|_| Cell::new(0)),
             sampled: Cell::default(),
             looked: Cell::default(),
+            accept_reported: Cell::new(0),
             config,
             shared,
         });
@@ -297,9 +299,13 @@ impl Worker {
         self.metrics.connections_rejected[reason as usize].add(1);
     }
 
+    /// Counts it, and reports it at most once a second.
     pub(crate) fn accept_failed(&self, error: &io::Error) {
         self.connection_rejected(ConnectionRejection::AcceptFailed);
-        tracing::warn!(%error, "cannot accept connections; trying again in a moment");
+        if self.accept_reported.get() <= self.ticker.now() {
+            self.accept_reported.set(self.ticker.now() + 10);
+            tracing::warn!(%error, "cannot accept connections; trying again in a moment");
+        }
     }
 
     pub(crate) fn is_draining(&self) -> bool {
