@@ -49,8 +49,10 @@ impl Home {
         {
             fs::write(path.join(file), content).unwrap();
         }
-        // Where it was built, a stranger may have no way in.
-        fs::copy(env!("CARGO_BIN_EXE_bearer-proxy"), path.join("bearer-proxy")).unwrap();
+        // Where it was built, a stranger may have no way in. Copied by another process: a child that another test starts
+        // would hold a file that this one is writing, and what is being written cannot be started.
+        let copied = Command::new("cp").args([Path::new(env!("CARGO_BIN_EXE_bearer-proxy")), path]).status();
+        assert!(copied.unwrap().success());
         let is_root = rustix::process::geteuid().is_root();
         if is_root {
             for path in [path, &path.join("state")] {
