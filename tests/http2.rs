@@ -17,12 +17,15 @@ use common::{
     LIMIT, Proxy, eventually,
     frames::{
         ACK, CANCEL, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, NO_ERROR, PING, POST, PREFACE,
-        REFUSED_STREAM, RST_STREAM, SETTINGS, greeted, head, read, until, write,
+        REFUSED_STREAM, RST_STREAM, SETTINGS, WINDOW_UPDATE, greeted, head, read, until, write,
     },
     get, issuer, post, proxy, scripted, send,
     strict::Strict,
 };
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 /// What an upstream does with a request.
 #[derive(Debug, Clone, Copy)]
@@ -401,4 +404,44 @@ async fn bad_input_08_what_http1_would_read_otherwise_never_arrives() {
     let log = upstream.take();
     assert!(log.requests.is_empty() && log.odd.is_empty(), "{log:?}");
     assert_eq!(proxy.get("/").await.status(), 200);
+}
+
+/// A server that answers early and in full, and leaves the stream as it is, its window shut.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_only_writes_sees_the_early_answer_of_a_stream() {
+    let address = scripted(|_, mut stream| async move {
+        stream.read_exact(&mut [0; PREFACE.len()]).await?;
+        write(&mut stream, SETTINGS, 0, 0, &[]).await?;
+        let mut answered = 0;
+        loop {
+            let frame = read(&mut stream).await?;
+            if frame.kind == SETTINGS && frame.flags & ACK == 0 {
+                write(&mut stream, SETTINGS, ACK, 0, &[]).await?;
+            }
+            if frame.kind == DATA && frame.stream > answered {
+                answered = frame.stream;
+                // `:status: 413`
+                write(&mut stream, HEADERS, END_HEADERS | END_STREAM, answered, b"\x08\x03413").await?;
+            }
+            if frame.kind == DATA && !frame.payload.is_empty() {
+                let credit = (frame.payload.len() as u32).to_be_bytes();
+                write(&mut stream, WINDOW_UPDATE, 0, 0, &credit).await?;
+            }
+        }
+    })
+    .await;
+    let proxy = in_front_of(address, &[]).await;
+    for _ in 0..3 {
+        let exchange = async {
+            let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+            let head = "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 20000000\r\n\r\n";
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream.write_all(&vec![b'x'; 20_000_000]).await.unwrap();
+            common::read_head(&mut stream).await.unwrap()
+        };
+        let head = tokio::time::timeout(LIMIT, exchange).await.expect("its body is read");
+        assert!(head.starts_with("HTTP/1.1 413 "), "{head}");
+    }
+    let open = async || proxy.metric("bearer_proxy_connections_open").await;
+    eventually("its connections are over", async || open().await == 0.0).await;
 }

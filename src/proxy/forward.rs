@@ -210,7 +210,7 @@ impl Passage<'_> {
             withheld: &self.worker.withheld,
             authorization,
         };
-        let mut request = Request::new(self.body.attempt(gate.cloned()));
+        let mut request = Request::new(self.body.attempt(gate.cloned(), lease.is_http2()));
         *request.method_mut() = self.head.method.clone();
         *request.uri_mut() = self.route.target(&self.head.uri);
         *request.version_mut() = Version::HTTP_11;

@@ -20,7 +20,7 @@ use http::{HeaderMap, Version, header, request};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::{
-    exchange::Exchange,
+    exchange::{Carrier, Exchange},
     expect::Gate,
     headers,
     recording::{Limits, Recording},
@@ -40,6 +40,8 @@ struct Holder {
     /// An attempt that was ended, and whose body ends where it was.
     left_off: Option<u32>,
     parked: bool,
+    /// The current attempt is a stream of an HTTP/2 connection.
+    on_stream: bool,
     waker: Option<Waker>,
     failed: bool,
     /// Somebody was already told how this request ends: the body is no longer what its deadline waits for.
@@ -76,6 +78,7 @@ impl RequestBody {
             attempt: 0,
             left_off: None,
             parked: false,
+            on_stream: false,
             waker: None,
             failed: false,
             answered: false,
@@ -95,11 +98,12 @@ impl RequestBody {
 
     /// The body of the next attempt. Whatever came before is ended.
     /// It waits behind the gate, if there is one.
-    pub(crate) fn attempt(&self, gate: Option<Arc<Gate>>) -> AttemptBody {
+    pub(crate) fn attempt(&self, gate: Option<Arc<Gate>>, on_stream: bool) -> AttemptBody {
         let Some(holder) = &self.0 else { return AttemptBody { reader: None } };
         self.end();
         let mut borrowed = holder.borrow_mut();
         borrowed.answered = false;
+        borrowed.on_stream = on_stream;
         let recorded = borrowed.recording.as_mut().map(Recording::seal).unwrap_or_default();
         let (attempt, length) = (borrowed.attempt, borrowed.length);
         let holder = Rc::clone(holder);
@@ -165,10 +169,7 @@ impl RequestBody {
     /// lost.
     pub(crate) fn end(&self) {
         if let Some(holder) = &self.0 {
-            let mut holder = holder.borrow_mut();
-            holder.attempt += 1;
-            holder.parked = false;
-            holder.wake();
+            holder.borrow_mut().end();
         }
     }
 
@@ -211,9 +212,14 @@ impl RequestBody {
             holder.closed = true;
             if holder.untouched || holder.parked {
                 // The upstream has answered without it, or nobody is left to send it again: it would wait for ever.
-                holder.attempt += 1;
-                holder.parked = false;
-                holder.wake();
+                holder.end();
+            }
+            if holder.on_stream && holder.client.is_some() {
+                // A server that has answered in full need not take the rest (RFC 9113 §8.1), and if it leaves the stream's
+                // window shut, this body is not even asked for it: nobody would read what the client goes on writing.
+                holder.end();
+                holder.linger();
+                return holder.exchange.carrier == Carrier::Stream;
             }
             holder.client.is_none()
         })
@@ -221,6 +227,18 @@ impl RequestBody {
 }
 
 impl Holder {
+    fn end(&mut self) {
+        self.attempt += 1;
+        self.parked = false;
+        self.wake();
+    }
+
+    fn linger(&mut self) {
+        if let Some(client) = self.client.take() {
+            self.exchange.linger(client, self.number, self.untouched && self.is_expected);
+        }
+    }
+
     fn wake(&mut self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -232,6 +250,9 @@ impl Holder {
         let Some(client) = &mut self.client else { return Poll::Ready(None) };
         self.untouched = false;
         let Poll::Ready(frame) = Pin::new(&mut *client).poll_frame(cx) else {
+            if self.on_stream {
+                self.waker = Some(cx.waker().clone());
+            }
             self.exchange.waiting_for_client(!self.answered);
             return Poll::Pending;
         };
@@ -281,9 +302,7 @@ impl Drop for Holder {
     /// Nobody sends this body any more, but the client may go on writing and not look for its answer before it is done:
     /// closing now would destroy that answer. So the rest is read out, within bounds.
     fn drop(&mut self) {
-        if let Some(client) = self.client.take() {
-            self.exchange.linger(client, self.number, self.untouched && self.is_expected);
-        }
+        self.linger();
     }
 }
 
