@@ -383,7 +383,7 @@ impl Passage<'_> {
         let host = self.head.headers.get(header::HOST);
         let home = Home { client: &self.exchange.peer.client, host, prefix: self.route.home() };
         let privacy = self.route.inject.then_some(self.worker.privacy);
-        headers::inbound(head, endpoint, &home, privacy);
+        headers::inbound(head, endpoint, &self.route.origins, &home, privacy);
         if self.worker.upstreams[self.route.upstream].config().cookies == Cookies::Drop {
             head.headers.remove(header::SET_COOKIE);
         }
@@ -391,14 +391,12 @@ impl Passage<'_> {
         if rewrites.is_empty() {
             return None;
         }
-        let base = home.base();
-        rewrites.bring_locations_home(&mut head.headers, &base);
         if !self.route.is_rewritten {
             return None;
         }
         let treatment = rewrites.treat(head);
         self.worker.metrics.treated(treatment);
-        (treatment == Treatment::Rewritten).then(|| rewrite::Stream::new(Rc::clone(rewrites), base))
+        (treatment == Treatment::Rewritten).then(|| rewrite::Stream::new(Rc::clone(rewrites), home.base()))
     }
 
     /// Reads an answer's body as far as it may be kept.

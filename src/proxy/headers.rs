@@ -8,7 +8,7 @@ use http::{
 };
 use percent_encoding::{CONTROLS, utf8_percent_encode};
 
-use super::{ForwardedHeaders, privacy::Privacy};
+use super::{ForwardedHeaders, privacy::Privacy, rewrite::Rewrites};
 use crate::upstream::{Endpoint, Host};
 
 const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
@@ -195,7 +195,13 @@ pub(crate) fn speaks_for_somebody(headers: &HeaderMap) -> bool {
 
 /// The upstream's head as the client gets it: hop-by-hop fields dropped, an address of the upstream's turned into ours,
 /// and, if the request carried our token, kept out of shared caches as `privacy` says.
-pub(crate) fn inbound(head: &mut response::Parts, endpoint: &Endpoint, home: &Home<'_>, privacy: Option<Privacy>) {
+pub(crate) fn inbound(
+    head: &mut response::Parts,
+    endpoint: &Endpoint,
+    origins: &Rewrites,
+    home: &Home<'_>,
+    privacy: Option<Privacy>,
+) {
     let headers = &mut head.headers;
     let nominated = Nominated::of(headers);
     for name in nominated.names {
@@ -206,7 +212,8 @@ pub(crate) fn inbound(head: &mut response::Parts, endpoint: &Endpoint, home: &Ho
     }
     for name in [header::LOCATION, header::CONTENT_LOCATION] {
         let address = headers.get(&name);
-        if let Some(address) = address.and_then(|address| brought_home(address, endpoint, home)) {
+        let address = address.and_then(|address| brought_home(address.as_bytes(), endpoint, origins, home));
+        if let Some(address) = address.and_then(|address| HeaderValue::from_bytes(&address).ok()) {
             headers.insert(name, address);
         }
     }
@@ -332,35 +339,16 @@ fn joined(headers: &HeaderMap, name: &HeaderName, last: &[u8]) -> Option<HeaderV
     HeaderValue::from_bytes(&values.join(&b", "[..])).ok()
 }
 
-/// A `Location` on the endpoint we called, as the client can reach it.
-fn brought_home(location: &HeaderValue, endpoint: &Endpoint, home: &Home<'_>) -> Option<HeaderValue> {
-    let prefix = home.prefix;
-    if !prefix.is_empty() && location.as_bytes().starts_with(b"/") && !location.as_bytes().starts_with(b"//") {
-        return HeaderValue::from_bytes(&[prefix.as_bytes(), location.as_bytes()].concat()).ok();
+/// A `Location` as the client can reach it.
+fn brought_home(location: &[u8], endpoint: &Endpoint, origins: &Rewrites, home: &Home<'_>) -> Option<Vec<u8>> {
+    let is_network_path = location.starts_with(b"//");
+    if location.starts_with(b"/") && !is_network_path {
+        return (!home.prefix.is_empty()).then(|| [home.prefix.as_bytes(), location].concat());
     }
-    let target: Uri = Uri::try_from(location.as_bytes().split(|byte| *byte == b'#').next()?).ok()?;
-    let port = target.port_u16().or_else(|| target.scheme().and_then(default_port))?;
-    let host = target.host()?.trim_start_matches('[').trim_end_matches(']');
-    let same = target.scheme() == Some(&endpoint.scheme)
-        && host.eq_ignore_ascii_case(&endpoint.host)
-        && port == endpoint.port
-        && !target.authority()?.as_str().contains('@');
-    if !same {
-        return None;
-    }
-    let words = location.as_bytes();
-    let authority_ends = words.windows(3).position(|window| window == b"://")? + 3 + target.authority()?.as_str().len();
-    let path = &words[authority_ends..];
-    let path = if path.starts_with(b"/") { path.to_vec() } else { [b"/", path].concat() };
-    HeaderValue::from_bytes(&[&home.base(), prefix.as_bytes(), &path].concat()).ok()
-}
-
-fn default_port(scheme: &Scheme) -> Option<u16> {
-    match scheme.as_str() {
-        "http" => Some(80),
-        "https" => Some(443),
-        _ => None,
-    }
+    // RFC 3986 §4.2: of the scheme by which the answer came.
+    let scheme = if is_network_path { endpoint.scheme.as_str() } else { "" };
+    let colon = if is_network_path { ":" } else { "" };
+    origins.home(&[scheme.as_bytes(), colon.as_bytes(), location].concat(), &home.base())
 }
 
 #[cfg(test)]
@@ -524,8 +512,9 @@ mod tests {
         }
         let (mut parts, ()) = response.body(()).unwrap().into_parts();
         let (client, host) = (Client::new(None, Scheme::HTTP), HeaderValue::from_static("localhost:8080"));
+        let origins = Rewrites::new(&[super::super::Rewrite { from: endpoint().origin, to: String::new() }]);
         let home = Home { client: &client, host: Some(&host), prefix: "" };
-        inbound(&mut parts, &endpoint(), &home, injected.then_some(Privacy::WhereSilent));
+        inbound(&mut parts, &endpoint(), &origins, &home, injected.then_some(Privacy::WhereSilent));
         parts.headers
     }
 
@@ -560,8 +549,11 @@ mod tests {
         for (location, expected) in [
             ("https://cloud.example.com/a?b#c", "http://localhost:8080/a?b#c"),
             ("https://CLOUD.example.com:443/a", "http://localhost:8080/a"),
-            ("https://cloud.example.com", "http://localhost:8080/"),
-            ("https://cloud.example.com?q", "http://localhost:8080/?q"),
+            ("https://cloud.example.com", "http://localhost:8080"),
+            ("https://cloud.example.com?q", "http://localhost:8080?q"),
+            ("HTTPS://cloud.example.com/a b", "http://localhost:8080/a b"),
+            ("//cloud.example.com/a", "http://localhost:8080/a"),
+            ("//other.example.com/a", "//other.example.com/a"),
             ("http://cloud.example.com/a", "http://cloud.example.com/a"),
             ("https://cloud.example.com:8443/a", "https://cloud.example.com:8443/a"),
             ("https://cloud.example.com@evil.example/", "https://cloud.example.com@evil.example/"),

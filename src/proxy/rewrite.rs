@@ -61,16 +61,6 @@ impl Rewrites {
         })
     }
 
-    /// The same for the fields that hold addresses.
-    pub(crate) fn bring_locations_home(&self, headers: &mut HeaderMap, base: &[u8]) {
-        for name in [header::LOCATION, header::CONTENT_LOCATION] {
-            let home = headers.get(&name).and_then(|address| self.home(address.as_bytes(), base));
-            if let Some(home) = home.and_then(|home| HeaderValue::from_bytes(&home).ok()) {
-                headers.insert(name, home);
-            }
-        }
-    }
-
     /// Whether a cookie's `Domain` names a place that is brought home, or one above it.
     fn covers(&self, domain: &str) -> bool {
         self.rules.iter().any(|rule| {

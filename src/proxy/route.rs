@@ -1,10 +1,10 @@
 //! Which upstream a request goes to, and in which way.
 
-use std::time::Duration;
+use std::{rc::Rc, time::Duration};
 
 use http::{Uri, header, request, uri::PathAndQuery};
 
-use super::{Rewrite, Route as Config, Rules};
+use super::{Rewrite, Route as Config, Rules, rewrite::Rewrites};
 use crate::{base::ticker::Ticks, upstream};
 
 /// All routes, the most specific ones first, and the one that takes what no other does.
@@ -30,6 +30,9 @@ pub(crate) struct Route {
     /// Whether addresses in JSON are brought home. Not from where they lead to: a document that is downloaded arrives as
     /// it is, also one that is JSON.
     pub(crate) is_rewritten: bool,
+    /// Whose addresses in `Location` come home, and to where: our own upstream's, what `[[rewrite]]` says, and those of all
+    /// other upstreams that a path leads to.
+    pub(crate) origins: Rc<Rewrites>,
     pub(crate) limits: Limits,
 }
 
@@ -53,6 +56,25 @@ impl Routes {
                 body_idle: body_idle.unwrap_or(config.body_idle_timeout).into(),
             }
         };
+        let at = |upstream: usize, to: &str| {
+            let config = upstreams(upstream);
+            let fixed = match (&config.host, config.endpoints.first()) {
+                (upstream::Host::Fixed(name), Some(endpoint)) => {
+                    name.to_str().ok().map(|name| format!("{}://{}", endpoint.scheme, name.to_ascii_lowercase()))
+                }
+                _ => None,
+            };
+            let origins = config.endpoints.iter().map(|endpoint| endpoint.origin.to_ascii_lowercase()).chain(fixed);
+            origins.map(|from| Rewrite { from, to: to.to_owned() }).collect::<Vec<_>>()
+        };
+        let by_path = || routes.iter().filter(|route| route.host.is_none() && route.strip_prefix);
+        let others: Vec<Rewrite> =
+            by_path().flat_map(|route| at(route.upstream, &route.prefix)).chain(at(0, "")).collect();
+        let origins = |upstream: usize, home: &str, has_host: bool| {
+            // From a host of its own, no path leads to the others.
+            let others: &[Rewrite] = if has_host { &[] } else { &others };
+            Rc::new(Rewrites::new(&[&at(upstream, home), rewrites, others].concat()))
+        };
         let mut ready: Vec<Route> = routes
             .iter()
             .zip(1..)
@@ -65,6 +87,11 @@ impl Routes {
                 inject: route.inject,
                 rules: route.rules.clone(),
                 is_rewritten: !rewrites.is_empty() && !is_target(route, rewrites),
+                origins: origins(
+                    route.upstream,
+                    if route.strip_prefix { &route.prefix } else { "" },
+                    route.host.is_some(),
+                ),
                 limits: limits(route.upstream, route.response_timeout, route.body_idle_timeout),
             })
             .collect();
@@ -78,6 +105,7 @@ impl Routes {
             inject: true,
             rules: Rules::default(),
             is_rewritten: !rewrites.is_empty(),
+            origins: origins(0, "", false),
             limits: limits(0, None, None),
         };
         Self { routes: ready, default }
@@ -181,10 +209,17 @@ mod tests {
     }
 
     fn with(routes: &[Config], rewrites: &[Rewrite]) -> Routes {
-        let upstream = upstream::Config {
-            name: "default".into(),
-            endpoints: Vec::new(),
-            host: upstream::Host::Endpoint,
+        let endpoint = |host: String| upstream::Endpoint {
+            scheme: http::uri::Scheme::HTTP,
+            origin: format!("http://{host}"),
+            authority: http::HeaderValue::try_from(host.as_str()).unwrap(),
+            port: 80,
+            host,
+        };
+        let upstream = |n: usize| upstream::Config {
+            name: n.to_string(),
+            endpoints: vec![endpoint(format!("up{n}a.example.com")), endpoint(format!("up{n}b.example.com"))],
+            host: upstream::Host::Fixed(http::HeaderValue::try_from(format!("Up{n}.example.com")).unwrap()),
             connect_to: None,
             connect_timeout: Duration::from_secs(5),
             handshake_timeout: Duration::from_secs(10),
@@ -196,7 +231,31 @@ mod tests {
             cookies: upstream::Cookies::Pass,
             tls: Default::default(),
         };
-        Routes::new(routes, rewrites, |_| &upstream)
+        let upstreams: Vec<_> = (0..5).map(upstream).collect();
+        Routes::new(routes, rewrites, |n| &upstreams[n])
+    }
+
+    #[test]
+    fn addresses_of_every_upstream_that_a_path_leads_to_come_home() {
+        let rewrite = Rewrite { from: "http://share.example.com".to_owned(), to: "/_share".to_owned() };
+        let routes = with(
+            &[config(None, "/one", 1), config(None, "/again", 1), config(Some("two.example.org"), "", 2)],
+            &[rewrite],
+        );
+        for (host, path, address, expected) in [
+            (None, "/", "http://up0b.example.com/x", Some("http://here/x")),
+            (None, "/", "http://up0.example.com/x", Some("http://here/x")),
+            (None, "/", "http://up1a.example.com/x", Some("http://here/one/x")),
+            (None, "/", "http://up2a.example.com/x", None),
+            (None, "/", "http://share.example.com/x", Some("http://here/_share/x")),
+            (None, "/again", "http://up1b.example.com/x", Some("http://here/again/x")),
+            (None, "/again", "http://up0a.example.com/x", Some("http://here/x")),
+            (Some("two.example.org"), "/", "http://up2a.example.com/x", Some("http://here/x")),
+            (Some("two.example.org"), "/", "http://up0a.example.com/x", None),
+        ] {
+            let home = routes.find(host, path).origins.home(address.as_bytes(), b"http://here");
+            assert_eq!(home.as_deref(), expected.map(str::as_bytes), "{host:?} {path} {address}");
+        }
     }
 
     #[test]
