@@ -3,7 +3,11 @@
 
 mod common;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use common::{
@@ -368,4 +372,66 @@ async fn an_http2_client_is_told_to_leave_and_what_is_under_way_is_answered() {
     release.notify_one();
     assert_eq!(answering.await.unwrap().body, file());
     tokio::time::timeout(Duration::from_secs(10), draining).await.expect("the connection is over").unwrap();
+}
+
+/// A body of unknown length and its trailers are refused at their end, by a status or by JSON, and sent again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_stream_is_sent_again_with_its_trailers_between_any_protocols() {
+    let folder = tempfile::tempdir().unwrap();
+    let identity = Identity::new();
+    identity.write(folder.path());
+    let issuer = common::issuer().await;
+    let frames: Vec<Bytes> = (0..30_u8).map(|n| Bytes::from(vec![n; 10_000])).collect();
+    let checksum = HeaderMap::from_iter([(header::HeaderName::from_static("x-checksum"), "abc".parse().unwrap())]);
+    for (upstream, speech) in UPSTREAMS.into_iter().flat_map(|upstream| CLIENTS.map(|speech| (upstream, speech))) {
+        if speech.is_http10() {
+            continue;
+        }
+        for by_json in [false, true] {
+            let refused = Arc::new(Mutex::new(None));
+            let refusing = move |request: Request<Incoming>| {
+                let refused = Arc::clone(&refused);
+                async move {
+                    if request.uri().path() != "/refusing" {
+                        return cloud(request).await;
+                    }
+                    let token = request.headers()[header::AUTHORIZATION].clone();
+                    let is_bad = *refused.lock().unwrap().get_or_insert_with(|| token.clone()) == token;
+                    let body = request.into_body().collect().await.unwrap();
+                    let trailers = body.trailers().cloned();
+                    let answer = Response::builder().header(header::CONTENT_TYPE, "application/json");
+                    match (is_bad, by_json) {
+                        (true, false) => answer.status(401).body(whole("no")).unwrap(),
+                        (true, true) => answer.body(whole(r#"{"code":401}"#)).unwrap(),
+                        (false, _) => {
+                            let answer = answer.header(header::TRAILER, "x-checksum");
+                            answer.body(stream(vec![body.to_bytes()], trailers)).unwrap()
+                        }
+                    }
+                }
+            };
+            let address = serve(upstream, &identity, refusing).await;
+            let mut more = vec![];
+            if by_json {
+                more.extend([("retry.json.pointer", "/code"), ("retry.json.values", "401")]);
+            }
+            if !upstream.is_http2() {
+                more.push(("token.issuer", &issuer));
+            }
+            let (proxy, over_tls) = proxy_before(upstream, address, folder.path(), &more).await;
+            let at = if speech.is_tls() { over_tls } else { proxy.address };
+            let mut client = Client::connect(speech, at, &identity).await;
+            let request = Request::put("/refusing").header(header::HOST, "localhost").header(header::TE, "trailers");
+            let request = request.header(header::TRAILER, "x-checksum");
+            let answer = client.send(request.body(stream(frames.clone(), Some(checksum.clone()))).unwrap());
+            let what = format!("{speech:?} to {upstream:?}, by JSON: {by_json}");
+            let answer = tokio::time::timeout(common::LIMIT, answer).await.expect(&what).expect(&what);
+            let status = answer.status();
+            let body = answer.into_body().collect().await.expect(&what);
+            assert_eq!((status.as_u16(), body.trailers()), (200, Some(&checksum)), "{what}");
+            assert_eq!(body.to_bytes(), frames.concat(), "{what}");
+            let accepted = r#"bearer_proxy_retries_total{reason="unauthorized",outcome="accepted"}"#;
+            assert_eq!(proxy.metric(accepted).await, 1.0, "{what}");
+        }
+    }
 }

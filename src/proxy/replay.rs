@@ -270,8 +270,8 @@ impl Holder {
                     headers::clean_trailers(trailers, &self.exchange.withheld);
                     self.trailers = Some(trailers.clone());
                 }
-                // hyper does not ask again once it has as much as was announced.
-                if is_last {
+                // hyper does not ask again once it has as much as was announced, nor behind trailers.
+                if is_last || frame.is_trailers() {
                     self.finish();
                 }
                 Poll::Ready(Some(Ok(frame)))
