@@ -958,3 +958,27 @@ async fn bad_input_11_and_12_paths_that_are_denied_or_ambiguous_never_arrive() {
     assert_eq!(*seen.lock().unwrap(), ["/a/x", "/a%2Fb;x=1/../c"]);
     assert_eq!(proxy.metric("bearer_proxy_requests_rejected_total{reason=\"issuer_path\"}").await, 7.0);
 }
+
+/// What a client asks for in parts comes in these parts, and what they are conditional on arrives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_ranges_of_a_coded_file_pass_untouched() {
+    const PARTS: &str =
+        "--b\r\nContent-Range: bytes 0-1/9\r\n\r\n\x1f\x01\r\n--b\r\nContent-Range: bytes 4-5/9\r\n\r\nef\r\n--b--\r\n";
+    const FIELDS: &str = "Content-Type: multipart/byteranges; boundary=b\r\nContent-Encoding: gzip\r\n";
+    let upstream = scripted(|_, mut stream| async move {
+        let head = read_head(&mut stream).await?.to_ascii_lowercase();
+        for field in ["range: bytes=0-1,4-5", "if-range: \"e\"", "accept-encoding: gzip, br"] {
+            assert!(head.contains(&format!("\r\n{field}\r\n")), "{head}");
+        }
+        let answer = format!("HTTP/1.1 206 Partial Content\r\n{FIELDS}Content-Length: {}\r\n\r\n{PARTS}", PARTS.len());
+        stream.write_all(answer.as_bytes()).await
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[]).await;
+    let request = "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nRange: bytes=0-1,4-5\r\nIf-Range: \"e\"\r\n\
+                   Accept-Encoding: gzip, br\r\n\r\n";
+    let answer = raw(proxy.address, request.as_bytes(), LIMIT).await;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 206 ") && head.contains(FIELDS.trim_end()), "{answer}");
+    assert_eq!(body, PARTS);
+}

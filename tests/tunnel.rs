@@ -148,6 +148,27 @@ async fn either_side_may_finish_first_and_goes_on_listening() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_route_without_the_token_takes_upgrades_too() {
+    let upstream = scripted(|_, mut stream| async move {
+        let head = read_head(&mut stream).await?.to_ascii_lowercase();
+        assert!(head.starts_with("get /x ") && !head.contains("authorization:"), "{head}");
+        stream.write_all(AGREE).await?;
+        let (mut from, mut to) = stream.split();
+        tokio::io::copy(&mut from, &mut to).await.map(drop)
+    })
+    .await;
+    let proxy = in_front_of(upstream, &[("route[0].prefix", "/x"), ("route[0].inject", "false")]).await;
+    // Sent as soon as the 101 is there, and often: none of it may be taken for bytes before it.
+    for _ in 0..200 {
+        let mut client = ask(&proxy).await;
+        client.write_all(b"at once").await.unwrap();
+        let mut echo = [0; 7];
+        tokio::time::timeout(LIMIT, client.read_exact(&mut echo)).await.unwrap().unwrap();
+        assert_eq!(&echo, b"at once");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_05_bytes_before_the_101_go_nowhere() {
     let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
     let upstream = scripted(move |_, mut stream| {
