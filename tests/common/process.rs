@@ -69,6 +69,15 @@ pub struct Standing {
 impl Standing {
     /// Starts it, with further lines for `[proxy]`, and waits until it is ready.
     pub async fn start(cloud: SocketAddr, more: &str) -> Self {
+        Self::start_with(cloud, more, None).await
+    }
+
+    /// The same, where what is free goes back to the system at once, so that what is resident is what is in use.
+    pub async fn start_thrifty(cloud: SocketAddr, more: &str) -> Self {
+        Self::start_with(cloud, more, Some(("MIMALLOC_PURGE_DELAY", "0"))).await
+    }
+
+    async fn start_with(cloud: SocketAddr, more: &str, env: Option<(&str, &str)>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (address, admin) = (free_address(), free_address());
         let text = format!(
@@ -76,7 +85,7 @@ impl Standing {
              client_id = \"demo\"\nclient_secret = \"secret\"\nrefresh_token = \"seed\"\n[admin]\nlisten = \"{admin}\"\n"
         );
         fs::write(folder.path().join("proxy.toml"), text).unwrap();
-        let running = Running(program(folder.path()).stderr(Stdio::null()).spawn().unwrap());
+        let running = Running(program(folder.path()).envs(env).stderr(Stdio::null()).spawn().unwrap());
         listens(admin).await;
         eventually("it is ready", async || send(admin, get("/readyz")).await.status() == 200).await;
         Self { running, address, admin, _folder: folder }
