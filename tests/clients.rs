@@ -65,7 +65,7 @@ fn field<'a>(answer: &'a str, name: &str) -> Vec<&'a str> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_10_foreign_pages_and_rebound_names_reach_nothing_in_any_version() {
     let (upstream, seen) = upstream("").await;
-    let proxy = in_front_of(upstream, &[("proxy.allowed_hosts", "proxy.lan,0.0.0.0")]).await;
+    let proxy = in_front_of(upstream, &[("proxy.allowed_hosts", "proxy.lan")]).await;
     let page = ("origin", "https://evil.example");
     type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], u16, &'a str);
     let table: &[Case<'_>] = &[
@@ -498,4 +498,57 @@ async fn answers_of_a_shared_account_are_kept_apart() {
         assert_eq!(field(&answer, "cache-control"), sharing, "{clients:?}");
         assert_eq!(field(&answer, "set-cookie").len(), cookies, "{clients:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_input_12_no_client_spends_or_mints_tokens_in_any_spelling_or_version() {
+    let (upstream, seen) = upstream("").await;
+    let more = [("route[0].prefix", "/open"), ("route[0].strip_prefix", "true"), ("route[0].inject", "false")];
+    let proxy = in_front_of(upstream, &two_and(&more)).await;
+    let identity = Identity::new();
+    let own = [
+        "token.do",
+        "refreshToken.do?grant_type=refresh_token&refresh_token=x",
+        "authorize.do?response_type=code",
+        "authorizeByJWT.do",
+        "REFRESHTOKEN.DO",
+        "refreshtoken.do;jsessionid=1",
+        "to%6ben.do",
+        "to%256Ben.do",
+        "to%E2%84%AAen.do",
+        "token.do%20",
+        "token.do./x",
+        "x/..;/token.do",
+    ];
+    for path in own {
+        for before in ["/api/", "/open/api/", "//", "/nd/api/"] {
+            for speech in [Speech::Http11, Speech::Http2] {
+                let mut client = web::Client::connect(speech, proxy.address, &identity).await;
+                let request = http::Request::post(format!("{before}{path}")).header("host", "localhost");
+                let request = request.header("x-key", "key-of-a").body(web::whole("")).unwrap();
+                assert_eq!(client.send(request).await.unwrap().status(), 403, "{before}{path} {speech:?}");
+            }
+        }
+    }
+    assert!(seen.lock().unwrap().is_empty(), "something went upstream");
+    assert_eq!(status(&ask(&proxy, "GET /api/tokens.do", &format!("{HOST}X-Key: key-of-a\r\n")).await), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_rules_of_a_route_are_not_escaped_by_spelling_its_prefix_in_another_way() {
+    let (upstream, seen) = upstream("").await;
+    let proxy = in_front_of(upstream, &[("route[0].prefix", "/api"), ("route[0].deny", "/api/admin")]).await;
+    for (path, expected) in [
+        ("/api/admin", 403),
+        ("/%61pi/admin", 400),
+        ("/API/admin", 400),
+        ("//api/admin", 400),
+        ("/x/../api/admin", 400),
+        ("/api;x/admin", 400),
+        ("/api/x", 200),
+        ("/x/api/admin", 200),
+    ] {
+        assert_eq!(status(&ask(&proxy, &format!("GET {path}"), HOST).await), expected, "{path}");
+    }
+    assert_eq!(seen.lock().unwrap().len(), 2);
 }

@@ -15,8 +15,8 @@ use super::{
 pub(super) use client::{key_header, network, own_header, rate, user_name};
 pub(super) use token::{algorithm, claims, code, is_pem, json_pointer, key_material, parameter_name};
 pub(super) use web::{
-    address, endpoint, error_status, host_header, host_name, is_local, path_rule, prefix, redirect_uri, server_name,
-    socket_address, url_path, web_origin,
+    address, endpoint, error_status, host_header, host_name, is_local, own_name, path_rule, prefix, redirect_uri,
+    server_name, socket_address, url_path, web_origin,
 };
 
 type Read<T> = Result<T, Fault>;

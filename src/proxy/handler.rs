@@ -195,9 +195,14 @@ impl Passage<'_> {
     fn judge_path(&self) -> Result<(), Error> {
         let (method, path) = (&self.head.method, self.route.path(&self.head.uri));
         self.route.rules.judge(method, path, &self.worker.config.issuer_segments)?;
-        match self.exchange.caller.get() {
-            Some(caller) => self.worker.clients.rules(caller).judge(method, path, &[]),
-            None => Ok(()),
+        if self.worker.routes.is_ambiguous(self.head, self.route) {
+            return Err(Error::BadRequest(
+                "the path can also be read as another [[route]]'s, whose rules it would escape",
+            ));
+        }
+        match self.exchange.caller.get().map(|caller| self.worker.clients.rules(caller)) {
+            Some(rules) if !rules.is_empty() => rules.judge(method, path, &[]),
+            Some(_) | None => Ok(()),
         }
     }
 

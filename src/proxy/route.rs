@@ -4,7 +4,7 @@ use std::{rc::Rc, time::Duration};
 
 use http::{Uri, header, request, uri::PathAndQuery};
 
-use super::{Rewrite, Route as Config, Rules, rewrite::Rewrites};
+use super::{Rewrite, Route as Config, Rules, rewrite::Rewrites, rules};
 use crate::{base::ticker::Ticks, upstream};
 
 /// All routes, the most specific ones first, and the one that takes what no other does.
@@ -12,6 +12,7 @@ use crate::{base::ticker::Ticks, upstream};
 pub(crate) struct Routes {
     routes: Vec<Route>,
     default: Route,
+    has_rules: bool,
 }
 
 /// A route, ready to be followed.
@@ -19,6 +20,8 @@ pub(crate) struct Routes {
 pub(crate) struct Route {
     host: Option<String>,
     prefix: String,
+    /// The same as rules are written.
+    normal_prefix: String,
     strip_prefix: bool,
     /// Position in the configuration, from 1; 0 is the one that takes what no other does.
     pub(crate) position: usize,
@@ -82,6 +85,7 @@ impl Routes {
                 position,
                 host: route.host.clone(),
                 prefix: route.prefix.clone(),
+                normal_prefix: normal_prefix(&route.prefix),
                 strip_prefix: route.strip_prefix,
                 upstream: route.upstream,
                 inject: route.inject,
@@ -100,6 +104,7 @@ impl Routes {
             position: 0,
             host: None,
             prefix: String::new(),
+            normal_prefix: String::new(),
             strip_prefix: false,
             upstream: 0,
             inject: true,
@@ -108,7 +113,8 @@ impl Routes {
             origins: origins(0, "", false),
             limits: limits(0, None, None),
         };
-        Self { routes: ready, default }
+        let has_rules = ready.iter().any(|route| !route.rules.is_empty());
+        Self { routes: ready, default, has_rules }
     }
 
     /// The route of a request.
@@ -124,6 +130,18 @@ impl Routes {
     fn find(&self, host: Option<&str>, path: &str) -> &Route {
         let host = host.map(without_port);
         self.routes.iter().find(|route| route.matches(host, path)).unwrap_or(&self.default)
+    }
+
+    /// Whether a path for which this route was chosen can also be read as another route's, whose rules it would escape.
+    pub(crate) fn is_ambiguous(&self, request: &request::Parts, chosen: &Route) -> bool {
+        if !self.has_rules {
+            return false;
+        }
+        let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok()).map(without_port);
+        rules::readings(request.uri.path()).any(|reading| {
+            let other = self.routes.iter().find(|route| route.is_for(host) && is_below(&reading, &route.normal_prefix));
+            other.is_some_and(|other| other.position != chosen.position && !other.rules.is_empty())
+        })
     }
 
     pub(crate) fn default_limits(&self) -> Limits {
@@ -143,8 +161,11 @@ pub(crate) fn label(route: &Config) -> String {
 
 impl Route {
     fn matches(&self, host: Option<&str>, path: &str) -> bool {
-        let own_host = self.host.as_deref().is_none_or(|own| host.is_some_and(|host| host.eq_ignore_ascii_case(own)));
-        own_host && is_below(path, &self.prefix)
+        self.is_for(host) && is_below(path, &self.prefix)
+    }
+
+    fn is_for(&self, host: Option<&str>) -> bool {
+        self.host.as_deref().is_none_or(|own| host.is_some_and(|host| host.eq_ignore_ascii_case(own)))
     }
 
     /// What an address of the upstream's must begin with to come back on this route.
@@ -171,6 +192,10 @@ impl Route {
         // Part of a valid target, begun with a slash, is a valid target.
         rooted.parse().unwrap_or_default()
     }
+}
+
+fn normal_prefix(prefix: &str) -> String {
+    if prefix.is_empty() { String::new() } else { rules::normal(prefix) }
 }
 
 /// Whether a path is `prefix` or below it, at a boundary.
@@ -280,6 +305,36 @@ mod tests {
             (Some("[::1]:8080"), "/a", 1),
         ] {
             assert_eq!(routes.find(host, path).upstream, upstream, "{host:?} {path}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_could_be_read_as_one_with_rules_is_ambiguous() {
+        let ruled = |mut config: Config| {
+            config.rules.deny.push(rules::Rule::new(None, "/secret"));
+            config
+        };
+        let with_rules = routes(&[ruled(config(None, "/API", 1)), config(None, "/open", 2)]);
+        let without = routes(&[config(None, "/API", 1), config(None, "/open", 2)]);
+        for (target, expected) in [
+            ("/API/secret", false),
+            ("/API/%73ecret", false),
+            ("/api/secret", true),
+            ("/%41PI/secret", true),
+            ("/%2541PI/secret", true),
+            ("//API/secret", true),
+            ("/open/../API/secret", true),
+            ("/open/%2e%2e%2fAPI/secret", true),
+            ("/API;x/secret", true),
+            ("/API./secret", true),
+            ("/open/API/secret", false),
+            ("/APIs", false),
+            ("/", false),
+            ("*", false),
+        ] {
+            let (head, ()) = http::Request::get(target).body(()).unwrap().into_parts();
+            let is_ambiguous = |routes: &Routes| routes.is_ambiguous(&head, routes.choose(&head));
+            assert_eq!((is_ambiguous(&with_rules), is_ambiguous(&without)), (expected, false), "{target}");
         }
     }
 

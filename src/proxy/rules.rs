@@ -3,6 +3,8 @@
 //! Servers disagree on what a path means: some decode it twice, some take `\` for `/`, cut parameters at `;`, ignore case or
 //! trailing dots. A rule that holds for one reading alone can be walked around, so a path is judged in every reading.
 
+use std::borrow::Cow;
+
 use http::Method;
 
 use super::error::Error;
@@ -22,7 +24,7 @@ pub struct Rule {
 impl Rule {
     /// A rule on everything below `path`.
     pub fn new(method: Option<Method>, path: &str) -> Self {
-        Self { method, path: normal(path) }
+        Self { method, path: normal(&folded(path.into())) }
     }
 
     fn covers(&self, method: &Method, path: &str) -> bool {
@@ -42,10 +44,15 @@ pub struct Rules {
 }
 
 impl Rules {
+    /// Whether nothing is allowed or denied in particular.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.allow.is_empty() && self.deny.is_empty()
+    }
+
     /// Judges the path of a request as it is sent. `issuer` holds the last segments of the issuer's own paths, in lower
     /// case: no client may spend or mint our tokens.
     pub(crate) fn judge(&self, method: &Method, path: &str, issuer: &[String]) -> Result<(), Error> {
-        let has_own = !self.allow.is_empty() || !self.deny.is_empty();
+        let has_own = !self.is_empty();
         if !has_own && is_plain(path) {
             return if names_issuer(path, issuer) { Err(Error::IssuerPath) } else { Ok(()) };
         }
@@ -55,7 +62,7 @@ impl Rules {
         let mut reading = path.as_bytes().to_vec();
         for round in 0.. {
             // Bytes that are no text belong to no name that a rule can hold.
-            let text = String::from_utf8_lossy(&reading);
+            let text = folded(String::from_utf8_lossy(&reading));
             if names_issuer(&text, issuer) {
                 return Err(Error::IssuerPath);
             }
@@ -80,12 +87,19 @@ impl Rules {
             }
             reading = decoded;
         }
-        let read = normal(&String::from_utf8_lossy(&reading));
+        let read = normal(&folded(String::from_utf8_lossy(&reading)));
         if !self.allow.is_empty() && !self.allow.iter().any(|rule| rule.covers(method, &read)) {
             return Err(Error::PathDenied);
         }
         Ok(())
     }
+}
+
+/// Every way in which a path can be read, each as rules are written.
+pub(crate) fn readings(path: &str) -> impl Iterator<Item = String> {
+    let decoded = |reading: &Vec<u8>| decode(reading, false).ok().flatten();
+    let all = std::iter::successors(Some(path.as_bytes().to_vec()), decoded).take(MAX_ROUNDS + 1);
+    all.map(|reading| normal(&folded(String::from_utf8_lossy(&reading))))
 }
 
 /// The last segment of an issuer's path, as it is compared.
@@ -121,14 +135,20 @@ fn names_issuer(path: &str, issuer: &[String]) -> bool {
     path.split(['/', '\\']).map(bare).any(|segment| issuer.iter().any(|name| name.eq_ignore_ascii_case(segment)))
 }
 
-/// A segment without parameters and what some file systems ignore at its end.
+/// A segment without parameters and what some servers and file systems ignore at its end.
 fn bare(segment: &str) -> &str {
     let name = segment.split(';').next().unwrap_or_default();
-    name.trim_end_matches(['.', ' '])
+    name.trim_end_matches(|c: char| c == '.' || c.is_whitespace() || c.is_control())
 }
 
+/// Whether there are segments of dots, also of such as are some only without what is ignored at their end.
 fn has_dot_segments(path: &str) -> bool {
-    path.split(['/', '\\']).any(|segment| matches!(segment.split(';').next(), Some("." | "..")))
+    path.split(['/', '\\']).any(|segment| segment.starts_with('.') && bare(segment).is_empty())
+}
+
+/// Some letters beyond ASCII are small or capital forms of letters within it: to servers that ignore case, they are the same.
+fn folded(text: Cow<'_, str>) -> Cow<'_, str> {
+    if text.is_ascii() { text } else { Cow::Owned(text.to_uppercase().to_lowercase()) }
 }
 
 /// Whether decoding brought slashes to light.
@@ -139,7 +159,7 @@ fn hides_a_border(decoded: &str, path: &str) -> bool {
 
 /// A path as the most lenient server reads it: one kind of slash, no empty segments, no parameters, dots resolved, no dots
 /// or spaces at the end of a name, lower case.
-fn normal(path: &str) -> String {
+pub(crate) fn normal(path: &str) -> String {
     let mut segments: Vec<&str> = Vec::new();
     for segment in path.split(['/', '\\']) {
         match segment.split(';').next().unwrap_or_default() {
@@ -232,6 +252,8 @@ mod tests {
             ("/api/token.do/..", 403),
             ("//token.do", 403),
             ("/api/token.do%3bx", 403),
+            ("/api/token.do%09", 403),
+            ("/api/to%E2%84%AAen.do", 403),
             ("/api/%25252574oken.do", 400),
             ("/api\\token.do", 400),
             ("/api/%zz", 400),
@@ -260,7 +282,11 @@ mod tests {
     fn an_operators_rules_hold_in_every_reading() {
         let rules = Rules {
             allow: vec![Rule::new(None, "/api"), Rule::new(None, "/Share/")],
-            deny: vec![Rule::new(None, "/api/admin"), Rule::new(Some(Method::DELETE), "/")],
+            deny: vec![
+                Rule::new(None, "/api/admin"),
+                Rule::new(None, "/api/Ädmin"),
+                Rule::new(Some(Method::DELETE), "/"),
+            ],
         };
         for (method, path, expected) in [
             (Method::GET, "/api", 200),
@@ -281,6 +307,13 @@ mod tests {
             (Method::GET, "/api/./file", 400),
             (Method::GET, "/api/x/..;/admin", 400),
             (Method::GET, "/api/%2e%2e/x", 400),
+            (Method::GET, "/api/x/..%20/admin", 400),
+            (Method::GET, "/api/x/.../admin", 400),
+            (Method::GET, "/api/x/..%0a/admin", 400),
+            (Method::GET, "/api/.hidden", 200),
+            (Method::GET, "/api/%C3%84DMIN", 403),
+            (Method::GET, "/api/%C3%A4dmin/", 403),
+            (Method::GET, "/api/adm%C4%B1n", 403),
             (Method::GET, "/api%2Ffile", 400),
             (Method::GET, "/api%5cfile", 400),
             (Method::GET, "/api/%2541", 400),

@@ -25,7 +25,7 @@ pub(super) struct Listening {
 /// The guard's exceptions in `[proxy]`: they hold wherever nothing else is said.
 pub(super) fn guard(r: &mut Reader) -> Guard {
     Guard {
-        allowed_hosts: allowed(r, "proxy.allowed_hosts", values::host_name),
+        allowed_hosts: allowed(r, "proxy.allowed_hosts", values::own_name),
         allowed_origins: allowed(r, "proxy.allowed_origins", values::web_origin),
         required_header: r.read("proxy.required_header", values::own_header),
         is_off: false,
@@ -64,7 +64,7 @@ fn listener(r: &mut Reader, section: &str, guard: &Guard, open: Option<bool>) ->
     let (hosts, origins, own_open) = (key("allowed_hosts"), key("allowed_origins"), key("allow_unauthenticated"));
     let mut guard = guard.clone();
     if r.is_given(&hosts) {
-        guard.allowed_hosts = allowed(r, &hosts, values::host_name);
+        guard.allowed_hosts = allowed(r, &hosts, values::own_name);
     }
     if r.is_given(&origins) {
         guard.allowed_origins = allowed(r, &origins, values::web_origin);

@@ -126,6 +126,14 @@ pub(in crate::config) fn host_name(value: &Value) -> Read<String> {
     }
 }
 
+/// A name by which we may be called.
+pub(in crate::config) fn own_name(value: &Value) -> Read<String> {
+    match host_name(value)?.as_str() {
+        "0.0.0.0" | "[::]" => Err(fault("is every address and none", "write the address or the name that apps use")),
+        name => Ok(name.to_owned()),
+    }
+}
+
 /// What `Host` carries: a name, and a port if it is not the usual one.
 pub(in crate::config) fn host_header(value: &Value) -> Read<HeaderValue> {
     let host = parse_authority(text(value)?).and_then(|(host, port)| {
@@ -288,6 +296,8 @@ mod tests {
         assert_eq!(host_name(&words("::1")), Ok("[::1]".to_owned()));
         assert_eq!(host_name(&words("[::1]")), Ok("[::1]".to_owned()));
         assert_eq!(instead(host_name(&words("files.example.com:80"))), r#"write "files.example.com""#);
+        assert!(own_name(&words("192.0.2.1")).is_ok());
+        assert!(own_name(&words("0.0.0.0")).is_err() && own_name(&words("::")).is_err());
         for text in ["*.example.com", "http://example.com", "a b", "a/b", ""] {
             assert!(host_name(&words(text)).is_err(), "{text}");
         }
