@@ -9,6 +9,7 @@ use std::{
     convert::Infallible,
     future::Future,
     io,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -21,7 +22,11 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Semaphore,
+    task::JoinSet,
+};
 
 use crate::{
     base::secret::Secret,
@@ -81,6 +86,7 @@ struct Desk {
 }
 
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Server {
@@ -100,7 +106,7 @@ impl Server {
     /// Serves until `stop` resolves.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let mut connections = JoinSet::new();
-        let mut stop = std::pin::pin!(stop);
+        let mut stop = pin!(stop);
         loop {
             let accepted = tokio::select! {
                 () = &mut stop => break,
@@ -111,7 +117,7 @@ impl Server {
                 Ok((stream, place)) => {
                     let desk = Arc::clone(&self.desk);
                     connections.spawn(async move {
-                        serve(desk, stream).await;
+                        serve(stream, |request| desk.answer(request)).await;
                         drop(place);
                     });
                 }
@@ -132,18 +138,26 @@ impl Server {
     }
 }
 
-async fn serve(desk: Arc<Desk>, stream: crate::net::socket::Stream) {
+/// Serves a connection for as long as it may hold its place: some clients never take what they asked for.
+async fn serve<S>(stream: S, answer: impl Fn(&Parts) -> Response<Full<Bytes>>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let service = service_fn(|request: Request<Incoming>| {
         let (head, _) = request.into_parts();
-        let response = desk.answer(&head);
+        let response = answer(&head);
         async { Ok::<_, Infallible>(response) }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
+    let mut serving = pin!(serving);
     // What went wrong on such a connection is for its client to report.
-    let _ = serving.await;
+    if tokio::time::timeout(CONNECTION_TIMEOUT, serving.as_mut()).await.is_err() {
+        serving.as_mut().graceful_shutdown();
+        let _ = tokio::time::timeout(END_TIMEOUT, serving).await;
+    }
 }
 
 impl Desk {
@@ -238,4 +252,21 @@ fn respond(status: StatusCode, content_type: &'static str, body: Bytes) -> Respo
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_take_an_answer_gives_the_place_back() {
+        let (mut client, server) = tokio::io::duplex(1024);
+        let serving = tokio::spawn(serve(server, |_| respond(StatusCode::OK, "text/plain", vec![b'x'; 4096].into())));
+        client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        assert_eq!(client.read_u8().await.unwrap(), b'H');
+        let limit = CONNECTION_TIMEOUT + 2 * END_TIMEOUT;
+        assert!(tokio::time::timeout(limit, serving).await.is_ok(), "still served");
+    }
 }
