@@ -60,7 +60,7 @@ async fn the_upstream_sees_one_clean_request() {
     let proxy = in_front_of(upstream, &[]).await;
     let request = "POST /a%2Fb;x=1?q=%C3%BC&r=+ HTTP/1.1\r\nHost: localhost:1\r\nAuthorization: Bearer a\r\nauthorization: Basic b\r\n\
                    Connection: authorization, x-hop\r\nConnection: close\r\nX-Hop: 1\r\nProxy-Authorization: c\r\n\
-                   X-Kept: one\r\nTE: trailers\r\nX-Original-URL: /x\r\nX-HTTP-Method-Override: PUT\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\nX-Kept: two\r\nContent-Length: 4\r\n\r\nbody";
+                   X-Kept: one\r\nTE: trailers\r\nX-Original-URL: /x\r\nX_Original_Url: /x\r\nX-HTTP-Method-Override: PUT\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\nX-Kept: two\r\nContent-Length: 0004\r\n\r\nbody";
     let answer = raw(proxy.address, request.as_bytes(), LIMIT).await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     let seen = answer.split_once("\r\n\r\n").unwrap().1;
@@ -72,6 +72,7 @@ async fn the_upstream_sees_one_clean_request() {
     for absent in [
         "x-hop",
         "x-original-url",
+        "x_original_url",
         "x-http-method",
         "proxy-authorization",
         "upgrade",
@@ -87,6 +88,7 @@ async fn the_upstream_sees_one_clean_request() {
     assert!(
         lower.contains("\r\nx-forwarded-for: 127.0.0.1\r\n") && lower.contains("\r\nx-forwarded-host: localhost:1\r\n")
     );
+    assert!(lower.contains("\r\ncontent-length: 4\r\n"), "{seen}");
     assert!(lower.find("x-kept: one") < lower.find("x-kept: two"), "{seen}");
 }
 

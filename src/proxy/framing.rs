@@ -270,14 +270,15 @@ fn field_line(line: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
     Ok((&line[..colon], value))
 }
 
+/// Zeros in front are no others: some old programs fill the number up with them.
 fn content_length(value: &[u8]) -> Result<u64, Fault> {
-    // A leading zero is octal to some.
-    let is_number = !value.is_empty() && value.iter().all(u8::is_ascii_digit) && (value[0] != b'0' || value.len() == 1);
+    let is_number = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+    let digits = value.iter().skip_while(|digit| **digit == b'0');
     // Below what hyper takes for "unknown".
-    if !is_number || value.len() > 18 {
+    if !is_number || digits.clone().count() > 18 {
         return Err(Fault::Malformed("Content-Length is not a length"));
     }
-    Ok(value.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')))
+    Ok(digits.fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')))
 }
 
 /// Without spaces at both ends. A tab may stand there as well, but not everybody knows.

@@ -89,6 +89,7 @@ fn taken_apart(mut request: Request<Incoming>) -> (request::Parts, Incoming, Opt
     if head.version == Version::HTTP_2 {
         headers::from_http2(&mut head);
     }
+    headers::plain_length(&mut head.headers);
     headers::encode_target(&mut head);
     (head, body, upgrade)
 }

@@ -146,10 +146,27 @@ pub(crate) fn for_http2<B>(request: &mut Request<B>, scheme: &Scheme) {
 }
 
 /// Drops from trailers what would mean something else behind a body than before it, or is for one hop only, RFC 9110 §6.5.1,
-/// and what is for us alone.
+/// and what is for us alone. Some servers put trailers among the fields of the head.
 pub(crate) fn clean_trailers(trailers: &mut HeaderMap, withheld: &[HeaderName]) {
-    for name in HOP_BY_HOP.iter().chain(&NEVER_IN_TRAILERS).chain(withheld) {
+    let is_dropped = |name: &&HeaderName| {
+        is_dropped_from_requests(name) || NEVER_IN_TRAILERS.contains(name) || withheld.contains(name)
+    };
+    let dropped: Vec<HeaderName> = trailers.keys().filter(is_dropped).cloned().collect();
+    for name in dropped {
         trailers.remove(name);
+    }
+}
+
+/// Writes a length without the zeros that old programs fill it up with: to some servers it would be octal.
+pub(crate) fn plain_length(headers: &mut HeaderMap) {
+    let Some(length) = headers.get(header::CONTENT_LENGTH) else { return };
+    if let [b'0', rest @ ..] = length.as_bytes()
+        && !rest.is_empty()
+    {
+        let zeros = rest.iter().take_while(|digit| **digit == b'0').count().min(rest.len() - 1);
+        if let Ok(plain) = HeaderValue::from_bytes(&rest[zeros..]) {
+            headers.insert(header::CONTENT_LENGTH, plain);
+        }
     }
 }
 
@@ -228,19 +245,32 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const HOP_BY_HOP: [HeaderName; 6] =
     [header::CONNECTION, PROXY_CONNECTION, KEEP_ALIVE, header::TE, header::TRANSFER_ENCODING, header::UPGRADE];
 
-const NEVER_IN_TRAILERS: [HeaderName; 6] = [
-    header::AUTHORIZATION,
-    header::PROXY_AUTHORIZATION,
-    header::PROXY_AUTHENTICATE,
-    header::HOST,
+const NEVER_IN_TRAILERS: [HeaderName; 9] = [
     header::CONTENT_LENGTH,
     header::TRAILER,
+    header::COOKIE,
+    header::SET_COOKIE,
+    header::CACHE_CONTROL,
+    header::FORWARDED,
+    X_FORWARDED_FOR,
+    X_FORWARDED_HOST,
+    X_FORWARDED_PROTO,
 ];
 
-/// Compared as text: the compiler turns this into a switch on the length, cheaper than a row of comparisons of names.
+/// Servers that hand fields to programs (CGI, WSGI) write every `-` as `_`, and then cannot tell the two apart.
 fn is_dropped_from_requests(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    is_dropped(name)
+        || name.contains('_') && {
+            let name = name.replace('_', "-");
+            is_dropped(&name) || name == "content-length"
+        }
+}
+
+/// Compared as text: the compiler turns this into a switch on the length, cheaper than a row of comparisons of names.
+fn is_dropped(name: &str) -> bool {
     matches!(
-        name.as_str(),
+        name,
         "connection" | "proxy-connection" | "keep-alive" | "te" | "transfer-encoding" | "upgrade" | "http2-settings"
             // Some servers act on these instead of on the path and the method that were judged.
             | "x-original-url" | "x-rewrite-url" | "x-http-method-override" | "x-http-method" | "x-method-override"
@@ -439,6 +469,42 @@ mod tests {
     fn what_is_for_us_alone_goes_no_further() {
         let out = plain(&[("x-api-key", "1"), ("X-API-Key", "2"), ("x-api-keys", "3")]);
         assert!(!out.contains_key("x-api-key") && out.contains_key("x-api-keys"));
+    }
+
+    #[test]
+    fn no_other_spelling_and_no_trailer_says_what_a_field_may_not() {
+        let fields = [
+            ("x_original_url", "/admin"),
+            ("x-http_method_override", "DELETE"),
+            ("x-rewrite-url", "/admin"),
+            ("transfer_encoding", "chunked"),
+            ("content_length", "5"),
+            ("authorization", "Bearer theirs"),
+            ("x-api-key", "1"),
+            ("x_app_field", "stays"),
+        ];
+        let out = plain(&fields);
+        let names: Vec<_> = out.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["x_app_field", "host", "cdn-loop", "authorization"]);
+        let mut trailers = HeaderMap::new();
+        let more = [("set-cookie", "a=b"), ("cookie", "a=b"), ("x-forwarded-for", "192.0.2.9"), ("grpc-status", "0")];
+        for (name, value) in fields.into_iter().chain(more) {
+            trailers.insert(name, HeaderValue::from_static(value));
+        }
+        clean_trailers(&mut trailers, &[HeaderName::from_static("x-api-key")]);
+        let mut names: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["grpc-status", "x_app_field"]);
+    }
+
+    #[test]
+    fn lengths_are_written_without_zeros_in_front() {
+        for (length, expected) in [("0", "0"), ("00", "0"), ("0005", "5"), ("050", "50"), ("7", "7"), ("100", "100")] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static(length));
+            plain_length(&mut headers);
+            assert_eq!(headers[header::CONTENT_LENGTH], expected);
+        }
     }
 
     #[test]
