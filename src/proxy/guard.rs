@@ -37,7 +37,7 @@ pub(crate) enum Reach {
 /// Who can reach a listener at this address.
 pub(crate) fn reach(address: &Address) -> Reach {
     match address {
-        Address::Tcp(address) if address.ip().is_loopback() => Reach::Loopback,
+        Address::Tcp(address) if address.ip().to_canonical().is_loopback() => Reach::Loopback,
         Address::Tcp(_) => Reach::Network,
         Address::Unix(_) => Reach::File,
     }
@@ -279,6 +279,21 @@ mod tests {
             ..Guard::default()
         };
         Gate::new(guard, reach, Scheme::HTTP)
+    }
+
+    #[test]
+    fn who_can_reach_an_address() {
+        for (address, expected) in [
+            ("127.0.0.2:80", Reach::Loopback),
+            ("[::1]:80", Reach::Loopback),
+            ("[::ffff:127.0.0.1]:80", Reach::Loopback),
+            ("0.0.0.0:80", Reach::Network),
+            ("[::]:80", Reach::Network),
+            ("192.0.2.1:80", Reach::Network),
+        ] {
+            assert_eq!(reach(&Address::Tcp(address.parse().unwrap())), expected, "{address}");
+        }
+        assert_eq!(reach(&Address::Unix("socket".into())), Reach::File);
     }
 
     #[test]

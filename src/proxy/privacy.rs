@@ -43,8 +43,10 @@ impl Privacy {
 
 fn decides_on_sharing(value: &HeaderValue) -> bool {
     directives(value).any(|directive| {
-        let known = [&b"no-store"[..], b"private", b"public", b"s-maxage", b"must-revalidate"];
-        known.iter().any(|known| name(directive).eq_ignore_ascii_case(known))
+        let known = [&b"no-store"[..], b"public", b"s-maxage", b"must-revalidate"];
+        // With fields behind it, `private` is about those alone: RFC 9111 §5.2.2.7.
+        directive.eq_ignore_ascii_case(b"private")
+            || known.iter().any(|known| name(directive).eq_ignore_ascii_case(known))
     })
 }
 
@@ -97,7 +99,7 @@ mod tests {
             (&["max-age=1", "must-revalidate"], "max-age=1 | must-revalidate", "max-age=1 | must-revalidate | private"),
             (
                 &["private=\"a, public\", no-cache=\"b, c\""],
-                "private=\"a, public\", no-cache=\"b, c\"",
+                "private=\"a, public\", no-cache=\"b, c\" | private",
                 "no-cache=\"b, c\" | private",
             ),
             (&["PUBLIC", ",private,"], "PUBLIC | ,private,", "private"),

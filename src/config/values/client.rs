@@ -3,7 +3,7 @@
 use std::{net::IpAddr, num::NonZeroU32, time::Duration};
 
 use http::{HeaderName, header};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::{Read, text, text_like};
 use crate::{
@@ -88,7 +88,17 @@ pub(in crate::config) fn network(value: &Value) -> Read<IpNet> {
     if network.trunc() != network {
         return Err(fault("names an address within a network", format!("write {:?}", network.trunc().to_string())));
     }
-    Ok(network)
+    Ok(canonical(network))
+}
+
+/// Connections from IPv4 are known by their IPv4 addresses, also where a socket of IPv6 takes them.
+fn canonical(network: IpNet) -> IpNet {
+    match (network.addr().to_canonical(), network.prefix_len().checked_sub(96)) {
+        (IpAddr::V4(address), Some(length)) if matches!(network, IpNet::V6(_)) => {
+            Ipv4Net::new(address, length).map_or(network, IpNet::V4)
+        }
+        _ => network,
+    }
 }
 
 /// `100/s`, `1000/m`, `5000/h`.
@@ -136,6 +146,10 @@ mod tests {
             ("192.0.2.7", "192.0.2.7/32"),
             ("2001:db8::/32", "2001:db8::/32"),
             ("::ffff:192.0.2.7", "192.0.2.7/32"),
+            ("::ffff:192.0.2.0/120", "192.0.2.0/24"),
+            ("::ffff:192.0.2.7/128", "192.0.2.7/32"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+            ("::/0", "::/0"),
             ("0.0.0.0/0", "0.0.0.0/0"),
         ] {
             assert_eq!(network(&words(text)).map(|network| network.to_string()), Ok(expected.to_owned()), "{text}");
