@@ -4,7 +4,8 @@ use std::{
     fs,
     net::{SocketAddr, TcpListener},
     path::Path,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{self, Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU16, Ordering::Relaxed},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -18,8 +19,17 @@ pub fn program(folder: &Path) -> Command {
     command
 }
 
+/// A port that is free, and not one of those that the system gives out by itself: a connection of another test could take
+/// such a one before the program does.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let begin = u16::try_from(process::id() % 1000 * 18).unwrap();
+        let port = 12_000 + (begin + NEXT.fetch_add(1, Relaxed)) % 20_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A free port of this machine.
