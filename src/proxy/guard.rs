@@ -118,7 +118,8 @@ impl Gate {
             return Ok(());
         }
         self.check_name(host.as_bytes())?;
-        *known.borrow_mut() = Some(host.clone());
+        // A copy: a clone would keep the buffer of its whole head for as long as the connection lasts.
+        *known.borrow_mut() = HeaderValue::from_bytes(host.as_bytes()).ok();
         Ok(())
     }
 

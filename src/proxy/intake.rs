@@ -73,6 +73,10 @@ impl Intake {
         self.heads = self.heads.wrapping_add(heads);
         if is_held {
             self.good = self.held.split_to(good).freeze();
+            if self.held.is_empty() {
+                // What is left of it would keep all of it.
+                self.held = BytesMut::new();
+            }
             buf.set_filled(before);
         } else {
             self.held.extend_from_slice(&read[good..]);
