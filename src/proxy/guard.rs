@@ -200,7 +200,8 @@ fn host_name(host: &[u8]) -> Option<String> {
         None => host.split_once(':').unwrap_or((host, "")),
     };
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    let is_name = !name.is_empty() && name.bytes().all(legal);
+    // The longest one that there can be, RFC 1035 §2.3.4: it goes into the log.
+    let is_name = (1..=255).contains(&name.len()) && name.bytes().all(legal);
     let is_literal = name.starts_with('[') && address(name).is_some();
     let is_port = port.is_empty() || port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
     ((is_name || is_literal) && is_port).then(|| name.to_ascii_lowercase())
@@ -323,6 +324,7 @@ mod tests {
             ("127.1", 421, 421, 200),
             ("0x7f.1", 421, 421, 200),
             ("", 400, 400, 400),
+            (&"a".repeat(256), 400, 400, 400),
             ("a/b@c", 400, 400, 400),
             ("localhost:80a", 400, 400, 400),
             ("localhost:99999", 400, 400, 400),

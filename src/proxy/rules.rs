@@ -15,7 +15,7 @@ const MAX_ROUNDS: usize = 3;
 /// What an operator allows or denies: everything below a path, by any method or by one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// The only method that it is about.
+    /// The only method that it is about; `GET` includes `HEAD`.
     pub method: Option<Method>,
     /// This path and everything below it, as [`normal`] writes it.
     path: String,
@@ -30,6 +30,8 @@ impl Rule {
     fn covers(&self, method: &Method, path: &str) -> bool {
         let below = path.strip_prefix(self.path.as_str());
         let is_below = below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || self.path == "/");
+        // HEAD is GET without the content: RFC 9110 §9.3.2.
+        let method = if *method == Method::HEAD && self.method != Some(Method::HEAD) { &Method::GET } else { method };
         is_below && self.method.as_ref().is_none_or(|only| only == method)
     }
 }
@@ -322,6 +324,19 @@ mod tests {
             assert_eq!(verdict(&rules, &method, path), expected, "{method} {path}");
         }
         let all_but = Rules { deny: vec![Rule::new(None, "/secret")], ..Rules::default() };
+        let reading = Rules {
+            allow: vec![Rule::new(Some(Method::GET), "/x")],
+            deny: vec![Rule::new(Some(Method::GET), "/x/secret"), Rule::new(Some(Method::HEAD), "/x/large")],
+        };
+        for (method, path, expected) in [
+            (Method::HEAD, "/x", 200),
+            (Method::POST, "/x", 403),
+            (Method::HEAD, "/x/secret", 403),
+            (Method::HEAD, "/x/large", 403),
+            (Method::GET, "/x/large", 200),
+        ] {
+            assert_eq!(verdict(&reading, &method, path), expected, "{method} {path}");
+        }
         assert_eq!(verdict(&all_but, &Method::GET, "/x"), 200);
         assert_eq!(verdict(&all_but, &Method::GET, "/SECRET/x"), 403);
         let nothing = Rules { deny: vec![Rule::new(None, "/")], ..Rules::default() };
