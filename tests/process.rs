@@ -407,3 +407,49 @@ async fn the_environment_alone_is_enough() {
     listens(address).await;
     assert_eq!(send(address, get("/")).await.status(), 200);
 }
+
+/// A second report has to come however little else happens: the worker's ticker stands still meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_speak_tls_is_told_of_each_second() {
+    let folder = tempfile::tempdir().unwrap();
+    let (address, _) = configuration(folder.path(), &issuer().await);
+    let own = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    fs::write(folder.path().join("own.pem"), own.cert.pem()).unwrap();
+    fs::write(folder.path().join("own.key"), own.signing_key.serialize_pem()).unwrap();
+    let listener = format!(
+        "workers = 1\n[[listener]]\naddress = \"{address}\"\ntls = {{ cert_file = \"own.pem\", key_file = \"own.key\" }}\n"
+    );
+    let path = folder.path().join("proxy.toml");
+    let text = fs::read_to_string(&path).unwrap().replace(&format!("listen = [\"{address}\"]\n"), &listener);
+    fs::write(&path, text).unwrap();
+    let log = folder.path().join("log");
+    let _running = Running(program(folder.path()).stderr(fs::File::create(&log).unwrap()).spawn().unwrap());
+    listens(address).await;
+    eventually("two are told", async || {
+        common::raw(address, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", LIMIT).await;
+        let told = fs::read_to_string(&log).unwrap();
+        told.lines().filter(|line| line.contains("did not agree on TLS") && line.contains("\"peer\"")).count() > 1
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_metric_and_every_value_of_its_labels_is_documented() {
+    let folder = tempfile::tempdir().unwrap();
+    let (address, admin) = configuration(folder.path(), &issuer().await);
+    let _running = start(folder.path());
+    listens(address).await;
+    let metrics = String::from_utf8(send(admin, get("/metrics")).await.into_body().to_vec()).unwrap();
+    let documented = include_str!("../METRICS.md");
+    let is_documented = |word: &str| documented.contains(&format!("`{word}`"));
+    let names = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE bearer_proxy_")?.split(' ').next());
+    let values = metrics.lines().filter_map(|line| line.split_once('{')?.1.split_once('}')).flat_map(|(labels, _)| {
+        let labels = labels.split(',').filter_map(|label| label.split_once('='));
+        let listed = labels.filter(|(label, _)| ["reason", "outcome", "error", "state"].contains(label));
+        listed.map(|(_, value)| value.trim_matches('"'))
+    });
+    let words: Vec<_> = names.chain(values).collect();
+    assert!(words.len() > 60, "{metrics}");
+    let missing: Vec<_> = words.into_iter().filter(|word| !is_documented(word)).collect();
+    assert!(missing.is_empty(), "not in METRICS.md: {missing:?}");
+}

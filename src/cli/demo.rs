@@ -67,6 +67,7 @@ async fn start_cloud(clock: &SharedClock) -> std::io::Result<Cloud> {
 fn start_proxy(cloud: &Cloud, clock: &SharedClock) -> Result<App, String> {
     let settings = [
         ("proxy.listen", "127.0.0.1:0"),
+        ("proxy.max_connections", "100"),
         ("upstream.endpoints", cloud.origin()),
         ("token.client_id", "demo"),
         ("token.client_secret", "secret"),

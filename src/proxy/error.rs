@@ -30,22 +30,22 @@ pub(crate) enum Error {
     #[error("no [[client]] comes from there with such a certificate")]
     Stranger,
     /// More often than the client may.
-    #[error("the client asks more often than its rate allows")]
+    #[error("the client asks more often than the rate of its [[client]] allows")]
     TooOften {
         /// When it may ask again.
         retry_after: Duration,
     },
     /// More at the same time than the client may.
-    #[error("as many requests of the client as its concurrency allows are under way")]
+    #[error("as many requests as the concurrency of the [[client]] allows are under way")]
     TooManyAtOnce,
     /// No well-formed request.
     #[error("{0}")]
     BadRequest(&'static str),
     /// The target is longer than any that is served.
-    #[error("the request's target is too long")]
+    #[error("the request's target is too long (proxy.max_uri_length)")]
     TargetTooLong,
     /// A head of too many bytes or fields.
-    #[error("the request's head is too large")]
+    #[error("the request's head is too large (proxy.max_head_size, proxy.max_headers)")]
     HeadTooLarge,
     /// Another version of HTTP.
     #[error("HTTP/1.0, HTTP/1.1 and HTTP/2 are spoken here")]

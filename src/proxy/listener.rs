@@ -2,6 +2,7 @@
 
 use std::{
     future::{Future, poll_fn},
+    io,
     net::SocketAddr,
     pin::pin,
     rc::Rc,
@@ -43,7 +44,7 @@ pub(crate) async fn accept(
         match accepted {
             Ok((stream, peer)) => take(&worker, stream, peer, &gate, greeting.as_ref()),
             Err(error) if is_exhaustion(&error) => {
-                worker.accept_failed(&error);
+                worker.connection_failed(ConnectionRejection::AcceptFailed, None, Some(&error));
                 tokio::time::sleep(EXHAUSTION_PAUSE).await;
             }
             // The client has gone away again.
@@ -85,7 +86,11 @@ fn take(worker: &Rc<Worker>, stream: Stream, peer: Option<SocketAddr>, gate: &Rc
         let limit = worker.config.first_byte_timeout + worker.config.head_timeout;
         match tokio::time::timeout(limit, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => connection::serve(worker, Either::Right(Box::new(stream)), client, gate).await,
-            Ok(Err(_)) | Err(_) => worker.connection_rejected(ConnectionRejection::Handshake),
+            // Whoever goes away again, as health checks and browsers do, is no news.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                worker.connection_failed(ConnectionRejection::Handshake, peer, Some(&error));
+            }
+            Ok(Err(_)) | Err(_) => worker.metrics.connections_rejected[ConnectionRejection::Handshake as usize].add(1),
         }
         drop(place);
     });

@@ -81,6 +81,26 @@ pub(crate) enum ConnectionRejection {
     Flood = 5,
 }
 
+impl ConnectionRejection {
+    pub(crate) fn label(self) -> &'static str {
+        CONNECTION_REJECTIONS[self as usize]
+    }
+
+    /// What the log says.
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Self::Full => "a connection is turned away: there are too many (proxy.max_connections)",
+            Self::FullForAddress => {
+                "a connection is turned away: there are too many of its address (proxy.max_connections_per_address)"
+            }
+            Self::AcceptFailed => "cannot accept connections; trying again in a moment",
+            Self::BytesBeforeUpgrade => "a connection is closed: its client went on before the upgrade was agreed on",
+            Self::Handshake => "a client and this listener did not agree on TLS",
+            Self::Flood => "a connection is closed: a flood of HTTP/2 frames or resets (proxy.max_resets)",
+        }
+    }
+}
+
 /// Values of the label `error` of `upstream_errors_total`.
 pub const UPSTREAM_ERRORS: [&str; 9] = [
     "connect_timeout",

@@ -33,7 +33,7 @@ use super::{
     exchange::{Abandoned, Exchange},
     guard::Gate,
     listener::{Place, accept},
-    metrics::{ConnectionRejection, Metrics},
+    metrics::{CONNECTION_REJECTIONS, ConnectionRejection, Metrics},
     monitor::{self, Monitor},
     privacy::Privacy,
     recording,
@@ -102,7 +102,7 @@ pub(crate) struct Worker {
     reported: [Cell<u64>; error::LABELS.len()],
     sampled: Cell<(u64, u32)>,
     looked: Cell<(u64, u32)>,
-    accept_reported: Cell<u64>,
+    connections_reported: [Cell<u64>; CONNECTION_REJECTIONS.len()],
 }
 
 /// A token as this worker carries it: with a copy of its own of the header, so that taking it touches no memory that other
@@ -241,7 +241,7 @@ impl Worker {
             reported: std::array::from_fn(|_| Cell::new(0)),
             sampled: Cell::default(),
             looked: Cell::default(),
-            accept_reported: Cell::new(0),
+            connections_reported: Default::default(),
             config,
             shared,
         });
@@ -278,7 +278,7 @@ impl Worker {
     /// Takes one of the places for connections, in all and from this address.
     pub(crate) fn place_for_connection(self: &Rc<Self>, peer: Option<SocketAddr>) -> Option<Place> {
         let Some(source) = self.shared.addresses.take(peer) else {
-            self.connection_rejected(ConnectionRejection::FullForAddress);
+            self.connection_failed(ConnectionRejection::FullForAddress, peer, None);
             return None;
         };
         let place = Place { worker: Rc::clone(self), source };
@@ -286,7 +286,7 @@ impl Worker {
         if self.shared.connections.fetch_add(1, Relaxed) < self.config.limits.connections {
             return Some(place);
         }
-        self.connection_rejected(ConnectionRejection::Full);
+        self.connection_failed(ConnectionRejection::Full, peer, None);
         None
     }
 
@@ -295,17 +295,29 @@ impl Worker {
         if self.shared.requests.load(Relaxed) > self.config.limits.requests { Err(Error::Overloaded) } else { Ok(()) }
     }
 
+    /// Counts a connection that is turned away, and reports it: each kind at most once a second.
     pub(crate) fn connection_rejected(&self, reason: ConnectionRejection) {
-        self.metrics.connections_rejected[reason as usize].add(1);
+        self.connection_failed(reason, None, None);
     }
 
-    /// Counts it, and reports it at most once a second.
-    pub(crate) fn accept_failed(&self, error: &io::Error) {
-        self.connection_rejected(ConnectionRejection::AcceptFailed);
-        if self.accept_reported.get() <= self.ticker.now() {
-            self.accept_reported.set(self.ticker.now() + 10);
-            tracing::warn!(%error, "cannot accept connections; trying again in a moment");
+    /// The same, with what is known about it.
+    pub(crate) fn connection_failed(
+        &self,
+        reason: ConnectionRejection,
+        peer: Option<SocketAddr>,
+        error: Option<&io::Error>,
+    ) {
+        self.metrics.connections_rejected[reason as usize].add(1);
+        if self.is_due(&self.connections_reported[reason as usize]) {
+            let (peer, error) = (peer.map(tracing::field::display), error.map(tracing::field::display));
+            tracing::warn!(peer, error, rule = reason.label(), "{}", reason.words());
         }
+    }
+
+    /// Whether the last report of this kind was in another second. By the clock, since the ticker stands still in between.
+    fn is_due(&self, reported: &Cell<u64>) -> bool {
+        let second = second(self.clock.now());
+        reported.replace(second) != second
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -353,9 +365,7 @@ impl Worker {
     /// Counts and reports an answer of our own, each kind at most once a second.
     pub(crate) fn refused(&self, error: &Error, exchange: &Exchange) {
         self.metrics.refused(error);
-        let next = &self.reported[error.index()];
-        if next.get() <= self.ticker.now() {
-            next.set(self.ticker.now() + 10);
+        if self.is_due(&self.reported[error.index()]) {
             let peer = exchange.peer.client.address().map(tracing::field::display);
             let status = error.status().as_u16();
             tracing::warn!(peer, status, rule = error.label(), "{error}");
@@ -375,7 +385,7 @@ impl Worker {
         let log = match self.config.access_log {
             AccessLog::Off => false,
             AccessLog::All => true,
-            AccessLog::Sampled => self.is_sampled(status),
+            AccessLog::Sampled => self.is_sampled(status, received),
         };
         if log {
             let millis = self.clock.now().saturating_since(received).as_secs_f64() * 1000.0;
@@ -387,10 +397,13 @@ impl Worker {
 
     /// Whether an answer is looked into while it passes: a few of each second are.
     pub(crate) fn look(&self, head: &response::Parts) -> Option<Box<Look>> {
-        let second = self.ticker.now() / 10;
+        if !Look::is_worth_it(head) {
+            return None;
+        }
+        let second = second(self.clock.now());
         let (looked_second, count) = self.looked.get();
         let count = if second == looked_second { count } else { 0 };
-        if count >= seen::EACH_SECOND || !Look::is_worth_it(head) {
+        if count >= seen::EACH_SECOND {
             return None;
         }
         self.looked.set((second, count + 1));
@@ -403,15 +416,19 @@ impl Worker {
     }
 
     /// A few of each second: half of them are kept for server errors.
-    fn is_sampled(&self, status: StatusCode) -> bool {
+    fn is_sampled(&self, status: StatusCode, received: Moment) -> bool {
         const EACH_SECOND: u32 = 10;
-        let second = self.ticker.now() / 10;
+        let second = second(received);
         let (sampled_second, count) = self.sampled.get();
         let count = if second == sampled_second { count } else { 0 };
         let sampled = count < if status.is_server_error() { EACH_SECOND } else { EACH_SECOND / 2 };
         self.sampled.set((second, count + u32::from(sampled)));
         sampled
     }
+}
+
+fn second(moment: Moment) -> u64 {
+    moment.elapsed_since_boot().as_secs()
 }
 
 /// What clients have to show, once each.
