@@ -122,15 +122,16 @@ impl Task {
     }
 }
 
+fn bind(address: &Address) -> Result<Bound, Error> {
+    Bound::new(address).map_err(|source| Error::Listen { address: address.clone(), source })
+}
+
 impl App {
     /// Binds everything first, so that a second instance touches nothing that belongs to the first; then starts.
     ///
     /// # Errors
     /// When an address is taken, or a file that was fine when it was checked no longer is.
     pub fn start(mut config: Config, clock: SharedClock) -> Result<Self, Error> {
-        let bind = |address: &Address| {
-            Bound::new(address).map_err(|source| Error::Listen { address: address.clone(), source })
-        };
         let bound =
             config.proxy.listeners.iter().map(|listener| bind(&listener.address)).collect::<Result<Vec<_>, _>>()?;
         let admin_bound = config.admin.as_ref().map(|admin| bind(&admin.listener.address)).transpose()?;
