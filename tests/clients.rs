@@ -552,3 +552,29 @@ async fn the_rules_of_a_route_are_not_escaped_by_spelling_its_prefix_in_another_
     }
     assert_eq!(seen.lock().unwrap().len(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rules_hold_for_where_something_is_copied_or_moved_to_as_well() {
+    let (upstream, seen) = upstream("").await;
+    let rules = [("route[0].prefix", "/dav"), ("route[0].deny", "/dav/secret")];
+    let proxy = in_front_of(upstream, &rules).await;
+    for (request, destination, expected) in [
+        ("MOVE /dav/a", "Destination: http://localhost:8080/dav/secret/b", 403),
+        ("COPY /dav/a", "Destination: /dav/SECRET", 403),
+        ("MOVE /dav/a", "Destination: /dav/x/../secret", 400),
+        ("MOVE /dav/a", "Destination: //localhost/dav/secret", 400),
+        ("MOVE /dav/a", "Destination: dav/secret", 400),
+        ("MOVE /dav/a", "Destination: /dav/b\r\nDestination: /dav/secret", 400),
+        ("MOVE /elsewhere", "Destination: /dav/secret", 400),
+        ("MOVE /dav/a", "Destination: /api/token.do", 403),
+        ("MOVE /dav/a", "Destination: http://localhost:8080/dav/b", 200),
+        ("MOVE /dav/a", "Destination: /dav/b", 200),
+        ("GET /dav/a", "Destination: Rome, in words", 200),
+    ] {
+        let answer = ask(&proxy, request, &format!("Host: localhost:8080\r\n{destination}\r\n")).await;
+        assert_eq!(status(&answer), expected, "{request} {destination}");
+    }
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len(), 3);
+    assert!(seen[0].contains(&format!("destination: http://{upstream}/dav/b\r\n")), "{}", seen[0]);
+}

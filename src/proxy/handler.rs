@@ -192,11 +192,23 @@ impl Passage<'_> {
         Ok(())
     }
 
-    /// Whether the path, as the upstream sees it, may be asked for on this route and by this client.
+    /// Whether the path, as the upstream sees it, may be asked for on this route and by this client; and likewise where
+    /// something is to be copied or moved to.
     fn judge_path(&self) -> Result<(), Error> {
-        let (method, path) = (&self.head.method, self.route.path(&self.head.uri));
+        let target = &self.head.uri;
+        self.judge_one(self.route.path(target), target.path())?;
+        match headers::destination(self.head)? {
+            // It goes on as it is.
+            Some(destination) => self.judge_one(destination.path(), destination.path()),
+            None => Ok(()),
+        }
+    }
+
+    /// `path` as the upstream sees it, `asked` as the client wrote it.
+    fn judge_one(&self, path: &str, asked: &str) -> Result<(), Error> {
+        let method = &self.head.method;
         self.route.rules.judge(method, path, &self.worker.config.issuer_segments)?;
-        if self.worker.routes.is_ambiguous(self.head, self.route) {
+        if self.worker.routes.is_ambiguous(self.head, asked, self.route) {
             return Err(Error::BadRequest(
                 "the path can also be read as another [[route]]'s, whose rules it would escape",
             ));

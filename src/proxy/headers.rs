@@ -8,10 +8,11 @@ use http::{
 };
 use percent_encoding::{CONTROLS, utf8_percent_encode};
 
-use super::{ForwardedHeaders, privacy::Privacy, rewrite::Rewrites};
+use super::{ForwardedHeaders, error::Error, privacy::Privacy, rewrite::Rewrites};
 use crate::upstream::{Endpoint, Host};
 
 const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
+const DESTINATION: HeaderName = HeaderName::from_static("destination");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -118,6 +119,26 @@ pub(crate) fn from_http2(head: &mut request::Parts) {
         && let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
     {
         head.headers.insert(header::COOKIE, cookie);
+    }
+}
+
+/// Where WebDAV is to copy or move something, RFC 4918 §10.3.
+///
+/// # Errors
+/// When servers could disagree on where that is.
+pub(crate) fn destination(head: &request::Parts) -> Result<Option<Uri>, Error> {
+    if !matches!(head.method.as_str(), "COPY" | "MOVE") {
+        return Ok(None);
+    }
+    let mut all = head.headers.get_all(DESTINATION).iter();
+    let Some(destination) = all.next() else { return Ok(None) };
+    let address = Uri::try_from(destination.as_bytes()).ok();
+    let is_clear = |address: &Uri| {
+        (address.scheme().is_some() || address.authority().is_none()) && !address.path().starts_with("//")
+    };
+    match address.filter(|address| all.next().is_none() && is_clear(address)) {
+        Some(address) => Ok(Some(address)),
+        None => Err(Error::BadRequest("Destination is not one address")),
     }
 }
 
@@ -307,10 +328,11 @@ impl Nominated {
     }
 }
 
-/// A page that was loaded from us calls us its origin; to the upstream, that is the upstream's own.
+/// A page that was loaded from us calls us its origin, and who moves a file names a place that is here; to the upstream, that
+/// is the upstream's own.
 fn naturalise(out: &mut HeaderMap, client_host: &HeaderValue, rewrite: &Rewrite<'_>) {
     let Rewrite { endpoint, client, .. } = rewrite;
-    for name in [header::ORIGIN, header::REFERER] {
+    for name in [header::ORIGIN, header::REFERER, DESTINATION] {
         let Some(value) = out.get(&name) else { continue };
         let Some(rest) = after_origin(value.as_bytes(), &client.scheme, client_host.as_bytes()) else { continue };
         let at_home = [endpoint.origin.as_bytes(), rest].concat();

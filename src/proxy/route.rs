@@ -132,13 +132,14 @@ impl Routes {
         self.routes.iter().find(|route| route.matches(host, path)).unwrap_or(&self.default)
     }
 
-    /// Whether a path for which this route was chosen can also be read as another route's, whose rules it would escape.
-    pub(crate) fn is_ambiguous(&self, request: &request::Parts, chosen: &Route) -> bool {
+    /// Whether a path of a request for which this route was chosen can also be read as another route's, whose rules it would
+    /// escape.
+    pub(crate) fn is_ambiguous(&self, request: &request::Parts, path: &str, chosen: &Route) -> bool {
         if !self.has_rules {
             return false;
         }
         let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok()).map(without_port);
-        rules::readings(request.uri.path()).any(|reading| {
+        rules::readings(path).any(|reading| {
             let other = self.routes.iter().find(|route| route.is_for(host) && is_below(&reading, &route.normal_prefix));
             other.is_some_and(|other| other.position != chosen.position && !other.rules.is_empty())
         })
@@ -333,7 +334,7 @@ mod tests {
             ("*", false),
         ] {
             let (head, ()) = http::Request::get(target).body(()).unwrap().into_parts();
-            let is_ambiguous = |routes: &Routes| routes.is_ambiguous(&head, routes.choose(&head));
+            let is_ambiguous = |routes: &Routes| routes.is_ambiguous(&head, target, routes.choose(&head));
             assert_eq!((is_ambiguous(&with_rules), is_ambiguous(&without)), (expected, false), "{target}");
         }
     }
