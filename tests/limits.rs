@@ -146,6 +146,7 @@ async fn who_opens_and_resets_streams_is_shown_out_and_who_uses_them_may_reset_s
         open(&mut fair, 4 * round + 1).await.unwrap();
         eventually("it is under way", async || waiting.load(SeqCst) == 1).await;
         write(&mut fair, RST_STREAM, 0, 4 * round + 1, &CANCEL.to_be_bytes()).await.unwrap();
+        eventually("it is given up", async || proxy.metric("bearer_proxy_requests_in_flight").await == 0.0).await;
         // The upstream's side of it is answered, and nobody listens.
         may.add_permits(2);
         open(&mut fair, 4 * round + 3).await.unwrap();
@@ -168,6 +169,11 @@ async fn who_opens_and_resets_streams_is_shown_out_and_who_uses_them_may_reset_s
                 eventually("it is under way", under_way).await;
             }
             let Ok(()) = write(&mut rapid, RST_STREAM, 0, number, &CANCEL.to_be_bytes()).await else { break };
+            if is_patient {
+                // Else the answer could overtake the reset.
+                eventually("it is given up", async || proxy.metric("bearer_proxy_requests_in_flight").await == 0.0)
+                    .await;
+            }
             may.add_permits(1);
             if is_patient {
                 eventually("nothing waits", async || waiting.load(SeqCst) == 0).await;
