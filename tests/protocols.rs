@@ -435,3 +435,45 @@ async fn a_refused_stream_is_sent_again_with_its_trailers_between_any_protocols(
         }
     }
 }
+
+/// Answers that are read before their client sees them: JSON that may be a refusal, and a refusal that no newer token helps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_are_read_ahead_keep_their_trailers() {
+    let folder = tempfile::tempdir().unwrap();
+    let identity = Identity::new();
+    identity.write(folder.path());
+    let issuer = common::issuer().await;
+    let checksum = HeaderMap::from_iter([(header::HeaderName::from_static("x-checksum"), "abc".parse().unwrap())]);
+    for (upstream, speech) in [(Speech::Http11, Speech::Http11), (Speech::Http2OverTls, Speech::Http2)] {
+        let sent = checksum.clone();
+        let answering = move |request: Request<Incoming>| {
+            let sent = sent.clone();
+            async move {
+                let status = match request.uri().path() {
+                    "/json" => 200,
+                    "/refused" => 401,
+                    _ => return cloud(request).await,
+                };
+                let answer = Response::builder().status(status).header(header::TRAILER, "x-checksum");
+                let answer = answer.header(header::CONTENT_TYPE, "application/json");
+                answer.body(stream(vec![Bytes::from_static(b"{\"code\":0}")], Some(sent))).unwrap()
+            }
+        };
+        let address = serve(upstream, &identity, answering).await;
+        let mut more = vec![("retry.json.pointer", "/code"), ("retry.json.values", "401")];
+        if !upstream.is_http2() {
+            more.push(("token.issuer", &issuer));
+        }
+        let (proxy, _) = proxy_before(upstream, address, folder.path(), &more).await;
+        for (path, status) in [("/json", 200), ("/refused", 401)] {
+            let mut client = Client::connect(speech, proxy.address, &identity).await;
+            let request = Request::get(path).header(header::HOST, "localhost").header(header::TE, "trailers");
+            let answer = client.send(request.body(stream(Vec::new(), None)).unwrap());
+            let answer = tokio::time::timeout(common::LIMIT, answer).await.expect(path).expect(path);
+            assert_eq!(answer.status(), status);
+            let body = answer.into_body().collect().await.expect(path);
+            assert_eq!(body.trailers(), Some(&checksum), "{path}, {speech:?}");
+            assert_eq!(body.to_bytes(), &b"{\"code\":0}"[..]);
+        }
+    }
+}

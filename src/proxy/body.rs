@@ -26,7 +26,7 @@ use crate::{base::clock::Moment, upstream::Lease};
 #[derive(Debug)]
 pub(crate) struct ResponseBody {
     /// Read ahead, or ours.
-    ahead: VecDeque<Bytes>,
+    ahead: VecDeque<Frame<Bytes>>,
     rest: Option<Rest>,
     /// Brings addresses in it home.
     rewriter: Option<rewrite::Stream>,
@@ -65,12 +65,12 @@ pub(crate) enum Broken {
 impl ResponseBody {
     /// A body of our own.
     pub(crate) fn ours(words: Bytes, account: Account) -> Self {
-        Self { ahead: VecDeque::from([words]), rest: None, rewriter: None, look: None, account }
+        Self { ahead: VecDeque::from([Frame::data(words)]), rest: None, rewriter: None, look: None, account }
     }
 
     /// An upstream's body, some of it perhaps read ahead.
     pub(crate) fn relayed(
-        ahead: VecDeque<Bytes>,
+        ahead: VecDeque<Frame<Bytes>>,
         rest: Option<Rest>,
         rewriter: Option<rewrite::Stream>,
         look: Option<Box<Look>>,
@@ -139,7 +139,11 @@ impl Body for ResponseBody {
         if self.rewriter.is_some() {
             return SizeHint::default();
         }
-        let ahead: u64 = self.ahead.iter().map(|data| data.len() as u64).sum();
+        // With a length, HTTP/1.1 has no place for trailers.
+        if self.ahead.back().is_some_and(Frame::is_trailers) {
+            return SizeHint::default();
+        }
+        let ahead: u64 = self.ahead.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
         let rest = self.rest.as_ref().map_or(SizeHint::with_exact(0), |rest| rest.body.size_hint());
         let mut hint = SizeHint::new();
         hint.set_lower(ahead + rest.lower());
@@ -154,11 +158,11 @@ impl ResponseBody {
     /// What comes from the upstream, as it came.
     fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = self;
-        if let Some(data) = this.ahead.pop_front() {
-            if let Some(look) = &mut this.look {
-                look.push(&data);
+        if let Some(frame) = this.ahead.pop_front() {
+            if let (Some(look), Some(data)) = (&mut this.look, frame.data_ref()) {
+                look.push(data);
             }
-            return Poll::Ready(Some(Ok(Frame::data(data))));
+            return Poll::Ready(Some(Ok(frame)));
         }
         let Some(rest) = &mut this.rest else { return Poll::Ready(None) };
         let Poll::Ready(frame) = Pin::new(&mut rest.body).poll_frame(cx) else {

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, convert::Infallible, rc::Rc};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request, response};
 use http_body_util::BodyExt as _;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::{Body as _, Frame, Incoming};
 
 use super::{
     Exhausted,
@@ -102,7 +102,7 @@ fn is_proof(status: StatusCode) -> bool {
 /// An answer, ready for the client.
 struct Relay {
     head: response::Parts,
-    ahead: VecDeque<Bytes>,
+    ahead: VecDeque<Frame<Bytes>>,
     rest: Option<Rest>,
     rewriter: Option<rewrite::Stream>,
 }
@@ -261,8 +261,8 @@ impl Passage<'_> {
         !is_coded && answer.body.size_hint().exact().is_none_or(|length| length <= READ_AHEAD_LIMIT as u64)
     }
 
-    fn is_refusal_in_json(&self, read: &VecDeque<Bytes>) -> bool {
-        let whole: Vec<u8> = read.iter().flatten().copied().collect();
+    fn is_refusal_in_json(&self, read: &VecDeque<Frame<Bytes>>) -> bool {
+        let whole: Vec<u8> = read.iter().filter_map(Frame::data_ref).flatten().copied().collect();
         self.worker.config.retry.json.as_ref().is_some_and(|json| refuses(&whole, json))
     }
 
@@ -432,11 +432,12 @@ impl Passage<'_> {
             };
             match frame {
                 None => break true,
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        length += data.len();
-                        ahead.push_back(data);
+                Some(Ok(mut frame)) => {
+                    length += frame.data_ref().map_or(0, Bytes::len);
+                    if let Some(trailers) = frame.trailers_mut() {
+                        headers::clean_trailers(trailers, &[]);
                     }
+                    ahead.push_back(frame);
                     if length > READ_AHEAD_LIMIT {
                         break false;
                     }
