@@ -263,6 +263,17 @@ impl Stream {
         }
     }
 
+    /// Whether the peer has broken the connection off, which is more than closing its side. Wakes the task when that may have
+    /// changed.
+    pub fn poll_reset(&self, cx: &mut Context<'_>) -> bool {
+        let mut byte = [0];
+        match self {
+            Self::Tcp(stream) => matches!(stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)), Poll::Ready(Err(_))),
+            #[cfg(unix)]
+            Self::Unix(_) => false,
+        }
+    }
+
     /// Sends last words on a connection that will not be served, as far as they fit at once.
     pub fn turn_away(&self, words: &[u8]) {
         let socket = match self {

@@ -163,6 +163,13 @@ impl Io {
         Ok(protocol)
     }
 
+    fn socket(&self) -> &Stream {
+        match &self.stream {
+            Either::Left(stream) => stream,
+            Either::Right(stream) => stream.get_ref().0,
+        }
+    }
+
     fn written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(n)) = &written {
             self.metrics.sent_bytes.add(*n as u64);
@@ -210,6 +217,11 @@ impl AsyncWrite for Io {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper does not read while a request is answered, since a client may close its side and wait for the answer. One that
+        // broke off would hold its places until the upstream has answered.
+        if self.monitor.is_answering() && self.socket().poll_reset(cx) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
         if let Poll::Ready(Ok(())) = flushed {
             self.monitor.flushed();
@@ -230,10 +242,7 @@ impl Drop for Io {
     fn drop(&mut self) {
         // After a panic it is not known how much of an answer has left.
         if self.monitor.is_broken() || std::thread::panicking() {
-            match &self.stream {
-                Either::Left(stream) => stream.reset_on_close(),
-                Either::Right(stream) => stream.get_ref().0.reset_on_close(),
-            }
+            self.socket().reset_on_close();
         }
     }
 }

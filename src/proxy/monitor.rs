@@ -106,6 +106,11 @@ impl Monitor {
         Self { unmoved, ..Self::new(read_due, write_due, Arc::clone(&connection.limits)) }
     }
 
+    /// Whether a request of an HTTP/1 connection is being answered.
+    pub(crate) fn is_answering(&self) -> bool {
+        self.is(Phase::Exchange)
+    }
+
     fn is(&self, phase: Phase) -> bool {
         self.phase.load(Relaxed) == phase as u8
     }
