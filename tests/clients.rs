@@ -414,16 +414,16 @@ async fn a_place_is_held_to_the_end_of_the_answer_and_given_back_however_it_ends
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_place_of_a_client_that_breaks_off_is_free_before_the_upstream_answers() {
-    let upstream = scripted(|_, mut stream| async move {
-        while let head = read_head(&mut stream).await?
-            && !head.is_empty()
-        {
-            if head.starts_with("GET /never") {
+    let (arrives, mut arrived) = tokio::sync::watch::channel(false);
+    let upstream = scripted(move |_, mut stream| {
+        let arrives = arrives.clone();
+        async move {
+            if read_head(&mut stream).await?.starts_with("GET /never") {
+                arrives.send_replace(true);
                 std::future::pending::<()>().await;
             }
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await?;
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await
         }
-        Ok(())
     })
     .await;
     let proxy = in_front_of(upstream, &two_and(&[("client[0].concurrency", "1")])).await;
@@ -431,10 +431,8 @@ async fn the_place_of_a_client_that_breaks_off_is_free_before_the_upstream_answe
     let plain = request("/");
     let mut waiting = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
     waiting.write_all(request("/never").as_bytes()).await.unwrap();
-    common::eventually("the place is taken", async || {
-        status(&raw(proxy.address, plain.as_bytes(), LIMIT).await) == 429
-    })
-    .await;
+    tokio::time::timeout(LIMIT, arrived.wait_for(|arrived| *arrived)).await.unwrap().unwrap();
+    assert_eq!(status(&raw(proxy.address, plain.as_bytes(), LIMIT).await), 429);
     socket2::SockRef::from(&waiting).set_linger(Some(std::time::Duration::ZERO)).unwrap();
     drop(waiting);
     common::eventually("the place is free again", async || {
