@@ -125,7 +125,7 @@ async fn a_gibibyte_up_and_one_down_with_a_dead_token_stay_within_48_mib() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_of_ten_gibibytes_waits_for_its_slow_reader() {
+async fn fault_24_an_answer_of_ten_gibibytes_waits_for_its_slow_reader() {
     let (cloud, _, sent) = cloud().await;
     let proxy = Standing::start(cloud, "workers = 2").await;
     let mut stream = TcpStream::connect(proxy.address).await.unwrap();
