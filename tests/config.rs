@@ -144,7 +144,7 @@ fn defaults_are_those_promised() {
     assert_eq!((upstream.host, upstream.connect_to), (Host::Endpoint, None));
     assert_eq!((upstream.connect_timeout, upstream.response_timeout), (seconds(5), seconds(60)));
     assert_eq!((upstream.body_idle_timeout, upstream.idle_timeout), (seconds(60), seconds(90)));
-    assert_eq!((upstream.max_connections, upstream.tls), (1024, tls::Config::default()));
+    assert_eq!((upstream.max_connections, upstream.tls), (4096, tls::Config::default()));
     assert_eq!(
         (upstream.name.as_str(), upstream.handshake_timeout, upstream.http2),
         ("default", seconds(10), Http2::Auto)
@@ -280,7 +280,7 @@ fn every_key_arrives_where_it_belongs() {
     assert_eq!(documents.endpoints[0].origin, "http://document.example.com");
     assert_eq!(
         (documents.http2, documents.connect_timeout, documents.max_connections),
-        (Http2::Always, seconds(22), 1024)
+        (Http2::Always, seconds(22), 4096)
     );
     assert_eq!(config.upstreams[2].tls.server_name.as_deref(), Some("files.internal"));
 
