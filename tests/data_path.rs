@@ -706,6 +706,28 @@ async fn an_answer_to_a_body_has_its_own_limit() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_route_has_timeouts_of_its_own() {
+    let upstream = scripted(|_, mut stream| async move {
+        if read_head(&mut stream).await?.starts_with("GET /quick/body") {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf").await?;
+        }
+        stream.read_to_end(&mut Vec::new()).await.map(drop)
+    })
+    .await;
+    // Those of the upstream are a minute.
+    let route = [
+        ("route[0].prefix", "/quick"),
+        ("route[0].response_timeout", "200ms"),
+        ("route[0].body_idle_timeout", "200ms"),
+    ];
+    let proxy = in_front_of(upstream, &route).await;
+    assert_eq!(proxy.get("/quick/head").await.status(), 504);
+    let mut client = Client::connect(proxy.address).await;
+    let cut = client.send(get("/quick/body"));
+    assert!(tokio::time::timeout(LIMIT, cut).await.expect("it is cut").is_err());
+}
+
 /// A body that is read out late, because its answer came early, must not bring the idle limit down on the request behind it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_answer_behind_an_upload_is_not_cut() {
