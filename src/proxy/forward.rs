@@ -130,7 +130,7 @@ impl Passage<'_> {
         let gate = (start == Start::WhenWanted && !lease.is_http2()).then(Arc::<Gate>::default);
         let request = self.request(&lease, gate.as_ref(), authorization);
         match &gate {
-            Some(_) if !lease.ignores_expect() => exchange.answer_due.arm(expect::PATIENCE.into()),
+            Some(_) if !lease.ignores_expect(worker.clock.now()) => exchange.answer_due.arm(expect::PATIENCE.into()),
             None if body.is_empty() => exchange.client_finished(true),
             gate => {
                 gate.iter().for_each(|gate| gate.open());
@@ -154,7 +154,7 @@ impl Passage<'_> {
         };
         exchange.answer_due.disarm();
         if let Some(gate) = gate.filter(|gate| gate.is_open()) {
-            lease.remember_expect(gate.is_wanted());
+            lease.remember_expect(gate.is_wanted(), worker.clock.now());
         }
         match sent {
             Some(Ok(response)) => {

@@ -26,6 +26,7 @@ use super::{
     sockets,
 };
 use crate::base::{
+    clock::Moment,
     counter::Counter,
     ticker::{Deadline, Ticker, Ticks},
 };
@@ -33,7 +34,7 @@ use crate::base::{
 /// The largest head of an answer, and the most that is read ahead for a client that is slow to take it.
 const READ_BUFFER: usize = 64 * 1024;
 
-/// How long an endpoint that leaves `Expect: 100-continue` unanswered is not waited for.
+/// How long an endpoint is not waited for since it last left `Expect: 100-continue` unanswered.
 const IGNORES_EXPECT: Duration = Duration::from_secs(600);
 
 /// Time for a connection that is given up to close in good order.
@@ -62,7 +63,7 @@ pub(super) struct Pool<B> {
     ticker: Rc<Ticker>,
     pub(super) counters: Arc<Counters>,
     /// Until when it is known to leave `Expect: 100-continue` unanswered.
-    ignores_expect_until: Cell<u64>,
+    ignores_expect_until: Cell<Moment>,
 }
 
 struct Connection<B> {
@@ -98,7 +99,7 @@ where
             idle_timeout,
             ticker,
             counters,
-            ignores_expect_until: Cell::new(0),
+            ignores_expect_until: Cell::default(),
         })
     }
 
@@ -371,13 +372,13 @@ where
     }
 
     /// Whether its endpoint has lately let an `Expect: 100-continue` pass without a word.
-    pub fn ignores_expect(&self) -> bool {
-        self.pool.ticker.now() < self.pool.ignores_expect_until.get()
+    pub fn ignores_expect(&self, now: Moment) -> bool {
+        now < self.pool.ignores_expect_until.get()
     }
 
     /// Remembers, for a while, whether its endpoint answers `Expect: 100-continue`.
-    pub fn remember_expect(&self, answered: bool) {
-        let until = if answered { 0 } else { self.pool.ticker.after(IGNORES_EXPECT.into()) };
+    pub fn remember_expect(&self, answered: bool, now: Moment) {
+        let until = if answered { Moment::default() } else { now + IGNORES_EXPECT };
         self.pool.ignores_expect_until.set(until);
     }
 
