@@ -12,7 +12,7 @@
 //! | 5 | [`admin`] | health, metrics, status: reads snapshots, never drives the data path |
 //! | 4 | [`proxy`] | the data path: a request's life, on one single-threaded worker |
 //! | 3 | [`token`], [`upstream`] | the token's lifecycle; connections to the cloud. They never import each other |
-//! | 2 | [`net`] | sockets and TLS |
+//! | 2 | [`net`] | sockets, TLS, the errors of HTTP/2 |
 //! | 1 | [`base`] | clock, secrets, backoff, shutdown, logging |
 //! | – | [`cloud`] | a simulated private cloud. Imports `base` alone, so that it cannot share a mistake with the proxy |
 //!

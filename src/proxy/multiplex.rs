@@ -2,7 +2,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    error::Error as _,
     future::poll_fn,
     pin::pin,
     rc::Rc,
@@ -24,6 +23,7 @@ use super::{
     shield,
     worker::Worker,
 };
+use crate::net;
 
 /// What a client may send ahead, on one stream and on all of them: what we hold of it at most.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -123,8 +123,7 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
 
 /// Whether the protocol's own bounds ended a connection: RFC 9113 §10.5.
 fn is_flood(error: &hyper::Error) -> bool {
-    let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
-    cause.and_then(h2::Error::reason) == Some(h2::Reason::ENHANCE_YOUR_CALM)
+    net::http2::cause(error).and_then(h2::Error::reason) == Some(h2::Reason::ENHANCE_YOUR_CALM)
 }
 
 /// What a head has too much of; its size as a whole is limited while it is read.

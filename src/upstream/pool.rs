@@ -25,10 +25,13 @@ use super::{
     multiplex::{Multiplexed, Stream},
     sockets,
 };
-use crate::base::{
-    clock::Moment,
-    counter::Counter,
-    ticker::{Deadline, Ticker, Ticks},
+use crate::{
+    base::{
+        clock::Moment,
+        counter::Counter,
+        ticker::{Deadline, Ticker, Ticks},
+    },
+    net::http2,
 };
 
 /// The largest head of an answer, and the most that is read ahead for a client that is slow to take it.
@@ -424,26 +427,15 @@ where
 
 /// Whether an error is of one HTTP/2 stream alone, and its connection as good as before.
 fn is_of_stream(error: &hyper::Error) -> bool {
-    cause(error).is_some_and(h2::Error::is_reset)
+    http2::cause(error).is_some_and(h2::Error::is_reset)
 }
 
 /// Whether the server says that it has done nothing with a request: RFC 9113 §8.7. Sending it again is safe, whatever it is.
 pub fn is_unprocessed(error: &hyper::Error) -> bool {
     // h2 gives the GOAWAY to those streams alone that came after the last one that the server promises to answer.
-    cause(error).is_some_and(|error| {
+    http2::cause(error).is_some_and(|error| {
         error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
     })
-}
-
-fn cause(error: &hyper::Error) -> Option<&h2::Error> {
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        source = error.source();
-    }
-    None
 }
 
 impl<B> Drop for Lease<B> {
