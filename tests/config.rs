@@ -17,7 +17,7 @@ use bearer_proxy::{
     proxy::{
         AccessLog, Client, Exhausted, ForwardedHeaders, Limits, Listener, RetryJson, Rewrite, Route, Rules, rules::Rule,
     },
-    token::{BasicEncoding, Parameters, jwt::User},
+    token::{BasicEncoding, Fields, Parameters, jwt::User},
     upstream::{Cookies, Host, Http2},
 };
 use jsonwebtoken::Algorithm;
@@ -173,6 +173,7 @@ fn defaults_are_those_promised() {
         (issuer.fields.expires_in.as_str(), issuer.fields.refresh_expires_in.as_str()),
         ("/expires_in", "/refresh_expires_in")
     );
+    assert_eq!(issuer.fields, Fields::default());
 
     let admin = config.admin.unwrap();
     assert_eq!((admin.listener.address.to_string().as_str(), admin.token.is_none()), ("127.0.0.1:9180", true));

@@ -37,12 +37,7 @@ fn config(url: &str) -> IssuerConfig {
         client_secret: Secret::new(SECRET),
         parameters: Parameters::Query,
         basic_encoding: BasicEncoding::Raw,
-        fields: Fields {
-            access_token: "/access_token".to_owned(),
-            refresh_token: "/refresh_token".to_owned(),
-            expires_in: "/expires_in".to_owned(),
-            refresh_expires_in: "/refresh_expires_in".to_owned(),
-        },
+        fields: Fields::default(),
         timeout: Duration::from_secs(10),
         default_expires_in: Duration::from_secs(300),
         tls: tls::Config::default(),

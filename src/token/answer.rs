@@ -274,12 +274,7 @@ mod tests {
 
     fn reader() -> Reader {
         Reader {
-            fields: Fields {
-                access_token: "/access_token".into(),
-                refresh_token: "/refresh_token".into(),
-                expires_in: "/expires_in".into(),
-                refresh_expires_in: "/refresh_expires_in".into(),
-            },
+            fields: Fields::default(),
             default_expires_in: Duration::from_secs(300),
             presented: Presented::RefreshToken,
         }

@@ -18,12 +18,7 @@ pub fn answer(data: &[u8]) {
     let mut headers = HeaderMap::new();
     headers.extend(HeaderValue::from_bytes(line).ok().map(|value| (header::RETRY_AFTER, value)));
     let reader = Reader {
-        fields: Fields {
-            access_token: "/access_token".into(),
-            refresh_token: "/refresh_token".into(),
-            expires_in: "/expires_in".into(),
-            refresh_expires_in: "/refresh_expires_in".into(),
-        },
+        fields: Fields::default(),
         default_expires_in: Duration::from_secs(300),
         presented: Presented::RefreshToken,
     };

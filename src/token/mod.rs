@@ -143,3 +143,15 @@ pub struct Fields {
     /// Default `/refresh_expires_in`, seconds.
     pub refresh_expires_in: String,
 }
+
+impl Default for Fields {
+    fn default() -> Self {
+        let field = |name| format!("/{name}");
+        Self {
+            access_token: field("access_token"),
+            refresh_token: field("refresh_token"),
+            expires_in: field("expires_in"),
+            refresh_expires_in: field("refresh_expires_in"),
+        }
+    }
+}

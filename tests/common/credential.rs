@@ -18,7 +18,6 @@ pub(crate) fn config(folder: &std::path::Path) -> Config {
     std::fs::write(&state_file, state).expect("written");
     #[cfg(unix)]
     std::fs::set_permissions(&state_file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("changed");
-    let field = |name: &str| format!("/{name}");
     Config {
         name: "default".to_owned(),
         issuer: IssuerConfig {
@@ -27,12 +26,7 @@ pub(crate) fn config(folder: &std::path::Path) -> Config {
             client_secret: Secret::new("secret"),
             parameters: Parameters::Query,
             basic_encoding: BasicEncoding::Raw,
-            fields: Fields {
-                access_token: field("access_token"),
-                refresh_token: field("refresh_token"),
-                expires_in: field("expires_in"),
-                refresh_expires_in: field("refresh_expires_in"),
-            },
+            fields: Fields::default(),
             timeout: Duration::from_secs(10),
             default_expires_in: Duration::from_secs(300),
             tls: tls::Config::default(),
