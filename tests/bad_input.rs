@@ -5,24 +5,15 @@ mod common;
 
 use std::net::TcpListener;
 
-use common::{LIMIT, Proxy, get, issuer, proxy, raw, read_head, scripted, strict::Strict};
+use common::{LIMIT, Proxy, get, in_front_of, raw, read_head, scripted, strict::Strict};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
 
-async fn in_front_of(origin: String, more: &[(&str, &str)]) -> Proxy {
-    let issuer = issuer().await;
-    let mut all = vec![("token.issuer", issuer.as_str())];
-    all.extend_from_slice(more);
-    let proxy = proxy(&origin, &all);
-    proxy.ready().await;
-    proxy
-}
-
 async fn counted(more: &[(&str, &str)]) -> (Proxy, Strict) {
     let upstream = Strict::start().await;
-    (in_front_of(format!("http://{}", upstream.address), more).await, upstream)
+    (in_front_of(upstream.address, more).await, upstream)
 }
 
 /// Sends bytes and reads until the proxy closes, which it must.
@@ -222,7 +213,7 @@ async fn bad_input_04_expectations_bodies_of_gets_and_early_answers() {
         panic!("something else came");
     })
     .await;
-    let proxy = in_front_of(format!("http://{upstream}"), &[]).await;
+    let proxy = in_front_of(upstream, &[]).await;
     let body = body.repeat((1 << 20) / body.len() + 1);
     let request =
         format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{}", 1 << 20, &body[..1 << 20]);
@@ -318,7 +309,7 @@ async fn bad_input_16_redirects_are_passed_on_and_not_followed() {
         Ok(())
     })
     .await;
-    let proxy = in_front_of(format!("http://{upstream}"), &[]).await;
+    let proxy = in_front_of(upstream, &[]).await;
     for code in [301, 302, 303, 307, 308] {
         let answer = proxy.get(&format!("/{code}")).await;
         assert_eq!(answer.status(), code);
@@ -349,7 +340,7 @@ async fn bad_input_19_a_connection_that_speaks_for_somebody_is_not_shared() {
         })
         .await;
         let more = [("proxy.workers", "1"), ("retry.statuses", "418")];
-        let proxy = in_front_of(format!("http://{upstream}"), &more).await;
+        let proxy = in_front_of(upstream, &more).await;
         let mut seen = Vec::new();
         for _ in 0..3 {
             seen.push(proxy.get("/").await.headers()["x-seen"].to_str().unwrap().to_owned());

@@ -7,7 +7,7 @@ mod common;
 use std::sync::{Arc, Mutex};
 
 use common::{
-    LIMIT, Proxy, issuer, proxy, raw, read_head, scripted,
+    LIMIT, Proxy, in_front_of, raw, read_head, scripted,
     web::{self, Identity, Speech},
 };
 use tokio::io::AsyncWriteExt as _;
@@ -35,15 +35,6 @@ async fn upstream(fields: &'static str) -> (std::net::SocketAddr, Seen) {
     })
     .await;
     (address, seen)
-}
-
-async fn in_front_of(upstream: std::net::SocketAddr, more: &[(&str, &str)]) -> Proxy {
-    let issuer = issuer().await;
-    let mut all = vec![("token.issuer", issuer.as_str())];
-    all.extend_from_slice(more);
-    let proxy = proxy(&format!("http://{upstream}"), &all);
-    proxy.ready().await;
-    proxy
 }
 
 /// Asks for `target` with these fields; the whole answer.

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Client, LIMIT, eventually, get, issuer, post, proxy, raw, read_head, scripted, send};
+use common::{Client, LIMIT, eventually, get, in_front_of, issuer, post, proxy, raw, read_head, scripted, send};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -26,15 +26,6 @@ fn ok(body: &str) -> String {
 
 fn refusal(body: &str) -> String {
     format!("HTTP/1.1 401 Unauthorized\r\nX-Refusal: original{MULTI}{}\r\n\r\n{body}", body.len())
-}
-
-async fn in_front_of(upstream: std::net::SocketAddr, more: &[(&str, &str)]) -> common::Proxy {
-    let issuer = issuer().await;
-    let mut all = vec![("token.issuer", issuer.as_str())];
-    all.extend_from_slice(more);
-    let proxy = proxy(&format!("http://{upstream}"), &all);
-    proxy.ready().await;
-    proxy
 }
 
 fn content_length(head: &str) -> usize {

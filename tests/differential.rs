@@ -17,9 +17,8 @@ use std::{
 };
 
 use common::{
-    LIMIT, Proxy, issuer,
+    LIMIT, Proxy, in_front_of,
     process::{Running, free_address, listens},
-    proxy,
     strict::{Log, Strict, requests_in},
 };
 use http_desync_guardian::{RequestSafetyTier, request_analyzer::HttpRequestData};
@@ -148,16 +147,9 @@ async fn haproxy(folder: &Path, upstream: SocketAddr) -> (Running, SocketAddr) {
 }
 
 async fn ours(upstream: &Strict) -> Proxy {
-    let issuer = issuer().await;
-    let short = [
-        ("token.issuer", issuer.as_str()),
-        ("proxy.head_timeout", "500ms"),
-        ("proxy.body_idle_timeout", "500ms"),
-        ("proxy.idle_timeout", "200ms"),
-    ];
-    let proxy = proxy(&format!("http://{}", upstream.address), &short);
-    proxy.ready().await;
-    proxy
+    let short =
+        [("proxy.head_timeout", "500ms"), ("proxy.body_idle_timeout", "500ms"), ("proxy.idle_timeout", "200ms")];
+    in_front_of(upstream.address, &short).await
 }
 
 /// The numbers in a request's head that came upstream behind this mark.

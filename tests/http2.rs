@@ -19,7 +19,7 @@ use common::{
         ACK, CANCEL, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, NO_ERROR, PING, POST, PREFACE,
         REFUSED_STREAM, RST_STREAM, SETTINGS, WINDOW_UPDATE, greeted, head, read, until, write,
     },
-    get, issuer, post, proxy, scripted, send,
+    get, post, proxy, scripted, send,
     strict::Strict,
 };
 use tokio::{
@@ -94,13 +94,10 @@ async fn upstream(deeds: &'static [Deed]) -> (SocketAddr, Arc<AtomicUsize>, Arc<
     (address, taken, connections)
 }
 
+/// A proxy that speaks HTTP/2 with this upstream.
 async fn in_front_of(address: SocketAddr, more: &[(&str, &str)]) -> Proxy {
-    let issuer = issuer().await;
-    let mut given = vec![("token.issuer", issuer.as_str()), ("upstream.http2", "always"), ("proxy.workers", "1")];
-    given.extend_from_slice(more);
-    let proxy = proxy(&format!("http://{address}"), &given);
-    proxy.ready().await;
-    proxy
+    let given = [&[("upstream.http2", "always"), ("proxy.workers", "1")], more].concat();
+    common::in_front_of(address, &given).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -265,9 +262,7 @@ async fn bad_input_18_a_truncated_answer_is_a_reset_and_a_reset_request_is_given
         }
     })
     .await;
-    let issuer = issuer().await;
-    let proxy = proxy(&format!("http://{address}"), &[("token.issuer", &issuer)]);
-    proxy.ready().await;
+    let proxy = common::in_front_of(address, &[]).await;
     let mut stream = greeted(proxy.address, &[]).await;
     write(&mut stream, HEADERS, END_HEADERS | END_STREAM, 1, &head(GET, "/cut")).await.unwrap();
     let frame = loop {
@@ -346,9 +341,7 @@ async fn an_attempt_that_nobody_will_repeat_is_reset() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_08_what_http1_would_read_otherwise_never_arrives() {
     let upstream = Strict::start().await;
-    let issuer = issuer().await;
-    let proxy = proxy(&format!("http://{}", upstream.address), &[("token.issuer", &issuer)]);
-    proxy.ready().await;
+    let proxy = common::in_front_of(upstream.address, &[]).await;
     let field = |name: &[u8], value: &[u8]| {
         [&[0, u8::try_from(name.len()).unwrap()], name, &[u8::try_from(value.len()).unwrap()], value].concat()
     };

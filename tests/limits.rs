@@ -14,7 +14,7 @@ use std::{
 use common::{
     LIMIT, Proxy, eventually,
     frames::{CANCEL, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, RST_STREAM, greeted, head, until, write},
-    get, issuer, proxy, scripted, send,
+    get, in_front_of, scripted, send,
 };
 use http::{Request, StatusCode};
 use http_body_util::Full;
@@ -38,15 +38,6 @@ async fn held() -> (SocketAddr, Arc<Semaphore>, Arc<AtomicUsize>) {
     })
     .await;
     (address, may, waiting)
-}
-
-async fn in_front_of(address: SocketAddr, more: &[(&str, &str)]) -> Proxy {
-    let issuer = issuer().await;
-    let mut given = vec![("token.issuer", issuer.as_str())];
-    given.extend_from_slice(more);
-    let proxy = proxy(&format!("http://{address}"), &given);
-    proxy.ready().await;
-    proxy
 }
 
 async fn rejected(proxy: &Proxy, reason: &str) -> f64 {

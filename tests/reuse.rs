@@ -19,9 +19,9 @@ use std::{
 };
 
 use common::{
-    Client, LIMIT, eventually, get, issuer, post,
+    Client, LIMIT, eventually, get, in_front_of, post,
     process::{Running, free_address, listens, program},
-    proxy, scripted,
+    scripted,
 };
 use rustix::process::Signal;
 use tokio::{
@@ -87,9 +87,7 @@ async fn fault_22_an_upstream_closes_idle_connections_at_random() {
         }
     })
     .await;
-    let issuer = issuer().await;
-    let proxy = proxy(&format!("http://{address}"), &[("token.issuer", &issuer)]);
-    proxy.ready().await;
+    let proxy = in_front_of(address, &[]).await;
     let clients = (0..CLIENTS).map(|number| {
         let at = proxy.address;
         tokio::spawn(async move {
@@ -199,16 +197,13 @@ fn received_unread(address: SocketAddr) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_20_nobody_listens_or_nobody_answers() {
-    let issuer = issuer().await;
     let refused = {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap()
     };
     let (full, _held) = black_hole();
     for (address, status) in [(refused, 502), (full, 504)] {
-        let limits = [("token.issuer", issuer.as_str()), ("upstream.connect_timeout", "300ms")];
-        let proxy = proxy(&format!("http://{address}"), &limits);
-        proxy.ready().await;
+        let proxy = in_front_of(address, &[("upstream.connect_timeout", "300ms")]).await;
         for request in [get("/"), post("/", "body")] {
             // Far from every other limit.
             let answer = tokio::time::timeout(Duration::from_secs(4), proxy.send(request)).await;
@@ -258,9 +253,7 @@ async fn fault_21_a_reset_before_and_in_the_middle_of_an_answer() {
         }
     })
     .await;
-    let issuer = issuer().await;
-    let proxy = proxy(&format!("http://{address}"), &[("token.issuer", &issuer)]);
-    proxy.ready().await;
+    let proxy = in_front_of(address, &[]).await;
     for path in ["/nothing", "/head"] {
         assert_eq!(proxy.send(post(path, "body")).await.status(), 502, "{path}");
     }
@@ -326,9 +319,7 @@ async fn bad_input_20_clients_over_shared_connections_see_nothing_of_each_other(
         }
     })
     .await;
-    let issuer = issuer().await;
-    let proxy = proxy(&format!("http://{address}"), &[("token.issuer", &issuer), ("proxy.workers", "1")]);
-    proxy.ready().await;
+    let proxy = in_front_of(address, &[("proxy.workers", "1")]).await;
     let clients = (0..CLIENTS).map(|number| {
         let at = proxy.address;
         tokio::spawn(async move {

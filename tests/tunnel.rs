@@ -5,7 +5,7 @@ mod common;
 
 use std::{io, net::SocketAddr};
 
-use common::{LIMIT, Proxy, eventually, issuer, proxy, read_head, scripted};
+use common::{LIMIT, Proxy, eventually, in_front_of, read_head, scripted};
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -15,15 +15,6 @@ use tokio_tungstenite::{
     WebSocketStream, client_async,
     tungstenite::{Message, protocol::Role},
 };
-
-async fn in_front_of(upstream: SocketAddr, more: &[(&str, &str)]) -> Proxy {
-    let issuer = issuer().await;
-    let mut all = vec![("token.issuer", issuer.as_str())];
-    all.extend_from_slice(more);
-    let proxy = proxy(&format!("http://{upstream}"), &all);
-    proxy.ready().await;
-    proxy
-}
 
 /// Answers a WebSocket handshake, unless its token is the first one.
 async fn shake_hands(stream: &mut TcpStream) -> io::Result<bool> {

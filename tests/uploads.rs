@@ -16,7 +16,7 @@ use std::{
 use aws_lc_rs::digest::{Context, SHA256, digest};
 use bearer_proxy::base::clock::Simulated;
 use bytes::Bytes;
-use common::{LIMIT, eventually, issuer, proxy, proxy_on, read_head, scripted};
+use common::{LIMIT, eventually, in_front_of, issuer, proxy, proxy_on, read_head, scripted};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{
@@ -299,8 +299,7 @@ async fn a_client_is_asked_for_its_body_only_when_the_upstream_wants_it() {
         Ok(())
     })
     .await;
-    let issuer = issuer().await;
-    let proxy = proxy(&format!("http://{origin}"), &[("token.issuer", &issuer)]);
+    let proxy = in_front_of(origin, &[]).await;
     for sends in [Sends::WhenAsked, Sends::WithLength] {
         let answer = upload(proxy.address, body(3_000_000), sends).await;
         assert_eq!((answer.status, answer.body.as_str(), answer.asked), (413, "large", false), "{sends:?}");
@@ -340,8 +339,7 @@ async fn an_expectation_that_is_refused_is_dropped() {
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood").await
     })
     .await;
-    let issuer = issuer().await;
-    let proxy = proxy(&format!("http://{origin}"), &[("token.issuer", &issuer)]);
+    let proxy = in_front_of(origin, &[]).await;
     for (sends, size) in [(Sends::WithLength, 2_000_000), (Sends::WhenAsked, 10)] {
         let answer = upload(proxy.address, body(size), sends).await;
         assert_eq!((answer.status, answer.body.as_str()), (200, "good"), "{sends:?}");
@@ -384,10 +382,7 @@ async fn chunks_that_were_refused_end_in_good_order() {
         }
     })
     .await;
-    let issuer = issuer().await;
-    let limits = [("token.issuer", issuer.as_str()), ("retry.cooldown", "1ms")];
-    let proxy = proxy(&format!("http://{address}"), &limits);
-    proxy.ready().await;
+    let proxy = in_front_of(address, &[("retry.cooldown", "1ms")]).await;
     let mut client = TcpStream::connect(proxy.address).await.unwrap();
     let head = "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
     client.write_all(format!("{head}5\r\nfirst\r\n").as_bytes()).await.unwrap();

@@ -76,6 +76,15 @@ pub fn proxy_on(clock: SharedClock, origin: &str, more: &[(&str, &str)]) -> Prox
     Proxy { app, address, admin }
 }
 
+/// Starts a proxy in front of `upstream`, with an issuer elsewhere, and waits until it is ready.
+pub async fn in_front_of(upstream: SocketAddr, more: &[(&str, &str)]) -> Proxy {
+    let issuer = issuer().await;
+    let given: Vec<_> = [("token.issuer", issuer.as_str())].into_iter().chain(more.iter().copied()).collect();
+    let proxy = proxy(&format!("http://{upstream}"), &given);
+    proxy.ready().await;
+    proxy
+}
+
 impl Proxy {
     /// Sends one request on a connection of its own.
     pub async fn send(&self, request: Request<Full<Bytes>>) -> Response<Bytes> {
