@@ -19,7 +19,7 @@ use common::{
         ACK, CANCEL, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, NO_ERROR, PING, POST, PREFACE,
         REFUSED_STREAM, RST_STREAM, SETTINGS, WINDOW_UPDATE, greeted, head, read, until, write,
     },
-    get, post, proxy, scripted, send,
+    get, post, proxy, read_head_granting, scripted, send,
     strict::Strict,
 };
 use tokio::{
@@ -154,12 +154,9 @@ async fn requests_that_come_at_once_share_a_connection() {
 async fn plain() -> SocketAddr {
     scripted(|_, mut stream| async move {
         loop {
-            let head = common::read_head(&mut stream).await?;
+            let head = read_head_granting(&mut stream).await?;
             match head.split(' ').nth(1) {
                 None => return Ok(()),
-                Some(path) if path.starts_with("/api/refreshToken.do") => {
-                    stream.write_all(common::grant("token", 3600).as_bytes()).await?;
-                }
                 Some("/large") => {
                     stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n").await?;
                     let piece = vec![b'x'; 100_000];

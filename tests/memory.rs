@@ -15,7 +15,7 @@ use std::{
 };
 
 use aws_lc_rs::digest::{Context, SHA256};
-use common::{LIMIT, get, grant, process::Standing, read_head, scripted, send};
+use common::{LIMIT, get, grant, process::Standing, read_head, read_head_granting, scripted, send};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
@@ -205,13 +205,7 @@ async fn bad_input_25_a_gzip_bomb_passes_undecoded() {
         let cloud = scripted(move |_, mut stream| {
             let sent = Arc::clone(&sent);
             async move {
-                while let head = read_head(&mut stream).await?
-                    && !head.is_empty()
-                {
-                    if head.starts_with("POST /api/refreshToken.do") {
-                        stream.write_all(grant("token", 3600).as_bytes()).await?;
-                        continue;
-                    }
+                while !read_head_granting(&mut stream).await?.is_empty() {
                     let head = format!("HTTP/1.1 200 OK\r\n{answer}\r\nContent-Length: {}\r\n\r\n", sent.len());
                     stream.write_all(head.as_bytes()).await?;
                     stream.write_all(&sent).await?;

@@ -14,7 +14,7 @@ use std::{
 use common::{
     LIMIT, eventually, get, issuer,
     process::{Running, free_address, free_port, listens, program},
-    read_head, scripted, send,
+    read_head, read_head_granting, scripted, send,
 };
 use tokio::io::AsyncWriteExt as _;
 
@@ -221,18 +221,11 @@ async fn both_signals_finish_what_is_under_way_and_exit_0() {
         let cloud = scripted(move |_, mut stream| {
             let mut released = released.clone();
             async move {
-                loop {
-                    let head = read_head(&mut stream).await?;
-                    if head.is_empty() {
-                        return Ok(());
-                    }
-                    if head.starts_with("POST /api/refreshToken.do") {
-                        stream.write_all(common::grant("token", 3600).as_bytes()).await?;
-                        continue;
-                    }
+                while !read_head_granting(&mut stream).await?.is_empty() {
                     released.wait_for(|released| *released).await.map_err(std::io::Error::other)?;
                     stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate").await?;
                 }
+                Ok(())
             }
         })
         .await;

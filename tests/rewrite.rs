@@ -13,7 +13,7 @@ use bearer_proxy::{
     net::socket::Address,
 };
 use bytes::Bytes;
-use common::{Proxy, eventually, get, grant, post, read_head, scripted, send};
+use common::{Proxy, eventually, get, post, read_head, read_head_granting, scripted, send};
 use http::{Request, Response, header};
 use http_body_util::Full;
 use serde_json::Value;
@@ -102,13 +102,9 @@ async fn uploads_and_downloads_in_two_steps_work_through_the_proxy_alone() {
 async fn answering(fields: &'static str, body: &'static [u8]) -> SocketAddr {
     scripted(move |_, mut stream| async move {
         loop {
-            let head = read_head(&mut stream).await?;
+            let head = read_head_granting(&mut stream).await?;
             if head.is_empty() {
                 return Ok(());
-            }
-            if head.starts_with("POST /api/refreshToken.do") {
-                stream.write_all(grant("token", 3600).as_bytes()).await?;
-                continue;
             }
             let accepts = head.lines().find(|line| line.to_ascii_lowercase().starts_with("accept-encoding:"));
             let has_range = head.to_ascii_lowercase().contains("\r\nrange:");
@@ -221,13 +217,7 @@ async fn answers_that_are_no_small_json_are_not_held_back() {
         let origin = scripted(move |_, mut stream| {
             let mut may_go_on = may_go_on.clone();
             async move {
-                while let head = read_head(&mut stream).await?
-                    && !head.is_empty()
-                {
-                    if head.starts_with("POST") {
-                        stream.write_all(grant("token", 3600).as_bytes()).await?;
-                        continue;
-                    }
+                while !read_head_granting(&mut stream).await?.is_empty() {
                     stream.write_all(format!("HTTP/1.1 200 OK\r\n{fields}\r\n1234").as_bytes()).await?;
                     may_go_on.wait_for(|go_on| *go_on).await.unwrap();
                     stream.write_all(&vec![b' '; size - 4]).await?;

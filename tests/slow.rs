@@ -19,9 +19,9 @@ use std::{
 use common::{
     Client, LIMIT, Proxy, eventually,
     frames::{END_HEADERS, END_STREAM, GET, HEADERS, POST, greeted, head, write},
-    get, grant, issuer,
+    get, issuer,
     process::Standing,
-    proxy, read_head, scripted, send,
+    proxy, read_head_granting, scripted, send,
     tls::{authority, identity},
 };
 use tokio::{
@@ -39,14 +39,11 @@ fn amount(variable: &str, usual: usize) -> usize {
 async fn cloud() -> SocketAddr {
     scripted(|_, mut stream| async move {
         loop {
-            let head = read_head(&mut stream).await?;
+            let head = read_head_granting(&mut stream).await?;
             let length =
                 head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
             if head.is_empty() {
                 return Ok(());
-            } else if head.starts_with("POST /api/refreshToken.do") {
-                stream.write_all(grant("token", 3600).as_bytes()).await?;
-                continue;
             } else if head.starts_with("GET /large") {
                 stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n").await?;
                 for _ in 0..100 {
@@ -282,20 +279,14 @@ async fn busy_cloud(at_once: usize, each: Duration) -> (SocketAddr, Arc<AtomicUs
     let address = scripted(move |_, mut stream| {
         let (places, done) = (Arc::clone(&places), Arc::clone(&count));
         async move {
-            loop {
-                let head = read_head(&mut stream).await?;
-                if head.is_empty() {
-                    return Ok(());
-                } else if head.starts_with("POST /api/refreshToken.do") {
-                    stream.write_all(grant("token", 3600).as_bytes()).await?;
-                    continue;
-                }
+            while !read_head_granting(&mut stream).await?.is_empty() {
                 let place = places.acquire().await.unwrap();
                 tokio::time::sleep(each).await; // the work that each request is to this cloud
                 drop(place);
                 stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
                 done.fetch_add(1, SeqCst);
             }
+            Ok(())
         }
     })
     .await;

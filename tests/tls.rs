@@ -6,7 +6,7 @@ mod common;
 use std::{net::SocketAddr, sync::Arc, sync::atomic::Ordering::SeqCst};
 
 use common::{
-    eventually, get, issuer, post, proxy, send,
+    eventually, get, issuer, post, proxy, read_head_granting, send,
     tls::{
         Authority, Pair, authority, client_config, cloud, identity, self_signed, server_config, with_tls, with_tls_and,
         write,
@@ -156,12 +156,9 @@ async fn apps_with_a_certificate_are_served_over_tls_and_nobody_else() {
     let authority = authority();
     let origin = common::scripted(|_, mut stream| async move {
         loop {
-            let head = common::read_head(&mut stream).await?;
+            let head = read_head_granting(&mut stream).await?;
             let answer = match head.split(' ').nth(1) {
                 None => return Ok(()),
-                Some("/api/refreshToken.do?grant_type=refresh_token&refresh_token=seed") => {
-                    common::grant("token", 3600)
-                }
                 // It breaks off.
                 Some("/cut") => {
                     return stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf").await;
@@ -215,14 +212,10 @@ async fn clients_are_known_by_the_names_in_their_certificates() {
     let folder = tempfile::tempdir().unwrap();
     let authority = authority();
     let origin = common::scripted(|_, mut stream| async move {
-        loop {
-            let answer = match common::read_head(&mut stream).await?.split(' ').nth(1) {
-                Some("") | None => return Ok(()),
-                Some(path) if path.starts_with("/api/refreshToken.do") => common::grant("token", 3600),
-                Some(_) => "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_owned(),
-            };
-            stream.write_all(answer.as_bytes()).await?;
+        while !read_head_granting(&mut stream).await?.is_empty() {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await?;
         }
+        Ok(())
     })
     .await;
     let clients = "[[client]]\nname = \"scanner\"\ntls_subject = \"Scanner.example.com\"\n\
