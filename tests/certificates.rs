@@ -15,7 +15,7 @@ use bearer_proxy::{
     token::{Class, FirstTokens as _, jwt::JwtTokens},
 };
 use common::{
-    eventually, get, issuer, proxy, send,
+    eventually, issuer, proxy, text_at,
     tls::{Authority, Pair, authority, client_config, cloud, identity, identity_until, server_config, with_tls, write},
 };
 use rustls::{HandshakeKind, pki_types::CertificateDer};
@@ -43,8 +43,7 @@ async fn asks(address: SocketAddr, config: &Arc<rustls::ClientConfig>) -> std::i
 
 /// A metric's value of a certificate's end, in days since 1970.
 async fn ends(admin: SocketAddr, what: &str) -> Option<u64> {
-    let text = send(admin, get("/metrics")).await.into_body();
-    let text = String::from_utf8(text.to_vec()).unwrap();
+    let text = text_at(admin, "/metrics").await;
     let name = format!("bearer_proxy_certificate_expiry_timestamp_seconds{{use=\"{what}\"}} ");
     let value: f64 = text.lines().find_map(|line| line.strip_prefix(&name))?.parse().unwrap();
     Some(value as u64 / (24 * 3600))

@@ -13,11 +13,10 @@ use std::{
 };
 
 use common::{
-    eventually, get, issuer,
+    eventually, get, issuer, picky,
     process::{Running, free_address, listens},
-    read_head, scripted, send,
+    ready, send, text_at,
 };
-use tokio::io::AsyncWriteExt as _;
 
 /// `nobody`.
 const STRANGER: u32 = 65534;
@@ -89,7 +88,7 @@ impl Home {
 
     async fn is_ready(&self) {
         listens(self.admin).await;
-        eventually("it is ready", async || send(self.admin, get("/readyz")).await.status() == 200).await;
+        ready(self.admin).await;
     }
 }
 
@@ -136,28 +135,10 @@ async fn bad_input_22_nobody_reads_the_memory_of_a_running_process() {
         assert_ne!(mask(&running, "SigIgn") & 1 << 12, 0, "{command}: SIGPIPE ends it");
         if command == "run" {
             home.is_ready().await;
-            let metrics = send(home.admin, get("/metrics")).await.into_body();
-            assert!(String::from_utf8_lossy(&metrics).contains("\nprocess_open_fds "), "it can still look at itself");
+            let metrics = text_at(home.admin, "/metrics").await;
+            assert!(metrics.contains("\nprocess_open_fds "), "it can still look at itself");
         }
     }
-}
-
-/// An issuer that takes `good` and any code, and a cloud that answers everything.
-async fn picky() -> String {
-    let address = scripted(|_, mut stream| async move {
-        let head = read_head(&mut stream).await?;
-        let answer = if head.starts_with("GET") {
-            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned()
-        } else if head.contains("refresh_token=good ") || head.contains("code=") {
-            common::grant("token", 3600)
-        } else {
-            let body = r#"{"error":"invalid_grant"}"#;
-            format!("HTTP/1.1 400 Bad Request\r\nContent-Length: {}\r\n\r\n{body}", body.len())
-        };
-        stream.write_all(answer.as_bytes()).await
-    })
-    .await;
-    format!("http://{address}")
 }
 
 /// Runs its arguments in a world of mounts of its own, where nothing but `state` can be written, without any capability.
@@ -204,7 +185,7 @@ async fn a_read_only_system_and_no_capability_are_enough() {
         assert_eq!(mask(&running, set), 0, "{set}");
     }
     assert_eq!(status(&running, "NoNewPrivs"), "1");
-    let told = async || String::from_utf8_lossy(&send(home.admin, get("/status")).await.into_body()).into_owned();
+    let told = async || text_at(home.admin, "/status").await;
     eventually("it is dead", async || told().await.contains("refresh_token_refused")).await;
     // Files are watched, tokens are stored.
     fs::write(home.path("secrets/refresh_token"), "good").unwrap();

@@ -19,9 +19,9 @@ use bearer_proxy::{
     cloud::{Cloud, Config},
 };
 use common::{
-    LIMIT, eventually, get,
+    LIMIT, eventually,
     process::{Running, free_address, program},
-    send,
+    ready,
 };
 use rustix::process::Signal;
 use tokio::{
@@ -296,7 +296,7 @@ impl Bench {
         eventually("it listens", async || TcpStream::connect(self.admin).is_ok()).await;
         let refreshed = |state: &Stored| state.generation > generation && !state.is_open();
         eventually("it refreshes again", async || self.granted() > granted && refreshed(&self.state())).await;
-        eventually("it is ready", async || send(self.admin, get("/readyz")).await.status() == 200).await;
+        ready(self.admin).await;
         running
     }
 

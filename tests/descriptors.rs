@@ -19,7 +19,7 @@ use bytes::Bytes;
 use common::{
     eventually, get,
     process::{Running, free_address, listens},
-    read_head, scripted, send,
+    read_head, ready, scripted, send, text_at,
 };
 use http::Request;
 use http_body_util::Empty;
@@ -83,7 +83,7 @@ impl Bench {
         command.stderr(fs::File::create(folder.path().join("log")).unwrap());
         let running = Running(command.spawn().unwrap());
         listens(admin).await;
-        eventually("it is ready", async || send(admin, get("/readyz")).await.status() == 200).await;
+        ready(admin).await;
         Self { _issuer: issuer, cloud, folder, address, admin, answers, running }
     }
 
@@ -92,8 +92,7 @@ impl Bench {
     }
 
     async fn metric(&self, name: &str) -> f64 {
-        let text = send(self.admin, get("/metrics")).await.into_body();
-        let text = String::from_utf8(text.to_vec()).unwrap();
+        let text = text_at(self.admin, "/metrics").await;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
     }

@@ -17,7 +17,7 @@ use bearer_proxy::{
     cloud::{Cloud, Config},
     token::{Outcome, Reason, State},
 };
-use common::{Client, LIMIT, Proxy, eventually, get, grant, post, proxy, proxy_on, read_head, scripted, send};
+use common::{Client, LIMIT, Proxy, eventually, get, grant, post, proxy, proxy_on, read_head, scripted, send, text_at};
 use tokio::{io::AsyncWriteExt as _, net::TcpListener, task::JoinSet};
 
 /// One call of the issuer: its head and when it came.
@@ -294,7 +294,7 @@ async fn fault_12_the_state_file_cannot_be_written() {
     })
     .await;
     assert_eq!(proxy.get("/").await.status(), 200, "served from memory");
-    let status = async || String::from_utf8_lossy(&send(proxy.admin, get("/status")).await.into_body()).into_owned();
+    let status = async || text_at(proxy.admin, "/status").await;
     assert!(status().await.contains(r#""persisted": false"#));
     assert_eq!(std::fs::read(aside.join("token.json")).unwrap(), old);
     std::fs::remove_file(folder).unwrap();

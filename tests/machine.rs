@@ -19,7 +19,7 @@ use bearer_proxy::{
 use common::{
     eventually, get, post,
     process::{Running, free_address, listens, program},
-    send,
+    ready, send, text_at,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -55,7 +55,7 @@ impl Bench {
         with(&mut command);
         let running = Running(command.spawn().unwrap());
         listens(self.admin).await;
-        eventually("it is ready", async || send(self.admin, get("/readyz")).await.status() == 200).await;
+        ready(self.admin).await;
         running
     }
 
@@ -65,7 +65,7 @@ impl Bench {
     }
 
     async fn metric(&self, name: &str) -> Option<String> {
-        let text = String::from_utf8(send(self.admin, get("/metrics")).await.into_body().to_vec()).unwrap();
+        let text = text_at(self.admin, "/metrics").await;
         text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').map(str::to_owned))
     }
 

@@ -12,9 +12,9 @@ use std::{
 };
 
 use common::{
-    LIMIT, eventually, get, issuer,
+    LIMIT, eventually, get, issuer, picky,
     process::{Running, free_address, free_port, listens, program},
-    read_head, read_head_granting, scripted, send,
+    read_head, read_head_granting, ready, scripted, send, text_at,
 };
 use tokio::io::AsyncWriteExt as _;
 
@@ -37,6 +37,14 @@ fn configuration(folder: &Path, cloud: &str) -> (SocketAddr, SocketAddr) {
     );
     fs::write(folder.join("proxy.toml"), text).unwrap();
     (address, admin)
+}
+
+/// Changes the configuration.
+fn amend(folder: &Path, from: &str, to: &str) {
+    let file = folder.join("proxy.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains(from), "{text}");
+    fs::write(file, text.replace(from, to)).unwrap();
 }
 
 fn start(folder: &Path) -> Running {
@@ -123,9 +131,7 @@ fn init_writes_a_private_file_once() {
 fn a_seed_that_was_taken_away_after_its_use_is_no_mistake() {
     let folder = tempfile::tempdir().unwrap();
     configuration(folder.path(), "http://127.0.0.1:1");
-    let file = folder.path().join("proxy.toml");
-    let text = fs::read_to_string(&file).unwrap().replace("refresh_token = \"seed\"", "refresh_token_file = \"gone\"");
-    fs::write(&file, text).unwrap();
+    amend(folder.path(), "refresh_token = \"seed\"", "refresh_token_file = \"gone\"");
     assert_eq!(words(&run(folder.path(), &["check"])).0, 78, "there are no tokens yet");
     fs::create_dir(folder.path().join("state")).unwrap();
     fs::write(folder.path().join("state/token.json"), "{}").unwrap();
@@ -155,13 +161,11 @@ async fn status_does_not_mind_what_else_is_wrong() {
     let (_, admin) = configuration(folder.path(), &issuer().await);
     let _running = start(folder.path());
     listens(admin).await;
-    let file = folder.path().join("proxy.toml");
-    let text =
-        fs::read_to_string(&file).unwrap().replace("client_secret = \"secret\"", "client_secret_file = \"gone\"");
-    fs::write(&file, text + "[log]\nlevle = 1\n").unwrap();
+    amend(folder.path(), "client_secret = \"secret\"", "client_secret_file = \"gone\"");
+    amend(folder.path(), "[admin]\n", "[log]\nlevle = 1\n[admin]\n");
     assert_eq!(run(folder.path(), &["check"]).status.code(), Some(78));
     assert_eq!(run(folder.path(), &["status", "--live"]).status.code(), Some(0));
-    fs::write(&file, "[admin]\nlisten = \"nowhere\"\n").unwrap();
+    fs::write(folder.path().join("proxy.toml"), "[admin]\nlisten = \"nowhere\"\n").unwrap();
     let (code, _, error) = words(&run(folder.path(), &["status"]));
     assert_eq!((code, error.lines().count()), (78, 1), "{error}");
 }
@@ -179,9 +183,7 @@ async fn a_state_file_that_cannot_be_written_stops_the_start_before_a_token_is_s
     let folder = tempfile::tempdir().unwrap();
     configuration(folder.path(), &format!("http://{cloud}"));
     // A place where not even root can make a file.
-    let file = folder.path().join("proxy.toml");
-    let text = fs::read_to_string(&file).unwrap().replace("state/token.json", "/proc/self/token.json");
-    fs::write(&file, text).unwrap();
+    amend(folder.path(), "state/token.json", "/proc/self/token.json");
     let (code, _, error) = words(&run(folder.path(), &["run"]));
     assert!(code == 78 || code == 1, "{code}: {error}");
     assert!(error.contains("/proc/self") && !error.contains("panicked"), "{error}");
@@ -233,12 +235,9 @@ async fn both_signals_finish_what_is_under_way_and_exit_0() {
         let (address, admin) = configuration(folder.path(), &format!("http://{cloud}"));
         let mut running = start(folder.path());
         listens(admin).await;
-        eventually("it is ready", async || send(admin, get("/readyz")).await.status() == 200).await;
+        ready(admin).await;
         let under_way = tokio::spawn(async move { send(address, get("/slow")).await });
-        let in_flight = async || {
-            let text = send(admin, get("/metrics")).await.into_body();
-            String::from_utf8_lossy(&text).contains("bearer_proxy_requests_in_flight 1.0")
-        };
+        let in_flight = async || text_at(admin, "/metrics").await.contains("bearer_proxy_requests_in_flight 1.0");
         eventually("the request is under way", in_flight).await;
         running.signal(signal);
         eventually("it is not ready any more", async || send(admin, get("/readyz")).await.status() == 503).await;
@@ -277,42 +276,23 @@ async fn status_tells_ready_not_ready_and_unreachable_apart() {
     assert!(text.contains("token default: fresh"), "{text}");
 }
 
-/// An issuer that takes one refresh token and refuses every other.
-async fn picky(good: &'static str) -> String {
-    let address = scripted(move |_, mut stream| async move {
-        let head = read_head(&mut stream).await?;
-        let answer = if head.contains(&format!("refresh_token={good} ")) {
-            common::grant("token", 3600)
-        } else {
-            let body = r#"{"error":"invalid_grant"}"#;
-            format!("HTTP/1.1 400 Bad Request\r\nContent-Length: {}\r\n\r\n{body}", body.len())
-        };
-        stream.write_all(answer.as_bytes()).await
-    })
-    .await;
-    format!("http://{address}")
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_proxy_comes_back_when_its_refresh_token_file_changes_and_survives_a_hangup() {
     let folder = tempfile::tempdir().unwrap();
-    let (_, admin) = configuration(folder.path(), &picky("good").await);
-    let config = folder.path().join("proxy.toml");
-    let text =
-        fs::read_to_string(&config).unwrap().replace("refresh_token = \"seed\"", "refresh_token_file = \"seed\"");
-    fs::write(&config, text).unwrap();
+    let (_, admin) = configuration(folder.path(), &picky().await);
+    amend(folder.path(), "refresh_token = \"seed\"", "refresh_token_file = \"seed\"");
     fs::write(folder.path().join("seed"), "bad").unwrap();
     let log = fs::File::create(folder.path().join("log")).unwrap();
     let mut running = Running(program(folder.path()).stderr(log).spawn().unwrap());
     listens(admin).await;
-    let status = async || String::from_utf8_lossy(&send(admin, get("/status")).await.into_body()).into_owned();
+    let status = async || text_at(admin, "/status").await;
     eventually("it is dead", async || status().await.contains("refresh_token_refused")).await;
     running.signal(rustix::process::Signal::HUP);
     let log = || fs::read_to_string(folder.path().join("log")).unwrap();
     eventually("it hears the hangup", async || log().contains("SIGHUP")).await;
     assert!(status().await.contains("refresh_token_refused"));
     fs::write(folder.path().join("seed"), "good").unwrap();
-    eventually("it is ready", async || send(admin, get("/readyz")).await.status() == 200).await;
+    ready(admin).await;
     running.signal(rustix::process::Signal::TERM);
     assert_eq!(running.ended().await.code(), Some(0));
 }
@@ -320,23 +300,18 @@ async fn a_dead_proxy_comes_back_when_its_refresh_token_file_changes_and_survive
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_new_refresh_token_is_told_everywhere_and_the_old_chain_goes_on() {
     let folder = tempfile::tempdir().unwrap();
-    let (_, admin) = configuration(folder.path(), &picky("good").await);
-    let config = folder.path().join("proxy.toml");
-    let text =
-        fs::read_to_string(&config).unwrap().replace("refresh_token = \"seed\"", "refresh_token_file = \"seed\"");
-    fs::write(&config, text).unwrap();
+    let (_, admin) = configuration(folder.path(), &picky().await);
+    amend(folder.path(), "refresh_token = \"seed\"", "refresh_token_file = \"seed\"");
     fs::write(folder.path().join("seed"), "good").unwrap();
     let _running = start(folder.path());
     listens(admin).await;
-    eventually("it is ready", async || send(admin, get("/readyz")).await.status() == 200).await;
+    ready(admin).await;
     let refused = async || {
-        let metrics = send(admin, get("/metrics")).await.into_body();
-        let status = send(admin, get("/status")).await.into_body();
         let (_, words, _) = words(&run(folder.path(), &["status"]));
         let metric = r#"bearer_proxy_token_seed_refused{credential="default"} 1.0"#;
         [
-            String::from_utf8_lossy(&metrics).contains(metric),
-            String::from_utf8_lossy(&status).contains(r#""seed_refused": true"#),
+            text_at(admin, "/metrics").await.contains(metric),
+            text_at(admin, "/status").await.contains(r#""seed_refused": true"#),
             words.contains("NOT TAKEN"),
         ]
     };
@@ -377,7 +352,7 @@ async fn killed_in_the_middle_of_a_refresh_it_knows_so_and_goes_on() {
     assert!(state().contains("\"spends\"") && !state().contains("seed"), "stored before the call, and as a hash");
     let _running = start(folder.path());
     listens(admin).await;
-    eventually("it is ready", async || send(admin, get("/readyz")).await.status() == 200).await;
+    ready(admin).await;
     assert!(!state().contains("\"spends\""));
 }
 
@@ -412,9 +387,7 @@ async fn who_does_not_speak_tls_is_told_of_each_second() {
     let listener = format!(
         "workers = 1\n[[listener]]\naddress = \"{address}\"\ntls = {{ cert_file = \"own.pem\", key_file = \"own.key\" }}\n"
     );
-    let path = folder.path().join("proxy.toml");
-    let text = fs::read_to_string(&path).unwrap().replace(&format!("listen = [\"{address}\"]\n"), &listener);
-    fs::write(&path, text).unwrap();
+    amend(folder.path(), &format!("listen = [\"{address}\"]\n"), &listener);
     let log = folder.path().join("log");
     let _running = Running(program(folder.path()).stderr(fs::File::create(&log).unwrap()).spawn().unwrap());
     listens(address).await;
@@ -432,7 +405,7 @@ async fn every_metric_and_every_value_of_its_labels_is_documented() {
     let (address, admin) = configuration(folder.path(), &issuer().await);
     let _running = start(folder.path());
     listens(address).await;
-    let metrics = String::from_utf8(send(admin, get("/metrics")).await.into_body().to_vec()).unwrap();
+    let metrics = text_at(admin, "/metrics").await;
     let documented = include_str!("../METRICS.md");
     let is_documented = |word: &str| documented.contains(&format!("`{word}`"));
     let names = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE bearer_proxy_")?.split(' ').next());

@@ -181,10 +181,7 @@ async fn proxy_before(
     given.extend_from_slice(more);
     let proxy = proxy(&origin, &given);
     proxy.ready().await;
-    let over_tls = match &proxy.app.addresses()[1] {
-        bearer_proxy::net::socket::Address::Tcp(address) => *address,
-        bearer_proxy::net::socket::Address::Unix(_) => panic!("not a TCP address"),
-    };
+    let over_tls = common::tcp(&proxy.app.addresses()[1]);
     (proxy, over_tls)
 }
 

@@ -21,7 +21,7 @@ use std::{
 use common::{
     Client, LIMIT, eventually, get, in_front_of, post,
     process::{Running, free_address, listens, program},
-    scripted,
+    ready, scripted,
 };
 use rustix::process::Signal;
 use tokio::{
@@ -156,7 +156,7 @@ async fn a_close_that_has_arrived_is_noticed_before_a_post_is_sent() {
     std::fs::write(folder.path().join("proxy.toml"), text).unwrap();
     let proxy = Running(program(folder.path()).stderr(Stdio::null()).spawn().unwrap());
     listens(listen).await;
-    eventually("it is ready", async || common::send(admin, get("/readyz")).await.status() == 200).await;
+    ready(admin).await;
     for turn in 0..20 {
         let mut client = Client::connect(listen).await;
         assert_eq!(client.send(get("/")).await.unwrap().status(), 200);

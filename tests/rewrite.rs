@@ -10,7 +10,6 @@ use bearer_proxy::{
     base::clock::{self, Simulated},
     cloud::{Cloud, Config},
     config::{self, Source},
-    net::socket::Address,
 };
 use bytes::Bytes;
 use common::{Proxy, eventually, get, post, read_head, read_head_granting, scripted, send};
@@ -30,13 +29,7 @@ async fn configured(origin: &str, more: &str) -> Proxy {
     std::fs::write(&file, text).unwrap();
     let source = Source { file: Some(file), env: Vec::new(), overrides: Vec::new() };
     let config = config::load(source).unwrap_or_else(|mistakes| panic!("{mistakes}")).config;
-    let app = App::start(config, clock::system()).unwrap();
-    let tcp = |address: &Address| match address {
-        Address::Tcp(address) => *address,
-        Address::Unix(_) => panic!("not a TCP address"),
-    };
-    let (address, admin) = (tcp(&app.addresses()[0]), tcp(app.admin_address().unwrap()));
-    let proxy = Proxy { app, address, admin };
+    let proxy = Proxy::of(App::start(config, clock::system()).unwrap());
     proxy.ready().await;
     proxy
 }

@@ -21,7 +21,7 @@ use common::{
     frames::{END_HEADERS, END_STREAM, GET, HEADERS, POST, greeted, head, write},
     get, issuer,
     process::Standing,
-    proxy, read_head_granting, scripted, send,
+    proxy, read_head_granting, scripted, send, tcp, text_at,
     tls::{authority, identity},
 };
 use tokio::{
@@ -184,7 +184,7 @@ async fn fault_23_slow_clients_are_closed_by_their_deadline_and_good_ones_served
     let proxy: Proxy = proxy(&format!("http://{cloud}"), &more);
     proxy.ready().await;
     let good = Good::start(proxy.address).await;
-    let bearer_proxy::net::socket::Address::Tcp(tls) = proxy.app.addresses()[1] else { panic!("not TCP") };
+    let tls = tcp(&proxy.app.addresses()[1]);
 
     let each = amount("SOAK_SLOW", 400) / Slow::ALL.len();
     let slow = Slow::ALL.into_iter().flat_map(|slow| std::iter::repeat_n(slow, each));
@@ -246,7 +246,7 @@ async fn fault_32_clients_that_break_off_leave_nothing_behind() {
             }
         }
         eventually("nothing of them is left", async || {
-            let metrics = String::from_utf8(send(proxy.admin, get("/metrics")).await.into_body().to_vec()).unwrap();
+            let metrics = text_at(proxy.admin, "/metrics").await;
             metrics.contains("bearer_proxy_connections_open 0.0\n")
                 && metrics.contains("bearer_proxy_requests_in_flight 0.0\n")
         })

@@ -6,7 +6,7 @@ mod common;
 use std::{net::SocketAddr, sync::Arc, sync::atomic::Ordering::SeqCst};
 
 use common::{
-    eventually, get, issuer, post, proxy, read_head_granting, send,
+    eventually, get, issuer, post, proxy, read_head_granting, send, text_at,
     tls::{
         Authority, Pair, authority, client_config, cloud, identity, self_signed, server_config, with_tls, with_tls_and,
         write,
@@ -201,10 +201,7 @@ async fn apps_with_a_certificate_are_served_over_tls_and_nobody_else() {
     let silent = common::raw(address, b"", common::LIMIT).await;
     assert_eq!(silent, "", "closed by its deadline");
     let counted = "bearer_proxy_connections_rejected_total{reason=\"tls_handshake\"} 4";
-    eventually("each is counted", async || {
-        String::from_utf8_lossy(send(admin, get("/metrics")).await.body()).contains(counted)
-    })
-    .await;
+    eventually("each is counted", async || text_at(admin, "/metrics").await.contains(counted)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -234,7 +231,7 @@ async fn clients_are_known_by_the_names_in_their_certificates() {
         let answer = over_tls(address, &authority, Some(identity(&authority, name, false)), &request).await.unwrap();
         assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{name} {fields:?}: {answer}");
     }
-    let metrics = String::from_utf8_lossy(send(admin, get("/metrics")).await.body()).into_owned();
+    let metrics = text_at(admin, "/metrics").await;
     assert!(metrics.contains("bearer_proxy_client_requests_total{client=\"scanner\",code=\"200\"} 1"), "{metrics}");
     assert!(metrics.contains("bearer_proxy_client_requests_total{client=\"both\",code=\"200\"} 1"), "{metrics}");
 }

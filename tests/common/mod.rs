@@ -68,12 +68,7 @@ pub fn proxy_on(clock: SharedClock, origin: &str, more: &[(&str, &str)]) -> Prox
     let source = Source { file: None, env: Vec::new(), overrides };
     let config = config::load(source).unwrap_or_else(|mistakes| panic!("{mistakes}")).config;
     let app = App::start(config, clock).unwrap();
-    let tcp = |address: &Address| match address {
-        Address::Tcp(address) => *address,
-        Address::Unix(_) => panic!("not a TCP address"),
-    };
-    let (address, admin) = (tcp(&app.addresses()[0]), tcp(app.admin_address().unwrap()));
-    Proxy { app, address, admin }
+    Proxy::of(app)
 }
 
 /// Starts a proxy in front of `upstream`, with an issuer elsewhere, and waits until it is ready.
@@ -86,6 +81,12 @@ pub async fn in_front_of(upstream: SocketAddr, more: &[(&str, &str)]) -> Proxy {
 }
 
 impl Proxy {
+    /// By the first of its addresses.
+    pub fn of(app: App) -> Self {
+        let (address, admin) = (tcp(&app.addresses()[0]), tcp(app.admin_address().unwrap()));
+        Self { app, address, admin }
+    }
+
     /// Sends one request on a connection of its own.
     pub async fn send(&self, request: Request<Full<Bytes>>) -> Response<Bytes> {
         send(self.address, request).await
@@ -97,16 +98,32 @@ impl Proxy {
 
     /// Waits until `/readyz` says yes.
     pub async fn ready(&self) {
-        eventually("the proxy is ready", async || send(self.admin, get("/readyz")).await.status() == 200).await;
+        ready(self.admin).await;
     }
 
     /// The value of a metric, its labels as they are written; 0 if it is not there.
     pub async fn metric(&self, name: &str) -> f64 {
-        let text = send(self.admin, get("/metrics")).await.into_body();
-        let text = String::from_utf8(text.to_vec()).unwrap();
+        let text = text_at(self.admin, "/metrics").await;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
     }
+}
+
+pub fn tcp(address: &Address) -> SocketAddr {
+    match address {
+        Address::Tcp(address) => *address,
+        Address::Unix(_) => panic!("not a TCP address"),
+    }
+}
+
+/// Waits until `/readyz` there says yes.
+pub async fn ready(admin: SocketAddr) {
+    eventually("it is ready", async || send(admin, get("/readyz")).await.status() == 200).await;
+}
+
+/// What is answered there, whatever the status.
+pub async fn text_at(address: SocketAddr, path: &str) -> String {
+    String::from_utf8(send(address, get(path)).await.into_body().to_vec()).unwrap()
 }
 
 pub fn get(path: &str) -> Request<Full<Bytes>> {
@@ -225,6 +242,24 @@ pub async fn issuer() -> String {
             stream.write_all(grant(&format!("token-{number}-{call}"), 3600).as_bytes()).await?;
         }
         Ok(())
+    })
+    .await;
+    format!("http://{address}")
+}
+
+/// A cloud whose issuer takes the refresh token `good` and any code, and refuses others. It answers whatever else is asked.
+pub async fn picky() -> String {
+    let address = scripted(|_, mut stream| async move {
+        let head = read_head(&mut stream).await?;
+        let answer = if head.starts_with("GET") {
+            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned()
+        } else if head.contains("refresh_token=good ") || head.contains("code=") {
+            grant("token", 3600)
+        } else {
+            let body = r#"{"error":"invalid_grant"}"#;
+            format!("HTTP/1.1 400 Bad Request\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        };
+        stream.write_all(answer.as_bytes()).await
     })
     .await;
     format!("http://{address}")

@@ -10,7 +10,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{eventually, get, send};
+use super::{eventually, ready};
 
 /// The program in this folder, in an empty environment.
 pub fn program(folder: &Path) -> Command {
@@ -97,7 +97,7 @@ impl Standing {
         fs::write(folder.path().join("proxy.toml"), text).unwrap();
         let running = Running(program(folder.path()).envs(env).stderr(Stdio::null()).spawn().unwrap());
         listens(admin).await;
-        eventually("it is ready", async || send(admin, get("/readyz")).await.status() == 200).await;
+        ready(admin).await;
         Self { running, address, admin, _folder: folder }
     }
 

@@ -13,7 +13,6 @@ use bearer_proxy::{
     app::App,
     base::clock,
     config::{self, Source},
-    net::socket::Address,
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::{
@@ -27,7 +26,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{eventually, get, grant, send};
+use super::{grant, ready, tcp};
 
 pub type Authority = CertifiedIssuer<'static, KeyPair>;
 
@@ -158,12 +157,8 @@ pub async fn with_tls_and(
     let file = write(folder, "proxy.toml", &text);
     let source = Source { file: Some(file), env: Vec::new(), overrides: Vec::new() };
     let app = App::start(config::load(source).unwrap_or_else(|e| panic!("{e}")).config, clock::system()).unwrap();
-    let tcp = |address: &Address| match address {
-        Address::Tcp(address) => *address,
-        Address::Unix(_) => panic!("not a TCP address"),
-    };
     let (address, admin) = (tcp(&app.addresses()[0]), tcp(app.admin_address().unwrap()));
-    eventually("it is ready", async || send(admin, get("/readyz")).await.status() == 200).await;
+    ready(admin).await;
     (app, address, admin)
 }
 
