@@ -400,6 +400,36 @@ async fn who_does_not_speak_tls_is_told_of_each_second() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_access_log_says_whose_a_request_was_and_nothing_of_its_query() {
+    let folder = tempfile::tempdir().unwrap();
+    let (address, _) = configuration(folder.path(), &issuer().await);
+    let more = "[log]\naccess = \"all\"\n[[client]]\nname = \"backup\"\nkey = \"key-of-the-backup\"\nheader = \"x-key\"\n";
+    let path = folder.path().join("proxy.toml");
+    fs::write(&path, fs::read_to_string(&path).unwrap() + more).unwrap();
+    let log = folder.path().join("log");
+    let _running = Running(program(folder.path()).stderr(fs::File::create(&log).unwrap()).spawn().unwrap());
+    listens(address).await;
+    for key in ["key-of-the-backup", "key-of-somebody"] {
+        let mut request = get("/some/file?ticket=s3cret");
+        request.headers_mut().insert("x-key", key.parse().unwrap());
+        send(address, request).await;
+    }
+    let told = || fs::read_to_string(&log).unwrap();
+    let requests = || -> Vec<serde_json::Value> {
+        let lines = told().lines().filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<_>>();
+        lines.into_iter().filter(|line: &serde_json::Value| line["target"] == "bearer_proxy::access").collect()
+    };
+    eventually("both are told", async || requests().len() == 2).await;
+    let [known, stranger] = &requests()[..] else { panic!("{}", told()) };
+    let fields = |line: &serde_json::Value| {
+        ["client", "method", "path", "status"].map(|field| line["fields"].get(field).unwrap_or(&line[field]).to_string())
+    };
+    assert_eq!(fields(known), ["\"backup\"", "\"GET\"", "\"/some/file\"", "200"], "{known}");
+    assert_eq!(fields(stranger), ["null", "\"GET\"", "\"/some/file\"", "401"], "{stranger}");
+    assert!(!told().contains("s3cret") && !told().contains("key-of-"), "{}", told());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_metric_and_every_value_of_its_labels_is_documented() {
     let folder = tempfile::tempdir().unwrap();
     let (address, admin) = configuration(folder.path(), &issuer().await);
