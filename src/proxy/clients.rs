@@ -2,11 +2,11 @@
 //!
 //! What a connection shows, its address and its certificate, is judged once; what a request shows, with each. Secrets are
 //! compared by their digests, in constant time, and all of them: how long it takes tells neither how much of one was right
-//! nor whose it is.
+//! nor whose it is. Those that stand in files follow them.
 
 mod limits;
 
-use std::{cell::RefCell, fmt, net::IpAddr, sync::Arc};
+use std::{cell::RefCell, fmt, net::IpAddr, path::PathBuf, sync::Arc};
 
 use aws_lc_rs::{
     constant_time::verify_slices_are_equal,
@@ -23,7 +23,7 @@ pub use self::limits::Rate;
 use super::{error::Error, rules::Rules};
 use crate::{
     base::{clock::SharedClock, secret::Secret},
-    net::certificate::Names,
+    net::{certificate::Names, tls},
 };
 
 /// One client. Everything that is set must hold for a request to be its; of `header` and `basic`, one is enough.

@@ -12,6 +12,9 @@ use crate::{
     proxy::{Client, Rules},
 };
 
+/// Shorter keys can be found by trying.
+const GOOD_KEY_LENGTH: usize = 16;
+
 /// The clients whose entries have no mistake.
 pub(super) fn clients(r: &mut Reader, listening: &[Listening]) -> Vec<Client> {
     let mut clients: Vec<Client> = Vec::new();
@@ -78,7 +81,11 @@ fn check_proof(r: &mut Reader, section: &str, key: Option<&Secret>) {
     }
     if has_header && key.is_some_and(|key| !key.expose().bytes().all(|byte| byte.is_ascii_graphic())) {
         let fault = fault("cannot stand in an HTTP header", "use letters, digits and punctuation without spaces");
-        r.mistake(secret_place, &key_of("key"), fault);
+        r.mistake(secret_place.clone(), &key_of("key"), fault);
+    }
+    if key.is_some_and(|key| key.expose().chars().count() < GOOD_KEY_LENGTH) {
+        let reason = format!("is shorter than {GOOD_KEY_LENGTH} characters: whoever can connect may find it by trying");
+        r.warning(secret_place, &key_of("key"), fault(reason, "let chance choose one, as `openssl rand -hex 24` does"));
     }
 }
 
