@@ -155,9 +155,11 @@ impl App {
         let greetings = greetings.collect::<Result<Vec<_>, _>>()?;
         let held = greetings.iter().flatten().map(|greeting| Arc::clone(greeting) as Arc<dyn tls::Held>);
         let held = held.chain(shared.iter().filter_map(upstream::Shared::held)).chain(refresher.held());
-        let (keeper, certificates) = tls::Keeper::new(held, clock);
+        let mut held: Vec<_> = held.collect();
         let bound = bound.into_iter().zip(greetings).collect();
         let proxy = Proxy::start(config.proxy, bound, shared, credential.clone(), token_wait)?;
+        held.push(proxy.held());
+        let (keeper, certificates) = tls::Keeper::new(held, clock);
         let draining = Arc::new(AtomicBool::new(false));
         let admin = match config.admin.zip(admin_bound) {
             None => None,
@@ -190,7 +192,7 @@ impl App {
         })
     }
 
-    /// Has everything read again that comes from files beside the configuration: secrets, the state file, certificates.
+    /// Has everything read again that comes from files beside the configuration: secrets, the state file, certificates, clients' keys.
     pub fn reload_files(&self) {
         self.credential.reload();
         self.certificates.reload();
@@ -217,7 +219,7 @@ impl App {
         poll_fn(|cx| {
             let tasks = [
                 ("what keeps the token fresh", Some(&mut self.refresher)),
-                ("what keeps certificates up to date", Some(&mut self.keeper)),
+                ("what keeps certificates and the keys of clients up to date", Some(&mut self.keeper)),
                 ("the admin endpoint", self.admin.as_mut()),
             ];
             for (name, task) in tasks {

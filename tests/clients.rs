@@ -288,6 +288,28 @@ async fn where_every_client_shows_a_key_that_no_page_has_names_and_origins_are_f
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_in_a_file_is_exchanged_without_a_restart_also_on_connections_that_stand() {
+    let (upstream, _) = upstream("").await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("key");
+    std::fs::write(&file, "first\n").unwrap();
+    let client =
+        [("client[0].name", "a"), ("client[0].header", "X-Key"), ("client[0].key_file", file.to_str().unwrap())];
+    let proxy = in_front_of(upstream, &client).await;
+    let with_key = |key: &str| {
+        let mut request = common::get("/");
+        request.headers_mut().insert("x-key", key.parse().unwrap());
+        request
+    };
+    let mut standing = common::Client::connect(proxy.address).await;
+    assert_eq!(standing.send(with_key("first")).await.unwrap().status(), 200);
+    std::fs::write(&file, "second\n").unwrap();
+    common::eventually("the new key is known", async || proxy.send(with_key("second")).await.status() == 200).await;
+    assert_eq!(standing.send(with_key("first")).await.unwrap().status(), 401);
+    assert_eq!(standing.send(with_key("second")).await.unwrap().status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn networks_let_in_without_a_key_and_no_key_helps_from_elsewhere() {
     let (upstream, _) = upstream("").await;
     let near = [("client[0].name", "near"), ("client[0].networks", "127.0.0.0/8")];

@@ -884,7 +884,8 @@ fn clients_arrive_as_they_are_written() {
         .replace("127.0.0.1:8080", "0.0.0.0:8080")
         .replace("files/", &format!("{}/files/", std::path::absolute(VALID).unwrap().display()));
     let keys_alone =
-        load_text(format!("{text}\n[[client]]\nname = 'a'\nkey = 's3cret-of-a-that-is-long'\nheader = 'x-key'\n")).unwrap();
+        load_text(format!("{text}\n[[client]]\nname = 'a'\nkey = 's3cret-of-a-that-is-long'\nheader = 'x-key'\n"))
+            .unwrap();
     assert!(
         keys_alone.config.proxy.listeners[0].guard.is_off && keys_alone.warnings.is_empty(),
         "{:?}",

@@ -403,7 +403,8 @@ async fn who_does_not_speak_tls_is_told_of_each_second() {
 async fn the_access_log_says_whose_a_request_was_and_nothing_of_its_query() {
     let folder = tempfile::tempdir().unwrap();
     let (address, _) = configuration(folder.path(), &issuer().await);
-    let more = "[log]\naccess = \"all\"\n[[client]]\nname = \"backup\"\nkey = \"key-of-the-backup\"\nheader = \"x-key\"\n";
+    let more =
+        "[log]\naccess = \"all\"\n[[client]]\nname = \"backup\"\nkey = \"key-of-the-backup\"\nheader = \"x-key\"\n";
     let path = folder.path().join("proxy.toml");
     fs::write(&path, fs::read_to_string(&path).unwrap() + more).unwrap();
     let log = folder.path().join("log");
@@ -422,7 +423,8 @@ async fn the_access_log_says_whose_a_request_was_and_nothing_of_its_query() {
     eventually("both are told", async || requests().len() == 2).await;
     let [known, stranger] = &requests()[..] else { panic!("{}", told()) };
     let fields = |line: &serde_json::Value| {
-        ["client", "method", "path", "status"].map(|field| line["fields"].get(field).unwrap_or(&line[field]).to_string())
+        ["client", "method", "path", "status"]
+            .map(|field| line["fields"].get(field).unwrap_or(&line[field]).to_string())
     };
     assert_eq!(fields(known), ["\"backup\"", "\"GET\"", "\"/some/file\"", "200"], "{known}");
     assert_eq!(fields(stranger), ["null", "\"GET\"", "\"/some/file\"", "401"], "{stranger}");

@@ -67,6 +67,7 @@ impl Client {
 #[derive(Debug)]
 pub(crate) struct Clients {
     clients: Vec<Known>,
+    keys: Arc<Keys>,
     /// How keys are shown, each way once.
     ways: Vec<Way>,
     challenges: Arc<[HeaderValue]>,
@@ -75,8 +76,22 @@ pub(crate) struct Clients {
 #[derive(Debug)]
 struct Known {
     client: Client,
-    proofs: Vec<Proof>,
+    has_key: bool,
     limits: Limits,
+}
+
+/// What each client must show, as the files of the keys have it.
+pub(crate) type Keys = tls::Current<Vec<Vec<Proof>>>;
+
+/// Why the files of keys cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum KeyError {
+    #[error(transparent)]
+    File(#[from] tls::Error),
+    #[error("the key of the client {0:?} cannot be shown: it holds spaces or control characters")]
+    Unfit(String),
+    #[error("the clients {0:?} and {1:?} have the same key")]
+    Twins(String, String),
 }
 
 /// A way to show a key.
@@ -88,7 +103,7 @@ enum Way {
 }
 
 /// What must be shown, and in which of the ways.
-struct Proof {
+pub(crate) struct Proof {
     way: usize,
     digest: Zeroizing<[u8; SHA256_OUTPUT_LEN]>,
 }
@@ -117,6 +132,8 @@ impl fmt::Debug for Visitor {
 struct Accepted {
     shown: Zeroizing<Vec<u8>>,
     caller: Caller,
+    /// The keys that it was compared with.
+    proofs: Arc<Vec<Vec<Proof>>>,
 }
 
 /// Who sent a request.
@@ -131,17 +148,31 @@ pub(crate) struct Caller {
 }
 
 impl Clients {
-    pub(crate) fn new(clients: &[Client], clock: &SharedClock) -> Self {
+    /// # Errors
+    /// When the file of a key no longer is what it was when it was checked.
+    pub(crate) fn new(clients: &[Client], clock: &SharedClock) -> Result<Self, KeyError> {
         let mut ways = Vec::new();
         let known = clients.iter().map(|client| Known {
-            proofs: proofs(client, &mut ways),
+            has_key: client.key.is_some(),
             limits: Limits::new(client.rate, client.concurrency, clock),
-            // The digests are enough from here on.
+            // What proves it is among the keys.
             client: Client { key: None, ..client.clone() },
         });
-        let clients = known.collect();
+        let known = known.collect();
+        for client in clients {
+            proofs(client, &mut ways);
+        }
         let challenges = ways.iter().filter_map(Way::challenge).collect();
-        Self { clients, ways, challenges }
+        let files: Vec<_> =
+            clients.iter().filter_map(|client| client.key.as_ref()?.file()).map(PathBuf::from).collect();
+        let given = clients.to_vec();
+        let keys = Keys::new("clients".to_owned(), files, None, move || read_again(&given))?;
+        Ok(Self { clients: known, keys: Arc::new(keys), ways, challenges })
+    }
+
+    /// What follows the files of keys.
+    pub(crate) fn keys(&self) -> Arc<Keys> {
+        Arc::clone(&self.keys)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -180,20 +211,22 @@ impl Clients {
     /// # Errors
     /// Nobody's. Whether a key could help is told, not which one.
     pub(crate) fn recognise(&self, visitor: &Visitor, headers: &HeaderMap) -> Result<Caller, Error> {
-        if let Some(Accepted { shown, caller }) = &*visitor.accepted.borrow()
+        if let Some(Accepted { shown, caller, proofs }) = &*visitor.accepted.borrow()
+            && self.keys.is_newest(proofs)
             && let Some(again) = caller.way.and_then(|way| self.ways[way].shown(headers))
             && verify_slices_are_equal(again, shown).is_ok()
         {
             return Ok(*caller);
         }
-        let of = |client| &self.clients[client];
-        let unproven = visitor.candidates.iter().find(|client| of(**client).proofs.is_empty());
+        let has_key = |client: &&usize| self.clients[**client].has_key;
+        let unproven = visitor.candidates.iter().find(|client| !has_key(client));
         let mut found = unproven.map(|client| Caller { client: *client, way: None, by_password: false });
+        let proofs = self.keys.load();
         for (way, spoken) in self.ways.iter().enumerate() {
             let Some(shown) = spoken.shown(headers) else { continue };
             let shown_digest = digest(&SHA256, shown);
             for &client in &visitor.candidates {
-                for proof in of(client).proofs.iter().filter(|proof| proof.way == way) {
+                for proof in proofs[client].iter().filter(|proof| proof.way == way) {
                     let is_same = verify_slices_are_equal(shown_digest.as_ref(), &*proof.digest).is_ok();
                     if is_same && found.is_none_or(|found| client < found.client) {
                         found = Some(Caller { client, way: Some(way), by_password: *spoken == Way::Basic });
@@ -203,19 +236,19 @@ impl Clients {
         }
         match found {
             Some(caller) => {
-                self.remember(visitor, caller, headers);
+                self.remember(visitor, caller, headers, proofs);
                 Ok(caller)
             }
-            None if visitor.candidates.iter().any(|client| !of(*client).proofs.is_empty()) => {
+            None if visitor.candidates.iter().any(|client| has_key(&client)) => {
                 Err(Error::Unauthenticated(Arc::clone(&self.challenges)))
             }
             None => Err(Error::Stranger),
         }
     }
 
-    fn remember(&self, visitor: &Visitor, caller: Caller, headers: &HeaderMap) {
+    fn remember(&self, visitor: &Visitor, caller: Caller, headers: &HeaderMap, proofs: Arc<Vec<Vec<Proof>>>) {
         let shown = caller.way.and_then(|way| self.ways[way].shown(headers));
-        let accepted = shown.map(|shown| Accepted { shown: Zeroizing::new(shown.to_vec()), caller });
+        let accepted = shown.map(|shown| Accepted { shown: Zeroizing::new(shown.to_vec()), caller, proofs });
         *visitor.accepted.borrow_mut() = accepted;
     }
 
@@ -228,7 +261,33 @@ impl Clients {
     }
 }
 
-/// What a client may show, each by its digest.
+/// What each client must show, with the keys as they are in their files now.
+fn read_again(clients: &[Client]) -> Result<Vec<Vec<Proof>>, KeyError> {
+    let now: Vec<Client> = clients.iter().map(with_key_of_now).collect::<Result<_, _>>()?;
+    for (index, client) in now.iter().enumerate() {
+        let has_same = |other: &&Client| {
+            other.key.as_ref().zip(client.key.as_ref()).is_some_and(|(other, own)| other.expose() == own.expose())
+        };
+        if let Some(twin) = now[..index].iter().find(has_same) {
+            return Err(KeyError::Twins(twin.name.clone(), client.name.clone()));
+        }
+    }
+    let mut ways = Vec::new();
+    Ok(now.iter().map(|client| proofs(client, &mut ways)).collect())
+}
+
+fn with_key_of_now(client: &Client) -> Result<Client, KeyError> {
+    let Some(path) = client.key.as_ref().and_then(Secret::file) else { return Ok(client.clone()) };
+    let key = Secret::from_file(path.to_owned());
+    let key = key.map_err(|source| tls::Error::Read { path: path.to_owned(), source })?;
+    let is_fit = |byte: u8| if client.header.is_some() { byte.is_ascii_graphic() } else { !byte.is_ascii_control() };
+    if !key.expose().bytes().all(is_fit) {
+        return Err(KeyError::Unfit(client.name.clone()));
+    }
+    Ok(Client { key: Some(key), ..client.clone() })
+}
+
+/// What a client may show, each by its digest. The ways depend on how clients are configured, not on their keys.
 fn proofs(client: &Client, ways: &mut Vec<Way>) -> Vec<Proof> {
     let Some(key) = &client.key else { return Vec::new() };
     let mut proofs = Vec::new();

@@ -77,13 +77,14 @@ pub struct Proxy {
     drain: watch::Sender<bool>,
     workers: Vec<oneshot::Receiver<()>>,
     metrics: Arc<[Arc<Metrics>]>,
+    keys: Arc<clients::Keys>,
 }
 
 impl Proxy {
     /// Starts the workers on what was bound for `config.listeners`, in that order, each with its TLS if it speaks that.
     ///
     /// # Errors
-    /// When the system refuses a socket or a thread.
+    /// When the system refuses a socket or a thread, or the file of a client's key no longer is what it was.
     pub fn start(
         config: Config,
         bound: Vec<(Bound, Option<Greeting>)>,
@@ -97,8 +98,10 @@ impl Proxy {
                 origins.push(endpoint.origin.clone());
             }
         }
+        let clients = Clients::new(&config.clients, credential.clock()).map_err(io::Error::other)?;
+        let keys = clients.keys();
         let shared = Arc::new(worker::Shared {
-            clients: Arc::new(Clients::new(&config.clients, credential.clock())),
+            clients: Arc::new(clients),
             upstreams,
             credential,
             token_wait,
@@ -124,7 +127,12 @@ impl Proxy {
         let workers = listeners.into_iter().zip(metrics.iter()).enumerate().map(|(index, (listeners, metrics))| {
             worker::start(index, Arc::clone(&shared), Arc::clone(metrics), listeners, draining.clone())
         });
-        Ok(Self { drain, workers: workers.collect::<io::Result<_>>()?, metrics })
+        Ok(Self { drain, workers: workers.collect::<io::Result<_>>()?, metrics, keys })
+    }
+
+    /// What follows files: the keys of clients.
+    pub fn held(&self) -> Arc<dyn tls::Held> {
+        Arc::<clients::Keys>::clone(&self.keys)
     }
 
     /// The numbers of each worker.

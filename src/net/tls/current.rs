@@ -71,6 +71,11 @@ impl<T> Current<T> {
     pub fn load(&self) -> Arc<T> {
         Arc::clone(&self.made.load().value)
     }
+
+    /// Whether this is the newest. Cheaper than to take it.
+    pub fn is_newest(&self, value: &Arc<T>) -> bool {
+        Arc::ptr_eq(&self.made.load().value, value)
+    }
 }
 
 impl<T: Send + Sync> Held for Current<T> {

@@ -1,4 +1,5 @@
-//! The task that keeps TLS settings up to date with their files, and warns of certificates that come to their end.
+//! The task that keeps what is made of files up to date with them (TLS settings, the keys of clients), and warns of
+//! certificates that come to their end.
 
 use std::{
     collections::BTreeSet,
@@ -95,7 +96,7 @@ impl Keeper {
                 Ok(is_new) => {
                     told.unusable = None;
                     if is_new {
-                        tracing::info!(r#use = name, files = ?held.files(), "new certificates are in use");
+                        tracing::info!(r#use = name, files = ?held.files(), "changed files are in use");
                         told.concern = None;
                         warn(&**held, told, self.clock.wall());
                     }
@@ -105,7 +106,7 @@ impl Keeper {
                         tracing::warn!(
                             r#use = name,
                             error,
-                            "changed certificates cannot be used: those from before stay in use until the next change"
+                            "changed files cannot be used: what was made of them before stays in use until the next change"
                         );
                     }
                     told.unusable = Some(error);
@@ -247,10 +248,10 @@ mod tests {
             assert_eq!(bench.log.lines("they do not go together"), 1, "{}", bench.log.text());
         }
         bench.reads(Err("it cannot be read".to_owned())).await;
-        assert_eq!(bench.log.lines("stay in use"), 2, "{}", bench.log.text());
+        assert_eq!(bench.log.lines("stays in use"), 2, "{}", bench.log.text());
         *bench.held.not_after.lock().expect("a lock") = bench.clock.wall() + LOOK * 10;
         bench.reads(Ok(true)).await;
-        assert_eq!(bench.log.lines("new certificates are in use"), 1, "{}", bench.log.text());
+        assert_eq!(bench.log.lines("changed files are in use"), 1, "{}", bench.log.text());
         assert_eq!(bench.log.lines("expires within 14 days"), 1, "{}", bench.log.text());
         bench.reads(Ok(false)).await;
         assert_eq!(bench.log.lines("WARN"), 3, "{}", bench.log.text());

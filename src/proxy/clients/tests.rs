@@ -23,7 +23,7 @@ fn by_header(name: &str, header: &'static str, key: &str) -> Client {
 
 fn all(clients: &[Client]) -> Arc<Clients> {
     let clock: SharedClock = Arc::new(Simulated::new());
-    Arc::new(Clients::new(clients, &clock))
+    Arc::new(Clients::new(clients, &clock).unwrap())
 }
 
 fn shown(fields: &[(&'static str, &str)]) -> HeaderMap {
@@ -108,6 +108,32 @@ fn what_was_accepted_once_on_a_connection_does_not_vouch_for_anything_else() {
 }
 
 #[test]
+fn keys_follow_their_files_and_what_is_no_key_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("key");
+    let write = |key: &str| std::fs::write(&file, key).unwrap();
+    write("first\n");
+    let key = Secret::from_file(file.clone()).unwrap();
+    let clients =
+        all(&[by_header("a", "x-api-key", "key-a"), Client { key: Some(key), ..by_header("b", "x-api-key", "") }]);
+    let visitor = clients.visitor(None, &Names::default());
+    let shows = |key: &str| who(&clients, &visitor, &[("x-api-key", key)]);
+    assert_eq!(shows("first"), "b");
+    for (content, is_taken) in
+        [("", false), ("two words", false), ("two\nlines", false), ("key-a", false), ("second", true)]
+    {
+        write(content);
+        assert_eq!(shows("first"), "b", "nobody has read it yet");
+        assert_eq!(tls::Held::reload(&*clients.keys()).unwrap_or_default(), is_taken, "{content:?}");
+    }
+    // What this very connection was let in with is no key any more.
+    assert_eq!([shows("first"), shows("second"), shows("key-a")], ["401", "b", "a"]);
+    std::fs::remove_file(&file).unwrap();
+    let error = tls::Held::reload(&*clients.keys()).unwrap_err();
+    assert!(error.contains("key") && shows("second") == "b", "{error}");
+}
+
+#[test]
 fn networks_and_names_must_hold_beside_the_key() {
     let networks = |networks: &[&str]| networks.iter().map(|network| network.parse().unwrap()).collect();
     let clients = all(&[
@@ -166,7 +192,7 @@ fn rates_fill_up_again_and_tell_when() {
     let clock = Arc::new(Simulated::new());
     let rate = Rate { requests: NonZeroU32::new(3).unwrap(), per: Duration::from_secs(60) };
     let shared: SharedClock = Arc::clone(&clock) as SharedClock;
-    let clients = Arc::new(Clients::new(&[Client { rate: Some(rate), ..client("a") }, client("b")], &shared));
+    let clients = Arc::new(Clients::new(&[Client { rate: Some(rate), ..client("a") }, client("b")], &shared).unwrap());
     let [a, b] = [0, 1].map(|client| Caller { client, way: None, by_password: false });
     let retry_after = |error: &Error| error.to_response().headers()["retry-after"].to_str().unwrap().to_owned();
     for _ in 0..3 {
