@@ -100,6 +100,26 @@ async fn bad_input_10_foreign_pages_and_rebound_names_reach_nothing_in_any_versi
     }
 }
 
+/// A container's 0.0.0.0 is published on localhost, where pages are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_lets_everybody_in_lets_no_page_in() {
+    let (upstream, seen) = upstream("").await;
+    let more = [("proxy.listen", "0.0.0.0:0"), ("proxy.allow_unauthenticated", "true")];
+    let mut proxy = in_front_of(upstream, &more).await;
+    proxy.address.set_ip([127, 0, 0, 1].into());
+    for (fields, expected) in [
+        ("Host: evil.example\r\n", 421),
+        ("Host: 0.0.0.0\r\n", 421),
+        ("Host: localhost\r\nOrigin: https://evil.example\r\n", 403),
+        ("Host: localhost\r\nSec-Fetch-Site: same-site\r\n", 403),
+        ("Host: localhost\r\n", 200),
+        ("Host: 192.0.2.1\r\n", 200),
+    ] {
+        assert_eq!(status(&ask(&proxy, "GET /", fields).await), expected, "{fields:?}");
+    }
+    assert_eq!(seen.lock().unwrap().len(), 2);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_of_allowed_origins_may_call_and_read() {
     let (plain, seen) = upstream("").await;

@@ -892,6 +892,12 @@ fn clients_arrive_as_they_are_written() {
         keys_alone.warnings
     );
     assert!(keys_alone.config.admin.is_none_or(|admin| !admin.listener.guard.is_off));
+    // A password is what browsers send by themselves once they know it, whatever else would do.
+    let key = "\n[[client]]\nname = 'a'\nkey = 's3cret-of-a-that-is-long'\nheader = 'x-key'\n";
+    let password = load_text(format!("{text}{key}basic = 'a'\n")).unwrap();
+    assert!(!password.config.proxy.listeners[0].guard.is_off);
+    let open = text.replace("[proxy]", "[proxy]\nallow_unauthenticated = true");
+    assert!(!load_text(open).unwrap().config.proxy.listeners[0].guard.is_off);
 }
 
 #[test]
