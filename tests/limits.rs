@@ -100,6 +100,33 @@ async fn heads_have_a_size_a_number_of_fields_and_a_length_of_their_target() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_silence_has_a_deadline_of_its_own() {
+    let (address, may, _) = held().await;
+    may.add_permits(1000);
+    let whole = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let preface = String::from_utf8_lossy(common::frames::PREFACE).into_owned();
+    let idle_http2 = preface.clone() + "\0\0\0\x04\0\0\0\0\0";
+    for (key, sent) in [
+        ("first_byte", &[""][..]),
+        ("head", &["G", &whole[..20], &preface[..3], &preface[..20]]),
+        ("body_idle", &["POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf"]),
+        ("idle", &[whole, &idle_http2]),
+    ] {
+        let keys = ["first_byte", "head", "body_idle", "idle"].map(|name| format!("proxy.{name}_timeout"));
+        let short = format!("proxy.{key}_timeout");
+        let more = keys.each_ref().map(|name| (name.as_str(), if *name == short { "200ms" } else { "10m" }));
+        let proxy = in_front_of(address, &more).await;
+        for words in sent {
+            let mut stream = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
+            stream.write_all(words.as_bytes()).await.unwrap();
+            // How it ends, by a close or a reset, is not the point here.
+            let end = tokio::time::timeout(LIMIT, tokio::io::copy(&mut stream, &mut tokio::io::sink())).await;
+            assert!(end.is_ok(), "{key}: left open after {words:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn too_many_requests_are_told_to_come_back_and_those_under_way_are_answered() {
     let (address, may, waiting) = held().await;
     let proxy = in_front_of(address, &[("proxy.max_requests", "3")]).await;
