@@ -358,6 +358,9 @@ async fn bad_input_26_trace_and_connect_are_not_served() {
         "TRACE * HTTP/1.1\r\nHost: localhost\r\nMax-Forwards: 0\r\n".to_owned(),
         format!("CONNECT {at} HTTP/1.1\r\nHost: {at}\r\n"),
         "CONNECT / HTTP/1.1\r\nHost: localhost\r\n".to_owned(),
+        "CONNECT evil.example:443 HTTP/1.1\r\nHost: evil.example:443\r\n".to_owned(),
+        "CONNECT evil.example:443 HTTP/1.1\r\nHost: localhost\r\n".to_owned(),
+        "TRACE / HTTP/1.1\r\nHost: evil.example\r\n".to_owned(),
         "TRACE / HTTP/1.0\r\n".to_owned(),
         "trace / HTTP/1.1\r\nHost: localhost\r\n".to_owned(),
     ] {
