@@ -18,7 +18,11 @@ use bearer_proxy::base::{
     clock::{self, Clock, Moment, SharedClock},
     panics,
 };
-use common::{Client, LIMIT, eventually, get, issuer, post, proxy_on, scripted, send};
+use common::{
+    Client, LIMIT, eventually, get, issuer, post, proxy_on, scripted, send,
+    web::{self, Identity, Speech},
+};
+use http_body_util::BodyExt as _;
 use tokio::io::AsyncWriteExt as _;
 
 /// The machine's clock, broken: one of the next times that a thread of this name looks at it, it panics.
@@ -112,6 +116,20 @@ async fn fault_31_a_panic_costs_one_request_and_the_worker_lives() {
     drop(lost.send(get("/")).await);
     eventually("the second panic", async || proxy.metric("bearer_proxy_panics_total").await == before + 2.0).await;
     assert!(lost.send(get("/")).await.is_err());
+
+    // On HTTP/2 the connection goes on.
+    let mut shared = web::Client::connect(Speech::Http2, proxy.address, &Identity::new()).await;
+    for (looks, expected) in [(0, 200), (1, 500), (2, 200), (0, 200)] {
+        let panics = proxy.metric("bearer_proxy_panics_total").await;
+        clock.looks.store(looks, SeqCst);
+        let request = http::Request::get("/").header("host", "localhost").body(web::whole("")).unwrap();
+        let answer = tokio::time::timeout(LIMIT, shared.send(request)).await.unwrap().unwrap();
+        assert_eq!(answer.status(), expected, "{looks}");
+        drop(answer.into_body().collect().await);
+        let new = f64::from(u8::from(looks > 0));
+        eventually("it is counted", async || proxy.metric("bearer_proxy_panics_total").await == panics + new).await;
+    }
+    drop(shared);
 
     assert_eq!(beside.send(get("/")).await.unwrap().status(), 200, "the connection beside them goes on");
     assert_eq!(send(proxy.address, get("/")).await.status(), 200, "and so does the worker");
