@@ -400,17 +400,16 @@ async fn who_does_not_speak_tls_is_told_of_each_second() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_access_log_says_whose_a_request_was_and_nothing_of_its_query() {
+async fn the_log_says_whose_a_request_was_and_nothing_of_its_query() {
     let folder = tempfile::tempdir().unwrap();
     let (address, _) = configuration(folder.path(), &issuer().await);
-    let more =
-        "[log]\naccess = \"all\"\n[[client]]\nname = \"backup\"\nkey = \"key-of-the-backup\"\nheader = \"x-key\"\n";
+    let more = "[log]\naccess = \"all\"\n[[client]]\nname = \"backup\"\nkey = \"key-of-the-backup\"\nheader = \"x-key\"\nrate = \"1/h\"\n";
     let path = folder.path().join("proxy.toml");
     fs::write(&path, fs::read_to_string(&path).unwrap() + more).unwrap();
     let log = folder.path().join("log");
     let _running = Running(program(folder.path()).stderr(fs::File::create(&log).unwrap()).spawn().unwrap());
     listens(address).await;
-    for key in ["key-of-the-backup", "key-of-somebody"] {
+    for key in ["key-of-the-backup", "key-of-somebody", "key-of-the-backup"] {
         let mut request = get("/some/file?ticket=s3cret");
         request.headers_mut().insert("x-key", key.parse().unwrap());
         send(address, request).await;
@@ -420,14 +419,17 @@ async fn the_access_log_says_whose_a_request_was_and_nothing_of_its_query() {
         let lines = told().lines().filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<_>>();
         lines.into_iter().filter(|line: &serde_json::Value| line["target"] == "bearer_proxy::access").collect()
     };
-    eventually("both are told", async || requests().len() == 2).await;
-    let [known, stranger] = &requests()[..] else { panic!("{}", told()) };
+    eventually("all are told", async || requests().len() == 3).await;
+    let [known, stranger, refused] = &requests()[..] else { panic!("{}", told()) };
     let fields = |line: &serde_json::Value| {
         ["client", "method", "path", "status"]
             .map(|field| line["fields"].get(field).unwrap_or(&line[field]).to_string())
     };
     assert_eq!(fields(known), ["\"backup\"", "\"GET\"", "\"/some/file\"", "200"], "{known}");
     assert_eq!(fields(stranger), ["null", "\"GET\"", "\"/some/file\"", "401"], "{stranger}");
+    assert_eq!(fields(refused)[3], "429", "{refused}");
+    let is_named = |line: &str| line.contains(r#""client":"backup""#) && line.contains(r#""rule":"rate""#);
+    assert!(told().lines().any(is_named), "{}", told());
     assert!(!told().contains("s3cret") && !told().contains("key-of-"), "{}", told());
 }
 

@@ -367,8 +367,9 @@ impl Worker {
         self.metrics.refused(error);
         if self.is_due(&self.reported[error.index()]) {
             let peer = exchange.peer.client.address().map(tracing::field::display);
+            let client = exchange.caller.get().map(|caller| self.clients.name(caller));
             let status = error.status().as_u16();
-            tracing::warn!(peer, status, rule = error.label(), "{error}");
+            tracing::warn!(peer, client, status, rule = error.label(), "{error}");
         }
     }
 
