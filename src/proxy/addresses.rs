@@ -1,28 +1,62 @@
-//! How many connections each address has open. Asked when a connection begins and ends, never by a request.
+//! How many connections are open, in all and from each address. Asked when a connection begins and ends, never by a request.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
+
+use super::{Limits, metrics::ConnectionRejection};
 
 /// Where a connection comes from, as far as it counts; `None`: from this machine.
 pub(crate) type Source = Option<IpAddr>;
 
-/// The counts of all workers together. A lock, since connections of one address come to every worker.
+/// The places of connections, for all workers together.
 #[derive(Debug)]
-pub(crate) struct Addresses {
+pub(crate) struct Places {
+    limit: usize,
+    taken: AtomicUsize,
+    addresses: Addresses,
+}
+
+impl Places {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        let addresses = Addresses { limit: limits.connections_per_address, open: Mutex::default() };
+        Self { limit: limits.connections, taken: AtomicUsize::new(0), addresses }
+    }
+
+    /// Takes one, to be given back when the connection has ended.
+    ///
+    /// # Errors
+    /// When there is none, which limit that is due to.
+    pub(crate) fn take(&self, peer: Option<SocketAddr>) -> Result<Source, ConnectionRejection> {
+        let source = self.addresses.take(peer).ok_or(ConnectionRejection::FullForAddress)?;
+        if self.taken.fetch_add(1, Relaxed) < self.limit {
+            return Ok(source);
+        }
+        self.give_back(source);
+        Err(ConnectionRejection::Full)
+    }
+
+    pub(crate) fn give_back(&self, source: Source) {
+        self.taken.fetch_sub(1, Relaxed);
+        self.addresses.give_back(source);
+    }
+}
+
+/// The counts of each address. A lock, since connections of one address come to every worker.
+#[derive(Debug)]
+struct Addresses {
     limit: usize,
     open: Mutex<HashMap<IpAddr, usize>>,
 }
 
 impl Addresses {
-    pub(crate) fn new(limit: usize) -> Self {
-        Self { limit, open: Mutex::default() }
-    }
-
     /// Counts one more connection; `None` if there are too many from there.
-    pub(crate) fn take(&self, peer: Option<SocketAddr>) -> Option<Source> {
+    fn take(&self, peer: Option<SocketAddr>) -> Option<Source> {
         let Some(source) = peer.and_then(|peer| source(peer.ip())) else { return Some(None) };
         let mut open = self.lock();
         let count = open.entry(source).or_default();
@@ -30,8 +64,7 @@ impl Addresses {
         Some(Some(source))
     }
 
-    /// A connection has ended.
-    pub(crate) fn give_back(&self, source: Source) {
+    fn give_back(&self, source: Source) {
         let Some(source) = source else { return };
         if let Entry::Occupied(mut entry) = self.lock().entry(source) {
             *entry.get_mut() -= 1;
@@ -62,7 +95,7 @@ mod tests {
 
     #[test]
     fn each_address_has_its_places_and_gives_them_back() {
-        let addresses = Addresses::new(2);
+        let addresses = Addresses { limit: 2, open: Mutex::default() };
         let take = |ip: &str| addresses.take(Some((ip.parse::<IpAddr>().expect("an address"), 5000).into()));
         for ip in ["192.0.2.1", "2001:db8::1", "192.0.2.2"] {
             assert!(take(ip).is_some() && take(ip).is_some() && take(ip).is_none(), "{ip}");
@@ -79,5 +112,27 @@ mod tests {
         for _ in 0..10 {
             assert_eq!((take("127.0.0.1"), take("::1"), addresses.take(None)), (Some(None), Some(None), Some(None)));
         }
+    }
+
+    #[test]
+    fn both_limits_hold_and_who_is_turned_away_takes_no_place() {
+        let addresses = Addresses { limit: 2, open: Mutex::default() };
+        let places = Places { limit: 3, taken: AtomicUsize::new(0), addresses };
+        let take = |ip: &str| places.take(Some((ip.parse::<IpAddr>().expect("an address"), 5000).into()));
+        let (first, second) = (take("192.0.2.1").expect("a place"), take("192.0.2.1").expect("a place"));
+        for _ in 0..5 {
+            assert!(matches!(take("192.0.2.1"), Err(ConnectionRejection::FullForAddress)));
+        }
+        let third = take("192.0.2.2").expect("a place");
+        for ip in ["192.0.2.2", "192.0.2.3", "127.0.0.1", "192.0.2.3"] {
+            assert!(matches!(take(ip), Err(ConnectionRejection::Full)), "{ip}");
+        }
+        places.give_back(first);
+        let local = take("127.0.0.1").expect("a place");
+        assert!(take("192.0.2.3").is_err());
+        for source in [second, third, local] {
+            places.give_back(source);
+        }
+        assert!(places.addresses.lock().is_empty() && places.taken.load(Relaxed) == 0);
     }
 }

@@ -6,7 +6,6 @@ use std::{
     net::SocketAddr,
     pin::pin,
     rc::Rc,
-    sync::atomic::Ordering::Relaxed,
     task::Poll,
     time::Duration,
 };
@@ -106,8 +105,7 @@ pub(crate) struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let Self { worker, source } = self;
-        worker.shared.connections.fetch_sub(1, Relaxed);
-        worker.shared.addresses.give_back(*source);
+        worker.shared.places.give_back(*source);
         worker.metrics.connections_open.sub(1);
     }
 }

@@ -44,7 +44,7 @@ use std::{
 use http::{HeaderName, HeaderValue, StatusCode, uri::Scheme};
 use tokio::sync::{oneshot, watch};
 
-use self::{addresses::Addresses, clients::Clients};
+use self::{addresses::Places, clients::Clients};
 pub use self::{
     clients::{Client, Rate},
     metrics::Metrics,
@@ -106,8 +106,7 @@ impl Proxy {
             credential,
             token_wait,
             mark: mark()?,
-            connections: AtomicUsize::new(0),
-            addresses: Addresses::new(config.limits.connections_per_address),
+            places: Places::new(&config.limits),
             requests: AtomicUsize::new(0),
             kept: Arc::default(),
             config: Arc::new(config),

@@ -27,7 +27,7 @@ use tokio::{
 
 use super::{
     AccessLog, Config, Greeting,
-    addresses::Addresses,
+    addresses::Places,
     clients::{Caller, Clients},
     error::{self, Error},
     exchange::{Abandoned, Exchange},
@@ -62,10 +62,8 @@ pub(crate) struct Shared {
     pub(crate) token_wait: Duration,
     /// By which a request is recognised that has been here before.
     pub(crate) mark: HeaderValue,
-    /// Open client connections.
-    pub(crate) connections: AtomicUsize,
-    /// The same by address.
-    pub(crate) addresses: Addresses,
+    /// Of client connections.
+    pub(crate) places: Places,
     /// Requests under way.
     pub(crate) requests: AtomicUsize,
     /// Bytes that are kept for sending again.
@@ -277,17 +275,16 @@ impl Worker {
 
     /// Takes one of the places for connections, in all and from this address.
     pub(crate) fn place_for_connection(self: &Rc<Self>, peer: Option<SocketAddr>) -> Option<Place> {
-        let Some(source) = self.shared.addresses.take(peer) else {
-            self.connection_failed(ConnectionRejection::FullForAddress, peer, None);
-            return None;
-        };
-        let place = Place { worker: Rc::clone(self), source };
-        self.metrics.connections_open.add(1);
-        if self.shared.connections.fetch_add(1, Relaxed) < self.config.limits.connections {
-            return Some(place);
+        match self.shared.places.take(peer) {
+            Ok(source) => {
+                self.metrics.connections_open.add(1);
+                Some(Place { worker: Rc::clone(self), source })
+            }
+            Err(reason) => {
+                self.connection_failed(reason, peer, None);
+                None
+            }
         }
-        self.connection_failed(ConnectionRejection::Full, peer, None);
-        None
     }
 
     /// Turns a request away when there are too many already, this one counted.
