@@ -366,7 +366,13 @@ async fn bad_input_08_what_http1_would_read_otherwise_never_arrives() {
         ("too short a body", with(POST, b"content-length", b"5"), b"abc"),
         ("too long a body", with(POST, b"content-length", b"2"), b"abc"),
         ("two lengths", [with(POST, b"content-length", b"3"), field(b"content-length", b"4")].concat(), b"abc"),
+        (
+            "the same length twice",
+            [with(POST, b"content-length", b"3"), field(b"content-length", b"3")].concat(),
+            b"abc",
+        ),
         ("no number for a length", with(POST, b"content-length", b"+3"), b"abc"),
+        ("an empty length", with(POST, b"content-length", b""), b""),
     ];
     for (what, block, body) in cases {
         let mut stream = greeted(proxy.address, &[]).await;

@@ -238,6 +238,13 @@ fn check_form(request: &Parts) -> Result<(), Error> {
         return Err(Error::BadRequest("an HTTP/1.0 request of this method has a Content-Length"));
     }
     check_target(&request.uri)?;
+    // In HTTP/1 it was looked at before. The reader of HTTP/2 takes an empty one for zero, and equal ones for one.
+    let mut lengths = request.headers.get_all(header::CONTENT_LENGTH).iter();
+    if let Some(length) = lengths.next()
+        && (lengths.next().is_some() || length.is_empty())
+    {
+        return Err(Error::BadRequest("a request has one Content-Length"));
+    }
     let mut encodings = request.headers.get_all(header::TRANSFER_ENCODING).iter();
     if let Some(encoding) = encodings.next()
         && (encodings.next().is_some() || !encoding.as_bytes().eq_ignore_ascii_case(b"chunked"))
@@ -436,6 +443,9 @@ mod tests {
         assert_eq!(form("POST", "/", &[("transfer-encoding", "chunked")]), 200);
         assert_eq!(form("POST", "/", &[("transfer-encoding", "gzip, chunked")]), 400);
         assert_eq!(form("POST", "/", &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]), 400);
+        assert_eq!(form("POST", "/", &[("content-length", "5")]), 200);
+        assert_eq!(form("POST", "/", &[("content-length", "")]), 400);
+        assert_eq!(form("POST", "/", &[("content-length", "5"), ("content-length", "5")]), 400);
         assert_eq!(form("POST", "/", &[("expect", "100-Continue")]), 200);
         assert_eq!(form("POST", "/", &[("expect", "foo")]), 417);
     }
