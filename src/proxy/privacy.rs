@@ -2,9 +2,17 @@
 //!
 //! Without an `Authorization` of the client's own, RFC 9111 §3.5 does not keep such an answer out of shared caches.
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::Client;
+
+/// What some caches heed instead of `Cache-Control`: RFC 9213, the Edge Architecture Specification, and nginx.
+const OUTDOING: [HeaderName; 4] = [
+    HeaderName::from_static("cdn-cache-control"),
+    HeaderName::from_static("cloudflare-cdn-cache-control"),
+    HeaderName::from_static("surrogate-control"),
+    HeaderName::from_static("x-accel-expires"),
+];
 
 /// What is added to what the upstream says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +31,9 @@ impl Privacy {
 
     /// Writes it into an answer.
     pub(crate) fn impose(self, headers: &mut HeaderMap) {
+        for name in OUTDOING {
+            headers.remove(name);
+        }
         let mut all = headers.get_all(header::CACHE_CONTROL).iter();
         let is_decided = match self {
             Self::WhereSilent => all.any(decides_on_sharing),
@@ -107,6 +118,22 @@ mod tests {
         ] {
             assert_eq!(imposed(Privacy::WhereSilent, theirs), where_silent, "{theirs:?}");
             assert_eq!(imposed(Privacy::Always, theirs), always, "{theirs:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_outdoes_cache_control() {
+        for (cache_control, privacy) in [("private", Privacy::WhereSilent), ("public", Privacy::Always)] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(cache_control));
+            for name in ["CDN-Cache-Control", "Cloudflare-CDN-Cache-Control", "Surrogate-Control", "X-Accel-Expires"] {
+                let name = HeaderName::try_from(name).unwrap();
+                headers.append(name.clone(), HeaderValue::from_static("max-age=600"));
+                headers.append(name, HeaderValue::from_static("600"));
+            }
+            privacy.impose(&mut headers);
+            assert_eq!(headers.len(), 1, "{headers:?}");
+            assert_eq!(headers[header::CACHE_CONTROL], "private");
         }
     }
 }
