@@ -41,6 +41,8 @@ enum Deed {
     Vanish,
     /// It breaks off in the middle of its answer.
     Truncate,
+    /// The same, and it says that nothing is wrong.
+    Reset,
 }
 
 /// An upstream that does one deed after the other, whichever connection a request comes by, and then answers. Counts what
@@ -77,15 +79,19 @@ async fn upstream(deeds: &'static [Deed]) -> (SocketAddr, Arc<AtomicUsize>, Arc<
                         write(&mut stream, GOAWAY, 0, 0, &goodbye).await?;
                     }
                     Deed::Vanish => return Ok(()),
-                    Deed::Answer | Deed::Truncate => {}
+                    Deed::Answer | Deed::Truncate | Deed::Reset => {}
                 }
-                if matches!(deed, Deed::Answer | Deed::AnswerAndLeave | Deed::Truncate) {
-                    write(&mut stream, HEADERS, END_HEADERS, number, &[0x88]).await?;
-                    let end = if matches!(deed, Deed::Truncate) { 0 } else { END_STREAM };
+                if !matches!(deed, Deed::Refuse | Deed::LeaveBefore) {
+                    // `:status: 200` and `content-type`, as HPACK writes them.
+                    let block = b"\x88\x0f\x10\x10application/json";
+                    write(&mut stream, HEADERS, END_HEADERS, number, block).await?;
+                    let end = if matches!(deed, Deed::Truncate | Deed::Reset) { 0 } else { END_STREAM };
                     write(&mut stream, DATA, end, number, b"done").await?;
                 }
-                if matches!(deed, Deed::Truncate) {
-                    return Ok(());
+                match deed {
+                    Deed::Truncate => return Ok(()),
+                    Deed::Reset => write(&mut stream, RST_STREAM, 0, number, &NO_ERROR.to_be_bytes()).await?,
+                    _ => {}
                 }
             }
         }
@@ -275,6 +281,20 @@ async fn bad_input_18_a_truncated_answer_is_a_reset_and_a_reset_request_is_given
     write(&mut stream, RST_STREAM, 0, 3, &CANCEL.to_be_bytes()).await.unwrap();
     eventually("the upstream's connection is closed", async || gone.load(SeqCst) == 1).await;
     eventually("nothing is under way", async || proxy.metric("bearer_proxy_requests_in_flight").await == 0.0).await;
+}
+
+/// hyper takes such a reset for the end of the answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_input_18_an_answer_that_is_reset_without_an_error_is_not_whole() {
+    let read_ahead = [("retry.json.pointer", "/code"), ("retry.json.values", "401")];
+    for (more, expected) in [(&[][..], 0), (&read_ahead, 502)] {
+        let (address, ..) = upstream(&[Deed::Reset]).await;
+        let proxy = in_front_of(address, more).await;
+        let mut client = common::Client::connect(proxy.address).await;
+        let answer = tokio::time::timeout(LIMIT, client.send(get("/"))).await.unwrap();
+        assert_eq!(answer.map_or(0, |answer| answer.status().as_u16()), expected);
+        assert_eq!(proxy.get("/").await.status(), 200);
+    }
 }
 
 /// A server that lets no request begin, with a body or without, is as silent as one that does not answer.

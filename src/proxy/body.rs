@@ -58,8 +58,18 @@ pub(crate) struct Account {
 pub(crate) enum Broken {
     #[error("the upstream broke off in the middle of its answer")]
     Upstream(#[source] hyper::Error),
+    #[error("the upstream reset its answer before the end")]
+    Reset,
     #[error("the upstream was silent for too long in the middle of its answer (upstream.body_idle_timeout)")]
     Silent,
+}
+
+/// Whether an answer that seems to be over was broken off.
+///
+/// hyper takes a reset for an end if it states no error. That is right behind a whole answer that came early, which leaves
+/// the rest of its request unread (RFC 9113 §8.1); but a request without a body has no rest.
+pub(crate) fn is_cut(answer: &Incoming, lease: &Lease<AttemptBody>, request: &RequestBody) -> bool {
+    lease.is_http2() && request.is_empty() && !answer.is_end_stream()
 }
 
 impl ResponseBody {
@@ -189,6 +199,10 @@ impl ResponseBody {
             Some(Err(error)) => {
                 this.break_off("truncated");
                 Poll::Ready(Some(Err(Broken::Upstream(error))))
+            }
+            None if is_cut(&rest.body, &rest.lease, &this.account.request) => {
+                this.break_off("truncated");
+                Poll::Ready(Some(Err(Broken::Reset)))
             }
             None => {
                 this.finish();

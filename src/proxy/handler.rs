@@ -9,7 +9,7 @@ use hyper::body::{Body as _, Frame, Incoming};
 
 use super::{
     Exhausted,
-    body::{Account, ResponseBody, Rest},
+    body::{Account, ResponseBody, Rest, is_cut},
     error::Error,
     exchange::{Carrier, Exchange},
     forward::{Answer, Passage},
@@ -431,7 +431,7 @@ impl Passage<'_> {
                 () = self.exchange.answer_due.due() => break false,
             };
             match frame {
-                None => break true,
+                None if !is_cut(&body, &lease, self.body) => break true,
                 Some(Ok(mut frame)) => {
                     length += frame.data_ref().map_or(0, Bytes::len);
                     if let Some(trailers) = frame.trailers_mut() {
@@ -442,7 +442,7 @@ impl Passage<'_> {
                         break false;
                     }
                 }
-                Some(Err(_)) => {
+                None | Some(Err(_)) => {
                     self.exchange.answer_due.disarm();
                     self.worker.upstream_failed(lease.endpoint(), "truncated");
                     return ReadAhead::Broken;
