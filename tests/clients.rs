@@ -579,6 +579,8 @@ async fn bad_input_12_no_client_spends_or_mints_tokens_in_any_spelling_or_versio
         "to%256Ben.do",
         "to%E2%84%AAen.do",
         "token.do%20",
+        "token.do%3fx",
+        "token.do%2523",
         "token.do./x",
         "x/..;/token.do",
     ];
@@ -607,6 +609,8 @@ async fn the_rules_of_a_route_are_not_escaped_by_spelling_its_prefix_in_another_
         ("//api/admin", 400),
         ("/x/../api/admin", 400),
         ("/api;x/admin", 400),
+        ("/api%3fx", 400),
+        ("/api/admin%23x", 403),
         ("/api/x", 200),
         ("/x/api/admin", 200),
     ] {

@@ -1,7 +1,8 @@
 //! Which paths may be asked for: judged is the path that is sent. Pure.
 //!
-//! Servers disagree on what a path means: some decode it twice, some take `\` for `/`, cut parameters at `;`, ignore case or
-//! trailing dots. A rule that holds for one reading alone can be walked around, so a path is judged in every reading.
+//! Servers disagree on what a path means: some decode it twice, some take `\` for `/`, cut parameters at `;`, drop what stands
+//! behind a decoded `?`, ignore case or trailing dots. A rule that holds for one reading alone can be walked around, so a path
+//! is judged in every reading.
 
 use std::borrow::Cow;
 
@@ -65,7 +66,8 @@ impl Rules {
         for round in 0.. {
             // Bytes that are no text belong to no name that a rule can hold.
             let text = folded(String::from_utf8_lossy(&reading));
-            if names_issuer(&text, issuer) {
+            let cut = before_query(&text);
+            if names_issuer(&text, issuer) || names_issuer(cut, issuer) {
                 return Err(Error::IssuerPath);
             }
             if climbs(&text) {
@@ -74,8 +76,11 @@ impl Rules {
             if has_own && (has_dot_segments(&text) || round > 0 && hides_a_border(&text, path)) {
                 return Err(Error::BadRequest("where rules hold, a path has no dot segments and no encoded borders"));
             }
-            if self.deny.iter().any(|rule| rule.covers(method, &normal(&text))) {
-                return Err(Error::PathDenied);
+            for read in [&text, cut] {
+                let read = normal(read);
+                if self.deny.iter().any(|rule| rule.covers(method, &read)) {
+                    return Err(Error::PathDenied);
+                }
             }
             let decoded = match decode(&reading, round == 0)? {
                 Some(decoded) => decoded,
@@ -101,7 +106,10 @@ impl Rules {
 pub(crate) fn readings(path: &str) -> impl Iterator<Item = String> {
     let decoded = |reading: &Vec<u8>| decode(reading, false).ok().flatten();
     let all = std::iter::successors(Some(path.as_bytes().to_vec()), decoded).take(MAX_ROUNDS + 1);
-    all.map(|reading| normal(&folded(String::from_utf8_lossy(&reading))))
+    all.flat_map(|reading| {
+        let text = folded(String::from_utf8_lossy(&reading));
+        [normal(&text), normal(before_query(&text))]
+    })
 }
 
 /// The last segment of an issuer's path, as it is compared.
@@ -135,6 +143,11 @@ fn climbs(path: &str) -> bool {
 
 fn names_issuer(path: &str, issuer: &[String]) -> bool {
     path.split(['/', '\\']).map(bare).any(|segment| issuer.iter().any(|name| name.eq_ignore_ascii_case(segment)))
+}
+
+/// Some servers look for a query, or a fragment, in what they have decoded, and drop it.
+fn before_query(decoded: &str) -> &str {
+    decoded.split(['?', '#']).next().unwrap_or_default()
 }
 
 /// A segment without parameters and what some servers and file systems ignore at its end.
@@ -256,6 +269,9 @@ mod tests {
             ("/api/token.do%3bx", 403),
             ("/api/token.do%09", 403),
             ("/api/to%E2%84%AAen.do", 403),
+            ("/api/token.do%3fx", 403),
+            ("/api/token.do%23/x", 403),
+            ("/api/token.do%253Fx", 403),
             ("/api/%25252574oken.do", 400),
             ("/api\\token.do", 400),
             ("/api/%zz", 400),
@@ -303,6 +319,9 @@ mod tests {
             (Method::GET, "/api/Admin/x", 403),
             (Method::GET, "/api//admin", 403),
             (Method::GET, "/api/%61dmin", 403),
+            (Method::GET, "/api/admin%3fx", 403),
+            (Method::GET, "/api/admin%23", 403),
+            (Method::GET, "/api/C%23%20notes%3f/x", 200),
             (Method::GET, "/api/admin.;x", 403),
             (Method::GET, "/api/administrator", 200),
             (Method::DELETE, "/api/file", 403),
