@@ -270,11 +270,11 @@ async fn one_connection_may_carry_several_clients_and_no_key_in_trailers() {
             ("authorization", "Basic YjprZXktb2YtYh==", 401),
             ("x-key", "key-of-a", 200),
         ] {
-            let trailers =
-                [(http::HeaderName::from_static("x-key"), "key-of-a".parse().unwrap())].into_iter().collect();
+            let names = ["x-key", "x_key"].map(http::HeaderName::from_static);
+            let trailers = names.map(|name| (name, "key-of-a".parse().unwrap())).into_iter().collect();
             let body = web::stream(vec!["body".into()], Some(trailers));
             let request = http::Request::post("/").header("host", "localhost").header(name, value);
-            let request = request.header("te", "trailers").header("trailer", "x-key").body(body).unwrap();
+            let request = request.header("te", "trailers").header("trailer", "x-key, x_key").body(body).unwrap();
             let answer = client.send(request).await.unwrap();
             assert_eq!(answer.status(), expected, "{speech:?} {name}: {value}");
             http_body_util::BodyExt::collect(answer.into_body()).await.unwrap();
@@ -287,7 +287,7 @@ async fn one_connection_may_carry_several_clients_and_no_key_in_trailers() {
             !head.contains_key("x-key") && head["authorization"].as_bytes().starts_with(b"Bearer token"),
             "{head:?}"
         );
-        assert!(trailers.as_ref().is_none_or(|trailers| !trailers.contains_key("x-key")), "{trailers:?}");
+        assert!(trailers.as_ref().is_none_or(http::HeaderMap::is_empty), "{trailers:?}");
     }
 }
 

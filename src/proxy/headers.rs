@@ -84,7 +84,7 @@ pub fn outbound(head: &request::Parts, rewrite: &Rewrite<'_>) -> HeaderMap {
     let nominated = Nominated::of(&head.headers);
     let mut out = HeaderMap::with_capacity(head.headers.len() + 8);
     for (name, value) in &head.headers {
-        if !is_dropped_from_requests(name) && !nominated.contains(name) && !rewrite.withheld.contains(name) {
+        if !is_dropped_from_requests(name, rewrite.withheld) && !nominated.contains(name) {
             out.append(name.clone(), value.clone());
         }
     }
@@ -169,9 +169,7 @@ pub(crate) fn for_http2<B>(request: &mut Request<B>, scheme: &Scheme) {
 /// Drops from trailers what would mean something else behind a body than before it, or is for one hop only, RFC 9110 §6.5.1,
 /// and what is for us alone. Some servers put trailers among the fields of the head.
 pub(crate) fn clean_trailers(trailers: &mut HeaderMap, withheld: &[HeaderName]) {
-    let is_dropped = |name: &&HeaderName| {
-        is_dropped_from_requests(name) || NEVER_IN_TRAILERS.contains(name) || withheld.contains(name)
-    };
+    let is_dropped = |name: &&HeaderName| is_dropped_from_requests(name, withheld) || NEVER_IN_TRAILERS.contains(name);
     let dropped: Vec<HeaderName> = trailers.keys().filter(is_dropped).cloned().collect();
     for name in dropped {
         trailers.remove(name);
@@ -279,13 +277,20 @@ const NEVER_IN_TRAILERS: [HeaderName; 9] = [
 ];
 
 /// Servers that hand fields to programs (CGI, WSGI) write every `-` as `_`, and then cannot tell the two apart.
-fn is_dropped_from_requests(name: &HeaderName) -> bool {
+fn is_dropped_from_requests(name: &HeaderName, withheld: &[HeaderName]) -> bool {
     let name = name.as_str();
+    let is_withheld = |name: &str| withheld.iter().any(|withheld| withheld == name);
     is_dropped(name)
+        || is_withheld(name)
         || name.contains('_') && {
             let name = name.replace('_', "-");
-            is_dropped(&name) || name == "content-length"
+            is_dropped(&name) || is_withheld(&name) || name == "content-length" || says_who_calls(&name)
         }
+}
+
+/// What only we know: where and by which way a client reached us.
+fn says_who_calls(name: &str) -> bool {
+    matches!(name, "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto")
 }
 
 /// Compared as text: the compiler turns this into a switch on the length, cheaper than a row of comparisons of names.
@@ -489,8 +494,8 @@ mod tests {
 
     #[test]
     fn what_is_for_us_alone_goes_no_further() {
-        let out = plain(&[("x-api-key", "1"), ("X-API-Key", "2"), ("x-api-keys", "3")]);
-        assert!(!out.contains_key("x-api-key") && out.contains_key("x-api-keys"));
+        let out = plain(&[("x-api-key", "1"), ("X-API-Key", "2"), ("x_api-key", "3"), ("x-api-keys", "4")]);
+        assert!(!out.contains_key("x-api-key") && !out.contains_key("x_api-key") && out.contains_key("x-api-keys"));
     }
 
     #[test]
@@ -503,6 +508,9 @@ mod tests {
             ("content_length", "5"),
             ("authorization", "Bearer theirs"),
             ("x-api-key", "1"),
+            ("x_api_key", "1"),
+            ("x_forwarded_host", "elsewhere"),
+            ("x-forwarded_for", "192.0.2.9"),
             ("x_app_field", "stays"),
         ];
         let out = plain(&fields);
