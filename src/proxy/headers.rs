@@ -210,7 +210,8 @@ pub(crate) fn is_unambiguous(head: &response::Parts, is_upgrade_wished: bool) ->
     let mut lengths = head.headers.get_all(header::CONTENT_LENGTH).iter();
     let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
     let (length, coding) = (lengths.next(), codings.next());
-    let is_number = |length: &HeaderValue| length.as_bytes().iter().all(u8::is_ascii_digit);
+    // HTTP/2 lets an empty one through.
+    let is_number = |length: &HeaderValue| !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
     (head.status != StatusCode::SWITCHING_PROTOCOLS || is_upgrade_wished)
         && lengths.next().is_none()
         && codings.next().is_none()
@@ -623,6 +624,7 @@ mod tests {
             (200, &[("transfer-encoding", "Chunked")], true),
             (200, &[("content-length", "5"), ("content-length", "5")], false),
             (200, &[("content-length", "5, 5")], false),
+            (200, &[("content-length", "")], false),
             (200, &[("content-length", "5"), ("transfer-encoding", "chunked")], false),
             (200, &[("transfer-encoding", "gzip, chunked")], false),
             (200, &[("transfer-encoding", "gzip")], false),
