@@ -178,6 +178,23 @@ async fn fault_29_a_flood_that_would_use_up_all_descriptors() {
 
 const ACCEPT_FAILED: &str = r#"bearer_proxy_connections_rejected_total{reason="accept_failed"}"#;
 
+/// Those who watch are to take nothing from apps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fault_29_a_flood_of_the_admin_endpoint() {
+    let bench = Bench::start("").await;
+    let mut flood = Vec::new();
+    for _ in 0..LIMIT {
+        flood.push(TcpStream::connect(bench.admin).await.unwrap());
+    }
+    let open = || fs::read_dir(format!("/proc/{}/fd", bench.running.0.id())).unwrap().count();
+    eventually("admin has what is for it", async || open() >= 32).await;
+    for _ in 0..PLACES as usize {
+        bench.serves().await;
+    }
+    drop(flood);
+    assert_eq!(bench.metric(ACCEPT_FAILED).await, 0.0);
+}
+
 /// Whoever runs the machine may take descriptors away while the program runs, and the machine may have none left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_29_no_descriptor_at_all() {

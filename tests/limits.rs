@@ -15,6 +15,7 @@ use common::{
     LIMIT, Proxy, eventually,
     frames::{CANCEL, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, RST_STREAM, greeted, head, until, write},
     get, in_front_of, scripted, send,
+    web::{self, Identity, Speech},
 };
 use http::{Request, StatusCode};
 use http_body_util::Full;
@@ -96,6 +97,12 @@ async fn heads_have_a_size_a_number_of_fields_and_a_length_of_their_target() {
         write(&mut stream, HEADERS, END_HEADERS | END_STREAM, number, &block).await.unwrap();
         until(&mut stream, HEADERS, number).await.expect("an answer");
         assert_eq!(rejected(&proxy, reason).await, before + 1.0, "{reason}");
+    }
+    let mut client = web::Client::connect(Speech::Http2, proxy.address, &Identity::new()).await;
+    for (size, status) in [(2700, 200), (3100, 431), (100, 200)] {
+        let request = Request::get("/").header("host", "localhost").header("x", "y".repeat(size));
+        let answer = tokio::time::timeout(LIMIT, client.send(request.body(web::whole("")).unwrap())).await.unwrap();
+        assert_eq!(answer.unwrap().status(), status, "{size}");
     }
 }
 

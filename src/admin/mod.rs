@@ -261,6 +261,16 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
+    async fn who_does_not_finish_a_head_gives_the_place_back() {
+        for begun in ["", "GET / HTTP/1.1\r\nHost: "] {
+            let (mut client, server) = tokio::io::duplex(1024);
+            let serving = tokio::spawn(serve(server, |_| respond(StatusCode::OK, "text/plain", Bytes::new())));
+            client.write_all(begun.as_bytes()).await.unwrap();
+            assert!(tokio::time::timeout(HEAD_TIMEOUT + END_TIMEOUT, serving).await.is_ok(), "still served: {begun}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_does_not_take_an_answer_gives_the_place_back() {
         let (mut client, server) = tokio::io::duplex(1024);
         let serving = tokio::spawn(serve(server, |_| respond(StatusCode::OK, "text/plain", vec![b'x'; 4096].into())));
