@@ -29,11 +29,13 @@ const CLIENT: &str = "CL13NT secret+with/all&sorts=of%characters";
 const JWT_KEY: &str = "JWTK3Y+with/all&sorts=of%characters#and more";
 const CODE: &str = "C0DE+that/is&spent=once";
 const ADMIN: &str = "4DM1N+token/for&people";
+const KEY: &str = "K3Y+of/a&client=that~calls";
 
 /// Everything that must not be found: each secret, in plain and in every coding, and its distinctive parts.
 fn forbidden(more: &[String]) -> Vec<String> {
     let pair = format!("demo:{CLIENT}");
-    let secrets = [ACCESS, REFRESH, NEXT, CLIENT, JWT_KEY, CODE, ADMIN, &pair].map(str::to_owned);
+    let by_basic = format!("app:{KEY}");
+    let secrets = [ACCESS, REFRESH, NEXT, CLIENT, JWT_KEY, CODE, ADMIN, KEY, &pair, &by_basic].map(str::to_owned);
     let mut all = Vec::new();
     for secret in secrets.iter().chain(more) {
         let bytes = secret.as_bytes();
@@ -125,7 +127,8 @@ fn configure(folder: &Path, issuer: &str, cloud: SocketAddr, jwt: bool) -> (Sock
         "[proxy]\nlisten = [\"{address}\"]\n[upstream]\nendpoints = [\"http://{cloud}\"]\n\
          [token]\nissuer = \"{issuer}\"\nclient_id = \"demo\"\nclient_secret = '{CLIENT}'\n{first}\n\
          state_file = \"token.json\"\nwait = \"100ms\"\ntimeout = \"2s\"\n[retry]\ncooldown = \"10ms\"\n\
-         [admin]\nlisten = \"{admin}\"\ntoken = '{ADMIN}'\n[log]\nlevel = \"trace\"\naccess = \"all\"\n"
+         [admin]\nlisten = \"{admin}\"\ntoken = '{ADMIN}'\n\
+         [[client]]\nname = \"backup\"\nkey = '{KEY}'\nheader = \"x-key\"\nbasic = \"app\"\n[log]\nlevel = \"trace\"\naccess = \"all\"\n"
     );
     fs::write(folder.join("proxy.toml"), text).unwrap();
     (address, admin)
@@ -192,7 +195,17 @@ async fn everything_said(issuer: &str, cloud: SocketAddr, jwt: bool) -> String {
         .await;
     let mut all = Vec::new();
     let query = format!("/?upload_token={}", "QU3RYSECRET");
-    for request in [get(&query), get("/x"), post("/y", "body")] {
+    let by_basic = format!("Basic {}", STANDARD.encode(format!("app:{KEY}")));
+    let almost = format!("{KEY}?");
+    for (request, name, key) in [
+        (get(&query), "x-key", KEY),
+        (get("/x"), "authorization", &by_basic),
+        (post("/y", "body"), "x-key", KEY),
+        (get("/z"), "x-key", &almost),
+        (get("/z"), "authorization", KEY),
+    ] {
+        let mut request = request;
+        request.headers_mut().insert(name, key.parse().unwrap());
         let (head, body) = send(address, request).await.into_parts();
         // The cloud's own refusals quote what they like; what is said about them is ours.
         if head.headers.contains_key("proxy-status") {
