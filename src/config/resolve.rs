@@ -84,8 +84,10 @@ fn proxy(r: &mut Reader, listening: Vec<Listening>) -> proxy::Config {
 fn limits(r: &mut Reader) -> proxy::Limits {
     /// A head is held until it is whole.
     const LARGEST_HEAD: usize = 16 * 1024 * 1024;
+    /// Encoded, it is three times as long at most, and 64 KiB is what the library takes for one.
+    const LONGEST_URI: usize = 21 * 1024;
     let head_size = r.read("proxy.max_head_size", |value| values::size_within(value, 256, LARGEST_HEAD));
-    let uri_length = r.read("proxy.max_uri_length", |value| values::size_within(value, 16, LARGEST_HEAD));
+    let uri_length = r.read("proxy.max_uri_length", |value| values::size_within(value, 16, LONGEST_URI));
     if head_size.zip(uri_length).is_some_and(|(head, uri)| head <= uri) {
         let reason = "is not larger than proxy.max_uri_length, and the URI is a part of the head";
         r.missing(r.place("proxy.max_head_size"), "proxy.max_head_size", fault(reason, "write more, or a shorter URI"));

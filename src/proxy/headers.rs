@@ -148,7 +148,7 @@ pub(crate) fn encode_target(head: &mut request::Parts) {
     let Some(target) = head.uri.path_and_query().filter(|target| !target.as_str().is_ascii()) else { return };
     let encoded = utf8_percent_encode(target.as_str(), CONTROLS).to_string();
     let mut parts = std::mem::take(&mut head.uri).into_parts();
-    // Cannot fail: only triplets were added.
+    // Cannot fail: only triplets were added, and the limit for targets leaves room for them.
     parts.path_and_query = PathAndQuery::try_from(encoded).ok();
     head.uri = Uri::from_parts(parts).unwrap_or_default();
 }
