@@ -23,6 +23,8 @@ mod monitor;
 mod multiplex;
 mod privacy;
 mod recording;
+mod refusal;
+mod relay;
 mod replay;
 mod rewrite;
 mod route;
