@@ -3,7 +3,7 @@
 
 use std::{
     any::Any,
-    cell::{Cell, RefCell},
+    cell::RefCell,
     future::pending,
     io,
     net::SocketAddr,
@@ -18,7 +18,6 @@ use std::{
 };
 
 use http::{HeaderName, HeaderValue, StatusCode, request, response};
-use http_body_util::BodyExt as _;
 use slab::Slab;
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
@@ -32,9 +31,11 @@ use super::{
     error::{self, Error},
     exchange::{Abandoned, Exchange},
     guard::Gate,
+    lingering,
     listener::{Place, accept},
     metrics::{CONNECTION_REJECTIONS, ConnectionRejection, Metrics},
     monitor::{self, Monitor},
+    pace::EachSecond,
     privacy::Privacy,
     recording,
     replay::AttemptBody,
@@ -97,10 +98,10 @@ pub(crate) struct Worker {
     connections: RefCell<Slab<Arc<Monitor>>>,
     all_closed: Notify,
     pub(crate) lingering: mpsc::UnboundedSender<Abandoned>,
-    reported: [Cell<u64>; error::LABELS.len()],
-    sampled: Cell<(u64, u32)>,
-    looked: Cell<(u64, u32)>,
-    connections_reported: [Cell<u64>; CONNECTION_REJECTIONS.len()],
+    reported: [EachSecond; error::LABELS.len()],
+    connections_reported: [EachSecond; CONNECTION_REJECTIONS.len()],
+    sampled: EachSecond,
+    looked: EachSecond,
 }
 
 /// A token as this worker carries it: with a copy of its own of the header, so that taking it touches no memory that other
@@ -164,11 +165,11 @@ async fn run(
     listeners: Vec<(ListenerSeed, Gate, Option<Greeting>)>,
     mut drain: watch::Receiver<bool>,
 ) {
-    let (worker, lingering) = Worker::new(shared, metrics);
+    let (worker, abandoned) = Worker::new(shared, metrics);
     // Without any of these the worker is of no use.
     let mut lasting = JoinSet::new();
     lasting.spawn_local(Rc::clone(&worker.ticker).run());
-    lasting.spawn_local(read_out(lingering));
+    lasting.spawn_local(lingering::read_out(abandoned));
     for upstream in &worker.upstreams {
         lasting.spawn_local(upstream.give_way());
     }
@@ -236,10 +237,10 @@ impl Worker {
             connections: RefCell::default(),
             all_closed: Notify::new(),
             lingering,
-            reported: std::array::from_fn(|_| Cell::new(0)),
-            sampled: Cell::default(),
-            looked: Cell::default(),
+            reported: std::array::from_fn(|_| EachSecond::default()),
             connections_reported: Default::default(),
+            sampled: EachSecond::default(),
+            looked: EachSecond::default(),
             config,
             shared,
         });
@@ -305,16 +306,10 @@ impl Worker {
         error: Option<&io::Error>,
     ) {
         self.metrics.connections_rejected[reason as usize].add(1);
-        if self.is_due(&self.connections_reported[reason as usize]) {
+        if self.connections_reported[reason as usize].allows(1, self.clock.now()) {
             let (peer, error) = (peer.map(tracing::field::display), error.map(tracing::field::display));
             tracing::warn!(peer, error, rule = reason.label(), "{}", reason.words());
         }
-    }
-
-    /// Whether the last report of this kind was in another second. By the clock, since the ticker stands still in between.
-    fn is_due(&self, reported: &Cell<u64>) -> bool {
-        let second = second(self.clock.now());
-        reported.replace(second) != second
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -362,7 +357,7 @@ impl Worker {
     /// Counts and reports an answer of our own, each kind at most once a second.
     pub(crate) fn refused(&self, error: &Error, exchange: &Exchange) {
         self.metrics.refused(error);
-        if self.is_due(&self.reported[error.index()]) {
+        if self.reported[error.index()].allows(1, self.clock.now()) {
             let peer = exchange.peer.client.address().map(tracing::field::display);
             let client = exchange.caller.get().map(|caller| self.clients.name(caller));
             let status = error.status().as_u16();
@@ -395,17 +390,8 @@ impl Worker {
 
     /// Whether an answer is looked into while it passes: a few of each second are.
     pub(crate) fn look(&self, head: &response::Parts) -> Option<Box<Look>> {
-        if !Look::is_worth_it(head) {
-            return None;
-        }
-        let second = second(self.clock.now());
-        let (looked_second, count) = self.looked.get();
-        let count = if second == looked_second { count } else { 0 };
-        if count >= seen::EACH_SECOND {
-            return None;
-        }
-        self.looked.set((second, count + 1));
-        Some(Box::default())
+        let is_looked_into = Look::is_worth_it(head) && self.looked.allows(seen::EACH_SECOND, self.clock.now());
+        is_looked_into.then(Box::default)
     }
 
     /// An answer that was looked into has passed.
@@ -416,17 +402,8 @@ impl Worker {
     /// A few of each second: half of them are kept for server errors.
     fn is_sampled(&self, status: StatusCode, received: Moment) -> bool {
         const EACH_SECOND: u32 = 10;
-        let second = second(received);
-        let (sampled_second, count) = self.sampled.get();
-        let count = if second == sampled_second { count } else { 0 };
-        let sampled = count < if status.is_server_error() { EACH_SECOND } else { EACH_SECOND / 2 };
-        self.sampled.set((second, count + u32::from(sampled)));
-        sampled
+        self.sampled.allows(if status.is_server_error() { EACH_SECOND } else { EACH_SECOND / 2 }, received)
     }
-}
-
-fn second(moment: Moment) -> u64 {
-    moment.elapsed_since_boot().as_secs()
 }
 
 /// What clients have to show, once each.
@@ -452,34 +429,5 @@ impl Drop for Registered {
         if connections.is_empty() {
             self.worker.all_closed.notify_one();
         }
-    }
-}
-
-/// Bounds for reading out a body that nobody wants.
-const LINGER: Duration = Duration::from_secs(30);
-const LINGER_SILENCE: Duration = Duration::from_secs(5);
-
-/// How long a client that was not asked for its body may take to send some of it all the same. Those that wait for the
-/// close of the connection wait as long.
-const UNASKED_SILENCE: Duration = Duration::from_millis(500);
-
-/// Reads abandoned bodies to their end, within bounds; beyond them the connection closes.
-async fn read_out(mut lingering: mpsc::UnboundedReceiver<Abandoned>) {
-    while let Some(Abandoned { mut body, monitor, exchange, is_unasked }) = lingering.recv().await {
-        tokio::task::spawn_local(async move {
-            let mut silence = if is_unasked { UNASKED_SILENCE } else { LINGER_SILENCE };
-            let reading = async {
-                loop {
-                    match tokio::time::timeout(silence, body.frame()).await {
-                        Ok(Some(Ok(_))) => silence = LINGER_SILENCE,
-                        Ok(None) => return true,
-                        Ok(Some(Err(_))) | Err(_) => return false,
-                    }
-                }
-            };
-            if tokio::time::timeout(LINGER, reading).await == Ok(true) {
-                monitor.end_exchange(exchange);
-            }
-        });
     }
 }
