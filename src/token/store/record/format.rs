@@ -1,0 +1,126 @@
+//! A record as it stands in its file: JSON.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::{Access, Intent, Record, from_millis, millis, to_millis};
+use crate::{
+    base::{clock::Moment, secret::Secret},
+    token::answer::is_legal_bearer,
+};
+
+const FORMAT: u32 = 1;
+
+impl Record {
+    /// JSON, in one allocation that is wiped.
+    pub(in crate::token::store) fn to_json(&self) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
+        let access = self.access.as_ref();
+        let text = |secret: &Secret| secret.expose().to_owned();
+        let format = Format {
+            format: FORMAT,
+            epoch: self.epoch,
+            generation: self.generation,
+            refresh_token: self.refresh_token.as_ref().map(text),
+            refresh_token_expires_at_ms: self.refresh_token_expires_at.map(to_millis),
+            refresh_token_since_ms: self.refresh_token_since.map(to_millis),
+            access_token: access.map(|access| text(&access.token)),
+            lifetime_ms: access.map(|access| millis(access.lifetime)),
+            obtained_at_ms: access.map(|access| to_millis(access.obtained_at)),
+            expires_at_ms: access.map(|access| to_millis(access.obtained_at + access.lifetime)),
+            boot_id: access.and_then(|access| access.boot.as_ref()).map(|(id, _)| id.clone()),
+            expires_at_boot_ms: access
+                .and_then(|access| access.boot.as_ref())
+                .map(|(_, expires_at)| millis(expires_at.elapsed_since_boot())),
+            adopted: self.adopted.clone(),
+            intents: self.intents.clone(),
+        };
+        // A vector that grows leaves unwiped copies behind, so it gets room for the worst: every byte escaped.
+        let secrets =
+            format.access_token.as_ref().map_or(0, String::len) + format.refresh_token.as_ref().map_or(0, String::len);
+        let others = 80 * self.adopted.len() + 512 * self.intents.len() + 1024;
+        let mut json = Zeroizing::new(Vec::with_capacity(6 * secrets + others));
+        serde_json::to_writer_pretty(&mut *json, &format)?;
+        json.push(b'\n');
+        Ok(json)
+    }
+
+    /// # Errors
+    /// With what is wrong, without any of the contents.
+    pub(in crate::token::store) fn from_json(json: &[u8]) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Head {
+            format: u32,
+        }
+        // The parser's own words may quote a value: its place must do.
+        let garbled = |error: serde_json::Error| {
+            format!("line {}, column {}: this is not a state file of this program", error.line(), error.column())
+        };
+        let head: Head = serde_json::from_slice(json).map_err(garbled)?;
+        if head.format != FORMAT {
+            return Err(format!("its format {} is not known to this version of the program", head.format));
+        }
+        let mut format: Format = serde_json::from_slice(json).map_err(garbled)?;
+        let access = format.take_access()?;
+        Ok(Self {
+            epoch: format.epoch,
+            generation: format.generation,
+            refresh_token: format.refresh_token.take().filter(|token| !token.is_empty()).map(Secret::new),
+            refresh_token_expires_at: format.refresh_token_expires_at_ms.and_then(from_millis),
+            refresh_token_since: format.refresh_token_since_ms.and_then(from_millis),
+            access,
+            adopted: std::mem::take(&mut format.adopted),
+            intents: std::mem::take(&mut format.intents),
+        })
+    }
+}
+
+/// The file. Everything but the format may be missing, so that `{"format": 1, "refresh_token": "…"}` is a state file.
+#[derive(Serialize, Deserialize)]
+struct Format {
+    format: u32,
+    #[serde(default)]
+    epoch: u64,
+    #[serde(default)]
+    generation: u64,
+    refresh_token: Option<String>,
+    refresh_token_expires_at_ms: Option<u64>,
+    refresh_token_since_ms: Option<u64>,
+    access_token: Option<String>,
+    lifetime_ms: Option<u64>,
+    obtained_at_ms: Option<u64>,
+    /// For people and other programs: obtained plus lifetime.
+    expires_at_ms: Option<u64>,
+    boot_id: Option<String>,
+    expires_at_boot_ms: Option<u64>,
+    #[serde(default)]
+    adopted: Vec<String>,
+    #[serde(default)]
+    intents: Vec<Intent>,
+}
+
+impl Format {
+    /// An access token of unknown age is worth nothing: `None`.
+    fn take_access(&mut self) -> Result<Option<Access>, String> {
+        let (Some(token), Some(lifetime), Some(obtained_at)) =
+            (self.access_token.take().map(Secret::new), self.lifetime_ms, self.obtained_at_ms.and_then(from_millis))
+        else {
+            return Ok(None);
+        };
+        if !is_legal_bearer(token.expose()) {
+            return Err("its access token has characters that no header may carry".to_owned());
+        }
+        let boot_expiry = self.expires_at_boot_ms.map(|at| Moment::since_boot(Duration::from_millis(at)));
+        let boot = self.boot_id.take().zip(boot_expiry);
+        Ok(Some(Access { token, lifetime: Duration::from_millis(lifetime), obtained_at, boot }))
+    }
+}
+
+impl Drop for Format {
+    fn drop(&mut self) {
+        use zeroize::Zeroize as _;
+        self.access_token.zeroize();
+        self.refresh_token.zeroize();
+    }
+}
