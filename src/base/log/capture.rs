@@ -3,8 +3,15 @@
 
 use std::{
     io,
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
 };
+
+use tracing::{Dispatch, Level};
+
+/// Hears everything and writes nothing. While there is only one listener, tracing asks whichever thread first comes by a
+/// line whether anybody listens, and heeds the answer on all of them; with two, it asks the listeners.
+static SECOND: LazyLock<Dispatch> =
+    LazyLock::new(|| tracing_subscriber::fmt().with_max_level(Level::TRACE).with_writer(io::sink).finish().into());
 
 /// Everything that is logged on this thread, at every level.
 pub(crate) struct Log {
@@ -24,10 +31,11 @@ impl Log {
                 Ok(())
             }
         }
+        LazyLock::force(&SECOND);
         let text = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&text);
         let subscriber = tracing_subscriber::fmt()
-            .with_max_level(tracing::Level::TRACE)
+            .with_max_level(Level::TRACE)
             .with_ansi(false)
             .with_writer(move || Sink(Arc::clone(&sink)))
             .finish();
