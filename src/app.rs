@@ -44,6 +44,9 @@ pub enum Error {
     /// A listener's certificate, key or authorities.
     #[error(transparent)]
     ListenerTls(#[from] tls::Error),
+    /// The admin endpoint's token.
+    #[error(transparent)]
+    AdminToken(#[from] admin::TokenError),
     /// The state file, or what the issuer's client needs.
     #[error(transparent)]
     Token(#[from] token::Error),
@@ -159,6 +162,8 @@ impl App {
         let bound = bound.into_iter().zip(greetings).collect();
         let proxy = Proxy::start(config.proxy, bound, shared, credential.clone(), token_wait)?;
         held.push(proxy.held());
+        let admin_token = config.admin.as_ref().map(admin::Config::token).transpose()?.flatten();
+        held.extend(admin_token.iter().map(|token| Arc::<admin::Token>::clone(token) as Arc<dyn tls::Held>));
         let (keeper, certificates) = tls::Keeper::new(held, clock);
         let draining = Arc::new(AtomicBool::new(false));
         let admin = match config.admin.zip(admin_bound) {
@@ -172,7 +177,7 @@ impl App {
                     json_pointer,
                     draining: Arc::clone(&draining),
                 };
-                let server = admin::Server::new(admin, bound, shares.admin, sources)?;
+                let server = admin::Server::new(admin.listener.guard, admin_token, bound, shares.admin, sources)?;
                 Some(Task::spawn(|stop| server.run(async { drop(stop.await) })))
             }
         };

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{LIMIT, Proxy, issuer, proxy, raw};
+use common::{LIMIT, Proxy, eventually, issuer, proxy, raw};
 
 /// The admin endpoint at this address, with further keys.
 async fn listening(at: &str, more: &[(&str, &str)]) -> Proxy {
@@ -26,6 +26,19 @@ async fn ask(proxy: &Proxy, request: &str, fields: &str) -> (u16, bool) {
         status.unwrap_or_else(|| panic!("{answer}")),
         answer.to_ascii_lowercase().contains("\r\nwww-authenticate: bearer\r\n"),
     )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_in_a_file_is_exchanged_without_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "first").unwrap();
+    let proxy = listening("127.0.0.1:0", &[("admin.token_file", file.to_str().unwrap())]).await;
+    let shows = async |token: &str| ask(&proxy, "GET /status", &format!("Authorization: Bearer {token}\r\n")).await.0;
+    assert_eq!(shows("first").await, 200);
+    std::fs::write(&file, "second\n").unwrap();
+    eventually("the new one is known", async || shows("second").await == 200).await;
+    assert_eq!(shows("first").await, 401);
 }
 
 const OPEN: [&str; 3] = ["GET /healthz", "GET /readyz", "GET /metrics"];

@@ -9,6 +9,7 @@ use std::{
     convert::Infallible,
     future::Future,
     io,
+    path::PathBuf,
     pin::pin,
     sync::{
         Arc,
@@ -35,7 +36,7 @@ use crate::{
         tls,
     },
     proxy::{
-        Listener, Metrics,
+        Guard, Listener, Metrics,
         guard::{Gate, KnownHost, Reach, reach},
     },
     token::{Credential, RefreshRefused},
@@ -49,6 +50,40 @@ pub struct Config {
     pub listener: Listener,
     /// Needed for everything but `/healthz`, `/readyz` and `/metrics` when listening beyond loopback, and wherever it is set.
     pub token: Option<Secret>,
+}
+
+/// The token as its file has it.
+pub type Token = tls::Current<Secret>;
+
+/// Why the token's file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// It cannot be read.
+    #[error(transparent)]
+    File(#[from] tls::Error),
+    /// It holds no secret.
+    #[error("admin.token_file cannot be used: {0}")]
+    Unusable(#[from] io::Error),
+    /// It holds something else.
+    #[error("the token in admin.token_file cannot stand in an HTTP header")]
+    Unfit,
+}
+
+impl Config {
+    /// The token, to be read again when its file changes.
+    ///
+    /// # Errors
+    /// When its file no longer is what it was when it was checked.
+    pub fn token(&self) -> Result<Option<Arc<Token>>, TokenError> {
+        let Some(token) = self.token.clone() else { return Ok(None) };
+        let file = token.file().map(PathBuf::from);
+        let make = move || {
+            let token = token.read_again()?;
+            let is_fit = token.expose().bytes().all(|byte| byte.is_ascii_graphic());
+            if is_fit { Ok(token) } else { Err(TokenError::Unfit) }
+        };
+        Token::new("admin".to_owned(), file, None, make).map(|token| Some(Arc::new(token)))
+    }
 }
 
 /// What there is to report on.
@@ -81,7 +116,7 @@ pub struct Server {
 struct Desk {
     gate: Gate,
     reach: Reach,
-    token: Option<Secret>,
+    token: Option<Arc<Token>>,
     sources: Sources,
 }
 
@@ -94,11 +129,17 @@ impl Server {
     ///
     /// # Errors
     /// Whatever the system says.
-    pub fn new(config: Config, bound: Bound, connections: usize, sources: Sources) -> io::Result<Self> {
+    pub fn new(
+        guard: Guard,
+        token: Option<Arc<Token>>,
+        bound: Bound,
+        connections: usize,
+        sources: Sources,
+    ) -> io::Result<Self> {
         let reach = reach(bound.address());
-        let gate = Gate::new(config.listener.guard, reach, Scheme::HTTP);
+        let gate = Gate::new(guard, reach, Scheme::HTTP);
         let seed = bound.into_listeners(1)?.pop().ok_or(io::ErrorKind::NotFound)?;
-        let desk = Desk { gate, reach, token: config.token, sources };
+        let desk = Desk { gate, reach, token, sources };
         let places = Arc::new(Semaphore::new(connections));
         Ok(Self { socket: seed.into_listener()?, places, desk: Arc::new(desk) })
     }
@@ -200,8 +241,10 @@ impl Desk {
             let (scheme, token) = shown.split_at_checked(7)?;
             scheme.eq_ignore_ascii_case(b"bearer ").then_some(token)
         });
-        let expected = token.expose().as_bytes();
-        if shown.is_some_and(|shown| aws_lc_rs::constant_time::verify_slices_are_equal(shown, expected).is_ok()) {
+        let expected = token.load();
+        let is_it =
+            |shown| aws_lc_rs::constant_time::verify_slices_are_equal(shown, expected.expose().as_bytes()).is_ok();
+        if shown.is_some_and(is_it) {
             return None;
         }
         let mut refusal = text(StatusCode::UNAUTHORIZED, "This needs `Authorization: Bearer` with admin.token.\n");
@@ -259,6 +302,27 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
+
+    #[test]
+    fn what_is_no_token_leaves_the_former_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        let write = |token: &str| std::fs::write(&file, token).unwrap();
+        write("first");
+        let listener = Listener {
+            address: "127.0.0.1:0".parse().map(crate::net::socket::Address::Tcp).unwrap(),
+            guard: Guard::default(),
+            tls: None,
+        };
+        let config = Config { listener, token: Some(Secret::from_file(file.clone()).unwrap()) };
+        let token = config.token().unwrap().unwrap();
+        for bad in ["", "two words", "two\nlines"] {
+            write(bad);
+            assert!(tls::Held::reload(&*token).is_err() && token.load().expose() == "first", "{bad:?}");
+        }
+        write("second\n");
+        assert!(tls::Held::reload(&*token).unwrap() && token.load().expose() == "second");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn who_does_not_finish_a_head_gives_the_place_back() {

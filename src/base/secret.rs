@@ -29,6 +29,14 @@ impl Secret {
         Ok(Self { value, file: Some(file) })
     }
 
+    /// The secret as its file has it now; one that was given in words is what it was.
+    ///
+    /// # Errors
+    /// As [`Secret::from_file`].
+    pub fn read_again(&self) -> io::Result<Self> {
+        self.file.clone().map_or_else(|| Ok(self.clone()), Self::from_file)
+    }
+
     /// The words themselves. Every call of this is a place where a secret leaves its wrapper.
     pub fn expose(&self) -> &str {
         self.value.expose_secret()

@@ -6,7 +6,7 @@
 
 mod limits;
 
-use std::{cell::RefCell, fmt, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{cell::RefCell, fmt, io, net::IpAddr, path::PathBuf, sync::Arc};
 
 use aws_lc_rs::{
     constant_time::verify_slices_are_equal,
@@ -88,6 +88,8 @@ pub(crate) type Keys = tls::Current<Vec<Vec<Proof>>>;
 pub(crate) enum KeyError {
     #[error(transparent)]
     File(#[from] tls::Error),
+    #[error("the key of the client {0:?} cannot be read: {1}")]
+    Unreadable(String, io::Error),
     #[error("the key of the client {0:?} cannot be shown: it holds spaces or control characters")]
     Unfit(String),
     #[error("the clients {0:?} and {1:?} have the same key")]
@@ -277,9 +279,8 @@ fn read_again(clients: &[Client]) -> Result<Vec<Vec<Proof>>, KeyError> {
 }
 
 fn with_key_of_now(client: &Client) -> Result<Client, KeyError> {
-    let Some(path) = client.key.as_ref().and_then(Secret::file) else { return Ok(client.clone()) };
-    let key = Secret::from_file(path.to_owned());
-    let key = key.map_err(|source| tls::Error::Read { path: path.to_owned(), source })?;
+    let Some(key) = &client.key else { return Ok(client.clone()) };
+    let key = key.read_again().map_err(|source| KeyError::Unreadable(client.name.clone(), source))?;
     let is_fit = |byte: u8| if client.header.is_some() { byte.is_ascii_graphic() } else { !byte.is_ascii_control() };
     if !key.expose().bytes().all(is_fit) {
         return Err(KeyError::Unfit(client.name.clone()));
