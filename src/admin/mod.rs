@@ -9,6 +9,7 @@ use std::{
     convert::Infallible,
     future::Future,
     io,
+    net::SocketAddr,
     path::PathBuf,
     pin::pin,
     sync::{
@@ -25,7 +26,7 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
 };
 
@@ -37,6 +38,7 @@ use crate::{
     },
     proxy::{
         Guard, Listener, Metrics,
+        addresses::{Addresses, Source},
         guard::{Gate, KnownHost, Reach, reach},
     },
     token::{Credential, RefreshRefused},
@@ -107,8 +109,23 @@ pub struct Sources {
 #[derive(Debug)]
 pub struct Server {
     socket: Socket,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     desk: Arc<Desk>,
+}
+
+/// The places of connections.
+#[derive(Debug)]
+struct Places {
+    free: Arc<Semaphore>,
+    addresses: Addresses,
+}
+
+/// One of them, given back when dropped.
+#[derive(Debug)]
+struct Place {
+    places: Arc<Places>,
+    source: Source,
+    _taken: OwnedSemaphorePermit,
 }
 
 /// Who answers.
@@ -140,7 +157,7 @@ impl Server {
         let gate = Gate::new(guard, reach, Scheme::HTTP);
         let seed = bound.into_listeners(1)?.pop().ok_or(io::ErrorKind::NotFound)?;
         let desk = Desk { gate, reach, token, sources };
-        let places = Arc::new(Semaphore::new(connections));
+        let places = Places::new(connections);
         Ok(Self { socket: seed.into_listener()?, places, desk: Arc::new(desk) })
     }
 
@@ -151,7 +168,7 @@ impl Server {
         loop {
             let accepted = tokio::select! {
                 () = &mut stop => break,
-                accepted = self.accept() => accepted,
+                accepted = self.places.admit(|| self.socket.accept()) => accepted,
             };
             while connections.try_join_next().is_some() {}
             match accepted {
@@ -171,11 +188,33 @@ impl Server {
         // Aborted tasks end at their next step; nothing here is worth waiting longer for.
         let _ = tokio::time::timeout(END_TIMEOUT, ended).await;
     }
+}
 
-    async fn accept(&self) -> io::Result<(crate::net::socket::Stream, tokio::sync::OwnedSemaphorePermit)> {
-        let place = Arc::clone(&self.places).acquire_owned().await.map_err(io::Error::other)?;
-        let (stream, _) = self.socket.accept().await?;
-        Ok((stream, place))
+impl Places {
+    fn new(number: usize) -> Arc<Self> {
+        // Health checks must get through beside whoever holds connections open, and opens new ones.
+        let addresses = Addresses::new((number / 4).max(1));
+        Arc::new(Self { free: Arc::new(Semaphore::new(number)), addresses })
+    }
+
+    /// The next connection that there is a place for. One from an address that has its share is closed.
+    async fn admit<S, F>(self: &Arc<Self>, accept: impl Fn() -> F) -> io::Result<(S, Place)>
+    where
+        F: Future<Output = io::Result<(S, Option<SocketAddr>)>>,
+    {
+        let taken = Arc::clone(&self.free).acquire_owned().await.map_err(io::Error::other)?;
+        loop {
+            let (stream, peer) = accept().await?;
+            if let Some(source) = self.addresses.take(peer) {
+                return Ok((stream, Place { places: Arc::clone(self), source, _taken: taken }));
+            }
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.addresses.give_back(self.source);
     }
 }
 
@@ -322,6 +361,25 @@ mod tests {
         }
         write("second\n");
         assert!(tls::Held::reload(&*token).unwrap() && token.load().expose() == "second");
+    }
+
+    #[tokio::test]
+    async fn one_address_does_not_take_the_places_of_all() {
+        let places = Places::new(8);
+        let queue = std::sync::Mutex::new(["a", "a", "a", "a", "b", "a", "a", "b"].into_iter());
+        let accept = || async {
+            let name = queue.lock().unwrap().next().ok_or(io::ErrorKind::NotFound)?;
+            let ip = if name == "a" { [192, 0, 2, 1] } else { [192, 0, 2, 2] };
+            Ok((name, Some((ip, 5000).into())))
+        };
+        let (first, place) = places.admit(accept).await.unwrap();
+        let (second, _held) = places.admit(accept).await.unwrap();
+        let (third, _held) = places.admit(accept).await.unwrap();
+        assert_eq!([first, second, third], ["a", "a", "b"]);
+        drop(place);
+        let (fourth, _held) = places.admit(accept).await.unwrap();
+        let (fifth, _held) = places.admit(accept).await.unwrap();
+        assert_eq!([fourth, fifth], ["a", "b"]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -24,7 +24,7 @@ pub(crate) struct Places {
 
 impl Places {
     pub(crate) fn new(limits: &Limits) -> Self {
-        let addresses = Addresses { limit: limits.connections_per_address, open: Mutex::default() };
+        let addresses = Addresses::new(limits.connections_per_address);
         Self { limit: limits.connections, taken: AtomicUsize::new(0), addresses }
     }
 
@@ -49,14 +49,18 @@ impl Places {
 
 /// The counts of each address. A lock, since connections of one address come to every worker.
 #[derive(Debug)]
-struct Addresses {
+pub(crate) struct Addresses {
     limit: usize,
     open: Mutex<HashMap<IpAddr, usize>>,
 }
 
 impl Addresses {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { limit, open: Mutex::default() }
+    }
+
     /// Counts one more connection; `None` if there are too many from there.
-    fn take(&self, peer: Option<SocketAddr>) -> Option<Source> {
+    pub(crate) fn take(&self, peer: Option<SocketAddr>) -> Option<Source> {
         let Some(source) = peer.and_then(|peer| source(peer.ip())) else { return Some(None) };
         let mut open = self.lock();
         let count = open.entry(source).or_default();
@@ -64,7 +68,7 @@ impl Addresses {
         Some(Some(source))
     }
 
-    fn give_back(&self, source: Source) {
+    pub(crate) fn give_back(&self, source: Source) {
         let Some(source) = source else { return };
         if let Entry::Occupied(mut entry) = self.lock().entry(source) {
             *entry.get_mut() -= 1;
@@ -95,7 +99,7 @@ mod tests {
 
     #[test]
     fn each_address_has_its_places_and_gives_them_back() {
-        let addresses = Addresses { limit: 2, open: Mutex::default() };
+        let addresses = Addresses::new(2);
         let take = |ip: &str| addresses.take(Some((ip.parse::<IpAddr>().expect("an address"), 5000).into()));
         for ip in ["192.0.2.1", "2001:db8::1", "192.0.2.2"] {
             assert!(take(ip).is_some() && take(ip).is_some() && take(ip).is_none(), "{ip}");
@@ -116,7 +120,7 @@ mod tests {
 
     #[test]
     fn both_limits_hold_and_who_is_turned_away_takes_no_place() {
-        let addresses = Addresses { limit: 2, open: Mutex::default() };
+        let addresses = Addresses::new(2);
         let places = Places { limit: 3, taken: AtomicUsize::new(0), addresses };
         let take = |ip: &str| places.take(Some((ip.parse::<IpAddr>().expect("an address"), 5000).into()));
         let (first, second) = (take("192.0.2.1").expect("a place"), take("192.0.2.1").expect("a place"));

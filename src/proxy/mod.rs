@@ -1,6 +1,6 @@
 //! The data path: a request's life, on single-threaded workers.
 
-mod addresses;
+pub(crate) mod addresses;
 mod body;
 mod clients;
 mod connection;
