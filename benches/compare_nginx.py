@@ -48,6 +48,31 @@ http {{ access_log off; keepalive_requests 1000000000; {http} }}
     return path
 
 
+def cloud_config(folder, port):
+    """An nginx that serves a file of 1 KiB and gives out tokens."""
+    (folder / "file").write_bytes(b"x" * 1024)
+    grant = json.dumps({"access_token": TOKEN, "refresh_token": "r", "expires_in": 3600})
+    return nginx_config(folder, "upstream", f"server {{ listen 127.0.0.1:{port}; root {folder}; location / {{ }} location /api/refreshToken.do {{ default_type application/json; return 200 '{grant}'; }} }}")
+
+
+def proxy_config(folder, port, upstream_port):
+    path = folder / "proxy.toml"
+    path.write_text(f"""
+[proxy]
+listen = ["127.0.0.1:{port}"]
+workers = 1
+[upstream]
+endpoints = ["http://127.0.0.1:{upstream_port}"]
+[token]
+client_id = "bench"
+client_secret = "bench"
+refresh_token = "bench"
+[log]
+level = "error"
+""")
+    return path
+
+
 def cpu_seconds(process):
     fields = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / TICK
@@ -93,29 +118,14 @@ def main():
     upstream_port, nginx_port, our_port = free_ports(3)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        (folder / "file").write_bytes(b"x" * 1024)
-        (folder / "state.json").touch()
-        upstream = nginx_config(folder, "upstream", f"server {{ listen 127.0.0.1:{upstream_port}; root {folder}; location / {{ }} location /api/refreshToken.do {{ default_type application/json; return 200 '{json.dumps({'access_token': TOKEN, 'refresh_token': 'r', 'expires_in': 3600})}'; }} }}")
+        upstream = cloud_config(folder, upstream_port)
         proxy = nginx_config(folder, "proxy", f"""
             upstream cloud {{ server 127.0.0.1:{upstream_port}; keepalive 128; keepalive_requests 1000000000; }}
             server {{ listen 127.0.0.1:{nginx_port}; location / {{ proxy_pass http://cloud; proxy_http_version 1.1;
                 proxy_set_header Connection ""; proxy_set_header Authorization "Bearer {TOKEN}";
                 proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; proxy_set_header X-Forwarded-Host $http_host;
                 proxy_set_header X-Forwarded-Proto $scheme; }} }}""")
-        ours = folder / "proxy.toml"
-        ours.write_text(f"""
-[proxy]
-listen = ["127.0.0.1:{our_port}"]
-workers = 1
-[upstream]
-endpoints = ["http://127.0.0.1:{upstream_port}"]
-[token]
-client_id = "bench"
-client_secret = "bench"
-refresh_token = "bench"
-[log]
-level = "error"
-""")
+        ours = proxy_config(folder, our_port, upstream_port)
         servers = []
         try:
             def start(core, command):

@@ -16,7 +16,8 @@ use std::{
 use common::{
     Client, LIMIT, eventually,
     frames::{
-        CANCEL, DATA, END_HEADERS, END_STREAM, GET, HEADERS, PING, POST, RST_STREAM, SETTINGS, greeted, head, write,
+        CANCEL, DATA, END_HEADERS, END_STREAM, GET, HEADERS, PING, POST, RST_STREAM, SETTINGS, WINDOW_UPDATE, greeted,
+        head, write,
     },
     get, grant,
     process::Standing,
@@ -25,7 +26,9 @@ use common::{
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, sink};
 
 const CONTINUATION: u8 = 9;
-const WINDOW_UPDATE: u8 = 8;
+
+/// More than a window that is open already has room for.
+const BEYOND: u32 = 0x7fff_ffff;
 
 /// What an attacker may add to what is resident, in KiB.
 const MOST: u64 = 10 * 1024;
@@ -57,8 +60,8 @@ impl Attack {
             }
             Self::MadeYouReset => {
                 write(stream, HEADERS, whole, number, &head(GET, "/")).await?;
-                // A step of nothing is an error of the stream's: RFC 9113 §6.9.
-                write(stream, WINDOW_UPDATE, 0, number, &[0; 4]).await
+                // A window beyond its bounds is an error of the stream's: RFC 9113 §6.9.1.
+                write(stream, WINDOW_UPDATE, 0, number, &BEYOND.to_be_bytes()).await
             }
             Self::Continuation => {
                 if round == 0 {

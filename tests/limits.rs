@@ -13,7 +13,10 @@ use std::{
 
 use common::{
     LIMIT, Proxy, eventually,
-    frames::{CANCEL, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, RST_STREAM, greeted, head, until, write},
+    frames::{
+        ACK, CANCEL, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, RST_STREAM, WINDOW_UPDATE, greeted, head,
+        read, until, write,
+    },
     get, in_front_of, scripted, send,
     web::{self, Identity, Speech},
 };
@@ -230,4 +233,68 @@ async fn who_opens_and_resets_streams_is_shown_out_and_who_uses_them_may_reset_s
     }
     may.add_permits(1000);
     assert_eq!(tokio::time::timeout(LIMIT, proxy.get("/")).await.unwrap().status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn for_streams_that_are_reset_at_once_nobody_is_called() {
+    let (connections, requests) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counts = (Arc::clone(&connections), Arc::clone(&requests));
+    let address = scripted(move |_, mut stream| {
+        let (connections, requests) = (Arc::clone(&counts.0), Arc::clone(&counts.1));
+        connections.fetch_add(1, SeqCst);
+        async move {
+            while !common::read_head(&mut stream).await?.is_empty() {
+                requests.fetch_add(1, SeqCst);
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+            }
+            Ok(())
+        }
+    })
+    .await;
+    let proxy = in_front_of(address, &[("proxy.workers", "1")]).await;
+    let mut stream = greeted(proxy.address, &[]).await;
+    let mut said = Vec::new();
+    for number in (1..60).step_by(4) {
+        write(&mut said, HEADERS, END_HEADERS | END_STREAM, number, &head(GET, "/")).await.unwrap();
+        write(&mut said, RST_STREAM, 0, number, &CANCEL.to_be_bytes()).await.unwrap();
+        write(&mut said, HEADERS, END_HEADERS | END_STREAM, number + 2, &head(GET, "/")).await.unwrap();
+        // A window beyond its bounds makes the server reset the stream: RFC 9113 §6.9.1.
+        write(&mut said, WINDOW_UPDATE, 0, number + 2, &[0x7f, 0xff, 0xff, 0xff]).await.unwrap();
+    }
+    write(&mut said, HEADERS, END_HEADERS | END_STREAM, 61, &head(GET, "/")).await.unwrap();
+    stream.write_all(&said).await.unwrap();
+    until(&mut stream, HEADERS, 61).await.expect("an answer");
+    assert_eq!((connections.load(SeqCst), requests.load(SeqCst)), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_says_much_beside_its_requests_is_shown_out_and_who_asks_in_between_may_say_more() {
+    let (address, may, _) = held().await;
+    may.add_permits(1000);
+    let proxy = in_front_of(address, &[("proxy.max_control_frames", "50"), ("proxy.workers", "1")]).await;
+    let pings = async |stream: &mut tokio::net::TcpStream, number: usize| {
+        let mut said = Vec::new();
+        for _ in 0..number {
+            write(&mut said, PING, 0, 0, &[0; 8]).await.unwrap();
+        }
+        stream.write_all(&said).await.unwrap();
+    };
+    let mut fair = greeted(proxy.address, &[]).await;
+    for round in 0..10 {
+        pings(&mut fair, 40).await;
+        let mut answered = 0;
+        while answered < 40 {
+            let frame = tokio::time::timeout(LIMIT, read(&mut fair)).await.unwrap().unwrap();
+            answered += usize::from(frame.kind == PING && frame.flags == ACK);
+        }
+        write(&mut fair, HEADERS, END_HEADERS | END_STREAM, 2 * round + 1, &head(GET, "/")).await.unwrap();
+        until(&mut fair, HEADERS, 2 * round + 1).await.expect("an answer");
+    }
+
+    let counted = r#"bearer_proxy_connections_rejected_total{reason="http2_flood"}"#;
+    let before = proxy.metric(counted).await;
+    let mut chatty = greeted(proxy.address, &[]).await;
+    pings(&mut chatty, 100).await;
+    until(&mut chatty, GOAWAY, 0).await.expect("a goodbye");
+    eventually("it is counted", async || proxy.metric(counted).await == before + 1.0).await;
 }

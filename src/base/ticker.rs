@@ -159,6 +159,11 @@ pub struct Remote {
 }
 
 impl Remote {
+    /// As [`Ticker::now`].
+    pub fn now(&self) -> u64 {
+        self.now.load(Relaxed)
+    }
+
     /// As [`Deadline::arm`].
     pub fn arm(&self, length: Ticks) {
         self.due.store(self.now.load(Relaxed) + length.0, Relaxed);

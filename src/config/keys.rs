@@ -209,6 +209,7 @@ const KEYS: &[Key] = &[
     default("proxy.max_headers", Integer, "100"),
     default("proxy.max_streams", Integer, "128"),
     default("proxy.max_resets", Integer, "200"),
+    default("proxy.max_control_frames", Integer, "1000"),
     default("proxy.forwarded_headers", Text, r#""x-forwarded""#),
     default("proxy.allowed_hosts", Texts, "[]"),
     default("proxy.allowed_origins", Texts, "[]"),

@@ -100,6 +100,7 @@ fn limits(r: &mut Reader) -> proxy::Limits {
         headers: count("proxy.max_headers", 10_000),
         streams: count("proxy.max_streams", 100_000),
         resets: count("proxy.max_resets", 10_000_000),
+        control_frames: count("proxy.max_control_frames", 10_000_000),
         head_size: head_size.unwrap_or_default(),
         uri_length: uri_length.unwrap_or_default(),
     }

@@ -40,7 +40,7 @@ pub(crate) const READ_BUFFER: usize = 64 * 1024;
 const USUAL_HEADERS: usize = 100;
 
 /// What begins every HTTP/2 connection: RFC 9113 §3.4.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Room for what is read while it is not known yet which protocol it is.
 const FIRST_READ: usize = 4096;
@@ -191,7 +191,7 @@ impl AsyncRead for Io {
         let n = buf.filled().len() - before;
         if n > 0 {
             self.metrics.received_bytes.add(n as u64);
-            self.monitor.received(n);
+            self.monitor.received();
         }
         read
     }

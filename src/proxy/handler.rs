@@ -8,6 +8,7 @@ use hyper::body::{Body as _, Incoming};
 use super::{
     Exhausted,
     body::{Account, ResponseBody},
+    conduct,
     error::Error,
     exchange::{Carrier, Exchange},
     forward::Passage,
@@ -31,6 +32,9 @@ pub(crate) async fn handle(
     exchange: Rc<Exchange>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
+    if exchange.carrier == Carrier::Stream && exchange.monitor.conduct().is_in_doubt() {
+        conduct::second_thoughts().await;
+    }
     let received = worker.clock.now();
     let number = exchange.monitor.begin_exchange();
     let (head, body, upgrade) = taken_apart(request);

@@ -96,7 +96,9 @@ impl ConnectionRejection {
             Self::AcceptFailed => "cannot accept connections; trying again in a moment",
             Self::BytesBeforeUpgrade => "a connection is closed: its client went on before the upgrade was agreed on",
             Self::Handshake => "a client and this listener did not agree on TLS",
-            Self::Flood => "a connection is closed: a flood of HTTP/2 frames or resets (proxy.max_resets)",
+            Self::Flood => {
+                "a connection is closed: a flood of HTTP/2 frames (proxy.max_control_frames) or resets (proxy.max_resets)"
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod addresses;
 mod body;
 mod clients;
+mod conduct;
 mod connection;
 mod cors;
 mod error;
@@ -223,6 +224,8 @@ pub struct Limits {
     pub streams: usize,
     /// Streams of one HTTP/2 connection that may end in a reset, beyond as many as ended well.
     pub resets: usize,
+    /// Frames of one HTTP/2 connection that carry nothing of a body, while nothing of its requests moves. Ten more a second.
+    pub control_frames: usize,
 }
 
 /// One listening address and what may reach it.

@@ -4,12 +4,12 @@ use std::{
     io,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed},
     },
     task::Poll,
 };
 
-use super::{Config, framing::Fault};
+use super::{Config, conduct::Conduct, framing::Fault};
 use crate::base::ticker::{Remote, Ticks};
 
 /// Where a connection stands, from its client's side.
@@ -74,8 +74,8 @@ pub(crate) struct Monitor {
     leaving: AtomicBool,
     /// The answer of an HTTP/2 stream was handed over to its end.
     complete: AtomicBool,
-    /// Bytes that came on an HTTP/2 connection since a request, or any body of one, moved on. Its streams share it.
-    unmoved: Arc<AtomicU64>,
+    /// How the client of an HTTP/2 connection behaves. Its streams share it.
+    conduct: Arc<Conduct>,
     /// The last exchange of an HTTP/1 connection, if it began with something that is no request.
     misread: OnceLock<(u32, Fault)>,
     pub(super) limits: Arc<Limits>,
@@ -94,7 +94,7 @@ impl Monitor {
             streams: AtomicU32::default(),
             leaving: AtomicBool::default(),
             complete: AtomicBool::default(),
-            unmoved: Arc::default(),
+            conduct: Arc::default(),
             misread: OnceLock::new(),
             limits,
         }
@@ -102,8 +102,8 @@ impl Monitor {
 
     /// A new stream on an HTTP/2 connection.
     pub(crate) fn of_stream(connection: &Self, read_due: Remote, write_due: Remote) -> Self {
-        let unmoved = Arc::clone(&connection.unmoved);
-        Self { unmoved, ..Self::new(read_due, write_due, Arc::clone(&connection.limits)) }
+        let conduct = Arc::clone(&connection.conduct);
+        Self { conduct, ..Self::new(read_due, write_due, Arc::clone(&connection.limits)) }
     }
 
     /// Whether a request of an HTTP/1 connection is being answered.
@@ -156,10 +156,8 @@ impl Monitor {
     }
 
     /// Bytes came from the client.
-    pub(crate) fn received(&self, n: usize) {
-        if self.is(Phase::Multiplexed) {
-            self.unmoved.store(self.unmoved.load(Relaxed) + n as u64, Relaxed);
-        } else if self.is(Phase::Waiting) || self.is(Phase::Flushing) {
+    pub(crate) fn received(&self) {
+        if self.is(Phase::Waiting) || self.is(Phase::Flushing) {
             self.enter(Phase::Head);
             self.read_due.arm(self.limits.head);
         }
@@ -194,12 +192,16 @@ impl Monitor {
     }
 
     fn moved(&self) {
-        self.unmoved.store(0, Relaxed);
+        self.conduct.moved();
     }
 
-    /// Bytes that came on an HTTP/2 connection and moved nothing: questions, settings, windows.
-    pub(crate) fn unmoved(&self) -> u64 {
-        self.unmoved.load(Relaxed)
+    /// Frames came on an HTTP/2 connection that carry nothing of a body.
+    pub(crate) fn heard(&self, frames: u32) {
+        self.conduct.heard(frames, self.read_due.now());
+    }
+
+    pub(crate) fn conduct(&self) -> &Conduct {
+        &self.conduct
     }
 
     /// A request has come on an HTTP/2 connection.

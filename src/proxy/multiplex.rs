@@ -1,13 +1,6 @@
 //! HTTP/2 with a client: many requests side by side on one connection, each a task with deadlines of its own.
 
-use std::{
-    cell::{Cell, RefCell},
-    future::poll_fn,
-    pin::pin,
-    rc::Rc,
-    sync::Arc,
-    task::Poll,
-};
+use std::{cell::RefCell, future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll};
 
 use http::{request, uri::PathAndQuery};
 use hyper::{rt::Executor, server::conn::http2, service::service_fn};
@@ -15,6 +8,7 @@ use hyper_util::rt::TokioIo;
 
 use super::{
     Limits,
+    conduct::Hearing,
     connection::{Due, Io},
     exchange::{Carrier, Exchange, Peer},
     framing::Fault,
@@ -29,9 +23,8 @@ use crate::net;
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
-/// What a client may say without moving anything, in bytes: more than it may send ahead, and two weeks of a question every
-/// ten seconds.
-const IDLE_TALK: u64 = 2 * CONNECTION_WINDOW as u64;
+/// Resets that a client makes us send by errors of its own (CVE-2025-8671). One that is well makes none.
+const FORCED_RESETS: usize = 20;
 
 /// What is kept of one answer for a client that is slow to take it.
 const SEND_BUFFER: usize = 64 * 1024;
@@ -40,7 +33,9 @@ const SEND_BUFFER: usize = 64 * 1024;
 pub(crate) async fn serve(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: Arc<Monitor>, due: Due) {
     monitor.multiplex();
     let limits = &worker.config.limits;
-    let streams = Streams { begun: Rc::default(), connection: Arc::clone(&monitor), resets: Rc::default() };
+    let (most_resets, most_frames) = (number(limits.resets), number(limits.control_frames));
+    let conduct = monitor.conduct();
+    let streams = Streams { begun: Rc::default(), connection: Arc::clone(&monitor) };
     let service = service_fn(|request| {
         let (read, write) = (worker.ticker.deadline(), worker.ticker.deadline());
         let monitor = Arc::new(Monitor::of_stream(&monitor, read.remote(), write.remote()));
@@ -50,13 +45,13 @@ pub(crate) async fn serve(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: A
     });
     let connection = http2::Builder::new(streams.clone())
         .max_concurrent_streams(number(limits.streams))
-        // Resets that a client makes us send: RFC 9113 §10.5. Those of its own are counted below.
-        .max_local_error_reset_streams(limits.resets)
+        // Those of its own are counted below.
+        .max_local_error_reset_streams(Some(FORCED_RESETS))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(number(limits.head_size))
         .max_send_buf_size(SEND_BUFFER)
-        .serve_connection(TokioIo::new(io), service);
+        .serve_connection(TokioIo::new(Hearing::new(io, Arc::clone(&monitor))), service);
     let mut connection = pin!(connection);
     poll_fn(|cx| {
         loop {
@@ -67,7 +62,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: A
                 }
                 return Poll::Ready(());
             }
-            if streams.resets.get() > limits.resets || monitor.unmoved() > IDLE_TALK {
+            if conduct.resets() > most_resets || conduct.frames() > most_frames {
                 worker.connection_rejected(ConnectionRejection::Flood);
                 // A last look at the connection, in which it says goodbye.
                 connection.as_mut().graceful_shutdown();
@@ -97,22 +92,17 @@ type Begun = (Due, Arc<Monitor>);
 struct Streams {
     begun: Rc<RefCell<Option<Begun>>>,
     connection: Arc<Monitor>,
-    /// Streams that ended before their answer did, less those that ended well: opening and resetting streams costs a client
-    /// nothing, and us a request each (CVE-2023-44487).
-    resets: Rc<Cell<usize>>,
 }
 
 impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
         let begun = self.begun.borrow_mut().take();
         let under_way = UnderWay::new(&self.connection);
-        let resets = Rc::clone(&self.resets);
         tokio::task::spawn_local(async move {
             match begun {
                 // A client that is late has its stream reset.
                 Some((due, monitor)) => {
-                    let is_reset = due.cut(stream).await.is_some() && !monitor.is_complete();
-                    resets.set(if is_reset { resets.get() + 1 } else { resets.get().saturating_sub(1) });
+                    under_way.0.conduct().ended(due.cut(stream).await.is_some() && !monitor.is_complete());
                 }
                 None => stream.await,
             }
