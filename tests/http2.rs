@@ -297,6 +297,39 @@ async fn bad_input_18_an_answer_that_is_reset_without_an_error_is_not_whole() {
     }
 }
 
+/// And for the end of a request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_input_18_a_request_that_is_reset_without_an_error_is_not_whole() {
+    let (arrived, mut arrival) = tokio::sync::mpsc::unbounded_channel();
+    let address = scripted(move |_, mut stream| {
+        let arrived = arrived.clone();
+        async move {
+            common::read_head(&mut stream).await?;
+            let mut body = Vec::new();
+            while stream.read_buf(&mut body).await.is_ok_and(|n| n > 0) {
+                arrived.send(Some(body.clone())).unwrap();
+            }
+            arrived.send(None).unwrap();
+            Ok(())
+        }
+    })
+    .await;
+    let proxy = in_front_of(address, &[("upstream.http2", "never")]).await;
+    let mut stream = greeted(proxy.address, &[]).await;
+    write(&mut stream, HEADERS, END_HEADERS, 1, &head(POST, "/")).await.unwrap();
+    write(&mut stream, DATA, 0, 1, b"half").await.unwrap();
+    let mut next = async || tokio::time::timeout(LIMIT, arrival.recv()).await.expect("in time").unwrap();
+    let mut body = next().await.unwrap();
+    let mut rest = Vec::new();
+    write(&mut rest, DATA, 0, 1, b"more").await.unwrap();
+    write(&mut rest, RST_STREAM, 0, 1, &NO_ERROR.to_be_bytes()).await.unwrap();
+    stream.write_all(&rest).await.unwrap();
+    while let Some(more) = next().await {
+        body = more;
+    }
+    assert!(body.starts_with(b"4\r\nhalf\r\n") && !body.ends_with(b"0\r\n\r\n"), "{}", body.escape_ascii());
+}
+
 /// A server that lets no request begin, with a body or without, is as silent as one that does not answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_lets_no_request_begin_is_not_waited_for_for_ever() {

@@ -281,6 +281,12 @@ impl Holder {
                 self.client = None;
                 Poll::Ready(Some(Err(error.into())))
             }
+            // hyper takes a stream that is reset for one that has ended, if the reset states no error.
+            None if self.exchange.carrier == Carrier::Stream && !is_last => {
+                self.failed = true;
+                self.client = None;
+                Poll::Ready(Some(Err(Reset.into())))
+            }
             None => {
                 self.finish();
                 Poll::Ready(None)
@@ -329,6 +335,11 @@ struct Reader {
     length: Option<u64>,
     over: bool,
 }
+
+/// What a body fails with that its client gave up.
+#[derive(Debug, thiserror::Error)]
+#[error("the client reset its request before the end")]
+struct Reset;
 
 /// What a body fails with when its attempt is over.
 #[derive(Debug, thiserror::Error)]
