@@ -133,6 +133,7 @@ fn defaults_are_those_promised() {
     assert_eq!((proxy.limits, proxy.forwarded_headers), (limits, ForwardedHeaders::XForwarded));
     assert_eq!((proxy.first_byte_timeout, proxy.head_timeout), (seconds(10), seconds(10)));
     assert_eq!((proxy.body_idle_timeout, proxy.idle_timeout), (seconds(60), seconds(75)));
+    assert_eq!(proxy.min_body_rate, 240);
     assert_eq!((proxy.drain_delay, proxy.drain_timeout), (seconds(0), seconds(30)));
     assert_eq!(proxy.access_log, AccessLog::Off);
     assert_eq!((proxy.retry.statuses, proxy.retry.any_method), (vec![http::StatusCode::UNAUTHORIZED], false));
@@ -209,6 +210,7 @@ fn every_key_arrives_where_it_belongs() {
     assert_eq!((proxy.forwarded_headers, proxy.access_log), (ForwardedHeaders::Forwarded, AccessLog::Sampled));
     assert_eq!((proxy.first_byte_timeout, proxy.head_timeout), (seconds(1), seconds(2)));
     assert_eq!((proxy.body_idle_timeout, proxy.idle_timeout), (seconds(3), seconds(4)));
+    assert_eq!(proxy.min_body_rate, 508);
     assert_eq!(proxy.tunnel_idle_timeout, seconds(27));
     assert_eq!((proxy.drain_delay, proxy.drain_timeout), (seconds(5), seconds(6)));
     let statuses: Vec<u16> = proxy.retry.statuses.iter().map(http::StatusCode::as_u16).collect();
@@ -746,7 +748,7 @@ fn the_shipped_file_documents_every_key_and_no_other() {
             (key.path.to_owned(), table["value"].clone())
         })
         .collect();
-    assert_eq!(documented.len(), 126, "keys seen");
+    assert_eq!(documented.len(), 127, "keys seen");
     assert_eq!(documented, in_code);
 
     // What is said to be a default is commented out, and a comment line precedes every group of keys.

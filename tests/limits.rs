@@ -9,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
 use common::{
@@ -22,7 +23,10 @@ use common::{
 };
 use http::{Request, StatusCode};
 use http_body_util::Full;
-use tokio::{io::AsyncWriteExt as _, sync::Semaphore};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::Semaphore,
+};
 
 /// An upstream that answers each request when it may. Counts those that wait.
 async fn held() -> (SocketAddr, Arc<Semaphore>, Arc<AtomicUsize>) {
@@ -153,7 +157,60 @@ async fn each_silence_has_a_deadline_of_its_own() {
             let end = tokio::time::timeout(LIMIT, tokio::io::copy(&mut stream, &mut tokio::io::sink())).await;
             assert!(end.is_ok(), "{key}: left open after {words:?}");
         }
+        let late = format!("bearer_proxy_clients_late_total{{limit=\"{key}_timeout\"}}");
+        eventually("they are counted", async || proxy.metric(&late).await == sent.len() as f64).await;
     }
+}
+
+/// Sends a body piece by piece, and returns what comes back.
+async fn sent_slowly(proxy: &Proxy, piece: &'static str, pieces: usize) -> String {
+    let (mut answer, mut body) = tokio::net::TcpStream::connect(proxy.address).await.unwrap().into_split();
+    let head = format!(
+        "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        piece.len() * pieces
+    );
+    body.write_all(head.as_bytes()).await.unwrap();
+    let sending = tokio::spawn(async move {
+        for _ in 0..pieces {
+            tokio::time::sleep(Duration::from_millis(100)).await; // the pace of the client
+            if body.write_all(piece.as_bytes()).await.is_err() {
+                break;
+            }
+        }
+        body
+    });
+    let mut words = Vec::new();
+    // A reset is an end as well.
+    let end = tokio::time::timeout(LIMIT, answer.read_to_end(&mut words)).await;
+    assert!(end.is_ok(), "left open");
+    sending.abort();
+    String::from_utf8(words).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_byte_now_and_then_does_not_keep_a_request_and_a_slow_upload_is_no_attack() {
+    let address = scripted(|_, mut stream| async move {
+        while let Some(length) = common::read_head(&mut stream).await?.lines().find_map(|line| {
+            let (name, value) = line.split_once(": ")?;
+            name.eq_ignore_ascii_case("content-length").then(|| value.parse::<u64>().ok()).flatten()
+        }) {
+            tokio::io::copy(&mut (&mut stream).take(length), &mut tokio::io::sink()).await?;
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+        }
+        Ok(())
+    })
+    .await;
+    let with = async |rate: &str| {
+        in_front_of(address, &[("proxy.body_idle_timeout", "2s"), ("proxy.min_body_rate", rate)]).await
+    };
+    let (strict, lenient) = (with("100B").await, with("0B").await);
+    let fifty = "01234567890123456789012345678901234567890123456789";
+    let (trickle, slow, allowed) =
+        tokio::join!(sent_slowly(&strict, "x", 300), sent_slowly(&strict, fifty, 40), sent_slowly(&lenient, "x", 40),);
+    assert_eq!(trickle, "", "closed, long before its half a minute is over");
+    assert!(slow.starts_with("HTTP/1.1 200 "), "{slow}");
+    assert!(allowed.starts_with("HTTP/1.1 200 "), "{allowed}");
+    assert_eq!(strict.metric(r#"bearer_proxy_clients_late_total{limit="min_body_rate"}"#).await, 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

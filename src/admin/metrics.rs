@@ -66,6 +66,7 @@ struct Numbers {
     rejected: Series,
     retries: Series,
     connections_rejected: Series,
+    late: Series,
     upstream_connections: Series,
     upstream_errors: Series,
     in_flight: u64,
@@ -122,6 +123,11 @@ impl Numbers {
                 let counts = worker.connections_rejected.iter().map(Counter::value);
                 CONNECTION_REJECTIONS.iter().zip(counts).map(|(reason, n)| (vec![("reason", (*reason).to_owned())], n))
             })),
+            late: added_up(
+                workers
+                    .iter()
+                    .flat_map(|worker| worker.latenesses().map(|(limit, n)| (vec![("limit", limit.to_owned())], n))),
+            ),
             upstream_connections: added_up(workers.iter().flat_map(|worker| &worker.endpoints).flat_map(|endpoint| {
                 let labels = |state: &str| vec![("endpoint", endpoint.origin.clone()), ("state", state.to_owned())];
                 let connections = &endpoint.connections;
@@ -239,6 +245,8 @@ impl Scrape {
         writer.gauge("tunnels_open", "Upgraded connections", numbers.tunnels_open as f64)?;
         let help = "Client connections turned away, by reason";
         writer.counters("connections_rejected", help, &numbers.connections_rejected)?;
+        let help = "Client connections closed and streams reset, by the limit that had passed";
+        writer.counters("clients_late", help, &numbers.late)?;
         let connections = numbers.upstream_connections.iter().map(|(labels, n)| (labels.clone(), *n as f64));
         let connections: Vec<_> = connections.collect();
         writer.gauges("upstream_connections", "Connections to endpoints, by state", &connections)?;

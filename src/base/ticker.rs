@@ -36,6 +36,18 @@ impl From<Duration> for Ticks {
     }
 }
 
+impl From<Ticks> for u64 {
+    fn from(length: Ticks) -> Self {
+        length.0
+    }
+}
+
+impl From<u64> for Ticks {
+    fn from(sweeps: u64) -> Self {
+        Self(sweeps)
+    }
+}
+
 /// The worker's timer. It rests while nobody holds a [`Deadline`].
 #[derive(Debug)]
 pub struct Ticker {
@@ -174,6 +186,13 @@ impl Remote {
         if self.due.load(Relaxed) == NEVER {
             self.arm(length);
         }
+    }
+
+    /// Disarms it, and tells what was left, if it was armed.
+    pub fn pause(&self) -> Option<Ticks> {
+        let due = self.due.load(Relaxed);
+        self.disarm();
+        (due != NEVER).then(|| Ticks(due.saturating_sub(self.now())))
     }
 
     /// As [`Deadline::disarm`].

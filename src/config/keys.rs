@@ -218,6 +218,7 @@ const KEYS: &[Key] = &[
     default("proxy.first_byte_timeout", Text, r#""10s""#),
     default("proxy.head_timeout", Text, r#""10s""#),
     default("proxy.body_idle_timeout", Text, r#""60s""#),
+    default("proxy.min_body_rate", Text, r#""240B""#),
     default("proxy.idle_timeout", Text, r#""75s""#),
     default("proxy.tunnel_idle_timeout", Text, r#""1h""#),
     default("proxy.drain_delay", Text, r#""0s""#),

@@ -67,6 +67,9 @@ fn proxy(r: &mut Reader, listening: Vec<Listening>) -> proxy::Config {
         first_byte_timeout: r.positive_duration("proxy.first_byte_timeout"),
         head_timeout: r.positive_duration("proxy.head_timeout"),
         body_idle_timeout: r.positive_duration("proxy.body_idle_timeout"),
+        min_body_rate: r
+            .read("proxy.min_body_rate", |value| values::size_within(value, 0, MOST_RATE))
+            .unwrap_or_default(),
         idle_timeout: r.positive_duration("proxy.idle_timeout"),
         tunnel_idle_timeout: r.positive_duration("proxy.tunnel_idle_timeout"),
         drain_delay: r.duration("proxy.drain_delay"),
@@ -80,6 +83,9 @@ fn proxy(r: &mut Reader, listening: Vec<Listening>) -> proxy::Config {
             .choice("log.access", [("off", AccessLog::Off), ("sampled", AccessLog::Sampled), ("all", AccessLog::All)]),
     }
 }
+
+/// Bytes a second.
+const MOST_RATE: usize = 1024 * 1024 * 1024;
 
 fn limits(r: &mut Reader) -> proxy::Limits {
     /// A head is held until it is whole.

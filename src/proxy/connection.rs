@@ -23,7 +23,7 @@ use super::{
     guard::{Gate, KnownHost},
     headers::Client,
     intake::Intake,
-    metrics::Metrics,
+    metrics::{Lateness, Metrics},
     monitor::Monitor,
     multiplex, shield,
     worker::Worker,
@@ -54,13 +54,14 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Transport, client: Client,
     let visitor = visitor(&worker, &client, &stream);
     let peer = Rc::new(Peer { client, gate, known_host: KnownHost::default(), visitor });
     let metrics = Arc::clone(&worker.metrics);
-    let mut io = Io { stream, ahead: Bytes::new(), monitor: Arc::clone(&monitor), metrics };
+    let mut io = Io { stream, ahead: Bytes::new(), monitor: Arc::clone(&monitor), metrics: Arc::clone(&metrics) };
     let due = Due { read: read_due, write: write_due };
     match due.cut(io.protocol()).await {
         Some(Ok(Protocol::Http1)) => http1(worker, io, peer, monitor, due).await,
         // Rarer, larger, and longer-lived.
         Some(Ok(Protocol::Http2)) => Box::pin(multiplex::serve(worker, io, peer, monitor, due)).await,
-        Some(Err(_)) | None => {}
+        Some(Err(_)) => {}
+        None => due.count(&monitor, &metrics),
     }
 }
 
@@ -97,7 +98,9 @@ async fn http1(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: Arc<Monitor>
         .serve_connection(TokioIo::new(intake), service)
         .with_upgrades();
     // What went wrong on a client's connection was the client's doing, or was counted where it happened.
-    let _ = due.cut(connection).await;
+    if due.cut(connection).await.is_none() {
+        due.count(&exchange.monitor, &worker.metrics);
+    }
     if let Some(tunnel) = exchange.tunnel.take() {
         tunnel.run(&worker).await;
     }
@@ -119,6 +122,16 @@ impl Due {
             Poll::Pending => self.write.poll_due(cx).map(|()| None),
         })
         .await
+    }
+}
+
+impl Due {
+    /// Counts what a client was late with.
+    pub(crate) fn count(&self, monitor: &Monitor, metrics: &Metrics) {
+        let late = if self.write.is_due() { Some(Lateness::Body) } else { monitor.passed() };
+        if let Some(late) = late {
+            metrics.late(late);
+        }
     }
 }
 

@@ -99,17 +99,20 @@ impl Exchange {
         }
     }
 
-    /// The client sent something; the upstream must take it.
-    pub(crate) fn client_moved(&self, before_answer: bool) {
-        self.monitor.body_moved();
+    /// The client sent so many bytes; the upstream must take them.
+    pub(crate) fn client_moved(&self, n: usize, before_answer: bool) {
         if before_answer {
+            self.monitor.body_moved(n as u64);
             self.answer_due.arm(self.limits.get().body_idle);
+        } else {
+            // Both may be talking now, as long as neither is silent.
+            self.monitor.body_is_free();
         }
     }
 
     /// The client has sent everything; the upstream must answer.
     pub(crate) fn client_finished(&self, before_answer: bool) {
-        self.monitor.body_moved();
+        self.monitor.body_is_free();
         if before_answer {
             self.answer_due.arm(self.limits.get().response);
         }

@@ -31,6 +31,7 @@ pub struct Metrics {
     pub tunnels_open: Counter,
     /// Client connections that were turned away, by [`CONNECTION_REJECTIONS`].
     pub connections_rejected: [Counter; CONNECTION_REJECTIONS.len()],
+    late: [Counter; LATENESSES.len()],
     rejected: [Counter; error::LABELS.len()],
     /// JSON answers whose addresses were brought home.
     pub rewritten: Counter,
@@ -103,6 +104,22 @@ impl ConnectionRejection {
     }
 }
 
+/// Values of the label `limit` of `clients_late_total`: keys of `[proxy]`.
+const LATENESSES: [&str; 6] =
+    ["first_byte_timeout", "head_timeout", "body_idle_timeout", "min_body_rate", "idle_timeout", "tunnel_idle_timeout"];
+
+/// What a client was late with when its connection was closed, or its stream reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lateness {
+    FirstByte = 0,
+    Head = 1,
+    /// Of its own, or of ours that it did not take.
+    Body = 2,
+    Trickle = 3,
+    Idle = 4,
+    Tunnel = 5,
+}
+
 /// Values of the label `error` of `upstream_errors_total`.
 pub const UPSTREAM_ERRORS: [&str; 9] = [
     "connect_timeout",
@@ -153,6 +170,7 @@ impl Metrics {
             connections_open: Counter::default(),
             tunnels_open: Counter::default(),
             connections_rejected: Default::default(),
+            late: Default::default(),
             rejected: Default::default(),
             rewritten: Counter::default(),
             coded: Counter::default(),
@@ -174,6 +192,10 @@ impl Metrics {
 
     pub(crate) fn refused(&self, error: &error::Error) {
         self.rejected[error.index()].add(1);
+    }
+
+    pub(crate) fn late(&self, lateness: Lateness) {
+        self.late[lateness as usize].add(1);
     }
 
     pub(crate) fn retried(&self, reason: RetryReason, outcome: RetryOutcome) {
@@ -214,6 +236,11 @@ impl Metrics {
     /// Answers of our own, by reason.
     pub fn rejected(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         error::LABELS.into_iter().zip(self.rejected.iter().map(Counter::value))
+    }
+
+    /// Connections and streams that ended because their client was late, by the key whose limit had passed.
+    pub fn latenesses(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        LATENESSES.into_iter().zip(self.late.iter().map(Counter::value))
     }
 
     /// Requests sent again, by reason and outcome.

@@ -183,6 +183,9 @@ pub struct Config {
     pub head_timeout: Duration,
     /// Limit for silence within a request's body, and for a client that does not take its answer.
     pub body_idle_timeout: Duration,
+    /// Bytes a second that a client must send of its body on average, while it is waited for; 0: any. Measured over
+    /// `body_idle_timeout`.
+    pub min_body_rate: usize,
     /// How long a connection may wait for its next request.
     pub idle_timeout: Duration,
     /// How long nothing may move through an upgraded connection.

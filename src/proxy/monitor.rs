@@ -4,12 +4,13 @@ use std::{
     io,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     task::Poll,
+    time::Duration,
 };
 
-use super::{Config, conduct::Conduct, framing::Fault};
+use super::{Config, conduct::Conduct, framing::Fault, metrics::Lateness};
 use crate::base::ticker::{Remote, Ticks};
 
 /// Where a connection stands, from its client's side.
@@ -33,6 +34,8 @@ pub(crate) struct Limits {
     first_byte: Ticks,
     head: Ticks,
     body_idle: Ticks,
+    /// Bytes of its body that a client must send while it is waited for as long as that.
+    body_quota: u64,
     idle: Ticks,
     drain_grace: Ticks,
     /// Set once, when the worker begins to drain.
@@ -45,6 +48,7 @@ impl Limits {
             first_byte: config.first_byte_timeout.into(),
             head: config.head_timeout.into(),
             body_idle: config.body_idle_timeout.into(),
+            body_quota: quota(config.min_body_rate, config.body_idle_timeout),
             idle: config.idle_timeout.into(),
             drain_grace: super::DRAIN_GRACE.min(config.drain_timeout).into(),
             draining: AtomicBool::new(false),
@@ -53,6 +57,47 @@ impl Limits {
 
     fn is_draining(&self) -> bool {
         self.draining.load(Relaxed)
+    }
+}
+
+fn quota(rate: usize, time: Duration) -> u64 {
+    u64::try_from((rate as u128).saturating_mul(time.as_millis()) / 1000).unwrap_or(u64::MAX)
+}
+
+/// How long we still wait for a body.
+///
+/// A byte now and then must not hold a request's places for ever. So the time for a silence is lent again only when a quota
+/// of bytes has come; until then, waits add up. What we wait for others, or they for us, does not count.
+#[derive(Debug, Default)]
+struct Patience {
+    /// Bytes until the time is lent again. 0: it was not lent yet.
+    owed: AtomicU64,
+    /// What is left of it, in ticks.
+    left: AtomicU64,
+}
+
+impl Patience {
+    fn renew(&self) {
+        self.owed.store(0, Relaxed);
+    }
+
+    fn left(&self, limits: &Limits) -> Ticks {
+        if self.owed.load(Relaxed) == 0 {
+            self.owed.store(limits.body_quota, Relaxed);
+            self.left.store(limits.body_idle.into(), Relaxed);
+        }
+        self.left.load(Relaxed).into()
+    }
+
+    /// Whether some bytes came, but too few.
+    fn was_spent_on_some(&self, limits: &Limits) -> bool {
+        (1..limits.body_quota).contains(&self.owed.load(Relaxed))
+    }
+
+    fn spend(&self, left: Ticks, bytes: u64) {
+        self.left.store(left.into(), Relaxed);
+
+        self.owed.store(self.owed.load(Relaxed).saturating_sub(bytes), Relaxed);
     }
 }
 
@@ -66,6 +111,7 @@ pub(crate) struct Monitor {
     phase: AtomicU8,
     /// Counts the exchanges: what ends one late must not end the next.
     exchange: AtomicU32,
+    patience: Patience,
     /// The client must not take what it got for a whole answer.
     broken: AtomicBool,
     /// Requests under way on an HTTP/2 connection.
@@ -90,6 +136,7 @@ impl Monitor {
             write_due,
             phase: AtomicU8::default(),
             exchange: AtomicU32::default(),
+            patience: Patience::default(),
             broken: AtomicBool::default(),
             streams: AtomicU32::default(),
             leaving: AtomicBool::default(),
@@ -123,6 +170,7 @@ impl Monitor {
     pub(crate) fn begin_exchange(&self) -> u32 {
         self.enter(Phase::Exchange);
         self.read_due.disarm();
+        self.patience.renew();
         let number = self.exchange.load(Relaxed).wrapping_add(1);
         self.exchange.store(number, Relaxed);
         number
@@ -146,12 +194,21 @@ impl Monitor {
 
     /// The client owes us more of its body.
     pub(crate) fn waiting_for_body(&self) {
-        self.read_due.arm_if_idle(self.limits.body_idle);
+        self.read_due.arm_if_idle(self.patience.left(&self.limits));
     }
 
-    /// Some of its body came, or all of it.
-    pub(crate) fn body_moved(&self) {
+    /// So much of its body came.
+    pub(crate) fn body_moved(&self, n: u64) {
+        if let Some(left) = self.read_due.pause() {
+            self.patience.spend(left, n);
+        }
+        self.moved();
+    }
+
+    /// All of it came, or it may take its time: somebody was told how this ends.
+    pub(crate) fn body_is_free(&self) {
         self.read_due.disarm();
+        self.patience.renew();
         self.moved();
     }
 
@@ -243,6 +300,23 @@ impl Monitor {
         true
     }
 
+    /// The limit that a client has passed who is late with what it sends. None: that its connection closes is our wish.
+    pub(crate) fn passed(&self) -> Option<Lateness> {
+        if self.leaving.load(Relaxed) {
+            return None;
+        }
+        Some(match self.phase.load(Relaxed) {
+            phase if phase == Phase::Head as u8 => Lateness::Head,
+            phase if phase == Phase::Exchange as u8 && self.patience.was_spent_on_some(&self.limits) => {
+                Lateness::Trickle
+            }
+            phase if phase == Phase::Exchange as u8 || phase == Phase::Flushing as u8 => Lateness::Body,
+            _ if self.limits.is_draining() => return None,
+            phase if phase == Phase::Waiting as u8 && self.exchange.load(Relaxed) == 0 => Lateness::FirstByte,
+            _ => Lateness::Idle,
+        })
+    }
+
     /// A piece of an answer is there for the client to take.
     pub(crate) fn offered(&self) {
         self.write_due.arm(self.limits.body_idle);
@@ -290,5 +364,48 @@ impl Monitor {
 
     pub(crate) fn is_broken(&self) -> bool {
         self.broken.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_is_lent_again_when_a_quota_has_come_and_until_then_waits_add_up() {
+        let limits = |body_quota| Limits {
+            first_byte: 1.into(),
+            head: 1.into(),
+            body_idle: 20.into(),
+            body_quota,
+            idle: 1.into(),
+            drain_grace: 1.into(),
+            draining: AtomicBool::default(),
+        };
+        let (strict, lenient) = (limits(100), limits(0));
+        let patience = Patience::default();
+        let left = |limits| u64::from(patience.left(limits));
+        assert_eq!(left(&strict), 20);
+        assert!(!patience.was_spent_on_some(&strict), "silence is not a trickle");
+        patience.spend(12.into(), 60);
+        assert_eq!(left(&strict), 12, "sixty bytes are too few");
+        assert!(patience.was_spent_on_some(&strict));
+        patience.spend(5.into(), 40);
+        assert_eq!(left(&strict), 20);
+        patience.spend(1.into(), 99);
+        patience.renew();
+        assert_eq!(left(&strict), 20, "another request");
+        patience.renew();
+        assert_eq!(left(&lenient), 20);
+        patience.spend(1.into(), 1);
+        assert_eq!(left(&lenient), 20, "any byte will do");
+    }
+
+    #[test]
+    fn the_quota_is_the_rate_over_the_time() {
+        assert_eq!(quota(240, Duration::from_secs(60)), 14_400);
+        assert_eq!(quota(100, Duration::from_millis(250)), 25);
+        assert_eq!(quota(0, Duration::from_secs(60)), 0);
+        assert_eq!(quota(usize::MAX, Duration::MAX), u64::MAX);
     }
 }

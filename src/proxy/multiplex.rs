@@ -12,7 +12,7 @@ use super::{
     connection::{Due, Io},
     exchange::{Carrier, Exchange, Peer},
     framing::Fault,
-    metrics::ConnectionRejection,
+    metrics::{ConnectionRejection, Metrics},
     monitor::Monitor,
     shield,
     worker::Worker,
@@ -35,7 +35,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: A
     let limits = &worker.config.limits;
     let (most_resets, most_frames) = (number(limits.resets), number(limits.control_frames));
     let conduct = monitor.conduct();
-    let streams = Streams { begun: Rc::default(), connection: Arc::clone(&monitor) };
+    let streams =
+        Streams { begun: Rc::default(), connection: Arc::clone(&monitor), metrics: Arc::clone(&worker.metrics) };
     let service = service_fn(|request| {
         let (read, write) = (worker.ticker.deadline(), worker.ticker.deadline());
         let monitor = Arc::new(Monitor::of_stream(&monitor, read.remote(), write.remote()));
@@ -69,8 +70,12 @@ pub(crate) async fn serve(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: A
                 let _ = connection.as_mut().poll(cx);
                 return Poll::Ready(());
             }
-            if due.read.poll_due(cx).is_pending() {
-                return due.write.poll_due(cx);
+            if due.read.poll_due(cx).is_pending() && due.write.poll_due(cx).is_pending() {
+                return Poll::Pending;
+            }
+            due.count(&monitor, &worker.metrics);
+            if due.write.is_due() {
+                return Poll::Ready(());
             }
             if !monitor.leave() {
                 return Poll::Ready(());
@@ -92,17 +97,23 @@ type Begun = (Due, Arc<Monitor>);
 struct Streams {
     begun: Rc<RefCell<Option<Begun>>>,
     connection: Arc<Monitor>,
+    metrics: Arc<Metrics>,
 }
 
 impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
         let begun = self.begun.borrow_mut().take();
         let under_way = UnderWay::new(&self.connection);
+        let metrics = Arc::clone(&self.metrics);
         tokio::task::spawn_local(async move {
             match begun {
                 // A client that is late has its stream reset.
                 Some((due, monitor)) => {
-                    under_way.0.conduct().ended(due.cut(stream).await.is_some() && !monitor.is_complete());
+                    let is_late = due.cut(stream).await.is_none();
+                    if is_late {
+                        due.count(&monitor, &metrics);
+                    }
+                    under_way.0.conduct().ended(!is_late && !monitor.is_complete());
                 }
                 None => stream.await,
             }

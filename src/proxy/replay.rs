@@ -257,7 +257,8 @@ impl Holder {
             return Poll::Pending;
         };
         let is_last = client.is_end_stream();
-        self.exchange.client_moved(!self.answered);
+        let moved = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
+        self.exchange.client_moved(moved, !self.answered);
         match frame {
             Some(Ok(mut frame)) => {
                 if let Some(data) = frame.data_ref()
@@ -372,7 +373,8 @@ impl Body for AttemptBody {
             reader.gate = None;
         }
         if let Some(data) = reader.recorded.next() {
-            holder.exchange.client_moved(!holder.answered);
+            // It came before.
+            holder.exchange.client_moved(0, !holder.answered);
             if holder.client.is_none() && holder.trailers.is_none() && reader.recorded.as_slice().is_empty() {
                 reader.over = true;
                 holder.exchange.client_finished(!holder.answered);

@@ -20,7 +20,13 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
-use super::{clients::Permit, intake::Intake, metrics::ConnectionRejection, replay::AttemptBody, worker::Worker};
+use super::{
+    clients::Permit,
+    intake::Intake,
+    metrics::{ConnectionRejection, Lateness},
+    replay::AttemptBody,
+    worker::Worker,
+};
 use crate::{
     base::ticker::Deadline,
     upstream::{self, Lease},
@@ -109,20 +115,22 @@ impl Tunnel {
             let mut upstream = Watched { inner: &mut upstream, moved: moved() };
             tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER).await
         };
-        until_idle(carry, &idle).await;
+        if until_idle(carry, &idle).await {
+            worker.metrics.late(Lateness::Tunnel);
+        }
         worker.metrics.tunnels_open.sub(1);
         drop((lease, permit));
     }
 }
 
-/// How it ends is for the two sides to know.
-async fn until_idle(carry: impl Future<Output = io::Result<(u64, u64)>>, idle: &Deadline) {
+/// Whether nothing moved for too long. How it ends otherwise is for the two sides to know.
+async fn until_idle(carry: impl Future<Output = io::Result<(u64, u64)>>, idle: &Deadline) -> bool {
     let mut carry = pin!(carry);
     poll_fn(|cx| match carry.as_mut().poll(cx) {
-        Poll::Ready(_) => Poll::Ready(()),
-        Poll::Pending => idle.poll_due(cx),
+        Poll::Ready(_) => Poll::Ready(false),
+        Poll::Pending => idle.poll_due(cx).map(|()| true),
     })
-    .await;
+    .await
 }
 
 /// Tells when bytes have come.
