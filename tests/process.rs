@@ -394,7 +394,7 @@ async fn who_does_not_speak_tls_is_told_of_each_second() {
     eventually("two are told", async || {
         common::raw(address, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", LIMIT).await;
         let told = fs::read_to_string(&log).unwrap();
-        told.lines().filter(|line| line.contains("did not agree on TLS") && line.contains("\"peer\"")).count() > 1
+        told.lines().filter(|line| line.contains("does not speak TLS") && line.contains("\"peer\"")).count() > 1
     })
     .await;
 }

@@ -109,6 +109,9 @@ async fn ask_in_a_browser(config: &Config, redirect_uri: &str) -> Result<(Secret
     let opened = if open(&url) { " (it should open by itself)" } else { "" };
     say(format_args!("Open this address in a browser on this machine, log in and agree{opened}:\n\n{url}\n"));
     say(format_args!("Waiting for the browser to come back to {redirect_uri} …"));
+    say(format_args!(
+        "If it is on another machine, it cannot: take the code from its address bar, and run bearer-proxy login --code CODE"
+    ));
     let too_late = "nobody logged in within five minutes: run it again, or use --code if the browser is elsewhere";
     match tokio::time::timeout(PATIENCE, callback.code()).await.unwrap_or_else(|_| Err(too_late.to_owned())) {
         Ok(code) => Ok((code, callback)),

@@ -11,7 +11,8 @@ use std::{
 };
 
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, PeerIncompatible, RootCertStore, SupportedProtocolVersion,
+    AlertDescription, CertificateError, ClientConfig, InvalidMessage, PeerIncompatible, RootCertStore,
+    SupportedProtocolVersion,
     crypto::CryptoProvider,
     pki_types::{
         CertificateDer, PrivateKeyDer,
@@ -270,8 +271,67 @@ pub fn advice(error: &rustls::Error) -> &'static str {
     }
 }
 
+/// The same about a client that a handshake failed with.
+pub fn advice_about_client(error: &rustls::Error) -> &'static str {
+    use CertificateError::{
+        BadSignature, Expired, ExpiredContext, InvalidPurpose, InvalidPurposeContext, NotValidYet, NotValidYetContext,
+        Other, UnknownIssuer,
+    };
+    use PeerIncompatible::{
+        SignatureAlgorithmsExtensionRequired, SupportedVersionsExtensionRequired, Tls12NotOffered,
+        Tls12NotOfferedOrEnabled,
+    };
+    match error {
+        rustls::Error::NoCertificatesPresented => {
+            " (tls.client_ca_file asks every client for a certificate: give the app one and its key)"
+        }
+        rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => {
+            " (no authority in tls.client_ca_file has issued the client's certificate)"
+        }
+        rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => {
+            " (the client needs a new certificate, or this machine's clock is wrong)"
+        }
+        rustls::Error::InvalidCertificate(NotValidYet | NotValidYetContext { .. }) => {
+            " (this machine's clock may be wrong)"
+        }
+        rustls::Error::InvalidCertificate(InvalidPurpose | InvalidPurposeContext { .. }) => {
+            " (the client's certificate is not meant for clients: its extended key usage has to name clientAuth)"
+        }
+        rustls::Error::InvalidCertificate(Other(other)) if is_authority(other) => {
+            " (the client shows the certificate of an authority, as `openssl req -x509` makes them: let that issue another \
+             one for the client)"
+        }
+        rustls::Error::InvalidCertificate(Other(other)) if is_of_version_1(other) => {
+            " (the client's certificate is of version 1: issue one with extensions, which is of version 3)"
+        }
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            " (the client does not speak TLS: give it an address that begins with https://)"
+        }
+        // Without the first two extensions a client speaks neither 1.2 nor 1.3.
+        rustls::Error::PeerIncompatible(
+            SignatureAlgorithmsExtensionRequired
+            | SupportedVersionsExtensionRequired
+            | Tls12NotOffered
+            | Tls12NotOfferedOrEnabled,
+        )
+        | rustls::Error::AlertReceived(AlertDescription::ProtocolVersion) => {
+            " (the client speaks no version that is allowed here: see tls.min_version)"
+        }
+        _ => "",
+    }
+}
+
 fn is_authority(error: &rustls::OtherError) -> bool {
     error.to_string().contains("CaUsedAsEndEntity")
+}
+
+fn is_of_version_1(error: &rustls::OtherError) -> bool {
+    error.to_string().contains("UnsupportedCertVersion")
+}
+
+/// What rustls said, where it was the cause.
+pub fn said_by_tls(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref().and_then(|cause| cause.downcast_ref())
 }
 
 fn builder(least: MinVersion) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, Error> {

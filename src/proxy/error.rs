@@ -27,7 +27,7 @@ pub(crate) enum Error {
     #[error("the request shows the key of no [[client]]")]
     Unauthenticated(Arc<[HeaderValue]>),
     /// None of the clients, whatever it shows.
-    #[error("no [[client]] comes from there with such a certificate")]
+    #[error("no [[client]] has networks and a tls_subject that fit this connection")]
     Stranger,
     /// More often than the client may.
     #[error("the client asks more often than the rate of its [[client]] allows")]

@@ -16,7 +16,10 @@ use tokio_util::either::Either;
 use super::{
     Greeting, addresses::Source, connection, guard::Gate, headers::Client, metrics::ConnectionRejection, worker::Worker,
 };
-use crate::net::socket::{Listener, Stream, is_exhaustion};
+use crate::net::{
+    socket::{Listener, Stream, is_exhaustion},
+    tls,
+};
 
 /// How long to leave a listener alone when the process or the machine has run out of something.
 const EXHAUSTION_PAUSE: Duration = Duration::from_millis(100);
@@ -87,7 +90,8 @@ fn take(worker: &Rc<Worker>, stream: Stream, peer: Option<SocketAddr>, gate: &Rc
             Ok(Ok(stream)) => connection::serve(worker, Either::Right(Box::new(stream)), client, gate).await,
             // Whoever goes away again, as health checks and browsers do, is no news.
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
-                worker.connection_failed(ConnectionRejection::Handshake, peer, Some(&error));
+                let advice = tls::said_by_tls(&error).map_or("", tls::advice_about_client);
+                worker.connection_failed(ConnectionRejection::Handshake, peer, Some(&format_args!("{error}{advice}")));
             }
             Ok(Err(_)) | Err(_) => worker.metrics.connections_rejected[ConnectionRejection::Handshake as usize].add(1),
         }

@@ -4,6 +4,7 @@
 use std::{
     any::Any,
     cell::RefCell,
+    fmt,
     future::pending,
     io,
     net::SocketAddr,
@@ -303,7 +304,7 @@ impl Worker {
         &self,
         reason: ConnectionRejection,
         peer: Option<SocketAddr>,
-        error: Option<&io::Error>,
+        error: Option<&dyn fmt::Display>,
     ) {
         self.metrics.connections_rejected[reason as usize].add(1);
         if self.connections_reported[reason as usize].allows(1, self.clock.now()) {

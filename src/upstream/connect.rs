@@ -18,7 +18,7 @@ use tokio_util::either::Either;
 use super::{Config, Endpoint, HTTP2, Http2, Tls};
 use crate::net::{
     socket::{self, Stream},
-    tls,
+    tls::{self, said_by_tls},
 };
 
 /// Why no connection came about.
@@ -90,10 +90,6 @@ impl Error {
         let Self::Tls { source, .. } = self else { return false };
         matches!(said_by_tls(source), Some(rustls::Error::InvalidCertificate(_)))
     }
-}
-
-fn said_by_tls(error: &io::Error) -> Option<&rustls::Error> {
-    error.get_ref().and_then(|cause| cause.downcast_ref())
 }
 
 /// Which version of HTTP a new connection may turn out to speak.

@@ -3,7 +3,8 @@
 use std::fs;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, CertifiedKey, IsCa, KeyPair, generate_simple_self_signed,
+    BasicConstraints, CertificateParams, CertifiedIssuer, CertifiedKey, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    date_time_ymd, generate_simple_self_signed,
 };
 use rustls::{ClientConnection, HandshakeKind, ProtocolVersion, ServerConnection, pki_types::ServerName};
 
@@ -106,7 +107,7 @@ fn shake_hands(client: &Arc<ClientConfig>, server: Arc<rustls::ServerConfig>) ->
         let mut wire = Vec::new();
         client.write_tls(&mut wire).expect("memory");
         server.read_tls(&mut &wire[..]).expect("memory");
-        server.process_new_packets().map_err(|error| format!("server: {error}"))?;
+        server.process_new_packets().map_err(|error| format!("server: {error}{}", advice_about_client(&error)))?;
         wire.clear();
         server.write_tls(&mut wire).expect("memory");
         client.read_tls(&mut &wire[..]).expect("memory");
@@ -155,6 +156,46 @@ fn a_server_shows_its_certificate_and_asks_for_one_only_when_told_to() {
     let unknown = try_with(&closed(&other_ca), Some(&shown)).expect_err("the wrong authority");
     assert!(unknown.starts_with("server: ") && unknown.contains("certificate"), "{unknown}");
     assert_eq!(server_config(&open, &[b"h2"]).expect("a server").alpn_protocols, [b"h2"]);
+}
+
+#[test]
+fn what_is_said_of_a_refused_client_tells_what_to_do() {
+    let files = Files::new();
+    let ours = authority();
+    let (cert_file, key_file) = identity(&files, &ours, "server");
+    let client_ca_file = Some(files.write("apps.pem", &ours.pem()));
+    let server = ServerConfig { cert_file, key_file, client_ca_file, min_version: MinVersion::default() };
+    let said_of = |shown: Option<(String, String)>| {
+        let (certificate, key) = shown.unzip();
+        let client = Config {
+            ca_file: server.client_ca_file.clone(),
+            client_cert_file: certificate.map(|pem| files.write("client.pem", &pem)),
+            client_key_file: key.map(|pem| files.write("client.key", &pem)),
+            ..Config::default()
+        };
+        let client = client_config(&client, &[]).expect("a client");
+        handshake(client, server_config(&server, &[]).expect("a server")).expect_err("refused")
+    };
+    let issued = |by: &CertifiedIssuer<'static, KeyPair>, change: fn(&mut CertificateParams)| {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(["app".to_owned()]).expect("parameters");
+        change(&mut params);
+        Some((params.signed_by(&key, by).expect("a certificate").pem(), key.serialize_pem()))
+    };
+    for (shown, advice) in [
+        (None, "give the app one and its key"),
+        (issued(&authority(), |_| {}), "no authority in tls.client_ca_file has issued"),
+        (issued(&ours, |app| app.not_after = date_time_ymd(2021, 1, 1)), "needs a new certificate"),
+        (issued(&ours, |app| app.not_before = date_time_ymd(4000, 1, 1)), "clock may be wrong"),
+        (issued(&ours, |app| app.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]), "clientAuth"),
+        (
+            issued(&ours, |app| app.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)),
+            "shows the certificate of an authority",
+        ),
+    ] {
+        let said = said_of(shown);
+        assert!(said.starts_with("server: ") && said.contains(advice), "{advice}: {said}");
+    }
 }
 
 #[test]
@@ -283,7 +324,7 @@ fn the_oldest_version_is_kept_by_both_sides() {
         let config = ServerConfig { cert_file, key_file, client_ca_file: None, min_version };
         let ours = server_config(&config, &[]).expect("a server");
         let agreed = handshake(old_client(), ours);
-        assert_eq!(agreed.is_err(), is_refused, "{agreed:?}");
+        assert_eq!(agreed.as_ref().is_err_and(|said| said.contains("see tls.min_version")), is_refused, "{agreed:?}");
         assert!(is_refused || agreed == tls12, "{agreed:?}");
     }
 }
