@@ -15,8 +15,8 @@ use std::{
 use common::{
     LIMIT, Proxy, eventually,
     frames::{
-        ACK, CANCEL, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, RST_STREAM, WINDOW_UPDATE, greeted, head,
-        read, until, write,
+        ACK, CANCEL, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, POST, RST_STREAM, WINDOW_UPDATE,
+        greeted, head, read, until, write,
     },
     get, in_front_of, scripted, send,
     web::{self, Identity, Speech},
@@ -211,6 +211,99 @@ async fn a_byte_now_and_then_does_not_keep_a_request_and_a_slow_upload_is_no_att
     assert!(slow.starts_with("HTTP/1.1 200 "), "{slow}");
     assert!(allowed.starts_with("HTTP/1.1 200 "), "{allowed}");
     assert_eq!(strict.metric(r#"bearer_proxy_clients_late_total{limit="min_body_rate"}"#).await, 1.0);
+}
+
+/// The head of a body of 2,000 bytes.
+fn announced() -> Vec<u8> {
+    let mut block = head(POST, "/");
+    block.extend(b"\x0f\x0d\x042000");
+    block
+}
+
+/// Pieces that come at once are one wait: the later ones are there before anybody waits for them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_byte_counts_of_a_body_that_comes_in_many_small_pieces_at_once() {
+    let (address, may, _) = held().await;
+    let more = [("proxy.body_idle_timeout", "2s"), ("proxy.min_body_rate", "100B")];
+    let proxy = in_front_of(address, &more).await;
+    let mut stream = greeted(proxy.address, &[]).await;
+    write(&mut stream, HEADERS, END_HEADERS, 1, &announced()).await.unwrap();
+    for _ in 0..40 {
+        tokio::time::sleep(Duration::from_millis(100)).await; // the pace of the client
+        let mut pieces = Vec::new();
+        for _ in 0..50 {
+            write(&mut pieces, DATA, 0, 1, b"x").await.unwrap();
+        }
+        stream.write_all(&pieces).await.unwrap();
+    }
+    may.add_permits(1);
+    until(&mut stream, HEADERS, 1).await.expect("an answer");
+    assert_eq!(proxy.metric(r#"bearer_proxy_clients_late_total{limit="min_body_rate"}"#).await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_began_slowly_may_be_silent_as_long_as_any_once_it_is_answered() {
+    const SLOWLY: usize = 20;
+    let address = scripted(|_, mut stream| async move {
+        common::read_head(&mut stream).await?;
+        stream.read_exact(&mut [0; SLOWLY]).await?;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n").await?;
+        stream.read_exact(&mut [0; 2000 - SLOWLY]).await?;
+        stream.write_all(b"ok").await
+    })
+    .await;
+    let more = [("proxy.body_idle_timeout", "4s"), ("proxy.min_body_rate", "100B")];
+    let proxy = in_front_of(address, &more).await;
+    let mut stream = greeted(proxy.address, &[]).await;
+    write(&mut stream, HEADERS, END_HEADERS, 1, &announced()).await.unwrap();
+    for _ in 0..SLOWLY {
+        tokio::time::sleep(Duration::from_millis(100)).await; // the pace of the client
+        write(&mut stream, DATA, 0, 1, b"x").await.unwrap();
+    }
+    until(&mut stream, HEADERS, 1).await.expect("an answer");
+    tokio::time::sleep(Duration::from_secs(3)).await; // a silence within the limit, but not within what was left
+    write(&mut stream, DATA, END_STREAM, 1, &[b'x'; 2000 - SLOWLY]).await.unwrap();
+    assert!(until(&mut stream, DATA, 1).await.is_some_and(|frame| frame.payload == b"ok"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_a_new_token_is_waited_for_nobody_is_late_with_a_body_that_is_not_read() {
+    let (may, calls) = (Arc::new(Semaphore::new(1)), Arc::new(AtomicUsize::new(0)));
+    let (permits, count) = (Arc::clone(&may), Arc::clone(&calls));
+    let address = scripted(move |_, mut stream| {
+        let (may, calls) = (Arc::clone(&permits), Arc::clone(&count));
+        async move {
+            loop {
+                let head = common::read_head(&mut stream).await?;
+                if head.starts_with("POST /api/refreshToken.do") {
+                    let token = format!("token-{}", calls.fetch_add(1, SeqCst));
+                    may.acquire().await.unwrap().forget();
+                    stream.write_all(common::grant(&token, 3600).as_bytes()).await?;
+                } else if head.contains("Bearer token-0\r\n") {
+                    stream.read_exact(&mut [0; 4]).await?;
+                    stream.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").await?;
+                } else if head.is_empty() {
+                    return Ok(());
+                } else {
+                    stream.read_exact(&mut [0; 9]).await?;
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+                }
+            }
+        }
+    })
+    .await;
+    let proxy = common::proxy(&format!("http://{address}"), &[("proxy.body_idle_timeout", "500ms")]);
+    proxy.ready().await;
+    let mut stream = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
+    let head = b"POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 9\r\n\r\nhalf";
+    stream.write_all(head).await.unwrap();
+    eventually("its token is refused", async || calls.load(SeqCst) == 2).await;
+    stream.write_all(b" more").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await; // longer than a client may be silent
+    may.add_permits(1);
+    let mut answer = String::new();
+    tokio::time::timeout(LIMIT, stream.read_to_string(&mut answer)).await.expect("in time").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -94,9 +94,11 @@ impl Patience {
         (1..limits.body_quota).contains(&self.owed.load(Relaxed))
     }
 
-    fn spend(&self, left: Ticks, bytes: u64) {
+    fn spend(&self, left: Ticks) {
         self.left.store(left.into(), Relaxed);
+    }
 
+    fn pay(&self, bytes: u64) {
         self.owed.store(self.owed.load(Relaxed).saturating_sub(bytes), Relaxed);
     }
 }
@@ -199,10 +201,25 @@ impl Monitor {
 
     /// So much of its body came.
     pub(crate) fn body_moved(&self, n: u64) {
-        if let Some(left) = self.read_due.pause() {
-            self.patience.spend(left, n);
-        }
+        self.body_pauses();
+        self.patience.pay(n);
         self.moved();
+    }
+
+    /// We do not wait for it now.
+    pub(crate) fn body_pauses(&self) {
+        if let Some(left) = self.read_due.pause() {
+            self.patience.spend(left);
+        }
+    }
+
+    /// The answer has begun: from now on only silence is late.
+    pub(crate) fn answer_begins(&self) {
+        let is_waiting = self.read_due.pause().is_some();
+        self.patience.renew();
+        if is_waiting {
+            self.waiting_for_body();
+        }
     }
 
     /// All of it came, or it may take its time: somebody was told how this ends.
@@ -387,17 +404,21 @@ mod tests {
         let left = |limits| u64::from(patience.left(limits));
         assert_eq!(left(&strict), 20);
         assert!(!patience.was_spent_on_some(&strict), "silence is not a trickle");
-        patience.spend(12.into(), 60);
+        patience.spend(12.into());
+        patience.pay(60);
         assert_eq!(left(&strict), 12, "sixty bytes are too few");
         assert!(patience.was_spent_on_some(&strict));
-        patience.spend(5.into(), 40);
+        patience.spend(5.into());
+        patience.pay(40);
         assert_eq!(left(&strict), 20);
-        patience.spend(1.into(), 99);
+        patience.spend(1.into());
+        patience.pay(99);
         patience.renew();
         assert_eq!(left(&strict), 20, "another request");
         patience.renew();
         assert_eq!(left(&lenient), 20);
-        patience.spend(1.into(), 1);
+        patience.spend(1.into());
+        patience.pay(1);
         assert_eq!(left(&lenient), 20, "any byte will do");
     }
 

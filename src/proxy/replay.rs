@@ -152,7 +152,9 @@ impl RequestBody {
     /// Lets the current attempt's body wait. It must be ended later, or its connection never finishes.
     pub(crate) fn park(&self) {
         if let Some(holder) = &self.0 {
-            holder.borrow_mut().parked = true;
+            let mut holder = holder.borrow_mut();
+            holder.parked = true;
+            holder.exchange.monitor.body_pauses();
         }
     }
 
@@ -193,14 +195,14 @@ impl RequestBody {
         if let Some(holder) = &self.0 {
             let mut holder = holder.borrow_mut();
             holder.recording = None;
-            holder.answered = true;
+            holder.answer();
         }
     }
 
     /// The answer's head is here: from now on its body has the deadline.
     pub(crate) fn answered(&self) {
         if let Some(holder) = &self.0 {
-            holder.borrow_mut().answered = true;
+            holder.borrow_mut().answer();
         }
     }
 
@@ -231,6 +233,12 @@ impl Holder {
         self.attempt += 1;
         self.parked = false;
         self.wake();
+    }
+
+    fn answer(&mut self) {
+        if !std::mem::replace(&mut self.answered, true) {
+            self.exchange.monitor.answer_begins();
+        }
     }
 
     fn linger(&mut self) {
