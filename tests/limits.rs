@@ -67,11 +67,18 @@ async fn heads_have_a_size_a_number_of_fields_and_a_length_of_their_target() {
         }
         request
     };
-    let table: [(Request<Full<bytes::Bytes>>, u16, &str); 6] = [
+    let listing = |number: usize| {
+        let mut request = get("/");
+        request.headers_mut().insert("connection", vec!["x"; number].join(",").parse().unwrap());
+        request
+    };
+    let table: [(Request<Full<bytes::Bytes>>, u16, &str); 8] = [
         (target(500), 200, ""),
         (target(501), 414, "target_too_long"),
         (fields(20, 10), 200, ""),
         (fields(21, 10), 431, "head_too_large"),
+        (listing(19), 200, ""),
+        (listing(20), 431, "head_too_large"),
         (fields(2, 2800), 200, ""),
         (fields(2, 3100), 431, "head_too_large"),
     ];

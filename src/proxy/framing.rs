@@ -10,7 +10,7 @@
 mod chunks;
 
 use http::Uri;
-use memchr::memchr;
+use memchr::{memchr, memchr_iter};
 
 use self::chunks::Chunks;
 
@@ -21,7 +21,7 @@ pub(crate) enum Fault {
     Malformed(&'static str),
     /// The target is longer than allowed.
     TargetTooLong,
-    /// The head is larger than allowed, or has more fields.
+    /// The head is larger than allowed, or has more fields, those that `Connection` lists among them.
     HeadTooLarge,
     /// Neither HTTP/1.0 nor HTTP/1.1.
     Version,
@@ -183,11 +183,15 @@ impl Head {
     }
 
     fn field(&mut self, line: &[u8], limits: Limits) -> Result<(), Fault> {
+        let (name, value) = field_line(line)?;
         self.fields += 1;
+        // Each field that it lists will be looked for among the others.
+        if name.eq_ignore_ascii_case(b"connection") {
+            self.fields += memchr_iter(b',', value).count();
+        }
         if self.fields > limits.fields {
             return Err(Fault::HeadTooLarge);
         }
-        let (name, value) = field_line(line)?;
         if name.eq_ignore_ascii_case(b"host") && value.contains(&b'\t') {
             return Err(Fault::Malformed("Host holds a tab"));
         }

@@ -175,6 +175,10 @@ fn sizes() {
     let fields = |count: usize| format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(count));
     assert_eq!(status(fields(6).as_bytes()), 200);
     assert_eq!(status(fields(7).as_bytes()), 431);
+    let listing = |count: usize| format!("GET / HTTP/1.1\r\na: b\r\nCONNECTION: c{}\r\n\r\n", ", d".repeat(count - 1));
+    assert_eq!(status(listing(5).as_bytes()), 200);
+    assert_eq!(status(listing(6).as_bytes()), 431);
+    assert_eq!(status(listing(5).replace("c,", "c\r\nConnection: e,").as_bytes()), 431);
     let value = |head: usize| format!("GET / HTTP/1.1\r\na: {}\r\n\r\n", "x".repeat(head - 23));
     assert_eq!(status(value(500).as_bytes()), 200);
     assert_eq!(status(value(501).as_bytes()), 431);
