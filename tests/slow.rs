@@ -19,15 +19,15 @@ use std::{
 use common::{
     Client, LIMIT, Proxy, eventually,
     frames::{END_HEADERS, END_STREAM, GET, HEADERS, POST, greeted, head, write},
-    get, issuer,
+    get, in_front_of, issuer,
     process::Standing,
-    proxy, read_head_granting, scripted, send, tcp, text_at,
+    proxy, read_head, read_head_granting, scripted, send, tcp, text_at,
     tls::{authority, identity},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::Instant,
 };
 
@@ -355,4 +355,47 @@ async fn streams_beyond_their_number_are_refused() {
     let refused = common::frames::until(&mut stream, common::frames::RST_STREAM, 7).await.expect("a refusal");
     assert_eq!(refused.reason(), common::frames::REFUSED_STREAM);
     common::frames::until(&mut stream, HEADERS, 1).await.expect("an answer");
+}
+
+/// Measured in what the upstream gets rid of while somebody else waits for an answer: so it holds on a slow machine as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn interim_answers_without_an_end_hold_up_nobody_else() {
+    let flooded = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&flooded);
+    let address = scripted(move |_, mut stream| {
+        let flooded = Arc::clone(&count);
+        async move {
+            let interim = format!("HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n", "x".repeat(1000)).repeat(64);
+            while read_head(&mut stream).await?.starts_with("GET /other ") {
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+            }
+            loop {
+                stream.write_all(interim.as_bytes()).await?;
+                flooded.fetch_add(interim.len(), SeqCst);
+            }
+        }
+    })
+    .await;
+    let proxy = Arc::new(in_front_of(address, &[("proxy.workers", "1"), ("upstream.response_timeout", "3s")]).await);
+    assert_eq!(proxy.get("/other").await.status(), 200);
+    let mut floods = JoinSet::new();
+    for _ in 0..4 {
+        let proxy = Arc::clone(&proxy);
+        floods.spawn(async move { proxy.get("/flood").await.status() });
+    }
+    eventually("a flood", async || flooded.load(SeqCst) > 16 << 20).await;
+    let (before, mut others) = (flooded.load(SeqCst), 0);
+    let first = loop {
+        assert_eq!(proxy.get("/other").await.status(), 200);
+        others += 1;
+        if let Some(flood) = floods.try_join_next() {
+            break flood;
+        }
+    };
+    let each = (flooded.load(SeqCst) - before) / others;
+    assert!(each < 16 << 20, "{each} bytes for each of {others} answers");
+    assert_eq!(first.unwrap(), 504);
+    while let Some(flood) = floods.join_next().await {
+        assert_eq!(flood.unwrap(), 504);
+    }
 }

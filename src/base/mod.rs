@@ -12,4 +12,5 @@ pub mod process;
 pub mod secret;
 pub mod shutdown;
 pub mod ticker;
+pub(crate) mod turn;
 pub mod watch;

@@ -3,18 +3,18 @@
 
 use std::{
     io,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll, Wake, Waker, ready},
+    task::{Context, Poll, ready},
 };
 
-use atomic_waker::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{connection::PREFACE, monitor::Monitor};
+use crate::base::turn::Turn;
 
 /// How much is heard before others have their turn.
 struct Share {
@@ -152,14 +152,14 @@ impl<T: AsyncRead + Unpin> AsyncRead for Hearing<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let share = this.monitor.conduct().share();
-        ready!(this.turn.poll(cx, share.frames));
+        ready!(this.turn.poll(cx, share.frames as usize));
         let most = buf.remaining().min(this.frames.skip + share.bytes);
         let mut piece = ReadBuf::new(buf.initialize_unfilled_to(most));
         ready!(Pin::new(&mut this.io).poll_read(cx, &mut piece))?;
         let frames = this.frames.count(piece.filled());
         let read = piece.filled().len();
         buf.advance(read);
-        this.turn.frames += frames;
+        this.turn.did(frames as usize);
         this.monitor.heard(frames);
         Poll::Ready(Ok(()))
     }
@@ -191,51 +191,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Hearing<T> {
     }
 }
 
-/// Frames that were heard since others had their turn.
-#[derive(Debug, Default)]
-struct Turn {
-    frames: u32,
-    others: Arc<Others>,
-}
-
-/// Whether others have their turn. What wakes this connection meanwhile does not end it.
-#[derive(Debug, Default)]
-struct Others {
-    have_turn: AtomicBool,
-    connection: AtomicWaker,
-}
-
-impl Turn {
-    /// Ready when it is this connection's turn.
-    fn poll(&mut self, cx: &mut Context<'_>, most: u32) -> Poll<()> {
-        if self.frames > most {
-            self.frames = 0;
-            self.others.have_turn.store(true, Relaxed);
-            let waker = Waker::from(Arc::clone(&self.others));
-            // Wakes when all that are ready have run, those included whose sockets have become so.
-            let _ = pin!(tokio::task::yield_now()).poll(&mut Context::from_waker(&waker));
-        }
-        if self.others.have_turn.load(Relaxed) {
-            self.others.connection.register(cx.waker());
-            return Poll::Pending;
-        }
-        Poll::Ready(())
-    }
-}
-
-impl Wake for Others {
-    fn wake(self: Arc<Self>) {
-        self.have_turn.store(false, Relaxed);
-        self.connection.wake();
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{cell::Cell, future::poll_fn, rc::Rc};
-
-    use tokio::task::{LocalSet, spawn_local, yield_now};
-
     use super::*;
 
     const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
@@ -286,45 +243,5 @@ mod tests {
         assert!(conduct.is_in_doubt(), "one reset is left");
         conduct.ended(false);
         assert!(!conduct.is_in_doubt(), "none is left");
-    }
-
-    #[tokio::test]
-    async fn others_have_their_turn_however_often_a_connection_is_woken() {
-        const TURN: u32 = 8;
-        let (heard, most) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
-        let listening = {
-            let heard = Rc::clone(&heard);
-            async move {
-                let mut turn = Turn::default();
-                for _ in 0..1000 {
-                    poll_fn(|cx| {
-                        // Its answers wake it too.
-                        cx.waker().wake_by_ref();
-                        turn.poll(cx, TURN)
-                    })
-                    .await;
-                    turn.frames += 1;
-                    heard.set(heard.get() + 1);
-                }
-            }
-        };
-        let beside = {
-            let most = Rc::clone(&most);
-            async move {
-                loop {
-                    most.set(most.get().max(heard.take()));
-                    yield_now().await;
-                }
-            }
-        };
-        LocalSet::new()
-            .run_until(async {
-                let beside = spawn_local(beside);
-                spawn_local(listening).await.unwrap();
-                beside.abort();
-            })
-            .await;
-        // Who of the two comes first may change from turn to turn.
-        assert!((1..=2 * (TURN + 1)).contains(&most.get()), "{} frames", most.get());
     }
 }

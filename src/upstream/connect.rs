@@ -4,21 +4,24 @@ use std::{
     fmt, io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
-use hyper::{rt, upgrade::OnUpgrade};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
 
 use super::{Config, Endpoint, HTTP2, Http2, Tls};
-use crate::net::{
-    socket::{self, Stream},
-    tls::{self, said_by_tls},
+use crate::{
+    base::turn::Turn,
+    net::{
+        socket::{self, Stream},
+        tls::{self, said_by_tls},
+    },
 };
 
 /// Why no connection came about.
@@ -128,7 +131,8 @@ pub(super) async fn connect(
     })?;
     let always = config.http2 == Http2::Always;
     let Some(tls) = tls else {
-        return Ok((Io::new(Either::Left(stream)), if always { Protocol::Http2 } else { Protocol::Http1 }));
+        let protocol = if always { Protocol::Http2 } else { Protocol::Http1 };
+        return Ok((Io::new(Patient::new(Either::Left(stream))), protocol));
     };
     let greetings = tls.greetings.load();
     let greeting = match wanted {
@@ -140,7 +144,7 @@ pub(super) async fn connect(
         Ok(Ok(stream)) => {
             let is_http2 = always || stream.get_ref().1.alpn_protocol() == Some(HTTP2);
             let protocol = if is_http2 { Protocol::Http2 } else { Protocol::Http1 };
-            Ok((Io::new(Either::Right(Box::new(stream))), protocol))
+            Ok((Io::new(Patient::new(Either::Right(Box::new(stream)))), protocol))
         }
         Ok(Err(source)) => Err(Error::Tls { endpoint: name(), source }),
         Err(_) => Err(Error::Timeout { endpoint: name(), limit: config.handshake_timeout }),
@@ -154,7 +158,7 @@ pub(super) async fn connect(
 pub async fn upgraded(answer: OnUpgrade) -> io::Result<(impl AsyncRead + AsyncWrite + Unpin, Bytes)> {
     let upgraded = answer.await.map_err(io::Error::other)?;
     let parts = upgraded.downcast::<Io>().map_err(|_| io::Error::other("another kind of connection"))?;
-    Ok((parts.io.into_transport(), parts.read_buf))
+    Ok((parts.io.into_inner().into_transport(), parts.read_buf))
 }
 
 /// A failed look-up carries no number of the system's, a failed connection does.
@@ -162,33 +166,44 @@ fn is_resolver(error: &io::Error) -> bool {
     error.raw_os_error().is_none() && error.kind() != io::ErrorKind::TimedOut
 }
 
+/// So many bytes are read in a row before others have their turn: heads of 1xx may come without an end, and hyper reads and
+/// drops them as long as there are any.
+const TURN: usize = 64 * 1024;
+
+/// What a read costs at least, as bytes: TLS can bring very few of them in much.
+const READ: usize = 4 * 1024;
+
 /// In clear, or through TLS.
 type Transport = Either<Stream, Box<TlsStream<Stream>>>;
 
-/// An upstream connection that keeps listening when it can no longer speak.
+/// An upstream's connection as hyper uses it.
+pub(super) type Io = TokioIo<Patient>;
+
+/// An upstream connection that lets others be heard, and keeps listening when it can no longer speak.
 ///
 /// An upstream may answer in the middle of an upload and close. Our next write then fails, and hyper would report that
 /// failure although the answer is already in our receive queue. So a failed write turns into waiting: the read side
 /// finds the answer, or the real end.
-pub(super) struct Io {
-    transport: TokioIo<Transport>,
+pub(super) struct Patient {
+    transport: Transport,
     write_failed: bool,
+    turn: Turn,
 }
 
-impl Io {
+impl Patient {
     fn new(transport: Transport) -> Self {
-        Self { transport: TokioIo::new(transport), write_failed: false }
+        Self { transport, write_failed: false, turn: Turn::default() }
     }
 
     /// What is left when HTTP is over: a write error is an error again.
     fn into_transport(self) -> Transport {
-        self.transport.into_inner()
+        self.transport
     }
 
     fn unless_failed<T>(
         &mut self,
         cx: &mut Context<'_>,
-        write: impl FnOnce(Pin<&mut TokioIo<Transport>>, &mut Context<'_>) -> Poll<io::Result<T>>,
+        write: impl FnOnce(Pin<&mut Transport>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if self.write_failed {
             return Poll::Pending;
@@ -204,25 +219,33 @@ impl Io {
     }
 }
 
-impl fmt::Debug for Io {
+impl fmt::Debug for Patient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Io").field("write_failed", &self.write_failed).finish_non_exhaustive()
+        f.debug_struct("Patient").field("write_failed", &self.write_failed).finish_non_exhaustive()
     }
 }
 
-impl rt::Read for Io {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: rt::ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.transport).poll_read(cx, buf)
+impl AsyncRead for Patient {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.turn.poll(cx, TURN));
+        let before = buf.filled().len();
+        let read = Pin::new(&mut this.transport).poll_read(cx, buf);
+        match read {
+            Poll::Ready(_) => this.turn.did(READ.max(buf.filled().len() - before)),
+            Poll::Pending => this.turn.gave_way(),
+        }
+        read
     }
 }
 
-impl rt::Write for Io {
+impl AsyncWrite for Patient {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.unless_failed(cx, |io, cx| io.poll_write(cx, buf))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.unless_failed(cx, rt::Write::poll_flush)
+        self.unless_failed(cx, AsyncWrite::poll_flush)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
