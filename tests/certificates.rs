@@ -7,6 +7,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
 };
 
 use bearer_proxy::{
@@ -16,19 +17,17 @@ use bearer_proxy::{
 };
 use common::{
     eventually, issuer, proxy, text_at,
-    tls::{Authority, Pair, authority, client_config, cloud, identity, identity_until, server_config, with_tls, write},
+    tls::{
+        Authority, Pair, authority, client_config, cloud, identity, identity_for, identity_until, server_config,
+        with_tls, write,
+    },
 };
-use rustls::{HandshakeKind, pki_types::CertificateDer};
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-/// What a connection with one request showed: the listener's certificate, and whether a session was resumed.
-struct Seen {
-    certificate: CertificateDer<'static>,
-    kind: HandshakeKind,
-}
-
-/// Asks for something over TLS and reads to the end, by which time a session to resume has arrived.
-async fn asks(address: SocketAddr, config: &Arc<rustls::ClientConfig>) -> std::io::Result<Seen> {
+/// Asks for something over TLS and reads to the end, by which time a session to resume has arrived if there is one. Returns
+/// the listener's certificate.
+async fn asks(address: SocketAddr, config: &Arc<rustls::ClientConfig>) -> std::io::Result<CertificateDer<'static>> {
     let stream = tokio::net::TcpStream::connect(address).await?;
     let connector = tokio_rustls::TlsConnector::from(Arc::clone(config));
     let mut stream = connector.connect("localhost".try_into().unwrap(), stream).await?;
@@ -37,8 +36,7 @@ async fn asks(address: SocketAddr, config: &Arc<rustls::ClientConfig>) -> std::i
     stream.read_to_string(&mut answer).await?;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     let connection = stream.get_ref().1;
-    let certificate = connection.peer_certificates().unwrap()[0].clone();
-    Ok(Seen { certificate, kind: connection.handshake_kind().unwrap() })
+    Ok(connection.peer_certificates().unwrap()[0].clone())
 }
 
 /// A metric's value of a certificate's end, in days since 1970.
@@ -61,7 +59,7 @@ async fn a_renewed_certificate_is_shown_without_a_restart_and_its_end_is_told() 
     let cloud = issuer().await;
     let (app, address, admin) = with_tls(folder.path(), &authority, &cloud).await;
     let apps = Arc::new(client_config(&authority, Some(identity(&authority, "app", false))));
-    let first = asks(address, &apps).await.unwrap().certificate;
+    let first = asks(address, &apps).await.unwrap();
     let what = format!("listener:{address}");
     assert!(ends(admin, &what).await.is_some_and(|day| day > 100_000), "rcgen's own is good for long");
 
@@ -70,9 +68,9 @@ async fn a_renewed_certificate_is_shown_without_a_restart_and_its_end_is_told() 
     write(folder.path(), "proxy.pem", &second.0);
     app.reload_files();
     // Whether the half was looked at already or not, it is not shown.
-    assert_eq!(asks(address, &apps).await.unwrap().certificate, first);
+    assert_eq!(asks(address, &apps).await.unwrap(), first);
     write(folder.path(), "proxy.key", &second.1);
-    eventually("the new one is shown", async || asks(address, &apps).await.unwrap().certificate == der(&second)).await;
+    eventually("the new one is shown", async || asks(address, &apps).await.unwrap() == der(&second)).await;
     assert_eq!(ends(admin, &what).await, Some(40_177));
 
     // As another program renews: both at once, by new names for old ones.
@@ -81,7 +79,7 @@ async fn a_renewed_certificate_is_shown_without_a_restart_and_its_end_is_told() 
         let new = write(folder.path(), &format!("{name}.new"), text);
         std::fs::rename(new, folder.path().join(name)).unwrap();
     }
-    eventually("the third one is shown", async || asks(address, &apps).await.unwrap().certificate == der(&third)).await;
+    eventually("the third one is shown", async || asks(address, &apps).await.unwrap() == der(&third)).await;
     app.shut_down().await;
 }
 
@@ -115,27 +113,36 @@ async fn a_swapped_folder_of_certificates_is_noticed_as_kubernetes_makes_them() 
     );
     proxy.ready().await;
     let apps = Arc::new(client_config(&authority, None));
-    assert_eq!(asks(proxy.address, &apps).await.unwrap().certificate, der(&pairs[0]));
+    assert_eq!(asks(proxy.address, &apps).await.unwrap(), der(&pairs[0]));
     symlink("..2", at("..tmp")).unwrap();
     std::fs::rename(at("..tmp"), at("..data")).unwrap();
     let new = der(&pairs[1]);
-    eventually("the new one", async || asks(proxy.address, &apps).await.unwrap().certificate == new).await;
+    eventually("the new one", async || asks(proxy.address, &apps).await.unwrap() == new).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn apps_of_a_former_authority_are_out_even_with_a_session() {
+async fn apps_of_a_former_authority_are_out_though_they_were_in_before() {
     let folder = tempfile::tempdir().unwrap();
     let (former, new) = (authority(), authority());
     let cloud = issuer().await;
     let (app, address, _) = with_tls(folder.path(), &former, &cloud).await;
     let old_app = Arc::new(client_config(&former, Some(identity(&former, "app", false))));
-    assert_eq!(asks(address, &old_app).await.unwrap().kind, HandshakeKind::Full);
-    assert_eq!(asks(address, &old_app).await.unwrap().kind, HandshakeKind::Resumed, "otherwise this shows nothing");
+    asks(address, &old_app).await.unwrap();
     write(folder.path(), "ca.pem", &new.pem());
     let new_app = Arc::new(client_config(&former, Some(identity(&new, "app", false))));
     eventually("the new authority counts", async || asks(address, &new_app).await.is_ok()).await;
     assert!(asks(address, &old_app).await.is_err());
     app.shut_down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_whose_certificate_expires_is_out_though_it_was_in_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = authority();
+    let (_app, address, _) = with_tls(folder.path(), &authority, &issuer().await).await;
+    let app = Arc::new(client_config(&authority, Some(identity_for(&authority, "app", Duration::from_secs(5)))));
+    asks(address, &app).await.unwrap();
+    eventually("it is refused", async || asks(address, &app).await.is_err()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,7 +18,7 @@ use rustls::{
         CertificateDer, PrivateKeyDer,
         pem::{self, PemObject},
     },
-    server::{VerifierBuilderError, WebPkiClientVerifier},
+    server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier},
     version::{TLS12, TLS13},
 };
 use zeroize::Zeroizing;
@@ -202,8 +202,8 @@ fn showing_certificate(config: &Config, roots: RootCertStore) -> Result<ClientCo
 }
 
 /// A server configuration that shows `cert_file`. With `client_ca_file` it refuses clients without a certificate that was
-/// issued by one of those. It offers these protocols (RFC 7301; none: no offer). Sessions that another configuration
-/// began are not resumed, so that none outlives the authority that vouched for it.
+/// issued by one of those, with each connection: a session that is resumed would outlive the certificate that began it. It
+/// offers these protocols (RFC 7301; none: no offer).
 ///
 /// # Errors
 /// When a file cannot be read or used.
@@ -226,6 +226,10 @@ pub fn server_config(config: &ServerConfig, alpn: &[&[u8]]) -> Result<rustls::Se
         .with_single_cert(certificates(certificate)?, private_key(key)?)
         .map_err(|source| Error::KeyPair { certificate: certificate.clone(), key: key.clone(), source })?;
     server.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    if config.client_ca_file.is_some() {
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+    }
     Ok(server)
 }
 

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    time::{Duration, SystemTime},
 };
 
 use bearer_proxy::{
@@ -47,6 +48,14 @@ pub fn identity(authority: &Authority, name: &str, expired: bool) -> Pair {
 /// One that is good until this day.
 pub fn identity_until(authority: &Authority, name: &str, until: (i32, u8, u8)) -> Pair {
     signed(authority, between(CertificateParams::new([name.to_owned()]).unwrap(), (2020, 1, 1), until))
+}
+
+/// One that is good for so long from now on.
+pub fn identity_for(authority: &Authority, name: &str, life: Duration) -> Pair {
+    let now = clock::system().wall().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(1970, 1, 1) + now + life;
+    signed(authority, params)
 }
 
 /// One that nobody else vouches for.
