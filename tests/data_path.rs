@@ -314,6 +314,28 @@ async fn a_client_that_only_writes_sees_an_early_answer() {
 
 /// It announces that it waits to be asked for its body, and then sends it at once: it must not die of that, and see the
 /// refusal.
+/// What is read out has bounds of its own: who goes on writing is not silent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_only_writes_and_is_slow_sees_an_early_answer() {
+    const PIECES: usize = 25;
+    let address = scripted(|_, mut stream| async move {
+        read_head(&mut stream).await?;
+        stream.read_exact(&mut [0; 1000]).await?;
+        stream.write_all(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 4\r\nConnection: close\r\n\r\nmuch").await
+    })
+    .await;
+    let proxy = in_front_of(address, &[("proxy.body_idle_timeout", "1s")]).await;
+    let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+    let head = format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", 1000 * PIECES);
+    stream.write_all(head.as_bytes()).await.unwrap();
+    for _ in 0..PIECES {
+        stream.write_all(&[b'x'; 1000]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await; // the pace of the client
+    }
+    let head = tokio::time::timeout(LIMIT, read_head(&mut stream)).await.unwrap().unwrap();
+    assert!(head.starts_with("HTTP/1.1 413 "), "{head}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_does_not_wait_to_be_asked_sees_the_refusal() {
     let upstream = scripted(|_, mut stream| async move {

@@ -141,6 +141,8 @@ impl Exchange {
     pub(crate) fn linger(&self, body: Incoming, exchange: u32, is_unasked: bool) {
         if self.carrier == Carrier::Connection {
             let monitor = Arc::clone(&self.monitor);
+            // Whoever reads it out has limits of its own.
+            monitor.body_pauses();
             // Fails only when the worker is gone, and the connection with it.
             let _ = self.lingering.send(Abandoned { body, monitor, exchange, is_unasked });
         }
