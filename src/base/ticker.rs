@@ -171,7 +171,7 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// As [`Ticker::now`].
+    /// The number of the current sweep.
     pub fn now(&self) -> u64 {
         self.now.load(Relaxed)
     }
