@@ -354,6 +354,8 @@ async fn streams_beyond_their_number_are_refused() {
     }
     let refused = common::frames::until(&mut stream, common::frames::RST_STREAM, 7).await.expect("a refusal");
     assert_eq!(refused.reason(), common::frames::REFUSED_STREAM);
+    let metrics = text_at(proxy.admin, "/metrics").await;
+    assert!(metrics.contains("bearer_proxy_streams_refused_total 1\n"), "{metrics}");
     common::frames::until(&mut stream, HEADERS, 1).await.expect("an answer");
 }
 

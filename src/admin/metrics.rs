@@ -73,6 +73,7 @@ struct Numbers {
     received_bytes: u64,
     sent_bytes: u64,
     connections_open: u64,
+    streams_refused: u64,
     tunnels_open: u64,
     rewritten: u64,
     coded: u64,
@@ -142,6 +143,7 @@ impl Numbers {
             received_bytes: sources.sum(|worker| worker.received_bytes.value()),
             sent_bytes: sources.sum(|worker| worker.sent_bytes.value()),
             connections_open: sources.sum(|worker| worker.connections_open.value()),
+            streams_refused: sources.sum(|worker| worker.streams_refused.value()),
             tunnels_open: sources.sum(|worker| worker.tunnels_open.value()),
             rewritten: sources.sum(|worker| worker.rewritten.value()),
             coded: sources.sum(|worker| worker.coded.value()),
@@ -242,6 +244,8 @@ impl Scrape {
         let json = [("rewritten", numbers.rewritten), ("coded", numbers.coded)];
         let json: Series = json.map(|(outcome, n)| (vec![("outcome", outcome.to_owned())], n)).into();
         writer.counters("json_answers", "JSON answers by what became of the addresses in them", &json)?;
+        let help = "Requests over HTTP/2 beyond what their connection may have under way";
+        writer.counter("streams_refused", help, numbers.streams_refused)?;
         writer.gauge("tunnels_open", "Upgraded connections", numbers.tunnels_open as f64)?;
         let help = "Client connections turned away, by reason";
         writer.counters("connections_rejected", help, &numbers.connections_rejected)?;

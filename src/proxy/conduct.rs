@@ -13,7 +13,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{connection::PREFACE, monitor::Monitor};
+use super::{connection::PREFACE, metrics::Metrics, monitor::Monitor};
 use crate::base::turn::Turn;
 
 /// How much is heard before others have their turn.
@@ -35,6 +35,8 @@ const USUAL_FRAMES: u32 = 32;
 const FRAME_HEAD: usize = 9;
 const DATA: u8 = 0;
 const END_STREAM: u8 = 1;
+const RST_STREAM: u8 = 3;
+const REFUSED_STREAM: u8 = 7;
 
 /// What a client has done on this connection. Changed by one thread alone, but reached from what must be `Send`.
 #[derive(Debug, Default)]
@@ -97,8 +99,8 @@ pub(crate) async fn second_thoughts() {
     }
 }
 
-/// Finds where the frames begin in what a client sends.
-#[derive(Debug)]
+/// Finds where the frames begin in what one side sends.
+#[derive(Debug, Default)]
 struct Frames {
     /// Bytes until the next one.
     skip: usize,
@@ -107,29 +109,64 @@ struct Frames {
 }
 
 impl Frames {
-    fn new() -> Self {
-        Self { skip: PREFACE.len(), head: [0; FRAME_HEAD], known: 0 }
+    fn behind_preface() -> Self {
+        Self { skip: PREFACE.len(), ..Self::default() }
+    }
+
+    /// The head of the next frame that is whole in these bytes, which then begin behind it.
+    fn next(&mut self, bytes: &mut &[u8]) -> Option<[u8; FRAME_HEAD]> {
+        let skipped = self.skip.min(bytes.len());
+        self.skip -= skipped;
+        let (head, rest) = bytes[skipped..].split_at((FRAME_HEAD - self.known).min(bytes.len() - skipped));
+        self.head[self.known..][..head.len()].copy_from_slice(head);
+        self.known += head.len();
+        *bytes = rest;
+        if self.known < FRAME_HEAD {
+            return None;
+        }
+        self.known = 0;
+        let [a, b, c, ..] = self.head;
+        self.skip = u32::from_be_bytes([0, a, b, c]) as usize;
+        Some(self.head)
     }
 
     /// How many of them carry nothing of a body. Heads of requests are among these: a request that begins has moved on.
     fn count(&mut self, mut bytes: &[u8]) -> u32 {
         let mut count = 0;
-        loop {
-            let skipped = self.skip.min(bytes.len());
-            self.skip -= skipped;
-            let (head, rest) = bytes[skipped..].split_at((FRAME_HEAD - self.known).min(bytes.len() - skipped));
-            self.head[self.known..][..head.len()].copy_from_slice(head);
-            self.known += head.len();
-            if self.known < FRAME_HEAD {
-                return count;
-            }
-            bytes = rest;
-            self.known = 0;
-            let [a, b, c, kind, flags, ..] = self.head;
-            self.skip = u32::from_be_bytes([0, a, b, c]) as usize;
+        while let Some([_, _, _, kind, flags, ..]) = self.next(&mut bytes) {
             // What is sent ahead is limited by its window.
             let is_body = kind == DATA && (self.skip > 0 || flags & END_STREAM != 0);
             count += u32::from(!is_body);
+        }
+        count
+    }
+}
+
+/// Finds the streams that were refused in what we send: h2 does that by itself, and tells nobody.
+#[derive(Debug, Default)]
+struct Refusals {
+    frames: Frames,
+    /// The next byte is the end of a reset's reason.
+    reason_is_next: bool,
+}
+
+impl Refusals {
+    fn count(&mut self, mut bytes: &[u8]) -> u64 {
+        let mut count = 0;
+        loop {
+            if self.reason_is_next && self.frames.skip < bytes.len() {
+                let reason = bytes[self.frames.skip];
+                bytes = &bytes[self.frames.skip + 1..];
+                self.frames.skip = 0;
+                self.reason_is_next = false;
+                count += u64::from(reason == REFUSED_STREAM);
+            }
+            let Some([_, _, _, kind, ..]) = self.frames.next(&mut bytes) else { return count };
+            if kind == RST_STREAM {
+                // All reasons fit into the last of four bytes: RFC 9113 §7.
+                self.reason_is_next = true;
+                self.frames.skip = 3;
+            }
         }
     }
 }
@@ -138,13 +175,23 @@ impl Frames {
 pub(crate) struct Hearing<T> {
     io: T,
     frames: Frames,
+    refusals: Refusals,
+    metrics: Arc<Metrics>,
     monitor: Arc<Monitor>,
     turn: Turn,
 }
 
 impl<T> Hearing<T> {
-    pub(crate) fn new(io: T, monitor: Arc<Monitor>) -> Self {
-        Self { io, frames: Frames::new(), monitor, turn: Turn::default() }
+    pub(crate) fn new(io: T, metrics: Arc<Metrics>, monitor: Arc<Monitor>) -> Self {
+        let (frames, refusals) = (Frames::behind_preface(), Refusals::default());
+        Self { io, frames, refusals, metrics, monitor, turn: Turn::default() }
+    }
+
+    fn sent(&mut self, bytes: &[u8]) {
+        let refused = self.refusals.count(bytes);
+        if refused > 0 {
+            self.metrics.streams_refused.add(refused);
+        }
     }
 }
 
@@ -167,7 +214,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Hearing<T> {
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Hearing<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
+        self.sent(&buf[..written]);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_write_vectored(
@@ -175,7 +224,14 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Hearing<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs))?;
+        let mut rest = written;
+        for buf in bufs {
+            let sent = rest.min(buf.len());
+            self.sent(&buf[..sent]);
+            rest -= sent;
+        }
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -209,9 +265,26 @@ mod tests {
         said.extend(PING);
         said.extend(PING);
         for length in 1..said.len() {
-            let mut frames = Frames::new();
+            let mut frames = Frames::behind_preface();
             let counted: u32 = said.chunks(length).map(|piece| frames.count(piece)).sum();
             assert_eq!(counted, 4, "in pieces of {length}");
+        }
+    }
+
+    #[test]
+    fn refusals_are_found_wherever_the_pieces_end() {
+        // Settings, a refusal, another reset, a body that looks like a refusal, a refusal.
+        let mut said = vec![0, 0, 0, 4, 0, 0, 0, 0, 0];
+        let reset = |reason| [0, 0, 4, RST_STREAM, 0, 0, 0, 0, 1, 0, 0, 0, reason];
+        said.extend(reset(REFUSED_STREAM));
+        said.extend(reset(8));
+        said.extend([0, 0, 13, DATA, 0, 0, 0, 0, 1]);
+        said.extend(reset(REFUSED_STREAM));
+        said.extend(reset(REFUSED_STREAM));
+        for length in 1..=said.len() {
+            let mut refusals = Refusals::default();
+            let counted: u64 = said.chunks(length).map(|piece| refusals.count(piece)).sum();
+            assert_eq!(counted, 2, "in pieces of {length}");
         }
     }
 

@@ -25,6 +25,8 @@ pub struct Metrics {
     pub received_bytes: Counter,
     /// Bytes written to clients.
     pub sent_bytes: Counter,
+    /// Streams that were refused since their connection had too many.
+    pub streams_refused: Counter,
     /// Client connections.
     pub connections_open: Counter,
     /// Upgraded connections.
@@ -167,6 +169,7 @@ impl Metrics {
             in_flight: Counter::default(),
             received_bytes: Counter::default(),
             sent_bytes: Counter::default(),
+            streams_refused: Counter::default(),
             connections_open: Counter::default(),
             tunnels_open: Counter::default(),
             connections_rejected: Default::default(),

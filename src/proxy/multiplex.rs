@@ -52,7 +52,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: A
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(number(limits.head_size))
         .max_send_buf_size(SEND_BUFFER)
-        .serve_connection(TokioIo::new(Hearing::new(io, Arc::clone(&monitor))), service);
+        .serve_connection(TokioIo::new(Hearing::new(io, Arc::clone(&worker.metrics), Arc::clone(&monitor))), service);
     let mut connection = pin!(connection);
     poll_fn(|cx| {
         loop {
