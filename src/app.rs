@@ -22,6 +22,7 @@ use crate::{
     base::{clock::SharedClock, descriptors::Shares, process},
     config::Config,
     net::{
+        followed,
         socket::{Address, Bound},
         tls,
     },
@@ -72,7 +73,7 @@ fn greeting(bound: &Bound, config: Option<&tls::ServerConfig>) -> Result<Option<
     let name = format!("listener:{}", bound.address());
     let (files, certificate) = (config.files().collect::<Vec<_>>(), Some(config.cert_file.clone()));
     let make = move || tls::server_config(&config, proxy::ALPN);
-    Ok(Some(Arc::new(tls::Current::new(name, files, certificate, make)?)))
+    Ok(Some(Arc::new(followed::Current::new(name, files, certificate, make)?)))
 }
 
 /// Lowers `proxy.max_connections` to what the limit of open files allows, and says so.
@@ -96,7 +97,7 @@ pub struct App {
     proxy: Proxy,
     drain_delay: Duration,
     credential: Credential,
-    certificates: tls::Certificates,
+    certificates: followed::Certificates,
     addresses: Vec<Address>,
     admin_address: Option<Address>,
     draining: Arc<AtomicBool>,
@@ -156,15 +157,15 @@ impl App {
         let greetings =
             bound.iter().zip(&config.proxy.listeners).map(|(bound, listener)| greeting(bound, listener.tls.as_ref()));
         let greetings = greetings.collect::<Result<Vec<_>, _>>()?;
-        let held = greetings.iter().flatten().map(|greeting| Arc::clone(greeting) as Arc<dyn tls::Held>);
+        let held = greetings.iter().flatten().map(|greeting| Arc::clone(greeting) as Arc<dyn followed::Held>);
         let held = held.chain(shared.iter().filter_map(upstream::Shared::held)).chain(refresher.held());
         let mut held: Vec<_> = held.collect();
         let bound = bound.into_iter().zip(greetings).collect();
         let proxy = Proxy::start(config.proxy, bound, shared, credential.clone(), token_wait)?;
         held.push(proxy.held());
         let admin_token = config.admin.as_ref().map(admin::Config::token).transpose()?.flatten();
-        held.extend(admin_token.iter().map(|token| Arc::<admin::Token>::clone(token) as Arc<dyn tls::Held>));
-        let (keeper, certificates) = tls::Keeper::new(held, clock);
+        held.extend(admin_token.iter().map(|token| Arc::<admin::Token>::clone(token) as Arc<dyn followed::Held>));
+        let (keeper, certificates) = followed::Keeper::new(held, clock);
         let draining = Arc::new(AtomicBool::new(false));
         let admin = match config.admin.zip(admin_bound) {
             None => None,

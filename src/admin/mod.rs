@@ -33,6 +33,7 @@ use tokio::{
 use crate::{
     base::secret::Secret,
     net::{
+        followed,
         socket::{Bound, Listener as Socket},
         tls,
     },
@@ -55,7 +56,7 @@ pub struct Config {
 }
 
 /// The token as its file has it.
-pub type Token = tls::Current<Secret>;
+pub type Token = followed::Current<Secret>;
 
 /// Why the token's file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -81,8 +82,7 @@ impl Config {
         let file = token.file().map(PathBuf::from);
         let make = move || {
             let token = token.read_again()?;
-            let is_fit = token.expose().bytes().all(|byte| byte.is_ascii_graphic());
-            if is_fit { Ok(token) } else { Err(TokenError::Unfit) }
+            if token.fits_header() { Ok(token) } else { Err(TokenError::Unfit) }
         };
         Token::new("admin".to_owned(), file, None, make).map(|token| Some(Arc::new(token)))
     }
@@ -98,7 +98,7 @@ pub struct Sources {
     /// The upstreams, in the order of the configuration.
     pub upstreams: Vec<upstream::Config>,
     /// The certificates that we show.
-    pub certificates: tls::Certificates,
+    pub certificates: followed::Certificates,
     /// Where JSON answers are searched for a code.
     pub json_pointer: String,
     /// Set when this process is about to end.
@@ -357,10 +357,10 @@ mod tests {
         let token = config.token().unwrap().unwrap();
         for bad in ["", "two words", "two\nlines"] {
             write(bad);
-            assert!(tls::Held::reload(&*token).is_err() && token.load().expose() == "first", "{bad:?}");
+            assert!(followed::Held::reload(&*token).is_err() && token.load().expose() == "first", "{bad:?}");
         }
         write("second\n");
-        assert!(tls::Held::reload(&*token).unwrap() && token.load().expose() == "second");
+        assert!(followed::Held::reload(&*token).unwrap() && token.load().expose() == "second");
     }
 
     #[tokio::test]

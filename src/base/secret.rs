@@ -42,6 +42,16 @@ impl Secret {
         self.value.expose_secret()
     }
 
+    /// Whether it holds no control characters, line ends among them.
+    pub fn is_one_line(&self) -> bool {
+        !self.expose().contains(char::is_control)
+    }
+
+    /// Whether it can stand in an HTTP header as one word.
+    pub fn fits_header(&self) -> bool {
+        self.expose().bytes().all(|byte| byte.is_ascii_graphic())
+    }
+
     /// The file that this secret was read from.
     pub fn file(&self) -> Option<&std::path::Path> {
         self.file.as_deref()

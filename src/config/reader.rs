@@ -245,7 +245,7 @@ impl Reader {
         let file = self.path(path)?;
         let place = self.place(path);
         match Secret::from_file(file) {
-            Ok(secret) if secret.expose().contains(char::is_control) && !may_have_lines(secret.expose()) => {
+            Ok(secret) if !secret.is_one_line() && !may_have_lines(secret.expose()) => {
                 let reason = "names a file with more than one line, or with control characters";
                 self.mistake(place, path, fault(reason, "the file must hold the secret and nothing else"));
                 None

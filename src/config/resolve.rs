@@ -10,7 +10,6 @@ mod upstream;
 
 use std::{num::NonZero, thread};
 
-use http::HeaderValue;
 use tracing::level_filters::LevelFilter;
 
 use self::listeners::{Listening, is_local};
@@ -159,10 +158,7 @@ fn retry_json(r: &mut Reader) -> Option<RetryJson> {
 /// The admin endpoint, if there is one, with the guard's exceptions of the data listeners.
 pub(super) fn admin(r: &mut Reader, guard: Guard) -> Option<admin::Config> {
     let token = r.secret("admin.token");
-    if token
-        .as_ref()
-        .is_some_and(|token| HeaderValue::from_str(token.expose()).is_err() || token.expose().contains(' '))
-    {
+    if token.as_ref().is_some_and(|token| !token.fits_header()) {
         let fault = fault("cannot stand in an HTTP header", "use letters, digits and punctuation without spaces");
         r.mistake(r.place_of_secret("admin.token"), "admin.token", fault);
     }

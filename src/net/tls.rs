@@ -1,7 +1,5 @@
 //! TLS towards clients, the upstream and the issuer: rustls with the one provider (aws-lc-rs), chosen explicitly.
 
-mod current;
-mod keeper;
 mod validity;
 
 use std::{
@@ -23,11 +21,7 @@ use rustls::{
 };
 use zeroize::Zeroizing;
 
-pub use self::{
-    current::{Current, Held},
-    keeper::{Certificates, Keeper},
-    validity::{Concern, Validity},
-};
+pub use self::validity::{Concern, Validity};
 
 /// The oldest version of TLS that is spoken.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -384,7 +378,7 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
     })
 }
 
-fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
+pub(super) fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
     std::fs::read(path).map(Zeroizing::new).map_err(|source| Error::Read { path: path.to_owned(), source })
 }
 

@@ -23,7 +23,7 @@ pub use self::limits::Rate;
 use super::{error::Error, rules::Rules};
 use crate::{
     base::{clock::SharedClock, secret::Secret},
-    net::{certificate::Names, tls},
+    net::{certificate::Names, followed, tls},
 };
 
 /// One client. Everything that is set must hold for a request to be its; of `header` and `basic`, one is enough.
@@ -81,7 +81,7 @@ struct Known {
 }
 
 /// What each client must show, as the files of the keys have it.
-pub(crate) type Keys = tls::Current<Vec<Vec<Proof>>>;
+pub(crate) type Keys = followed::Current<Vec<Vec<Proof>>>;
 
 /// Why the files of keys cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -281,8 +281,8 @@ fn read_again(clients: &[Client]) -> Result<Vec<Vec<Proof>>, KeyError> {
 fn with_key_of_now(client: &Client) -> Result<Client, KeyError> {
     let Some(key) = &client.key else { return Ok(client.clone()) };
     let key = key.read_again().map_err(|source| KeyError::Unreadable(client.name.clone(), source))?;
-    let is_fit = |byte: u8| if client.header.is_some() { byte.is_ascii_graphic() } else { !byte.is_ascii_control() };
-    if !key.expose().bytes().all(is_fit) {
+    let is_fit = if client.header.is_some() { key.fits_header() } else { key.is_one_line() };
+    if !is_fit {
         return Err(KeyError::Unfit(client.name.clone()));
     }
     Ok(Client { key: Some(key), ..client.clone() })

@@ -57,6 +57,7 @@ pub use self::{
 };
 use crate::{
     net::{
+        followed,
         socket::{Address, Bound},
         tls,
     },
@@ -74,7 +75,7 @@ const GOODBYE: Duration = Duration::from_secs(5);
 pub const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
 
 /// A listener's TLS, as its files have it.
-pub type Greeting = Arc<tls::Current<rustls::ServerConfig>>;
+pub type Greeting = Arc<followed::Current<rustls::ServerConfig>>;
 
 /// The running data path.
 #[derive(Debug)]
@@ -135,7 +136,7 @@ impl Proxy {
     }
 
     /// What follows files: the keys of clients.
-    pub fn held(&self) -> Arc<dyn tls::Held> {
+    pub fn held(&self) -> Arc<dyn followed::Held> {
         Arc::<clients::Keys>::clone(&self.keys)
     }
 

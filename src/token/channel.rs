@@ -11,7 +11,7 @@ use super::{
     IssuerConfig,
     answer::{Class, Failure},
 };
-use crate::net::tls;
+use crate::net::{followed, tls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer that is read.
@@ -39,7 +39,7 @@ pub enum Error {
 /// One interface of the issuer.
 #[derive(Debug)]
 pub(super) struct Channel {
-    client: Arc<tls::Current<Client>>,
+    client: Arc<followed::Current<Client>>,
     /// Its host is `tls.server_name` if that is set.
     url: Url,
     /// What to send as `Host` when the URL's is not the issuer's own.
@@ -75,13 +75,13 @@ impl Channel {
         let files: Vec<_> = files.into_iter().flatten().collect();
         let timeout = config.timeout;
         let make = move || client(tls.as_ref(), timeout, alias.clone());
-        let client = tls::Current::new("issuer:client".to_owned(), files, certificate.flatten(), make)?;
+        let client = followed::Current::new("issuer:client".to_owned(), files, certificate.flatten(), make)?;
         Ok(Self { client: Arc::new(client), url, host })
     }
 
     /// What follows the files of `tls`. Whoever holds it reads them again when they change.
-    pub(super) fn held(&self) -> Arc<dyn tls::Held> {
-        Arc::clone(&self.client) as Arc<dyn tls::Held>
+    pub(super) fn held(&self) -> Arc<dyn followed::Held> {
+        Arc::clone(&self.client) as Arc<dyn followed::Held>
     }
 
     /// Reads the files of `tls` again. If they cannot be used, the client stays as it was.

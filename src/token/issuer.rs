@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     base::{clock::SharedClock, secret::Secret},
-    net::tls,
+    net::followed,
 };
 
 /// A boxed future, so that issuers and stores can be trait objects.
@@ -101,7 +101,7 @@ impl HttpIssuer {
     }
 
     /// What follows the files of the issuer's `tls`.
-    pub(super) fn held(&self) -> Arc<dyn tls::Held> {
+    pub(super) fn held(&self) -> Arc<dyn followed::Held> {
         self.channel.held()
     }
 

@@ -23,7 +23,10 @@ pub use self::{
     pool::{Counters, Lease, is_unprocessed},
     sockets::Sockets,
 };
-use crate::{base::ticker::Ticker, net::tls};
+use crate::{
+    base::ticker::Ticker,
+    net::{followed, tls},
+};
 
 /// One upstream: the endpoints that serve the same files, and how to talk to them.
 #[derive(Debug, Clone)]
@@ -108,7 +111,7 @@ pub enum Host {
 #[derive(Debug, Clone)]
 pub struct Shared {
     config: Arc<Config>,
-    greetings: Option<Arc<tls::Current<Greetings>>>,
+    greetings: Option<Arc<followed::Current<Greetings>>>,
     endpoints: Vec<SharedEndpoint>,
     sockets: Arc<Sockets>,
 }
@@ -124,7 +127,7 @@ struct SharedEndpoint {
 /// How to greet, and which name to send and to verify.
 #[derive(Debug, Clone)]
 struct Tls {
-    greetings: Arc<tls::Current<Greetings>>,
+    greetings: Arc<followed::Current<Greetings>>,
     server_name: ServerName<'static>,
 }
 
@@ -185,17 +188,17 @@ impl Shared {
     }
 
     /// What follows the files of `tls`, if an endpoint needs them.
-    pub fn held(&self) -> Option<Arc<dyn tls::Held>> {
-        Some(Arc::clone(self.greetings.as_ref()?) as Arc<dyn tls::Held>)
+    pub fn held(&self) -> Option<Arc<dyn followed::Held>> {
+        Some(Arc::clone(self.greetings.as_ref()?) as Arc<dyn followed::Held>)
     }
 }
 
 impl Greetings {
-    fn following(config: &Config) -> Result<tls::Current<Self>, tls::Error> {
+    fn following(config: &Config) -> Result<followed::Current<Self>, tls::Error> {
         let name = format!("upstream:{}:client", config.name);
         let (tls, http2) = (config.tls.clone(), config.http2);
         let make = move || Self::new(&tls, http2);
-        tls::Current::new(name, config.tls.files(), config.tls.client_cert_file.clone(), make)
+        followed::Current::new(name, config.tls.files(), config.tls.client_cert_file.clone(), make)
     }
 
     fn new(config: &tls::Config, http2: Http2) -> Result<Self, tls::Error> {

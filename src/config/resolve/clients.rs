@@ -79,7 +79,7 @@ fn check_proof(r: &mut Reader, section: &str, key: Option<&Secret>) {
         let instead = "write key_file and header or basic, tls_subject, or networks";
         r.missing(r.place_of_section(section), section, fault("says nothing by which the client is known", instead));
     }
-    if has_header && key.is_some_and(|key| !key.expose().bytes().all(|byte| byte.is_ascii_graphic())) {
+    if has_header && key.is_some_and(|key| !key.fits_header()) {
         let fault = fault("cannot stand in an HTTP header", "use letters, digits and punctuation without spaces");
         r.mistake(secret_place.clone(), &key_of("key"), fault);
     }

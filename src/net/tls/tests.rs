@@ -9,6 +9,7 @@ use rcgen::{
 use rustls::{ClientConnection, HandshakeKind, ProtocolVersion, ServerConnection, pki_types::ServerName};
 
 use super::*;
+use crate::net::followed::{Current, Held as _};
 
 struct Files {
     folder: tempfile::TempDir,

@@ -124,12 +124,12 @@ fn keys_follow_their_files_and_what_is_no_key_changes_nothing() {
     {
         write(content);
         assert_eq!(shows("first"), "b", "nobody has read it yet");
-        assert_eq!(tls::Held::reload(&*clients.keys()).unwrap_or_default(), is_taken, "{content:?}");
+        assert_eq!(followed::Held::reload(&*clients.keys()).unwrap_or_default(), is_taken, "{content:?}");
     }
     // What this very connection was let in with is no key any more.
     assert_eq!([shows("first"), shows("second"), shows("key-a")], ["401", "b", "a"]);
     std::fs::remove_file(&file).unwrap();
-    let error = tls::Held::reload(&*clients.keys()).unwrap_err();
+    let error = followed::Held::reload(&*clients.keys()).unwrap_err();
     assert!(error.contains("key") && shows("second") == "b", "{error}");
 }
 

@@ -1,4 +1,4 @@
-//! The task that keeps what is made of files up to date with them (TLS settings, the keys of clients), and warns of
+//! The task that keeps what is made of files up to date with them, and warns of
 //! certificates that come to their end.
 
 use std::{
@@ -10,10 +10,13 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::{Concern, Held, Validity};
-use crate::base::{
-    clock::{Moment, SharedClock},
-    watch::Watch,
+use super::Held;
+use crate::{
+    base::{
+        clock::{Moment, SharedClock},
+        watch::Watch,
+    },
+    net::tls::{Concern, Validity},
 };
 
 /// How often dates are looked at that nothing else brings up.

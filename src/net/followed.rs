@@ -1,4 +1,6 @@
-//! TLS settings that follow their files.
+//! What is made of files and follows them: TLS settings, the keys of clients, the token of the admin endpoint.
+
+mod keeper;
 
 use std::{
     fmt,
@@ -9,7 +11,8 @@ use std::{
 use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
 
-use super::{Error, Validity, read};
+pub use self::keeper::{Certificates, Keeper};
+use super::tls::{Error, Validity, read};
 
 /// What was made of a few files, and is made again when they have changed. What cannot be used is not taken over: a pair
 /// of certificate and key is written one after the other.
@@ -29,7 +32,7 @@ struct Made<T> {
 
 /// Something that follows files, whatever is made of them.
 pub trait Held: Send + Sync + fmt::Debug {
-    /// What it is for: `listener:ADDRESS`, `upstream:NAME:client` or `issuer:client`.
+    /// What it is for: `listener:ADDRESS`, `upstream:NAME:client`, `issuer:client`, `clients` or `admin`.
     fn name(&self) -> &str;
 
     /// What it is made of.
