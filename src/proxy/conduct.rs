@@ -202,7 +202,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Hearing<T> {
         ready!(this.turn.poll(cx, share.frames as usize));
         let most = buf.remaining().min(this.frames.skip + share.bytes);
         let mut piece = ReadBuf::new(buf.initialize_unfilled_to(most));
-        ready!(Pin::new(&mut this.io).poll_read(cx, &mut piece))?;
+        let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, &mut piece) else {
+            this.turn.gave_way();
+            return Poll::Pending;
+        };
+        read?;
         let frames = this.frames.count(piece.filled());
         let read = piece.filled().len();
         buf.advance(read);

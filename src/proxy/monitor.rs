@@ -132,6 +132,15 @@ pub(crate) struct Monitor {
 impl Monitor {
     /// A new connection: its first byte is due.
     pub(crate) fn new(read_due: Remote, write_due: Remote, limits: Arc<Limits>) -> Self {
+        Self::with(Arc::default(), read_due, write_due, limits)
+    }
+
+    /// A new stream on an HTTP/2 connection.
+    pub(crate) fn of_stream(connection: &Self, read_due: Remote, write_due: Remote) -> Self {
+        Self::with(Arc::clone(&connection.conduct), read_due, write_due, Arc::clone(&connection.limits))
+    }
+
+    fn with(conduct: Arc<Conduct>, read_due: Remote, write_due: Remote, limits: Arc<Limits>) -> Self {
         read_due.arm(if limits.is_draining() { limits.drain_grace } else { limits.first_byte });
         Self {
             read_due,
@@ -143,16 +152,10 @@ impl Monitor {
             streams: AtomicU32::default(),
             leaving: AtomicBool::default(),
             complete: AtomicBool::default(),
-            conduct: Arc::default(),
+            conduct,
             misread: OnceLock::new(),
             limits,
         }
-    }
-
-    /// A new stream on an HTTP/2 connection.
-    pub(crate) fn of_stream(connection: &Self, read_due: Remote, write_due: Remote) -> Self {
-        let conduct = Arc::clone(&connection.conduct);
-        Self { conduct, ..Self::new(read_due, write_due, Arc::clone(&connection.limits)) }
     }
 
     /// Whether a request of an HTTP/1 connection is being answered.
@@ -322,15 +325,13 @@ impl Monitor {
         if self.leaving.load(Relaxed) {
             return None;
         }
-        Some(match self.phase.load(Relaxed) {
-            phase if phase == Phase::Head as u8 => Lateness::Head,
-            phase if phase == Phase::Exchange as u8 && self.patience.was_spent_on_some(&self.limits) => {
-                Lateness::Trickle
-            }
-            phase if phase == Phase::Exchange as u8 || phase == Phase::Flushing as u8 => Lateness::Body,
-            _ if self.limits.is_draining() => return None,
-            phase if phase == Phase::Waiting as u8 && self.exchange.load(Relaxed) == 0 => Lateness::FirstByte,
-            _ => Lateness::Idle,
+        Some(match () {
+            () if self.is(Phase::Head) => Lateness::Head,
+            () if self.is(Phase::Exchange) && self.patience.was_spent_on_some(&self.limits) => Lateness::Trickle,
+            () if self.is(Phase::Exchange) || self.is(Phase::Flushing) => Lateness::Body,
+            () if self.limits.is_draining() => return None,
+            () if self.is(Phase::Waiting) && self.exchange.load(Relaxed) == 0 => Lateness::FirstByte,
+            () => Lateness::Idle,
         })
     }
 
