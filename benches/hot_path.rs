@@ -49,18 +49,23 @@ fn rewriting_a_head(criterion: &mut Criterion) {
         withheld: &[],
         authorization: Some(&authorization),
     };
-    criterion.bench_function("rewriting a head", |bencher| bencher.iter(|| outbound(black_box(&head), &rewrite)));
+    criterion.bench_function("rewriting a head", |bencher| {
+        bencher.iter(|| outbound(black_box(&head), &rewrite))
+    });
 }
 
 fn taking_the_token(criterion: &mut Criterion) {
     let folder = tempfile::tempdir().expect("a folder");
     let clock = clock::system();
     let (_refresher, credential) =
-        Refresher::new(credential::config(folder.path()), None, clock.clone()).expect("a credential");
+        Refresher::new(credential::config(folder.path()), None, clock.clone())
+            .expect("a credential");
     criterion.bench_function("taking the token", |bencher| {
         bencher.iter(|| {
             let token = credential.token();
-            token.as_ref().is_some_and(|token| token.usable(clock.now()))
+            token
+                .as_ref()
+                .is_some_and(|token| token.usable(clock.now()))
         });
     });
 }

@@ -61,19 +61,36 @@ pub enum Error {
 
 fn explained(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::AddrInUse => "another process listens there already (stop it, or choose another port)".into(),
-        io::ErrorKind::PermissionDenied => "the system does not allow it (ports below 1024 need a privilege)".into(),
+        io::ErrorKind::AddrInUse => {
+            "another process listens there already (stop it, or choose another port)".into()
+        }
+        io::ErrorKind::PermissionDenied => {
+            "the system does not allow it (ports below 1024 need a privilege)".into()
+        }
         io::ErrorKind::AddrNotAvailable => "this machine does not have that address".into(),
         _ => error.to_string(),
     }
 }
 
-fn greeting(bound: &Bound, config: Option<&tls::ServerConfig>) -> Result<Option<proxy::Greeting>, tls::Error> {
-    let Some(config) = config.cloned() else { return Ok(None) };
+fn greeting(
+    bound: &Bound,
+    config: Option<&tls::ServerConfig>,
+) -> Result<Option<proxy::Greeting>, tls::Error> {
+    let Some(config) = config.cloned() else {
+        return Ok(None);
+    };
     let name = format!("listener:{}", bound.address());
-    let (files, certificate) = (config.files().collect::<Vec<_>>(), Some(config.cert_file.clone()));
+    let (files, certificate) = (
+        config.files().collect::<Vec<_>>(),
+        Some(config.cert_file.clone()),
+    );
     let make = move || tls::server_config(&config, proxy::ALPN);
-    Ok(Some(Arc::new(followed::Current::new(name, files, certificate, make)?)))
+    Ok(Some(Arc::new(followed::Current::new(
+        name,
+        files,
+        certificate,
+        make,
+    )?)))
 }
 
 /// Lowers `proxy.max_connections` to what the limit of open files allows, and says so.
@@ -114,9 +131,14 @@ struct Task {
 }
 
 impl Task {
-    fn spawn<F: Future<Output = ()> + Send + 'static>(start: impl FnOnce(oneshot::Receiver<()>) -> F) -> Self {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(
+        start: impl FnOnce(oneshot::Receiver<()>) -> F,
+    ) -> Self {
         let (stop, stopped) = oneshot::channel();
-        Self { stop, running: tokio::spawn(start(stopped)) }
+        Self {
+            stop,
+            running: tokio::spawn(start(stopped)),
+        }
     }
 
     async fn end(self) {
@@ -127,7 +149,10 @@ impl Task {
 }
 
 fn bind(address: &Address) -> Result<Bound, Error> {
-    Bound::new(address).map_err(|source| Error::Listen { address: address.clone(), source })
+    Bound::new(address).map_err(|source| Error::Listen {
+        address: address.clone(),
+        source,
+    })
 }
 
 impl App {
@@ -136,35 +161,70 @@ impl App {
     /// # Errors
     /// When an address is taken, or a file that was fine when it was checked no longer is.
     pub fn start(mut config: Config, clock: SharedClock) -> Result<Self, Error> {
-        let bound =
-            config.proxy.listeners.iter().map(|listener| bind(&listener.address)).collect::<Result<Vec<_>, _>>()?;
-        let admin_bound = config.admin.as_ref().map(|admin| bind(&admin.listener.address)).transpose()?;
+        let bound = config
+            .proxy
+            .listeners
+            .iter()
+            .map(|listener| bind(&listener.address))
+            .collect::<Result<Vec<_>, _>>()?;
+        let admin_bound = config
+            .admin
+            .as_ref()
+            .map(|admin| bind(&admin.listener.address))
+            .transpose()?;
         let addresses = bound.iter().map(|bound| bound.address().clone()).collect();
         let admin_address = admin_bound.as_ref().map(|bound| bound.address().clone());
 
         let shares = share_descriptors(&mut config.proxy);
         let sockets = upstream::Sockets::new(shares.upstream);
-        let shared = config.upstreams.into_iter().map(|upstream| upstream::Shared::new(upstream, &sockets));
+        let shared = config
+            .upstreams
+            .into_iter()
+            .map(|upstream| upstream::Shared::new(upstream, &sockets));
         let shared: Vec<_> = shared.collect::<Result<_, _>>()?;
-        let upstreams = shared.iter().map(|upstream| upstream.config().clone()).collect();
+        let upstreams = shared
+            .iter()
+            .map(|upstream| upstream.config().clone())
+            .collect();
         let token_wait = config.token.wait;
-        let first_tokens = JwtTokens::new(&config.first, &config.token.issuer, SharedClock::clone(&clock))
-            .map_err(token::Error::from)?
-            .map(|tokens| Box::new(tokens) as Box<dyn FirstTokens>);
-        let (refresher, credential) = Refresher::new(config.token, first_tokens, SharedClock::clone(&clock))?;
+        let first_tokens = JwtTokens::new(
+            &config.first,
+            &config.token.issuer,
+            SharedClock::clone(&clock),
+        )
+        .map_err(token::Error::from)?
+        .map(|tokens| Box::new(tokens) as Box<dyn FirstTokens>);
+        let (refresher, credential) =
+            Refresher::new(config.token, first_tokens, SharedClock::clone(&clock))?;
         let drain_delay = config.proxy.drain_delay;
         let json_pointer = seen::pointer(config.proxy.retry.json.as_ref()).to_owned();
-        let greetings =
-            bound.iter().zip(&config.proxy.listeners).map(|(bound, listener)| greeting(bound, listener.tls.as_ref()));
+        let greetings = bound
+            .iter()
+            .zip(&config.proxy.listeners)
+            .map(|(bound, listener)| greeting(bound, listener.tls.as_ref()));
         let greetings = greetings.collect::<Result<Vec<_>, _>>()?;
-        let held = greetings.iter().flatten().map(|greeting| Arc::clone(greeting) as Arc<dyn followed::Held>);
-        let held = held.chain(shared.iter().filter_map(upstream::Shared::held)).chain(refresher.held());
+        let held = greetings
+            .iter()
+            .flatten()
+            .map(|greeting| Arc::clone(greeting) as Arc<dyn followed::Held>);
+        let held = held
+            .chain(shared.iter().filter_map(upstream::Shared::held))
+            .chain(refresher.held());
         let mut held: Vec<_> = held.collect();
         let bound = bound.into_iter().zip(greetings).collect();
         let proxy = Proxy::start(config.proxy, bound, shared, credential.clone(), token_wait)?;
         held.push(proxy.held());
-        let admin_token = config.admin.as_ref().map(admin::Config::token).transpose()?.flatten();
-        held.extend(admin_token.iter().map(|token| Arc::<admin::Token>::clone(token) as Arc<dyn followed::Held>));
+        let admin_token = config
+            .admin
+            .as_ref()
+            .map(admin::Config::token)
+            .transpose()?
+            .flatten();
+        held.extend(
+            admin_token
+                .iter()
+                .map(|token| Arc::<admin::Token>::clone(token) as Arc<dyn followed::Held>),
+        );
         let (keeper, certificates) = followed::Keeper::new(held, clock);
         let draining = Arc::new(AtomicBool::new(false));
         let admin = match config.admin.zip(admin_bound) {
@@ -178,7 +238,13 @@ impl App {
                     json_pointer,
                     draining: Arc::clone(&draining),
                 };
-                let server = admin::Server::new(admin.listener.guard, admin_token, bound, shares.admin, sources)?;
+                let server = admin::Server::new(
+                    admin.listener.guard,
+                    admin_token,
+                    bound,
+                    shares.admin,
+                    sources,
+                )?;
                 Some(Task::spawn(|stop| server.run(async { drop(stop.await) })))
             }
         };
@@ -225,7 +291,10 @@ impl App {
         poll_fn(|cx| {
             let tasks = [
                 ("what keeps the token fresh", Some(&mut self.refresher)),
-                ("what keeps certificates and the keys of clients up to date", Some(&mut self.keeper)),
+                (
+                    "what keeps certificates and the keys of clients up to date",
+                    Some(&mut self.keeper),
+                ),
                 ("the admin endpoint", self.admin.as_mut()),
             ];
             for (name, task) in tasks {

@@ -1,5 +1,9 @@
 //! Input that is meant to harm, over real sockets, in front of an upstream that counts what reaches it.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod common;
 
@@ -22,12 +26,14 @@ async fn answers(proxy: &Proxy, request: &[u8]) -> String {
     stream.write_all(request).await.unwrap();
     let mut answer = Vec::new();
     let read = tokio::time::timeout(LIMIT, stream.read_to_end(&mut answer)).await;
-    read.unwrap_or_else(|_| panic!("left open after {}", request.escape_ascii())).unwrap();
+    read.unwrap_or_else(|_| panic!("left open after {}", request.escape_ascii()))
+        .unwrap();
     String::from_utf8_lossy(&answer).into_owned()
 }
 
 fn is_problem(answer: &str, status: u16) -> bool {
-    answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains("application/problem+json")
+    answer.starts_with(&format!("HTTP/1.1 {status} "))
+        && answer.contains("application/problem+json")
 }
 
 /// Addresses that nobody may call.
@@ -45,7 +51,10 @@ impl Canary {
     }
 
     fn assert_unheard(&self) {
-        assert_eq!(self.0.accept().expect_err("somebody called").kind(), std::io::ErrorKind::WouldBlock);
+        assert_eq!(
+            self.0.accept().expect_err("somebody called").kind(),
+            std::io::ErrorKind::WouldBlock
+        );
     }
 }
 
@@ -56,15 +65,28 @@ async fn bad_input_01_nominating_our_fields_removes_the_clients_and_never_ours()
         connection: x-forwarded-for,Content-Length , X-Hop\r\nX-Forwarded-For: 192.0.2.66\r\nX-Hop: 1\r\n\
         Authorization: Bearer evil\r\nContent-Length: 2\r\n\r\nhi";
     assert!(answers(&proxy, request).await.contains("X-Reached"));
-    let [seen] = &upstream.requests()[..] else { panic!("not one request") };
+    let [seen] = &upstream.requests()[..] else {
+        panic!("not one request")
+    };
     let lower = seen.to_ascii_lowercase();
     let values = |name: &str| -> Vec<&str> {
-        lower.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).collect()
+        lower
+            .lines()
+            .filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+            .collect()
     };
-    assert!(matches!(values("authorization")[..], [token] if token.starts_with("bearer token-")), "{seen}");
+    assert!(
+        matches!(values("authorization")[..], [token] if token.starts_with("bearer token-")),
+        "{seen}"
+    );
     assert_eq!(values("host"), [upstream.address.to_string()], "{seen}");
     assert_eq!(values("x-forwarded-for"), ["127.0.0.1"], "{seen}");
-    assert!(values("x-hop").is_empty() && values("connection").is_empty() && seen.ends_with("\r\n\r\nhi"), "{seen}");
+    assert!(
+        values("x-hop").is_empty()
+            && values("connection").is_empty()
+            && seen.ends_with("\r\n\r\nhi"),
+        "{seen}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -76,11 +98,20 @@ async fn bad_input_02_a_clients_credentials_go_nowhere_not_even_as_trailers() {
         2\r\nhi\r\n0\r\nX-Sum: 17\r\nAuthorization: Bearer evil\r\nHost: evil\r\nContent-Length: 666\r\n\
         Transfer-Encoding: evil\r\n\r\n";
     assert!(answers(&proxy, request).await.contains("X-Reached"));
-    let [seen] = &upstream.requests()[..] else { panic!("not one request") };
+    let [seen] = &upstream.requests()[..] else {
+        panic!("not one request")
+    };
     let lower = seen.to_ascii_lowercase();
-    assert_eq!(lower.matches("\r\nauthorization: bearer token-").count(), 1, "{seen}");
+    assert_eq!(
+        lower.matches("\r\nauthorization: bearer token-").count(),
+        1,
+        "{seen}"
+    );
     assert!(!lower.contains("evil") && !lower.contains("666"), "{seen}");
-    assert!(lower.ends_with("\r\n0\r\nx-sum: 17\r\n\r\n"), "the trailer that is legal passes: {seen}");
+    assert!(
+        lower.ends_with("\r\n0\r\nx-sum: 17\r\n\r\n"),
+        "the trailer that is legal passes: {seen}"
+    );
 }
 
 /// Two servers would see different requests in these.
@@ -126,16 +157,46 @@ async fn bad_input_03_lengths_and_chunks_that_servers_disagree_about_are_refused
     for fields in SMUGGLED {
         let request = format!("POST / HTTP/1.1\r\nHost: localhost\r\n{fields}");
         let answer = answers(&proxy, request.as_bytes()).await;
-        assert!(is_problem(&answer, 400) && answer.matches("HTTP/1.1 ").count() == 1, "{fields:?}: {answer}");
+        assert!(
+            is_problem(&answer, 400) && answer.matches("HTTP/1.1 ").count() == 1,
+            "{fields:?}: {answer}"
+        );
     }
     assert_eq!(upstream.requests(), [""; 0]);
-    let refused = proxy.metric("bearer_proxy_requests_rejected_total{reason=\"bad_request\"}").await;
+    let refused = proxy
+        .metric("bearer_proxy_requests_rejected_total{reason=\"bad_request\"}")
+        .await;
     assert_eq!(refused, SMUGGLED.len() as f64, "each is counted");
     for (request, status, reason) in [
-        (format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "x".repeat(60_000)), 414, "target_too_long"),
-        (format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(90_000)), 431, "head_too_large"),
-        (format!("GET / HTTP/1.1\r\nHost: localhost\r\n{}\r\n", "x: y\r\n".repeat(200)), 431, "head_too_large"),
-        ("PRI / HTTP/2.0\r\nHost: localhost\r\n\r\n".to_owned(), 505, "version"),
+        (
+            format!(
+                "GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                "x".repeat(60_000)
+            ),
+            414,
+            "target_too_long",
+        ),
+        (
+            format!(
+                "GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n",
+                "x".repeat(90_000)
+            ),
+            431,
+            "head_too_large",
+        ),
+        (
+            format!(
+                "GET / HTTP/1.1\r\nHost: localhost\r\n{}\r\n",
+                "x: y\r\n".repeat(200)
+            ),
+            431,
+            "head_too_large",
+        ),
+        (
+            "PRI / HTTP/2.0\r\nHost: localhost\r\n\r\n".to_owned(),
+            505,
+            "version",
+        ),
     ] {
         let answer = answers(&proxy, request.as_bytes()).await;
         assert!(is_problem(&answer, status), "{status}: {answer}");
@@ -162,11 +223,25 @@ async fn bad_input_03_what_came_before_is_answered_and_what_follows_is_not() {
             tokio::task::yield_now().await;
         }
         let mut answer = Vec::new();
-        tokio::time::timeout(LIMIT, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+        tokio::time::timeout(LIMIT, stream.read_to_end(&mut answer))
+            .await
+            .unwrap()
+            .unwrap();
         let answer = String::from_utf8_lossy(&answer);
         assert_eq!(answer.matches("X-Reached").count(), 2, "{pace}: {answer}");
-        assert_eq!(answer.matches("HTTP/1.1 400 ").count(), 1, "{pace}: {answer}");
-        assert!(upstream.requests().iter().map(|seen| seen.starts_with("POST /good ")).eq([true, true]), "{pace}");
+        assert_eq!(
+            answer.matches("HTTP/1.1 400 ").count(),
+            1,
+            "{pace}: {answer}"
+        );
+        assert!(
+            upstream
+                .requests()
+                .iter()
+                .map(|seen| seen.starts_with("POST /good "))
+                .eq([true, true]),
+            "{pace}"
+        );
     }
     // Somebody who sends on for long still gets to read why.
     let answer = answers(&proxy, &[bad.as_bytes(), &[b'x'; 500_000]].concat()).await;
@@ -177,14 +252,30 @@ async fn bad_input_03_what_came_before_is_answered_and_what_follows_is_not() {
 async fn bad_input_03_chunks_that_go_bad_on_their_way_never_look_whole() {
     let (proxy, upstream) = counted(&[]).await;
     let mut stream = TcpStream::connect(proxy.address).await.unwrap();
-    let head = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
+    let head =
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
     stream.write_all(head).await.unwrap();
-    common::eventually("it is under way", async || proxy.metric("bearer_proxy_requests_in_flight").await == 1.0).await;
-    stream.write_all(b"3\nabc\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    common::eventually("it is under way", async || {
+        proxy.metric("bearer_proxy_requests_in_flight").await == 1.0
+    })
+    .await;
+    stream
+        .write_all(b"3\nabc\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .await
+        .unwrap();
     let mut answer = Vec::new();
-    tokio::time::timeout(LIMIT, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
-    assert!(!String::from_utf8_lossy(&answer).contains("X-Reached"), "{answer:?}");
-    common::eventually("it is over", async || proxy.metric("bearer_proxy_requests_in_flight").await == 0.0).await;
+    tokio::time::timeout(LIMIT, stream.read_to_end(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(
+        !String::from_utf8_lossy(&answer).contains("X-Reached"),
+        "{answer:?}"
+    );
+    common::eventually("it is over", async || {
+        proxy.metric("bearer_proxy_requests_in_flight").await == 0.0
+    })
+    .await;
     let log = upstream.take();
     assert!(log.requests.is_empty() && log.odd.is_empty(), "{log:?}");
 }
@@ -192,21 +283,35 @@ async fn bad_input_03_chunks_that_go_bad_on_their_way_never_look_whole() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_04_expectations_bodies_of_gets_and_early_answers() {
     let (proxy, upstream) = counted(&[]).await;
-    let ask = |fields: &str| format!("GET / HTTP/1.1\r\nHost: localhost\r\n{fields}Connection: close\r\n\r\n");
+    let ask = |fields: &str| {
+        format!("GET / HTTP/1.1\r\nHost: localhost\r\n{fields}Connection: close\r\n\r\n")
+    };
     for expectation in ["foo", "100-continue, foo", "100-continued", ""] {
-        let answer = answers(&proxy, ask(&format!("Expect: {expectation}\r\n")).as_bytes()).await;
+        let answer = answers(
+            &proxy,
+            ask(&format!("Expect: {expectation}\r\n")).as_bytes(),
+        )
+        .await;
         assert!(is_problem(&answer, 417), "{expectation}: {answer}");
     }
     assert_eq!(upstream.requests(), [""; 0]);
     let body = "GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let request = ask(&format!("Content-Length: {}\r\n", body.len())) + body;
-    assert_eq!(answers(&proxy, request.as_bytes()).await.matches("HTTP/1.1 ").count(), 1);
+    assert_eq!(
+        answers(&proxy, request.as_bytes())
+            .await
+            .matches("HTTP/1.1 ")
+            .count(),
+        1
+    );
     assert!(matches!(&upstream.requests()[..], [seen] if seen.ends_with(body)));
 
     // An upstream that answers before it has read a body, which holds something like a request.
     let upstream = scripted(|_, mut stream| async move {
         while read_head(&mut stream).await?.starts_with("POST ") {
-            stream.write_all(b"HTTP/1.1 413 Too Large\r\nX-Reached: yes\r\nContent-Length: 0\r\n\r\n").await?;
+            stream
+                .write_all(b"HTTP/1.1 413 Too Large\r\nX-Reached: yes\r\nContent-Length: 0\r\n\r\n")
+                .await?;
             let mut rest = vec![0; 1 << 20];
             stream.read_exact(&mut rest).await?;
         }
@@ -215,8 +320,11 @@ async fn bad_input_04_expectations_bodies_of_gets_and_early_answers() {
     .await;
     let proxy = in_front_of(upstream, &[]).await;
     let body = body.repeat((1 << 20) / body.len() + 1);
-    let request =
-        format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{}", 1 << 20, &body[..1 << 20]);
+    let request = format!(
+        "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{}",
+        1 << 20,
+        &body[..1 << 20]
+    );
     for _ in 0..3 {
         let mut stream = TcpStream::connect(proxy.address).await.unwrap();
         let (mut from, mut to) = stream.split();
@@ -243,13 +351,19 @@ async fn bad_input_06_a_body_without_an_end_is_refused() {
         "POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: identity\r\n\r\nbody",
         "POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ] {
-        let answer = answers(&proxy, request.as_bytes()).await.replacen("HTTP/1.0", "HTTP/1.1", 1);
+        let answer = answers(&proxy, request.as_bytes())
+            .await
+            .replacen("HTTP/1.0", "HTTP/1.1", 1);
         assert!(is_problem(&answer, 400), "{request:?}: {answer}");
     }
     assert_eq!(upstream.requests(), [""; 0]);
     // Without a length, there is no body.
-    let answer =
-        raw(proxy.address, b"POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\nbody", LIMIT).await;
+    let answer = raw(
+        proxy.address,
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\nbody",
+        LIMIT,
+    )
+    .await;
     assert!(answer.contains("X-Reached"), "{answer}");
     assert!(matches!(&upstream.requests()[..], [seen] if !seen.contains("body")));
 }
@@ -282,13 +396,22 @@ async fn bad_input_09_where_a_request_goes_is_for_the_configuration_to_say() {
             );
             let answer = answers(&proxy, request.as_bytes()).await;
             let is_reached = answer.contains("X-Reached");
-            assert!(is_reached || answer.starts_with("HTTP/1.1 4"), "{target} {host}: {answer}");
+            assert!(
+                is_reached || answer.starts_with("HTTP/1.1 4"),
+                "{target} {host}: {answer}"
+            );
             reached += usize::from(is_reached);
         }
         let seen = upstream.requests();
         assert_eq!(seen.len(), reached);
-        assert!(reached >= 3, "the harmless ones reach the upstream: {reached}");
-        assert!(seen.iter().all(|request| request.starts_with("GET /")), "{seen:?}");
+        assert!(
+            reached >= 3,
+            "the harmless ones reach the upstream: {reached}"
+        );
+        assert!(
+            seen.iter().all(|request| request.starts_with("GET /")),
+            "{seen:?}"
+        );
         canary.assert_unheard();
     }
 }
@@ -324,8 +447,14 @@ async fn bad_input_16_redirects_are_passed_on_and_not_followed() {
 async fn bad_input_19_a_connection_that_speaks_for_somebody_is_not_shared() {
     for (challenge, is_shared) in [
         ("401 No\r\nWWW-Authenticate: NTLM", false),
-        ("401 No\r\nWWW-Authenticate: Basic realm=\"x\", Negotiate", false),
-        ("401 No\r\nWWW-Authenticate: Basic realm=\"x\"\r\nWWW-Authenticate: negotiate oRQ=", false),
+        (
+            "401 No\r\nWWW-Authenticate: Basic realm=\"x\", Negotiate",
+            false,
+        ),
+        (
+            "401 No\r\nWWW-Authenticate: Basic realm=\"x\"\r\nWWW-Authenticate: negotiate oRQ=",
+            false,
+        ),
         ("200 OK\r\nWWW-Authenticate: Negotiate oRQ=", false),
         ("200 OK\r\nWWW-Authenticate: Basic realm=\"NTLM\"", true),
     ] {
@@ -333,7 +462,9 @@ async fn bad_input_19_a_connection_that_speaks_for_somebody_is_not_shared() {
             let mut turn = 0;
             while !read_head(&mut stream).await?.is_empty() {
                 turn += 1;
-                let answer = format!("HTTP/1.1 {challenge}\r\nX-Seen: {number}.{turn}\r\nContent-Length: 2\r\n\r\nok");
+                let answer = format!(
+                    "HTTP/1.1 {challenge}\r\nX-Seen: {number}.{turn}\r\nContent-Length: 2\r\n\r\nok"
+                );
                 stream.write_all(answer.as_bytes()).await?;
             }
             Ok(())
@@ -343,9 +474,22 @@ async fn bad_input_19_a_connection_that_speaks_for_somebody_is_not_shared() {
         let proxy = in_front_of(upstream, &more).await;
         let mut seen = Vec::new();
         for _ in 0..3 {
-            seen.push(proxy.get("/").await.headers()["x-seen"].to_str().unwrap().to_owned());
+            seen.push(
+                proxy.get("/").await.headers()["x-seen"]
+                    .to_str()
+                    .unwrap()
+                    .to_owned(),
+            );
         }
-        assert_eq!(seen, if is_shared { ["0.1", "0.2", "0.3"] } else { ["0.1", "1.1", "2.1"] }, "{challenge}");
+        assert_eq!(
+            seen,
+            if is_shared {
+                ["0.1", "0.2", "0.3"]
+            } else {
+                ["0.1", "1.1", "2.1"]
+            },
+            "{challenge}"
+        );
     }
 }
 
@@ -364,9 +508,16 @@ async fn bad_input_26_trace_and_connect_are_not_served() {
         "TRACE / HTTP/1.0\r\n".to_owned(),
         "trace / HTTP/1.1\r\nHost: localhost\r\n".to_owned(),
     ] {
-        let answer = answers(&proxy, format!("{request}Connection: close\r\n\r\n").as_bytes()).await;
+        let answer = answers(
+            &proxy,
+            format!("{request}Connection: close\r\n\r\n").as_bytes(),
+        )
+        .await;
         let expected = if request.starts_with('t') { 400 } else { 405 };
-        assert!(is_problem(&answer.replacen("HTTP/1.0", "HTTP/1.1", 1), expected), "{request}: {answer}");
+        assert!(
+            is_problem(&answer.replacen("HTTP/1.0", "HTTP/1.1", 1), expected),
+            "{request}: {answer}"
+        );
         assert!(!answer.contains("token-"), "{answer}");
     }
     assert_eq!(upstream.requests(), [""; 0]);

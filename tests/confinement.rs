@@ -1,5 +1,9 @@
 //! The program as a careful administrator runs it: as nobody in particular, with nothing to write to but its state.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -43,14 +47,18 @@ impl Home {
         for inner in ["secrets", "state"] {
             fs::create_dir(path.join(inner)).unwrap();
         }
-        for (file, content) in
-            [("proxy.toml", text.as_str()), ("secrets/client_secret", "secret"), ("secrets/refresh_token", "good")]
-        {
+        for (file, content) in [
+            ("proxy.toml", text.as_str()),
+            ("secrets/client_secret", "secret"),
+            ("secrets/refresh_token", "good"),
+        ] {
             fs::write(path.join(file), content).unwrap();
         }
         // Where it was built, a stranger may have no way in. Copied by another process: a child that another test starts
         // would hold a file that this one is writing, and what is being written cannot be started.
-        let copied = Command::new("cp").args([Path::new(env!("CARGO_BIN_EXE_bearer-proxy")), path]).status();
+        let copied = Command::new("cp")
+            .args([Path::new(env!("CARGO_BIN_EXE_bearer-proxy")), path])
+            .status();
         assert!(copied.unwrap().success());
         let is_root = rustix::process::geteuid().is_root();
         if is_root {
@@ -58,7 +66,13 @@ impl Home {
                 chown(path, Some(STRANGER), Some(STRANGER)).unwrap();
             }
         }
-        Self { folder, address, admin, redirect, is_root }
+        Self {
+            folder,
+            address,
+            admin,
+            redirect,
+            is_root,
+        }
     }
 
     fn path(&self, inner: &str) -> std::path::PathBuf {
@@ -71,18 +85,29 @@ impl Home {
             // Core dumps are allowed, so that it is the program that forbids them.
             let mut command = Command::new("prlimit");
             command
-                .args(["--core=unlimited", "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"])
+                .args([
+                    "--core=unlimited",
+                    "setpriv",
+                    "--reuid=65534",
+                    "--regid=65534",
+                    "--clear-groups",
+                ])
                 .arg(program);
             command
         } else {
             Command::new(program)
         };
-        command.current_dir(self.folder.path()).env_clear().stdin(Stdio::null());
+        command
+            .current_dir(self.folder.path())
+            .env_clear()
+            .stdin(Stdio::null());
         command
     }
 
     fn start(&self, mut command: Command) -> Running {
-        command.stdout(Stdio::null()).stderr(fs::File::create(self.path("log")).unwrap());
+        command
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(self.path("log")).unwrap());
         Running(command.spawn().unwrap())
     }
 
@@ -98,8 +123,13 @@ fn proc(running: &Running, file: &str) -> std::path::PathBuf {
 
 fn status(running: &Running, field: &str) -> String {
     let status = fs::read_to_string(proc(running, "status")).unwrap();
-    let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    value.unwrap_or_else(|| panic!("no {field}")).trim().to_owned()
+    let value = status
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    value
+        .unwrap_or_else(|| panic!("no {field}"))
+        .trim()
+        .to_owned()
 }
 
 fn mask(running: &Running, field: &str) -> u64 {
@@ -112,9 +142,16 @@ async fn bad_input_22_nobody_reads_the_memory_of_a_running_process() {
     let home = Home::new(&issuer().await);
     for command in ["run", "login"] {
         let mut program = home.as_stranger(&home.path("bearer-proxy"));
-        program.arg(command).env("BEARER_PROXY__ADMIN__TOKEN", "environ");
+        program
+            .arg(command)
+            .env("BEARER_PROXY__ADMIN__TOKEN", "environ");
         let running = home.start(program);
-        listens(if command == "run" { home.admin } else { home.redirect }).await;
+        listens(if command == "run" {
+            home.admin
+        } else {
+            home.redirect
+        })
+        .await;
         for file in ["environ", "mem", "fd"] {
             // Within a namespace of users root has another number, but never the process's own.
             let owner = fs::metadata(proc(&running, file)).unwrap().uid();
@@ -125,18 +162,42 @@ async fn bad_input_22_nobody_reads_the_memory_of_a_running_process() {
             );
         }
         // The same user's `cat`, which reads any other process of this user.
-        let read = home.as_stranger(Path::new("/bin/cat")).arg(proc(&running, "environ")).output().unwrap();
-        let (out, error) = (String::from_utf8_lossy(&read.stdout), String::from_utf8_lossy(&read.stderr));
-        assert!(out.is_empty() && error.contains("Permission denied"), "{command}: {out}{error}");
+        let read = home
+            .as_stranger(Path::new("/bin/cat"))
+            .arg(proc(&running, "environ"))
+            .output()
+            .unwrap();
+        let (out, error) = (
+            String::from_utf8_lossy(&read.stdout),
+            String::from_utf8_lossy(&read.stderr),
+        );
+        assert!(
+            out.is_empty() && error.contains("Permission denied"),
+            "{command}: {out}{error}"
+        );
 
         let limits = fs::read_to_string(proc(&running, "limits")).unwrap();
-        let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
-        assert_eq!(core.split_whitespace().take(2).collect::<Vec<_>>(), ["0", "0"], "{command}");
-        assert_ne!(mask(&running, "SigIgn") & 1 << 12, 0, "{command}: SIGPIPE ends it");
+        let core = limits
+            .lines()
+            .find_map(|line| line.strip_prefix("Max core file size"))
+            .unwrap();
+        assert_eq!(
+            core.split_whitespace().take(2).collect::<Vec<_>>(),
+            ["0", "0"],
+            "{command}"
+        );
+        assert_ne!(
+            mask(&running, "SigIgn") & 1 << 12,
+            0,
+            "{command}: SIGPIPE ends it"
+        );
         if command == "run" {
             home.is_ready().await;
             let metrics = text_at(home.admin, "/metrics").await;
-            assert!(metrics.contains("\nprocess_open_fds "), "it can still look at itself");
+            assert!(
+                metrics.contains("\nprocess_open_fds "),
+                "it can still look at itself"
+            );
         }
     }
 }
@@ -166,7 +227,10 @@ impl Home {
             command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
         }
         command.arg(self.path("bearer-proxy")).args(arguments);
-        command.current_dir(self.folder.path()).env_clear().stdin(Stdio::null());
+        command
+            .current_dir(self.folder.path())
+            .env_clear()
+            .stdin(Stdio::null());
         self.start(command)
     }
 
@@ -186,17 +250,28 @@ async fn a_read_only_system_and_no_capability_are_enough() {
     }
     assert_eq!(status(&running, "NoNewPrivs"), "1");
     let told = async || text_at(home.admin, "/status").await;
-    eventually("it is dead", async || told().await.contains("refresh_token_refused")).await;
+    eventually("it is dead", async || {
+        told().await.contains("refresh_token_refused")
+    })
+    .await;
     // Files are watched, tokens are stored.
     fs::write(home.path("secrets/refresh_token"), "good").unwrap();
     home.is_ready().await;
     assert_eq!(send(home.address, get("/")).await.status(), 200);
-    assert!(fs::read_to_string(home.path("state/token.json")).unwrap().contains("next"));
+    assert!(
+        fs::read_to_string(home.path("state/token.json"))
+            .unwrap()
+            .contains("next")
+    );
     running.signal(rustix::process::Signal::TERM);
     assert_eq!(running.ended().await.code(), Some(0), "{}", home.log());
 
     fs::remove_file(home.path("state/token.json")).unwrap();
     let mut login = home.confined(&["login", "--code", "CODE"]);
     assert_eq!(login.ended().await.code(), Some(0), "{}", home.log());
-    assert!(fs::read_to_string(home.path("state/token.json")).unwrap().contains("next"));
+    assert!(
+        fs::read_to_string(home.path("state/token.json"))
+            .unwrap()
+            .contains("next")
+    );
 }

@@ -1,5 +1,9 @@
 //! Killed at any moment, the program neither loses its tokens nor spends one in a way that revokes them.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -61,9 +65,14 @@ struct Target {
 
 /// Every target on this architecture.
 fn targets() -> Vec<Target> {
-    let here = CALLS.iter().filter(|(calls, ..)| cfg!(target_arch = "x86_64") || *calls != "?open");
+    let here = CALLS
+        .iter()
+        .filter(|(calls, ..)| cfg!(target_arch = "x86_64") || *calls != "?open");
     let each = |most, calls, answer| (1..=most).map(move |nth| Target { calls, nth, answer });
-    here.flat_map(|&(calls, intent, answer)| each(intent, calls, false).chain(each(answer, calls, true))).collect()
+    here.flat_map(|&(calls, intent, answer)| {
+        each(intent, calls, false).chain(each(answer, calls, true))
+    })
+    .collect()
 }
 
 /// How much to do: `name` in the environment, for long runs.
@@ -77,7 +86,9 @@ fn share(amount: usize, lane: usize) -> usize {
 }
 
 /// Works in all lanes at once.
-async fn in_lanes<T: 'static, F: Future<Output = T> + 'static>(work: impl Fn(usize) -> F) -> Vec<T> {
+async fn in_lanes<T: 'static, F: Future<Output = T> + 'static>(
+    work: impl Fn(usize) -> F,
+) -> Vec<T> {
     let local = LocalSet::new();
     let mut lanes = JoinSet::new();
     for lane in 0..LANES {
@@ -93,19 +104,38 @@ async fn fault_11_killed_at_every_system_call_of_persisting() {
     let plan = targets();
     let results = in_lanes(|lane| {
         let begin = lane * plan.len() / LANES;
-        kill_at_each(plan.iter().copied().cycle().skip(begin).take(share(kills, lane)).collect())
+        kill_at_each(
+            plan.iter()
+                .copied()
+                .cycle()
+                .skip(begin)
+                .take(share(kills, lane))
+                .collect(),
+        )
     })
     .await;
     let (mut hits, mut lost) = (BTreeMap::<&str, usize>::new(), 0);
     for (hit, more_lost) in results {
-        hit.into_iter().for_each(|calls| *hits.entry(calls).or_default() += 1);
+        hit.into_iter()
+            .for_each(|calls| *hits.entry(calls).or_default() += 1);
         lost += more_lost;
     }
     let on_the_path: usize = hits.values().sum();
-    println!("{kills} kills, {on_the_path} of them at a call for the state, {lost} answers lost: {hits:?}");
-    assert!(plan.iter().all(|target| hits.contains_key(target.calls)), "a kind of call was never hit: {hits:?}");
-    assert!(on_the_path * 2 >= kills, "too few kills hit the state: {hits:?}");
-    assert!(lost * 8 >= kills, "too few kills lost an answer: {lost} of {kills}");
+    println!(
+        "{kills} kills, {on_the_path} of them at a call for the state, {lost} answers lost: {hits:?}"
+    );
+    assert!(
+        plan.iter().all(|target| hits.contains_key(target.calls)),
+        "a kind of call was never hit: {hits:?}"
+    );
+    assert!(
+        on_the_path * 2 >= kills,
+        "too few kills hit the state: {hits:?}"
+    );
+    assert!(
+        lost * 8 >= kills,
+        "too few kills lost an answer: {lost} of {kills}"
+    );
 }
 
 /// Kills one proxy at each of these calls in turn. Answers which kinds of calls for the state were hit, and how many
@@ -133,12 +163,21 @@ async fn kill_at_each(jobs: Vec<Target>) -> (Vec<&'static str>, usize) {
 /// Kills the process at the target, counted from now on. Answers the call at which it died.
 ///
 /// The main thread, which stores nothing but closes timers and writes the log, is left out.
-async fn kill_at(running: &mut Running, Target { calls, nth, .. }: Target, bench: &Bench) -> String {
-    let (trace, words) = (bench.folder.path().join("trace"), bench.folder.path().join("strace"));
+async fn kill_at(
+    running: &mut Running,
+    Target { calls, nth, .. }: Target,
+    bench: &Bench,
+) -> String {
+    let (trace, words) = (
+        bench.folder.path().join("trace"),
+        bench.folder.path().join("strace"),
+    );
     let pid = running.0.id().to_string();
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let threads = threads.map(|thread| thread.unwrap().file_name().into_string().unwrap());
-    let others = threads.filter(|thread| *thread != pid).flat_map(|thread| ["-p".to_owned(), thread]);
+    let others = threads
+        .filter(|thread| *thread != pid)
+        .flat_map(|thread| ["-p".to_owned(), thread]);
     let child = Command::new("strace")
         .args(["-y", "-s", "8", "-e", &format!("trace={calls}"), "-e"])
         .arg(format!("inject={calls}:signal=SIGKILL:when={nth}"))
@@ -155,8 +194,14 @@ async fn kill_at(running: &mut Running, Target { calls, nth, .. }: Target, bench
     assert!(status.to_string().contains("SIGKILL"), "{status}: {words}");
     strace.ended().await;
     let trace = fs::read_to_string(&trace).unwrap();
-    let begins = |line: &&str| line.contains('(') && !line.contains("resumed>") && !line.contains("+++");
-    trace.lines().rev().find(begins).unwrap_or_else(|| panic!("nothing traced: {words}")).to_owned()
+    let begins =
+        |line: &&str| line.contains('(') && !line.contains("resumed>") && !line.contains("+++");
+    trace
+        .lines()
+        .rev()
+        .find(begins)
+        .unwrap_or_else(|| panic!("nothing traced: {words}"))
+        .to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -164,12 +209,27 @@ async fn killed_every_few_refreshes_of_a_slow_issuer_no_family_is_revoked() {
     let cycles = amount("SOAK_CYCLES", 50);
     let results = in_lanes(|lane| kill_every_few(share(cycles, lane))).await;
     let sum = |part: fn(&Kills) -> usize| results.iter().map(part).sum::<usize>();
-    let (kills, open, lost) = (sum(|kills| kills.all), sum(|kills| kills.open), sum(|kills| kills.lost));
+    let (kills, open, lost) = (
+        sum(|kills| kills.all),
+        sum(|kills| kills.open),
+        sum(|kills| kills.lost),
+    );
     let refreshes = sum(|kills| kills.refreshes);
-    println!("{refreshes} refreshes, {kills} kills, {open} of them with an open intent, {lost} answers lost");
-    assert!(refreshes >= cycles && kills * 4 >= cycles, "{refreshes} refreshes, {kills} kills");
-    assert!(open * 3 >= kills, "only {open} of {kills} kills hit an open intent");
-    assert!(lost * 8 >= kills, "only {lost} of {kills} kills lost an answer");
+    println!(
+        "{refreshes} refreshes, {kills} kills, {open} of them with an open intent, {lost} answers lost"
+    );
+    assert!(
+        refreshes >= cycles && kills * 4 >= cycles,
+        "{refreshes} refreshes, {kills} kills"
+    );
+    assert!(
+        open * 3 >= kills,
+        "only {open} of {kills} kills hit an open intent"
+    );
+    assert!(
+        lost * 8 >= kills,
+        "only {lost} of {kills} kills lost an answer"
+    );
 }
 
 struct Kills {
@@ -203,7 +263,12 @@ async fn kill_every_few(cycles: usize) -> Kills {
     }
     let _running = bench.in_service().await;
     assert_eq!(bench.cloud.families_revoked(), 0);
-    Kills { all: kills, open, lost: bench.lost(), refreshes: bench.granted() }
+    Kills {
+        all: kills,
+        open,
+        lost: bench.lost(),
+        refreshes: bench.granted(),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -214,10 +279,20 @@ async fn told_to_stop_in_the_middle_of_a_slow_refresh_it_stores_the_answer_first
         eventually("a refresh begins", async || bench.state().is_open()).await;
         let granted = bench.granted();
         running.signal(Signal::TERM);
-        assert!(bench.state().is_open(), "round {round}: the refresh was over before the signal");
+        assert!(
+            bench.state().is_open(),
+            "round {round}: the refresh was over before the signal"
+        );
         assert_eq!(running.ended().await.code(), Some(0));
-        assert_eq!(bench.granted(), granted + 1, "round {round}: another refresh, or none");
-        assert!(!bench.state().is_open() && bench.lost() == 0, "round {round}: the answer was not stored");
+        assert_eq!(
+            bench.granted(),
+            granted + 1,
+            "round {round}: another refresh, or none"
+        );
+        assert!(
+            !bench.state().is_open() && bench.lost() == 0,
+            "round {round}: the answer was not stored"
+        );
     }
     let _running = bench.in_service().await;
     assert_eq!((bench.cloud.families_revoked(), bench.lost()), (0, 0));
@@ -243,8 +318,13 @@ async fn without_any_grace_a_jwt_brings_it_back_each_time() {
         slowest = slowest.max(killed.elapsed());
     }
     let revoked = bench.cloud.families_revoked();
-    println!("{rounds} kills of a spent token, {revoked} families revoked, back in service after {slowest:?} at most");
-    assert!(revoked * 2 >= rounds as u64, "only {revoked} families were revoked: nothing was tested");
+    println!(
+        "{rounds} kills of a spent token, {revoked} families revoked, back in service after {slowest:?} at most"
+    );
+    assert!(
+        revoked * 2 >= rounds as u64,
+        "only {revoked} families were revoked: nothing was tested"
+    );
     assert!(slowest < LIMIT / 2, "back in service after {slowest:?}");
 }
 
@@ -264,9 +344,17 @@ impl Bench {
 
     /// The same with more lines in `[token]`.
     async fn start_with(reuse_grace: Duration, slow: Duration, more: &str) -> Self {
-        let config = Config { token_lifetime: Duration::from_secs(1), reuse_grace, ..Config::new("demo", "secret") };
+        let config = Config {
+            token_lifetime: Duration::from_secs(1),
+            reuse_grace,
+            ..Config::new("demo", "secret")
+        };
         let cloud = Cloud::start(config, clock::system()).await.unwrap();
-        let issuer = if slow.is_zero() { cloud.origin().to_owned() } else { relay(cloud.origin(), slow).await };
+        let issuer = if slow.is_zero() {
+            cloud.origin().to_owned()
+        } else {
+            relay(cloud.origin(), slow).await
+        };
         let folder = tempfile::tempdir().unwrap();
         let state_file = folder.path().join("state/token.json");
         let admin = free_address();
@@ -280,10 +368,17 @@ impl Bench {
             state_file.display(),
         );
         fs::write(folder.path().join("proxy.toml"), text).unwrap();
-        let bench = Self { cloud, folder, state_file, admin };
+        let bench = Self {
+            cloud,
+            folder,
+            state_file,
+            admin,
+        };
         let mut running = start(bench.folder.path());
-        eventually("the first tokens are stored", async || bench.state_file.exists() && bench.state().generation >= 1)
-            .await;
+        eventually("the first tokens are stored", async || {
+            bench.state_file.exists() && bench.state().generation >= 1
+        })
+        .await;
         running.signal(Signal::KILL);
         running.ended().await;
         bench
@@ -293,9 +388,15 @@ impl Bench {
     async fn in_service(&self) -> Running {
         let (granted, generation) = (self.granted(), self.state().generation);
         let running = start(self.folder.path());
-        eventually("it listens", async || TcpStream::connect(self.admin).is_ok()).await;
+        eventually("it listens", async || {
+            TcpStream::connect(self.admin).is_ok()
+        })
+        .await;
         let refreshed = |state: &Stored| state.generation > generation && !state.is_open();
-        eventually("it refreshes again", async || self.granted() > granted && refreshed(&self.state())).await;
+        eventually("it refreshes again", async || {
+            self.granted() > granted && refreshed(&self.state())
+        })
+        .await;
         ready(self.admin).await;
         running
     }
@@ -314,10 +415,14 @@ impl Bench {
         let text = fs::read_to_string(&self.state_file).expect("the state file is there");
         let mode = fs::metadata(&self.state_file).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        let json: serde_json::Value =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
         Stored {
             generation: json["generation"].as_u64().unwrap().try_into().unwrap(),
-            refresh_token: json["refresh_token"].as_str().unwrap_or_default().to_owned(),
+            refresh_token: json["refresh_token"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
             intents: json["intents"].as_array().unwrap().len(),
         }
     }
@@ -326,10 +431,21 @@ impl Bench {
     fn check_after_kill(&self, before: &Stored, kills: usize) {
         let after = self.state();
         assert!(!after.refresh_token.is_empty(), "the refresh token is lost");
-        assert!(after.generation >= before.generation, "an older file came back");
+        assert!(
+            after.generation >= before.generation,
+            "an older file came back"
+        );
         let is_same = after.refresh_token == before.refresh_token;
-        assert_eq!(is_same, after.generation == before.generation, "a mixture of two files");
-        assert!(self.lost() <= kills, "{} answers lost by {kills} kills", self.lost());
+        assert_eq!(
+            is_same,
+            after.generation == before.generation,
+            "a mixture of two files"
+        );
+        assert!(
+            self.lost() <= kills,
+            "{} answers lost by {kills} kills",
+            self.lost()
+        );
         assert_eq!(self.cloud.families_revoked(), 0);
     }
 }
@@ -356,7 +472,8 @@ async fn relay(origin: &str, delay: Duration) -> String {
     let target: SocketAddr = origin.strip_prefix("http://").unwrap().parse().unwrap();
     let address = common::scripted(move |_, client| async move {
         let (mut client_in, mut client_out) = client.into_split();
-        let (mut cloud_in, mut cloud_out) = tokio::net::TcpStream::connect(target).await?.into_split();
+        let (mut cloud_in, mut cloud_out) =
+            tokio::net::TcpStream::connect(target).await?.into_split();
         let both = tokio::join!(
             carry(&mut client_in, &mut cloud_out, delay), //
             carry(&mut cloud_in, &mut client_out, delay),

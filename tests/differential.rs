@@ -1,6 +1,10 @@
 //! Thousands of requests that are nearly good, sent to nginx, to HAProxy and to us, each in front of an upstream that notes
 //! every byte. Whatever one of the two refuses we refuse as well, and whatever we pass on is one request and no more.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -35,14 +39,19 @@ const AT_ONCE: usize = 64;
 
 /// Where we pass on what one of the two refuses.
 fn is_excepted(request: &[u8]) -> Option<&'static str> {
-    let line = request.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let line = request
+        .split(|byte| *byte == b'\n')
+        .next()
+        .unwrap_or_default();
     let is_1_0 = line.ends_with(b" HTTP/1.0\r");
     let target = line.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
     match () {
         () if !target.is_ascii() && std::str::from_utf8(target).is_ok() => {
             Some("old clients write UTF-8 into targets as it is: it is encoded, and then judged")
         }
-        () if is_1_0 && !request.windows(6).any(|window| window == b"\nHost:") => Some("HTTP/1.0 knows no Host"),
+        () if is_1_0 && !request.windows(6).any(|window| window == b"\nHost:") => {
+            Some("HTTP/1.0 knows no Host")
+        }
         () => None,
     }
 }
@@ -67,17 +76,28 @@ async fn answers(address: SocketAddr, request: &[u8], number: usize) -> Vec<u8> 
         answer
     };
     let text = request.escape_ascii();
-    tokio::time::timeout(LIMIT, exchange).await.unwrap_or_else(|_| panic!("{address} hangs after {number}: {text}"))
+    tokio::time::timeout(LIMIT, exchange)
+        .await
+        .unwrap_or_else(|_| panic!("{address} hangs after {number}: {text}"))
 }
 
 fn fate(answer: &[u8]) -> Fate {
     let text = String::from_utf8_lossy(answer);
     // An interim answer is none.
-    let text = text.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&text);
-    let head = text.split("\r\n\r\n").next().unwrap_or_default().to_ascii_lowercase();
+    let text = text
+        .strip_prefix("HTTP/1.1 100 Continue\r\n\r\n")
+        .unwrap_or(&text);
+    let head = text
+        .split("\r\n\r\n")
+        .next()
+        .unwrap_or_default()
+        .to_ascii_lowercase();
     match () {
         () if head.contains("x-reached") => Fate::PassedOn,
-        () if head.starts_with("http/1.1 408") || head.starts_with("http/1.0 408") || head.is_empty() => {
+        () if head.starts_with("http/1.1 408")
+            || head.starts_with("http/1.0 408")
+            || head.is_empty() =>
+        {
             Fate::Unfinished
         }
         () => Fate::Refused,
@@ -102,13 +122,18 @@ async fn fates(address: SocketAddr, requests: &Arc<Vec<Vec<u8>>>) -> Vec<Fate> {
 }
 
 fn spawn(program: &str, arguments: &[&str]) -> Running {
-    let path = ["/usr/sbin", "/usr/bin", "/usr/local/sbin"].map(|folder| PathBuf::from(folder).join(program));
+    let path = ["/usr/sbin", "/usr/bin", "/usr/local/sbin"]
+        .map(|folder| PathBuf::from(folder).join(program));
     let path = path
         .iter()
         .find(|path| path.exists())
         .unwrap_or_else(|| panic!("{program} is missing: scripts/test installs it"));
     let mut command = Command::new(path);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     Running(command.spawn().unwrap())
 }
 
@@ -127,8 +152,17 @@ async fn nginx(folder: &Path, upstream: SocketAddr) -> (Running, SocketAddr) {
     );
     fs::write(folder.join("nginx.conf"), text).unwrap();
     let (conf, log) = (folder.join("nginx.conf"), folder.join("nginx.log"));
-    let running =
-        spawn("nginx", &["-e", log.to_str().unwrap(), "-p", folder.to_str().unwrap(), "-c", conf.to_str().unwrap()]);
+    let running = spawn(
+        "nginx",
+        &[
+            "-e",
+            log.to_str().unwrap(),
+            "-p",
+            folder.to_str().unwrap(),
+            "-c",
+            conf.to_str().unwrap(),
+        ],
+    );
     listens(at).await;
     (running, at)
 }
@@ -141,14 +175,20 @@ async fn haproxy(folder: &Path, upstream: SocketAddr) -> (Running, SocketAddr) {
          listen it\n  bind {at}\n  server upstream {upstream}\n"
     );
     fs::write(folder.join("haproxy.cfg"), text).unwrap();
-    let running = spawn("haproxy", &["-db", "-f", folder.join("haproxy.cfg").to_str().unwrap()]);
+    let running = spawn(
+        "haproxy",
+        &["-db", "-f", folder.join("haproxy.cfg").to_str().unwrap()],
+    );
     listens(at).await;
     (running, at)
 }
 
 async fn ours(upstream: &Strict) -> Proxy {
-    let short =
-        [("proxy.head_timeout", "500ms"), ("proxy.body_idle_timeout", "500ms"), ("proxy.idle_timeout", "200ms")];
+    let short = [
+        ("proxy.head_timeout", "500ms"),
+        ("proxy.body_idle_timeout", "500ms"),
+        ("proxy.idle_timeout", "200ms"),
+    ];
     in_front_of(upstream.address, &short).await
 }
 
@@ -156,9 +196,22 @@ async fn ours(upstream: &Strict) -> Proxy {
 fn numbers(request: &[u8], mark: &str) -> Vec<usize> {
     let text = String::from_utf8_lossy(request).to_ascii_lowercase();
     let head = text.split("\r\n\r\n").next().unwrap();
-    assert_eq!(head.matches("\r\nauthorization: bearer token-").count(), 1, "{text:?}");
+    assert_eq!(
+        head.matches("\r\nauthorization: bearer token-").count(),
+        1,
+        "{text:?}"
+    );
     let mark = format!("\r\n{}", mark.to_ascii_lowercase());
-    head.match_indices(&mark).map(|(at, _)| head[at + mark.len()..].lines().next().unwrap().parse().unwrap()).collect()
+    head.match_indices(&mark)
+        .map(|(at, _)| {
+            head[at + mark.len()..]
+                .lines()
+                .next()
+                .unwrap()
+                .parse()
+                .unwrap()
+        })
+        .collect()
 }
 
 /// The requests that came upstream whole, by their numbers. Panics if anything else came.
@@ -168,8 +221,15 @@ fn arrived(log: &Log, sent: &[Vec<u8>], fates: &[Fate]) -> BTreeSet<usize> {
     }
     let mut arrived = BTreeSet::new();
     for request in &log.requests {
-        match (&numbers(request, MARK)[..], &numbers(request, MARK_WITHIN)[..]) {
-            ([number], []) => assert!(arrived.insert(*number), "it came twice: {}", request.escape_ascii()),
+        match (
+            &numbers(request, MARK)[..],
+            &numbers(request, MARK_WITHIN)[..],
+        ) {
+            ([number], []) => assert!(
+                arrived.insert(*number),
+                "it came twice: {}",
+                request.escape_ascii()
+            ),
             // Two requests were sent, by the narrowest reading, and two came.
             ([], [number]) if requests_in(&sent[*number]) == 2 => {}
             ([], [number]) => panic!("smuggled: {}", sent[*number].escape_ascii()),
@@ -177,8 +237,15 @@ fn arrived(log: &Log, sent: &[Vec<u8>], fates: &[Fate]) -> BTreeSet<usize> {
         }
     }
     for begun in &log.partial {
-        let [number] = numbers(begun, MARK)[..] else { panic!("nobody sent {}", begun.escape_ascii()) };
-        assert_ne!(fates[number], Fate::PassedOn, "passed on, and cut: {}", begun.escape_ascii());
+        let [number] = numbers(begun, MARK)[..] else {
+            panic!("nobody sent {}", begun.escape_ascii())
+        };
+        assert_ne!(
+            fates[number],
+            Fate::PassedOn,
+            "passed on, and cut: {}",
+            begun.escape_ascii()
+        );
     }
     arrived
 }
@@ -188,26 +255,42 @@ async fn never_more_lenient_than_nginx_or_haproxy_and_always_one_request_upstrea
     let requests = Arc::new(mutations::all());
     assert!(requests.len() >= 1500, "{}", requests.len());
     let folder = tempfile::tempdir().unwrap();
-    let (behind_nginx, behind_haproxy, behind_us) =
-        (Strict::start().await, Strict::start().await, Strict::start().await);
+    let (behind_nginx, behind_haproxy, behind_us) = (
+        Strict::start().await,
+        Strict::start().await,
+        Strict::start().await,
+    );
     let (_nginx, nginx) = nginx(folder.path(), behind_nginx.address).await;
     let (_haproxy, haproxy) = haproxy(folder.path(), behind_haproxy.address).await;
     let proxy = ours(&behind_us).await;
-    let (by_nginx, by_haproxy, by_us) =
-        tokio::join!(fates(nginx, &requests), fates(haproxy, &requests), fates(proxy.address, &requests));
+    let (by_nginx, by_haproxy, by_us) = tokio::join!(
+        fates(nginx, &requests),
+        fates(haproxy, &requests),
+        fates(proxy.address, &requests)
+    );
 
     let arrived = arrived(&behind_us.take(), &requests, &by_us);
-    let (mut lenient, mut severe, mut excepted, mut tally) = (Vec::new(), Vec::new(), BTreeMap::new(), [0; 4]);
+    let (mut lenient, mut severe, mut excepted, mut tally) =
+        (Vec::new(), Vec::new(), BTreeMap::new(), [0; 4]);
     for (number, request) in requests.iter().enumerate() {
         let (nginx, haproxy, us) = (by_nginx[number], by_haproxy[number], by_us[number]);
-        assert_eq!(us == Fate::PassedOn, arrived.contains(&number), "{number}: {}", request.escape_ascii());
-        let refused_by =
-            [("nginx", nginx), ("haproxy", haproxy)].map(|(name, fate)| (fate == Fate::Refused).then_some(name));
+        assert_eq!(
+            us == Fate::PassedOn,
+            arrived.contains(&number),
+            "{number}: {}",
+            request.escape_ascii()
+        );
+        let refused_by = [("nginx", nginx), ("haproxy", haproxy)]
+            .map(|(name, fate)| (fate == Fate::Refused).then_some(name));
         let is_refused = refused_by.iter().any(Option::is_some);
-        let is_severe = HttpRequestData::analyze_raw_request(request).tier == RequestSafetyTier::Severe;
-        for (count, counts) in
-            tally.iter_mut().zip([us == Fate::PassedOn, refused_by[0].is_some(), refused_by[1].is_some(), is_severe])
-        {
+        let is_severe =
+            HttpRequestData::analyze_raw_request(request).tier == RequestSafetyTier::Severe;
+        for (count, counts) in tally.iter_mut().zip([
+            us == Fate::PassedOn,
+            refused_by[0].is_some(),
+            refused_by[1].is_some(),
+            is_severe,
+        ]) {
             *count += usize::from(counts);
         }
         if us != Fate::PassedOn {
@@ -230,11 +313,27 @@ async fn never_more_lenient_than_nginx_or_haproxy_and_always_one_request_upstrea
          http_desync_guardian; excepted: {excepted:?}",
         requests.len()
     );
-    assert!(lenient.is_empty(), "more lenient {} times:\n{}", lenient.len(), lenient.join("\n"));
-    assert!(severe.is_empty(), "severe, and passed on {} times:\n{}", severe.len(), severe.join("\n"));
+    assert!(
+        lenient.is_empty(),
+        "more lenient {} times:\n{}",
+        lenient.len(),
+        lenient.join("\n")
+    );
+    assert!(
+        severe.is_empty(),
+        "severe, and passed on {} times:\n{}",
+        severe.len(),
+        severe.join("\n")
+    );
     // All three are awake: the good ones pass, and each refuses some.
-    assert_eq!((by_nginx[0], by_haproxy[0], by_us[0]), (Fate::PassedOn, Fate::PassedOn, Fate::PassedOn));
-    assert!(passed > 500 && nginx > 200 && haproxy > 200 && dangerous > 100, "{tally:?}");
+    assert_eq!(
+        (by_nginx[0], by_haproxy[0], by_us[0]),
+        (Fate::PassedOn, Fate::PassedOn, Fate::PassedOn)
+    );
+    assert!(
+        passed > 500 && nginx > 200 && haproxy > 200 && dangerous > 100,
+        "{tally:?}"
+    );
 }
 
 /// The cases that `http_desync_guardian` ships: what it calls severe is refused.
@@ -248,14 +347,23 @@ async fn whatever_http_desync_guardian_ships_as_severe_is_refused() {
         if file.extension().is_none_or(|extension| extension != "yaml") {
             continue;
         }
-        for case in YamlLoader::load_from_str(&fs::read_to_string(&file).unwrap()).unwrap()[0].as_vec().unwrap() {
+        for case in YamlLoader::load_from_str(&fs::read_to_string(&file).unwrap()).unwrap()[0]
+            .as_vec()
+            .unwrap()
+        {
             if case["expected"]["tier"].as_str() != Some("Severe") {
                 continue;
             }
             count += 1;
             let request = written(case);
             let answer = answers(proxy.address, &request, count).await;
-            assert_eq!(fate(&answer), Fate::Refused, "{}: {}", request.escape_ascii(), answer.escape_ascii());
+            assert_eq!(
+                fate(&answer),
+                Fate::Refused,
+                "{}: {}",
+                request.escape_ascii(),
+                answer.escape_ascii()
+            );
         }
     }
     assert_eq!(count, 58);
@@ -265,18 +373,39 @@ async fn whatever_http_desync_guardian_ships_as_severe_is_refused() {
 /// The folder of its cases, wherever cargo keeps what is fetched.
 fn shipped_cases() -> PathBuf {
     let cargo = |arguments: &[&str]| {
-        let output =
-            Command::new(env!("CARGO")).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let output = Command::new(env!("CARGO"))
+            .args(arguments)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap()
     };
     // What other platforms need may not have been fetched.
     let version = cargo(&["-vV"]);
-    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
-    let metadata = cargo(&["metadata", "--format-version", "1", "--locked", "--offline", "--filter-platform", host]);
+    let host = version
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .unwrap();
+    let metadata = cargo(&[
+        "metadata",
+        "--format-version",
+        "1",
+        "--locked",
+        "--offline",
+        "--filter-platform",
+        host,
+    ]);
     let metadata: serde_json::Value = serde_json::from_str(&metadata).unwrap();
     let packages = metadata["packages"].as_array().unwrap();
-    let package = packages.iter().find(|package| package["name"] == "http_desync_guardian").unwrap();
+    let package = packages
+        .iter()
+        .find(|package| package["name"] == "http_desync_guardian")
+        .unwrap();
     Path::new(package["manifest_path"].as_str().unwrap()).with_file_name("tests")
 }
 
@@ -287,14 +416,23 @@ fn written(case: &Yaml) -> Vec<u8> {
         Yaml::Integer(number) => number.to_string().into_bytes(),
         other => panic!("{other:?}"),
     };
-    let mut request = [text(&case["method"]), text(&case["uri"]), text(&case["version"])].join(&b' ');
+    let mut request = [
+        text(&case["method"]),
+        text(&case["uri"]),
+        text(&case["version"]),
+    ]
+    .join(&b' ');
     for header in case["headers"].as_vec().into_iter().flatten() {
         request.extend_from_slice(b"\r\n");
         request.extend(text(&header["name"]));
         request.extend_from_slice(b": ");
         request.extend(text(&header["value"]));
     }
-    if !request.to_ascii_lowercase().windows(7).any(|window| window == b"\nhost: ") {
+    if !request
+        .to_ascii_lowercase()
+        .windows(7)
+        .any(|window| window == b"\nhost: ")
+    {
         request.extend_from_slice(b"\r\nHost: localhost");
     }
     request.extend_from_slice(b"\r\n\r\n");

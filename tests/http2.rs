@@ -1,6 +1,10 @@
 //! HTTP/2 at its edges: servers that say goodbye, clients that are late, and what breaks off. Written in frames, since a
 //! well-behaved library does none of this.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod common;
 
@@ -16,8 +20,9 @@ use std::{
 use common::{
     LIMIT, Proxy, eventually,
     frames::{
-        ACK, CANCEL, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, NO_ERROR, PING, POST, PREFACE,
-        REFUSED_STREAM, RST_STREAM, SETTINGS, WINDOW_UPDATE, greeted, head, read, until, write,
+        ACK, CANCEL, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, NO_ERROR, PING, POST,
+        PREFACE, REFUSED_STREAM, RST_STREAM, SETTINGS, WINDOW_UPDATE, greeted, head, read, until,
+        write,
     },
     get, post, proxy, read_head_granting, scripted, send,
     strict::Strict,
@@ -48,8 +53,11 @@ enum Deed {
 /// An upstream that does one deed after the other, whichever connection a request comes by, and then answers. Counts what
 /// it has taken upon itself.
 async fn upstream(deeds: &'static [Deed]) -> (SocketAddr, Arc<AtomicUsize>, Arc<AtomicUsize>) {
-    let (taken, next, connections) =
-        (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (taken, next, connections) = (
+        Arc::new(AtomicUsize::new(0)),
+        Arc::new(AtomicUsize::new(0)),
+        Arc::new(AtomicUsize::new(0)),
+    );
     let (count, dialled) = (Arc::clone(&taken), Arc::clone(&connections));
     let address = scripted(move |_, mut stream| {
         let (taken, next) = (Arc::clone(&count), Arc::clone(&next));
@@ -59,22 +67,39 @@ async fn upstream(deeds: &'static [Deed]) -> (SocketAddr, Arc<AtomicUsize>, Arc<
             write(&mut stream, SETTINGS, 0, 0, &[]).await?;
             loop {
                 let frame = read(&mut stream).await?;
-                let is_whole = matches!(frame.kind, HEADERS | DATA) && frame.flags & END_STREAM != 0;
+                let is_whole =
+                    matches!(frame.kind, HEADERS | DATA) && frame.flags & END_STREAM != 0;
                 if frame.kind == SETTINGS && frame.flags & ACK == 0 {
                     write(&mut stream, SETTINGS, ACK, 0, &[]).await?;
                 }
                 if !is_whole {
                     continue;
                 }
-                let deed = deeds.get(next.fetch_add(1, SeqCst)).copied().unwrap_or(Deed::Answer);
+                let deed = deeds
+                    .get(next.fetch_add(1, SeqCst))
+                    .copied()
+                    .unwrap_or(Deed::Answer);
                 let number = frame.stream;
                 if !matches!(deed, Deed::Refuse | Deed::LeaveBefore) {
                     taken.fetch_add(1, SeqCst);
                 }
                 match deed {
-                    Deed::Refuse => write(&mut stream, RST_STREAM, 0, number, &REFUSED_STREAM.to_be_bytes()).await?,
+                    Deed::Refuse => {
+                        write(
+                            &mut stream,
+                            RST_STREAM,
+                            0,
+                            number,
+                            &REFUSED_STREAM.to_be_bytes(),
+                        )
+                        .await?
+                    }
                     Deed::LeaveBefore | Deed::AnswerAndLeave => {
-                        let last = if matches!(deed, Deed::LeaveBefore) { number.saturating_sub(2) } else { number };
+                        let last = if matches!(deed, Deed::LeaveBefore) {
+                            number.saturating_sub(2)
+                        } else {
+                            number
+                        };
                         let goodbye = [last.to_be_bytes(), NO_ERROR.to_be_bytes()].concat();
                         write(&mut stream, GOAWAY, 0, 0, &goodbye).await?;
                     }
@@ -85,12 +110,18 @@ async fn upstream(deeds: &'static [Deed]) -> (SocketAddr, Arc<AtomicUsize>, Arc<
                     // `:status: 200` and `content-type`, as HPACK writes them.
                     let block = b"\x88\x0f\x10\x10application/json";
                     write(&mut stream, HEADERS, END_HEADERS, number, block).await?;
-                    let end = if matches!(deed, Deed::Truncate | Deed::Reset) { 0 } else { END_STREAM };
+                    let end = if matches!(deed, Deed::Truncate | Deed::Reset) {
+                        0
+                    } else {
+                        END_STREAM
+                    };
                     write(&mut stream, DATA, end, number, b"done").await?;
                 }
                 match deed {
                     Deed::Truncate => return Ok(()),
-                    Deed::Reset => write(&mut stream, RST_STREAM, 0, number, &NO_ERROR.to_be_bytes()).await?,
+                    Deed::Reset => {
+                        write(&mut stream, RST_STREAM, 0, number, &NO_ERROR.to_be_bytes()).await?
+                    }
                     _ => {}
                 }
             }
@@ -102,7 +133,11 @@ async fn upstream(deeds: &'static [Deed]) -> (SocketAddr, Arc<AtomicUsize>, Arc<
 
 /// A proxy that speaks HTTP/2 with this upstream.
 async fn in_front_of(address: SocketAddr, more: &[(&str, &str)]) -> Proxy {
-    let given = [&[("upstream.http2", "always"), ("proxy.workers", "1")], more].concat();
+    let given = [
+        &[("upstream.http2", "always"), ("proxy.workers", "1")],
+        more,
+    ]
+    .concat();
     common::in_front_of(address, &given).await
 }
 
@@ -113,8 +148,18 @@ async fn what_a_server_has_not_processed_is_sent_again_and_nothing_else() {
     type Story = (&'static str, &'static [Deed], u16, u16);
     let table: [Story; 8] = [
         ("refused", &[Answer, Refuse], 200, 200),
-        ("refused on a new connection too", &[Answer, Refuse, Refuse], 200, 200),
-        ("refused again and again", &[Answer, Refuse, Refuse, Refuse, Refuse, Refuse], 502, 502),
+        (
+            "refused on a new connection too",
+            &[Answer, Refuse, Refuse],
+            200,
+            200,
+        ),
+        (
+            "refused again and again",
+            &[Answer, Refuse, Refuse, Refuse, Refuse, Refuse],
+            502,
+            502,
+        ),
         ("goodbye before it", &[Answer, LeaveBefore], 200, 200),
         ("goodbye after it", &[Answer, AnswerAndLeave], 200, 200),
         ("goodbye before it came", &[AnswerAndLeave], 200, 200),
@@ -127,9 +172,15 @@ async fn what_a_server_has_not_processed_is_sent_again_and_nothing_else() {
             let (address, taken, _) = upstream(deeds).await;
             let proxy = in_front_of(address, &[]).await;
             assert_eq!(proxy.get("/").await.status(), 200);
-            let request = if method == "GET" { get("/") } else { post("/", "x".repeat(10_000)) };
+            let request = if method == "GET" {
+                get("/")
+            } else {
+                post("/", "x".repeat(10_000))
+            };
             let mut client = common::Client::connect(proxy.address).await;
-            let answer = tokio::time::timeout(LIMIT, client.send(request)).await.unwrap();
+            let answer = tokio::time::timeout(LIMIT, client.send(request))
+                .await
+                .unwrap();
             let status = answer.map_or(0, |answer| answer.status().as_u16());
             assert_eq!(status, expected, "{method}: {what}");
             let done = taken.load(SeqCst);
@@ -164,7 +215,9 @@ async fn plain() -> SocketAddr {
             match head.split(' ').nth(1) {
                 None => return Ok(()),
                 Some("/large") => {
-                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n").await?;
+                    stream
+                        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
+                        .await?;
                     let piece = vec![b'x'; 100_000];
                     for _ in 0..1000 {
                         stream.write_all(&piece).await?;
@@ -175,7 +228,11 @@ async fn plain() -> SocketAddr {
                     stream.read_to_end(&mut Vec::new()).await?;
                     return Ok(());
                 }
-                Some(_) => stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?,
+                Some(_) => {
+                    stream
+                        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                        .await?
+                }
             }
         }
     })
@@ -202,39 +259,100 @@ async fn clients_that_are_late_lose_what_they_are_late_with_and_no_more() {
     }
     // Told, and nothing more: it hears a goodbye when it was idle for too long.
     let mut idle = greeted(proxy.address, &[]).await;
-    assert_eq!(until(&mut idle, GOAWAY, 0).await.unwrap().reason(), NO_ERROR);
-    assert!(until(&mut idle, DATA, 99).await.is_none(), "and then the end");
+    assert_eq!(
+        until(&mut idle, GOAWAY, 0).await.unwrap().reason(),
+        NO_ERROR
+    );
+    assert!(
+        until(&mut idle, DATA, 99).await.is_none(),
+        "and then the end"
+    );
 
     // A body that stalls costs its own stream; the one beside it goes on.
     let mut stream = greeted(proxy.address, &[]).await;
-    write(&mut stream, HEADERS, END_HEADERS, 1, &head(POST, "/upload")).await.unwrap();
+    write(&mut stream, HEADERS, END_HEADERS, 1, &head(POST, "/upload"))
+        .await
+        .unwrap();
     write(&mut stream, DATA, 0, 1, b"half").await.unwrap();
-    assert_eq!(until(&mut stream, RST_STREAM, 1).await.unwrap().reason(), CANCEL);
-    write(&mut stream, HEADERS, END_HEADERS | END_STREAM, 3, &head(GET, "/")).await.unwrap();
+    assert_eq!(
+        until(&mut stream, RST_STREAM, 1).await.unwrap().reason(),
+        CANCEL
+    );
+    write(
+        &mut stream,
+        HEADERS,
+        END_HEADERS | END_STREAM,
+        3,
+        &head(GET, "/"),
+    )
+    .await
+    .unwrap();
     assert_eq!(until(&mut stream, DATA, 3).await.unwrap().payload, b"ok");
 
     // So does an answer that is not taken: the window of each stream is a thousand bytes.
     let mut stream = greeted(proxy.address, &[0, 4, 0, 0, 3, 0xe8]).await;
-    write(&mut stream, HEADERS, END_HEADERS | END_STREAM, 1, &head(GET, "/large")).await.unwrap();
-    assert_eq!(until(&mut stream, DATA, 1).await.unwrap().payload.len(), 1000);
-    write(&mut stream, HEADERS, END_HEADERS | END_STREAM, 3, &head(GET, "/")).await.unwrap();
+    write(
+        &mut stream,
+        HEADERS,
+        END_HEADERS | END_STREAM,
+        1,
+        &head(GET, "/large"),
+    )
+    .await
+    .unwrap();
+    assert_eq!(
+        until(&mut stream, DATA, 1).await.unwrap().payload.len(),
+        1000
+    );
+    write(
+        &mut stream,
+        HEADERS,
+        END_HEADERS | END_STREAM,
+        3,
+        &head(GET, "/"),
+    )
+    .await
+    .unwrap();
     assert_eq!(until(&mut stream, DATA, 3).await.unwrap().payload, b"ok");
-    assert_eq!(until(&mut stream, RST_STREAM, 1).await.unwrap().reason(), CANCEL);
-    write(&mut stream, HEADERS, END_HEADERS | END_STREAM, 5, &head(GET, "/")).await.unwrap();
+    assert_eq!(
+        until(&mut stream, RST_STREAM, 1).await.unwrap().reason(),
+        CANCEL
+    );
+    write(
+        &mut stream,
+        HEADERS,
+        END_HEADERS | END_STREAM,
+        5,
+        &head(GET, "/"),
+    )
+    .await
+    .unwrap();
     assert_eq!(until(&mut stream, DATA, 5).await.unwrap().payload, b"ok");
-    eventually("nothing is under way any more", async || proxy.metric("bearer_proxy_requests_in_flight").await == 0.0)
-        .await;
+    eventually("nothing is under way any more", async || {
+        proxy.metric("bearer_proxy_requests_in_flight").await == 0.0
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pings_do_not_keep_an_idle_connection_and_a_steady_client_is_not_late() {
     let origin = format!("http://{}", plain().await);
-    let proxy = proxy(&origin, &[("proxy.idle_timeout", "1s"), ("proxy.body_idle_timeout", "1s")]);
+    let proxy = proxy(
+        &origin,
+        &[
+            ("proxy.idle_timeout", "1s"),
+            ("proxy.body_idle_timeout", "1s"),
+        ],
+    );
     proxy.ready().await;
     let mut stream = greeted(proxy.address, &[]).await;
     let (mut reading, mut writing) = stream.split();
     let pinging = async {
-        while writing.write_all(&[0, 0, 8, PING, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]).await.is_ok() {
+        while writing
+            .write_all(&[0, 0, 8, PING, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8])
+            .await
+            .is_ok()
+        {
             tokio::time::sleep(Duration::from_millis(50)).await; // the pace of the client
         }
     };
@@ -256,7 +374,9 @@ async fn bad_input_18_a_truncated_answer_is_a_reset_and_a_reset_request_is_given
         async move {
             let head = common::read_head(&mut stream).await?;
             if head.starts_with("GET /cut") {
-                return stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf").await;
+                return stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+                    .await;
             }
             // It thinks, for ever, until the proxy gives up.
             stream.read_to_end(&mut Vec::new()).await?;
@@ -267,32 +387,73 @@ async fn bad_input_18_a_truncated_answer_is_a_reset_and_a_reset_request_is_given
     .await;
     let proxy = common::in_front_of(address, &[]).await;
     let mut stream = greeted(proxy.address, &[]).await;
-    write(&mut stream, HEADERS, END_HEADERS | END_STREAM, 1, &head(GET, "/cut")).await.unwrap();
+    write(
+        &mut stream,
+        HEADERS,
+        END_HEADERS | END_STREAM,
+        1,
+        &head(GET, "/cut"),
+    )
+    .await
+    .unwrap();
     let frame = loop {
-        let frame = tokio::time::timeout(LIMIT, read(&mut stream)).await.unwrap().unwrap();
-        assert!(frame.stream != 1 || frame.flags & END_STREAM == 0 || frame.kind == RST_STREAM, "{frame:?}");
+        let frame = tokio::time::timeout(LIMIT, read(&mut stream))
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(
+            frame.stream != 1 || frame.flags & END_STREAM == 0 || frame.kind == RST_STREAM,
+            "{frame:?}"
+        );
         if frame.stream == 1 && frame.kind == RST_STREAM {
             break frame;
         }
     };
     assert_ne!(frame.reason(), NO_ERROR);
-    write(&mut stream, HEADERS, END_HEADERS | END_STREAM, 3, &head(GET, "/slow")).await.unwrap();
-    eventually("it is on its way", async || proxy.metric("bearer_proxy_requests_in_flight").await == 1.0).await;
-    write(&mut stream, RST_STREAM, 0, 3, &CANCEL.to_be_bytes()).await.unwrap();
-    eventually("the upstream's connection is closed", async || gone.load(SeqCst) == 1).await;
-    eventually("nothing is under way", async || proxy.metric("bearer_proxy_requests_in_flight").await == 0.0).await;
+    write(
+        &mut stream,
+        HEADERS,
+        END_HEADERS | END_STREAM,
+        3,
+        &head(GET, "/slow"),
+    )
+    .await
+    .unwrap();
+    eventually("it is on its way", async || {
+        proxy.metric("bearer_proxy_requests_in_flight").await == 1.0
+    })
+    .await;
+    write(&mut stream, RST_STREAM, 0, 3, &CANCEL.to_be_bytes())
+        .await
+        .unwrap();
+    eventually("the upstream's connection is closed", async || {
+        gone.load(SeqCst) == 1
+    })
+    .await;
+    eventually("nothing is under way", async || {
+        proxy.metric("bearer_proxy_requests_in_flight").await == 0.0
+    })
+    .await;
 }
 
 /// hyper takes such a reset for the end of the answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_18_an_answer_that_is_reset_without_an_error_is_not_whole() {
-    let read_ahead = [("retry.json.pointer", "/code"), ("retry.json.values", "401")];
+    let read_ahead = [
+        ("retry.json.pointer", "/code"),
+        ("retry.json.values", "401"),
+    ];
     for (more, expected) in [(&[][..], 0), (&read_ahead, 502)] {
         let (address, ..) = upstream(&[Deed::Reset]).await;
         let proxy = in_front_of(address, more).await;
         let mut client = common::Client::connect(proxy.address).await;
-        let answer = tokio::time::timeout(LIMIT, client.send(get("/"))).await.unwrap();
-        assert_eq!(answer.map_or(0, |answer| answer.status().as_u16()), expected);
+        let answer = tokio::time::timeout(LIMIT, client.send(get("/")))
+            .await
+            .unwrap();
+        assert_eq!(
+            answer.map_or(0, |answer| answer.status().as_u16()),
+            expected
+        );
         assert_eq!(proxy.get("/").await.status(), 200);
     }
 }
@@ -316,18 +477,31 @@ async fn bad_input_18_a_request_that_is_reset_without_an_error_is_not_whole() {
     .await;
     let proxy = in_front_of(address, &[("upstream.http2", "never")]).await;
     let mut stream = greeted(proxy.address, &[]).await;
-    write(&mut stream, HEADERS, END_HEADERS, 1, &head(POST, "/")).await.unwrap();
+    write(&mut stream, HEADERS, END_HEADERS, 1, &head(POST, "/"))
+        .await
+        .unwrap();
     write(&mut stream, DATA, 0, 1, b"half").await.unwrap();
-    let mut next = async || tokio::time::timeout(LIMIT, arrival.recv()).await.expect("in time").unwrap();
+    let mut next = async || {
+        tokio::time::timeout(LIMIT, arrival.recv())
+            .await
+            .expect("in time")
+            .unwrap()
+    };
     let mut body = next().await.unwrap();
     let mut rest = Vec::new();
     write(&mut rest, DATA, 0, 1, b"more").await.unwrap();
-    write(&mut rest, RST_STREAM, 0, 1, &NO_ERROR.to_be_bytes()).await.unwrap();
+    write(&mut rest, RST_STREAM, 0, 1, &NO_ERROR.to_be_bytes())
+        .await
+        .unwrap();
     stream.write_all(&rest).await.unwrap();
     while let Some(more) = next().await {
         body = more;
     }
-    assert!(body.starts_with(b"4\r\nhalf\r\n") && !body.ends_with(b"0\r\n\r\n"), "{}", body.escape_ascii());
+    assert!(
+        body.starts_with(b"4\r\nhalf\r\n") && !body.ends_with(b"0\r\n\r\n"),
+        "{}",
+        body.escape_ascii()
+    );
 }
 
 /// A server that lets no request begin, with a body or without, is as silent as one that does not answer.
@@ -340,7 +514,10 @@ async fn a_server_that_lets_no_request_begin_is_not_waited_for_for_ever() {
         stream.read_to_end(&mut Vec::new()).await.map(drop)
     })
     .await;
-    let limits = [("upstream.response_timeout", "300ms"), ("upstream.body_idle_timeout", "300ms")];
+    let limits = [
+        ("upstream.response_timeout", "300ms"),
+        ("upstream.body_idle_timeout", "300ms"),
+    ];
     let proxy = in_front_of(address, &limits).await;
     for _ in 0..2 {
         assert_eq!(proxy.get("/").await.status(), 504);
@@ -362,7 +539,9 @@ async fn an_attempt_that_nobody_will_repeat_is_reset() {
             loop {
                 let frame = read(&mut stream).await?;
                 match frame.kind {
-                    SETTINGS if frame.flags & ACK == 0 => write(&mut stream, SETTINGS, ACK, 0, &[]).await?,
+                    SETTINGS if frame.flags & ACK == 0 => {
+                        write(&mut stream, SETTINGS, ACK, 0, &[]).await?
+                    }
                     DATA => {
                         // `:status: 401`, and a body that does not end.
                         let refusal = b"\x08\x03401";
@@ -379,12 +558,23 @@ async fn an_attempt_that_nobody_will_repeat_is_reset() {
     .await;
     let proxy = in_front_of(address, &[]).await;
     let mut client = greeted(proxy.address, &[]).await;
-    write(&mut client, HEADERS, END_HEADERS, 1, &head(POST, "/")).await.unwrap();
+    write(&mut client, HEADERS, END_HEADERS, 1, &head(POST, "/"))
+        .await
+        .unwrap();
     write(&mut client, DATA, 0, 1, b"some").await.unwrap();
-    tokio::time::timeout(LIMIT, refused.notified()).await.unwrap();
-    write(&mut client, RST_STREAM, 0, 1, &CANCEL.to_be_bytes()).await.unwrap();
-    tokio::time::timeout(LIMIT, is_reset.recv()).await.expect("the attempt is ended");
-    eventually("nothing is under way", async || proxy.metric("bearer_proxy_requests_in_flight").await == 0.0).await;
+    tokio::time::timeout(LIMIT, refused.notified())
+        .await
+        .unwrap();
+    write(&mut client, RST_STREAM, 0, 1, &CANCEL.to_be_bytes())
+        .await
+        .unwrap();
+    tokio::time::timeout(LIMIT, is_reset.recv())
+        .await
+        .expect("the attempt is ended");
+    eventually("nothing is under way", async || {
+        proxy.metric("bearer_proxy_requests_in_flight").await == 0.0
+    })
+    .await;
 }
 
 /// Fields that HTTP/1 would read as more than one, or as its own.
@@ -393,11 +583,22 @@ async fn bad_input_08_what_http1_would_read_otherwise_never_arrives() {
     let upstream = Strict::start().await;
     let proxy = common::in_front_of(upstream.address, &[]).await;
     let field = |name: &[u8], value: &[u8]| {
-        [&[0, u8::try_from(name.len()).unwrap()], name, &[u8::try_from(value.len()).unwrap()], value].concat()
+        [
+            &[0, u8::try_from(name.len()).unwrap()],
+            name,
+            &[u8::try_from(value.len()).unwrap()],
+            value,
+        ]
+        .concat()
     };
-    let with = |method: u8, name: &[u8], value: &[u8]| [head(method, "/"), field(name, value)].concat();
+    let with =
+        |method: u8, name: &[u8], value: &[u8]| [head(method, "/"), field(name, value)].concat();
     let cases: Vec<(&str, Vec<u8>, &[u8])> = vec![
-        ("CR LF in a value", with(GET, b"x", b"a\r\nauthorization: b"), b""),
+        (
+            "CR LF in a value",
+            with(GET, b"x", b"a\r\nauthorization: b"),
+            b"",
+        ),
         ("LF in a value", with(GET, b"x", b"a\nb"), b""),
         ("CR in a value", with(GET, b"x", b"a\rb"), b""),
         ("NUL in a value", with(GET, b"x", b"a\0b"), b""),
@@ -410,27 +611,61 @@ async fn bad_input_08_what_http1_would_read_otherwise_never_arrives() {
         ("no slash", head(GET, "a"), b""),
         ("an empty path", head(GET, ""), b""),
         ("Connection", with(GET, b"connection", b"close"), b""),
-        ("Transfer-Encoding", with(POST, b"transfer-encoding", b"chunked"), b""),
+        (
+            "Transfer-Encoding",
+            with(POST, b"transfer-encoding", b"chunked"),
+            b"",
+        ),
         ("TE", with(GET, b"te", b"gzip"), b""),
         ("Upgrade", with(GET, b"upgrade", b"h2c"), b""),
         ("another Host", with(GET, b"host", b"evil"), b""),
         ("an unknown pseudo field", with(GET, b":x", b"y"), b""),
-        ("two paths", [head(GET, "/"), field(b":path", b"/x")].concat(), b""),
-        ("too short a body", with(POST, b"content-length", b"5"), b"abc"),
-        ("too long a body", with(POST, b"content-length", b"2"), b"abc"),
-        ("two lengths", [with(POST, b"content-length", b"3"), field(b"content-length", b"4")].concat(), b"abc"),
         (
-            "the same length twice",
-            [with(POST, b"content-length", b"3"), field(b"content-length", b"3")].concat(),
+            "two paths",
+            [head(GET, "/"), field(b":path", b"/x")].concat(),
+            b"",
+        ),
+        (
+            "too short a body",
+            with(POST, b"content-length", b"5"),
             b"abc",
         ),
-        ("no number for a length", with(POST, b"content-length", b"+3"), b"abc"),
+        (
+            "too long a body",
+            with(POST, b"content-length", b"2"),
+            b"abc",
+        ),
+        (
+            "two lengths",
+            [
+                with(POST, b"content-length", b"3"),
+                field(b"content-length", b"4"),
+            ]
+            .concat(),
+            b"abc",
+        ),
+        (
+            "the same length twice",
+            [
+                with(POST, b"content-length", b"3"),
+                field(b"content-length", b"3"),
+            ]
+            .concat(),
+            b"abc",
+        ),
+        (
+            "no number for a length",
+            with(POST, b"content-length", b"+3"),
+            b"abc",
+        ),
         ("an empty length", with(POST, b"content-length", b""), b""),
     ];
     for (what, block, body) in cases {
         let mut stream = greeted(proxy.address, &[]).await;
         let end = if body.is_empty() { END_STREAM } else { 0 };
-        write(&mut stream, HEADERS, END_HEADERS | end, 1, &block).await.unwrap();
+        write(&mut stream, HEADERS, END_HEADERS | end, 1, &block)
+            .await
+            .unwrap();
         if !body.is_empty() {
             let _ = write(&mut stream, DATA, END_STREAM, 1, body).await;
         }
@@ -438,18 +673,30 @@ async fn bad_input_08_what_http1_would_read_otherwise_never_arrives() {
             loop {
                 match read(&mut stream).await {
                     // Refused as a frame, or as a request.
-                    Ok(frame) if frame.stream == 1 && matches!(frame.kind, RST_STREAM | HEADERS) => break,
+                    Ok(frame)
+                        if frame.stream == 1 && matches!(frame.kind, RST_STREAM | HEADERS) =>
+                    {
+                        break;
+                    }
                     Ok(frame) if frame.kind == GOAWAY => break,
                     Ok(_) => {}
                     Err(_) => break,
                 }
             }
         };
-        tokio::time::timeout(LIMIT, ends).await.unwrap_or_else(|_| panic!("{what} is left open"));
+        tokio::time::timeout(LIMIT, ends)
+            .await
+            .unwrap_or_else(|_| panic!("{what} is left open"));
         let log = upstream.take();
-        assert!(log.requests.is_empty() && log.odd.is_empty(), "{what}: {log:?}");
+        assert!(
+            log.requests.is_empty() && log.odd.is_empty(),
+            "{what}: {log:?}"
+        );
     }
-    eventually("nothing is under way", async || proxy.metric("bearer_proxy_requests_in_flight").await == 0.0).await;
+    eventually("nothing is under way", async || {
+        proxy.metric("bearer_proxy_requests_in_flight").await == 0.0
+    })
+    .await;
     let log = upstream.take();
     assert!(log.requests.is_empty() && log.odd.is_empty(), "{log:?}");
     assert_eq!(proxy.get("/").await.status(), 200);
@@ -470,7 +717,14 @@ async fn a_client_that_only_writes_sees_the_early_answer_of_a_stream() {
             if frame.kind == DATA && frame.stream > answered {
                 answered = frame.stream;
                 // `:status: 413`
-                write(&mut stream, HEADERS, END_HEADERS | END_STREAM, answered, b"\x08\x03413").await?;
+                write(
+                    &mut stream,
+                    HEADERS,
+                    END_HEADERS | END_STREAM,
+                    answered,
+                    b"\x08\x03413",
+                )
+                .await?;
             }
             if frame.kind == DATA && !frame.payload.is_empty() {
                 let credit = (frame.payload.len() as u32).to_be_bytes();
@@ -488,7 +742,9 @@ async fn a_client_that_only_writes_sees_the_early_answer_of_a_stream() {
             stream.write_all(&vec![b'x'; 20_000_000]).await.unwrap();
             common::read_head(&mut stream).await.unwrap()
         };
-        let head = tokio::time::timeout(LIMIT, exchange).await.expect("its body is read");
+        let head = tokio::time::timeout(LIMIT, exchange)
+            .await
+            .expect("its body is read");
         assert!(head.starts_with("HTTP/1.1 413 "), "{head}");
     }
     let open = async || proxy.metric("bearer_proxy_connections_open").await;

@@ -1,6 +1,10 @@
 //! HTTP/2 as a weapon: frames that cost their sender nothing. The attacker is shown out, memory stays, and who is beside is
 //! served.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -16,8 +20,8 @@ use std::{
 use common::{
     Client, LIMIT, eventually,
     frames::{
-        CANCEL, DATA, END_HEADERS, END_STREAM, GET, HEADERS, PING, POST, RST_STREAM, SETTINGS, WINDOW_UPDATE, greeted,
-        head, write,
+        CANCEL, DATA, END_HEADERS, END_STREAM, GET, HEADERS, PING, POST, RST_STREAM, SETTINGS,
+        WINDOW_UPDATE, greeted, head, write,
     },
     get, grant,
     process::Standing,
@@ -50,7 +54,11 @@ enum Attack {
 
 impl Attack {
     /// One blow.
-    async fn strike(self, stream: &mut (impl AsyncWrite + Unpin), round: u32) -> std::io::Result<()> {
+    async fn strike(
+        self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        round: u32,
+    ) -> std::io::Result<()> {
         let number = 2 * round + 1;
         let whole = END_HEADERS | END_STREAM;
         match self {
@@ -88,7 +96,8 @@ impl Attack {
     async fn run(self, address: SocketAddr, takes_answers: bool) -> bool {
         let (mut read, mut stream) = greeted(address, &[]).await.into_split();
         // Who does not take its answers is late at last.
-        let reading = takes_answers.then(|| tokio::spawn(async move { tokio::io::copy(&mut read, &mut sink()).await }));
+        let reading = takes_answers
+            .then(|| tokio::spawn(async move { tokio::io::copy(&mut read, &mut sink()).await }));
         let striking = async {
             for round in 0.. {
                 self.strike(&mut stream, round).await?;
@@ -114,7 +123,9 @@ async fn cloud() -> SocketAddr {
                 stream.read_to_end(&mut Vec::new()).await?;
                 return Ok(());
             } else {
-                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    .await?;
             }
         }
     })
@@ -124,32 +135,53 @@ async fn cloud() -> SocketAddr {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_07_floods_of_frames() {
     use Attack::{Continuation, EmptyData, MadeYouReset, Pings, RapidReset, Settings};
-    let attacks = [RapidReset, MadeYouReset, Continuation, EmptyData, Pings, Settings];
-    for (attack, takes_answers) in attacks.into_iter().flat_map(|attack| [(attack, false), (attack, true)]) {
+    let attacks = [
+        RapidReset,
+        MadeYouReset,
+        Continuation,
+        EmptyData,
+        Pings,
+        Settings,
+    ];
+    for (attack, takes_answers) in attacks
+        .into_iter()
+        .flat_map(|attack| [(attack, false), (attack, true)])
+    {
         let proxy = Standing::start(cloud().await, "workers = 1\nbody_idle_timeout = \"1s\"").await;
         let mut good = Client::connect(proxy.address).await;
         for _ in 0..200 {
             assert_eq!(good.send(get("/")).await.unwrap().status(), 200);
         }
         let before = proxy.memory("VmRSS");
-        let (goes_on, served) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+        let (goes_on, served) = (
+            Arc::new(AtomicBool::new(true)),
+            Arc::new(AtomicUsize::new(0)),
+        );
         let beside = tokio::spawn({
             let (goes_on, served) = (Arc::clone(&goes_on), Arc::clone(&served));
             async move {
                 while goes_on.load(SeqCst) {
-                    let answer = tokio::time::timeout(LIMIT, good.send(get("/"))).await.expect("in time").unwrap();
+                    let answer = tokio::time::timeout(LIMIT, good.send(get("/")))
+                        .await
+                        .expect("in time")
+                        .unwrap();
                     assert_eq!(answer.status(), 200);
                     served.fetch_add(1, SeqCst);
                 }
             }
         });
-        let attackers: Vec<_> = (0..4).map(|_| tokio::spawn(attack.run(proxy.address, takes_answers))).collect();
+        let attackers: Vec<_> = (0..4)
+            .map(|_| tokio::spawn(attack.run(proxy.address, takes_answers)))
+            .collect();
         let mut shown_out = 0;
         for attacker in attackers {
             shown_out += usize::from(attacker.await.unwrap());
         }
         let after = served.load(SeqCst);
-        eventually("the good client is served on", async || served.load(SeqCst) > after + 10).await;
+        eventually("the good client is served on", async || {
+            served.load(SeqCst) > after + 10
+        })
+        .await;
         goes_on.store(false, SeqCst);
         beside.await.unwrap();
         let grown = proxy.memory("VmHWM").saturating_sub(before);

@@ -12,8 +12,8 @@ use bearer_proxy::{
     base::{clock, secret::Secret},
     net::tls,
     token::{
-        BasicEncoding, Class, Config, Failure, Fields, Grant, IssuerConfig, Parameters, Persistence, Refresher, State,
-        issuer::HttpIssuer,
+        BasicEncoding, Class, Config, Failure, Fields, Grant, IssuerConfig, Parameters,
+        Persistence, Refresher, State, issuer::HttpIssuer,
     },
 };
 use tokio::{
@@ -45,11 +45,19 @@ fn config(url: &str) -> IssuerConfig {
 }
 
 fn ok(body: &str) -> Vec<u8> {
-    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
 }
 
 fn status(line: &str, body: &str) -> Vec<u8> {
-    format!("HTTP/1.1 {line}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    format!(
+        "HTTP/1.1 {line}\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
 }
 
 /// A listener that gives each connection the next of its answers, then closes it. Yields the raw requests.
@@ -61,7 +69,10 @@ struct Server {
 impl Server {
     async fn answering(answers: Vec<Vec<u8>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("http://{}/api/refreshToken.do", listener.local_addr().expect("an address"));
+        let url = format!(
+            "http://{}/api/refreshToken.do",
+            listener.local_addr().expect("an address")
+        );
         let task = tokio::spawn(async move {
             let mut requests = Vec::new();
             for answer in answers {
@@ -75,7 +86,10 @@ impl Server {
     }
 
     async fn requests(self) -> Vec<String> {
-        tokio::time::timeout(DEADLINE, self.task).await.expect("in time").expect("no panic")
+        tokio::time::timeout(DEADLINE, self.task)
+            .await
+            .expect("in time")
+            .expect("no panic")
     }
 }
 
@@ -85,7 +99,8 @@ async fn read_request(socket: &mut (impl AsyncRead + Unpin)) -> String {
     loop {
         let text = String::from_utf8_lossy(&request).into_owned();
         if let Some((head, body)) = text.split_once("\r\n\r\n") {
-            let length = field(head, "content-length").map_or(0, |length| length.parse().expect("a number"));
+            let length =
+                field(head, "content-length").map_or(0, |length| length.parse().expect("a number"));
             if body.len() >= length {
                 return text;
             }
@@ -98,8 +113,10 @@ async fn read_request(socket: &mut (impl AsyncRead + Unpin)) -> String {
 }
 
 fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
-    let mut values =
-        head.lines().filter_map(|line| line.split_once(": ")).filter(|(n, _)| n.eq_ignore_ascii_case(name));
+    let mut values = head
+        .lines()
+        .filter_map(|line| line.split_once(": "))
+        .filter(|(n, _)| n.eq_ignore_ascii_case(name));
     let value = values.next().map(|(_, value)| value);
     assert!(values.next().is_none(), "{name} stands there twice");
     value
@@ -108,7 +125,9 @@ fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 async fn call(config: &IssuerConfig) -> Result<Grant, Failure> {
     let issuer = HttpIssuer::new(config, clock::system()).expect("a client");
     let token = Secret::new(TOKEN);
-    let result = tokio::time::timeout(DEADLINE, issuer.refresh(&token)).await.expect("within its timeout");
+    let result = tokio::time::timeout(DEADLINE, issuer.refresh(&token))
+        .await
+        .expect("within its timeout");
     if let Err(failure) = &result {
         assert_no_secret(&format!("{failure:?}"));
     }
@@ -127,7 +146,16 @@ async fn class_of(answer: impl Into<Vec<u8>>) -> Class {
 fn assert_no_secret(text: &str) {
     let basic = STANDARD.encode(format!("{ID}:{SECRET}"));
     let token_base64 = STANDARD.encode(TOKEN);
-    for secret in [SECRET, "s3c%3Aret", "s3c:ret", TOKEN, TOKEN_ENCODED, "r3fresh", &basic, &token_base64] {
+    for secret in [
+        SECRET,
+        "s3c%3Aret",
+        "s3c:ret",
+        TOKEN,
+        TOKEN_ENCODED,
+        "r3fresh",
+        &basic,
+        &token_base64,
+    ] {
         assert!(!text.contains(secret), "{secret} in {text}");
     }
 }
@@ -135,7 +163,11 @@ fn assert_no_secret(text: &str) {
 #[tokio::test]
 async fn the_request_is_what_the_cloud_documents() {
     let server = Server::answering(vec![ok(GOOD)]).await;
-    let authority = server.url["http://".len()..].split('/').next().expect("an authority").to_owned();
+    let authority = server.url["http://".len()..]
+        .split('/')
+        .next()
+        .expect("an authority")
+        .to_owned();
     let grant = call(&config(&server.url)).await.expect("granted");
     assert_eq!(grant.access_token.expose(), "abc");
     assert_eq!(grant.refresh_token.expect("rotated").expose(), "def");
@@ -143,33 +175,65 @@ async fn the_request_is_what_the_cloud_documents() {
 
     let requests = server.requests().await;
     let (head, body) = requests[0].split_once("\r\n\r\n").expect("a head");
-    let target = format!("/api/refreshToken.do?grant_type=refresh_token&refresh_token={TOKEN_ENCODED}");
-    assert_eq!(head.lines().next(), Some(format!("POST {target} HTTP/1.1").as_str()));
+    let target =
+        format!("/api/refreshToken.do?grant_type=refresh_token&refresh_token={TOKEN_ENCODED}");
+    assert_eq!(
+        head.lines().next(),
+        Some(format!("POST {target} HTTP/1.1").as_str())
+    );
     assert_eq!(body, "");
     assert_eq!(field(head, "host"), Some(authority.as_str()));
     assert_eq!(field(head, "content-length"), Some("0"));
     assert_eq!(field(head, "accept"), Some("application/json"));
-    assert_eq!(field(head, "user-agent"), Some(concat!("bearer-proxy/", env!("CARGO_PKG_VERSION"))));
-    let basic = field(head, "authorization").and_then(|value| value.strip_prefix("Basic ")).expect("Basic");
-    assert_eq!(STANDARD.decode(basic).expect("Base64"), format!("{ID}:{SECRET}").as_bytes());
+    assert_eq!(
+        field(head, "user-agent"),
+        Some(concat!("bearer-proxy/", env!("CARGO_PKG_VERSION")))
+    );
+    let basic = field(head, "authorization")
+        .and_then(|value| value.strip_prefix("Basic "))
+        .expect("Basic");
+    assert_eq!(
+        STANDARD.decode(basic).expect("Base64"),
+        format!("{ID}:{SECRET}").as_bytes()
+    );
     assert_eq!(head.lines().count(), 6, "nothing else: {head}");
     // The other end sees what we meant.
     let url = url::Url::parse(&format!("http://x{target}")).expect("a URL");
-    assert_eq!(url.query_pairs().find(|(name, _)| name == "refresh_token").expect("there").1, TOKEN);
+    assert_eq!(
+        url.query_pairs()
+            .find(|(name, _)| name == "refresh_token")
+            .expect("there")
+            .1,
+        TOKEN
+    );
 }
 
 #[tokio::test]
 async fn parameters_in_a_form_and_a_form_encoded_client() {
     let server = Server::answering(vec![ok(GOOD)]).await;
-    let form =
-        IssuerConfig { parameters: Parameters::Form, basic_encoding: BasicEncoding::Form, ..config(&server.url) };
+    let form = IssuerConfig {
+        parameters: Parameters::Form,
+        basic_encoding: BasicEncoding::Form,
+        ..config(&server.url)
+    };
     call(&form).await.expect("granted");
     let requests = server.requests().await;
     let (head, body) = requests[0].split_once("\r\n\r\n").expect("a head");
-    assert_eq!(head.lines().next(), Some("POST /api/refreshToken.do HTTP/1.1"));
-    assert_eq!(field(head, "content-type"), Some("application/x-www-form-urlencoded"));
-    assert_eq!(body, format!("grant_type=refresh_token&refresh_token={TOKEN_ENCODED}"));
-    let basic = field(head, "authorization").and_then(|value| value.strip_prefix("Basic ")).expect("Basic");
+    assert_eq!(
+        head.lines().next(),
+        Some("POST /api/refreshToken.do HTTP/1.1")
+    );
+    assert_eq!(
+        field(head, "content-type"),
+        Some("application/x-www-form-urlencoded")
+    );
+    assert_eq!(
+        body,
+        format!("grant_type=refresh_token&refresh_token={TOKEN_ENCODED}")
+    );
+    let basic = field(head, "authorization")
+        .and_then(|value| value.strip_prefix("Basic "))
+        .expect("Basic");
     let decoded = String::from_utf8(STANDARD.decode(basic).expect("Base64")).expect("UTF-8");
     assert_eq!(decoded, "client+id%2B%C3%A9:s3c%3Aret%2B%25%26%3D+%C3%BC");
 }
@@ -179,17 +243,29 @@ async fn bad_input_15_redirects_of_the_issuer_are_never_followed() {
     let elsewhere = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     elsewhere.set_nonblocking(true).expect("set");
     let location = elsewhere.local_addr().expect("an address");
-    for code in ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"] {
-        let answer = format!("HTTP/1.1 {code}\r\nLocation: http://{location}/\r\nContent-Length: 0\r\n\r\n");
+    for code in [
+        "301 Moved Permanently",
+        "302 Found",
+        "307 Temporary Redirect",
+        "308 Permanent Redirect",
+    ] {
+        let answer =
+            format!("HTTP/1.1 {code}\r\nLocation: http://{location}/\r\nContent-Length: 0\r\n\r\n");
         assert_eq!(class_of(answer).await, Class::Failing);
         // The call has ended: whatever it would have connected to, it has.
-        assert_eq!(elsewhere.accept().expect_err("nobody comes").kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(
+            elsewhere.accept().expect_err("nobody comes").kind(),
+            io::ErrorKind::WouldBlock
+        );
     }
 }
 
 #[tokio::test]
 async fn an_endless_body_is_cut() {
-    for (head, class) in [("200 OK", Class::Garbled), ("500 Internal Server Error", Class::Failing)] {
+    for (head, class) in [
+        ("200 OK", Class::Garbled),
+        ("500 Internal Server Error", Class::Failing),
+    ] {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}/", listener.local_addr().expect("an address"));
         let (hung_up, sent) = oneshot::channel();
@@ -206,7 +282,10 @@ async fn an_endless_body_is_cut() {
             hung_up.send(sent).expect("somebody asks");
         });
         assert_eq!(call(&config(&url)).await.expect_err("refused").class, class);
-        let sent = tokio::time::timeout(DEADLINE, sent).await.expect("it hangs up").expect("told");
+        let sent = tokio::time::timeout(DEADLINE, sent)
+            .await
+            .expect("it hangs up")
+            .expect("told");
         assert!(sent < 64 << 20, "{sent} bytes were taken");
     }
 }
@@ -233,7 +312,10 @@ async fn bad_input_13_and_14_bad_answers_never_become_tokens() {
         ok(r#"{"access_token":" a","expires_in":3600}"#),
         ok(r#"{"access_token":"\u00e4","expires_in":3600}"#),
         ok(r#"{"access_token":"","expires_in":3600}"#),
-        ok(&format!(r#"{{"access_token":"{}","expires_in":3600}}"#, "a".repeat(100_000))),
+        ok(&format!(
+            r#"{{"access_token":"{}","expires_in":3600}}"#,
+            "a".repeat(100_000)
+        )),
         ok(r#"{"access_token":"a","token_type":"Bearerx"}"#),
         ok(r#"{"access_token":"a","token_type":"DPoP"}"#),
         ok(r#"{"access_token":"a","expires_in":0}"#),
@@ -242,30 +324,56 @@ async fn bad_input_13_and_14_bad_answers_never_become_tokens() {
         ok(r#"{"access_token":"a","token_type":"mac"}"#),
         b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(),
     ] {
-        assert_eq!(class_of(garbage.clone()).await, Class::Garbled, "{}", String::from_utf8_lossy(&garbage));
+        assert_eq!(
+            class_of(garbage.clone()).await,
+            Class::Garbled,
+            "{}",
+            String::from_utf8_lossy(&garbage)
+        );
     }
-    for broken in ["", "SSH-2.0-OpenSSH\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"access", "HTTP/1.1 2"] {
+    for broken in [
+        "",
+        "SSH-2.0-OpenSSH\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"access",
+        "HTTP/1.1 2",
+    ] {
         assert_eq!(class_of(broken).await, Class::Ambiguous, "{broken}");
     }
 }
 
 #[tokio::test]
 async fn refusals_are_told_apart() {
-    let echo = format!(r#"{{"error":"invalid_grant","error_description":"{SECRET} {TOKEN_ENCODED}"}}"#);
-    assert_eq!(class_of(status("400 Bad Request", &echo)).await, Class::RefreshTokenRefused);
+    let echo =
+        format!(r#"{{"error":"invalid_grant","error_description":"{SECRET} {TOKEN_ENCODED}"}}"#);
+    assert_eq!(
+        class_of(status("400 Bad Request", &echo)).await,
+        Class::RefreshTokenRefused
+    );
     let refused = status("401 Unauthorized", r#"{"error":"invalid_client"}"#);
     assert_eq!(class_of(refused).await, Class::ClientRefused);
-    assert_eq!(class_of(status("403 Forbidden", "blocked by the firewall")).await, Class::Failing);
-    assert_eq!(class_of(status("502 Bad Gateway", "")).await, Class::Ambiguous);
+    assert_eq!(
+        class_of(status("403 Forbidden", "blocked by the firewall")).await,
+        Class::Failing
+    );
+    assert_eq!(
+        class_of(status("502 Bad Gateway", "")).await,
+        Class::Ambiguous
+    );
     let throttled = "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n";
-    assert_eq!(class_of(throttled).await, Class::Throttled(Duration::from_secs(7)));
+    assert_eq!(
+        class_of(throttled).await,
+        Class::Throttled(Duration::from_secs(7))
+    );
 }
 
 #[tokio::test]
 async fn a_silent_issuer_is_left_at_the_timeout() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}/", listener.local_addr().expect("an address"));
-    let issuer = IssuerConfig { timeout: Duration::from_millis(300), ..config(&url) };
+    let issuer = IssuerConfig {
+        timeout: Duration::from_millis(300),
+        ..config(&url)
+    };
     let failure = call(&issuer).await.expect_err("no answer");
     assert_eq!(failure.class, Class::Ambiguous);
     assert!(failure.detail.contains("in time"), "{}", failure.detail);
@@ -273,8 +381,15 @@ async fn a_silent_issuer_is_left_at_the_timeout() {
 
 #[tokio::test]
 async fn an_issuer_that_is_not_there_was_told_nothing() {
-    let port = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address").port();
-    let failure = call(&config(&format!("http://127.0.0.1:{port}/"))).await.expect_err("refused");
+    let port = TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a port")
+        .local_addr()
+        .expect("an address")
+        .port();
+    let failure = call(&config(&format!("http://127.0.0.1:{port}/")))
+        .await
+        .expect_err("refused");
     assert_eq!(failure.class, Class::Unreachable);
     assert!(failure.detail.contains("refused"), "{}", failure.detail);
 }
@@ -285,7 +400,10 @@ async fn nothing_secret_is_logged_at_any_level() {
     struct Sink;
     impl io::Write for Sink {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            LOG.get_or_init(Arc::default).lock().expect("no panic").extend_from_slice(bytes);
+            LOG.get_or_init(Arc::default)
+                .lock()
+                .expect("no panic")
+                .extend_from_slice(bytes);
             Ok(bytes.len())
         }
         fn flush(&mut self) -> io::Result<()> {
@@ -293,13 +411,28 @@ async fn nothing_secret_is_logged_at_any_level() {
         }
     }
     // For the whole process: it sees what the other tests do, too, and what libraries say through `log`.
-    tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false).with_writer(|| Sink).init();
-    for answer in [ok(GOOD), ok("{}"), status("500 Oops", ""), b"garbage".to_vec()] {
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(|| Sink)
+        .init();
+    for answer in [
+        ok(GOOD),
+        ok("{}"),
+        status("500 Oops", ""),
+        b"garbage".to_vec(),
+    ] {
         let server = Server::answering(vec![answer]).await;
         let _ = call(&config(&server.url)).await;
     }
     let _ = call(&config("http://127.0.0.1:1/")).await;
-    let log = String::from_utf8(LOG.get_or_init(Arc::default).lock().expect("no panic").clone()).expect("text");
+    let log = String::from_utf8(
+        LOG.get_or_init(Arc::default)
+            .lock()
+            .expect("no panic")
+            .clone(),
+    )
+    .expect("text");
     assert!(log.contains("TRACE"), "libraries were heard: {log}");
     assert_no_secret(&log);
 }
@@ -309,7 +442,8 @@ async fn tls_server(name: &str, folder: &Path) -> (u16, JoinHandle<Option<String
     let rcgen::CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate");
     std::fs::write(folder.join("ca.pem"), cert.pem()).expect("written");
-    let key = rustls::pki_types::PrivateKeyDer::try_from(signing_key.serialize_der()).expect("a key");
+    let key =
+        rustls::pki_types::PrivateKeyDer::try_from(signing_key.serialize_der()).expect("a key");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let server = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -321,7 +455,10 @@ async fn tls_server(name: &str, folder: &Path) -> (u16, JoinHandle<Option<String
     let port = listener.local_addr().expect("an address").port();
     let task = tokio::spawn(async move {
         let (socket, _) = listener.accept().await.expect("a connection");
-        let mut socket = tokio_rustls::TlsAcceptor::from(Arc::new(server)).accept(socket).await.ok()?;
+        let mut socket = tokio_rustls::TlsAcceptor::from(Arc::new(server))
+            .accept(socket)
+            .await
+            .ok()?;
         let request = answer_tls(&mut socket).await;
         Some(request)
     });
@@ -343,7 +480,10 @@ async fn tls_by_a_private_ca() {
     issuer.tls.ca_file = Some(folder.path().join("ca.pem"));
     call(&issuer).await.expect("granted");
     let request = server.await.expect("no panic").expect("shaken hands");
-    assert_eq!(field(&request, "host"), Some(format!("localhost:{port}").as_str()));
+    assert_eq!(
+        field(&request, "host"),
+        Some(format!("localhost:{port}").as_str())
+    );
 }
 
 #[tokio::test]
@@ -355,7 +495,10 @@ async fn tls_under_another_name_keeps_the_host() {
     issuer.tls.server_name = Some("cloud.example.com".to_owned());
     call(&issuer).await.expect("granted");
     let request = server.await.expect("no panic").expect("shaken hands");
-    assert_eq!(field(&request, "host"), Some(format!("127.0.0.1:{port}").as_str()));
+    assert_eq!(
+        field(&request, "host"),
+        Some(format!("127.0.0.1:{port}").as_str())
+    );
 }
 
 #[tokio::test]
@@ -368,15 +511,24 @@ async fn tls_that_cannot_be_trusted_is_told_nothing() {
     let failure = call(&issuer).await.expect_err("the wrong name");
     assert_eq!(failure.class, Class::Unreachable);
     assert!(failure.detail.contains("cert"), "{}", failure.detail);
-    assert!(server.await.expect("no panic").is_none(), "nothing was sent");
+    assert!(
+        server.await.expect("no panic").is_none(),
+        "nothing was sent"
+    );
 
     let (port, server) = tls_server("localhost", folder.path()).await;
     let other = tempfile::tempdir().expect("a folder");
     let (_, _unused) = tls_server("localhost", other.path()).await;
     let mut issuer = config(&format!("https://localhost:{port}/"));
     issuer.tls.ca_file = Some(other.path().join("ca.pem"));
-    assert_eq!(call(&issuer).await.expect_err("unknown").class, Class::Unreachable);
-    assert!(server.await.expect("no panic").is_none(), "nothing was sent");
+    assert_eq!(
+        call(&issuer).await.expect_err("unknown").class,
+        Class::Unreachable
+    );
+    assert!(
+        server.await.expect("no panic").is_none(),
+        "nothing was sent"
+    );
 }
 
 fn whole(issuer: IssuerConfig, folder: &Path) -> Config {
@@ -401,7 +553,10 @@ async fn a_refresher_on_real_sockets_files_and_clocks() {
     let refused = status("401 Unauthorized", r#"{"error":"invalid_client"}"#);
     let server = Server::answering(vec![refused, ok(GOOD)]).await;
     let client_secret = Secret::from_file(secret_file.clone()).expect("readable");
-    let issuer = IssuerConfig { client_secret, ..config(&server.url) };
+    let issuer = IssuerConfig {
+        client_secret,
+        ..config(&server.url)
+    };
     // The secret is rotated while we hold the old one.
     std::fs::write(&secret_file, "new\n").expect("written");
 
@@ -411,7 +566,10 @@ async fn a_refresher_on_real_sockets_files_and_clocks() {
     let running = tokio::spawn(refresher.run(async {
         let _ = stopped.await;
     }));
-    let token = credential.newer_than(None, DEADLINE).await.expect("a token");
+    let token = credential
+        .newer_than(None, DEADLINE)
+        .await
+        .expect("a token");
     assert_eq!(token.header().as_bytes(), b"Bearer abc");
     assert_eq!(credential.snapshot().persistence, Persistence::Stored);
     stop.send(()).expect("it listens");
@@ -419,13 +577,22 @@ async fn a_refresher_on_real_sockets_files_and_clocks() {
 
     let requests = server.requests().await;
     for (request, secret) in requests.iter().zip(["old", "new"]) {
-        let basic = field(request, "authorization").and_then(|value| value.strip_prefix("Basic ")).expect("Basic");
-        assert_eq!(STANDARD.decode(basic).expect("Base64"), format!("{ID}:{secret}").as_bytes());
+        let basic = field(request, "authorization")
+            .and_then(|value| value.strip_prefix("Basic "))
+            .expect("Basic");
+        assert_eq!(
+            STANDARD.decode(basic).expect("Base64"),
+            format!("{ID}:{secret}").as_bytes()
+        );
     }
     // The next process finds the tokens and calls nobody.
-    let (_refresher, credential) = Refresher::new(whole(issuer, folder.path()), None, clock::system()).expect("built");
+    let (_refresher, credential) =
+        Refresher::new(whole(issuer, folder.path()), None, clock::system()).expect("built");
     assert_eq!(credential.snapshot().state, State::Fresh);
-    assert_eq!(credential.token().as_ref().expect("stored").version(), token.version());
+    assert_eq!(
+        credential.token().as_ref().expect("stored").version(),
+        token.version()
+    );
 }
 
 #[tokio::test]
@@ -436,8 +603,15 @@ async fn a_bad_state_file_stops_the_start_with_a_remedy() {
     std::fs::create_dir(file.parent().expect("a folder")).expect("created");
     std::fs::write(&file, "{").expect("written");
     #[cfg(unix)]
-    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("changed");
-    let error = Refresher::new(config, None, clock::system()).err().expect("refused").to_string();
-    assert!(error.contains(&file.display().to_string()) && error.contains("move it away"), "{error}");
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .expect("changed");
+    let error = Refresher::new(config, None, clock::system())
+        .err()
+        .expect("refused")
+        .to_string();
+    assert!(
+        error.contains(&file.display().to_string()) && error.contains("move it away"),
+        "{error}"
+    );
     assert_eq!(std::fs::read_to_string(&file).expect("there"), "{");
 }

@@ -1,6 +1,10 @@
 //! The house keeps its order: imports point down, platform calls stay in their places, one TLS stack.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use std::{
     fs,
@@ -22,7 +26,12 @@ const FLOORS: &[&[&str]] = &[
 ];
 
 /// Neighbours that must not know each other.
-const APART: &[(&str, &str)] = &[("token", "upstream"), ("upstream", "token"), ("cloud", "net"), ("net", "cloud")];
+const APART: &[(&str, &str)] = &[
+    ("token", "upstream"),
+    ("upstream", "token"),
+    ("cloud", "net"),
+    ("net", "cloud"),
+];
 
 /// The only files that may speak to a platform by name.
 const PLATFORM_FILES: &[&str] = &[
@@ -33,8 +42,15 @@ const PLATFORM_FILES: &[&str] = &[
     "src/net/socket.rs",
 ];
 
-const PLATFORM_WORDS: &[&str] =
-    &["std::os::", "rustix::", "tokio::signal::unix", "UnixListener", "UnixStream", "procfs::", "os::unix"];
+const PLATFORM_WORDS: &[&str] = &[
+    "std::os::",
+    "rustix::",
+    "tokio::signal::unix",
+    "UnixListener",
+    "UnixStream",
+    "procfs::",
+    "os::unix",
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -54,8 +70,17 @@ fn sources() -> Vec<(String, String)> {
     let mut found = Vec::new();
     collect(&root().join("src"), &mut found);
     assert!(found.len() > 30, "only {} files were seen", found.len());
-    let name = |path: &Path| path.strip_prefix(root()).unwrap().to_str().unwrap().replace('\\', "/");
-    found.into_iter().map(|path| (name(&path), fs::read_to_string(&path).unwrap())).collect()
+    let name = |path: &Path| {
+        path.strip_prefix(root())
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .replace('\\', "/")
+    };
+    found
+        .into_iter()
+        .map(|path| (name(&path), fs::read_to_string(&path).unwrap()))
+        .collect()
 }
 
 fn module(file: &str) -> &str {
@@ -95,11 +120,19 @@ fn imports(text: &str) -> Vec<String> {
             }
             found.push(segment);
         } else {
-            found.push(rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+            found.push(
+                rest.chars()
+                    .take_while(|c| c.is_alphanumeric() || *c == '_')
+                    .collect(),
+            );
         }
     }
     let first = |path: String| path.trim().split("::").next().unwrap().trim().to_owned();
-    found.into_iter().map(first).filter(|name| !name.is_empty()).collect()
+    found
+        .into_iter()
+        .map(first)
+        .filter(|name| !name.is_empty())
+        .collect()
 }
 
 #[test]
@@ -108,13 +141,24 @@ fn imports_point_down() {
     for (file, text) in sources() {
         let here = module(&file);
         for there in imports(&text) {
-            let Some(height) = floor(&there) else { continue };
+            let Some(height) = floor(&there) else {
+                continue;
+            };
             seen += 1;
-            let own =
-                if here == "lib" { continue } else { floor(here).unwrap_or_else(|| panic!("{file} stands nowhere")) };
+            let own = if here == "lib" {
+                continue;
+            } else {
+                floor(here).unwrap_or_else(|| panic!("{file} stands nowhere"))
+            };
             assert!(height <= own, "{file} names {there}, which stands above it");
-            assert!(!APART.contains(&(here, there.as_str())), "{file} names {there}, which stands apart from it");
-            assert!(here != "cloud" || ["cloud", "base"].contains(&there.as_str()), "{file} names {there}");
+            assert!(
+                !APART.contains(&(here, there.as_str())),
+                "{file} names {there}, which stands apart from it"
+            );
+            assert!(
+                here != "cloud" || ["cloud", "base"].contains(&there.as_str()),
+                "{file} names {there}"
+            );
         }
     }
     assert!(seen > 60, "only {seen} imports were seen");
@@ -131,13 +175,23 @@ fn platform_calls_stay_in_their_places() {
     let mut seen = 0;
     for (file, text) in sources() {
         let allowed = PLATFORM_FILES.contains(&file.as_str());
-        for (number, line) in text.split("#[cfg(test)]\nmod tests").next().unwrap().lines().enumerate() {
+        for (number, line) in text
+            .split("#[cfg(test)]\nmod tests")
+            .next()
+            .unwrap()
+            .lines()
+            .enumerate()
+        {
             if line.trim_start().starts_with("//") {
                 continue;
             }
             for word in PLATFORM_WORDS.iter().filter(|word| line.contains(**word)) {
                 seen += 1;
-                assert!(allowed, "{file}:{}: {word} belongs into one of {PLATFORM_FILES:?}", number + 1);
+                assert!(
+                    allowed,
+                    "{file}:{}: {word} belongs into one of {PLATFORM_FILES:?}",
+                    number + 1
+                );
             }
         }
     }
@@ -146,26 +200,54 @@ fn platform_calls_stay_in_their_places() {
 
 fn cargo_tree(arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--offline", "--locked", "--prefix", "none", "--edges", "normal,build"])
+        .args([
+            "tree",
+            "--offline",
+            "--locked",
+            "--prefix",
+            "none",
+            "--edges",
+            "normal,build",
+        ])
         .args(arguments)
         .current_dir(root())
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]
 fn no_openssl_and_one_provider_of_cryptography() {
     let tree = cargo_tree(&[]);
-    let crates: Vec<_> = tree.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    let crates: Vec<_> = tree
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
     for expected in ["rustls", "aws-lc-rs", "hyper", "reqwest"] {
         assert!(crates.contains(&expected), "{expected} was not seen");
     }
-    for unwanted in ["openssl", "openssl-sys", "native-tls", "hyper-tls", "ring", "rustls-openssl", "boring"] {
+    for unwanted in [
+        "openssl",
+        "openssl-sys",
+        "native-tls",
+        "hyper-tls",
+        "ring",
+        "rustls-openssl",
+        "boring",
+    ] {
         assert!(!crates.contains(&unwanted), "{unwanted} came in");
     }
     let versions = tree.lines().filter(|line| line.starts_with("rustls v"));
-    let versions: std::collections::BTreeSet<_> = versions.map(|line| line.trim_end_matches(" (*)")).collect();
-    assert_eq!(versions.len(), 1, "several versions of rustls: {versions:?}");
+    let versions: std::collections::BTreeSet<_> =
+        versions.map(|line| line.trim_end_matches(" (*)")).collect();
+    assert_eq!(
+        versions.len(),
+        1,
+        "several versions of rustls: {versions:?}"
+    );
 }

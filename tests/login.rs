@@ -1,5 +1,9 @@
 //! First tokens: `login` as a person uses it, and JWTs, against the simulated cloud.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 #![cfg(unix)]
 
 mod common;
@@ -34,7 +38,11 @@ async fn cloud(change: impl FnOnce(&mut Config)) -> Cloud {
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 /// A configuration without any token; returns where its proxy listens.
@@ -49,7 +57,11 @@ fn configuration(folder: &Path, cloud: &str, more: &str) -> SocketAddr {
 }
 
 fn for_login(folder: &Path, cloud: &str, redirect_uri: &str) -> SocketAddr {
-    configuration(folder, cloud, &format!("redirect_uri = \"{redirect_uri}\"\nstate_file = \"state/token.json\"\n"))
+    configuration(
+        folder,
+        cloud,
+        &format!("redirect_uri = \"{redirect_uri}\"\nstate_file = \"state/token.json\"\n"),
+    )
 }
 
 /// Ends the process with the test, however the test ends.
@@ -58,8 +70,18 @@ struct Running(Child);
 impl Running {
     fn start(folder: &Path, arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bearer-proxy"));
-        command.args(arguments).current_dir(folder).env_clear().stdin(Stdio::null());
-        Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+        command
+            .args(arguments)
+            .current_dir(folder)
+            .env_clear()
+            .stdin(Stdio::null());
+        Self(
+            command
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap(),
+        )
     }
 
     /// The address that `login` prints.
@@ -68,7 +90,12 @@ impl Running {
         let mut seen = String::new();
         let url = loop {
             let mut line = String::new();
-            assert_ne!(lines.read_line(&mut line).unwrap(), 0, "no address in:\n{seen}{}", self.errors());
+            assert_ne!(
+                lines.read_line(&mut line).unwrap(),
+                0,
+                "no address in:\n{seen}{}",
+                self.errors()
+            );
             seen.push_str(&line);
             if line.starts_with("http") {
                 break line.trim().parse().unwrap();
@@ -83,7 +110,12 @@ impl Running {
 
     fn errors(&mut self) -> String {
         let mut errors = String::new();
-        self.0.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+        self.0
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut errors)
+            .unwrap();
         errors
     }
 
@@ -107,9 +139,19 @@ impl Drop for Running {
 
 fn run(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bearer-proxy"));
-    let output = command.args(arguments).current_dir(folder).env_clear().stdin(Stdio::null()).output().unwrap();
+    let output = command
+        .args(arguments)
+        .current_dir(folder)
+        .env_clear()
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    (
+        output.status.code().unwrap(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
 }
 
 fn address_of(url: &Url) -> SocketAddr {
@@ -124,11 +166,19 @@ fn target(url: &Url) -> &str {
 async fn callback_of(url: &Url) -> Url {
     let answer = send(address_of(url), get(target(url))).await;
     assert_eq!(answer.status(), StatusCode::FOUND, "{answer:?}");
-    answer.headers()["location"].to_str().unwrap().parse().unwrap()
+    answer.headers()["location"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap()
 }
 
 fn parameter(url: &Url, name: &str) -> String {
-    url.query_pairs().find(|(key, _)| key == name).unwrap().1.into_owned()
+    url.query_pairs()
+        .find(|(key, _)| key == name)
+        .unwrap()
+        .1
+        .into_owned()
 }
 
 fn state(folder: &Path) -> serde_json::Value {
@@ -137,14 +187,21 @@ fn state(folder: &Path) -> serde_json::Value {
 
 fn assert_no_secret(words: &str, folder: &Path) {
     let state = state(folder);
-    for secret in [SECRET, state["access_token"].as_str().unwrap(), state["refresh_token"].as_str().unwrap()] {
+    for secret in [
+        SECRET,
+        state["access_token"].as_str().unwrap(),
+        state["refresh_token"].as_str().unwrap(),
+    ] {
         assert!(!words.contains(secret), "{secret} was printed:\n{words}");
     }
 }
 
 async fn serves(folder: &Path, address: SocketAddr) {
     let _proxy = Running::start(folder, &["run"]);
-    eventually("it listens", async || tokio::net::TcpStream::connect(address).await.is_ok()).await;
+    eventually("it listens", async || {
+        tokio::net::TcpStream::connect(address).await.is_ok()
+    })
+    .await;
     assert_eq!(send(address, get("/api/file/list.do")).await.status(), 200);
 }
 
@@ -166,13 +223,33 @@ async fn a_login_in_a_browser_stores_tokens_with_which_the_proxy_serves() {
         assert!(String::from_utf8_lossy(answer.body()).contains("The cloud has agreed"));
         assert_eq!(login.ended().await, 0, "{}", login.errors());
         let words = rest();
-        assert!(words.contains("Stored the first tokens in") && words.contains("valid for 59m"), "{words}");
+        assert!(
+            words.contains("Stored the first tokens in") && words.contains("valid for 59m"),
+            "{words}"
+        );
         assert_no_secret(&(words + &login.errors()), folder.path());
 
-        let mode = |name| fs::metadata(folder.path().join(name)).unwrap().permissions().mode() & 0o777;
-        assert_eq!([mode("state"), mode("state/token.json"), mode("state/token.json.lock")], [0o700, 0o600, 0o600]);
+        let mode = |name| {
+            fs::metadata(folder.path().join(name))
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777
+        };
+        assert_eq!(
+            [
+                mode("state"),
+                mode("state/token.json"),
+                mode("state/token.json.lock")
+            ],
+            [0o700, 0o600, 0o600]
+        );
         serves(folder.path(), address).await;
-        assert_eq!(cloud.issuer_calls(), 1, "the stored access token is used, not refreshed");
+        assert_eq!(
+            cloud.issuer_calls(),
+            1,
+            "the stored access token is used, not refreshed"
+        );
     }
 }
 
@@ -185,7 +262,11 @@ async fn what_does_not_belong_to_the_login_is_refused_and_does_not_end_it() {
     let mut login = Running::start(folder.path(), &["login"]);
     let (url, _rest) = login.address();
     let callback = callback_of(&url).await;
-    let (address, code, data) = (address_of(&callback), parameter(&callback, "code"), parameter(&callback, "data"));
+    let (address, code, data) = (
+        address_of(&callback),
+        parameter(&callback, "code"),
+        parameter(&callback, "data"),
+    );
     for (path, status) in [
         ("/".to_owned(), 404),
         ("/favicon.ico".to_owned(), 404),
@@ -195,24 +276,33 @@ async fn what_does_not_belong_to_the_login_is_refused_and_does_not_end_it() {
         ("/callback?error=access_denied".to_owned(), 400),
         (format!("/callback?data={data}"), 400),
     ] {
-        assert_eq!(send(address, get(&path)).await.status().as_u16(), status, "{path}");
+        assert_eq!(
+            send(address, get(&path)).await.status().as_u16(),
+            status,
+            "{path}"
+        );
     }
     let mut foreign = get(target(&callback));
-    foreign.headers_mut().insert("host", "evil.example.com".parse().unwrap());
+    foreign
+        .headers_mut()
+        .insert("host", "evil.example.com".parse().unwrap());
     assert_eq!(send(address, foreign).await.status(), 421);
     let mut post = get(target(&callback));
     *post.method_mut() = http::Method::POST;
     assert_eq!(send(address, post).await.status(), 405);
-    for garbage in
-        [&b"\0\xff\r\n\r\n"[..], b"GET /callback?code=%ff%&data=%zz HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET"]
-    {
+    for garbage in [
+        &b"\0\xff\r\n\r\n"[..],
+        b"GET /callback?code=%ff%&data=%zz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET",
+    ] {
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
         stream.write_all(garbage).await.unwrap();
     }
     assert_eq!(cloud.issuer_calls(), 0, "no code was spent");
     // A browser says that it comes from the cloud's page, which is right here.
     let mut real = get(target(&callback));
-    real.headers_mut().insert("sec-fetch-site", "cross-site".parse().unwrap());
+    real.headers_mut()
+        .insert("sec-fetch-site", "cross-site".parse().unwrap());
     assert_eq!(send(address, real).await.status(), 200);
     assert_eq!(login.ended().await, 0);
     assert!(login.errors().contains("does not belong to this login"));
@@ -227,11 +317,16 @@ async fn a_refusal_by_the_cloud_is_told() {
     let mut login = Running::start(folder.path(), &["login"]);
     let (url, _rest) = login.address();
     let uri: Url = redirect_uri.parse().unwrap();
-    let refused =
-        format!("/callback?error=access_denied&error_description=not+you%1b&data={}", parameter(&url, "data"));
+    let refused = format!(
+        "/callback?error=access_denied&error_description=not+you%1b&data={}",
+        parameter(&url, "data")
+    );
     assert_eq!(send(address_of(&uri), get(&refused)).await.status(), 200);
     assert_eq!(login.ended().await, 1);
-    assert_eq!(login.errors(), "the cloud refused the login: access_denied (not you)\n");
+    assert_eq!(
+        login.errors(),
+        "the cloud refused the login: access_denied (not you)\n"
+    );
     assert!(!folder.path().join("state/token.json").exists());
 }
 
@@ -245,7 +340,12 @@ async fn a_code_carried_by_hand_is_spent_once() {
     let (status, out, error) = run(folder.path(), &["login"]);
     assert_eq!((status, error.as_str()), (1, ""));
     assert!(out.contains("bearer-proxy login --code CODE"), "{out}");
-    let url: Url = out.lines().find(|line| line.starts_with("http")).unwrap().parse().unwrap();
+    let url: Url = out
+        .lines()
+        .find(|line| line.starts_with("http"))
+        .unwrap()
+        .parse()
+        .unwrap();
     let code = parameter(&callback_of(&url).await, "code");
 
     let (status, out, error) = run(folder.path(), &["login", "--code", &code]);
@@ -257,46 +357,79 @@ async fn a_code_carried_by_hand_is_spent_once() {
     let calls = cloud.issuer_calls();
     let (status, out, error) = run(folder.path(), &["login", "--code", &code]);
     assert_eq!((status, out.as_str()), (1, ""));
-    assert!(error.contains("the code is expired or spent") && error.lines().count() == 1, "{error}");
+    assert!(
+        error.contains("the code is expired or spent") && error.lines().count() == 1,
+        "{error}"
+    );
     assert!(!error.contains(&code), "{error}");
-    assert_eq!((cloud.issuer_calls(), &state(folder.path())), (calls + 1, &first), "nothing was tried again or stored");
+    assert_eq!(
+        (cloud.issuer_calls(), &state(folder.path())),
+        (calls + 1, &first),
+        "nothing was tried again or stored"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_code_is_never_sent_again_whatever_the_answer() {
     let cloud = cloud(|_| {}).await;
     let folder = tempfile::tempdir().unwrap();
-    for_login(folder.path(), cloud.origin(), "https://app.example.com/back");
-    let raw = |body: &str| IssuerAnswer::Raw { status: 200, headers: Vec::new(), body: body.to_owned().into() };
+    for_login(
+        folder.path(),
+        cloud.origin(),
+        "https://app.example.com/back",
+    );
+    let raw = |body: &str| IssuerAnswer::Raw {
+        status: 200,
+        headers: Vec::new(),
+        body: body.to_owned().into(),
+    };
     let answers = [
         (IssuerAnswer::Status(503, Some(1)), "503"),
         (IssuerAnswer::Status(504, None), "504"),
         (raw("s3cret"), "not JSON"),
-        (raw(r#"{"access_token":"s3cret"}"#), "no refresh token at /refresh_token"),
+        (
+            raw(r#"{"access_token":"s3cret"}"#),
+            "no refresh token at /refresh_token",
+        ),
     ];
     for (number, (answer, says)) in (1..).zip(answers) {
         cloud.faults().script(&answer, 1);
         // Like other texts in base64url, a code may begin with a hyphen.
         let (status, _, error) = run(folder.path(), &["login", "--code", "-c0de"]);
         assert_eq!(status, 1, "{error}");
-        assert!(error.contains(says) && !error.contains("s3cret") && !error.contains("c0de"), "{error}");
+        assert!(
+            error.contains(says) && !error.contains("s3cret") && !error.contains("c0de"),
+            "{error}"
+        );
         assert_eq!(cloud.issuer_calls(), number);
     }
     assert!(!folder.path().join("state/token.json").exists());
-    for_login(folder.path(), "http://127.0.0.1:1", "https://app.example.com/back");
+    for_login(
+        folder.path(),
+        "http://127.0.0.1:1",
+        "https://app.example.com/back",
+    );
     let (status, _, error) = run(folder.path(), &["login", "--code", "c0de"]);
-    assert!(status == 1 && error.contains("cannot be reached") && !error.contains("c0de"), "{error}");
+    assert!(
+        status == 1 && error.contains("cannot be reached") && !error.contains("c0de"),
+        "{error}"
+    );
 }
 
 #[test]
 fn what_a_login_needs_is_told_before_anything_happens() {
     let folder = tempfile::tempdir().unwrap();
-    configuration(folder.path(), "http://127.0.0.1:1", "refresh_token = \"r\"\n");
+    configuration(
+        folder.path(),
+        "http://127.0.0.1:1",
+        "refresh_token = \"r\"\n",
+    );
     let (status, out, error) = run(folder.path(), &["login", "--code", "c0de"]);
     assert_eq!((status, out.as_str()), (78, ""));
     assert_eq!(error.lines().count(), 2, "{error}");
     assert!(
-        error.contains("proxy.toml: token.redirect_uri: is missing") && error.contains("token.state_file"),
+        error.contains("proxy.toml: token.redirect_uri: is missing")
+            && error.contains("token.state_file"),
         "{error}"
     );
 
@@ -305,13 +438,20 @@ fn what_a_login_needs_is_told_before_anything_happens() {
     for_login(folder.path(), "http://127.0.0.1:1", &redirect_uri);
     let occupant = TcpListener::bind(("127.0.0.1", port)).unwrap();
     let (status, _, error) = run(folder.path(), &["login"]);
-    assert!(status == 1 && error.contains("another program listens there already"), "{error}");
+    assert!(
+        status == 1 && error.contains("another program listens there already"),
+        "{error}"
+    );
     drop(occupant);
 
     fs::create_dir_all(folder.path().join("state")).unwrap();
     fs::write(folder.path().join("state/token.json"), "garbage").unwrap();
     let (status, out, error) = run(folder.path(), &["login"]);
-    assert_eq!((status, out.as_str()), (1, ""), "nobody is asked to log in in vain");
+    assert_eq!(
+        (status, out.as_str()),
+        (1, ""),
+        "nobody is asked to log in in vain"
+    );
     assert!(error.contains("token.json"), "{error}");
 }
 
@@ -325,14 +465,24 @@ fn with_jwt(cloud: &str, more: &[(&str, &str)]) -> Loaded {
         ("token.client_secret", SECRET),
         ("token.jwt.key", JWT_KEY),
     ];
-    let overrides = overrides.iter().chain(more).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    let source = Source { file: None, env: Vec::<(OsString, OsString)>::new(), overrides };
+    let overrides = overrides
+        .iter()
+        .chain(more)
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect();
+    let source = Source {
+        file: None,
+        env: Vec::<(OsString, OsString)>::new(),
+        overrides,
+    };
     config::load(source).unwrap_or_else(|mistakes| panic!("{mistakes}"))
 }
 
 fn jwt_tokens(loaded: Loaded) -> JwtTokens {
     let config = loaded.config;
-    JwtTokens::new(&config.first, &config.token.issuer, clock::system()).unwrap().unwrap()
+    JwtTokens::new(&config.first, &config.token.issuer, clock::system())
+        .unwrap()
+        .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -344,7 +494,10 @@ async fn a_jwt_brings_first_tokens_in_both_shapes_of_answer() {
             config.redirect_uri = Some(redirect_uri.to_owned());
         })
         .await;
-        let tokens = jwt_tokens(with_jwt(cloud.origin(), &[("token.redirect_uri", redirect_uri)]));
+        let tokens = jwt_tokens(with_jwt(
+            cloud.origin(),
+            &[("token.redirect_uri", redirect_uri)],
+        ));
         // A code is good for once: each time another one is asked for.
         for number in 1..=2 {
             let grant = tokens.fetch().await.unwrap();
@@ -362,32 +515,65 @@ async fn the_request_says_who_and_is_signed() {
         let heads = heads.clone();
         async move {
             let head = read_head(&mut stream).await?;
-            let body = if head.starts_with("GET") { r#"{"code":"c0de"}"# } else { r#"{"access_token":"a"}"# };
+            let body = if head.starts_with("GET") {
+                r#"{"code":"c0de"}"#
+            } else {
+                r#"{"access_token":"a"}"#
+            };
             heads.send(head).unwrap();
-            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
             stream.write_all(answer.as_bytes()).await
         }
     })
     .await;
-    let more = [("token.jwt.babel_id", "a&b"), ("token.jwt.claims", "{ n = 1 }"), ("token.jwt.algorithm", "HS384")];
+    let more = [
+        ("token.jwt.babel_id", "a&b"),
+        ("token.jwt.claims", "{ n = 1 }"),
+        ("token.jwt.algorithm", "HS384"),
+    ];
     let tokens = jwt_tokens(with_jwt(&format!("http://{issuer}"), &more));
     tokens.fetch().await.unwrap();
     let first = seen.recv().await.unwrap();
-    assert!(!first.to_lowercase().contains("authorization:"), "the client's secret is not for this interface: {first}");
+    assert!(
+        !first.to_lowercase().contains("authorization:"),
+        "the client's secret is not for this interface: {first}"
+    );
     let target = first.split(' ').nth(1).unwrap();
     let url = Url::parse("http://issuer").unwrap().join(target).unwrap();
     assert_eq!(url.path(), "/api/authorizeByJWT.do");
-    let names: Vec<_> = url.query_pairs().map(|(name, _)| name.into_owned()).collect();
-    assert_eq!(names, ["response_type", "client_id", "jwt_token", "babelId"]);
-    assert_eq!([parameter(&url, "client_id"), parameter(&url, "babelId")], ["my app", "a&b"]);
+    let names: Vec<_> = url
+        .query_pairs()
+        .map(|(name, _)| name.into_owned())
+        .collect();
+    assert_eq!(
+        names,
+        ["response_type", "client_id", "jwt_token", "babelId"]
+    );
+    assert_eq!(
+        [parameter(&url, "client_id"), parameter(&url, "babelId")],
+        ["my app", "a&b"]
+    );
     let mut rules = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::HS384);
     rules.set_required_spec_claims(&["exp"]);
     let key = jsonwebtoken::DecodingKey::from_secret(JWT_KEY.as_bytes());
-    let jwt = jsonwebtoken::decode::<serde_json::Value>(parameter(&url, "jwt_token"), &key, &rules).unwrap();
-    assert_eq!((&jwt.claims["client_id"], &jwt.claims["n"]), (&"my app".into(), &1.into()));
-    assert_eq!(jwt.claims["exp"].as_u64().unwrap() - jwt.claims["iat"].as_u64().unwrap(), 300);
+    let jwt = jsonwebtoken::decode::<serde_json::Value>(parameter(&url, "jwt_token"), &key, &rules)
+        .unwrap();
+    assert_eq!(
+        (&jwt.claims["client_id"], &jwt.claims["n"]),
+        (&"my app".into(), &1.into())
+    );
+    assert_eq!(
+        jwt.claims["exp"].as_u64().unwrap() - jwt.claims["iat"].as_u64().unwrap(),
+        300
+    );
     let second = seen.recv().await.unwrap();
-    assert!(second.starts_with("POST /api/token.do?grant_type=authorization_code&code=c0de HTTP/1.1"), "{second}");
+    assert!(
+        second.starts_with("POST /api/token.do?grant_type=authorization_code&code=c0de HTTP/1.1"),
+        "{second}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -395,13 +581,21 @@ async fn a_jwt_that_brings_nothing_says_why_without_secrets() {
     let cloud = cloud(|_| {}).await;
     let wrong_client = jwt_tokens(with_jwt(cloud.origin(), &[("token.client_id", "other")]));
     let nobody = jwt_tokens(with_jwt("http://127.0.0.1:1", &[]));
-    for (tokens, class, says) in
-        [(wrong_client, Class::Failing, "the issuer answered 400"), (nobody, Class::Unreachable, "cannot be reached")]
-    {
-        let failure = tokio::time::timeout(LIMIT, tokens.fetch()).await.unwrap().unwrap_err();
+    for (tokens, class, says) in [
+        (wrong_client, Class::Failing, "the issuer answered 400"),
+        (nobody, Class::Unreachable, "cannot be reached"),
+    ] {
+        let failure = tokio::time::timeout(LIMIT, tokens.fetch())
+            .await
+            .unwrap()
+            .unwrap_err();
         assert_eq!(failure.class, class);
         assert!(failure.detail.contains(says), "{}", failure.detail);
-        assert!(!failure.detail.contains("eyJ") && !failure.detail.contains("jwt_token"), "{}", failure.detail);
+        assert!(
+            !failure.detail.contains("eyJ") && !failure.detail.contains("jwt_token"),
+            "{}",
+            failure.detail
+        );
     }
 }
 
@@ -418,19 +612,33 @@ async fn replaced_keys_and_secrets_are_used_at_once() {
         cloud.origin()
     );
     fs::write(folder.path().join("proxy.toml"), text).unwrap();
-    let source = Source { file: Some(folder.path().join("proxy.toml")), env: Vec::new(), overrides: Vec::new() };
+    let source = Source {
+        file: Some(folder.path().join("proxy.toml")),
+        env: Vec::new(),
+        overrides: Vec::new(),
+    };
     let tokens = jwt_tokens(config::load(source).unwrap());
-    assert_eq!(tokens.fetch().await.unwrap_err().class, Class::ClientRefused);
+    assert_eq!(
+        tokens.fetch().await.unwrap_err().class,
+        Class::ClientRefused
+    );
     fs::write(&secret, SECRET).unwrap();
     fs::remove_file(&key).unwrap();
-    tokens.fetch().await.expect("with the new secret, and with the key that was known");
+    tokens
+        .fetch()
+        .await
+        .expect("with the new secret, and with the key that was known");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxy_with_a_jwt_key_needs_no_other_token() {
     let cloud = cloud(|_| {}).await;
     let folder = tempfile::tempdir().unwrap();
-    let address = configuration(folder.path(), cloud.origin(), &format!("jwt.key = \"{JWT_KEY}\"\n"));
+    let address = configuration(
+        folder.path(),
+        cloud.origin(),
+        &format!("jwt.key = \"{JWT_KEY}\"\n"),
+    );
     serves(folder.path(), address).await;
     assert_eq!(cloud.issuer_calls(), 1);
 }
@@ -443,7 +651,10 @@ async fn a_running_proxy_picks_a_login_up_by_itself() {
     let redirect_uri = "https://app.example.com/callback";
     let address = for_login(folder.path(), cloud.origin(), redirect_uri);
     let mut running = Running::start(folder.path(), &["run"]);
-    eventually("it listens", async || tokio::net::TcpStream::connect(address).await.is_ok()).await;
+    eventually("it listens", async || {
+        tokio::net::TcpStream::connect(address).await.is_ok()
+    })
+    .await;
     assert_eq!(send(address, get("/api/echo.do")).await.status(), 503);
     let authorize = format!(
         "{}/api/authorize.do?response_type=code&client_id=my%20app&redirect_uri={redirect_uri}&data=x",
@@ -452,6 +663,9 @@ async fn a_running_proxy_picks_a_login_up_by_itself() {
     let code = parameter(&callback_of(&authorize.parse().unwrap()).await, "code");
     let (status, _, error) = run(folder.path(), &["login", "--code", &code]);
     assert_eq!(status, 0, "{error}");
-    eventually("it serves", async || send(address, get("/api/echo.do")).await.status() == 200).await;
+    eventually("it serves", async || {
+        send(address, get("/api/echo.do")).await.status() == 200
+    })
+    .await;
     assert!(running.0.try_wait().unwrap().is_none(), "it was restarted");
 }

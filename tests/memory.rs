@@ -1,5 +1,9 @@
 //! Transfers of any size take the same memory.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -39,18 +43,33 @@ async fn cloud() -> (SocketAddr, Arc<AtomicUsize>, Arc<AtomicU64>) {
                 }
                 if head.starts_with("POST /api/refreshToken.do") {
                     let call = calls.fetch_add(1, Relaxed) + 1;
-                    stream.write_all(grant(&format!("token-{call}"), 3600).as_bytes()).await?;
+                    stream
+                        .write_all(grant(&format!("token-{call}"), 3600).as_bytes())
+                        .await?;
                 } else if head.contains("token-1\r\n") {
-                    stream.write_all(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await?;
+                    stream
+                        .write_all(
+                            b"HTTP/1.1 401 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+                        )
+                        .await?;
                     return Ok(());
                 } else if head.starts_with("GET /") {
                     let size: u64 = head.split([' ', '/']).nth(2).unwrap().parse().unwrap();
-                    stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n").as_bytes()).await?;
+                    stream
+                        .write_all(
+                            format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n").as_bytes(),
+                        )
+                        .await?;
                     write(&mut stream, size, &sent).await?;
                 } else {
                     stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
                     let sum = hash(&mut stream, GIB).await?;
-                    stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: 64\r\n\r\n{sum}").as_bytes()).await?;
+                    stream
+                        .write_all(
+                            format!("HTTP/1.1 200 OK\r\nContent-Length: 64\r\n\r\n{sum}")
+                                .as_bytes(),
+                        )
+                        .await?;
                 }
             }
         }
@@ -60,12 +79,18 @@ async fn cloud() -> (SocketAddr, Arc<AtomicUsize>, Arc<AtomicU64>) {
 }
 
 fn block(number: u64) -> Vec<u8> {
-    (0..1 << 16).map(|n: u64| (n ^ (n >> 8) ^ number) as u8).collect()
+    (0..1 << 16)
+        .map(|n: u64| (n ^ (n >> 8) ^ number) as u8)
+        .collect()
 }
 
 async fn write(to: &mut (impl AsyncWrite + Unpin), size: u64, sent: &AtomicU64) -> io::Result<()> {
     let blocks: Vec<_> = (0..16).map(block).collect();
-    for block in blocks.iter().cycle().take(usize::try_from(size >> 16).unwrap()) {
+    for block in blocks
+        .iter()
+        .cycle()
+        .take(usize::try_from(size >> 16).unwrap())
+    {
         to.write_all(block).await?;
         sent.fetch_add(block.len() as u64, Relaxed);
     }
@@ -82,7 +107,12 @@ async fn hash(from: &mut (impl AsyncRead + Unpin), size: u64) -> io::Result<Stri
         hash.update(&buffer[..n]);
         left -= n as u64;
     }
-    Ok(hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hash
+        .finish()
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 async fn expected() -> String {
@@ -102,21 +132,38 @@ async fn a_gibibyte_up_and_one_down_with_a_dead_token_stay_within_48_mib() {
         let mut stream = TcpStream::connect(proxy.address).await.unwrap();
         let work = async {
             if is_upload {
-                let head = format!("PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {GIB}\r\n\r\n");
+                let head =
+                    format!("PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {GIB}\r\n\r\n");
                 stream.write_all(head.as_bytes()).await.unwrap();
                 write(&mut stream, GIB, &AtomicU64::new(0)).await.unwrap();
-                assert!(read_head(&mut stream).await.unwrap().starts_with("HTTP/1.1 200"));
+                assert!(
+                    read_head(&mut stream)
+                        .await
+                        .unwrap()
+                        .starts_with("HTTP/1.1 200")
+                );
                 let mut answer = String::new();
-                (&mut stream).take(64).read_to_string(&mut answer).await.unwrap();
+                (&mut stream)
+                    .take(64)
+                    .read_to_string(&mut answer)
+                    .await
+                    .unwrap();
                 assert_eq!(answer, sum);
             } else {
                 let head = format!("GET /{GIB} HTTP/1.1\r\nHost: localhost\r\n\r\n");
                 stream.write_all(head.as_bytes()).await.unwrap();
-                assert!(read_head(&mut stream).await.unwrap().starts_with("HTTP/1.1 200"));
+                assert!(
+                    read_head(&mut stream)
+                        .await
+                        .unwrap()
+                        .starts_with("HTTP/1.1 200")
+                );
                 assert_eq!(hash(&mut stream, GIB).await.unwrap(), sum);
             }
         };
-        tokio::time::timeout(4 * LIMIT, work).await.expect("in time");
+        tokio::time::timeout(4 * LIMIT, work)
+            .await
+            .expect("in time");
         assert_eq!(calls.load(Relaxed), 2, "one refresh after the first token");
         let peak = proxy.memory("VmHWM");
         println!("upload: {is_upload}, resident at most {peak} KiB");
@@ -131,7 +178,12 @@ async fn fault_24_an_answer_of_ten_gibibytes_waits_for_its_slow_reader() {
     let mut stream = TcpStream::connect(proxy.address).await.unwrap();
     let head = format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", 10 * GIB);
     stream.write_all(head.as_bytes()).await.unwrap();
-    assert!(read_head(&mut stream).await.unwrap().starts_with("HTTP/1.1 200"));
+    assert!(
+        read_head(&mut stream)
+            .await
+            .unwrap()
+            .starts_with("HTTP/1.1 200")
+    );
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
     let (mut buffer, mut seen) = (vec![0; 1 << 20], Vec::new());
     for second in 1..=8 {
@@ -140,7 +192,10 @@ async fn fault_24_an_answer_of_ten_gibibytes_waits_for_its_slow_reader() {
         stream.read_exact(&mut buffer).await.unwrap();
         let ahead = sent.load(Relaxed) - (second << 20);
         // What the systems' socket buffers of two connections hold, and a little of ours.
-        assert!(ahead < 24 << 20, "{ahead} bytes were taken ahead of the reader");
+        assert!(
+            ahead < 24 << 20,
+            "{ahead} bytes were taken ahead of the reader"
+        );
         seen.push(proxy.memory("VmRSS"));
     }
     println!("resident, second by second: {seen:?} KiB");
@@ -154,11 +209,19 @@ async fn a_connection_at_rest_keeps_nothing_of_the_heads_that_it_brought() {
     const CONNECTIONS: u64 = 100;
     let (cloud, ..) = cloud().await;
     let proxy = Standing::start_thrifty(cloud, "workers = 1").await;
-    let head = format!("GET /0 HTTP/1.1\r\nHost: localhost\r\nCookie: {}\r\n\r\n", "x".repeat(60_000));
+    let head = format!(
+        "GET /0 HTTP/1.1\r\nHost: localhost\r\nCookie: {}\r\n\r\n",
+        "x".repeat(60_000)
+    );
     let ask = async || {
         let mut stream = TcpStream::connect(proxy.address).await.unwrap();
         stream.write_all(head.as_bytes()).await.unwrap();
-        assert!(read_head(&mut stream).await.unwrap().starts_with("HTTP/1.1 200"));
+        assert!(
+            read_head(&mut stream)
+                .await
+                .unwrap()
+                .starts_with("HTTP/1.1 200")
+        );
         stream
     };
     let mut streams = vec![ask().await];
@@ -200,13 +263,19 @@ fn bomb() -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_25_a_gzip_bomb_passes_undecoded() {
     let bomb = Arc::new(bomb());
-    for answer in ["Content-Type: application/json\r\nContent-Encoding: gzip", "Content-Type: application/gzip"] {
+    for answer in [
+        "Content-Type: application/json\r\nContent-Encoding: gzip",
+        "Content-Type: application/gzip",
+    ] {
         let sent = Arc::clone(&bomb);
         let cloud = scripted(move |_, mut stream| {
             let sent = Arc::clone(&sent);
             async move {
                 while !read_head_granting(&mut stream).await?.is_empty() {
-                    let head = format!("HTTP/1.1 200 OK\r\n{answer}\r\nContent-Length: {}\r\n\r\n", sent.len());
+                    let head = format!(
+                        "HTTP/1.1 200 OK\r\n{answer}\r\nContent-Length: {}\r\n\r\n",
+                        sent.len()
+                    );
                     stream.write_all(head.as_bytes()).await?;
                     stream.write_all(&sent).await?;
                 }

@@ -1,5 +1,9 @@
 //! A panic costs one request, and is told; a panic in what has to last ends the process.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod common;
 
@@ -35,12 +39,21 @@ struct Broken {
 
 impl Broken {
     fn new(thread: &'static str) -> Arc<Self> {
-        Arc::new(Self { works: clock::system(), thread, looks: AtomicUsize::new(0) })
+        Arc::new(Self {
+            works: clock::system(),
+            thread,
+            looks: AtomicUsize::new(0),
+        })
     }
 
     fn look(&self) {
-        let is_meant = thread::current().name().is_some_and(|name| name.starts_with(self.thread));
-        let left = is_meant.then(|| self.looks.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)));
+        let is_meant = thread::current()
+            .name()
+            .is_some_and(|name| name.starts_with(self.thread));
+        let left = is_meant.then(|| {
+            self.looks
+                .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1))
+        });
         assert_ne!(left, Some(Ok(1)), "a secret-like word");
     }
 }
@@ -85,7 +98,9 @@ async fn fault_31_a_panic_costs_one_request_and_the_worker_lives() {
     let before = panics::count() as f64;
     let upstream = scripted(|_, mut stream| async move {
         while !common::read_head(&mut stream).await?.is_empty() {
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                .await?;
         }
         Ok(())
     })
@@ -93,7 +108,11 @@ async fn fault_31_a_panic_costs_one_request_and_the_worker_lives() {
     let clock = Broken::new("worker-");
     let issuer = issuer().await;
     let more = [("token.issuer", issuer.as_str()), ("proxy.workers", "1")];
-    let proxy = proxy_on(Arc::<Broken>::clone(&clock), &format!("http://{upstream}"), &more);
+    let proxy = proxy_on(
+        Arc::<Broken>::clone(&clock),
+        &format!("http://{upstream}"),
+        &more,
+    );
     proxy.ready().await;
 
     let mut beside = Client::connect(proxy.address).await;
@@ -103,18 +122,35 @@ async fn fault_31_a_panic_costs_one_request_and_the_worker_lives() {
     clock.looks.store(1, SeqCst);
     let answer = proxy.send(post("/", "x".repeat(100_000))).await;
     assert_eq!(answer.status(), 500);
-    assert_eq!(answer.headers()["proxy-status"], "bearer-proxy; error=proxy_internal_error");
+    assert_eq!(
+        answer.headers()["proxy-status"],
+        "bearer-proxy; error=proxy_internal_error"
+    );
     assert_eq!(answer.headers()["connection"], "close");
     let words = String::from_utf8_lossy(answer.body());
-    assert!(!words.contains("secret-like") && words.contains("its log"), "{words}");
-    assert_eq!(proxy.metric("bearer_proxy_panics_total").await, before + 1.0);
-    assert_eq!(proxy.metric(r#"bearer_proxy_requests_rejected_total{reason="internal"}"#).await, 1.0);
+    assert!(
+        !words.contains("secret-like") && words.contains("its log"),
+        "{words}"
+    );
+    assert_eq!(
+        proxy.metric("bearer_proxy_panics_total").await,
+        before + 1.0
+    );
+    assert_eq!(
+        proxy
+            .metric(r#"bearer_proxy_requests_rejected_total{reason="internal"}"#)
+            .await,
+        1.0
+    );
 
     // When its answer has ended: that connection is lost.
     let mut lost = Client::connect(proxy.address).await;
     clock.looks.store(2, SeqCst);
     drop(lost.send(get("/")).await);
-    eventually("the second panic", async || proxy.metric("bearer_proxy_panics_total").await == before + 2.0).await;
+    eventually("the second panic", async || {
+        proxy.metric("bearer_proxy_panics_total").await == before + 2.0
+    })
+    .await;
     assert!(lost.send(get("/")).await.is_err());
 
     // On HTTP/2 the connection goes on.
@@ -122,17 +158,34 @@ async fn fault_31_a_panic_costs_one_request_and_the_worker_lives() {
     for (looks, expected) in [(0, 200), (1, 500), (2, 200), (0, 200)] {
         let panics = proxy.metric("bearer_proxy_panics_total").await;
         clock.looks.store(looks, SeqCst);
-        let request = http::Request::get("/").header("host", "localhost").body(web::whole("")).unwrap();
-        let answer = tokio::time::timeout(LIMIT, shared.send(request)).await.unwrap().unwrap();
+        let request = http::Request::get("/")
+            .header("host", "localhost")
+            .body(web::whole(""))
+            .unwrap();
+        let answer = tokio::time::timeout(LIMIT, shared.send(request))
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(answer.status(), expected, "{looks}");
         drop(answer.into_body().collect().await);
         let new = f64::from(u8::from(looks > 0));
-        eventually("it is counted", async || proxy.metric("bearer_proxy_panics_total").await == panics + new).await;
+        eventually("it is counted", async || {
+            proxy.metric("bearer_proxy_panics_total").await == panics + new
+        })
+        .await;
     }
     drop(shared);
 
-    assert_eq!(beside.send(get("/")).await.unwrap().status(), 200, "the connection beside them goes on");
-    assert_eq!(send(proxy.address, get("/")).await.status(), 200, "and so does the worker");
+    assert_eq!(
+        beside.send(get("/")).await.unwrap().status(),
+        200,
+        "the connection beside them goes on"
+    );
+    assert_eq!(
+        send(proxy.address, get("/")).await.status(),
+        200,
+        "and so does the worker"
+    );
     eventually("nothing is left of them", async || {
         proxy.metric("bearer_proxy_requests_in_flight").await == 0.0
             && proxy.metric("bearer_proxy_connections_open").await == 1.0
@@ -142,7 +195,11 @@ async fn fault_31_a_panic_costs_one_request_and_the_worker_lives() {
 
 #[test]
 fn a_panic_in_what_keeps_the_token_ends_the_app() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("control").enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .unwrap();
     let clock = Broken::new("control");
     let part = runtime.block_on(async {
         let _alone = ALONE.lock().await;
@@ -150,7 +207,9 @@ fn a_panic_in_what_keeps_the_token_ends_the_app() {
         proxy.ready().await;
         clock.looks.store(1, SeqCst);
         let _ = proxy.app.credential().refresh_now();
-        tokio::time::timeout(LIMIT, proxy.app.failed()).await.expect("it is noticed")
+        tokio::time::timeout(LIMIT, proxy.app.failed())
+            .await
+            .expect("it is noticed")
     });
     assert_eq!(part, "what keeps the token fresh");
     runtime.shutdown_timeout(Duration::from_secs(1));

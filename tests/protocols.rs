@@ -1,5 +1,9 @@
 //! Every version of HTTP on either side: what arrives is what a direct connection would have brought.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod common;
 
@@ -26,7 +30,12 @@ const CLIENTS: [Speech; 6] = [
     Speech::Http11OverTls,
     Speech::Http2OverTls,
 ];
-const UPSTREAMS: [Speech; 4] = [Speech::Http11, Speech::Http2, Speech::Http11OverTls, Speech::Http2OverTls];
+const UPSTREAMS: [Speech; 4] = [
+    Speech::Http11,
+    Speech::Http2,
+    Speech::Http11OverTls,
+    Speech::Http2OverTls,
+];
 
 fn file() -> Bytes {
     (0..100_000_u32).flat_map(u32::to_le_bytes).collect()
@@ -39,30 +48,52 @@ async fn cloud(request: Request<Incoming>) -> Response<Body> {
     let answer = match head.uri.path() {
         "/api/refreshToken.do" => {
             let grant = r#"{"access_token":"token","refresh_token":"next","expires_in":3600}"#;
-            Response::builder().header(header::CONTENT_TYPE, "application/json").body(whole(grant))
+            Response::builder()
+                .header(header::CONTENT_TYPE, "application/json")
+                .body(whole(grant))
         }
-        "/file" if head.headers.contains_key(header::IF_NONE_MATCH) => {
-            answer.status(304).header(header::ETAG, "\"1\"").body(whole(""))
-        }
+        "/file" if head.headers.contains_key(header::IF_NONE_MATCH) => answer
+            .status(304)
+            .header(header::ETAG, "\"1\"")
+            .body(whole("")),
         "/file" if head.headers.contains_key(header::RANGE) => {
             let range = format!("bytes 100-199/{}", file().len());
-            answer.status(206).header(header::CONTENT_RANGE, range).body(whole(file().slice(100..200)))
+            answer
+                .status(206)
+                .header(header::CONTENT_RANGE, range)
+                .body(whole(file().slice(100..200)))
         }
         "/file" => {
-            let answer = answer.header(header::ETAG, "\"1\"").header(header::CONTENT_LENGTH, file().len());
-            answer.body(whole(if head.method == "HEAD" { Bytes::new() } else { file() }))
+            let answer = answer
+                .header(header::ETAG, "\"1\"")
+                .header(header::CONTENT_LENGTH, file().len());
+            answer.body(whole(if head.method == "HEAD" {
+                Bytes::new()
+            } else {
+                file()
+            }))
         }
         "/nothing" => answer.status(204).body(whole("")),
         "/trailers" => {
             let mut trailers = HeaderMap::new();
             trailers.insert("x-checksum", HeaderValue::from_static("abc"));
-            trailers.insert(header::AUTHORIZATION, HeaderValue::from_static("never passed on"));
+            trailers.insert(
+                header::AUTHORIZATION,
+                HeaderValue::from_static("never passed on"),
+            );
             let frames = vec![Bytes::from_static(b"first,"), Bytes::from_static(b"second")];
-            answer.header(header::TRAILER, "x-checksum, authorization").body(stream(frames, Some(trailers)))
+            answer
+                .header(header::TRAILER, "x-checksum, authorization")
+                .body(stream(frames, Some(trailers)))
         }
         "/echo" => {
             let collected = body.collect().await.unwrap();
-            let seen = |name| collected.trailers().and_then(|trailers| trailers.get(name)).cloned();
+            let seen = |name| {
+                collected
+                    .trailers()
+                    .and_then(|trailers| trailers.get(name))
+                    .cloned()
+            };
             let checksum = seen("x-checksum").unwrap_or(HeaderValue::from_static("none"));
             let stolen = seen("authorization").unwrap_or(HeaderValue::from_static("none"));
             answer
@@ -87,7 +118,12 @@ struct Seen {
 async fn seen(response: Response<Incoming>) -> Seen {
     let (head, body) = response.into_parts();
     // What belongs to the connection, and what the proxy adds.
-    let of_the_hop = |name: &str| matches!(name, "connection" | "transfer-encoding" | "date" | "cache-control");
+    let of_the_hop = |name: &str| {
+        matches!(
+            name,
+            "connection" | "transfer-encoding" | "date" | "cache-control"
+        )
+    };
     let mut headers: Vec<_> = head
         .headers
         .iter()
@@ -97,7 +133,12 @@ async fn seen(response: Response<Incoming>) -> Seen {
     headers.sort();
     let collected = body.collect().await.unwrap();
     let trailers = collected.trailers().cloned().unwrap_or_default();
-    Seen { status: head.status, headers, checksum: trailers.get("x-checksum").cloned(), body: collected.to_bytes() }
+    Seen {
+        status: head.status,
+        headers,
+        checksum: trailers.get("x-checksum").cloned(),
+        body: collected.to_bytes(),
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,19 +176,37 @@ fn request(case: Case, speech: Speech) -> Request<Body> {
     let request = match case {
         Case::Get => request.uri("/file").body(whole("")),
         Case::Head => request.method("HEAD").uri("/file").body(whole("")),
-        Case::Post => request.method("POST").uri("/echo").body(whole(million.concat())),
-        Case::ChunkedPost => request.method("POST").uri("/echo").body(stream(million, None)),
-        Case::Trailers => request.uri("/trailers").header(header::TE, "trailers").body(whole("")),
+        Case::Post => request
+            .method("POST")
+            .uri("/echo")
+            .body(whole(million.concat())),
+        Case::ChunkedPost => request
+            .method("POST")
+            .uri("/echo")
+            .body(stream(million, None)),
+        Case::Trailers => request
+            .uri("/trailers")
+            .header(header::TE, "trailers")
+            .body(whole("")),
         Case::RequestTrailers => {
             let mut trailers = HeaderMap::new();
             trailers.insert("x-checksum", HeaderValue::from_static("abc"));
             trailers.insert(header::AUTHORIZATION, HeaderValue::from_static("stolen"));
-            let request = request.method("POST").uri("/echo").header(header::TRAILER, "x-checksum, authorization");
+            let request = request
+                .method("POST")
+                .uri("/echo")
+                .header(header::TRAILER, "x-checksum, authorization");
             request.body(stream(million, Some(trailers)))
         }
-        Case::NotModified => request.uri("/file").header(header::IF_NONE_MATCH, "\"1\"").body(whole("")),
+        Case::NotModified => request
+            .uri("/file")
+            .header(header::IF_NONE_MATCH, "\"1\"")
+            .body(whole("")),
         Case::NoContent => request.uri("/nothing").body(whole("")),
-        Case::Range => request.uri("/file").header(header::RANGE, "bytes=100-199").body(whole("")),
+        Case::Range => request
+            .uri("/file")
+            .header(header::RANGE, "bytes=100-199")
+            .body(whole("")),
     };
     request.unwrap()
 }
@@ -168,7 +227,14 @@ async fn proxy_before(
         ("listener[1].address", "127.0.0.1:0"),
         ("listener[1].tls.cert_file", &chain),
         ("listener[1].tls.key_file", &key),
-        ("upstream.http2", if upstream == Speech::Http2 { "always" } else { "auto" }),
+        (
+            "upstream.http2",
+            if upstream == Speech::Http2 {
+                "always"
+            } else {
+                "auto"
+            },
+        ),
     ];
     if upstream.is_tls() {
         given.push(("upstream.tls.ca_file", &ca));
@@ -196,7 +262,11 @@ async fn every_pair_of_protocols_brings_what_a_direct_connection_brings() {
         let (proxy, over_tls) = proxy_before(upstream, address, folder.path(), &[]).await;
         let mut direct = Client::connect(upstream, address, &identity).await;
         for speech in CLIENTS {
-            let at = if speech.is_tls() { over_tls } else { proxy.address };
+            let at = if speech.is_tls() {
+                over_tls
+            } else {
+                proxy.address
+            };
             let mut through = Client::connect(speech, at, &identity).await;
             for case in CASES {
                 if speech == Speech::Http10 {
@@ -208,17 +278,28 @@ async fn every_pair_of_protocols_brings_what_a_direct_connection_brings() {
                 }
                 let what = format!("{case:?} from {speech:?} to {upstream:?}");
                 let mut expected = seen(direct.send(request(case, upstream)).await.unwrap()).await;
-                expected.headers.retain(|(name, _)| name != "x-credential-seen");
+                expected
+                    .headers
+                    .retain(|(name, _)| name != "x-credential-seen");
                 if speech.is_http10() {
                     expected.checksum = None;
                     expected.headers.retain(|(name, _)| name != "trailer");
                 }
-                let answer = tokio::time::timeout(common::LIMIT, through.send(request(case, speech))).await;
+                let answer =
+                    tokio::time::timeout(common::LIMIT, through.send(request(case, speech))).await;
                 let mut got = seen(answer.expect(&what).expect(&what)).await;
                 if case == Case::RequestTrailers {
-                    let credential = got.headers.iter().find(|(name, _)| name == "x-credential-seen").unwrap();
+                    let credential = got
+                        .headers
+                        .iter()
+                        .find(|(name, _)| name == "x-credential-seen")
+                        .unwrap();
                     assert_eq!(credential.1, "none", "{what}");
-                    let checksum = got.headers.iter().find(|(name, _)| name == "x-trailer-seen").unwrap();
+                    let checksum = got
+                        .headers
+                        .iter()
+                        .find(|(name, _)| name == "x-trailer-seen")
+                        .unwrap();
                     assert_eq!(checksum.1, "abc", "{what}");
                 }
                 got.headers.retain(|(name, _)| name != "x-credential-seen");
@@ -251,7 +332,12 @@ async fn http2_says_in_its_own_ways_what_a_request_says() {
             .filter(|line| !line.starts_with("cdn-loop"))
             .collect();
         lines.sort();
-        Response::new(whole(format!("{:?} {}\n{}", request.version(), request.uri(), lines.join("\n"))))
+        Response::new(whole(format!(
+            "{:?} {}\n{}",
+            request.version(),
+            request.uri(),
+            lines.join("\n")
+        )))
     };
     let address = serve(Speech::Http11, &identity, told).await;
     let (proxy, _) = proxy_before(Speech::Http11, address, folder.path(), &[]).await;
@@ -272,18 +358,41 @@ async fn http2_says_in_its_own_ways_what_a_request_says() {
     );
     assert_eq!(words, expected);
     // The guard knows whom it calls.
-    let foreign = Request::get("/").header(header::HOST, "evil.example").body(whole("")).unwrap();
+    let foreign = Request::get("/")
+        .header(header::HOST, "evil.example")
+        .body(whole(""))
+        .unwrap();
     assert_eq!(client.send(foreign).await.unwrap().status(), 421);
-    let origin = Request::get("/").header(header::HOST, "localhost").header(header::ORIGIN, "http://evil.example");
-    assert_eq!(client.send(origin.body(whole("")).unwrap()).await.unwrap().status(), 403);
+    let origin = Request::get("/")
+        .header(header::HOST, "localhost")
+        .header(header::ORIGIN, "http://evil.example");
+    assert_eq!(
+        client
+            .send(origin.body(whole("")).unwrap())
+            .await
+            .unwrap()
+            .status(),
+        403
+    );
 
     let address = serve(Speech::Http2, &identity, told).await;
     let (proxy, _) = proxy_before(Speech::Http2, address, folder.path(), &[]).await;
     let mut client = Client::connect(Speech::Http11, proxy.address, &identity).await;
-    let request = Request::get("/a?b").header(header::HOST, "localhost").header(header::CONNECTION, "x-hop");
-    let answer = seen(client.send(request.header("x-hop", "1").body(whole("")).unwrap()).await.unwrap()).await;
+    let request = Request::get("/a?b")
+        .header(header::HOST, "localhost")
+        .header(header::CONNECTION, "x-hop");
+    let answer = seen(
+        client
+            .send(request.header("x-hop", "1").body(whole("")).unwrap())
+            .await
+            .unwrap(),
+    )
+    .await;
     let words = String::from_utf8(answer.body.to_vec()).unwrap();
-    let expected = format!("HTTP/2.0 http://localhost:{}/a?b\nauthorization: Bearer token-", address.port());
+    let expected = format!(
+        "HTTP/2.0 http://localhost:{}/a?b\nauthorization: Bearer token-",
+        address.port()
+    );
     assert!(words.starts_with(&expected), "{words}");
     assert!(!words.contains("x-hop"), "{words}");
 }
@@ -305,16 +414,24 @@ async fn streams_flow_both_ways_at_once_over_http2() {
             trailers.insert("grpc-status", HeaderValue::from_static("5"));
             Ok(hyper::body::Frame::trailers(trailers))
         };
-        let body =
-            http_body_util::StreamBody::new(futures_util::StreamExt::chain(pieces, futures_util::stream::once(status)));
-        Response::builder().header(header::CONTENT_TYPE, "application/grpc").body(body.boxed_unsync()).unwrap()
+        let body = http_body_util::StreamBody::new(futures_util::StreamExt::chain(
+            pieces,
+            futures_util::stream::once(status),
+        ));
+        Response::builder()
+            .header(header::CONTENT_TYPE, "application/grpc")
+            .body(body.boxed_unsync())
+            .unwrap()
     };
     let address = serve(Speech::Http2, &identity, echo).await;
     let (proxy, _) = proxy_before(Speech::Http2, address, folder.path(), &[]).await;
     let mut client = Client::connect(Speech::Http2, proxy.address, &identity).await;
     let (pieces, taken) = tokio::sync::mpsc::unbounded_channel::<Bytes>();
     let body = futures_util::stream::unfold(taken, |mut taken| async move {
-        taken.recv().await.map(|piece| (Ok(hyper::body::Frame::data(piece)), taken))
+        taken
+            .recv()
+            .await
+            .map(|piece| (Ok(hyper::body::Frame::data(piece)), taken))
     });
     let request = Request::post("/service/method")
         .header(header::HOST, "localhost")
@@ -325,14 +442,28 @@ async fn streams_flow_both_ways_at_once_over_http2() {
     pieces.send(Bytes::from_static(b"0")).unwrap();
     let mut answer = client.send(request).await.unwrap().into_body();
     for n in 0..50 {
-        let back = tokio::time::timeout(common::LIMIT, answer.frame()).await.unwrap().unwrap().unwrap();
-        assert_eq!(back.into_data().unwrap(), n.to_string(), "each comes back before the next is sent");
+        let back = tokio::time::timeout(common::LIMIT, answer.frame())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            back.into_data().unwrap(),
+            n.to_string(),
+            "each comes back before the next is sent"
+        );
         if n < 49 {
             pieces.send(Bytes::from((n + 1).to_string())).unwrap();
         }
     }
     drop(pieces);
-    let trailers = answer.frame().await.unwrap().unwrap().into_trailers().unwrap();
+    let trailers = answer
+        .frame()
+        .await
+        .unwrap()
+        .unwrap()
+        .into_trailers()
+        .unwrap();
     assert_eq!(trailers["grpc-status"], "5");
     assert!(answer.frame().await.is_none());
 }
@@ -342,7 +473,10 @@ async fn an_http2_client_is_told_to_leave_and_what_is_under_way_is_answered() {
     let folder = tempfile::tempdir().unwrap();
     let identity = Identity::new();
     identity.write(folder.path());
-    let (begun, release) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
+    let (begun, release) = (
+        Arc::new(tokio::sync::Notify::new()),
+        Arc::new(tokio::sync::Notify::new()),
+    );
     let (tell, wait) = (Arc::clone(&begun), Arc::clone(&release));
     let slow = move |request: Request<Incoming>| {
         let (tell, wait) = (Arc::clone(&tell), Arc::clone(&wait));
@@ -355,20 +489,39 @@ async fn an_http2_client_is_told_to_leave_and_what_is_under_way_is_answered() {
         }
     };
     let address = serve(Speech::Http11, &identity, slow).await;
-    let (proxy, _) = proxy_before(Speech::Http11, address, folder.path(), &[("proxy.drain_delay", "0s")]).await;
+    let (proxy, _) = proxy_before(
+        Speech::Http11,
+        address,
+        folder.path(),
+        &[("proxy.drain_delay", "0s")],
+    )
+    .await;
     let mut client = Client::connect(Speech::Http2, proxy.address, &identity).await;
     let mut another = client.another();
-    let answering =
-        tokio::spawn(async move { seen(client.send(request(Case::Get, Speech::Http2)).await.unwrap()).await });
+    let answering = tokio::spawn(async move {
+        seen(
+            client
+                .send(request(Case::Get, Speech::Http2))
+                .await
+                .unwrap(),
+        )
+        .await
+    });
     begun.notified().await;
     let draining = tokio::spawn(proxy.app.shut_down());
     eventually("no new requests are taken", async || {
-        another.send(request(Case::NoContent, Speech::Http2)).await.is_err()
+        another
+            .send(request(Case::NoContent, Speech::Http2))
+            .await
+            .is_err()
     })
     .await;
     release.notify_one();
     assert_eq!(answering.await.unwrap().body, file());
-    tokio::time::timeout(Duration::from_secs(10), draining).await.expect("the connection is over").unwrap();
+    tokio::time::timeout(Duration::from_secs(10), draining)
+        .await
+        .expect("the connection is over")
+        .unwrap();
 }
 
 /// A body of unknown length and its trailers are refused at their end, by a status or by JSON, and sent again.
@@ -379,8 +532,14 @@ async fn a_refused_stream_is_sent_again_with_its_trailers_between_any_protocols(
     identity.write(folder.path());
     let issuer = common::issuer().await;
     let frames: Vec<Bytes> = (0..30_u8).map(|n| Bytes::from(vec![n; 10_000])).collect();
-    let checksum = HeaderMap::from_iter([(header::HeaderName::from_static("x-checksum"), "abc".parse().unwrap())]);
-    for (upstream, speech) in UPSTREAMS.into_iter().flat_map(|upstream| CLIENTS.map(|speech| (upstream, speech))) {
+    let checksum = HeaderMap::from_iter([(
+        header::HeaderName::from_static("x-checksum"),
+        "abc".parse().unwrap(),
+    )]);
+    for (upstream, speech) in UPSTREAMS
+        .into_iter()
+        .flat_map(|upstream| CLIENTS.map(|speech| (upstream, speech)))
+    {
         if speech.is_http10() {
             continue;
         }
@@ -393,16 +552,20 @@ async fn a_refused_stream_is_sent_again_with_its_trailers_between_any_protocols(
                         return cloud(request).await;
                     }
                     let token = request.headers()[header::AUTHORIZATION].clone();
-                    let is_bad = *refused.lock().unwrap().get_or_insert_with(|| token.clone()) == token;
+                    let is_bad =
+                        *refused.lock().unwrap().get_or_insert_with(|| token.clone()) == token;
                     let body = request.into_body().collect().await.unwrap();
                     let trailers = body.trailers().cloned();
-                    let answer = Response::builder().header(header::CONTENT_TYPE, "application/json");
+                    let answer =
+                        Response::builder().header(header::CONTENT_TYPE, "application/json");
                     match (is_bad, by_json) {
                         (true, false) => answer.status(401).body(whole("no")).unwrap(),
                         (true, true) => answer.body(whole(r#"{"code":401}"#)).unwrap(),
                         (false, _) => {
                             let answer = answer.header(header::TRAILER, "x-checksum");
-                            answer.body(stream(vec![body.to_bytes()], trailers)).unwrap()
+                            answer
+                                .body(stream(vec![body.to_bytes()], trailers))
+                                .unwrap()
                         }
                     }
                 }
@@ -410,24 +573,45 @@ async fn a_refused_stream_is_sent_again_with_its_trailers_between_any_protocols(
             let address = serve(upstream, &identity, refusing).await;
             let mut more = vec![];
             if by_json {
-                more.extend([("retry.json.pointer", "/code"), ("retry.json.values", "401")]);
+                more.extend([
+                    ("retry.json.pointer", "/code"),
+                    ("retry.json.values", "401"),
+                ]);
             }
             if !upstream.is_http2() {
                 more.push(("token.issuer", &issuer));
             }
             let (proxy, over_tls) = proxy_before(upstream, address, folder.path(), &more).await;
-            let at = if speech.is_tls() { over_tls } else { proxy.address };
+            let at = if speech.is_tls() {
+                over_tls
+            } else {
+                proxy.address
+            };
             let mut client = Client::connect(speech, at, &identity).await;
-            let request = Request::put("/refusing").header(header::HOST, "localhost").header(header::TE, "trailers");
+            let request = Request::put("/refusing")
+                .header(header::HOST, "localhost")
+                .header(header::TE, "trailers");
             let request = request.header(header::TRAILER, "x-checksum");
-            let answer = client.send(request.body(stream(frames.clone(), Some(checksum.clone()))).unwrap());
+            let answer = client.send(
+                request
+                    .body(stream(frames.clone(), Some(checksum.clone())))
+                    .unwrap(),
+            );
             let what = format!("{speech:?} to {upstream:?}, by JSON: {by_json}");
-            let answer = tokio::time::timeout(common::LIMIT, answer).await.expect(&what).expect(&what);
+            let answer = tokio::time::timeout(common::LIMIT, answer)
+                .await
+                .expect(&what)
+                .expect(&what);
             let status = answer.status();
             let body = answer.into_body().collect().await.expect(&what);
-            assert_eq!((status.as_u16(), body.trailers()), (200, Some(&checksum)), "{what}");
+            assert_eq!(
+                (status.as_u16(), body.trailers()),
+                (200, Some(&checksum)),
+                "{what}"
+            );
             assert_eq!(body.to_bytes(), frames.concat(), "{what}");
-            let accepted = r#"bearer_proxy_retries_total{reason="unauthorized",outcome="accepted"}"#;
+            let accepted =
+                r#"bearer_proxy_retries_total{reason="unauthorized",outcome="accepted"}"#;
             assert_eq!(proxy.metric(accepted).await, 1.0, "{what}");
         }
     }
@@ -440,8 +624,14 @@ async fn answers_that_are_read_ahead_keep_their_trailers() {
     let identity = Identity::new();
     identity.write(folder.path());
     let issuer = common::issuer().await;
-    let checksum = HeaderMap::from_iter([(header::HeaderName::from_static("x-checksum"), "abc".parse().unwrap())]);
-    for (upstream, speech) in [(Speech::Http11, Speech::Http11), (Speech::Http2OverTls, Speech::Http2)] {
+    let checksum = HeaderMap::from_iter([(
+        header::HeaderName::from_static("x-checksum"),
+        "abc".parse().unwrap(),
+    )]);
+    for (upstream, speech) in [
+        (Speech::Http11, Speech::Http11),
+        (Speech::Http2OverTls, Speech::Http2),
+    ] {
         let sent = checksum.clone();
         let answering = move |request: Request<Incoming>| {
             let sent = sent.clone();
@@ -451,22 +641,37 @@ async fn answers_that_are_read_ahead_keep_their_trailers() {
                     "/refused" => 401,
                     _ => return cloud(request).await,
                 };
-                let answer = Response::builder().status(status).header(header::TRAILER, "x-checksum");
+                let answer = Response::builder()
+                    .status(status)
+                    .header(header::TRAILER, "x-checksum");
                 let answer = answer.header(header::CONTENT_TYPE, "application/json");
-                answer.body(stream(vec![Bytes::from_static(b"{\"code\":0}")], Some(sent))).unwrap()
+                answer
+                    .body(stream(
+                        vec![Bytes::from_static(b"{\"code\":0}")],
+                        Some(sent),
+                    ))
+                    .unwrap()
             }
         };
         let address = serve(upstream, &identity, answering).await;
-        let mut more = vec![("retry.json.pointer", "/code"), ("retry.json.values", "401")];
+        let mut more = vec![
+            ("retry.json.pointer", "/code"),
+            ("retry.json.values", "401"),
+        ];
         if !upstream.is_http2() {
             more.push(("token.issuer", &issuer));
         }
         let (proxy, _) = proxy_before(upstream, address, folder.path(), &more).await;
         for (path, status) in [("/json", 200), ("/refused", 401)] {
             let mut client = Client::connect(speech, proxy.address, &identity).await;
-            let request = Request::get(path).header(header::HOST, "localhost").header(header::TE, "trailers");
+            let request = Request::get(path)
+                .header(header::HOST, "localhost")
+                .header(header::TE, "trailers");
             let answer = client.send(request.body(stream(Vec::new(), None)).unwrap());
-            let answer = tokio::time::timeout(common::LIMIT, answer).await.expect(path).expect(path);
+            let answer = tokio::time::timeout(common::LIMIT, answer)
+                .await
+                .expect(path)
+                .expect(path);
             assert_eq!(answer.status(), status);
             let body = answer.into_body().collect().await.expect(path);
             assert_eq!(body.trailers(), Some(&checksum), "{path}, {speech:?}");

@@ -1,7 +1,11 @@
 //! Connections that the upstream closes while they wait: the next request must not notice, and none may be done twice.
 //!
 //! `SOAK_REUSES` sets how many requests are sent (default 10,000), `SOAK_MARKS` how many marked ones (default 20,000).
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -41,8 +45,15 @@ fn mixed(mut number: u64) -> u64 {
 /// Reads a request; its path, or nothing if the peer has closed.
 async fn request(stream: &mut TcpStream) -> io::Result<Option<String>> {
     let head = common::read_head(stream).await?;
-    let Some(path) = head.split(' ').nth(1).map(str::to_owned) else { return Ok(None) };
-    let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+    let Some(path) = head.split(' ').nth(1).map(str::to_owned) else {
+        return Ok(None);
+    };
+    let length = head.lines().find_map(|line| {
+        line.to_ascii_lowercase()
+            .strip_prefix("content-length: ")?
+            .parse()
+            .ok()
+    });
     stream.read_exact(&mut vec![0; length.unwrap_or(0)]).await?;
     Ok(Some(path))
 }
@@ -52,7 +63,9 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_22_an_upstream_closes_idle_connections_at_random() {
     const CLIENTS: u64 = 8;
-    let total: u64 = std::env::var("SOAK_REUSES").ok().map_or(10_000, |text| text.parse().unwrap());
+    let total: u64 = std::env::var("SOAK_REUSES")
+        .ok()
+        .map_or(10_000, |text| text.parse().unwrap());
     let seen = Arc::new(Mutex::new(HashMap::<String, u32>::new()));
     let snubbed = Arc::new(AtomicUsize::new(0));
     let (notes, snubs) = (Arc::clone(&seen), Arc::clone(&snubbed));
@@ -60,7 +73,9 @@ async fn fault_22_an_upstream_closes_idle_connections_at_random() {
         let (seen, snubbed) = (Arc::clone(&notes), Arc::clone(&snubs));
         async move {
             for turn in 0_u64.. {
-                let Some(path) = request(&mut stream).await? else { return Ok(()) };
+                let Some(path) = request(&mut stream).await? else {
+                    return Ok(());
+                };
                 if path.starts_with("/post") {
                     *seen.lock().unwrap().entry(path).or_default() += 1;
                 }
@@ -95,8 +110,14 @@ async fn fault_22_an_upstream_closes_idle_connections_at_random() {
             let (mut gets_failed, mut posts_failed) = (0, 0);
             for turn in 0..total / CLIENTS {
                 let is_post = turn % 10 == 0;
-                let request = if is_post { post(&format!("/post/{number}/{turn}"), "body") } else { get("/") };
-                let answer = tokio::time::timeout(LIMIT, client.send(request)).await.unwrap();
+                let request = if is_post {
+                    post(&format!("/post/{number}/{turn}"), "body")
+                } else {
+                    get("/")
+                };
+                let answer = tokio::time::timeout(LIMIT, client.send(request))
+                    .await
+                    .unwrap();
                 let is_good = answer.is_ok_and(|answer| answer.status() == 200);
                 match is_post {
                     true => posts_failed += u32::from(!is_good),
@@ -112,15 +133,28 @@ async fn fault_22_an_upstream_closes_idle_connections_at_random() {
         gets_failed += gets;
         posts_failed += posts;
     }
-    let doubled = seen.lock().unwrap().values().filter(|count| **count > 1).count();
+    let doubled = seen
+        .lock()
+        .unwrap()
+        .values()
+        .filter(|count| **count > 1)
+        .count();
     let (snubbed, posts) = (snubbed.load(SeqCst), total / 10);
     println!(
         "{total} requests: {gets_failed} GETs failed; {posts} POSTs, {posts_failed} failed, {doubled} doubled; {snubbed} requests reset unread"
     );
     assert_eq!((gets_failed, doubled), (0, 0));
     // One whose connection was closed under it may have been done: no proxy can know. Those are the only ones.
-    assert!(u64::from(posts_failed) < posts / 5, "{posts_failed} of {posts}");
-    assert!(proxy.metric("bearer_proxy_retries_total{reason=\"connection_lost\",outcome=\"accepted\"}").await > 0.0);
+    assert!(
+        u64::from(posts_failed) < posts / 5,
+        "{posts_failed} of {posts}"
+    );
+    assert!(
+        proxy
+            .metric("bearer_proxy_retries_total{reason=\"connection_lost\",outcome=\"accepted\"}")
+            .await
+            > 0.0
+    );
 }
 
 /// The proxy is stopped while the request arrives, and behind it the close of the connection that would carry it. When it goes
@@ -135,7 +169,9 @@ async fn a_close_that_has_arrived_is_noticed_before_a_post_is_sent() {
             match request(&mut stream).await?.as_deref() {
                 None => return Ok(()),
                 Some(path) if path.starts_with("/api/refreshToken.do") => {
-                    return stream.write_all(common::grant("token", 3600).as_bytes()).await;
+                    return stream
+                        .write_all(common::grant("token", 3600).as_bytes())
+                        .await;
                 }
                 Some(_) => stream.write_all(OK).await?,
             }
@@ -154,14 +190,22 @@ async fn a_close_that_has_arrived_is_noticed_before_a_post_is_sent() {
          [admin]\nlisten = \"{admin}\"\n"
     );
     std::fs::write(folder.path().join("proxy.toml"), text).unwrap();
-    let proxy = Running(program(folder.path()).stderr(Stdio::null()).spawn().unwrap());
+    let proxy = Running(
+        program(folder.path())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
     listens(listen).await;
     ready(admin).await;
     for turn in 0..20 {
         let mut client = Client::connect(listen).await;
         assert_eq!(client.send(get("/")).await.unwrap().status(), 200);
         proxy.signal(Signal::STOP);
-        eventually("every thread stands still", async || stands_still(proxy.0.id())).await;
+        eventually("every thread stands still", async || {
+            stands_still(proxy.0.id())
+        })
+        .await;
         let posting = tokio::spawn(async move { client.send(post("/", "body")).await });
         eventually("it has arrived", async || received_unread(listen)).await;
         close.notify_one();
@@ -178,7 +222,9 @@ fn stands_still(process: u32) -> bool {
     let mut threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
     threads.all(|thread| {
         let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
-        status.lines().any(|line| line.starts_with("State:") && line.contains("T (stopped)"))
+        status
+            .lines()
+            .any(|line| line.starts_with("State:") && line.contains("T (stopped)"))
     })
 }
 
@@ -191,7 +237,9 @@ fn received_unread(address: SocketAddr) -> bool {
         let mut words = line.split_whitespace().skip(1);
         let is_ours = words.next().is_some_and(|at| local.trim() == at);
         let queue = words.nth(2).and_then(|queues| queues.split(':').nth(1));
-        is_ours && line.contains(" 01 ") && queue.is_some_and(|queue| queue.bytes().any(|digit| digit != b'0'))
+        is_ours
+            && line.contains(" 01 ")
+            && queue.is_some_and(|queue| queue.bytes().any(|digit| digit != b'0'))
     })
 }
 
@@ -207,7 +255,11 @@ async fn fault_20_nobody_listens_or_nobody_answers() {
         for request in [get("/"), post("/", "body")] {
             // Far from every other limit.
             let answer = tokio::time::timeout(Duration::from_secs(4), proxy.send(request)).await;
-            assert_eq!(answer.expect("within the limit").status(), status, "{address}");
+            assert_eq!(
+                answer.expect("within the limit").status(),
+                status,
+                "{address}"
+            );
         }
     }
 }
@@ -216,7 +268,9 @@ async fn fault_20_nobody_listens_or_nobody_answers() {
 fn black_hole() -> (SocketAddr, Vec<socket2::Socket>) {
     use socket2::{Domain, Socket, Type};
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    listener
+        .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
+        .unwrap();
     listener.listen(0).unwrap();
     let address = listener.local_addr().unwrap();
     let callers = (0..4).map(|_| {
@@ -234,25 +288,34 @@ fn black_hole() -> (SocketAddr, Vec<socket2::Socket>) {
 async fn fault_21_a_reset_before_and_in_the_middle_of_an_answer() {
     let posts = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&posts);
-    let address = scripted(move |_, mut stream| {
-        let posts = Arc::clone(&count);
-        async move {
-            let Some(path) = request(&mut stream).await? else { return Ok(()) };
-            posts.fetch_add(1, SeqCst);
-            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-            match path.as_str() {
-                "/length" => stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await,
-                "/chunked" => {
-                    stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n").await
-                }
-                "/close" => stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nhalf").await,
-                "/head" => stream.write_all(b"HTTP/1.1 200 OK\r\nContent-").await,
-                _ => Ok(()),
-            }?;
-            Ok(())
-        }
-    })
-    .await;
+    let address =
+        scripted(move |_, mut stream| {
+            let posts = Arc::clone(&count);
+            async move {
+                let Some(path) = request(&mut stream).await? else {
+                    return Ok(());
+                };
+                posts.fetch_add(1, SeqCst);
+                socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+                match path.as_str() {
+                    "/length" => {
+                        stream
+                            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+                            .await
+                    }
+                    "/chunked" => stream
+                        .write_all(
+                            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+                        )
+                        .await,
+                    "/close" => stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nhalf").await,
+                    "/head" => stream.write_all(b"HTTP/1.1 200 OK\r\nContent-").await,
+                    _ => Ok(()),
+                }?;
+                Ok(())
+            }
+        })
+        .await;
     let proxy = in_front_of(address, &[]).await;
     for path in ["/nothing", "/head"] {
         assert_eq!(proxy.send(post(path, "body")).await.status(), 502, "{path}");
@@ -260,8 +323,15 @@ async fn fault_21_a_reset_before_and_in_the_middle_of_an_answer() {
     assert_eq!(posts.load(SeqCst), 2, "a POST was sent twice");
     for path in ["/length", "/chunked", "/close"] {
         let mut client = Client::connect(proxy.address).await;
-        let answer = tokio::time::timeout(LIMIT, client.send(get(path))).await.unwrap();
-        assert!(answer.as_ref().map_or(true, |answer| answer.status() == 502), "{path}: {answer:?}");
+        let answer = tokio::time::timeout(LIMIT, client.send(get(path)))
+            .await
+            .unwrap();
+        assert!(
+            answer
+                .as_ref()
+                .map_or(true, |answer| answer.status() == 502),
+            "{path}: {answer:?}"
+        );
     }
 }
 
@@ -279,7 +349,9 @@ fn values(head: &str, name: &str) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_20_clients_over_shared_connections_see_nothing_of_each_other() {
     const CLIENTS: usize = 4;
-    let total: usize = std::env::var("SOAK_MARKS").ok().map_or(20_000, |text| text.parse().unwrap());
+    let total: usize = std::env::var("SOAK_MARKS")
+        .ok()
+        .map_or(20_000, |text| text.parse().unwrap());
     let turns = Arc::new(AtomicUsize::new(0));
     let taken = Arc::clone(&turns);
     let address = scripted(move |_, mut stream| {
@@ -291,7 +363,9 @@ async fn bad_input_20_clients_over_shared_connections_see_nothing_of_each_other(
                 if head.is_empty() {
                     return Ok(());
                 }
-                let length = values(&head, "content-length").first().map_or(0, |length| length.parse().unwrap());
+                let length = values(&head, "content-length")
+                    .first()
+                    .map_or(0, |length| length.parse().unwrap());
                 let mut body = vec![0; length];
                 stream.read_exact(&mut body).await?;
                 let seen = format!(
@@ -308,7 +382,9 @@ async fn bad_input_20_clients_over_shared_connections_see_nothing_of_each_other(
                 let client = path.split('-').nth(1).unwrap();
                 turns.fetch_add(usize::from(!last.is_empty() && last != client), SeqCst);
                 last = client.to_owned();
-                let cookie = values(&head, "cookie").first().map(|cookie| format!("Set-Cookie: {cookie}\r\n"));
+                let cookie = values(&head, "cookie")
+                    .first()
+                    .map(|cookie| format!("Set-Cookie: {cookie}\r\n"));
                 let head = format!(
                     "HTTP/1.1 200 OK\r\nX-Path: {path}\r\n{}Content-Length: {}\r\n\r\n{seen}",
                     cookie.unwrap_or_default(),
@@ -328,21 +404,45 @@ async fn bad_input_20_clients_over_shared_connections_see_nothing_of_each_other(
                 let mark = format!("mark-{number}-{turn}");
                 let path = format!("/{mark}");
                 let is_marked = (turn + number) % 2 == 0;
-                let mut request = if is_marked { post(&path, mark.clone()) } else { get(&path) };
+                let mut request = if is_marked {
+                    post(&path, mark.clone())
+                } else {
+                    get(&path)
+                };
                 let mut expected = "[] [] [true] ".to_owned();
                 if is_marked {
                     let cookie = format!("id={mark}");
-                    request.headers_mut().insert("cookie", cookie.parse().unwrap());
-                    request.headers_mut().insert("x-mark", mark.parse().unwrap());
-                    request.headers_mut().insert("authorization", format!("Basic {mark}").parse().unwrap());
+                    request
+                        .headers_mut()
+                        .insert("cookie", cookie.parse().unwrap());
+                    request
+                        .headers_mut()
+                        .insert("x-mark", mark.parse().unwrap());
+                    request
+                        .headers_mut()
+                        .insert("authorization", format!("Basic {mark}").parse().unwrap());
                     expected = format!("{:?} {:?} [true] {mark}", [&cookie], [&mark]);
                 }
-                let answer = tokio::time::timeout(LIMIT, client.send(request)).await.unwrap().unwrap();
+                let answer = tokio::time::timeout(LIMIT, client.send(request))
+                    .await
+                    .unwrap()
+                    .unwrap();
                 assert_eq!(String::from_utf8_lossy(answer.body()), expected);
                 assert_eq!(answer.headers()["x-path"], path);
-                let cookies: Vec<_> =
-                    answer.headers().get_all("set-cookie").iter().map(|value| value.to_str().unwrap()).collect();
-                assert_eq!(cookies, if is_marked { vec![format!("id={mark}")] } else { Vec::new() });
+                let cookies: Vec<_> = answer
+                    .headers()
+                    .get_all("set-cookie")
+                    .iter()
+                    .map(|value| value.to_str().unwrap())
+                    .collect();
+                assert_eq!(
+                    cookies,
+                    if is_marked {
+                        vec![format!("id={mark}")]
+                    } else {
+                        Vec::new()
+                    }
+                );
             }
         })
     });
@@ -350,6 +450,8 @@ async fn bad_input_20_clients_over_shared_connections_see_nothing_of_each_other(
         client.await.unwrap();
     }
     let turns = turns.load(SeqCst);
-    println!("{total} marked requests of {CLIENTS} clients; connections went from one client to another {turns} times");
+    println!(
+        "{total} marked requests of {CLIENTS} clients; connections went from one client to another {turns} times"
+    );
     assert!(turns > CLIENTS, "the connections are shared");
 }

@@ -1,5 +1,9 @@
 //! Whatever happens, at the most talkative level: no secret in any output.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 #![cfg(unix)]
 
 mod common;
@@ -35,7 +39,10 @@ const KEY: &str = "K3Y+of/a&client=that~calls";
 fn forbidden(more: &[String]) -> Vec<String> {
     let pair = format!("demo:{CLIENT}");
     let by_basic = format!("app:{KEY}");
-    let secrets = [ACCESS, REFRESH, NEXT, CLIENT, JWT_KEY, CODE, ADMIN, KEY, &pair, &by_basic].map(str::to_owned);
+    let secrets = [
+        ACCESS, REFRESH, NEXT, CLIENT, JWT_KEY, CODE, ADMIN, KEY, &pair, &by_basic,
+    ]
+    .map(str::to_owned);
     let mut all = Vec::new();
     for secret in secrets.iter().chain(more) {
         let bytes = secret.as_bytes();
@@ -43,7 +50,10 @@ fn forbidden(more: &[String]) -> Vec<String> {
         // Its first letters tell it already.
         all.push(secret[..6].to_owned());
         all.push(secret[secret.len() - 10..].to_owned());
-        all.push(percent_encoding::utf8_percent_encode(secret, percent_encoding::NON_ALPHANUMERIC).to_string());
+        all.push(
+            percent_encoding::utf8_percent_encode(secret, percent_encoding::NON_ALPHANUMERIC)
+                .to_string(),
+        );
         all.push(url::form_urlencoded::byte_serialize(bytes).collect());
         all.push(format!("{secret:?}").trim_matches('"').to_owned());
         // Base64 of text around it shows it shifted in one of three ways: what does not depend on the neighbours counts.
@@ -63,12 +73,18 @@ fn forbidden(more: &[String]) -> Vec<String> {
 
 fn assert_clean(what: &str, text: &str, forbidden: &[String]) {
     for secret in forbidden {
-        assert!(!text.contains(secret.as_str()), "{what}: {secret} was printed:\n{text}");
+        assert!(
+            !text.contains(secret.as_str()),
+            "{what}: {secret} was printed:\n{text}"
+        );
     }
 }
 
 fn json(status: &str, body: &str) -> String {
-    format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
 }
 
 /// How an issuer behaves, by what it is asked.
@@ -81,17 +97,21 @@ fn grants(head: &str) -> String {
             "C0DE%2Bthat%2Fis%26spent%3Donce"
         );
     }
-    let body = serde_json::json!({ "access_token": ACCESS, "refresh_token": NEXT, "expires_in": 3600 });
+    let body =
+        serde_json::json!({ "access_token": ACCESS, "refresh_token": NEXT, "expires_in": 3600 });
     json("200 OK", &body.to_string())
 }
 
 /// Whatever it was sent, and more, in words that programs like to print.
 fn quotes(status: &str, error: &str, head: &str) -> String {
     let told = format!("{ACCESS} {REFRESH} {CLIENT} {JWT_KEY} {head}");
-    let body =
-        serde_json::json!({ "error": error, "error_description": told, "message": told, "access_token": [ACCESS] });
+    let body = serde_json::json!({ "error": error, "error_description": told, "message": told, "access_token": [ACCESS] });
     let reply = json(status, &body.to_string());
-    reply.replacen("\r\n", &format!("\r\nX-Debug: {REFRESH}\r\nWWW-Authenticate: Basic realm=\"{REFRESH}\"\r\n"), 1)
+    reply.replacen(
+        "\r\n",
+        &format!("\r\nX-Debug: {REFRESH}\r\nWWW-Authenticate: Basic realm=\"{REFRESH}\"\r\n"),
+        1,
+    )
 }
 
 /// A cloud whose files are refused, so that every request refreshes, and the JWTs that it was shown.
@@ -108,9 +128,15 @@ async fn cloud(issuer: Issuer) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
                 }
                 let target = head.split(' ').nth(1).unwrap_or_default();
                 if let Some((_, jwt)) = target.split_once("jwt_token=") {
-                    jwts.lock().unwrap().push(jwt.split('&').next().unwrap().to_owned());
+                    jwts.lock()
+                        .unwrap()
+                        .push(jwt.split('&').next().unwrap().to_owned());
                 }
-                let answer = if target.starts_with("/api/") { issuer(&head) } else { quotes("401 No", "no", &head) };
+                let answer = if target.starts_with("/api/") {
+                    issuer(&head)
+                } else {
+                    quotes("401 No", "no", &head)
+                };
                 tokio::io::AsyncWriteExt::write_all(&mut stream, answer.as_bytes()).await?;
             }
         }
@@ -120,9 +146,18 @@ async fn cloud(issuer: Issuer) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
 }
 
 /// The configuration, and the lines that first tokens need.
-fn configure(folder: &Path, issuer: &str, cloud: SocketAddr, jwt: bool) -> (SocketAddr, SocketAddr) {
+fn configure(
+    folder: &Path,
+    issuer: &str,
+    cloud: SocketAddr,
+    jwt: bool,
+) -> (SocketAddr, SocketAddr) {
     let (address, admin) = (free_address(), free_address());
-    let first = if jwt { format!("jwt.key = '{JWT_KEY}'") } else { format!("refresh_token = '{REFRESH}'") };
+    let first = if jwt {
+        format!("jwt.key = '{JWT_KEY}'")
+    } else {
+        format!("refresh_token = '{REFRESH}'")
+    };
     let text = format!(
         "[proxy]\nlisten = [\"{address}\"]\n[upstream]\nendpoints = [\"http://{cloud}\"]\n\
          [token]\nissuer = \"{issuer}\"\nclient_id = \"demo\"\nclient_secret = '{CLIENT}'\n{first}\n\
@@ -138,8 +173,12 @@ fn configure(folder: &Path, issuer: &str, cloud: SocketAddr, jwt: bool) -> (Sock
 async fn bad_input_21_no_secret_is_printed_whatever_the_issuer_does() {
     let issuers: [(&str, Issuer); 6] = [
         ("grants", grants),
-        ("refuses the token", |head| quotes("400 No", "invalid_grant", head)),
-        ("refuses the client", |head| quotes("401 No", "invalid_client", head)),
+        ("refuses the token", |head| {
+            quotes("400 No", "invalid_grant", head)
+        }),
+        ("refuses the client", |head| {
+            quotes("401 No", "invalid_client", head)
+        }),
         ("fails", |head| quotes("500 Oops", "oops", head)),
         ("is garbled", |head| quotes("200 OK", "none", head)),
         ("is no HTTP", |head| format!("{REFRESH} {head}")),
@@ -150,9 +189,15 @@ async fn bad_input_21_no_secret_is_printed_whatever_the_issuer_does() {
             let text = everything_said(&format!("http://{cloud}"), cloud, jwt).await;
             let shown = shown.lock().unwrap().clone();
             assert_eq!(shown.is_empty(), !jwt, "{what}");
-            let signatures: Vec<_> = shown.iter().map(|jwt| jwt.rsplit('.').next().unwrap().to_owned()).collect();
+            let signatures: Vec<_> = shown
+                .iter()
+                .map(|jwt| jwt.rsplit('.').next().unwrap().to_owned())
+                .collect();
             assert_clean(what, &text, &forbidden(&signatures));
-            assert!(text.contains("refresh failed") || what == "grants", "{what}: nothing was tried: {text}");
+            assert!(
+                text.contains("refresh failed") || what == "grants",
+                "{what}: nothing was tried: {text}"
+            );
         }
     }
 }
@@ -176,7 +221,10 @@ async fn bad_input_21_no_secret_is_printed_when_the_issuer_cannot_be_reached() {
         for jwt in [false, true] {
             let text = everything_said(&issuer, cloud, jwt).await;
             assert_clean(&issuer, &text, &forbidden(&[]));
-            assert!(text.contains("refresh failed"), "{issuer}: nothing was tried: {text}");
+            assert!(
+                text.contains("refresh failed"),
+                "{issuer}: nothing was tried: {text}"
+            );
         }
     }
 }
@@ -188,11 +236,19 @@ async fn everything_said(issuer: &str, cloud: SocketAddr, jwt: bool) -> String {
     let log = folder.path().join("log");
     let stderr = fs::File::create(&log).unwrap();
     let stdout = stderr.try_clone().unwrap();
-    let mut running = Running(program(folder.path()).stderr(stderr).stdout(stdout).spawn().unwrap());
+    let mut running = Running(
+        program(folder.path())
+            .stderr(stderr)
+            .stdout(stdout)
+            .spawn()
+            .unwrap(),
+    );
     listens(admin).await;
     let text = || fs::read_to_string(&log).unwrap();
-    eventually("a call has ended", async || text().contains("refresh failed") || text().contains("token refreshed"))
-        .await;
+    eventually("a call has ended", async || {
+        text().contains("refresh failed") || text().contains("token refreshed")
+    })
+    .await;
     let mut all = Vec::new();
     let query = format!("/?upload_token={}", "QU3RYSECRET");
     let by_basic = format!("Basic {}", STANDARD.encode(format!("app:{KEY}")));
@@ -227,7 +283,10 @@ async fn everything_said(issuer: &str, cloud: SocketAddr, jwt: bool) -> String {
     running.signal(rustix::process::Signal::TERM);
     running.ended().await;
     let log = text();
-    assert!(log.contains("/x") && !log.contains("QU3RYSECRET"), "the access log is on, without queries: {log}");
+    assert!(
+        log.contains("/x") && !log.contains("QU3RYSECRET"),
+        "the access log is on, without queries: {log}"
+    );
     log + &String::from_utf8_lossy(&all)
 }
 
@@ -237,9 +296,16 @@ fn bad_input_21_no_secret_is_printed_by_a_panic() {
     let folder = tempfile::tempdir().unwrap();
     for jwt in [false, true] {
         configure(folder.path(), "http://127.0.0.1:1", free_address(), jwt);
-        let source = Source { file: Some(folder.path().join("proxy.toml")), env: Vec::new(), overrides: Vec::new() };
-        let config = config::load(source).unwrap_or_else(|mistakes| panic!("{mistakes}")).config;
-        let panic = std::panic::catch_unwind(|| panic!("{config:#?} {config:?}")).expect_err("it panics");
+        let source = Source {
+            file: Some(folder.path().join("proxy.toml")),
+            env: Vec::new(),
+            overrides: Vec::new(),
+        };
+        let config = config::load(source)
+            .unwrap_or_else(|mistakes| panic!("{mistakes}"))
+            .config;
+        let panic =
+            std::panic::catch_unwind(|| panic!("{config:#?} {config:?}")).expect_err("it panics");
         let words = panic.downcast_ref::<String>().expect("words");
         assert!(words.contains("demo"), "the configuration is in it");
         assert_clean("a panic", words, &forbidden(&[]));

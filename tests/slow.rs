@@ -1,7 +1,11 @@
 //! Clients that are slow, too many, or gone: the others are served, and everything is given back.
 //!
 //! `SOAK_SLOW` sets how many slow clients there are (default 400), `SOAK_ABORTS` how many break off (default 3,000).
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -32,7 +36,9 @@ use tokio::{
 };
 
 fn amount(variable: &str, usual: usize) -> usize {
-    std::env::var(variable).ok().map_or(usual, |text| text.parse().unwrap())
+    std::env::var(variable)
+        .ok()
+        .map_or(usual, |text| text.parse().unwrap())
 }
 
 /// A cloud and issuer: `/large` is 10 MB, uploads are read and answered.
@@ -40,12 +46,18 @@ async fn cloud() -> SocketAddr {
     scripted(|_, mut stream| async move {
         loop {
             let head = read_head_granting(&mut stream).await?;
-            let length =
-                head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
+            let length = head.lines().find_map(|line| {
+                line.to_lowercase()
+                    .strip_prefix("content-length: ")?
+                    .parse()
+                    .ok()
+            });
             if head.is_empty() {
                 return Ok(());
             } else if head.starts_with("GET /large") {
-                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n").await?;
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n")
+                    .await?;
                 for _ in 0..100 {
                     stream.write_all(&[b'x'; 100_000]).await?;
                 }
@@ -53,7 +65,9 @@ async fn cloud() -> SocketAddr {
             } else if let Some(length) = length {
                 tokio::io::copy(&mut (&mut stream).take(length), &mut tokio::io::sink()).await?;
             }
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                .await?;
         }
     })
     .await
@@ -68,12 +82,18 @@ struct Good {
 
 impl Good {
     async fn start(address: SocketAddr) -> Self {
-        let (goes_on, served) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+        let (goes_on, served) = (
+            Arc::new(AtomicBool::new(true)),
+            Arc::new(AtomicUsize::new(0)),
+        );
         let (may, count) = (Arc::clone(&goes_on), Arc::clone(&served));
         let running = tokio::spawn(async move {
             let mut client = Client::connect(address).await;
             while may.load(SeqCst) {
-                let answer = tokio::time::timeout(LIMIT, client.send(get("/"))).await.expect("in time").unwrap();
+                let answer = tokio::time::timeout(LIMIT, client.send(get("/")))
+                    .await
+                    .expect("in time")
+                    .unwrap();
                 assert_eq!(answer.status(), 200);
                 count.fetch_add(1, SeqCst);
                 // And on a new connection.
@@ -82,8 +102,15 @@ impl Good {
                 count.fetch_add(1, SeqCst);
             }
         });
-        let good = Self { goes_on, served, running };
-        eventually("the good client is served", async || good.served.load(SeqCst) > 10).await;
+        let good = Self {
+            goes_on,
+            served,
+            running,
+        };
+        eventually("the good client is served", async || {
+            good.served.load(SeqCst) > 10
+        })
+        .await;
         good
     }
 
@@ -123,7 +150,11 @@ impl Slow {
 
     /// Connects, is slow, and waits for its end.
     async fn run(self, plain: SocketAddr, tls: SocketAddr) {
-        let at = if matches!(self, Self::Handshake) { tls } else { plain };
+        let at = if matches!(self, Self::Handshake) {
+            tls
+        } else {
+            plain
+        };
         let mut stream = match self {
             Self::IdleHttp2 | Self::BodyOnHttp2 => greeted(at, &[]).await,
             _ => TcpStream::connect(at).await.unwrap(),
@@ -133,13 +164,23 @@ impl Slow {
             Self::OneLetter => stream.write_all(b"P").await.unwrap(),
             Self::HalfAPreface => stream.write_all(b"PRI * HTTP/2.0\r\n").await.unwrap(),
             Self::Body => {
-                stream.write_all(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf").await.unwrap();
+                stream
+                    .write_all(
+                        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf",
+                    )
+                    .await
+                    .unwrap();
             }
-            Self::BodyOnHttp2 => write(&mut stream, HEADERS, END_HEADERS, 1, &head(POST, "/")).await.unwrap(),
+            Self::BodyOnHttp2 => write(&mut stream, HEADERS, END_HEADERS, 1, &head(POST, "/"))
+                .await
+                .unwrap(),
             // A record of 512 bytes, of which one comes.
             Self::Handshake => stream.write_all(&[0x16, 3, 1, 2, 0, 1]).await.unwrap(),
             Self::Reader => {
-                stream.write_all(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+                stream
+                    .write_all(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    .await
+                    .unwrap();
                 // It reads nothing, and sees the end when it sends more.
                 while stream.write_all(b"GET").await.is_ok() {
                     tokio::time::sleep(Duration::from_millis(100)).await; // polling for the end, which the test limits
@@ -165,7 +206,10 @@ impl Slow {
 async fn fault_23_slow_clients_are_closed_by_their_deadline_and_good_ones_served() {
     let folder = tempfile::tempdir().unwrap();
     let (chain, key) = identity(&authority(), "localhost", false);
-    let (cert_file, key_file) = (folder.path().join("server.pem"), folder.path().join("server.key"));
+    let (cert_file, key_file) = (
+        folder.path().join("server.pem"),
+        folder.path().join("server.key"),
+    );
     std::fs::write(&cert_file, chain).unwrap();
     std::fs::write(&key_file, key).unwrap();
     let (issuer, cloud) = (issuer().await, cloud().await);
@@ -187,14 +231,31 @@ async fn fault_23_slow_clients_are_closed_by_their_deadline_and_good_ones_served
     let tls = tcp(&proxy.app.addresses()[1]);
 
     let each = amount("SOAK_SLOW", 400) / Slow::ALL.len();
-    let slow = Slow::ALL.into_iter().flat_map(|slow| std::iter::repeat_n(slow, each));
-    let slow: Vec<_> = slow.map(|slow| tokio::spawn(slow.run(proxy.address, tls))).collect();
+    let slow = Slow::ALL
+        .into_iter()
+        .flat_map(|slow| std::iter::repeat_n(slow, each));
+    let slow: Vec<_> = slow
+        .map(|slow| tokio::spawn(slow.run(proxy.address, tls)))
+        .collect();
     for slow in slow {
-        tokio::time::timeout(2 * LIMIT, slow).await.expect("all of them are closed").unwrap();
+        tokio::time::timeout(2 * LIMIT, slow)
+            .await
+            .expect("all of them are closed")
+            .unwrap();
     }
-    println!("{} good answers beside {} slow clients", good.end().await, each * Slow::ALL.len());
-    eventually("no connection is left", async || proxy.metric("bearer_proxy_connections_open").await == 0.0).await;
-    eventually("no request is left", async || proxy.metric("bearer_proxy_requests_in_flight").await == 0.0).await;
+    println!(
+        "{} good answers beside {} slow clients",
+        good.end().await,
+        each * Slow::ALL.len()
+    );
+    eventually("no connection is left", async || {
+        proxy.metric("bearer_proxy_connections_open").await == 0.0
+    })
+    .await;
+    eventually("no request is left", async || {
+        proxy.metric("bearer_proxy_requests_in_flight").await == 0.0
+    })
+    .await;
 }
 
 /// The known tool, in its three ways of being slow.
@@ -205,20 +266,31 @@ async fn slowhttptest_with_a_thousand_connections_disturbs_nobody() {
     for (mode, path) in [("-H", "/"), ("-B", "/"), ("-X", "/large")] {
         let good = Good::start(proxy.address).await;
         let mut tool = Command::new("slowhttptest");
-        tool.args([mode, "-c", "1000", "-r", "1000", "-i", "1", "-l", "4", "-p", "3", "-x", "8", "-v", "0"])
-            .args(["-u", &format!("http://{}{path}", proxy.address)])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let mut tool = tool.spawn().expect("slowhttptest, which scripts/test installs");
+        tool.args([
+            mode, "-c", "1000", "-r", "1000", "-i", "1", "-l", "4", "-p", "3", "-x", "8", "-v", "0",
+        ])
+        .args(["-u", &format!("http://{}{path}", proxy.address)])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+        let mut tool = tool
+            .spawn()
+            .expect("slowhttptest, which scripts/test installs");
         let most = Arc::new(AtomicUsize::new(0));
         eventually("the tool ends", async || {
             most.fetch_max(proxy.descriptors(), SeqCst);
             tool.try_wait().unwrap().is_some()
         })
         .await;
-        println!("{mode}: {} good answers, {} descriptors at most", good.end().await, most.load(SeqCst));
+        println!(
+            "{mode}: {} good answers, {} descriptors at most",
+            good.end().await,
+            most.load(SeqCst)
+        );
         assert!(most.load(SeqCst) > 500, "the attack took place");
-        eventually("its connections are closed", async || proxy.descriptors() < 100).await;
+        eventually("its connections are closed", async || {
+            proxy.descriptors() < 100
+        })
+        .await;
     }
 }
 
@@ -240,7 +312,9 @@ async fn fault_32_clients_that_break_off_leave_nothing_behind() {
     let proxy = Standing::start_thrifty(cloud().await, "").await;
     let wave = async |times: usize| {
         for round in 0..times.div_ceil(20) {
-            let all: Vec<_> = (0..20).map(|n| tokio::spawn(abort(proxy.address, 20 * round + n))).collect();
+            let all: Vec<_> = (0..20)
+                .map(|n| tokio::spawn(abort(proxy.address, 20 * round + n)))
+                .collect();
             for one in all {
                 one.await.unwrap();
             }
@@ -267,14 +341,23 @@ async fn fault_32_clients_that_break_off_leave_nothing_behind() {
     let descriptors = proxy.descriptors();
     wave(times).await;
     // The allocator may hold some of it for a while; a leak it never gives back.
-    eventually("memory is as it was", async || ask().await <= memory + memory / 20).await;
-    eventually("so are descriptors", async || proxy.descriptors() <= descriptors + 2).await;
+    eventually("memory is as it was", async || {
+        ask().await <= memory + memory / 20
+    })
+    .await;
+    eventually("so are descriptors", async || {
+        proxy.descriptors() <= descriptors + 2
+    })
+    .await;
     println!("{times} more: {descriptors} descriptors, {memory} KiB, as before");
 }
 
 /// A cloud that does so much at a time, and no more.
 async fn busy_cloud(at_once: usize, each: Duration) -> (SocketAddr, Arc<AtomicUsize>) {
-    let (places, done) = (Arc::new(tokio::sync::Semaphore::new(at_once)), Arc::new(AtomicUsize::new(0)));
+    let (places, done) = (
+        Arc::new(tokio::sync::Semaphore::new(at_once)),
+        Arc::new(AtomicUsize::new(0)),
+    );
     let count = Arc::clone(&done);
     let address = scripted(move |_, mut stream| {
         let (places, done) = (Arc::clone(&places), Arc::clone(&count));
@@ -283,7 +366,9 @@ async fn busy_cloud(at_once: usize, each: Duration) -> (SocketAddr, Arc<AtomicUs
                 let place = places.acquire().await.unwrap();
                 tokio::time::sleep(each).await; // the work that each request is to this cloud
                 drop(place);
-                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    .await?;
                 done.fetch_add(1, SeqCst);
             }
             Ok(())
@@ -302,7 +387,10 @@ async fn load(address: SocketAddr, clients: usize, length: Duration) -> (usize, 
                 let (mut served, mut turned_away) = (0, 0);
                 let mut client = Client::connect(address).await;
                 while Instant::now() < end {
-                    let answer = tokio::time::timeout(LIMIT, client.send(get("/"))).await.expect("in time").unwrap();
+                    let answer = tokio::time::timeout(LIMIT, client.send(get("/")))
+                        .await
+                        .expect("in time")
+                        .unwrap();
                     match answer.status().as_u16() {
                         200 => served += 1,
                         503 => {
@@ -337,7 +425,9 @@ async fn fault_30_beyond_what_it_can_take_the_rest_is_turned_away() {
     done.store(0, SeqCst);
     let (served, turned_away) = load(proxy.address, 2 * CAPACITY, length).await;
     let grown = proxy.memory("VmHWM").saturating_sub(memory);
-    println!("{peak} served at the peak; {served} and {turned_away} turned away at twice that, {grown} KiB more");
+    println!(
+        "{peak} served at the peak; {served} and {turned_away} turned away at twice that, {grown} KiB more"
+    );
     assert!(turned_away > 0 && done.load(SeqCst) == served);
     assert!(10 * served >= 9 * peak, "{served} of {peak}");
     assert!(grown < 10 * 1024, "{grown} KiB");
@@ -350,13 +440,28 @@ async fn streams_beyond_their_number_are_refused() {
     let proxy = Standing::start(cloud, "max_streams = 3").await;
     let mut stream = greeted(proxy.address, &[]).await;
     for number in [1, 3, 5, 7] {
-        write(&mut stream, HEADERS, END_HEADERS | END_STREAM, number, &head(GET, "/")).await.unwrap();
+        write(
+            &mut stream,
+            HEADERS,
+            END_HEADERS | END_STREAM,
+            number,
+            &head(GET, "/"),
+        )
+        .await
+        .unwrap();
     }
-    let refused = common::frames::until(&mut stream, common::frames::RST_STREAM, 7).await.expect("a refusal");
+    let refused = common::frames::until(&mut stream, common::frames::RST_STREAM, 7)
+        .await
+        .expect("a refusal");
     assert_eq!(refused.reason(), common::frames::REFUSED_STREAM);
     let metrics = text_at(proxy.admin, "/metrics").await;
-    assert!(metrics.contains("bearer_proxy_streams_refused_total 1\n"), "{metrics}");
-    common::frames::until(&mut stream, HEADERS, 1).await.expect("an answer");
+    assert!(
+        metrics.contains("bearer_proxy_streams_refused_total 1\n"),
+        "{metrics}"
+    );
+    common::frames::until(&mut stream, HEADERS, 1)
+        .await
+        .expect("an answer");
 }
 
 /// Measured in what the upstream gets rid of while somebody else waits for an answer: so it holds on a slow machine as well.
@@ -367,9 +472,15 @@ async fn interim_answers_without_an_end_hold_up_nobody_else() {
     let address = scripted(move |_, mut stream| {
         let flooded = Arc::clone(&count);
         async move {
-            let interim = format!("HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n", "x".repeat(1000)).repeat(64);
+            let interim = format!(
+                "HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n",
+                "x".repeat(1000)
+            )
+            .repeat(64);
             while read_head(&mut stream).await?.starts_with("GET /other ") {
-                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    .await?;
             }
             loop {
                 stream.write_all(interim.as_bytes()).await?;
@@ -378,7 +489,13 @@ async fn interim_answers_without_an_end_hold_up_nobody_else() {
         }
     })
     .await;
-    let proxy = Arc::new(in_front_of(address, &[("proxy.workers", "1"), ("upstream.response_timeout", "3s")]).await);
+    let proxy = Arc::new(
+        in_front_of(
+            address,
+            &[("proxy.workers", "1"), ("upstream.response_timeout", "3s")],
+        )
+        .await,
+    );
     assert_eq!(proxy.get("/other").await.status(), 200);
     let mut floods = JoinSet::new();
     for _ in 0..4 {

@@ -1,5 +1,9 @@
 //! WebSockets and other upgrades through the proxy.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod common;
 
@@ -24,14 +28,22 @@ async fn shake_hands(stream: &mut TcpStream) -> io::Result<bool> {
             return Ok(false);
         }
         if head.contains("token-0-1\r\n") {
-            stream.write_all(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n").await?;
+            stream
+                .write_all(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n")
+                .await?;
             continue;
         }
         let field = |name: &str| {
-            let line = head.lines().find(|line| line.to_ascii_lowercase().starts_with(name));
+            let line = head
+                .lines()
+                .find(|line| line.to_ascii_lowercase().starts_with(name));
             line.map(|line| line.split_once(": ").unwrap().1)
         };
-        assert_eq!(field("connection:").unwrap().to_ascii_lowercase(), "upgrade", "{head}");
+        assert_eq!(
+            field("connection:").unwrap().to_ascii_lowercase(),
+            "upgrade",
+            "{head}"
+        );
         assert_eq!(field("upgrade:"), Some("websocket"), "{head}");
         let key = field("sec-websocket-key:").unwrap();
         let accept = tokio_tungstenite::tungstenite::handshake::derive_accept_key(key.as_bytes());
@@ -77,25 +89,43 @@ async fn a_websocket_whose_token_was_refused_first_carries_messages_of_any_size(
         assert_eq!(socket.next().await.unwrap().unwrap(), message, "{size}");
     }
     assert_eq!(proxy.metric(TUNNELS).await, 1.0);
-    assert_eq!(proxy.metric("bearer_proxy_retries_total{reason=\"unauthorized\",outcome=\"accepted\"}").await, 1.0);
+    assert_eq!(
+        proxy
+            .metric("bearer_proxy_retries_total{reason=\"unauthorized\",outcome=\"accepted\"}")
+            .await,
+        1.0
+    );
     let connections = "bearer_proxy_connections_open";
-    assert_eq!(proxy.metric(connections).await, 1.0, "it is still one of our connections");
+    assert_eq!(
+        proxy.metric(connections).await,
+        1.0,
+        "it is still one of our connections"
+    );
     socket.close(None).await.unwrap();
     while let Some(Ok(_)) = socket.next().await {}
     drop(socket);
-    eventually("all is given back", async || proxy.metric(TUNNELS).await + proxy.metric(connections).await == 0.0)
-        .await;
+    eventually("all is given back", async || {
+        proxy.metric(TUNNELS).await + proxy.metric(connections).await == 0.0
+    })
+    .await;
 }
 
-const ASK: &[u8] = b"GET /x HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n";
+const ASK: &[u8] =
+    b"GET /x HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n";
 const AGREE: &[u8] = b"HTTP/1.1 101 Fine\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n";
 
 async fn ask(proxy: &Proxy) -> TcpStream {
     let mut client = TcpStream::connect(proxy.address).await.unwrap();
     client.write_all(ASK).await.unwrap();
-    let head = tokio::time::timeout(LIMIT, read_head(&mut client)).await.unwrap().unwrap();
+    let head = tokio::time::timeout(LIMIT, read_head(&mut client))
+        .await
+        .unwrap()
+        .unwrap();
     assert!(head.starts_with("HTTP/1.1 101"), "{head}");
-    assert!(head.to_ascii_lowercase().contains("\r\nupgrade: x\r\n"), "{head}");
+    assert!(
+        head.to_ascii_lowercase().contains("\r\nupgrade: x\r\n"),
+        "{head}"
+    );
     client
 }
 
@@ -104,7 +134,10 @@ async fn either_side_may_finish_first_and_goes_on_listening() {
     for client_first in [true, false] {
         let upstream = scripted(move |_, mut stream| async move {
             let head = read_head(&mut stream).await?.to_ascii_lowercase();
-            assert!(head.contains("\r\nupgrade: x\r\n") && head.contains("bearer token"), "{head}");
+            assert!(
+                head.contains("\r\nupgrade: x\r\n") && head.contains("bearer token"),
+                "{head}"
+            );
             // What comes with the answer belongs to the new protocol.
             stream.write_all(&[AGREE, b"hello"].concat()).await?;
             if client_first {
@@ -130,7 +163,11 @@ async fn either_side_may_finish_first_and_goes_on_listening() {
         } else {
             client.read_to_string(&mut all).await.unwrap();
             assert_eq!(all, "hello");
-            assert_eq!(proxy.metric(TUNNELS).await, 1.0, "one direction is still open");
+            assert_eq!(
+                proxy.metric(TUNNELS).await,
+                1.0,
+                "one direction is still open"
+            );
             client.write_all(b"still here").await.unwrap();
             client.shutdown().await.unwrap();
         }
@@ -142,19 +179,29 @@ async fn either_side_may_finish_first_and_goes_on_listening() {
 async fn a_route_without_the_token_takes_upgrades_too() {
     let upstream = scripted(|_, mut stream| async move {
         let head = read_head(&mut stream).await?.to_ascii_lowercase();
-        assert!(head.starts_with("get /x ") && !head.contains("authorization:"), "{head}");
+        assert!(
+            head.starts_with("get /x ") && !head.contains("authorization:"),
+            "{head}"
+        );
         stream.write_all(AGREE).await?;
         let (mut from, mut to) = stream.split();
         tokio::io::copy(&mut from, &mut to).await.map(drop)
     })
     .await;
-    let proxy = in_front_of(upstream, &[("route[0].prefix", "/x"), ("route[0].inject", "false")]).await;
+    let proxy = in_front_of(
+        upstream,
+        &[("route[0].prefix", "/x"), ("route[0].inject", "false")],
+    )
+    .await;
     // Sent as soon as the 101 is there, and often: none of it may be taken for bytes before it.
     for _ in 0..200 {
         let mut client = ask(&proxy).await;
         client.write_all(b"at once").await.unwrap();
         let mut echo = [0; 7];
-        tokio::time::timeout(LIMIT, client.read_exact(&mut echo)).await.unwrap().unwrap();
+        tokio::time::timeout(LIMIT, client.read_exact(&mut echo))
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(&echo, b"at once");
     }
 }
@@ -176,12 +223,24 @@ async fn bad_input_05_bytes_before_the_101_go_nowhere() {
     .await;
     let proxy = in_front_of(upstream, &[]).await;
     // A request, the beginning of one, and a frame.
-    for early in [&b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"[..], b"GET /smu", b"\x81\x05hello"] {
+    for early in [
+        &b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"[..],
+        b"GET /smu",
+        b"\x81\x05hello",
+    ] {
         let mut client = TcpStream::connect(proxy.address).await.unwrap();
         client.write_all(&[ASK, early].concat()).await.unwrap();
         let mut answer = Vec::new();
-        let _ = tokio::time::timeout(LIMIT, client.read_to_end(&mut answer)).await.unwrap();
-        assert_eq!(tokio::time::timeout(LIMIT, hears.recv()).await.unwrap().unwrap(), b"");
+        let _ = tokio::time::timeout(LIMIT, client.read_to_end(&mut answer))
+            .await
+            .unwrap();
+        assert_eq!(
+            tokio::time::timeout(LIMIT, hears.recv())
+                .await
+                .unwrap()
+                .unwrap(),
+            b""
+        );
     }
     let counted = "bearer_proxy_connections_rejected_total{reason=\"bytes_before_upgrade\"}";
     assert_eq!(proxy.metric(counted).await, 3.0);
@@ -215,7 +274,10 @@ async fn bad_input_05_what_is_no_upgrade_stays_a_request() {
     ] {
         let mut client = TcpStream::connect(proxy.address).await.unwrap();
         client.write_all(request.as_bytes()).await.unwrap();
-        let head = tokio::time::timeout(LIMIT, read_head(&mut client)).await.unwrap().unwrap();
+        let head = tokio::time::timeout(LIMIT, read_head(&mut client))
+            .await
+            .unwrap()
+            .unwrap();
         assert!(head.contains(" 200 "), "{request}: {head}");
     }
     assert_eq!(proxy.get("/unasked").await.status(), 502);
@@ -234,14 +296,26 @@ async fn a_tunnel_ends_when_nothing_moves_and_with_the_proxy() {
     };
     let proxy = in_front_of(silent().await, &[("proxy.tunnel_idle_timeout", "300ms")]).await;
     let mut client = ask(&proxy).await;
-    let closed = tokio::time::timeout(LIMIT, client.read_u8()).await.expect("closed in time");
+    let closed = tokio::time::timeout(LIMIT, client.read_u8())
+        .await
+        .expect("closed in time");
     assert!(closed.is_err());
     let proxy = in_front_of(silent().await, &[("proxy.drain_timeout", "300ms")]).await;
     let mut client = ask(&proxy).await;
     // The client sees the 101 first.
-    eventually("the tunnel is counted", async || proxy.metric(TUNNELS).await == 1.0).await;
-    tokio::time::timeout(LIMIT, proxy.app.shut_down()).await.expect("within drain_timeout");
-    assert!(tokio::time::timeout(LIMIT, client.read_u8()).await.expect("closed in time").is_err());
+    eventually("the tunnel is counted", async || {
+        proxy.metric(TUNNELS).await == 1.0
+    })
+    .await;
+    tokio::time::timeout(LIMIT, proxy.app.shut_down())
+        .await
+        .expect("within drain_timeout");
+    assert!(
+        tokio::time::timeout(LIMIT, client.read_u8())
+            .await
+            .expect("closed in time")
+            .is_err()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -264,12 +338,17 @@ async fn a_slow_reader_holds_the_sender_back() {
     // It stops by itself: what was sent then is what buffers hold.
     let mut sent = 0;
     eventually("the sender stops", async || {
-        let stopped = tokio::time::timeout(LIMIT / 60, told.changed()).await.is_err();
+        let stopped = tokio::time::timeout(LIMIT / 60, told.changed())
+            .await
+            .is_err();
         sent = *told.borrow_and_update();
         stopped
     })
     .await;
-    assert!(sent > 0 && sent < 32 << 20, "{sent} bytes were taken from the sender");
+    assert!(
+        sent > 0 && sent < 32 << 20,
+        "{sent} bytes were taken from the sender"
+    );
     drop(client);
     eventually("it is over", async || proxy.metric(TUNNELS).await == 0.0).await;
 }
@@ -290,7 +369,12 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
         }
     }
     frame.extend(mask);
-    frame.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    frame.extend(
+        payload
+            .iter()
+            .zip(mask.iter().cycle())
+            .map(|(byte, mask)| byte ^ mask),
+    );
     frame
 }
 
@@ -311,7 +395,11 @@ fn cases() -> Vec<Case> {
     let mut case = |what: &str, frames: &[Vec<u8>], pieces: &[usize]| {
         let bytes = frames.concat();
         for &piece in pieces {
-            cases.push(Case { what: format!("{what}, in pieces of {piece}"), bytes: bytes.clone(), piece });
+            cases.push(Case {
+                what: format!("{what}, in pieces of {piece}"),
+                bytes: bytes.clone(),
+                piece,
+            });
         }
     };
     let whole = &[usize::MAX][..];
@@ -326,44 +414,114 @@ fn cases() -> Vec<Case> {
         }
         for size in [0, 1, 127, 1000] {
             let frames = [frame(0x80 | opcode, &vec![b'*'; size]), bye()];
-            case(&format!("1 framing: opcode {opcode}, {size}"), &frames, &[1, 7, 997]);
+            case(
+                &format!("1 framing: opcode {opcode}, {size}"),
+                &frames,
+                &[1, 7, 997],
+            );
         }
     }
     for opcode in [9_u8, 10] {
         for size in [0, 1, 10, 125, 126, 200] {
-            let frames = [frame(0x80 | opcode, &vec![0xfe; size]), frame(0x81, b"after"), bye()];
-            case(&format!("2 control: opcode {opcode}, {size}"), &frames, &[usize::MAX, 1]);
+            let frames = [
+                frame(0x80 | opcode, &vec![0xfe; size]),
+                frame(0x81, b"after"),
+                bye(),
+            ];
+            case(
+                &format!("2 control: opcode {opcode}, {size}"),
+                &frames,
+                &[usize::MAX, 1],
+            );
         }
         case(
             &format!("2 control: opcode {opcode}, fragmented"),
             &[frame(opcode, b"part"), frame(0x80, b"rest")],
             whole,
         );
-        case(&format!("2 control: ten of opcode {opcode}"), &[frame(0x80 | opcode, b"n").repeat(10), bye()], whole);
+        case(
+            &format!("2 control: ten of opcode {opcode}"),
+            &[frame(0x80 | opcode, b"n").repeat(10), bye()],
+            whole,
+        );
     }
     for reserved in 1..8_u8 {
         for opcode in [1_u8, 2, 8, 9] {
-            let frames =
-                [frame(0x81, b"before"), frame(0x80 | reserved << 4 | opcode, b"\x03\xe8"), frame(0x81, b"after")];
-            case(&format!("3 reserved bits {reserved}, opcode {opcode}"), &frames, &[usize::MAX, 3]);
+            let frames = [
+                frame(0x81, b"before"),
+                frame(0x80 | reserved << 4 | opcode, b"\x03\xe8"),
+                frame(0x81, b"after"),
+            ];
+            case(
+                &format!("3 reserved bits {reserved}, opcode {opcode}"),
+                &frames,
+                &[usize::MAX, 3],
+            );
         }
     }
     for opcode in [3_u8, 4, 5, 6, 7, 11, 12, 13, 14, 15] {
         for payload in [&b""[..], b"reserved"] {
-            let frames = [frame(0x81, b"before"), frame(0x80 | opcode, payload), frame(0x81, b"after")];
+            let frames = [
+                frame(0x81, b"before"),
+                frame(0x80 | opcode, payload),
+                frame(0x81, b"after"),
+            ];
             case(&format!("4 opcode {opcode} {payload:?}"), &frames, whole);
         }
     }
     let fragments: [(&str, Vec<Vec<u8>>); 9] = [
-        ("two", vec![frame(0x01, b"frag"), frame(0x80, b"ment"), bye()]),
-        ("with a ping between", vec![frame(0x01, b"frag"), frame(0x89, b"ping"), frame(0x80, b"ment"), bye()]),
-        ("with empty ones", vec![frame(0x01, b""), frame(0x00, b""), frame(0x80, b""), bye()]),
-        ("a continuation of nothing", vec![frame(0x80, b"what"), frame(0x81, b"after")]),
-        ("an unfinished one, then text", vec![frame(0x01, b"frag"), frame(0x81, b"text")]),
-        ("a continuation after the end", vec![frame(0x01, b"a"), frame(0x80, b"b"), frame(0x80, b"c")]),
-        ("a hundred", [vec![frame(0x02, b"x")], vec![frame(0x00, b"y"); 98], vec![frame(0x80, b"z"), bye()]].concat()),
-        ("a close between", vec![frame(0x01, b"frag"), bye(), frame(0x80, b"ment")]),
-        ("two messages", vec![frame(0x01, b"1"), frame(0x80, b"2"), frame(0x02, b"3"), frame(0x80, b"4"), bye()]),
+        (
+            "two",
+            vec![frame(0x01, b"frag"), frame(0x80, b"ment"), bye()],
+        ),
+        (
+            "with a ping between",
+            vec![
+                frame(0x01, b"frag"),
+                frame(0x89, b"ping"),
+                frame(0x80, b"ment"),
+                bye(),
+            ],
+        ),
+        (
+            "with empty ones",
+            vec![frame(0x01, b""), frame(0x00, b""), frame(0x80, b""), bye()],
+        ),
+        (
+            "a continuation of nothing",
+            vec![frame(0x80, b"what"), frame(0x81, b"after")],
+        ),
+        (
+            "an unfinished one, then text",
+            vec![frame(0x01, b"frag"), frame(0x81, b"text")],
+        ),
+        (
+            "a continuation after the end",
+            vec![frame(0x01, b"a"), frame(0x80, b"b"), frame(0x80, b"c")],
+        ),
+        (
+            "a hundred",
+            [
+                vec![frame(0x02, b"x")],
+                vec![frame(0x00, b"y"); 98],
+                vec![frame(0x80, b"z"), bye()],
+            ]
+            .concat(),
+        ),
+        (
+            "a close between",
+            vec![frame(0x01, b"frag"), bye(), frame(0x80, b"ment")],
+        ),
+        (
+            "two messages",
+            vec![
+                frame(0x01, b"1"),
+                frame(0x80, b"2"),
+                frame(0x02, b"3"),
+                frame(0x80, b"4"),
+                bye(),
+            ],
+        ),
     ];
     for (what, frames) in &fragments {
         case(&format!("5 fragments: {what}"), frames, &[usize::MAX, 1, 5]);
@@ -383,28 +541,61 @@ fn cases() -> Vec<Case> {
         b"\x80",
     ];
     for (number, text) in texts.iter().enumerate() {
-        case(&format!("6 text {number}"), &[frame(0x81, text), frame(0x81, b"after"), bye()], &[usize::MAX, 1]);
+        case(
+            &format!("6 text {number}"),
+            &[frame(0x81, text), frame(0x81, b"after"), bye()],
+            &[usize::MAX, 1],
+        );
         let (first, second) = text.split_at(text.len() / 2);
-        case(&format!("6 text {number}, split"), &[frame(0x01, first), frame(0x80, second), bye()], whole);
+        case(
+            &format!("6 text {number}, split"),
+            &[frame(0x01, first), frame(0x80, second), bye()],
+            whole,
+        );
     }
-    for code in
-        [0, 999, 1000, 1001, 1003, 1004, 1005, 1006, 1007, 1011, 1012, 1015, 1016, 1100, 2999, 3000, 4999, 5000, 65_535]
-    {
+    for code in [
+        0, 999, 1000, 1001, 1003, 1004, 1005, 1006, 1007, 1011, 1012, 1015, 1016, 1100, 2999, 3000,
+        4999, 5000, 65_535,
+    ] {
         for reason in [&b""[..], b"good bye"] {
-            case(&format!("7 close {code} {reason:?}"), &[close(code, reason), frame(0x81, b"after")], whole);
+            case(
+                &format!("7 close {code} {reason:?}"),
+                &[close(code, reason), frame(0x81, b"after")],
+                whole,
+            );
         }
     }
     case("7 close without a code", &[frame(0x88, b"")], whole);
     case("7 close with half a code", &[frame(0x88, b"\x03")], whole);
-    case("7 close with a reason that is not UTF-8", &[close(1000, b"\xff")], whole);
-    case("7 close that is too long", &[close(1000, &[b'*'; 124])], whole);
+    case(
+        "7 close with a reason that is not UTF-8",
+        &[close(1000, b"\xff")],
+        whole,
+    );
+    case(
+        "7 close that is too long",
+        &[close(1000, &[b'*'; 124])],
+        whole,
+    );
     case("7 two closes", &[bye(), bye()], whole);
     case("7 nothing at all", &[], whole);
-    case("7 half a frame", &[frame(0x81, b"half")[..5].to_vec()], whole);
+    case(
+        "7 half a frame",
+        &[frame(0x81, b"half")[..5].to_vec()],
+        whole,
+    );
     for size in [1 << 18, 1 << 20, 4 << 20] {
-        case(&format!("9 large {size}"), &[frame(0x82, &vec![0xaa; size]), bye()], &[usize::MAX, 1 << 16, 1447]);
+        case(
+            &format!("9 large {size}"),
+            &[frame(0x82, &vec![0xaa; size]), bye()],
+            &[usize::MAX, 1 << 16, 1447],
+        );
     }
-    case("10 many small ones", &[frame(0x81, b"0123456789").repeat(2000), bye()], &[usize::MAX, 1000]);
+    case(
+        "10 many small ones",
+        &[frame(0x81, b"0123456789").repeat(2000), bye()],
+        &[usize::MAX, 1000],
+    );
     cases
 }
 
@@ -417,7 +608,10 @@ async fn transcript(server: SocketAddr, case: &Case) -> Vec<u8> {
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
         stream.write_all(handshake.as_bytes()).await.unwrap();
         let head = read_head(&mut stream).await.unwrap().to_ascii_lowercase();
-        assert!(head.contains(" 101 ") && head.contains("s3pplmbitxaq9kygzzhzrbk+xoo="), "{head}");
+        assert!(
+            head.contains(" 101 ") && head.contains("s3pplmbitxaq9kygzzhzrbk+xoo="),
+            "{head}"
+        );
         let (mut read, mut write) = stream.into_split();
         let sending = async {
             for piece in case.bytes.chunks(case.piece) {
@@ -430,7 +624,9 @@ async fn transcript(server: SocketAddr, case: &Case) -> Vec<u8> {
         read.unwrap();
         all
     };
-    tokio::time::timeout(LIMIT, talk).await.unwrap_or_else(|_| panic!("it hangs: {}", case.what))
+    tokio::time::timeout(LIMIT, talk)
+        .await
+        .unwrap_or_else(|_| panic!("it hangs: {}", case.what))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -453,5 +649,9 @@ async fn every_websocket_conversation_is_the_same_as_without_the_proxy() {
         answered += usize::from(!direct.is_empty());
     }
     println!("{} conversations, {answered} answered", cases.len());
-    assert!(answered * 10 >= cases.len() * 7, "only {answered} of {} were answered", cases.len());
+    assert!(
+        answered * 10 >= cases.len() * 7,
+        "only {answered} of {} were answered",
+        cases.len()
+    );
 }

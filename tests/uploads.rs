@@ -1,5 +1,9 @@
 //! Uploads of any size, and tokens that die at any point of them.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod common;
 
@@ -48,7 +52,11 @@ struct Seen {
 
 impl Upstream {
     fn new(judges_at: Percent, says_100: bool) -> Self {
-        Self { judges_at, says_100, seen: Arc::default() }
+        Self {
+            judges_at,
+            says_100,
+            seen: Arc::default(),
+        }
     }
 
     async fn start(&self) -> SocketAddr {
@@ -66,16 +74,30 @@ impl Upstream {
     }
 
     /// One request; whether another may follow.
-    async fn serve(&self, read: &mut BufReader<OwnedReadHalf>, write: &mut OwnedWriteHalf) -> io::Result<bool> {
+    async fn serve(
+        &self,
+        read: &mut BufReader<OwnedReadHalf>,
+        write: &mut OwnedWriteHalf,
+    ) -> io::Result<bool> {
         let head = head(read).await?;
         if head.is_empty() {
             return Ok(false);
         }
         self.seen.heads.lock().unwrap().push(head.clone());
         let token = field(&head, "authorization").unwrap();
-        let is_good = self.seen.refused.lock().unwrap().get_or_insert_with(|| token.clone()) != &token;
+        let is_good = self
+            .seen
+            .refused
+            .lock()
+            .unwrap()
+            .get_or_insert_with(|| token.clone())
+            != &token;
         let size: usize = field(&head, "x-size").unwrap().parse().unwrap();
-        let until = if is_good { usize::MAX } else { size * self.judges_at / 100 };
+        let until = if is_good {
+            usize::MAX
+        } else {
+            size * self.judges_at / 100
+        };
         if until > 0 && self.says_100 && field(&head, "expect").is_some() {
             write.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
@@ -83,20 +105,34 @@ impl Upstream {
         let mut hash = Context::new(&SHA256);
         let mut length = 0;
         while length < until {
-            let Some(data) = body.next(read).await? else { break };
+            let Some(data) = body.next(read).await? else {
+                break;
+            };
             self.seen.body_bytes.fetch_add(data.len(), Relaxed);
             length += data.len();
             hash.update(&data);
         }
         if !is_good {
             // As servers do that have seen enough.
-            write.write_all(b"HTTP/1.1 401 No\r\nContent-Length: 7\r\nConnection: close\r\n\r\nrefused").await?;
+            write
+                .write_all(
+                    b"HTTP/1.1 401 No\r\nContent-Length: 7\r\nConnection: close\r\n\r\nrefused",
+                )
+                .await?;
             write.shutdown().await?;
             return Ok(false);
         }
         let hash = hex(hash.finish().as_ref());
         self.seen.accepted.lock().unwrap().push(hash.clone());
-        write.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{hash}", hash.len()).as_bytes()).await?;
+        write
+            .write_all(
+                format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{hash}",
+                    hash.len()
+                )
+                .as_bytes(),
+            )
+            .await?;
         Ok(true)
     }
 }
@@ -116,7 +152,10 @@ impl Body {
         }
     }
 
-    async fn next(&mut self, read: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
+    async fn next(
+        &mut self,
+        read: &mut (impl tokio::io::AsyncBufRead + Unpin),
+    ) -> io::Result<Option<Vec<u8>>> {
         use tokio::io::AsyncBufReadExt as _;
         match self {
             Self::Over | Self::Left(0) => Ok(None),
@@ -160,7 +199,9 @@ async fn head(read: &mut (impl AsyncRead + Unpin)) -> io::Result<String> {
 }
 
 fn field(head: &str, name: &str) -> Option<String> {
-    let line = head.lines().find(|line| line.to_ascii_lowercase().starts_with(&format!("{name}:")))?;
+    let line = head
+        .lines()
+        .find(|line| line.to_ascii_lowercase().starts_with(&format!("{name}:")))?;
     Some(line.split_once(':').unwrap().1.trim().to_owned())
 }
 
@@ -193,8 +234,9 @@ async fn upload(proxy: SocketAddr, body: Bytes, sends: Sends) -> Answer {
         Sends::Chunked => "Transfer-Encoding: chunked\r\n".to_owned(),
         Sends::WhenAsked => format!("Content-Length: {size}\r\nExpect: 100-continue\r\n"),
     };
-    let request =
-        format!("POST /x HTTP/1.1\r\nHost: localhost\r\nX-Size: {size}\r\nConnection: close\r\n{framing}\r\n");
+    let request = format!(
+        "POST /x HTTP/1.1\r\nHost: localhost\r\nX-Size: {size}\r\nConnection: close\r\n{framing}\r\n"
+    );
     write.write_all(request.as_bytes()).await.unwrap();
     let (ask, asked) = tokio::sync::oneshot::channel();
     let writing = tokio::spawn(async move {
@@ -203,7 +245,9 @@ async fn upload(proxy: SocketAddr, body: Bytes, sends: Sends) -> Answer {
         }
         for data in body.chunks(100_000) {
             if sends == Sends::Chunked {
-                write.write_all(format!("{:x}\r\n", data.len()).as_bytes()).await?;
+                write
+                    .write_all(format!("{:x}\r\n", data.len()).as_bytes())
+                    .await?;
                 write.write_all(data).await?;
                 write.write_all(b"\r\n").await?;
             } else {
@@ -224,18 +268,32 @@ async fn upload(proxy: SocketAddr, body: Bytes, sends: Sends) -> Answer {
         } else {
             drop(ask);
         }
-        let status = first.split(' ').nth(1).unwrap_or_else(|| panic!("{first}")).parse().unwrap();
+        let status = first
+            .split(' ')
+            .nth(1)
+            .unwrap_or_else(|| panic!("{first}"))
+            .parse()
+            .unwrap();
         let mut body = vec![0; field(&first, "content-length").unwrap().parse().unwrap()];
         read.read_exact(&mut body).await.unwrap();
-        Answer { status, body: String::from_utf8(body).unwrap(), asked }
+        Answer {
+            status,
+            body: String::from_utf8(body).unwrap(),
+            asked,
+        }
     };
-    let answer = tokio::time::timeout(LIMIT, answer).await.expect("an answer in time");
+    let answer = tokio::time::timeout(LIMIT, answer)
+        .await
+        .expect("an answer in time");
     writing.abort();
     answer
 }
 
 fn body(size: usize) -> Bytes {
-    (0..size).map(|n| (n ^ (n >> 8) ^ (n >> 16)) as u8).collect::<Vec<_>>().into()
+    (0..size)
+        .map(|n| (n ^ (n >> 8) ^ (n >> 16)) as u8)
+        .collect::<Vec<_>>()
+        .into()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -247,7 +305,12 @@ async fn whatever_can_be_sent_again_is_and_the_rest_gets_the_refusal() {
         for judges_at in [0, 50, 99] {
             for says_100 in [true, false] {
                 for sends in [Sends::WithLength, Sends::Chunked, Sends::WhenAsked] {
-                    cases.push(upload_with_a_dead_token(&issuer, &body, Upstream::new(judges_at, says_100), sends));
+                    cases.push(upload_with_a_dead_token(
+                        &issuer,
+                        &body,
+                        Upstream::new(judges_at, says_100),
+                        sends,
+                    ));
                 }
             }
         }
@@ -260,29 +323,48 @@ const LARGE: usize = 100_000_000;
 
 async fn upload_with_a_dead_token(issuer: &str, body: &Bytes, upstream: Upstream, sends: Sends) {
     let (size, judges_at) = (body.len(), upstream.judges_at);
-    let what = format!("{size} bytes, judged at {judges_at} %, says 100: {}, {sends:?}", upstream.says_100);
+    let what = format!(
+        "{size} bytes, judged at {judges_at} %, says 100: {}, {sends:?}",
+        upstream.says_100
+    );
     let expected = hex(digest(&SHA256, body).as_ref());
     let address = upstream.start().await;
-    let proxy = proxy(&format!("http://{address}"), &[("token.issuer", issuer), ("proxy.workers", "1")]);
+    let proxy = proxy(
+        &format!("http://{address}"),
+        &[("token.issuer", issuer), ("proxy.workers", "1")],
+    );
     proxy.ready().await;
     let answer = upload(proxy.address, body.clone(), sends).await;
     let heads = upstream.seen.heads.lock().unwrap().clone();
     let accepted = upstream.seen.accepted.lock().unwrap().clone();
     let is_kept = size < LARGE;
     if is_kept || judges_at == 0 {
-        assert_eq!((answer.status, answer.body.as_str()), (200, expected.as_str()), "{what}");
+        assert_eq!(
+            (answer.status, answer.body.as_str()),
+            (200, expected.as_str()),
+            "{what}"
+        );
         assert_eq!((accepted, heads.len()), (vec![expected], 2), "{what}");
     } else {
-        assert_eq!((answer.status, answer.body.as_str()), (401, "refused"), "{what}");
+        assert_eq!(
+            (answer.status, answer.body.as_str()),
+            (401, "refused"),
+            "{what}"
+        );
         assert_eq!((accepted, heads.len()), (vec![], 1), "{what}");
-        let counted = r#"bearer_proxy_retries_total{reason="unauthorized",outcome="body_not_kept"}"#;
+        let counted =
+            r#"bearer_proxy_retries_total{reason="unauthorized",outcome="body_not_kept"}"#;
         assert_eq!(proxy.metric(counted).await, 1.0, "{what}");
     }
     assert_eq!(answer.asked, sends == Sends::WhenAsked, "{what}");
     let is_held_back = size == LARGE || sends != Sends::WithLength;
     assert_eq!(field(&heads[0], "expect").is_some(), is_held_back, "{what}");
     if judges_at == 0 && is_held_back {
-        assert_eq!(upstream.seen.body_bytes.load(Relaxed), size, "{what}: the body was sent in vain");
+        assert_eq!(
+            upstream.seen.body_bytes.load(Relaxed),
+            size,
+            "{what}: the body was sent in vain"
+        );
     }
     proxy.app.shut_down().await;
 }
@@ -292,7 +374,9 @@ async fn a_client_is_asked_for_its_body_only_when_the_upstream_wants_it() {
     let origin = scripted(|_, mut stream| async move {
         let head = read_head(&mut stream).await?;
         assert!(head.contains("100-continue"));
-        stream.write_all(b"HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nlarge").await?;
+        stream
+            .write_all(b"HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nlarge")
+            .await?;
         // A server that is not told that nothing follows goes on waiting for the body.
         let rest = stream.read_u8().await;
         assert!(rest.is_err(), "a body came all the same");
@@ -302,10 +386,19 @@ async fn a_client_is_asked_for_its_body_only_when_the_upstream_wants_it() {
     let proxy = in_front_of(origin, &[]).await;
     for sends in [Sends::WhenAsked, Sends::WithLength] {
         let answer = upload(proxy.address, body(3_000_000), sends).await;
-        assert_eq!((answer.status, answer.body.as_str(), answer.asked), (413, "large", false), "{sends:?}");
+        assert_eq!(
+            (answer.status, answer.body.as_str(), answer.asked),
+            (413, "large", false),
+            "{sends:?}"
+        );
     }
-    let active = format!(r#"bearer_proxy_upstream_connections{{endpoint="http://{origin}",state="active"}}"#);
-    eventually("its connections are given up", async || proxy.metric(&active).await == 0.0).await;
+    let active = format!(
+        r#"bearer_proxy_upstream_connections{{endpoint="http://{origin}",state="active"}}"#
+    );
+    eventually("its connections are given up", async || {
+        proxy.metric(&active).await == 0.0
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -321,7 +414,12 @@ async fn an_upstream_that_lets_the_expectation_pass_is_not_waited_for_within_ten
     for minutes_before in [0, 9, 9, 11] {
         clock.suspend(Duration::from_secs(60 * minutes_before));
         let begun = tokio::time::Instant::now();
-        assert_eq!(upload(proxy.address, body(2_000_000), Sends::WithLength).await.status, 200);
+        assert_eq!(
+            upload(proxy.address, body(2_000_000), Sends::WithLength)
+                .await
+                .status,
+            200
+        );
         was_waited_for.push(begun.elapsed() >= Duration::from_secs(1));
     }
     assert_eq!(was_waited_for, [true, false, false, true]);
@@ -332,24 +430,35 @@ async fn an_expectation_that_is_refused_is_dropped() {
     let origin = scripted(|_, mut stream| async move {
         let head = read_head(&mut stream).await?;
         if head.contains("100-continue") {
-            return stream.write_all(b"HTTP/1.1 417 No\r\nContent-Length: 0\r\n\r\n").await;
+            return stream
+                .write_all(b"HTTP/1.1 417 No\r\nContent-Length: 0\r\n\r\n")
+                .await;
         }
         let mut body = vec![0; field(&head, "content-length").unwrap().parse().unwrap()];
         stream.read_exact(&mut body).await?;
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood").await
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood")
+            .await
     })
     .await;
     let proxy = in_front_of(origin, &[]).await;
     for (sends, size) in [(Sends::WithLength, 2_000_000), (Sends::WhenAsked, 10)] {
         let answer = upload(proxy.address, body(size), sends).await;
-        assert_eq!((answer.status, answer.body.as_str()), (200, "good"), "{sends:?}");
+        assert_eq!(
+            (answer.status, answer.body.as_str()),
+            (200, "good"),
+            "{sends:?}"
+        );
     }
 }
 
 /// An upstream that refuses chunks in their middle, and wants no more of them, can be asked again on the same connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chunks_that_were_refused_end_in_good_order() {
-    let (ended, connections) = (Arc::new(tokio::sync::Notify::new()), Arc::new(AtomicUsize::new(0)));
+    let (ended, connections) = (
+        Arc::new(tokio::sync::Notify::new()),
+        Arc::new(AtomicUsize::new(0)),
+    );
     let (tell, count) = (Arc::clone(&ended), Arc::clone(&connections));
     let address = scripted(move |_, mut stream| {
         let tell = Arc::clone(&tell);
@@ -367,14 +476,19 @@ async fn chunks_that_were_refused_end_in_good_order() {
                 let mut seen = vec![0; 5];
                 if !is_fresh {
                     stream.read_exact(&mut seen).await?;
-                    stream.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").await?;
+                    stream
+                        .write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+                        .await?;
                 }
                 while !seen.ends_with(b"0\r\n\r\n") {
                     seen.push(stream.read_u8().await?);
                 }
                 if is_fresh {
-                    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", seen.len());
-                    stream.write_all(&[answer.as_bytes(), &seen].concat()).await?;
+                    let answer =
+                        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", seen.len());
+                    stream
+                        .write_all(&[answer.as_bytes(), &seen].concat())
+                        .await?;
                 } else {
                     tell.notify_one();
                 }
@@ -385,14 +499,24 @@ async fn chunks_that_were_refused_end_in_good_order() {
     let proxy = in_front_of(address, &[("retry.cooldown", "1ms")]).await;
     let mut client = TcpStream::connect(proxy.address).await.unwrap();
     let head = "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
-    client.write_all(format!("{head}5\r\nfirst\r\n").as_bytes()).await.unwrap();
-    tokio::time::timeout(LIMIT, ended.notified()).await.expect("the refused chunks have an end");
+    client
+        .write_all(format!("{head}5\r\nfirst\r\n").as_bytes())
+        .await
+        .unwrap();
+    tokio::time::timeout(LIMIT, ended.notified())
+        .await
+        .expect("the refused chunks have an end");
     client.write_all(b"6\r\nsecond\r\n0\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     client.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    assert!(answer.contains("first") && answer.contains("second"), "{answer}");
-    let idle = format!("bearer_proxy_upstream_connections{{endpoint=\"http://{address}\",state=\"idle\"}}");
+    assert!(
+        answer.contains("first") && answer.contains("second"),
+        "{answer}"
+    );
+    let idle = format!(
+        "bearer_proxy_upstream_connections{{endpoint=\"http://{address}\",state=\"idle\"}}"
+    );
     let all_idle = async || proxy.metric(&idle).await == connections.load(Relaxed) as f64;
     eventually("every connection can be used again", all_idle).await;
 }
@@ -422,15 +546,30 @@ async fn a_large_upload_begins_with_a_token_that_will_last() {
         .await;
         let upstream = Upstream::new(100, true);
         *upstream.seen.refused.lock().unwrap() = Some("none".to_owned());
-        let (origin, issuer) = (format!("http://{}", upstream.start().await), format!("http://{issuer}"));
+        let (origin, issuer) = (
+            format!("http://{}", upstream.start().await),
+            format!("http://{issuer}"),
+        );
         let clock = Arc::new(Simulated::new());
-        let proxy = proxy_on(clock.clone(), &origin, &[("token.issuer", &issuer), ("token.wait", "6s")]);
+        let proxy = proxy_on(
+            clock.clone(),
+            &origin,
+            &[("token.issuer", &issuer), ("token.wait", "6s")],
+        );
         proxy.ready().await;
         clock.suspend(HOUR - Duration::from_secs(left));
         eventually("a refresh has failed", async || calls.load(Relaxed) > 1).await;
-        assert_eq!(upload(proxy.address, body(2_000_000), Sends::WithLength).await.status, expected);
+        assert_eq!(
+            upload(proxy.address, body(2_000_000), Sends::WithLength)
+                .await
+                .status,
+            expected
+        );
         let heads = upstream.seen.heads.lock().unwrap().clone();
-        let seen: Vec<_> = heads.iter().map(|head| field(head, "authorization").unwrap()).collect();
+        let seen: Vec<_> = heads
+            .iter()
+            .map(|head| field(head, "authorization").unwrap())
+            .collect();
         assert_eq!(seen, tokens);
     }
 }

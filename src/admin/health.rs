@@ -12,8 +12,16 @@ use crate::token::Snapshot;
 /// remove every replica.
 pub(super) fn readiness(credential: &Snapshot, draining: bool) -> Response<Full<Bytes>> {
     let ready = credential.is_ready() && !draining;
-    let reason = if draining { "draining" } else { credential.reason.as_str() };
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let reason = if draining {
+        "draining"
+    } else {
+        credential.reason.as_str()
+    };
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     let since = date(credential.since);
     super::json(
         status,

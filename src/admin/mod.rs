@@ -20,7 +20,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts, uri::Scheme};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode, header, request::Parts, uri::Scheme,
+};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -78,11 +80,17 @@ impl Config {
     /// # Errors
     /// When its file no longer is what it was when it was checked.
     pub fn token(&self) -> Result<Option<Arc<Token>>, TokenError> {
-        let Some(token) = self.token.clone() else { return Ok(None) };
+        let Some(token) = self.token.clone() else {
+            return Ok(None);
+        };
         let file = token.file().map(PathBuf::from);
         let make = move || {
             let token = token.read_again()?;
-            if token.fits_header() { Ok(token) } else { Err(TokenError::Unfit) }
+            if token.fits_header() {
+                Ok(token)
+            } else {
+                Err(TokenError::Unfit)
+            }
         };
         Token::new("admin".to_owned(), file, None, make).map(|token| Some(Arc::new(token)))
     }
@@ -155,10 +163,22 @@ impl Server {
     ) -> io::Result<Self> {
         let reach = reach(bound.address());
         let gate = Gate::new(guard, reach, Scheme::HTTP);
-        let seed = bound.into_listeners(1)?.pop().ok_or(io::ErrorKind::NotFound)?;
-        let desk = Desk { gate, reach, token, sources };
+        let seed = bound
+            .into_listeners(1)?
+            .pop()
+            .ok_or(io::ErrorKind::NotFound)?;
+        let desk = Desk {
+            gate,
+            reach,
+            token,
+            sources,
+        };
         let places = Places::new(connections);
-        Ok(Self { socket: seed.into_listener()?, places, desk: Arc::new(desk) })
+        Ok(Self {
+            socket: seed.into_listener()?,
+            places,
+            desk: Arc::new(desk),
+        })
     }
 
     /// Serves until `stop` resolves.
@@ -194,7 +214,10 @@ impl Places {
     fn new(number: usize) -> Arc<Self> {
         // Health checks must get through beside whoever holds connections open, and opens new ones.
         let addresses = Addresses::new((number / 4).max(1));
-        Arc::new(Self { free: Arc::new(Semaphore::new(number)), addresses })
+        Arc::new(Self {
+            free: Arc::new(Semaphore::new(number)),
+            addresses,
+        })
     }
 
     /// The next connection that there is a place for. One from an address that has its share is closed.
@@ -202,11 +225,21 @@ impl Places {
     where
         F: Future<Output = io::Result<(S, Option<SocketAddr>)>>,
     {
-        let taken = Arc::clone(&self.free).acquire_owned().await.map_err(io::Error::other)?;
+        let taken = Arc::clone(&self.free)
+            .acquire_owned()
+            .await
+            .map_err(io::Error::other)?;
         loop {
             let (stream, peer) = accept().await?;
             if let Some(source) = self.addresses.take(peer) {
-                return Ok((stream, Place { places: Arc::clone(self), source, _taken: taken }));
+                return Ok((
+                    stream,
+                    Place {
+                        places: Arc::clone(self),
+                        source,
+                        _taken: taken,
+                    },
+                ));
             }
         }
     }
@@ -234,7 +267,10 @@ where
         .serve_connection(TokioIo::new(stream), service);
     let mut serving = pin!(serving);
     // What went wrong on such a connection is for its client to report.
-    if tokio::time::timeout(CONNECTION_TIMEOUT, serving.as_mut()).await.is_err() {
+    if tokio::time::timeout(CONNECTION_TIMEOUT, serving.as_mut())
+        .await
+        .is_err()
+    {
         serving.as_mut().graceful_shutdown();
         let _ = tokio::time::timeout(END_TIMEOUT, serving).await;
     }
@@ -253,11 +289,16 @@ impl Desk {
         match request.uri.path() {
             "/token/refresh" if request.method == Method::POST => self.refresh(),
             "/token/refresh" => not_allowed("POST"),
-            "/healthz" | "/readyz" | "/metrics" | "/status" | "/" if !is_read => not_allowed("GET, HEAD"),
+            "/healthz" | "/readyz" | "/metrics" | "/status" | "/" if !is_read => {
+                not_allowed("GET, HEAD")
+            }
             "/healthz" => text(StatusCode::OK, "alive\n"),
             "/readyz" => health::readiness(&self.sources.credential.snapshot(), self.is_draining()),
             "/metrics" => metrics::render(&self.sources, self.is_draining()),
-            "/status" => json(StatusCode::OK, &status::status(&self.sources, self.is_draining())),
+            "/status" => json(
+                StatusCode::OK,
+                &status::status(&self.sources, self.is_draining()),
+            ),
             "/" => page::page(&status::status(&self.sources, self.is_draining())),
             _ => text(
                 StatusCode::NOT_FOUND,
@@ -275,19 +316,29 @@ impl Desk {
             }
             return None;
         };
-        let shown = request.headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+        let shown = request
+            .headers
+            .get(header::AUTHORIZATION)
+            .map(HeaderValue::as_bytes);
         let shown = shown.and_then(|shown| {
             let (scheme, token) = shown.split_at_checked(7)?;
             scheme.eq_ignore_ascii_case(b"bearer ").then_some(token)
         });
         let expected = token.load();
-        let is_it =
-            |shown| aws_lc_rs::constant_time::verify_slices_are_equal(shown, expected.expose().as_bytes()).is_ok();
+        let is_it = |shown| {
+            aws_lc_rs::constant_time::verify_slices_are_equal(shown, expected.expose().as_bytes())
+                .is_ok()
+        };
         if shown.is_some_and(is_it) {
             return None;
         }
-        let mut refusal = text(StatusCode::UNAUTHORIZED, "This needs `Authorization: Bearer` with admin.token.\n");
-        refusal.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        let mut refusal = text(
+            StatusCode::UNAUTHORIZED,
+            "This needs `Authorization: Bearer` with admin.token.\n",
+        );
+        refusal
+            .headers_mut()
+            .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         Some(refusal)
     }
 
@@ -295,9 +346,14 @@ impl Desk {
         match self.sources.credential.refresh_now() {
             Ok(()) => text(StatusCode::ACCEPTED, "refreshing\n"),
             Err(RefreshRefused::TooEarly { retry_after }) => {
-                let mut refusal = text(StatusCode::TOO_MANY_REQUESTS, "it is too early for another refresh\n");
+                let mut refusal = text(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "it is too early for another refresh\n",
+                );
                 let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
-                refusal.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+                refusal
+                    .headers_mut()
+                    .insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
                 refusal
             }
             Err(RefreshRefused::NoCredential) => text(
@@ -314,16 +370,26 @@ impl Desk {
 
 fn not_allowed(allowed: &'static str) -> Response<Full<Bytes>> {
     let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
-    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    response
+        .headers_mut()
+        .insert(header::ALLOW, HeaderValue::from_static(allowed));
     response
 }
 
 fn text(status: StatusCode, words: &'static str) -> Response<Full<Bytes>> {
-    respond(status, "text/plain; charset=utf-8", Bytes::from_static(words.as_bytes()))
+    respond(
+        status,
+        "text/plain; charset=utf-8",
+        Bytes::from_static(words.as_bytes()),
+    )
 }
 
 fn json(status: StatusCode, value: &serde_json::Value) -> Response<Full<Bytes>> {
-    respond(status, "application/json", Bytes::from(format!("{value:#}\n")))
+    respond(
+        status,
+        "application/json",
+        Bytes::from(format!("{value:#}\n")),
+    )
 }
 
 fn respond(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
@@ -332,7 +398,10 @@ fn respond(status: StatusCode, content_type: &'static str, body: Bytes) -> Respo
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
     response
 }
 
@@ -349,15 +418,24 @@ mod tests {
         let write = |token: &str| std::fs::write(&file, token).unwrap();
         write("first");
         let listener = Listener {
-            address: "127.0.0.1:0".parse().map(crate::net::socket::Address::Tcp).unwrap(),
+            address: "127.0.0.1:0"
+                .parse()
+                .map(crate::net::socket::Address::Tcp)
+                .unwrap(),
             guard: Guard::default(),
             tls: None,
         };
-        let config = Config { listener, token: Some(Secret::from_file(file.clone()).unwrap()) };
+        let config = Config {
+            listener,
+            token: Some(Secret::from_file(file.clone()).unwrap()),
+        };
         let token = config.token().unwrap().unwrap();
         for bad in ["", "two words", "two\nlines"] {
             write(bad);
-            assert!(followed::Held::reload(&*token).is_err() && token.load().expose() == "first", "{bad:?}");
+            assert!(
+                followed::Held::reload(&*token).is_err() && token.load().expose() == "first",
+                "{bad:?}"
+            );
         }
         write("second\n");
         assert!(followed::Held::reload(&*token).unwrap() && token.load().expose() == "second");
@@ -368,8 +446,16 @@ mod tests {
         let places = Places::new(8);
         let queue = std::sync::Mutex::new(["a", "a", "a", "a", "b", "a", "a", "b"].into_iter());
         let accept = || async {
-            let name = queue.lock().unwrap().next().ok_or(io::ErrorKind::NotFound)?;
-            let ip = if name == "a" { [192, 0, 2, 1] } else { [192, 0, 2, 2] };
+            let name = queue
+                .lock()
+                .unwrap()
+                .next()
+                .ok_or(io::ErrorKind::NotFound)?;
+            let ip = if name == "a" {
+                [192, 0, 2, 1]
+            } else {
+                [192, 0, 2, 2]
+            };
             Ok((name, Some((ip, 5000).into())))
         };
         let (first, place) = places.admit(accept).await.unwrap();
@@ -386,19 +472,34 @@ mod tests {
     async fn who_does_not_finish_a_head_gives_the_place_back() {
         for begun in ["", "GET / HTTP/1.1\r\nHost: "] {
             let (mut client, server) = tokio::io::duplex(1024);
-            let serving = tokio::spawn(serve(server, |_| respond(StatusCode::OK, "text/plain", Bytes::new())));
+            let serving = tokio::spawn(serve(server, |_| {
+                respond(StatusCode::OK, "text/plain", Bytes::new())
+            }));
             client.write_all(begun.as_bytes()).await.unwrap();
-            assert!(tokio::time::timeout(HEAD_TIMEOUT + END_TIMEOUT, serving).await.is_ok(), "still served: {begun}");
+            assert!(
+                tokio::time::timeout(HEAD_TIMEOUT + END_TIMEOUT, serving)
+                    .await
+                    .is_ok(),
+                "still served: {begun}"
+            );
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_does_not_take_an_answer_gives_the_place_back() {
         let (mut client, server) = tokio::io::duplex(1024);
-        let serving = tokio::spawn(serve(server, |_| respond(StatusCode::OK, "text/plain", vec![b'x'; 4096].into())));
-        client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let serving = tokio::spawn(serve(server, |_| {
+            respond(StatusCode::OK, "text/plain", vec![b'x'; 4096].into())
+        }));
+        client
+            .write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .await
+            .unwrap();
         assert_eq!(client.read_u8().await.unwrap(), b'H');
         let limit = CONNECTION_TIMEOUT + 2 * END_TIMEOUT;
-        assert!(tokio::time::timeout(limit, serving).await.is_ok(), "still served");
+        assert!(
+            tokio::time::timeout(limit, serving).await.is_ok(),
+            "still served"
+        );
     }
 }

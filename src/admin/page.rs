@@ -22,9 +22,17 @@ pub(super) fn page(status: &Value) -> Response<Full<Bytes>> {
         reason = escaped(&credential["reason"]),
         details = escape(&format!("{status:#}")),
     );
-    let mut response = super::respond(StatusCode::OK, "text/html; charset=utf-8", Bytes::from(body));
-    let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'");
-    response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
+    let mut response = super::respond(
+        StatusCode::OK,
+        "text/html; charset=utf-8",
+        Bytes::from(body),
+    );
+    let policy = HeaderValue::from_static(
+        "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    );
+    response
+        .headers_mut()
+        .insert(header::CONTENT_SECURITY_POLICY, policy);
     response
 }
 
@@ -33,7 +41,10 @@ fn escaped(value: &Value) -> String {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }
 
 #[cfg(test)]
@@ -45,9 +56,17 @@ mod tests {
         let status = serde_json::json!({
             "version": "1", "credentials": [{ "state": "dead", "reason": "<script>", "problem": "</pre><img src=x>" }],
         });
-        let body = super::page(&status).into_body().collect().await.unwrap().to_bytes();
+        let body = super::page(&status)
+            .into_body()
+            .collect()
+            .await
+            .unwrap()
+            .to_bytes();
         let body = std::str::from_utf8(&body).unwrap();
-        assert!(body.contains("&lt;script&gt;") && body.contains("&lt;/pre&gt;&lt;img"), "{body}");
+        assert!(
+            body.contains("&lt;script&gt;") && body.contains("&lt;/pre&gt;&lt;img"),
+            "{body}"
+        );
         assert!(!body.contains("<script") && !body.contains("<img"));
     }
 }

@@ -55,7 +55,11 @@ fn credential(snapshot: &Snapshot, now: SystemTime) -> Value {
 fn of_upstream(config: &upstream::Config, sources: &Sources) -> Value {
     let endpoints = config.endpoints.iter().map(|endpoint| {
         let connections = |count: fn(&upstream::Counters) -> u64| {
-            sources.sum(|worker| worker.endpoint(&endpoint.origin).map_or(0, |endpoint| count(&endpoint.connections)))
+            sources.sum(|worker| {
+                worker
+                    .endpoint(&endpoint.origin)
+                    .map_or(0, |endpoint| count(&endpoint.connections))
+            })
         };
         json!({
             "origin": endpoint.origin,
@@ -94,6 +98,9 @@ fn seen_in_json(sources: &Sources) -> Value {
 
 /// RFC 3339, in UTC and whole seconds.
 pub(super) fn date(moment: SystemTime) -> String {
-    let since_1970 = moment.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+    let since_1970 = moment
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_secs();
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(since_1970)).to_string()
 }

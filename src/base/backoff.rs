@@ -14,7 +14,11 @@ pub struct Backoff {
 impl Backoff {
     /// Waits of at least `shortest` and at most `longest`.
     pub const fn new(shortest: Duration, longest: Duration) -> Self {
-        Self { shortest, longest, ceiling: shortest }
+        Self {
+            shortest,
+            longest,
+            ceiling: shortest,
+        }
     }
 
     /// The wait after one more failure.
@@ -25,7 +29,10 @@ impl Backoff {
 
     /// The wait after one more failure when there is no time to lose: at most `limit`. Such a wait doubles nothing.
     pub fn hurried(&self, limit: Duration) -> Duration {
-        between(self.shortest, limit.min(self.ceiling.saturating_mul(2)).min(self.longest))
+        between(
+            self.shortest,
+            limit.min(self.ceiling.saturating_mul(2)).min(self.longest),
+        )
     }
 
     /// All is well again: the next wait is a short one.
@@ -59,7 +66,10 @@ mod tests {
             let mut backoff = Backoff::new(SECOND, FIVE_MINUTES);
             for ceiling in [2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
                 let wait = backoff.after_failure();
-                assert!(wait >= SECOND && wait <= Duration::from_secs(ceiling), "{wait:?} of {ceiling} s");
+                assert!(
+                    wait >= SECOND && wait <= Duration::from_secs(ceiling),
+                    "{wait:?} of {ceiling} s"
+                );
             }
             backoff.reset();
             assert!(backoff.after_failure() <= 2 * SECOND);

@@ -140,17 +140,30 @@ async fn sleep_until(deadline: Moment) {
 #[cfg(target_os = "linux")]
 async fn wait_for_timer(deadline: Moment) -> std::io::Result<()> {
     use rustix::time::{
-        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+        timerfd_settime,
     };
     use tokio::io::{Interest, unix::AsyncFd};
 
     if boot_time() >= deadline {
         return Ok(());
     }
-    let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+    let timer = timerfd_create(
+        TimerfdClockId::Boottime,
+        TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
+    )?;
     let at = deadline.elapsed_since_boot();
-    let value = Timespec { tv_sec: i64::try_from(at.as_secs()).unwrap_or(i64::MAX), tv_nsec: at.subsec_nanos().into() };
-    let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
+    let value = Timespec {
+        tv_sec: i64::try_from(at.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: at.subsec_nanos().into(),
+    };
+    let once = Itimerspec {
+        it_interval: Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        },
+        it_value: value,
+    };
     timerfd_settime(&timer, TimerfdTimerFlags::ABSTIME, &once)?;
     // Tokio deprecated this for types that may lie about their descriptor. An `OwnedFd` cannot, and the replacement is
     // `unsafe`, which this crate forbids.
@@ -189,7 +202,9 @@ mod tests {
     async fn the_system_clock_sleeps_until_its_deadline_and_not_longer() {
         let clock = system();
         let deadline = clock.now() + Duration::from_millis(30);
-        tokio::time::timeout(Duration::from_secs(10), clock.sleep_until(deadline)).await.expect("it wakes");
+        tokio::time::timeout(Duration::from_secs(10), clock.sleep_until(deadline))
+            .await
+            .expect("it wakes");
         assert!(clock.now() >= deadline);
         // A deadline in the past, the machine's start included, is over at once.
         clock.sleep_until(Moment::default()).await;
@@ -198,7 +213,9 @@ mod tests {
     #[tokio::test]
     async fn polling_keeps_the_deadline_too() {
         let deadline = boot_time() + Duration::from_millis(30);
-        tokio::time::timeout(Duration::from_secs(10), poll_until(deadline)).await.expect("it wakes");
+        tokio::time::timeout(Duration::from_secs(10), poll_until(deadline))
+            .await
+            .expect("it wakes");
         assert!(boot_time() >= deadline);
     }
 
@@ -206,7 +223,11 @@ mod tests {
     async fn a_deadline_beyond_every_calendar_is_waited_for() {
         let clock = system();
         let forever = clock.sleep_until(Moment::since_boot(Duration::MAX));
-        assert!(tokio::time::timeout(Duration::from_millis(30), forever).await.is_err());
+        assert!(
+            tokio::time::timeout(Duration::from_millis(30), forever)
+                .await
+                .is_err()
+        );
     }
 
     #[cfg(target_os = "linux")]

@@ -4,8 +4,12 @@ use std::{fs, path::Path};
 
 /// Runs a fuzz target on each file of its corpus, on the beginnings of each, and on each with bytes changed.
 pub(crate) fn each(target: &str, run: fn(&[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
-    let files = fs::read_dir(&folder).expect("a corpus").map(|entry| entry.expect("an entry").path());
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/corpus")
+        .join(target);
+    let files = fs::read_dir(&folder)
+        .expect("a corpus")
+        .map(|entry| entry.expect("an entry").path());
     let mut seen = 0;
     for file in files {
         let data = fs::read(file).expect("a file");

@@ -29,7 +29,9 @@ impl Counter {
 }
 
 /// Upper bounds of the buckets of a [`Histogram`], in seconds.
-pub const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+pub const BUCKETS: [f64; 12] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
+];
 
 /// Durations by size, with a single writer.
 #[derive(Debug, Default)]
@@ -42,14 +44,21 @@ impl Histogram {
     /// Counts one duration.
     pub fn observe(&self, duration: Duration) {
         let seconds = duration.as_secs_f64();
-        let bucket = BUCKETS.iter().position(|bound| seconds <= *bound).unwrap_or(BUCKETS.len());
+        let bucket = BUCKETS
+            .iter()
+            .position(|bound| seconds <= *bound)
+            .unwrap_or(BUCKETS.len());
         self.buckets[bucket].add(1);
-        self.sum_nanos.add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
+        self.sum_nanos
+            .add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
     }
 
     /// What was counted so far; each bucket by itself, the last one without an upper bound.
     pub fn counts(&self) -> ([u64; BUCKETS.len() + 1], Duration) {
-        (std::array::from_fn(|bucket| self.buckets[bucket].value()), Duration::from_nanos(self.sum_nanos.value()))
+        (
+            std::array::from_fn(|bucket| self.buckets[bucket].value()),
+            Duration::from_nanos(self.sum_nanos.value()),
+        )
     }
 }
 

@@ -28,7 +28,11 @@ impl Shares {
         let kept_back = KEPT_BACK.min(limit / 4);
         let free = limit.saturating_sub(kept_back + BASE + workers * (WORKER + listeners));
         let clients = clients.min(free / 2).max(1);
-        Self { clients, upstream: free.saturating_sub(clients).max(1), admin: (kept_back / 2).clamp(1, ADMIN) }
+        Self {
+            clients,
+            upstream: free.saturating_sub(clients).max(1),
+            admin: (kept_back / 2).clamp(1, ADMIN),
+        }
     }
 }
 
@@ -40,9 +44,30 @@ mod tests {
     fn the_smaller_of_limit_and_configuration_wins() {
         assert_eq!(Shares::new(1 << 20, 2, 1, 10_000).clients, 10_000);
         assert_eq!(Shares::new(u64::MAX, 2, 1, 10_000_000).clients, 10_000_000);
-        assert_eq!(Shares::new(1024, 2, 1, 10_000), Shares { clients: 431, upstream: 431, admin: 64 });
-        assert_eq!(Shares::new(1024, 2, 1, 100), Shares { clients: 100, upstream: 762, admin: 64 });
-        assert_eq!(Shares::new(256, 2, 1, 10_000), Shares { clients: 79, upstream: 79, admin: 32 });
+        assert_eq!(
+            Shares::new(1024, 2, 1, 10_000),
+            Shares {
+                clients: 431,
+                upstream: 431,
+                admin: 64
+            }
+        );
+        assert_eq!(
+            Shares::new(1024, 2, 1, 100),
+            Shares {
+                clients: 100,
+                upstream: 762,
+                admin: 64
+            }
+        );
+        assert_eq!(
+            Shares::new(256, 2, 1, 10_000),
+            Shares {
+                clients: 79,
+                upstream: 79,
+                admin: 32
+            }
+        );
     }
 
     #[test]
@@ -50,10 +75,16 @@ mod tests {
         for limit in (0..3000).chain([u64::MAX]) {
             for (workers, listeners, configured) in [(1, 1, 1), (2, 3, 500), (64, 2, 10_000)] {
                 let shares = Shares::new(limit, workers, listeners, configured);
-                assert!(shares.clients >= 1 && shares.upstream >= 1 && shares.admin >= 1, "{limit}: {shares:?}");
+                assert!(
+                    shares.clients >= 1 && shares.upstream >= 1 && shares.admin >= 1,
+                    "{limit}: {shares:?}"
+                );
                 let own = BASE + workers * (WORKER + listeners);
                 let all = shares.clients + shares.upstream + shares.admin + own;
-                assert!(all as u64 <= limit || limit < own as u64 * 2, "{limit}, {workers} workers: {shares:?}");
+                assert!(
+                    all as u64 <= limit || limit < own as u64 * 2,
+                    "{limit}, {workers} workers: {shares:?}"
+                );
             }
         }
     }

@@ -42,7 +42,10 @@ pub fn init(config: &Config) {
     };
     let layer = fmt::layer().with_writer(std::io::stderr);
     let layer = if text {
-        layer.with_ansi(std::io::stderr().is_terminal()).with_target(false).boxed()
+        layer
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
+            .boxed()
     } else {
         layer.json().flatten_event(true).boxed()
     };

@@ -20,7 +20,11 @@ pub fn watch() {
             COUNT.fetch_add(1, Relaxed);
             let place = info.location().map(tracing::field::display);
             let thread = thread::current();
-            tracing::error!(place, thread = thread.name(), "a mistake in this program (a panic): please report it");
+            tracing::error!(
+                place,
+                thread = thread.name(),
+                "a mistake in this program (a panic): please report it"
+            );
         }));
     });
 }

@@ -58,7 +58,10 @@ pub fn forbid_dumps() -> std::io::Result<()> {
     #[cfg(unix)]
     {
         use rustix::process::{Resource, Rlimit, setrlimit};
-        let none = Rlimit { current: Some(0), maximum: Some(0) };
+        let none = Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        };
         let limited = setrlimit(Resource::Core, none);
         // A handler of core dumps (`|` in core_pattern) is called in spite of the limit; this stops it too.
         #[cfg(target_os = "linux")]
@@ -71,7 +74,9 @@ pub fn forbid_dumps() -> std::io::Result<()> {
 /// How many file descriptors may be open.
 pub fn descriptor_limit() -> u64 {
     #[cfg(unix)]
-    return rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    return rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .current
+        .unwrap_or(u64::MAX);
     #[cfg(not(unix))]
     u64::MAX
 }
@@ -85,7 +90,13 @@ pub fn raise_descriptor_limit() -> std::io::Result<()> {
     {
         use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
         let maximum = getrlimit(Resource::Nofile).maximum;
-        setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
+        setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: maximum,
+                maximum,
+            },
+        )?;
     }
     Ok(())
 }
@@ -123,7 +134,13 @@ mod tests {
     #[test]
     fn a_running_process_uses_something() {
         let usage = super::usage().unwrap();
-        assert!(usage.resident_bytes > 100_000 && usage.open_descriptors > 2 && usage.threads > 0, "{usage:?}");
-        assert!(usage.start_seconds > 1.7e9 && usage.descriptor_limit >= usage.open_descriptors, "{usage:?}");
+        assert!(
+            usage.resident_bytes > 100_000 && usage.open_descriptors > 2 && usage.threads > 0,
+            "{usage:?}"
+        );
+        assert!(
+            usage.start_seconds > 1.7e9 && usage.descriptor_limit >= usage.open_descriptors,
+            "{usage:?}"
+        );
     }
 }

@@ -16,7 +16,10 @@ pub struct Secret {
 impl Secret {
     /// A secret given in words: a configuration value or an environment variable.
     pub fn new(value: impl Into<String>) -> Self {
-        Self { value: SecretString::from(value.into()), file: None }
+        Self {
+            value: SecretString::from(value.into()),
+            file: None,
+        }
     }
 
     /// Reads a secret file: UTF-8; one line end and a byte order mark are dropped. A symlink is followed, as Kubernetes
@@ -26,7 +29,10 @@ impl Secret {
     /// When the file cannot be read, is not UTF-8, is empty, or is larger than 64 KiB.
     pub fn from_file(file: PathBuf) -> io::Result<Self> {
         let value = read_secret_file(&file)?;
-        Ok(Self { value, file: Some(file) })
+        Ok(Self {
+            value,
+            file: Some(file),
+        })
     }
 
     /// The secret as its file has it now; one that was given in words is what it was.
@@ -34,7 +40,9 @@ impl Secret {
     /// # Errors
     /// As [`Secret::from_file`].
     pub fn read_again(&self) -> io::Result<Self> {
-        self.file.clone().map_or_else(|| Ok(self.clone()), Self::from_file)
+        self.file
+            .clone()
+            .map_or_else(|| Ok(self.clone()), Self::from_file)
     }
 
     /// The words themselves. Every call of this is a place where a secret leaves its wrapper.
@@ -78,13 +86,19 @@ fn read_secret_file(file: &std::path::Path) -> io::Result<SecretString> {
     }
     if let Err(error) = opened.take(LIMIT + 1).read_to_string(&mut text) {
         text.zeroize();
-        return Err(if error.kind() == io::ErrorKind::InvalidData { invalid("it is not UTF-8 text") } else { error });
+        return Err(if error.kind() == io::ErrorKind::InvalidData {
+            invalid("it is not UTF-8 text")
+        } else {
+            error
+        });
     }
     if text.len() as u64 > LIMIT {
         return Err(invalid("it is larger than 64 KiB"));
     }
     let value = text.strip_prefix('\u{feff}').unwrap_or(&text);
-    let value = value.strip_suffix('\n').map_or(value, |value| value.strip_suffix('\r').unwrap_or(value));
+    let value = value
+        .strip_suffix('\n')
+        .map_or(value, |value| value.strip_suffix('\r').unwrap_or(value));
     if value.is_empty() {
         return Err(invalid("it is empty"));
     }

@@ -65,18 +65,29 @@ struct Entry {
 impl Ticker {
     /// A ticker that stands still until [`Ticker::run`] is polled.
     pub fn new() -> Rc<Self> {
-        Rc::new(Self { now: Arc::default(), deadlines: RefCell::default(), first: Notify::new() })
+        Rc::new(Self {
+            now: Arc::default(),
+            deadlines: RefCell::default(),
+            first: Notify::new(),
+        })
     }
 
     /// Registers a deadline, not yet armed.
     pub fn deadline(self: &Rc<Self>) -> Deadline {
-        let entry = Rc::new(Entry { due: Arc::new(AtomicU64::new(NEVER)), waker: RefCell::default() });
+        let entry = Rc::new(Entry {
+            due: Arc::new(AtomicU64::new(NEVER)),
+            waker: RefCell::default(),
+        });
         let mut deadlines = self.deadlines.borrow_mut();
         if deadlines.is_empty() {
             self.first.notify_one();
         }
         let key = deadlines.insert(Rc::clone(&entry));
-        Deadline { entry, key, ticker: Rc::clone(self) }
+        Deadline {
+            entry,
+            key,
+            ticker: Rc::clone(self),
+        }
     }
 
     /// Sweeps for ever; the worker spawns it once.
@@ -114,7 +125,9 @@ pub struct Deadline {
 impl Deadline {
     /// Due after `length` from now.
     pub fn arm(&self, length: Ticks) {
-        self.entry.due.store(self.ticker.now.load(Relaxed) + length.0, Relaxed);
+        self.entry
+            .due
+            .store(self.ticker.now.load(Relaxed) + length.0, Relaxed);
     }
 
     /// As [`Deadline::arm`], unless it is armed already.
@@ -140,7 +153,10 @@ impl Deadline {
             return Poll::Ready(());
         }
         let mut waker = self.entry.waker.borrow_mut();
-        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+        if !waker
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
             *waker = Some(cx.waker().clone());
         }
         Poll::Pending
@@ -153,7 +169,10 @@ impl Deadline {
 
     /// A remote control for places that must be `Send`.
     pub fn remote(&self) -> Remote {
-        Remote { due: Arc::clone(&self.entry.due), now: Arc::clone(&self.ticker.now) }
+        Remote {
+            due: Arc::clone(&self.entry.due),
+            now: Arc::clone(&self.ticker.now),
+        }
     }
 }
 
@@ -226,7 +245,10 @@ mod tests {
             deadline.due().await;
             let waited = start.elapsed();
             assert!(waited >= Duration::from_millis(950), "early: {waited:?}");
-            assert!(waited <= Duration::from_millis(950) + 2 * PERIOD, "late: {waited:?}");
+            assert!(
+                waited <= Duration::from_millis(950) + 2 * PERIOD,
+                "late: {waited:?}"
+            );
         })
         .await;
     }
@@ -237,11 +259,23 @@ mod tests {
             let deadline = ticker.deadline();
             deadline.arm(PERIOD.into());
             deadline.disarm();
-            assert!(timeout(Duration::from_secs(60), deadline.due()).await.is_err());
+            assert!(
+                timeout(Duration::from_secs(60), deadline.due())
+                    .await
+                    .is_err()
+            );
             deadline.arm(Duration::from_secs(1).into());
-            assert!(timeout(Duration::from_millis(900), deadline.due()).await.is_err());
+            assert!(
+                timeout(Duration::from_millis(900), deadline.due())
+                    .await
+                    .is_err()
+            );
             deadline.remote().arm(Duration::from_secs(1).into());
-            assert!(timeout(Duration::from_millis(900), deadline.due()).await.is_err());
+            assert!(
+                timeout(Duration::from_millis(900), deadline.due())
+                    .await
+                    .is_err()
+            );
             deadline.due().await;
         })
         .await;

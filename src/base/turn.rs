@@ -104,6 +104,10 @@ mod tests {
             })
             .await;
         // Who of the two comes first may change from turn to turn.
-        assert!((1..=2 * (TURN + 1)).contains(&most.get()), "{} at once", most.get());
+        assert!(
+            (1..=2 * (TURN + 1)).contains(&most.get()),
+            "{} at once",
+            most.get()
+        );
     }
 }

@@ -39,7 +39,13 @@ impl Watch {
         let mut folders: Vec<_> = files
             .into_iter()
             .filter_map(Path::parent)
-            .map(|folder| if folder.as_os_str().is_empty() { ".".into() } else { folder.to_owned() })
+            .map(|folder| {
+                if folder.as_os_str().is_empty() {
+                    ".".into()
+                } else {
+                    folder.to_owned()
+                }
+            })
             .collect();
         folders.sort();
         folders.dedup();
@@ -50,10 +56,22 @@ impl Watch {
                 let _ = sender.try_send(());
             }
         };
-        let watcher = if folders.is_empty() { None } else { notify::recommended_watcher(handler).ok() };
+        let watcher = if folders.is_empty() {
+            None
+        } else {
+            notify::recommended_watcher(handler).ok()
+        };
         let polls_at = clock.now() + POLL;
         let unwatched = folders.clone();
-        let mut watch = Self { folders, unwatched, watcher, events, clock, settles_at: None, polls_at };
+        let mut watch = Self {
+            folders,
+            unwatched,
+            watcher,
+            events,
+            clock,
+            settles_at: None,
+            polls_at,
+        };
         watch.watch_folders();
         watch
     }
@@ -86,13 +104,20 @@ impl Watch {
     /// When to look without being told to: soon while a folder is missing, since its coming causes no event here.
     fn looks_at(&self) -> Moment {
         let is_missing = self.watcher.is_some() && !self.unwatched.is_empty();
-        if is_missing { self.polls_at.min(self.clock.now() + APPEAR) } else { self.polls_at }
+        if is_missing {
+            self.polls_at.min(self.clock.now() + APPEAR)
+        } else {
+            self.polls_at
+        }
     }
 
     /// Those that are not watched yet, because they were not there.
     fn watch_folders(&mut self) {
-        let Some(watcher) = &mut self.watcher else { return };
-        self.unwatched.retain(|folder| watcher.watch(folder, RecursiveMode::NonRecursive).is_err());
+        let Some(watcher) = &mut self.watcher else {
+            return;
+        };
+        self.unwatched
+            .retain(|folder| watcher.watch(folder, RecursiveMode::NonRecursive).is_err());
     }
 }
 
@@ -114,12 +139,17 @@ mod tests {
 
     /// Told of the change, and of nothing after it.
     async fn told(watch: &mut Watch) {
-        tokio::time::timeout(Duration::from_secs(20), watch.changed()).await.expect("told in time");
+        tokio::time::timeout(Duration::from_secs(20), watch.changed())
+            .await
+            .expect("told in time");
         quiet(watch).await;
     }
 
     async fn quiet(watch: &mut Watch) {
-        while tokio::time::timeout(SETTLE * 2, watch.changed()).await.is_ok() {}
+        while tokio::time::timeout(SETTLE * 2, watch.changed())
+            .await
+            .is_ok()
+        {}
     }
 
     #[tokio::test]
@@ -189,9 +219,18 @@ mod tests {
     #[test]
     fn access_is_told_from_change() {
         use notify::event::{AccessMode, CreateKind, ModifyKind};
-        assert!(is_change(EventKind::Modify(ModifyKind::Any)) && is_change(EventKind::Create(CreateKind::File)));
-        assert!(is_change(EventKind::Access(AccessKind::Close(AccessMode::Write))));
-        assert!(!is_change(EventKind::Access(AccessKind::Open(AccessMode::Any))));
-        assert!(!is_change(EventKind::Access(AccessKind::Close(AccessMode::Read))));
+        assert!(
+            is_change(EventKind::Modify(ModifyKind::Any))
+                && is_change(EventKind::Create(CreateKind::File))
+        );
+        assert!(is_change(EventKind::Access(AccessKind::Close(
+            AccessMode::Write
+        ))));
+        assert!(!is_change(EventKind::Access(AccessKind::Open(
+            AccessMode::Any
+        ))));
+        assert!(!is_change(EventKind::Access(AccessKind::Close(
+            AccessMode::Read
+        ))));
     }
 }

@@ -34,7 +34,9 @@ pub(super) fn demo() -> ExitCode {
     block_on(async {
         let mut signals = listen_for_signals()?;
         let clock = clock::system();
-        let cloud = start_cloud(&clock).await.map_err(|error| format!("the simulated cloud: {error}"))?;
+        let cloud = start_cloud(&clock)
+            .await
+            .map_err(|error| format!("the simulated cloud: {error}"))?;
         let mut events = cloud.events();
         let app = start_proxy(&cloud, &clock)?;
         introduce(&cloud, &app);
@@ -44,13 +46,19 @@ pub(super) fn demo() -> ExitCode {
                 event = events.recv() => event,
             };
             match event {
-                Ok(event) => say(format_args!("{}  {}", time_of_day(&clock), describe(&event))),
+                Ok(event) => say(format_args!(
+                    "{}  {}",
+                    time_of_day(&clock),
+                    describe(&event)
+                )),
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => break,
             }
         }
         app.shut_down().await;
-        say(format_args!("\nFor a real cloud: bearer-proxy init --cloud https://your-cloud"));
+        say(format_args!(
+            "\nFor a real cloud: bearer-proxy init --cloud https://your-cloud"
+        ));
         Ok(())
     })
 }
@@ -60,7 +68,10 @@ fn listen_for_signals() -> Result<Signals, String> {
 }
 
 async fn start_cloud(clock: &SharedClock) -> std::io::Result<Cloud> {
-    let config = cloud::Config { token_lifetime: TOKEN_LIFETIME, ..cloud::Config::new("demo", "secret") };
+    let config = cloud::Config {
+        token_lifetime: TOKEN_LIFETIME,
+        ..cloud::Config::new("demo", "secret")
+    };
     Cloud::start(config, SharedClock::clone(clock)).await
 }
 
@@ -76,17 +87,31 @@ fn start_proxy(cloud: &Cloud, clock: &SharedClock) -> Result<App, String> {
         ("log.level", "warn"),
         ("log.format", "text"),
     ];
-    let overrides = settings.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    let overrides = settings
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into();
     // Neither a file nor the environment: the demo is the same everywhere.
-    let loaded = config::load(Source { file: None, env: [], overrides }).map_err(|mistakes| mistakes.to_string())?;
+    let loaded = config::load(Source {
+        file: None,
+        env: [],
+        overrides,
+    })
+    .map_err(|mistakes| mistakes.to_string())?;
     log::init(&loaded.config.log);
     App::start(loaded.config, SharedClock::clone(clock)).map_err(|error| error.to_string())
 }
 
 /// What is where, and what to try: double quotes only, and plain GETs, so that the lines also work in PowerShell.
 fn introduce(cloud: &Cloud, app: &App) {
-    let proxy = app.addresses().first().map(ToString::to_string).unwrap_or_default();
-    let admin = app.admin_address().map(ToString::to_string).unwrap_or_default();
+    let proxy = app
+        .addresses()
+        .first()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    let admin = app
+        .admin_address()
+        .map(ToString::to_string)
+        .unwrap_or_default();
     say(format_args!(
         "A simulated private cloud, and bearer-proxy in front of it. Stop with Ctrl-C.
 
@@ -112,10 +137,15 @@ For a real cloud: bearer-proxy init --cloud https://your-cloud
 fn describe(event: &Event) -> String {
     match event {
         Event::Refreshed { serial, lifetime } => {
-            format!("refreshed: token #{serial}, valid for {} seconds", lifetime.as_secs())
+            format!(
+                "refreshed: token #{serial}, valid for {} seconds",
+                lifetime.as_secs()
+            )
         }
         Event::RefreshRefused { error } => format!("the cloud refused a refresh: {error}"),
-        Event::FamilyRevoked => "the cloud revoked all tokens: a refresh token was used twice".to_owned(),
+        Event::FamilyRevoked => {
+            "the cloud revoked all tokens: a refresh token was used twice".to_owned()
+        }
         Event::Rejected { path } => format!("the cloud answered 401 for {path}"),
     }
 }

@@ -31,17 +31,26 @@ pub(super) fn init(given: &ConfigFile, args: &InitArgs) -> ExitCode {
         }
     };
     let file = &given.named().unwrap_or_else(|| config::FILE_NAME.into());
-    if let Err(error) = write_new(file, &config::starter(cloud.as_deref(), args.client_id.as_deref())) {
+    if let Err(error) = write_new(
+        file,
+        &config::starter(cloud.as_deref(), args.client_id.as_deref()),
+    ) {
         match error.kind() {
             ErrorKind::AlreadyExists => {
-                complain(format_args!("{} exists already, and is left as it is", file.display()));
+                complain(format_args!(
+                    "{} exists already, and is left as it is",
+                    file.display()
+                ));
             }
             _ => complain(format_args!("cannot write {}: {error}", file.display())),
         }
         return ExitCode::from(FAILED);
     }
     say(format_args!("wrote {}\n", file.display()));
-    say(format_args!("{}", config::administrator_request(cloud.as_deref(), args.client_id.as_deref())));
+    say(format_args!(
+        "{}",
+        config::administrator_request(cloud.as_deref(), args.client_id.as_deref())
+    ));
     say(format_args!("Then: bearer-proxy check && bearer-proxy"));
     ExitCode::SUCCESS
 }

@@ -41,9 +41,10 @@ pub(super) fn login(config: &ConfigFile, args: LoginArgs) -> ExitCode {
         complain(format_args!("{mistake}"));
     }
     let config = loaded.config;
-    let (Some(redirect_uri), Some(state_file)) =
-        (config.first.exchange.redirect_uri.clone(), config.token.state_file.clone())
-    else {
+    let (Some(redirect_uri), Some(state_file)) = (
+        config.first.exchange.redirect_uri.clone(),
+        config.token.state_file.clone(),
+    ) else {
         return ExitCode::from(CONFIG);
     };
     if args.code.is_none() && !callback::can_listen_at(&redirect_uri) {
@@ -56,7 +57,11 @@ pub(super) fn login(config: &ConfigFile, args: LoginArgs) -> ExitCode {
 
 /// What a login needs and a mere start does not.
 fn missing(loaded: &Loaded) -> Vec<String> {
-    let place = loaded.file.as_ref().map(|file| format!("{}: ", file.display())).unwrap_or_default();
+    let place = loaded
+        .file
+        .as_ref()
+        .map(|file| format!("{}: ", file.display()))
+        .unwrap_or_default();
     let config = &loaded.config;
     let needed = [
         (
@@ -68,10 +73,19 @@ fn missing(loaded: &Loaded) -> Vec<String> {
             r#"token.state_file: is missing, and the tokens are put there (write state_file = "state/token.json")"#,
         ),
     ];
-    needed.iter().filter(|(is_missing, _)| *is_missing).map(|(_, words)| format!("{place}{words}")).collect()
+    needed
+        .iter()
+        .filter(|(is_missing, _)| *is_missing)
+        .map(|(_, words)| format!("{place}{words}"))
+        .collect()
 }
 
-async fn log_in(config: Config, redirect_uri: String, state_file: PathBuf, code: Option<Secret>) -> Result<(), String> {
+async fn log_in(
+    config: Config,
+    redirect_uri: String,
+    state_file: PathBuf,
+    code: Option<Secret>,
+) -> Result<(), String> {
     let clock = clock::system();
     let exchange = Exchange::new(&config.first.exchange, &config.token.issuer, clock.clone());
     let exchange = exchange.map_err(|error| error.to_string())?;
@@ -92,28 +106,55 @@ async fn log_in(config: Config, redirect_uri: String, state_file: PathBuf, code:
     let grant = result.map_err(|failure| format!("no tokens: {}", failure.detail))?;
     if grant.refresh_token.is_none() {
         let field = &config.token.issuer.fields.refresh_token;
-        return Err(format!("the cloud gave no refresh token at {field}: check token.fields.refresh_token"));
+        return Err(format!(
+            "the cloud gave no refresh token at {field}: check token.fields.refresh_token"
+        ));
     }
-    let left = login.store(grant, config.token.refresh_token.as_ref()).await.map_err(|error| error.to_string())?;
+    let left = login
+        .store(grant, config.token.refresh_token.as_ref())
+        .await
+        .map_err(|error| error.to_string())?;
     let left = humantime::format_duration(Duration::from_secs(left.as_secs()));
-    say(format_args!("Stored the first tokens in {}: the access token is valid for {left}.", state_file.display()));
-    say(format_args!("A running proxy picks them up by itself. If none is running: bearer-proxy run"));
+    say(format_args!(
+        "Stored the first tokens in {}: the access token is valid for {left}.",
+        state_file.display()
+    ));
+    say(format_args!(
+        "A running proxy picks them up by itself. If none is running: bearer-proxy run"
+    ));
     Ok(())
 }
 
 /// Sends a person to the cloud and waits for the browser to come back with a code.
-async fn ask_in_a_browser(config: &Config, redirect_uri: &str) -> Result<(Secret, Callback), String> {
+async fn ask_in_a_browser(
+    config: &Config,
+    redirect_uri: &str,
+) -> Result<(Secret, Callback), String> {
     let data = random_data()?;
     let mut callback = Callback::listen(redirect_uri, data.clone()).await?;
-    let url = config.first.exchange.authorize_url(&config.token.issuer.client_id, &data);
-    let opened = if open(&url) { " (it should open by itself)" } else { "" };
-    say(format_args!("Open this address in a browser on this machine, log in and agree{opened}:\n\n{url}\n"));
-    say(format_args!("Waiting for the browser to come back to {redirect_uri} …"));
+    let url = config
+        .first
+        .exchange
+        .authorize_url(&config.token.issuer.client_id, &data);
+    let opened = if open(&url) {
+        " (it should open by itself)"
+    } else {
+        ""
+    };
+    say(format_args!(
+        "Open this address in a browser on this machine, log in and agree{opened}:\n\n{url}\n"
+    ));
+    say(format_args!(
+        "Waiting for the browser to come back to {redirect_uri} …"
+    ));
     say(format_args!(
         "If it is on another machine, it cannot: take the code from its address bar, and run bearer-proxy login --code CODE"
     ));
     let too_late = "nobody logged in within five minutes: run it again, or use --code if the browser is elsewhere";
-    match tokio::time::timeout(PATIENCE, callback.code()).await.unwrap_or_else(|_| Err(too_late.to_owned())) {
+    match tokio::time::timeout(PATIENCE, callback.code())
+        .await
+        .unwrap_or_else(|_| Err(too_late.to_owned()))
+    {
         Ok(code) => Ok((code, callback)),
         Err(error) => {
             callback.finish().await;
@@ -125,11 +166,16 @@ async fn ask_in_a_browser(config: &Config, redirect_uri: &str) -> Result<(Secret
 /// For redirect URIs that are not an http address of this machine.
 fn explain(config: &Config, redirect_uri: &str) {
     let url = match random_data() {
-        Ok(data) => config.first.exchange.authorize_url(&config.token.issuer.client_id, &data),
+        Ok(data) => config
+            .first
+            .exchange
+            .authorize_url(&config.token.issuer.client_id, &data),
         Err(error) => return complain(format_args!("{error}")),
     };
     open(&url);
-    say(format_args!("Open this address in a browser, log in and agree:\n\n{url}\n"));
+    say(format_args!(
+        "Open this address in a browser, log in and agree:\n\n{url}\n"
+    ));
     say(format_args!(
         "The browser ends at {redirect_uri} with ?code=… behind it. That is not an http address of this machine, so the \
          code has to be carried here by hand, within five minutes:\n\n  bearer-proxy login --code CODE"
@@ -146,7 +192,8 @@ fn parse_code(text: &str) -> Result<Secret, &'static str> {
 /// What proves that a callback belongs to this login.
 fn random_data() -> Result<String, String> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| format!("the system has no random bytes: {error}"))?;
+    getrandom::fill(&mut bytes)
+        .map_err(|error| format!("the system has no random bytes: {error}"))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

@@ -59,7 +59,9 @@ enum Command {
     #[command(after_help = "Example:\n  bearer-proxy run --config /etc/bearer-proxy/proxy.toml")]
     Run,
     /// Write a first proxy.toml for a real cloud; never overwrites
-    #[command(after_help = "Example:\n  bearer-proxy init --cloud https://cloud.example.com --client-id my-app")]
+    #[command(
+        after_help = "Example:\n  bearer-proxy init --cloud https://cloud.example.com --client-id my-app"
+    )]
     Init(init::InitArgs),
     /// Check the configuration, without a network: prints every mistake at once
     #[command(after_help = "Example:\n  bearer-proxy check --config proxy.toml")]
@@ -87,14 +89,20 @@ enum Command {
 pub fn main() -> ExitCode {
     // Before anything is read: a secret may be among the arguments already.
     if let Err(error) = process::forbid_dumps() {
-        complain(format_args!("cannot forbid core dumps, which would hold secrets: {error}"));
+        complain(format_args!(
+            "cannot forbid core dumps, which would hold secrets: {error}"
+        ));
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and the version are no mistakes; nobody is left to tell if printing fails.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+            return if error.use_stderr() {
+                ExitCode::from(USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
         }
     };
     let config = &cli.config;
@@ -117,12 +125,22 @@ impl ConfigFile {
     /// The file that the command line or the environment names.
     fn named(&self) -> Option<PathBuf> {
         let variable = || std::env::var_os(config::FILE_VARIABLE).filter(|name| !name.is_empty());
-        self.config.clone().or_else(|| variable().map(PathBuf::from))
+        self.config
+            .clone()
+            .or_else(|| variable().map(PathBuf::from))
     }
 
     fn source(&self) -> config::Source<std::env::VarsOs> {
-        let file = config::locate(self.config.clone(), std::env::var_os(config::FILE_VARIABLE), ".".as_ref());
-        config::Source { file, env: std::env::vars_os(), overrides: Vec::new() }
+        let file = config::locate(
+            self.config.clone(),
+            std::env::var_os(config::FILE_VARIABLE),
+            ".".as_ref(),
+        );
+        config::Source {
+            file,
+            env: std::env::vars_os(),
+            overrides: Vec::new(),
+        }
     }
 
     /// Loads the configuration, or says on standard error what is wrong with it.
@@ -143,17 +161,21 @@ fn explain(mistakes: config::Mistakes) -> ExitCode {
 
 /// The runtime of everything but the data path, on this thread.
 fn control_runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
 }
 
 /// Runs on the control runtime; an error is one line and exit code 1.
 fn block_on(work: impl Future<Output = Result<(), String>>) -> ExitCode {
-    let result = control_runtime().map_err(|error| format!("cannot start: {error}")).and_then(|runtime| {
-        let result = runtime.block_on(work);
-        // A look-up of a name that takes for ever must not hold up the end.
-        runtime.shutdown_background();
-        result
-    });
+    let result = control_runtime()
+        .map_err(|error| format!("cannot start: {error}"))
+        .and_then(|runtime| {
+            let result = runtime.block_on(work);
+            // A look-up of a name that takes for ever must not hold up the end.
+            runtime.shutdown_background();
+            result
+        });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

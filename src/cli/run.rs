@@ -26,9 +26,12 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
         tracing::debug!(%error, "the limit of open files stays as it is");
     }
     block_on(async {
-        let mut signals = Signals::listen().map_err(|error| format!("cannot listen for signals: {error}"))?;
-        let mut hangup = Hangup::listen().map_err(|error| format!("cannot listen for signals: {error}"))?;
-        let mut app = App::start(loaded.config, clock::system()).map_err(|error| error.to_string())?;
+        let mut signals =
+            Signals::listen().map_err(|error| format!("cannot listen for signals: {error}"))?;
+        let mut hangup =
+            Hangup::listen().map_err(|error| format!("cannot listen for signals: {error}"))?;
+        let mut app =
+            App::start(loaded.config, clock::system()).map_err(|error| error.to_string())?;
         for address in app.addresses() {
             tracing::info!(%address, "listening");
         }
@@ -46,7 +49,10 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
                 }
             }
         };
-        tracing::info!(signal, "shutting down: requests in flight are finished first");
+        tracing::info!(
+            signal,
+            "shutting down: requests in flight are finished first"
+        );
         tokio::select! {
             () = app.shut_down() => {
                 tracing::info!("ended");
@@ -71,9 +77,19 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
 
 /// Neither the data path nor the issuer's client goes through another proxy.
 fn warn_of_proxy_variables() {
-    for variable in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
+    for variable in [
+        "HTTPS_PROXY",
+        "https_proxy",
+        "HTTP_PROXY",
+        "http_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+    ] {
         if std::env::var_os(variable).is_some_and(|value| !value.is_empty()) {
-            tracing::warn!(variable, "is set, but has no effect here: the cloud and the issuer are called directly");
+            tracing::warn!(
+                variable,
+                "is set, but has no effect here: the cloud and the issuer are called directly"
+            );
             return;
         }
     }

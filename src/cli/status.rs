@@ -41,7 +41,9 @@ pub(super) fn status(config: &ConfigFile, args: &StatusArgs) -> ExitCode {
     };
     let unreachable = if args.live { NOT_READY } else { UNREACHABLE };
     let Some(admin) = admin else {
-        complain(format_args!("there is no admin endpoint to ask: set admin.listen"));
+        complain(format_args!(
+            "there is no admin endpoint to ask: set admin.listen"
+        ));
         return ExitCode::from(unreachable);
     };
     let runtime = match control_runtime() {
@@ -53,7 +55,11 @@ pub(super) fn status(config: &ConfigFile, args: &StatusArgs) -> ExitCode {
     };
     runtime.block_on(async {
         loop {
-            let asked = if args.live { live(&admin).await } else { show(&admin, args.json).await };
+            let asked = if args.live {
+                live(&admin).await
+            } else {
+                show(&admin, args.json).await
+            };
             let code = asked.unwrap_or_else(|error| {
                 complain(format_args!("{}: {error}", admin.listener.address));
                 ExitCode::from(unreachable)
@@ -68,55 +74,95 @@ pub(super) fn status(config: &ConfigFile, args: &StatusArgs) -> ExitCode {
 
 async fn live(admin: &admin::Config) -> Result<ExitCode, String> {
     let (status, _) = ask(admin, "/healthz").await?;
-    Ok(if status == StatusCode::OK { ExitCode::SUCCESS } else { ExitCode::from(NOT_READY) })
+    Ok(if status == StatusCode::OK {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(NOT_READY)
+    })
 }
 
 async fn show(admin: &admin::Config, json: bool) -> Result<ExitCode, String> {
     let (ready, _) = ask(admin, "/readyz").await?;
     let (status, body) = ask(admin, "/status").await?;
     if status != StatusCode::OK {
-        return Err(format!("the admin endpoint answered {status}: {}", String::from_utf8_lossy(&body).trim()));
+        return Err(format!(
+            "the admin endpoint answered {status}: {}",
+            String::from_utf8_lossy(&body).trim()
+        ));
     }
     if json {
-        say(format_args!("{}", String::from_utf8_lossy(&body).trim_end()));
+        say(format_args!(
+            "{}",
+            String::from_utf8_lossy(&body).trim_end()
+        ));
     } else {
-        let status: Value = serde_json::from_slice(&body).map_err(|_| "the answer is not a status".to_owned())?;
+        let status: Value =
+            serde_json::from_slice(&body).map_err(|_| "the answer is not a status".to_owned())?;
         for line in describe(&status, ready == StatusCode::OK) {
             say(format_args!("{line}"));
         }
     }
-    Ok(if ready == StatusCode::OK { ExitCode::SUCCESS } else { ExitCode::from(NOT_READY) })
+    Ok(if ready == StatusCode::OK {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(NOT_READY)
+    })
 }
 
 /// The status in words.
 fn describe(status: &Value, ready: bool) -> Vec<String> {
     let word = |value: &Value| value.as_str().unwrap_or("?").to_owned();
     let seconds = |value: &Value| match value.as_i64() {
-        Some(seconds) => humantime::format_duration(Duration::from_secs(seconds.unsigned_abs())).to_string(),
+        Some(seconds) => {
+            humantime::format_duration(Duration::from_secs(seconds.unsigned_abs())).to_string()
+        }
         None => "unknown".to_owned(),
     };
-    let mut lines =
-        vec![format!("bearer-proxy {}: {}", word(&status["version"]), if ready { "ready" } else { "not ready" })];
+    let mut lines = vec![format!(
+        "bearer-proxy {}: {}",
+        word(&status["version"]),
+        if ready { "ready" } else { "not ready" }
+    )];
     for credential in status["credentials"].as_array().into_iter().flatten() {
-        let reason = credential["reason"].as_str().map(|reason| format!(" ({reason})")).unwrap_or_default();
-        lines.push(format!("token {}: {}{reason}", word(&credential["name"]), word(&credential["state"])));
+        let reason = credential["reason"]
+            .as_str()
+            .map(|reason| format!(" ({reason})"))
+            .unwrap_or_default();
+        lines.push(format!(
+            "token {}: {}{reason}",
+            word(&credential["name"]),
+            word(&credential["state"])
+        ));
         if let Some(problem) = credential["problem"].as_str() {
             lines.push(format!("  {problem}"));
         }
-        lines.push(format!("  access token expires in: {}", seconds(&credential["expires_in"])));
-        lines.push(format!("  refresh token expires in: {}", seconds(&credential["refresh_token_expires_in"])));
+        lines.push(format!(
+            "  access token expires in: {}",
+            seconds(&credential["expires_in"])
+        ));
+        lines.push(format!(
+            "  refresh token expires in: {}",
+            seconds(&credential["refresh_token_expires_in"])
+        ));
         if credential["seed_refused"] == Value::Bool(true) {
             lines.push(
                 "  NOT TAKEN: the issuer refused the newly configured refresh token, the stored one goes on".to_owned(),
             );
         }
         if credential["persisted"] == Value::Bool(false) {
-            lines.push("  NOT STORED: the last tokens could not be written to state_file, see the log".to_owned());
+            lines.push(
+                "  NOT STORED: the last tokens could not be written to state_file, see the log"
+                    .to_owned(),
+            );
         }
     }
     for upstream in status["upstreams"].as_array().into_iter().flatten() {
         for endpoint in upstream["endpoints"].as_array().into_iter().flatten() {
-            lines.push(format!("upstream {}: {}", word(&upstream["name"]), word(&endpoint["origin"])));
+            lines.push(format!(
+                "upstream {}: {}",
+                word(&upstream["name"]),
+                word(&endpoint["origin"])
+            ));
         }
     }
     let seen = &status["seen_in_json"];
@@ -136,16 +182,22 @@ fn describe(status: &Value, ready: bool) -> Vec<String> {
 }
 
 async fn ask(admin: &admin::Config, path: &str) -> Result<(StatusCode, Bytes), String> {
-    tokio::time::timeout(TIMEOUT, exchange(admin, path)).await.unwrap_or_else(|_| Err("no answer in time".to_owned()))
+    tokio::time::timeout(TIMEOUT, exchange(admin, path))
+        .await
+        .unwrap_or_else(|_| Err("no answer in time".to_owned()))
 }
 
 async fn exchange(admin: &admin::Config, path: &str) -> Result<(StatusCode, Bytes), String> {
     let address = &admin.listener.address;
     let stream = connect_to_listener(address, TIMEOUT)
         .await
-        .map_err(|error| format!("nobody answers ({error}); is the proxy running with this configuration?"))?;
+        .map_err(|error| {
+            format!("nobody answers ({error}); is the proxy running with this configuration?")
+        })?;
     let broken = |error: hyper::Error| format!("no proper answer: {error}");
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(broken)?;
     tokio::spawn(connection);
     let host = match address {
         Address::Tcp(address) => format!("localhost:{}", address.port()),
@@ -155,12 +207,19 @@ async fn exchange(admin: &admin::Config, path: &str) -> Result<(StatusCode, Byte
     if let Some(token) = &admin.token {
         request = request.header("authorization", format!("Bearer {}", token.expose()));
     }
-    let request =
-        request.body(Empty::<Bytes>::new()).map_err(|_| "admin.token cannot be sent in a header".to_owned())?;
+    let request = request
+        .body(Empty::<Bytes>::new())
+        .map_err(|_| "admin.token cannot be sent in a header".to_owned())?;
     let response = sender.send_request(request).await.map_err(broken)?;
     let status = response.status();
-    let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await;
-    Ok((status, body.map_err(|error| format!("no proper answer: {error}"))?.to_bytes()))
+    let body = Limited::new(response.into_body(), ANSWER_LIMIT)
+        .collect()
+        .await;
+    Ok((
+        status,
+        body.map_err(|error| format!("no proper answer: {error}"))?
+            .to_bytes(),
+    ))
 }
 
 #[cfg(test)]

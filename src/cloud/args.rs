@@ -1,6 +1,8 @@
 //! `bearer-proxy simulate`: the simulated cloud alone.
 
-use std::{fmt::Write as _, future::Future, io::Write, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fmt::Write as _, future::Future, io::Write, net::SocketAddr, path::PathBuf, time::Duration,
+};
 
 use clap::Args;
 use tokio::sync::broadcast::error::RecvError;
@@ -73,14 +75,19 @@ pub async fn simulate(
 ) -> Result<(), String> {
     check_addresses(&args)?;
     let reject_until = clock.now() + args.reject_for;
-    let cloud = Cloud::start(args.config(), clock).await.map_err(|error| format!("the simulated cloud: {error}"))?;
+    let cloud = Cloud::start(args.config(), clock)
+        .await
+        .map_err(|error| format!("the simulated cloud: {error}"))?;
     {
         let mut faults = cloud.faults();
         faults.issuer_latency = args.issuer_latency;
         faults.files_latency = args.files_latency;
         faults.in_body_failures = args.in_body_failures;
         faults.reject_until = Some(reject_until);
-        faults.script(&IssuerAnswer::Status(500, None), args.issuer_errors as usize);
+        faults.script(
+            &IssuerAnswer::Status(500, None),
+            args.issuer_errors as usize,
+        );
     }
     let mut events = cloud.events();
     print(out, &introduction(&args, &cloud))?;
@@ -105,7 +112,10 @@ impl SimulateArgs {
         Config {
             listen: self.listen,
             document_listen: self.document_listen,
-            document_origin: self.document_origin.as_ref().map(|origin| origin.trim_end_matches('/').to_owned()),
+            document_origin: self
+                .document_origin
+                .as_ref()
+                .map(|origin| origin.trim_end_matches('/').to_owned()),
             token_lifetime: self.token_lifetime,
             refresh_lifetime: self.refresh_lifetime,
             rotate: !self.no_rotation,
@@ -117,7 +127,10 @@ impl SimulateArgs {
 }
 
 fn check_addresses(args: &SimulateArgs) -> Result<(), String> {
-    for (flag, address) in [("--listen", args.listen), ("--document-listen", args.document_listen)] {
+    for (flag, address) in [
+        ("--listen", args.listen),
+        ("--document-listen", args.document_listen),
+    ] {
         if !args.allow_remote && !address.ip().is_loopback() {
             return Err(format!(
                 "{flag} {address}: other machines could reach this cloud, whose secrets are public. \
@@ -130,7 +143,11 @@ fn check_addresses(args: &SimulateArgs) -> Result<(), String> {
 
 /// What is where, and what to try: double quotes only, so that the lines also work in PowerShell (as `curl.exe`).
 fn introduction(args: &SimulateArgs, cloud: &Cloud) -> String {
-    let SimulateArgs { client_id, client_secret, .. } = args;
+    let SimulateArgs {
+        client_id,
+        client_secret,
+        ..
+    } = args;
     let (origin, seed) = (cloud.origin(), cloud.seed());
     let mut text = format!(
         "A simulated cloud is running. Stop it with Ctrl-C.\n\n\
@@ -157,7 +174,10 @@ fn introduction(args: &SimulateArgs, cloud: &Cloud) -> String {
 fn line(event: &Event) -> String {
     match event {
         Event::Refreshed { serial, lifetime } => {
-            format!("issued token #{serial}, valid for {}", humantime::format_duration(*lifetime))
+            format!(
+                "issued token #{serial}, valid for {}",
+                humantime::format_duration(*lifetime)
+            )
         }
         Event::RefreshRefused { error } => format!("refused a refresh: {error}"),
         Event::FamilyRevoked => "revoked a family: a refresh token was used twice".to_owned(),
@@ -166,5 +186,7 @@ fn line(event: &Event) -> String {
 }
 
 fn print(out: &mut impl Write, text: &str) -> Result<(), String> {
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| format!("cannot write: {error}"))
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|error| format!("cannot write: {error}"))
 }

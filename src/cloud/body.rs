@@ -14,7 +14,8 @@ use tokio::io::{AsyncRead as _, ReadBuf};
 
 const CHUNK: u64 = 64 * 1024;
 const PERIOD: usize = 251;
-static PATTERN: LazyLock<Bytes> = LazyLock::new(|| (0..PERIOD * 256).map(|at| (at % PERIOD) as u8).collect());
+static PATTERN: LazyLock<Bytes> =
+    LazyLock::new(|| (0..PERIOD * 256).map(|at| (at % PERIOD) as u8).collect());
 
 /// The body of an answer.
 pub(super) enum AnswerBody {
@@ -43,7 +44,10 @@ impl Body for AnswerBody {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         if self.remaining() == Some(0) {
             return Poll::Ready(None);
         }
@@ -80,6 +84,7 @@ impl Body for AnswerBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.remaining().map_or_else(SizeHint::default, SizeHint::with_exact)
+        self.remaining()
+            .map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }

@@ -49,7 +49,8 @@ pub enum IssuerAnswer {
 impl Faults {
     /// The next `calls` of a token interface are answered like this.
     pub fn script(&mut self, answer: &IssuerAnswer, calls: usize) {
-        self.issuer_script.extend(std::iter::repeat_n(answer.clone(), calls));
+        self.issuer_script
+            .extend(std::iter::repeat_n(answer.clone(), calls));
     }
 
     /// Nothing goes wrong any more.
@@ -64,6 +65,9 @@ impl Faults {
             return true;
         }
         self.reject_until.is_some_and(|until| now < until)
-            || self.reject_paths.iter().any(|prefix| path.starts_with(prefix.as_str()))
+            || self
+                .reject_paths
+                .iter()
+                .any(|prefix| path.starts_with(prefix.as_str()))
     }
 }

@@ -29,10 +29,17 @@ impl Name {
     /// # Errors
     /// `InvalidInput` unless the name is a plain one on every platform.
     pub(super) fn new(name: &str) -> io::Result<Self> {
-        let stem = name.split('.').next().unwrap_or_default().trim_end().to_ascii_uppercase();
+        let stem = name
+            .split('.')
+            .next()
+            .unwrap_or_default()
+            .trim_end()
+            .to_ascii_uppercase();
         let numbered = |stem: &str| {
             let mut rest = stem.chars().skip(3);
-            (stem.starts_with("COM") || stem.starts_with("LPT")) && rest.next().is_some() && rest.next().is_none()
+            (stem.starts_with("COM") || stem.starts_with("LPT"))
+                && rest.next().is_some()
+                && rest.next().is_none()
         };
         let device = matches!(stem.as_str(), "CON" | "PRN" | "AUX" | "NUL") || numbered(&stem);
         let plain = !name.is_empty()
@@ -43,7 +50,10 @@ impl Name {
         if plain && !device {
             Ok(Self(name.to_owned()))
         } else {
-            Err(io::Error::new(io::ErrorKind::InvalidInput, "this is not a file name that the cloud accepts"))
+            Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "this is not a file name that the cloud accepts",
+            ))
         }
     }
 
@@ -52,8 +62,12 @@ impl Name {
     /// # Errors
     /// `NotFound` for what cannot be an id of this cloud.
     pub(super) fn from_id(id: &str) -> io::Result<Self> {
-        let name = URL_SAFE_NO_PAD.decode(id).ok().and_then(|name| String::from_utf8(name).ok());
-        name.and_then(|name| Self::new(&name).ok()).ok_or_else(not_found)
+        let name = URL_SAFE_NO_PAD
+            .decode(id)
+            .ok()
+            .and_then(|name| String::from_utf8(name).ok());
+        name.and_then(|name| Self::new(&name).ok())
+            .ok_or_else(not_found)
     }
 
     pub(super) fn id(&self) -> String {
@@ -73,7 +87,10 @@ pub(super) struct Files {
 }
 
 enum Store {
-    Memory { files: Mutex<BTreeMap<Name, Bytes>>, limit: usize },
+    Memory {
+        files: Mutex<BTreeMap<Name, Bytes>>,
+        limit: usize,
+    },
     Folder(PathBuf),
 }
 
@@ -93,27 +110,43 @@ impl Files {
     /// Files in memory, up to `limit` bytes together, or in a folder, which is created if it is missing.
     pub(super) fn new(folder: Option<PathBuf>, limit: usize) -> io::Result<Self> {
         let store = match folder {
-            None => Store::Memory { files: Mutex::default(), limit },
+            None => Store::Memory {
+                files: Mutex::default(),
+                limit,
+            },
             Some(folder) => {
                 std::fs::create_dir_all(&folder)?;
                 Store::Folder(folder)
             }
         };
-        Ok(Self { store, uploads: Mutex::default(), downloads: Mutex::default() })
+        Ok(Self {
+            store,
+            uploads: Mutex::default(),
+            downloads: Mutex::default(),
+        })
     }
 
     /// Every file with its size, by name.
     pub(super) async fn list(&self) -> io::Result<Vec<(Name, u64)>> {
         let folder = match &self.store {
             Store::Memory { files, .. } => {
-                return Ok(lock(files).iter().map(|(name, bytes)| (name.clone(), bytes.len() as u64)).collect());
+                return Ok(lock(files)
+                    .iter()
+                    .map(|(name, bytes)| (name.clone(), bytes.len() as u64))
+                    .collect());
             }
             Store::Folder(folder) => folder,
         };
         let mut files = Vec::new();
         let mut entries = tokio::fs::read_dir(folder).await?;
         while let Some(entry) = entries.next_entry().await? {
-            let Some(name) = entry.file_name().to_str().and_then(|name| Name::new(name).ok()) else { continue };
+            let Some(name) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| Name::new(name).ok())
+            else {
+                continue;
+            };
             match entry.metadata().await {
                 Ok(metadata) if metadata.is_file() => files.push((name, metadata.len())),
                 _ => {}
@@ -126,7 +159,10 @@ impl Files {
     /// The size of a file.
     pub(super) async fn size(&self, name: &Name) -> io::Result<u64> {
         match &self.store {
-            Store::Memory { files, .. } => lock(files).get(name).map(|bytes| bytes.len() as u64).ok_or_else(not_found),
+            Store::Memory { files, .. } => lock(files)
+                .get(name)
+                .map(|bytes| bytes.len() as u64)
+                .ok_or_else(not_found),
             Store::Folder(folder) => size_on_disk(&folder.join(name.as_str())).await,
         }
     }
@@ -134,7 +170,11 @@ impl Files {
     /// Opens a file.
     pub(super) async fn open(&self, name: &Name) -> io::Result<Content> {
         match &self.store {
-            Store::Memory { files, .. } => lock(files).get(name).cloned().map(Content::Memory).ok_or_else(not_found),
+            Store::Memory { files, .. } => lock(files)
+                .get(name)
+                .cloned()
+                .map(Content::Memory)
+                .ok_or_else(not_found),
             Store::Folder(folder) => {
                 let path = folder.join(name.as_str());
                 size_on_disk(&path).await?;
@@ -163,8 +203,11 @@ impl Files {
             Store::Memory { files, limit } => {
                 let bytes = collect(body, *limit).await?;
                 let mut files = lock(files);
-                let others: usize =
-                    files.iter().filter(|(other, _)| **other != name).map(|(_, bytes)| bytes.len()).sum();
+                let others: usize = files
+                    .iter()
+                    .filter(|(other, _)| **other != name)
+                    .map(|(_, bytes)| bytes.len())
+                    .sum();
                 if others + bytes.len() > *limit {
                     return Err(io::ErrorKind::FileTooLarge.into());
                 }
@@ -181,14 +224,23 @@ impl Files {
         let (ticket, token) = (random_token()?, random_token()?);
         let mut uploads = lock(&self.uploads);
         uploads.retain(|_, upload| now < upload.expires);
-        uploads.insert(ticket.clone(), Upload { token: token.clone(), name, expires: now + TICKET_LIFETIME });
+        uploads.insert(
+            ticket.clone(),
+            Upload {
+                token: token.clone(),
+                name,
+                expires: now + TICKET_LIFETIME,
+            },
+        );
         Ok((ticket, token))
     }
 
     /// Takes an announced upload. A second attempt finds nothing.
     pub(super) fn take_upload(&self, ticket: &str, token: &str, now: Moment) -> Option<Name> {
         let mut uploads = lock(&self.uploads);
-        uploads.get(ticket).filter(|upload| upload.token == token && now < upload.expires)?;
+        uploads
+            .get(ticket)
+            .filter(|upload| upload.token == token && now < upload.expires)?;
         uploads.remove(ticket).map(|upload| upload.name)
     }
 
@@ -203,7 +255,10 @@ impl Files {
 
     /// The file that a ticket is for.
     pub(super) fn download(&self, ticket: &str, now: Moment) -> Option<Name> {
-        lock(&self.downloads).get(ticket).filter(|(_, expires)| now < *expires).map(|(name, _)| name.clone())
+        lock(&self.downloads)
+            .get(ticket)
+            .filter(|(_, expires)| now < *expires)
+            .map(|(name, _)| name.clone())
     }
 }
 
@@ -218,7 +273,9 @@ impl Content {
     /// This part of the file, which must lie within it.
     pub(super) async fn part(self, range: Range<u64>) -> io::Result<AnswerBody> {
         match self {
-            Self::Memory(bytes) => Ok(AnswerBody::Whole(bytes.slice(range.start as usize..range.end as usize))),
+            Self::Memory(bytes) => Ok(AnswerBody::Whole(
+                bytes.slice(range.start as usize..range.end as usize),
+            )),
             Self::File(mut file, _) => {
                 file.seek(io::SeekFrom::Start(range.start)).await?;
                 Ok(AnswerBody::File(file, range.end - range.start))
@@ -233,8 +290,14 @@ fn not_found() -> io::Error {
 
 /// Links and folders are not files of the cloud: they could lead out of the folder.
 async fn size_on_disk(path: &Path) -> io::Result<u64> {
-    let metadata = tokio::fs::symlink_metadata(path).await.map_err(|_| not_found())?;
-    if metadata.is_file() { Ok(metadata.len()) } else { Err(not_found()) }
+    let metadata = tokio::fs::symlink_metadata(path)
+        .await
+        .map_err(|_| not_found())?;
+    if metadata.is_file() {
+        Ok(metadata.len())
+    } else {
+        Err(not_found())
+    }
 }
 
 async fn collect(mut body: Incoming, limit: usize) -> io::Result<Bytes> {
@@ -303,7 +366,10 @@ mod tests {
             &"x".repeat(201),
         ] {
             assert!(Name::new(name).is_err(), "{name:?}");
-            assert!(Name::from_id(&URL_SAFE_NO_PAD.encode(name)).is_err(), "{name:?} as id");
+            assert!(
+                Name::from_id(&URL_SAFE_NO_PAD.encode(name)).is_err(),
+                "{name:?} as id"
+            );
         }
         for id in ["../../etc/passwd", "%", "ü", "_w"] {
             assert!(Name::from_id(id).is_err(), "{id:?}");
@@ -312,8 +378,19 @@ mod tests {
 
     #[test]
     fn ordinary_names_survive_as_ids() {
-        for name in ["a.txt", "Übersicht 2024 + 50 %.xlsx", "conference.pdf", "comma", "x..y"] {
-            assert_eq!(Name::from_id(&Name::new(name).unwrap().id()).unwrap().as_str(), name);
+        for name in [
+            "a.txt",
+            "Übersicht 2024 + 50 %.xlsx",
+            "conference.pdf",
+            "comma",
+            "x..y",
+        ] {
+            assert_eq!(
+                Name::from_id(&Name::new(name).unwrap().id())
+                    .unwrap()
+                    .as_str(),
+                name
+            );
         }
     }
 

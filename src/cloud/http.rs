@@ -25,12 +25,18 @@ pub(super) async fn answer(state: &State, host: Host, request: Request<Incoming>
         serial: bearer(request.headers()).and_then(|token| lock(&state.issuer).serial(token)),
         status: 0,
     };
-    let path = received.path.strip_prefix("/nd").filter(|rest| rest.starts_with('/')).unwrap_or(&received.path);
+    let path = received
+        .path
+        .strip_prefix("/nd")
+        .filter(|rest| rest.starts_with('/'))
+        .unwrap_or(&received.path);
     let answer = match (host, path) {
         (Host::Document, path) => interfaces::document(state, path, request).await,
         (Host::Cloud, "/api/authorize.do") => oauth::authorize(state, &request),
         (Host::Cloud, "/api/authorizeByJWT.do") => oauth::authorize_by_jwt(state, &request),
-        (Host::Cloud, path @ ("/api/token.do" | "/api/refreshToken.do")) => oauth::token(state, path, request).await,
+        (Host::Cloud, path @ ("/api/token.do" | "/api/refreshToken.do")) => {
+            oauth::token(state, path, request).await
+        }
         (Host::Cloud, path) => guarded(state, path, &received, request).await,
     };
     received.status = answer.status().as_u16();
@@ -39,14 +45,26 @@ pub(super) async fn answer(state: &State, host: Host, request: Request<Incoming>
 }
 
 /// The file interfaces, behind the bearer check (RFC 6750).
-async fn guarded(state: &State, path: &str, received: &Received, mut request: Request<Incoming>) -> Answer {
+async fn guarded(
+    state: &State,
+    path: &str,
+    received: &Received,
+    mut request: Request<Incoming>,
+) -> Answer {
     state.file_requests.fetch_add(1, Relaxed);
     let now = state.clock.now();
-    let valid = bearer(request.headers()).and_then(|token| lock(&state.issuer).valid(token, now)).is_some();
+    let valid = bearer(request.headers())
+        .and_then(|token| lock(&state.issuer).valid(token, now))
+        .is_some();
     let (rejected, in_body, early, latency) = {
         let mut faults = lock(&state.faults);
         let rejected = faults.rejects(&received.path, now) || !valid;
-        (rejected, faults.in_body_failures, faults.early_401, faults.files_latency)
+        (
+            rejected,
+            faults.in_body_failures,
+            faults.early_401,
+            faults.files_latency,
+        )
     };
     let early = early && rejected && request.method() == Method::POST;
     if !early && !latency.is_zero() {
@@ -55,15 +73,24 @@ async fn guarded(state: &State, path: &str, received: &Received, mut request: Re
     if !rejected {
         return interfaces::cloud(state, path, received.serial, request).await;
     }
-    state.send(Event::Rejected { path: received.path.clone() });
+    state.send(Event::Rejected {
+        path: received.path.clone(),
+    });
     if !early {
         drain(request.body_mut()).await;
     }
-    let mut answer = failure(StatusCode::UNAUTHORIZED, "the access token is missing, expired or revoked");
+    let mut answer = failure(
+        StatusCode::UNAUTHORIZED,
+        "the access token is missing, expired or revoked",
+    );
     if in_body {
         *answer.status_mut() = StatusCode::OK;
     } else {
-        set(&mut answer, WWW_AUTHENTICATE, r#"Bearer error="invalid_token""#);
+        set(
+            &mut answer,
+            WWW_AUTHENTICATE,
+            r#"Bearer error="invalid_token""#,
+        );
     }
     if early {
         set(&mut answer, CONNECTION, "close");
@@ -90,7 +117,9 @@ pub(super) fn basic(headers: &HeaderMap) -> Option<(String, String)> {
 
 fn credentials<'a>(headers: &'a HeaderMap, scheme: &str) -> Option<&'a str> {
     let mut lines = headers.get_all(AUTHORIZATION).iter();
-    let (Some(line), None) = (lines.next(), lines.next()) else { return None };
+    let (Some(line), None) = (lines.next(), lines.next()) else {
+        return None;
+    };
     let (found, rest) = line.to_str().ok()?.split_once(' ')?;
     found.eq_ignore_ascii_case(scheme).then(|| rest.trim())
 }
@@ -107,7 +136,8 @@ impl Parameters {
     }
 
     pub(super) fn add(&mut self, form: &[u8]) {
-        self.0.extend(url::form_urlencoded::parse(form).into_owned());
+        self.0
+            .extend(url::form_urlencoded::parse(form).into_owned());
     }
 
     /// The first one of this name; an empty one counts as missing (RFC 6749 §3.2).
@@ -142,7 +172,10 @@ pub(super) fn success(mut fields: Value) -> Answer {
 
 /// The envelope of a failure.
 pub(super) fn failure(status: StatusCode, message: &str) -> Answer {
-    json(status, &json!({ "code": status.as_u16(), "success": false, "message": message }))
+    json(
+        status,
+        &json!({ "code": status.as_u16(), "success": false, "message": message }),
+    )
 }
 
 pub(super) fn redirect(location: &str) -> Answer {

@@ -19,10 +19,18 @@ use super::{
 };
 
 /// The interfaces of the cloud itself; the bearer token has been checked.
-pub(super) async fn cloud(state: &State, path: &str, serial: Option<u64>, request: Request<Incoming>) -> Answer {
+pub(super) async fn cloud(
+    state: &State,
+    path: &str,
+    serial: Option<u64>,
+    request: Request<Incoming>,
+) -> Answer {
     let parameters = Parameters::of(&request);
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    let deletes = matches!(*request.method(), Method::GET | Method::POST | Method::DELETE);
+    let deletes = matches!(
+        *request.method(),
+        Method::GET | Method::POST | Method::DELETE
+    );
     let answer = match path {
         "/api/echo.do" => echo(serial, request).await,
         "/api/bytes.do" if reads => bytes(&parameters),
@@ -44,12 +52,17 @@ pub(super) async fn cloud(state: &State, path: &str, serial: Option<u64>, reques
 
 /// The document host: `/api/file/<ticket>/uploadFile.do` and `/api/file/<ticket>/downloadFile.do`.
 pub(super) async fn document(state: &State, path: &str, request: Request<Incoming>) -> Answer {
-    let Some((ticket, interface)) = path.strip_prefix("/api/file/").and_then(|rest| rest.split_once('/')) else {
+    let Some((ticket, interface)) = path
+        .strip_prefix("/api/file/")
+        .and_then(|rest| rest.split_once('/'))
+    else {
         return no_interface();
     };
     let answer = match (interface, request.method()) {
         ("uploadFile.do", &Method::POST | &Method::PUT) => upload(state, ticket, request).await,
-        ("downloadFile.do", &Method::GET | &Method::HEAD) => download(state, ticket, &request).await,
+        ("downloadFile.do", &Method::GET | &Method::HEAD) => {
+            download(state, ticket, &request).await
+        }
         ("uploadFile.do" | "downloadFile.do", _) => return wrong_method(),
         _ => return no_interface(),
     };
@@ -60,11 +73,15 @@ async fn echo(serial: Option<u64>, request: Request<Incoming>) -> io::Result<Ans
     let (head, mut body) = request.into_parts();
     let mut headers = Map::new();
     for name in head.headers.keys() {
-        let shown = head.headers.get_all(name).iter().map(|value| match (name == AUTHORIZATION, serial) {
-            (true, Some(serial)) => format!("token #{serial}").into(),
-            (true, None) => "token unknown".into(),
-            (false, _) => String::from_utf8_lossy(value.as_bytes()).into(),
-        });
+        let shown =
+            head.headers
+                .get_all(name)
+                .iter()
+                .map(|value| match (name == AUTHORIZATION, serial) {
+                    (true, Some(serial)) => format!("token #{serial}").into(),
+                    (true, None) => "token unknown".into(),
+                    (false, _) => String::from_utf8_lossy(value.as_bytes()).into(),
+                });
         headers.insert(name.to_string(), Value::Array(shown.collect()));
     }
     let mut sha256 = digest::Context::new(&digest::SHA256);
@@ -75,7 +92,12 @@ async fn echo(serial: Option<u64>, request: Request<Incoming>) -> io::Result<Ans
             length += data.len() as u64;
         }
     }
-    let sha256: String = sha256.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256: String = sha256
+        .finish()
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     Ok(success(json!({
         "method": head.method.as_str(),
         "path": head.uri.path(),
@@ -97,7 +119,10 @@ fn bytes(parameters: &Parameters) -> io::Result<Answer> {
 
 async fn list(state: &State) -> io::Result<Answer> {
     let files = state.files.list().await?;
-    let files: Vec<Value> = files.iter().map(|(name, size)| description(name, *size)).collect();
+    let files: Vec<Value> = files
+        .iter()
+        .map(|(name, size)| description(name, *size))
+        .collect();
     Ok(success(json!({ "files": files })))
 }
 
@@ -113,7 +138,11 @@ async fn announce_upload(state: &State, parameters: &Parameters) -> io::Result<A
         state.files.size(&name).await?;
         name
     } else {
-        Name::new(parameters.first("name").ok_or_else(|| bad_input("name is missing"))?)?
+        Name::new(
+            parameters
+                .first("name")
+                .ok_or_else(|| bad_input("name is missing"))?,
+        )?
     };
     let (ticket, upload_token) = state.files.announce_upload(name, state.clock.now())?;
     let url = format!("{}/api/file/{ticket}/uploadFile.do", state.document_origin);
@@ -124,7 +153,9 @@ async fn announce_download(state: &State, parameters: &Parameters) -> io::Result
     let name = file_id(parameters)?;
     state.files.size(&name).await?;
     let ticket = state.files.announce_download(name, state.clock.now())?;
-    Ok(success(json!({ "url": format!("{}/api/file/{ticket}/downloadFile.do", state.document_origin) })))
+    Ok(success(
+        json!({ "url": format!("{}/api/file/{ticket}/downloadFile.do", state.document_origin) }),
+    ))
 }
 
 async fn delete(state: &State, parameters: &Parameters) -> io::Result<Answer> {
@@ -136,7 +167,10 @@ async fn upload(state: &State, ticket: &str, request: Request<Incoming>) -> io::
     let parameters = Parameters::of(&request);
     let token = parameters.first("upload_token").unwrap_or_default();
     let Some(name) = state.files.take_upload(ticket, token, state.clock.now()) else {
-        return Ok(failure(StatusCode::FORBIDDEN, "this upload address is unknown, expired or used"));
+        return Ok(failure(
+            StatusCode::FORBIDDEN,
+            "this upload address is unknown, expired or used",
+        ));
     };
     let size = state.files.write(name.clone(), request.into_body()).await?;
     Ok(success(description(&name, size)))
@@ -144,17 +178,28 @@ async fn upload(state: &State, ticket: &str, request: Request<Incoming>) -> io::
 
 async fn download(state: &State, ticket: &str, request: &Request<Incoming>) -> io::Result<Answer> {
     let Some(name) = state.files.download(ticket, state.clock.now()) else {
-        return Ok(failure(StatusCode::FORBIDDEN, "this download address is unknown or expired"));
+        return Ok(failure(
+            StatusCode::FORBIDDEN,
+            "this download address is unknown or expired",
+        ));
     };
     let content = state.files.open(&name).await?;
     let size = content.size();
-    let range = request.headers().get(RANGE).and_then(|range| range.to_str().ok()).map(|range| part_of(range, size));
+    let range = request
+        .headers()
+        .get(RANGE)
+        .and_then(|range| range.to_str().ok())
+        .map(|range| part_of(range, size));
     let (status, content_range, part) = match range {
         Some(Part::Range(part)) => {
             let shown = format!("bytes {}-{}/{size}", part.start, part.end - 1);
             (StatusCode::PARTIAL_CONTENT, Some(shown), part)
         }
-        Some(Part::Outside) => (StatusCode::RANGE_NOT_SATISFIABLE, Some(format!("bytes */{size}")), 0..0),
+        Some(Part::Outside) => (
+            StatusCode::RANGE_NOT_SATISFIABLE,
+            Some(format!("bytes */{size}")),
+            0..0,
+        ),
         Some(Part::Everything) | None => (StatusCode::OK, None, 0..size),
     };
     let mut answer = Response::new(content.part(part).await?);
@@ -176,7 +221,10 @@ enum Part {
 
 /// Reads a `Range` of one part (RFC 9110 §14.1.2). What is not one means everything.
 fn part_of(range: &str, size: u64) -> Part {
-    let Some((first, last)) = range.strip_prefix("bytes=").and_then(|range| range.trim().split_once('-')) else {
+    let Some((first, last)) = range
+        .strip_prefix("bytes=")
+        .and_then(|range| range.trim().split_once('-'))
+    else {
         return Part::Everything;
     };
     let (first, last) = match (first, first.parse::<u64>(), last, last.parse::<u64>()) {
@@ -186,11 +234,19 @@ fn part_of(range: &str, size: u64) -> Part {
         (_, Ok(first), _, Ok(last)) if first <= last => (first, last),
         _ => return Part::Everything,
     };
-    if first >= size { Part::Outside } else { Part::Range(first..last.saturating_add(1).min(size)) }
+    if first >= size {
+        Part::Outside
+    } else {
+        Part::Range(first..last.saturating_add(1).min(size))
+    }
 }
 
 fn file_id(parameters: &Parameters) -> io::Result<Name> {
-    Name::from_id(parameters.first("file_id").ok_or_else(|| bad_input("file_id is missing"))?)
+    Name::from_id(
+        parameters
+            .first("file_id")
+            .ok_or_else(|| bad_input("file_id is missing"))?,
+    )
 }
 
 fn description(name: &Name, size: u64) -> Value {
@@ -202,7 +258,10 @@ fn bad_input(message: &str) -> io::Error {
 }
 
 fn wrong_method() -> Answer {
-    failure(StatusCode::METHOD_NOT_ALLOWED, "this interface does not take that method")
+    failure(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "this interface does not take that method",
+    )
 }
 
 fn no_interface() -> Answer {

@@ -97,12 +97,23 @@ impl Issuer {
     pub(super) fn code(&mut self, redirect_uri: Option<String>, now: Moment) -> io::Result<String> {
         self.codes.retain(|_, code| now < code.expires);
         let code = random_token()?;
-        self.codes.insert(code.clone(), Code { redirect_uri, expires: now + CODE_LIFETIME });
+        self.codes.insert(
+            code.clone(),
+            Code {
+                redirect_uri,
+                expires: now + CODE_LIFETIME,
+            },
+        );
         Ok(code)
     }
 
     /// Exchanges a code for the first tokens of a new family. The attempt spends the code, whatever comes of it.
-    pub(super) fn exchange(&mut self, code: &str, redirect_uri: Option<&str>, now: Moment) -> Result<Grant, Refusal> {
+    pub(super) fn exchange(
+        &mut self,
+        code: &str,
+        redirect_uri: Option<&str>,
+        now: Moment,
+    ) -> Result<Grant, Refusal> {
         let code = self.codes.remove(code).ok_or(Refusal::Invalid)?;
         let other_uri = code.redirect_uri.is_some() && code.redirect_uri.as_deref() != redirect_uri;
         if now >= code.expires || other_uri {
@@ -114,8 +125,16 @@ impl Issuer {
 
     /// Exchanges a refresh token for new tokens.
     pub(super) fn refresh(&mut self, token: &str, now: Moment) -> Result<Grant, Refusal> {
-        let Rules { rotate, reuse_grace, .. } = self.rules;
-        let known = self.refresh_tokens.get_mut(token).filter(|known| now < known.expires).ok_or(Refusal::Invalid)?;
+        let Rules {
+            rotate,
+            reuse_grace,
+            ..
+        } = self.rules;
+        let known = self
+            .refresh_tokens
+            .get_mut(token)
+            .filter(|known| now < known.expires)
+            .ok_or(Refusal::Invalid)?;
         let family = known.family;
         match known.spent {
             Some(spent) if reuse_grace.is_zero() || now.saturating_since(spent) > reuse_grace => {
@@ -133,7 +152,10 @@ impl Issuer {
 
     /// The serial of an access token that is valid now.
     pub(super) fn valid(&self, token: &str, now: Moment) -> Option<u64> {
-        self.access_tokens.get(token).filter(|known| !known.revoked && now < known.expires).map(|known| known.serial)
+        self.access_tokens
+            .get(token)
+            .filter(|known| !known.revoked && now < known.expires)
+            .map(|known| known.serial)
     }
 
     /// The serial of an access token, valid or not.
@@ -143,12 +165,18 @@ impl Issuer {
 
     /// Makes every access token invalid; refresh tokens stay.
     pub(super) fn revoke_access_tokens(&mut self) {
-        self.access_tokens.values_mut().for_each(|token| token.revoked = true);
+        self.access_tokens
+            .values_mut()
+            .for_each(|token| token.revoked = true);
     }
 
     /// Makes every token invalid. Answers how many families there were.
     pub(super) fn revoke_families(&mut self) -> u64 {
-        let mut families: Vec<u64> = self.refresh_tokens.drain().map(|(_, token)| token.family).collect();
+        let mut families: Vec<u64> = self
+            .refresh_tokens
+            .drain()
+            .map(|(_, token)| token.family)
+            .collect();
         families.sort_unstable();
         families.dedup();
         self.revoke_access_tokens();
@@ -157,21 +185,39 @@ impl Issuer {
 
     fn grant(&mut self, family: u64, keep: Option<&str>, now: Moment) -> Result<Grant, Refusal> {
         self.refresh_tokens.retain(|_, token| now < token.expires);
-        self.access_tokens.retain(|_, token| now < token.expires + MEMORY);
+        self.access_tokens
+            .retain(|_, token| now < token.expires + MEMORY);
         let access_token = random_token()?;
         let refresh_token = keep.map_or_else(random_token, |token| Ok(token.to_owned()))?;
         self.remember(refresh_token.clone(), family, now);
         self.serials += 1;
         let serial = self.serials;
         let lifetime = self.rules.token_lifetime;
-        let token = AccessToken { serial, family, expires: now + lifetime, revoked: false };
+        let token = AccessToken {
+            serial,
+            family,
+            expires: now + lifetime,
+            revoked: false,
+        };
         self.access_tokens.insert(access_token.clone(), token);
-        Ok(Grant { access_token, refresh_token, lifetime, serial })
+        Ok(Grant {
+            access_token,
+            refresh_token,
+            lifetime,
+            serial,
+        })
     }
 
     fn remember(&mut self, refresh_token: String, family: u64, now: Moment) {
         let expires = now + self.rules.refresh_lifetime;
-        self.refresh_tokens.insert(refresh_token, RefreshToken { family, expires, spent: None });
+        self.refresh_tokens.insert(
+            refresh_token,
+            RefreshToken {
+                family,
+                expires,
+                spent: None,
+            },
+        );
     }
 
     fn new_family(&mut self) -> u64 {
@@ -180,8 +226,12 @@ impl Issuer {
     }
 
     fn revoke_family(&mut self, family: u64) {
-        self.refresh_tokens.retain(|_, token| token.family != family);
-        self.access_tokens.values_mut().filter(|token| token.family == family).for_each(|token| token.revoked = true);
+        self.refresh_tokens
+            .retain(|_, token| token.family != family);
+        self.access_tokens
+            .values_mut()
+            .filter(|token| token.family == family)
+            .for_each(|token| token.revoked = true);
     }
 }
 
@@ -197,8 +247,12 @@ mod tests {
     use super::*;
 
     const HOUR: Duration = Duration::from_secs(3600);
-    const RULES: Rules =
-        Rules { token_lifetime: HOUR, refresh_lifetime: Duration::MAX, rotate: true, reuse_grace: Duration::ZERO };
+    const RULES: Rules = Rules {
+        token_lifetime: HOUR,
+        refresh_lifetime: Duration::MAX,
+        rotate: true,
+        reuse_grace: Duration::ZERO,
+    };
 
     fn at(seconds: u64) -> Moment {
         Moment::since_boot(Duration::from_secs(seconds))
@@ -216,7 +270,11 @@ mod tests {
         assert_ne!(first.refresh_token, second.refresh_token);
         assert_ne!(first.access_token, second.access_token);
         assert_eq!((first.serial, second.serial, second.lifetime), (1, 2, HOUR));
-        assert_eq!(issuer.valid(&first.access_token, at(2)), Some(1), "a refresh leaves the old access token alone");
+        assert_eq!(
+            issuer.valid(&first.access_token, at(2)),
+            Some(1),
+            "a refresh leaves the old access token alone"
+        );
     }
 
     #[test]
@@ -225,7 +283,10 @@ mod tests {
         let grant = issuer.refresh("seed", at(1)).ok().unwrap();
         let other = issuer.refresh("other", at(1)).ok().unwrap();
         assert_eq!(issuer.refresh("seed", at(2)).err(), Some(Refusal::Reused));
-        assert_eq!(issuer.refresh(&grant.refresh_token, at(2)).err(), Some(Refusal::Invalid));
+        assert_eq!(
+            issuer.refresh(&grant.refresh_token, at(2)).err(),
+            Some(Refusal::Invalid)
+        );
         assert_eq!(issuer.valid(&grant.access_token, at(2)), None);
         assert_eq!(issuer.serial(&grant.access_token), Some(1));
         assert_eq!(issuer.valid(&other.access_token, at(2)), Some(2));
@@ -234,29 +295,51 @@ mod tests {
 
     #[test]
     fn within_the_grace_reuse_rotates_again_and_after_it_revokes() {
-        let mut issuer = issuer(Rules { reuse_grace: Duration::from_secs(10), ..RULES });
+        let mut issuer = issuer(Rules {
+            reuse_grace: Duration::from_secs(10),
+            ..RULES
+        });
         let first = issuer.refresh("seed", at(1)).ok().unwrap();
         let again = issuer.refresh("seed", at(11)).ok().unwrap();
         assert_ne!(first.refresh_token, again.refresh_token);
         assert_eq!(issuer.refresh("seed", at(12)).err(), Some(Refusal::Reused));
-        assert_eq!(issuer.refresh(&again.refresh_token, at(12)).err(), Some(Refusal::Invalid));
+        assert_eq!(
+            issuer.refresh(&again.refresh_token, at(12)).err(),
+            Some(Refusal::Invalid)
+        );
     }
 
     #[test]
     fn without_rotation_the_same_refresh_token_stays() {
-        let mut issuer = issuer(Rules { rotate: false, ..RULES });
+        let mut issuer = issuer(Rules {
+            rotate: false,
+            ..RULES
+        });
         for second in 1..4 {
-            assert_eq!(issuer.refresh("seed", at(second)).ok().unwrap().refresh_token, "seed");
+            assert_eq!(
+                issuer
+                    .refresh("seed", at(second))
+                    .ok()
+                    .unwrap()
+                    .refresh_token,
+                "seed"
+            );
         }
     }
 
     #[test]
     fn tokens_expire() {
-        let mut issuer = issuer(Rules { refresh_lifetime: 2 * HOUR, ..RULES });
+        let mut issuer = issuer(Rules {
+            refresh_lifetime: 2 * HOUR,
+            ..RULES
+        });
         let grant = issuer.refresh("seed", at(0)).ok().unwrap();
         assert_eq!(issuer.valid(&grant.access_token, at(3599)), Some(1));
         assert_eq!(issuer.valid(&grant.access_token, at(3600)), None);
-        assert_eq!(issuer.refresh(&grant.refresh_token, at(7200)).err(), Some(Refusal::Invalid));
+        assert_eq!(
+            issuer.refresh(&grant.refresh_token, at(7200)).err(),
+            Some(Refusal::Invalid)
+        );
         assert!(issuer.refresh(&grant.refresh_token, at(7199)).is_ok());
     }
 
@@ -265,10 +348,19 @@ mod tests {
         let mut issuer = issuer(RULES);
         let code = issuer.code(Some("http://app/".to_owned()), at(0)).unwrap();
         assert!(issuer.exchange(&code, Some("http://app/"), at(1)).is_ok());
-        assert_eq!(issuer.exchange(&code, Some("http://app/"), at(1)).err(), Some(Refusal::Invalid));
+        assert_eq!(
+            issuer.exchange(&code, Some("http://app/"), at(1)).err(),
+            Some(Refusal::Invalid)
+        );
         let code = issuer.code(Some("http://app/".to_owned()), at(1)).unwrap();
-        assert_eq!(issuer.exchange(&code, Some("http://evil/"), at(1)).err(), Some(Refusal::Invalid));
-        assert_eq!(issuer.exchange(&code, Some("http://app/"), at(1)).err(), Some(Refusal::Invalid));
+        assert_eq!(
+            issuer.exchange(&code, Some("http://evil/"), at(1)).err(),
+            Some(Refusal::Invalid)
+        );
+        assert_eq!(
+            issuer.exchange(&code, Some("http://app/"), at(1)).err(),
+            Some(Refusal::Invalid)
+        );
     }
 
     #[test]
@@ -276,7 +368,10 @@ mod tests {
         let mut issuer = issuer(RULES);
         let [early, late] = [(); 2].map(|()| issuer.code(None, at(0)).unwrap());
         assert!(issuer.exchange(&early, None, at(299)).is_ok());
-        assert_eq!(issuer.exchange(&late, None, at(300)).err(), Some(Refusal::Invalid));
+        assert_eq!(
+            issuer.exchange(&late, None, at(300)).err(),
+            Some(Refusal::Invalid)
+        );
     }
 
     #[test]
@@ -288,6 +383,9 @@ mod tests {
         let next = issuer.refresh(&grant.refresh_token, at(0)).ok().unwrap();
         assert_eq!(issuer.revoke_families(), 1);
         assert_eq!(issuer.valid(&next.access_token, at(0)), None);
-        assert_eq!(issuer.refresh(&next.refresh_token, at(0)).err(), Some(Refusal::Invalid));
+        assert_eq!(
+            issuer.refresh(&next.refresh_token, at(0)).err(),
+            Some(Refusal::Invalid)
+        );
     }
 }

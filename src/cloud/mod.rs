@@ -238,7 +238,12 @@ impl Cloud {
         let origin = origin(cloud.local_addr()?);
         let servers = [(cloud, Host::Cloud), (document, Host::Document)]
             .map(|(listener, host)| tokio::spawn(serve(listener, host, Arc::clone(&state))));
-        Ok(Self { state, origin, seed, servers: Mutex::new(servers.into()) })
+        Ok(Self {
+            state,
+            origin,
+            seed,
+            servers: Mutex::new(servers.into()),
+        })
     }
 
     /// The cloud's origin: `http://127.0.0.1:port`.
@@ -343,7 +348,9 @@ impl State {
 
 async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let bound = TcpListener::bind(address).await;
-    bound.map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
+    bound.map_err(|error| {
+        io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+    })
 }
 
 /// The origin by which this machine reaches the address.
@@ -366,7 +373,10 @@ async fn serve(listener: TcpListener, host: Host, state: Arc<State>) {
         };
         let Ok((stream, _)) = accepted else {
             // Out of descriptors, or the caller went away: give other tasks time before the next attempt.
-            state.clock.sleep_until(state.clock.now() + Duration::from_millis(10)).await;
+            state
+                .clock
+                .sleep_until(state.clock.now() + Duration::from_millis(10))
+                .await;
             continue;
         };
         // Only a matter of speed.
@@ -378,7 +388,9 @@ async fn serve(listener: TcpListener, host: Host, state: Arc<State>) {
         });
         connections.spawn(async move {
             // A connection that breaks is the caller's affair.
-            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            let _ = http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
         });
     }
 }

@@ -32,8 +32,16 @@ pub(super) fn authorize<T>(state: &State, request: &Request<T>) -> Answer {
     let Some(redirect_uri) = parameters.first("redirect_uri") else {
         return failure(StatusCode::BAD_REQUEST, "redirect_uri is missing");
     };
-    if state.config.redirect_uri.as_deref().is_some_and(|registered| registered != redirect_uri) {
-        return failure(StatusCode::BAD_REQUEST, "redirect_uri is not the registered one");
+    if state
+        .config
+        .redirect_uri
+        .as_deref()
+        .is_some_and(|registered| registered != redirect_uri)
+    {
+        return failure(
+            StatusCode::BAD_REQUEST,
+            "redirect_uri is not the registered one",
+        );
     }
     send_code(state, redirect_uri, parameters.first("data"))
 }
@@ -46,12 +54,18 @@ pub(super) fn authorize_by_jwt<T>(state: &State, request: &Request<T>) -> Answer
     }
     let named = parameters.first("jwt_token").and_then(client_of_jwt);
     if named.as_deref() != Some(state.config.client_id.as_str()) {
-        return failure(StatusCode::UNAUTHORIZED, "jwt_token is not a JWT that names this client_id");
+        return failure(
+            StatusCode::UNAUTHORIZED,
+            "jwt_token is not a JWT that names this client_id",
+        );
     }
     if state.config.jwt_redirects {
         let registered = state.config.redirect_uri.as_deref();
         let Some(redirect_uri) = registered.or_else(|| parameters.first("redirect_uri")) else {
-            return failure(StatusCode::BAD_REQUEST, "redirect_uri is missing, and none is registered");
+            return failure(
+                StatusCode::BAD_REQUEST,
+                "redirect_uri is missing, and none is registered",
+            );
         };
         return send_code(state, redirect_uri, parameters.first("data"));
     }
@@ -72,17 +86,24 @@ pub(super) async fn token(state: &State, path: &str, request: Request<Incoming>)
         state.clock.sleep_until(state.clock.now() + latency).await;
     }
     if let Some(scripted) = scripted {
-        state.send(Event::RefreshRefused { error: name_of(&scripted) });
+        state.send(Event::RefreshRefused {
+            error: name_of(&scripted),
+        });
         return play(scripted).await;
     }
     match grant(state, path, request).await {
         Ok(grant) => {
             state.issuer_successes.fetch_add(1, Relaxed);
-            state.send(Event::Refreshed { serial: grant.serial, lifetime: grant.lifetime });
+            state.send(Event::Refreshed {
+                serial: grant.serial,
+                lifetime: grant.lifetime,
+            });
             tokens(&grant)
         }
         Err(error) => {
-            state.send(Event::RefreshRefused { error: error.code().to_owned() });
+            state.send(Event::RefreshRefused {
+                error: error.code().to_owned(),
+            });
             error.answer()
         }
     }
@@ -111,15 +132,31 @@ impl OAuthError {
     fn answer(&self) -> Answer {
         let (status, description) = match self {
             Self::InvalidRequest(description) => (StatusCode::BAD_REQUEST, *description),
-            Self::InvalidClient => (StatusCode::UNAUTHORIZED, "the client id or secret is wrong or missing"),
-            Self::InvalidGrant => (StatusCode::BAD_REQUEST, "the code or refresh token is unknown, expired or spent"),
-            Self::UnsupportedGrantType => (StatusCode::BAD_REQUEST, "this interface has another grant_type"),
+            Self::InvalidClient => (
+                StatusCode::UNAUTHORIZED,
+                "the client id or secret is wrong or missing",
+            ),
+            Self::InvalidGrant => (
+                StatusCode::BAD_REQUEST,
+                "the code or refresh token is unknown, expired or spent",
+            ),
+            Self::UnsupportedGrantType => (
+                StatusCode::BAD_REQUEST,
+                "this interface has another grant_type",
+            ),
             Self::ServerError => (StatusCode::INTERNAL_SERVER_ERROR, "no random bytes"),
         };
-        let mut answer = http::json(status, &json!({ "error": self.code(), "error_description": description }));
+        let mut answer = http::json(
+            status,
+            &json!({ "error": self.code(), "error_description": description }),
+        );
         set(&mut answer, CACHE_CONTROL, "no-store");
         if let Self::InvalidClient = self {
-            set(&mut answer, WWW_AUTHENTICATE, r#"Basic realm="cloud", charset="UTF-8""#);
+            set(
+                &mut answer,
+                WWW_AUTHENTICATE,
+                r#"Basic realm="cloud", charset="UTF-8""#,
+            );
         }
         answer
     }
@@ -138,7 +175,9 @@ async fn grant(state: &State, path: &str, request: Request<Incoming>) -> Result<
         if parameters.repeats(name) {
             return Err(OAuthError::InvalidRequest("a parameter is repeated"));
         }
-        parameters.first(name).ok_or(OAuthError::InvalidRequest(missing))
+        parameters
+            .first(name)
+            .ok_or(OAuthError::InvalidRequest(missing))
     };
     let grant_type = required("grant_type", "grant_type is missing")?;
     let now = state.clock.now();
@@ -165,9 +204,17 @@ async fn grant(state: &State, path: &str, request: Request<Incoming>) -> Result<
 
 async fn read_parameters(request: Request<Incoming>) -> Result<Parameters, OAuthError> {
     let mut parameters = Parameters::of(&request);
-    let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let form = content_type.to_ascii_lowercase().starts_with("application/x-www-form-urlencoded");
-    let body = Limited::new(request.into_body(), FORM_LIMIT).collect().await;
+    let content_type = request
+        .headers()
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let form = content_type
+        .to_ascii_lowercase()
+        .starts_with("application/x-www-form-urlencoded");
+    let body = Limited::new(request.into_body(), FORM_LIMIT)
+        .collect()
+        .await;
     let body = body.map_err(|_| OAuthError::InvalidRequest("the body broke off or is too long"))?;
     if form {
         parameters.add(&body.to_bytes());
@@ -176,21 +223,38 @@ async fn read_parameters(request: Request<Incoming>) -> Result<Parameters, OAuth
 }
 
 fn tokens(grant: &Grant) -> Answer {
-    let Grant { access_token, refresh_token, lifetime, .. } = grant;
-    let fields =
-        json!({ "access_token": access_token, "refresh_token": refresh_token, "expires_in": lifetime.as_secs() });
+    let Grant {
+        access_token,
+        refresh_token,
+        lifetime,
+        ..
+    } = grant;
+    let fields = json!({ "access_token": access_token, "refresh_token": refresh_token, "expires_in": lifetime.as_secs() });
     let mut answer = http::json(StatusCode::OK, &fields);
     set(&mut answer, CACHE_CONTROL, "no-store");
     answer
 }
 
-#[expect(clippy::result_large_err, reason = "the error is the answer, made once a request")]
-fn check_client<T>(state: &State, request: &Request<T>, parameters: &Parameters) -> Result<(), Answer> {
+#[expect(
+    clippy::result_large_err,
+    reason = "the error is the answer, made once a request"
+)]
+fn check_client<T>(
+    state: &State,
+    request: &Request<T>,
+    parameters: &Parameters,
+) -> Result<(), Answer> {
     if request.method() != Method::GET {
-        return Err(failure(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here"));
+        return Err(failure(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "only GET is allowed here",
+        ));
     }
     if parameters.first("response_type") != Some("code") {
-        return Err(failure(StatusCode::BAD_REQUEST, "response_type must be code"));
+        return Err(failure(
+            StatusCode::BAD_REQUEST,
+            "response_type must be code",
+        ));
     }
     if parameters.first("client_id") != Some(&state.config.client_id) {
         return Err(failure(StatusCode::BAD_REQUEST, "client_id is unknown"));
@@ -199,11 +263,17 @@ fn check_client<T>(state: &State, request: &Request<T>, parameters: &Parameters)
 }
 
 fn send_code(state: &State, redirect_uri: &str, data: Option<&str>) -> Answer {
-    let Some(mut location) = Url::parse(redirect_uri).ok().filter(|uri| matches!(uri.scheme(), "http" | "https"))
+    let Some(mut location) = Url::parse(redirect_uri)
+        .ok()
+        .filter(|uri| matches!(uri.scheme(), "http" | "https"))
     else {
-        return failure(StatusCode::BAD_REQUEST, "redirect_uri is not an absolute http or https URL");
+        return failure(
+            StatusCode::BAD_REQUEST,
+            "redirect_uri is not an absolute http or https URL",
+        );
     };
-    let Ok(code) = lock(&state.issuer).code(Some(redirect_uri.to_owned()), state.clock.now()) else {
+    let Ok(code) = lock(&state.issuer).code(Some(redirect_uri.to_owned()), state.clock.now())
+    else {
         return failure(StatusCode::INTERNAL_SERVER_ERROR, "no random bytes");
     };
     location.query_pairs_mut().append_pair("code", &code);
@@ -215,7 +285,9 @@ fn send_code(state: &State, redirect_uri: &str, data: Option<&str>) -> Answer {
 
 fn client_of_jwt(jwt: &str) -> Option<String> {
     let mut parts = jwt.split('.');
-    let (Some(_), Some(payload), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+    let (Some(_), Some(payload), Some(_), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
         return None;
     };
     let payload = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
@@ -225,7 +297,9 @@ fn client_of_jwt(jwt: &str) -> Option<String> {
 
 fn name_of(scripted: &IssuerAnswer) -> String {
     match scripted {
-        IssuerAnswer::Status(status, _) | IssuerAnswer::Raw { status, .. } => format!("HTTP {status}"),
+        IssuerAnswer::Status(status, _) | IssuerAnswer::Raw { status, .. } => {
+            format!("HTTP {status}")
+        }
         IssuerAnswer::Hang => "no answer".to_owned(),
         IssuerAnswer::Endless => "an endless answer".to_owned(),
     }
@@ -235,25 +309,35 @@ async fn play(scripted: IssuerAnswer) -> Answer {
     let status = |status| StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     match scripted {
         IssuerAnswer::Status(code, retry_after) => {
-            let mut answer = http::json(status(code), &json!({ "error": "temporarily_unavailable" }));
+            let mut answer =
+                http::json(status(code), &json!({ "error": "temporarily_unavailable" }));
             if let Some(seconds) = retry_after {
                 answer.headers_mut().insert(RETRY_AFTER, seconds.into());
             }
             answer
         }
         IssuerAnswer::Hang => future::pending().await,
-        IssuerAnswer::Raw { status: code, headers, body } => {
+        IssuerAnswer::Raw {
+            status: code,
+            headers,
+            body,
+        } => {
             let mut answer = Response::new(AnswerBody::Whole(body.into()));
             *answer.status_mut() = status(code);
             for (name, value) in headers {
-                if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_bytes(value.as_bytes())) {
+                if let (Ok(name), Ok(value)) = (
+                    name.parse::<HeaderName>(),
+                    HeaderValue::from_bytes(value.as_bytes()),
+                ) {
                     answer.headers_mut().append(name, value);
                 }
             }
             answer
         }
         IssuerAnswer::Endless => {
-            let mut answer = Response::new(AnswerBody::Endless(r#"{"access_token":"a","expires_in":3600,"#));
+            let mut answer = Response::new(AnswerBody::Endless(
+                r#"{"access_token":"a","expires_in":3600,"#,
+            ));
             set(&mut answer, CONTENT_TYPE, "application/json");
             answer
         }

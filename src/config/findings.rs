@@ -58,22 +58,38 @@ pub(super) struct Fault {
 
 /// Shorthand for a [`Fault`].
 pub(super) fn fault(reason: impl Into<String>, instead: impl Into<String>) -> Fault {
-    Fault { reason: reason.into(), instead: instead.into(), for_variable: None }
+    Fault {
+        reason: reason.into(),
+        instead: instead.into(),
+        for_variable: None,
+    }
 }
 
 impl Fault {
     /// The same, with advice that speaks of variables where the value is in one.
     pub(super) fn or_variable(self, instead: impl Into<String>) -> Self {
-        Self { for_variable: Some(instead.into()), ..self }
+        Self {
+            for_variable: Some(instead.into()),
+            ..self
+        }
     }
 
     pub(super) fn at(self, place: Place, key: &str) -> Finding {
         let instead = match place {
             // Quotes are the file's: in a variable they would be part of the value.
-            Place::Environment(_) => self.for_variable.unwrap_or_else(|| self.instead.replace('"', "")),
-            Place::Nowhere | Place::File(_) | Place::Position { .. } | Place::CommandLine => self.instead,
+            Place::Environment(_) => self
+                .for_variable
+                .unwrap_or_else(|| self.instead.replace('"', "")),
+            Place::Nowhere | Place::File(_) | Place::Position { .. } | Place::CommandLine => {
+                self.instead
+            }
         };
-        Finding { place, key: keys::shown(key).into_owned(), reason: self.reason, instead }
+        Finding {
+            place,
+            key: keys::shown(key).into_owned(),
+            reason: self.reason,
+            instead,
+        }
     }
 }
 
@@ -114,7 +130,12 @@ impl fmt::Display for Finding {
         if !self.key.is_empty() {
             write!(f, "{}: ", printable(&self.key))?;
         }
-        write!(f, "{} ({})", printable(&self.reason), printable(&self.instead))
+        write!(
+            f,
+            "{} ({})",
+            printable(&self.reason),
+            printable(&self.instead)
+        )
     }
 }
 
@@ -124,7 +145,11 @@ impl fmt::Display for Place {
             Self::Nowhere => Ok(()),
             Self::File(file) => write!(f, "{}: ", printable(&file.to_string_lossy())),
             Self::Position { file, line, column } => {
-                write!(f, "{}:{line}:{column}: ", printable(&file.to_string_lossy()))
+                write!(
+                    f,
+                    "{}:{line}:{column}: ",
+                    printable(&file.to_string_lossy())
+                )
             }
             Self::Environment(variable) => write!(f, "environment: {}: ", printable(variable)),
             Self::CommandLine => f.write_str("command line: "),
@@ -134,7 +159,15 @@ impl fmt::Display for Place {
 
 /// A finding is one line, whatever a key, a path or a variable is called.
 fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+    text.chars()
+        .map(|c| {
+            if c.is_control() {
+                c.escape_default().to_string()
+            } else {
+                c.to_string()
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -143,7 +176,11 @@ mod tests {
 
     #[test]
     fn one_line_each_and_sorted_by_position() {
-        let position = |line, column| Place::Position { file: Arc::from(Path::new("a\nb.toml")), line, column };
+        let position = |line, column| Place::Position {
+            file: Arc::from(Path::new("a\nb.toml")),
+            line,
+            column,
+        };
         let mistakes = Mistakes::new(vec![
             fault("is odd", "do this").at(Place::Environment("X".to_owned()), "k"),
             fault("is odd", "do this").at(position(10, 2), "k"),

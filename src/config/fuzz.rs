@@ -7,7 +7,9 @@ use super::{Raw, Reader, resolve};
 /// A configuration file's text.
 pub fn file(data: &[u8]) {
     const SECRET: &str = "never-printed-8c1f";
-    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
     let mut raw = Raw::new();
     raw.add_file(Path::new("proxy.toml"), text);
     if !text.contains("client_secret") {
@@ -18,7 +20,12 @@ pub fn file(data: &[u8]) {
     let said = match reader.finish(config) {
         Ok((config, warnings)) => format!("{config:?} {warnings:?}"),
         Err(mistakes) => {
-            assert!(mistakes.iter().all(|mistake| !mistake.to_string().contains('\n')), "a mistake is one line");
+            assert!(
+                mistakes
+                    .iter()
+                    .all(|mistake| !mistake.to_string().contains('\n')),
+                "a mistake is one line"
+            );
             mistakes.to_string()
         }
     };

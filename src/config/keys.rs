@@ -59,12 +59,16 @@ pub enum Presence {
 impl Key {
     /// The section: `proxy`, `upstream.tls`.
     pub fn section(&self) -> &'static str {
-        self.path.rsplit_once('.').map_or("", |(section, _)| section)
+        self.path
+            .rsplit_once('.')
+            .map_or("", |(section, _)| section)
     }
 
     /// The name within the section.
     pub fn name(&self) -> &'static str {
-        self.path.rsplit_once('.').map_or(self.path, |(_, name)| name)
+        self.path
+            .rsplit_once('.')
+            .map_or(self.path, |(_, name)| name)
     }
 
     /// Whether the key belongs to one of several tables of the same name, `[[route]]`. Variables cannot tell those apart.
@@ -134,21 +138,29 @@ pub(super) fn is_section(path: &str) -> bool {
 /// The paths of all keys directly in a section, which may be `upstreams.NAME` or `route[3]`.
 pub(super) fn of_section(section: &str) -> impl Iterator<Item = String> {
     let in_table = in_table(section).into_owned();
-    KEYS.iter().filter(move |key| key.section() == in_table).map(move |key| format!("{section}.{}", key.name()))
+    KEYS.iter()
+        .filter(move |key| key.section() == in_table)
+        .map(move |key| format!("{section}.{}", key.name()))
 }
 
 /// The paths of all keys below a section, in its sections as well.
 pub(super) fn below(section: &str) -> impl Iterator<Item = (String, &'static Key)> {
     let in_table = in_table(section).into_owned();
     KEYS.iter().filter_map(move |key| {
-        let rest = key.path.strip_prefix(in_table.as_str()).filter(|rest| rest.starts_with('.'))?;
+        let rest = key
+            .path
+            .strip_prefix(in_table.as_str())
+            .filter(|rest| rest.starts_with('.'))?;
         Some((format!("{section}{rest}"), key))
     })
 }
 
 /// A path as the table has it.
 pub(super) fn in_table(path: &str) -> Cow<'_, str> {
-    match path.strip_prefix(UPSTREAMS).and_then(|rest| rest.strip_prefix('.')) {
+    match path
+        .strip_prefix(UPSTREAMS)
+        .and_then(|rest| rest.strip_prefix('.'))
+    {
         Some(named) => match named.split_once('.') {
             Some((_, rest)) => Cow::Owned(format!("{UPSTREAM}.{rest}")),
             None => Cow::Borrowed(UPSTREAM),
@@ -175,31 +187,58 @@ pub(super) fn listed(path: &str) -> Option<(&'static str, usize, &str)> {
 
 /// What stands above the keys of a section.
 pub(super) fn header(section: &str) -> String {
-    if LISTS.contains(&section) { format!("[[{section}]]") } else { format!("[{section}]") }
+    if LISTS.contains(&section) {
+        format!("[[{section}]]")
+    } else {
+        format!("[{section}]")
+    }
 }
 
 pub(super) fn is_within(path: &str, section: &str) -> bool {
-    path.strip_prefix(section).is_some_and(|rest| rest.starts_with('.'))
+    path.strip_prefix(section)
+        .is_some_and(|rest| rest.starts_with('.'))
 }
 
 pub(super) fn variable(path: &str) -> String {
-    format!("{PREFIX}{}", path.to_ascii_uppercase().replace('.', "__").replace('-', "_"))
+    format!(
+        "{PREFIX}{}",
+        path.to_ascii_uppercase()
+            .replace('.', "__")
+            .replace('-', "_")
+    )
 }
 
 const fn required(path: &'static str, kind: Kind, shown: &'static str, hint: &'static str) -> Key {
-    Key { path, kind, presence: Presence::Required { shown, hint } }
+    Key {
+        path,
+        kind,
+        presence: Presence::Required { shown, hint },
+    }
 }
 
 const fn default(path: &'static str, kind: Kind, value: &'static str) -> Key {
-    Key { path, kind, presence: Presence::Default(value) }
+    Key {
+        path,
+        kind,
+        presence: Presence::Default(value),
+    }
 }
 
 const fn optional(path: &'static str, kind: Kind, example: &'static str) -> Key {
-    Key { path, kind, presence: Presence::Optional(example) }
+    Key {
+        path,
+        kind,
+        presence: Presence::Optional(example),
+    }
 }
 
 const KEYS: &[Key] = &[
-    required("proxy.listen", Texts, r#"["127.0.0.1:8080"]"#, r#"write listen = ["127.0.0.1:8080"] in [proxy]"#),
+    required(
+        "proxy.listen",
+        Texts,
+        r#"["127.0.0.1:8080"]"#,
+        r#"write listen = ["127.0.0.1:8080"] in [proxy]"#,
+    ),
     optional("proxy.workers", Integer, "2"),
     default("proxy.max_connections", Integer, "10000"),
     default("proxy.max_connections_per_address", Integer, "1024"),
@@ -229,12 +268,24 @@ const KEYS: &[Key] = &[
         r#""0.0.0.0:8443""#,
         r#"write where to listen, as in address = "127.0.0.1:8080""#,
     ),
-    optional("listener.tls.cert_file", File, r#""certificates/proxy.pem""#),
+    optional(
+        "listener.tls.cert_file",
+        File,
+        r#""certificates/proxy.pem""#,
+    ),
     optional("listener.tls.key_file", File, r#""certificates/proxy.key""#),
-    optional("listener.tls.client_ca_file", File, r#""certificates/apps.pem""#),
+    optional(
+        "listener.tls.client_ca_file",
+        File,
+        r#""certificates/apps.pem""#,
+    ),
     optional("listener.tls.min_version", Text, r#""1.3""#),
     optional("listener.allowed_hosts", Texts, r#"["files.example.com"]"#),
-    optional("listener.allowed_origins", Texts, r#"["https://app.example.com"]"#),
+    optional(
+        "listener.allowed_origins",
+        Texts,
+        r#"["https://app.example.com"]"#,
+    ),
     optional("listener.allow_unauthenticated", Bool, "true"),
     required(
         "upstream.endpoints",
@@ -253,8 +304,16 @@ const KEYS: &[Key] = &[
     default("upstream.http2", Text, r#""auto""#),
     optional("upstream.cookies", Text, r#""drop""#),
     optional("upstream.tls.ca_file", File, r#""certificates/ca.pem""#),
-    optional("upstream.tls.client_cert_file", File, r#""certificates/client.pem""#),
-    optional("upstream.tls.client_key_file", File, r#""certificates/client.key""#),
+    optional(
+        "upstream.tls.client_cert_file",
+        File,
+        r#""certificates/client.pem""#,
+    ),
+    optional(
+        "upstream.tls.client_key_file",
+        File,
+        r#""certificates/client.key""#,
+    ),
     optional("upstream.tls.server_name", Text, r#""cloud.example.com""#),
     default("upstream.tls.min_version", Text, r#""1.2""#),
     optional("route.prefix", Text, r#""/_document""#),
@@ -278,7 +337,12 @@ const KEYS: &[Key] = &[
         r#""/_document""#,
         r#"write the prefix of the route that leads there, as in to = "/_document""#,
     ),
-    required("client.name", Text, r#""backup""#, r#"write what the log and metrics call it, as in name = "backup""#),
+    required(
+        "client.name",
+        Text,
+        r#""backup""#,
+        r#"write what the log and metrics call it, as in name = "backup""#,
+    ),
     optional("client.key", Secret, r#""<key>""#),
     optional("client.key_file", File, r#""/run/secrets/backup_key""#),
     optional("client.header", Text, r#""x-api-key""#),
@@ -301,15 +365,35 @@ const KEYS: &[Key] = &[
         r#""<client secret>""#,
         "write the secret in [token], or name a file that holds it with client_secret_file",
     ),
-    optional("token.client_secret_file", File, r#""/run/secrets/client_secret""#),
-    optional("token.redirect_uri", Text, r#""<http://127.0.0.1:8765/callback>""#),
+    optional(
+        "token.client_secret_file",
+        File,
+        r#""/run/secrets/client_secret""#,
+    ),
+    optional(
+        "token.redirect_uri",
+        Text,
+        r#""<http://127.0.0.1:8765/callback>""#,
+    ),
     optional("token.state_file", File, r#""state/token.json""#),
     optional("token.refresh_token", Secret, r#""<refresh token>""#),
-    optional("token.refresh_token_file", File, r#""/run/secrets/refresh_token""#),
+    optional(
+        "token.refresh_token_file",
+        File,
+        r#""/run/secrets/refresh_token""#,
+    ),
     optional("token.issuer", Text, r#""https://cloud.example.com""#),
     optional("token.tls.ca_file", File, r#""certificates/ca.pem""#),
-    optional("token.tls.client_cert_file", File, r#""certificates/client.pem""#),
-    optional("token.tls.client_key_file", File, r#""certificates/client.key""#),
+    optional(
+        "token.tls.client_cert_file",
+        File,
+        r#""certificates/client.pem""#,
+    ),
+    optional(
+        "token.tls.client_key_file",
+        File,
+        r#""certificates/client.key""#,
+    ),
     optional("token.tls.server_name", Text, r#""cloud.example.com""#),
     optional("token.tls.min_version", Text, r#""1.3""#),
     default("token.refresh_path", Text, r#""/api/refreshToken.do""#),
@@ -321,8 +405,16 @@ const KEYS: &[Key] = &[
     default("token.fields.access_token", Text, r#""/access_token""#),
     default("token.fields.refresh_token", Text, r#""/refresh_token""#),
     default("token.fields.expires_in", Text, r#""/expires_in""#),
-    default("token.fields.refresh_expires_in", Text, r#""/refresh_expires_in""#),
-    default("token.fields.code", Texts, r#"["/data/code", "/result/code", "/code"]"#),
+    default(
+        "token.fields.refresh_expires_in",
+        Text,
+        r#""/refresh_expires_in""#,
+    ),
+    default(
+        "token.fields.code",
+        Texts,
+        r#"["/data/code", "/result/code", "/code"]"#,
+    ),
     optional("token.refresh_margin", Text, r#""5m""#),
     default("token.refresh_lifetime", Text, r#""30d""#),
     default("token.grace_retry", Bool, "true"),
@@ -371,11 +463,15 @@ mod tests {
             assert_eq!(has_twin, is_secret || is_file_of_secret, "{}", key.path);
         }
         assert_eq!(
-            find("token.client_secret").and_then(Key::twin).map(|key| key.path),
+            find("token.client_secret")
+                .and_then(Key::twin)
+                .map(|key| key.path),
             Some("token.client_secret_file")
         );
         assert_eq!(
-            find("token.client_secret_file").and_then(Key::twin).map(|key| key.path),
+            find("token.client_secret_file")
+                .and_then(Key::twin)
+                .map(|key| key.path),
             Some("token.client_secret")
         );
     }
@@ -385,19 +481,48 @@ mod tests {
         let paths: std::collections::BTreeSet<_> = keys().iter().map(|key| key.path).collect();
         let variables: std::collections::BTreeSet<_> = keys().iter().map(Key::variable).collect();
         assert_eq!((paths.len(), variables.len()), (keys().len(), keys().len()));
-        assert_eq!(variable("upstream.tls.ca_file"), "BEARER_PROXY__UPSTREAM__TLS__CA_FILE");
-        assert_eq!(variable("upstreams.my-docs.host"), "BEARER_PROXY__UPSTREAMS__MY_DOCS__HOST");
+        assert_eq!(
+            variable("upstream.tls.ca_file"),
+            "BEARER_PROXY__UPSTREAM__TLS__CA_FILE"
+        );
+        assert_eq!(
+            variable("upstreams.my-docs.host"),
+            "BEARER_PROXY__UPSTREAMS__MY_DOCS__HOST"
+        );
     }
 
     #[test]
     fn keys_of_lists_and_of_named_upstreams_are_found() {
         let path = |path: &str| find(path).map(|key| key.path);
-        assert_eq!(path("upstreams.docs.tls.ca_file"), Some("upstream.tls.ca_file"));
-        assert_eq!(path("listener[12].tls.cert_file"), Some("listener.tls.cert_file"));
-        assert_eq!((path("upstreams.docs"), path("upstreams.host"), path("route[x].host")), (None, None, None));
-        assert!(is_section("upstreams.docs") && is_section("upstreams.docs.tls") && is_section("route[0]"));
+        assert_eq!(
+            path("upstreams.docs.tls.ca_file"),
+            Some("upstream.tls.ca_file")
+        );
+        assert_eq!(
+            path("listener[12].tls.cert_file"),
+            Some("listener.tls.cert_file")
+        );
+        assert_eq!(
+            (
+                path("upstreams.docs"),
+                path("upstreams.host"),
+                path("route[x].host")
+            ),
+            (None, None, None)
+        );
+        assert!(
+            is_section("upstreams.docs")
+                && is_section("upstreams.docs.tls")
+                && is_section("route[0]")
+        );
         assert!(!is_section("upstreams.docs.host") && !is_section("token[0]"));
-        assert_eq!((shown("route[3].host"), shown("token[3].host")), ("route.host".into(), "token[3].host".into()));
-        assert_eq!(of_section("rewrite[1]").collect::<Vec<_>>(), ["rewrite[1].from", "rewrite[1].to"]);
+        assert_eq!(
+            (shown("route[3].host"), shown("token[3].host")),
+            ("route.host".into(), "token[3].host".into())
+        );
+        assert_eq!(
+            of_section("rewrite[1]").collect::<Vec<_>>(),
+            ["rewrite[1].from", "rewrite[1].to"]
+        );
     }
 }

@@ -85,7 +85,8 @@ pub const FILE_NAME: &str = "proxy.toml";
 /// this folder if it exists.
 pub fn locate(flag: Option<PathBuf>, variable: Option<OsString>, folder: &Path) -> Option<PathBuf> {
     let usual = || Some(folder.join(FILE_NAME)).filter(|file| file.exists());
-    flag.or_else(|| variable.filter(|name| !name.is_empty()).map(PathBuf::from)).or_else(usual)
+    flag.or_else(|| variable.filter(|name| !name.is_empty()).map(PathBuf::from))
+        .or_else(usual)
 }
 
 /// Reads and validates a configuration, without a network and without changing anything.
@@ -100,7 +101,11 @@ where
     let mut reader = Reader::new(read(source)?);
     let config = resolve::config(&mut reader);
     let (config, warnings) = reader.finish(config)?;
-    Ok(Loaded { config, warnings, file })
+    Ok(Loaded {
+        config,
+        warnings,
+        file,
+    })
 }
 
 /// Reads only how the admin endpoint is reached, whatever is wrong elsewhere.
@@ -124,17 +129,25 @@ where
     if let Some(file) = &source.file {
         match read_file(file) {
             Ok(text) => raw.add_file(file, &text),
-            Err(fault) => return Err(Mistakes::new(vec![fault.at(Place::File(file.as_path().into()), "")])),
+            Err(fault) => {
+                return Err(Mistakes::new(vec![
+                    fault.at(Place::File(file.as_path().into()), ""),
+                ]));
+            }
         }
     }
     let any_variable = raw.add_environment(source.env.into_iter());
     if source.file.is_none() && !any_variable && source.overrides.is_empty() {
         let nothing = fault(
-            format!("no configuration: this folder has no {FILE_NAME}, and no BEARER_PROXY__… variable is set"),
+            format!(
+                "no configuration: this folder has no {FILE_NAME}, and no BEARER_PROXY__… variable is set"
+            ),
             "write a first one with `bearer-proxy init`, name one with --config, or try `bearer-proxy demo`",
         );
         let ignored = raw.mistakes.into_iter().chain(raw.warnings);
-        return Err(Mistakes::new(ignored.chain([nothing.at(Place::Nowhere, "")]).collect()));
+        return Err(Mistakes::new(
+            ignored.chain([nothing.at(Place::Nowhere, "")]).collect(),
+        ));
     }
     for (path, text) in source.overrides {
         raw.add_override(&path, text);
@@ -145,7 +158,9 @@ where
 fn read_file(file: &Path) -> Result<Zeroizing<String>, Fault> {
     const LIMIT: u64 = 1024 * 1024;
     let mut bytes = Zeroizing::new(Vec::new());
-    if let Err(error) = File::open(file).and_then(|opened| opened.take(LIMIT + 1).read_to_end(&mut bytes)) {
+    if let Err(error) =
+        File::open(file).and_then(|opened| opened.take(LIMIT + 1).read_to_end(&mut bytes))
+    {
         let instead = if error.kind() == io::ErrorKind::NotFound {
             "check the path, or write a first file with `bearer-proxy init`"
         } else {
@@ -157,8 +172,16 @@ fn read_file(file: &Path) -> Result<Zeroizing<String>, Fault> {
         return Err(fault("is larger than 1 MiB", "name a configuration file"));
     }
     let text = std::str::from_utf8(&bytes).map_err(|error| {
-        let line = bytes.iter().take(error.valid_up_to()).filter(|byte| **byte == b'\n').count() + 1;
-        fault(format!("is not UTF-8 text, line {line}"), "save it as UTF-8 in the editor")
+        let line = bytes
+            .iter()
+            .take(error.valid_up_to())
+            .filter(|byte| **byte == b'\n')
+            .count()
+            + 1;
+        fault(
+            format!("is not UTF-8 text, line {line}"),
+            "save it as UTF-8 in the editor",
+        )
     })?;
     Ok(Zeroizing::new(text.to_owned()))
 }

@@ -26,7 +26,11 @@ impl Reader {
         let mistakes = std::mem::take(&mut raw.mistakes);
         let warnings = std::mem::take(&mut raw.warnings);
         raw.add_defaults();
-        Self { raw, mistakes, warnings }
+        Self {
+            raw,
+            mistakes,
+            warnings,
+        }
     }
 
     /// The result and the warnings, unless there was a mistake.
@@ -42,8 +46,16 @@ impl Reader {
 
     /// A part of the result, unless there was a mistake in a key of that part.
     pub(super) fn finish_part<T>(self, keys: &str, result: T) -> Result<T, Mistakes> {
-        let of_part: Vec<_> = self.mistakes.into_iter().filter(|mistake| mistake.key.starts_with(keys)).collect();
-        if of_part.is_empty() { Ok(result) } else { Err(Mistakes::new(of_part)) }
+        let of_part: Vec<_> = self
+            .mistakes
+            .into_iter()
+            .filter(|mistake| mistake.key.starts_with(keys))
+            .collect();
+        if of_part.is_empty() {
+            Ok(result)
+        } else {
+            Err(Mistakes::new(of_part))
+        }
     }
 
     pub(super) fn mistake(&mut self, place: Place, key: &str, fault: Fault) {
@@ -103,7 +115,9 @@ impl Reader {
 
     /// Where a key was given, or would be.
     pub(super) fn place(&self, path: &str) -> Place {
-        self.raw.entry(path).map_or_else(|| self.raw.place_for(path), |entry| entry.place.clone())
+        self.raw
+            .entry(path)
+            .map_or_else(|| self.raw.place_for(path), |entry| entry.place.clone())
     }
 
     /// Where a secret was given, in words or by file.
@@ -119,18 +133,32 @@ impl Reader {
     }
 
     /// A key's value, unless it is absent or wrong.
-    pub(super) fn read<T>(&mut self, path: &str, parse: impl Fn(&Value) -> Result<T, Fault>) -> Option<T> {
+    pub(super) fn read<T>(
+        &mut self,
+        path: &str,
+        parse: impl Fn(&Value) -> Result<T, Fault>,
+    ) -> Option<T> {
         let Some(entry) = self.raw.entry(path) else {
             self.note_if_required(path);
             return None;
         };
         let place = entry.place.clone();
-        let result = if values::is_placeholder(&entry.value) { Err(not_filled_in()) } else { parse(&entry.value) };
-        result.map_err(|fault| self.mistake(place, path, fault)).ok()
+        let result = if values::is_placeholder(&entry.value) {
+            Err(not_filled_in())
+        } else {
+            parse(&entry.value)
+        };
+        result
+            .map_err(|fault| self.mistake(place, path, fault))
+            .ok()
     }
 
     /// The elements of a list, each with its place.
-    pub(super) fn list<T>(&mut self, path: &str, parse: impl Fn(&Value) -> Result<T, Fault>) -> Vec<(T, Place)> {
+    pub(super) fn list<T>(
+        &mut self,
+        path: &str,
+        parse: impl Fn(&Value) -> Result<T, Fault>,
+    ) -> Vec<(T, Place)> {
         let Some(entry) = self.raw.entry(path) else {
             self.note_if_required(path);
             return Vec::new();
@@ -139,7 +167,10 @@ impl Reader {
             let fault = if values::is_placeholder(&entry.value) {
                 not_filled_in()
             } else {
-                fault("is a single value, not a list", "put it in square brackets, as in [ … ]")
+                fault(
+                    "is a single value, not a list",
+                    "put it in square brackets, as in [ … ]",
+                )
             };
             let place = entry.place.clone();
             self.mistake(place, path, fault);
@@ -149,7 +180,11 @@ impl Reader {
         let mut read = Vec::new();
         for element in elements {
             let value = &element.value;
-            match if values::is_placeholder(value) { Err(not_filled_in()) } else { parse(value) } {
+            match if values::is_placeholder(value) {
+                Err(not_filled_in())
+            } else {
+                parse(value)
+            } {
                 Ok(value) => read.push((value, element.place.clone())),
                 Err(fault) => faults.push(fault.at(element.place.clone(), path)),
             }
@@ -159,20 +194,30 @@ impl Reader {
     }
 
     /// A list that must not be empty.
-    pub(super) fn some_of<T>(&mut self, path: &str, parse: impl Fn(&Value) -> Result<T, Fault>) -> Vec<(T, Place)> {
+    pub(super) fn some_of<T>(
+        &mut self,
+        path: &str,
+        parse: impl Fn(&Value) -> Result<T, Fault>,
+    ) -> Vec<(T, Place)> {
         if let Some(entry) = self.raw.entry(path)
             && matches!(&entry.value, Value::List(elements) if elements.is_empty())
         {
             let place = entry.place.clone();
-            let fault = hint(path, "is empty").unwrap_or_else(|| fault("is empty", "write at least one"));
+            let fault =
+                hint(path, "is empty").unwrap_or_else(|| fault("is empty", "write at least one"));
             self.mistake(place, path, fault);
         }
         self.list(path, parse)
     }
 
-    pub(super) fn choice<T: Copy, const N: usize>(&mut self, path: &str, choices: [(&str, T); N]) -> T {
+    pub(super) fn choice<T: Copy, const N: usize>(
+        &mut self,
+        path: &str,
+        choices: [(&str, T); N],
+    ) -> T {
         let stand_in = choices[0].1;
-        self.read(path, |value| values::choice(value, &choices)).unwrap_or(stand_in)
+        self.read(path, |value| values::choice(value, &choices))
+            .unwrap_or(stand_in)
     }
 
     pub(super) fn boolean(&mut self, path: &str) -> bool {
@@ -184,16 +229,19 @@ impl Reader {
     }
 
     pub(super) fn positive_duration(&mut self, path: &str) -> Duration {
-        self.read(path, values::positive_duration).unwrap_or_default()
+        self.read(path, values::positive_duration)
+            .unwrap_or_default()
     }
 
     /// A number from one to `most`.
     pub(super) fn count(&mut self, path: &str, most: u32) -> Option<usize> {
-        self.read(path, |value| values::integer(value, 1, most)).and_then(|count| count.try_into().ok())
+        self.read(path, |value| values::integer(value, 1, most))
+            .and_then(|count| count.try_into().ok())
     }
 
     pub(super) fn text(&mut self, path: &str) -> String {
-        self.read(path, |value| values::text(value).map(str::to_owned)).unwrap_or_default()
+        self.read(path, |value| values::text(value).map(str::to_owned))
+            .unwrap_or_default()
     }
 
     /// A path; relative ones start at the folder of the file that they were given in.
@@ -231,8 +279,16 @@ impl Reader {
         };
         match (self.is_given(path), self.is_given(&twin)) {
             (true, true) => {
-                let reason = format!("{} and {} are both set", keys::shown(path), keys::shown(&twin));
-                self.mistake(self.place(&twin), &twin, fault(reason, "keep one of the two"));
+                let reason = format!(
+                    "{} and {} are both set",
+                    keys::shown(path),
+                    keys::shown(&twin)
+                );
+                self.mistake(
+                    self.place(&twin),
+                    &twin,
+                    fault(reason, "keep one of the two"),
+                );
                 None
             }
             (false, true) => self.secret_from_file(&twin, path, may_have_lines),
@@ -241,19 +297,35 @@ impl Reader {
     }
 
     /// The file's name is not repeated: people put the secret itself there by mistake.
-    fn secret_from_file(&mut self, path: &str, twin: &str, may_have_lines: impl Fn(&str) -> bool) -> Option<Secret> {
+    fn secret_from_file(
+        &mut self,
+        path: &str,
+        twin: &str,
+        may_have_lines: impl Fn(&str) -> bool,
+    ) -> Option<Secret> {
         let file = self.path(path)?;
         let place = self.place(path);
         match Secret::from_file(file) {
             Ok(secret) if !secret.is_one_line() && !may_have_lines(secret.expose()) => {
                 let reason = "names a file with more than one line, or with control characters";
-                self.mistake(place, path, fault(reason, "the file must hold the secret and nothing else"));
+                self.mistake(
+                    place,
+                    path,
+                    fault(reason, "the file must hold the secret and nothing else"),
+                );
                 None
             }
             Ok(secret) => Some(secret),
             Err(error) => {
-                let instead = format!("check path and permissions; the secret itself would be {}", keys::shown(twin));
-                let fault = fault(format!("names a file that cannot be read: {error}"), instead).or_variable(format!(
+                let instead = format!(
+                    "check path and permissions; the secret itself would be {}",
+                    keys::shown(twin)
+                );
+                let fault = fault(
+                    format!("names a file that cannot be read: {error}"),
+                    instead,
+                )
+                .or_variable(format!(
                     "check path and permissions; the secret itself would be {}",
                     keys::variable(twin)
                 ));
@@ -273,22 +345,41 @@ impl Reader {
 /// What to say of a key that must have a value and has none.
 fn hint(path: &str, reason: &str) -> Option<Fault> {
     let key = keys::find(path)?;
-    let Presence::Required { shown, hint } = key.presence else { return None };
+    let Presence::Required { shown, hint } = key.presence else {
+        return None;
+    };
     // Named upstreams have the keys of the plain one.
     let (section, _) = path.rsplit_once('.')?;
-    let hint = hint.replace(&keys::header(key.section()), &keys::header(&keys::shown(section)));
-    let file = key.twin().map(|twin| format!(", or {} to a file that holds it", twin.variable())).unwrap_or_default();
-    let variable = format!("set {}={}{file}", keys::variable(path), shown.trim_matches(['[', ']', '"']));
+    let hint = hint.replace(
+        &keys::header(key.section()),
+        &keys::header(&keys::shown(section)),
+    );
+    let file = key
+        .twin()
+        .map(|twin| format!(", or {} to a file that holds it", twin.variable()))
+        .unwrap_or_default();
+    let variable = format!(
+        "set {}={}{file}",
+        keys::variable(path),
+        shown.trim_matches(['[', ']', '"'])
+    );
     Some(fault(reason, hint).or_variable(variable))
 }
 
 fn not_filled_in() -> Fault {
-    fault("not filled in yet", "replace the placeholder, angle brackets included")
+    fault(
+        "not filled in yet",
+        "replace the placeholder, angle brackets included",
+    )
 }
 
 fn from_folder_of(place: &Place, file: &Path) -> PathBuf {
     match place {
-        Place::Position { file: config, .. } => config.parent().map_or_else(|| file.to_owned(), |dir| dir.join(file)),
-        Place::Nowhere | Place::File(_) | Place::Environment(_) | Place::CommandLine => file.to_owned(),
+        Place::Position { file: config, .. } => config
+            .parent()
+            .map_or_else(|| file.to_owned(), |dir| dir.join(file)),
+        Place::Nowhere | Place::File(_) | Place::Environment(_) | Place::CommandLine => {
+            file.to_owned()
+        }
     }
 }

@@ -46,13 +46,23 @@ pub(super) fn config(r: &mut Reader) -> Option<Config> {
         ..proxy(r, listening)
     };
     let log = log(r);
-    Some(Config { proxy, upstreams, token: token?, first: first?, admin, log })
+    Some(Config {
+        proxy,
+        upstreams,
+        token: token?,
+        first: first?,
+        admin,
+        log,
+    })
 }
 
 fn proxy(r: &mut Reader, listening: Vec<Listening>) -> proxy::Config {
     let cores = || thread::available_parallelism().map_or(1, NonZero::get);
     proxy::Config {
-        listeners: listening.into_iter().map(|listening| listening.listener).collect(),
+        listeners: listening
+            .into_iter()
+            .map(|listening| listening.listener)
+            .collect(),
         workers: r.count("proxy.workers", 1024).unwrap_or_else(cores),
         limits: limits(r),
         forwarded_headers: r.choice(
@@ -67,7 +77,9 @@ fn proxy(r: &mut Reader, listening: Vec<Listening>) -> proxy::Config {
         head_timeout: r.positive_duration("proxy.head_timeout"),
         body_idle_timeout: r.positive_duration("proxy.body_idle_timeout"),
         min_body_rate: r
-            .read("proxy.min_body_rate", |value| values::size_within(value, 0, MOST_RATE))
+            .read("proxy.min_body_rate", |value| {
+                values::size_within(value, 0, MOST_RATE)
+            })
             .unwrap_or_default(),
         idle_timeout: r.positive_duration("proxy.idle_timeout"),
         tunnel_idle_timeout: r.positive_duration("proxy.tunnel_idle_timeout"),
@@ -78,8 +90,14 @@ fn proxy(r: &mut Reader, listening: Vec<Listening>) -> proxy::Config {
         rewrites: Vec::new(),
         clients: Vec::new(),
         issuer_segments: Vec::new(),
-        access_log: r
-            .choice("log.access", [("off", AccessLog::Off), ("sampled", AccessLog::Sampled), ("all", AccessLog::All)]),
+        access_log: r.choice(
+            "log.access",
+            [
+                ("off", AccessLog::Off),
+                ("sampled", AccessLog::Sampled),
+                ("all", AccessLog::All),
+            ],
+        ),
     }
 }
 
@@ -91,11 +109,22 @@ fn limits(r: &mut Reader) -> proxy::Limits {
     const LARGEST_HEAD: usize = 16 * 1024 * 1024;
     /// Encoded, it is three times as long at most, and 64 KiB is what the library takes for one.
     const LONGEST_URI: usize = 21 * 1024;
-    let head_size = r.read("proxy.max_head_size", |value| values::size_within(value, 256, LARGEST_HEAD));
-    let uri_length = r.read("proxy.max_uri_length", |value| values::size_within(value, 16, LONGEST_URI));
-    if head_size.zip(uri_length).is_some_and(|(head, uri)| head <= uri) {
+    let head_size = r.read("proxy.max_head_size", |value| {
+        values::size_within(value, 256, LARGEST_HEAD)
+    });
+    let uri_length = r.read("proxy.max_uri_length", |value| {
+        values::size_within(value, 16, LONGEST_URI)
+    });
+    if head_size
+        .zip(uri_length)
+        .is_some_and(|(head, uri)| head <= uri)
+    {
         let reason = "is not larger than proxy.max_uri_length, and the URI is a part of the head";
-        r.missing(r.place("proxy.max_head_size"), "proxy.max_head_size", fault(reason, "write more, or a shorter URI"));
+        r.missing(
+            r.place("proxy.max_head_size"),
+            "proxy.max_head_size",
+            fault(reason, "write more, or a shorter URI"),
+        );
     }
     let mut count = |key: &str, most: u32| r.count(key, most).unwrap_or_default();
     proxy::Limits {
@@ -112,15 +141,26 @@ fn limits(r: &mut Reader) -> proxy::Limits {
 }
 
 fn retry(r: &mut Reader) -> Retry {
-    let mut statuses: Vec<_> =
-        r.list("retry.statuses", values::error_status).into_iter().map(|(status, _)| status).collect();
+    let mut statuses: Vec<_> = r
+        .list("retry.statuses", values::error_status)
+        .into_iter()
+        .map(|(status, _)| status)
+        .collect();
     statuses.sort_unstable();
     statuses.dedup();
     let body_limit = r.read("retry.body_limit", values::size);
     let total_limit = r.read("retry.total_limit", values::size);
-    if total_limit.zip(body_limit).is_some_and(|(total, body)| total < body) {
-        let reason = "is smaller than retry.body_limit, so that no body could be kept up to that limit";
-        r.missing(r.place("retry.total_limit"), "retry.total_limit", fault(reason, "write at least as much"));
+    if total_limit
+        .zip(body_limit)
+        .is_some_and(|(total, body)| total < body)
+    {
+        let reason =
+            "is smaller than retry.body_limit, so that no body could be kept up to that limit";
+        r.missing(
+            r.place("retry.total_limit"),
+            "retry.total_limit",
+            fault(reason, "write at least as much"),
+        );
     }
     Retry {
         statuses,
@@ -129,7 +169,13 @@ fn retry(r: &mut Reader) -> Retry {
         body_limit: body_limit.unwrap_or_default(),
         total_limit: total_limit.unwrap_or_default(),
         exhausted: r.read("retry.exhausted", |value| {
-            values::choice(value, &[("relay", Exhausted::Relay), ("bad_gateway", Exhausted::BadGateway)])
+            values::choice(
+                value,
+                &[
+                    ("relay", Exhausted::Relay),
+                    ("bad_gateway", Exhausted::BadGateway),
+                ],
+            )
         }),
     }
 }
@@ -142,30 +188,55 @@ fn retry_json(r: &mut Reader) -> Option<RetryJson> {
         return None;
     }
     for (needed, instead, example) in [
-        (POINTER, r#"write where the code stands, as in pointer = "/code""#, "/code"),
-        (VALUES, "write which codes mean it, as in values = [401]", "401"),
+        (
+            POINTER,
+            r#"write where the code stands, as in pointer = "/code""#,
+            "/code",
+        ),
+        (
+            VALUES,
+            "write which codes mean it, as in values = [401]",
+            "401",
+        ),
     ] {
         if !r.is_given(needed) {
             let variable = format!("set {}={example}", keys::variable(needed));
-            r.missing(r.place(needed), needed, fault("is missing", instead).or_variable(variable));
+            r.missing(
+                r.place(needed),
+                needed,
+                fault("is missing", instead).or_variable(variable),
+            );
         }
     }
     let pointer = r.read(POINTER, values::json_pointer);
-    let values = r.some_of(VALUES, values::code).into_iter().map(|(code, _)| code).collect();
-    Some(RetryJson { pointer: pointer?, values })
+    let values = r
+        .some_of(VALUES, values::code)
+        .into_iter()
+        .map(|(code, _)| code)
+        .collect();
+    Some(RetryJson {
+        pointer: pointer?,
+        values,
+    })
 }
 
 /// The admin endpoint, if there is one, with the guard's exceptions of the data listeners.
 pub(super) fn admin(r: &mut Reader, guard: Guard) -> Option<admin::Config> {
     let token = r.secret("admin.token");
     if token.as_ref().is_some_and(|token| !token.fits_header()) {
-        let fault = fault("cannot stand in an HTTP header", "use letters, digits and punctuation without spaces");
+        let fault = fault(
+            "cannot stand in an HTTP header",
+            "use letters, digits and punctuation without spaces",
+        );
         r.mistake(r.place_of_secret("admin.token"), "admin.token", fault);
     }
     let Some(mut address) = r.read("admin.listen", values::address) else {
         if token.is_some() && !r.is_given("admin.listen") {
-            let fault = fault("has no effect without admin.listen", r#"write listen = "127.0.0.1:9180" in [admin]"#)
-                .or_variable("set BEARER_PROXY__ADMIN__LISTEN=127.0.0.1:9180");
+            let fault = fault(
+                "has no effect without admin.listen",
+                r#"write listen = "127.0.0.1:9180" in [admin]"#,
+            )
+            .or_variable("set BEARER_PROXY__ADMIN__LISTEN=127.0.0.1:9180");
             r.warning(r.place_of_secret("admin.token"), "admin.token", fault);
         }
         return None;
@@ -174,9 +245,23 @@ pub(super) fn admin(r: &mut Reader, guard: Guard) -> Option<admin::Config> {
     r.anchor_socket(&mut address, &place);
     if !is_local(&address) && token.is_none() {
         let reason = "can be reached from other machines: without admin.token only /healthz, /readyz and /metrics are served there";
-        r.warning(place, "admin.listen", fault(reason, "set admin.token or admin.token_file if more is needed"));
+        r.warning(
+            place,
+            "admin.listen",
+            fault(
+                reason,
+                "set admin.token or admin.token_file if more is needed",
+            ),
+        );
     }
-    Some(admin::Config { listener: Listener { address, guard, tls: None }, token })
+    Some(admin::Config {
+        listener: Listener {
+            address,
+            guard,
+            tls: None,
+        },
+        token,
+    })
 }
 
 fn log(r: &mut Reader) -> log::Config {
@@ -194,7 +279,11 @@ fn log(r: &mut Reader) -> log::Config {
         ),
         format: r.choice(
             "log.format",
-            [("auto", log::Format::Auto), ("text", log::Format::Text), ("json", log::Format::Json)],
+            [
+                ("auto", log::Format::Auto),
+                ("text", log::Format::Text),
+                ("json", log::Format::Json),
+            ],
         ),
     }
 }

@@ -4,7 +4,9 @@ use super::{findings::Fault, raw::Value, values};
 
 /// The text of a first `proxy.toml`: the smallest useful one, with placeholders for what is not given.
 pub fn starter(cloud: Option<&str>, client_id: Option<&str>) -> String {
-    let quoted = |given: Option<&str>, placeholder: &str| toml::Value::from(given.unwrap_or(placeholder)).to_string();
+    let quoted = |given: Option<&str>, placeholder: &str| {
+        toml::Value::from(given.unwrap_or(placeholder)).to_string()
+    };
     format!(
         r#"# bearer-proxy: apps call the address in `listen` instead of the cloud, and need no token.
 # Replace what stands in angle brackets, then run `bearer-proxy check`, `bearer-proxy login` and `bearer-proxy run`.
@@ -37,17 +39,26 @@ listen = "127.0.0.1:9180"
 }
 
 /// Everything but what RFC 3986 §2.3 calls unreserved.
-const ENCODED: &percent_encoding::AsciiSet =
-    &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const ENCODED: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// What to ask the cloud's administrator for, and how to get the first tokens with what they answer.
 pub fn administrator_request(cloud: Option<&str>, client_id: Option<&str>) -> String {
     let cloud = cloud.unwrap_or("https://your-cloud").trim_end_matches('/');
     // A shell may read more into other characters than they say.
-    let is_plain = |id: &&str| id.chars().all(|c| c.is_alphanumeric() || "-_.@ ".contains(c));
+    let is_plain = |id: &&str| {
+        id.chars()
+            .all(|c| c.is_alphanumeric() || "-_.@ ".contains(c))
+    };
     let id = client_id.filter(is_plain).unwrap_or("CLIENT_ID");
-    let ask_for_id =
-        if client_id.is_some() { "the client secret of this client id" } else { "a client id and its client secret" };
+    let ask_for_id = if client_id.is_some() {
+        "the client secret of this client id"
+    } else {
+        "a client id and its client secret"
+    };
     format!(
         r#"Ask the administrator of {cloud} for:
   1. {ask_for_id}
@@ -74,7 +85,11 @@ Without that command: open this in a browser, log in and agree. The browser ends
 pub fn cloud_origin(text: &str) -> Result<String, String> {
     values::endpoint(&Value::Text(text.to_owned().into()))
         .map(|endpoint| endpoint.origin)
-        .map_err(|Fault { reason, instead, .. }| format!("{reason} ({instead})"))
+        .map_err(
+            |Fault {
+                 reason, instead, ..
+             }| format!("{reason} ({instead})"),
+        )
 }
 
 #[cfg(test)]
@@ -85,32 +100,52 @@ mod tests {
     fn what_is_given_is_filled_in_and_quoted() {
         let text = starter(Some("https://cloud.example.com"), Some(r#"my "id" \ here"#));
         let table: toml::Table = text.parse().unwrap();
-        assert_eq!(table["upstream"]["endpoints"][0].as_str(), Some("https://cloud.example.com"));
-        assert_eq!(table["token"]["client_id"].as_str(), Some(r#"my "id" \ here"#));
+        assert_eq!(
+            table["upstream"]["endpoints"][0].as_str(),
+            Some("https://cloud.example.com")
+        );
+        assert_eq!(
+            table["token"]["client_id"].as_str(),
+            Some(r#"my "id" \ here"#)
+        );
     }
 
     #[test]
     fn the_request_fits_what_is_known() {
         let nothing_known = administrator_request(None, None);
-        assert!(nothing_known.contains("a client id and its client secret"), "{nothing_known}");
+        assert!(
+            nothing_known.contains("a client id and its client secret"),
+            "{nothing_known}"
+        );
         let known = administrator_request(Some("https://cloud.example.com/"), Some("my app"));
-        assert!(known.contains("the client secret of this client id"), "{known}");
+        assert!(
+            known.contains("the client secret of this client id"),
+            "{known}"
+        );
         assert!(
             known
                 .contains(r#"-u "my app" "https://cloud.example.com/api/token.do?grant_type=authorization_code&code="#),
             "{known}"
         );
         let hostile = administrator_request(None, Some("a\"$(id)`x`"));
-        assert!(!hostile.contains("$(id)") && hostile.contains("-u \"CLIENT_ID\""), "{hostile}");
         assert!(
-            known.contains("https://cloud.example.com/api/authorize.do?response_type=code&client_id=my%20app&"),
+            !hostile.contains("$(id)") && hostile.contains("-u \"CLIENT_ID\""),
+            "{hostile}"
+        );
+        assert!(
+            known.contains(
+                "https://cloud.example.com/api/authorize.do?response_type=code&client_id=my%20app&"
+            ),
             "{known}"
         );
     }
 
     #[test]
     fn a_cloud_is_an_origin() {
-        assert_eq!(cloud_origin("https://Cloud.example.com/"), Ok("https://cloud.example.com".to_owned()));
+        assert_eq!(
+            cloud_origin("https://Cloud.example.com/"),
+            Ok("https://cloud.example.com".to_owned())
+        );
         assert_eq!(
             cloud_origin("cloud.example.com").unwrap_err(),
             r#"has no scheme (write "https://cloud.example.com")"#

@@ -19,30 +19,45 @@ impl<'a> Broken<'a> {
         let mut lines = BTreeMap::new();
         for error in errors {
             let start = error.span().map_or(0, |span| span.start);
-            lines.entry(positions.line(start)).or_insert((start, error.message()));
+            lines
+                .entry(positions.line(start))
+                .or_insert((start, error.message()));
         }
         let text: Vec<&str> = positions.text.lines().map(str::trim).collect();
         let line = |number: usize| text.get(number - 1).copied().unwrap_or_default();
-        let is_section = |number: &usize| line(*number).starts_with('[') && !lines.contains_key(number);
+        let is_section =
+            |number: &usize| line(*number).starts_with('[') && !lines.contains_key(number);
         // Of what stands behind a good section line, and of a second section of the same name, the parser makes sense.
         let is_stray = |number: &usize, message: &str| {
             was_section(line(*number))
                 && !message.starts_with("unexpected key")
                 && !message.starts_with("duplicate key")
         };
-        let broken = lines.iter().filter(|(number, (_, message))| is_stray(number, message));
+        let broken = lines
+            .iter()
+            .filter(|(number, (_, message))| is_stray(number, message));
         // The next section can be taken for a part of the broken one.
         let strays: Vec<_> = broken
-            .map(|(number, _)| number + 1..(number + 1..=text.len()).find(is_section).unwrap_or(text.len()) + 1)
+            .map(|(number, _)| {
+                number + 1
+                    ..(number + 1..=text.len())
+                        .find(is_section)
+                        .unwrap_or(text.len())
+                        + 1
+            })
             .collect();
         let is_stray = |number: &usize| strays.iter().any(|stray| stray.contains(number));
-        lines.retain(|number, (_, message)| !(message.starts_with("duplicate key") && is_stray(number)));
+        lines.retain(|number, (_, message)| {
+            !(message.starts_with("duplicate key") && is_stray(number))
+        });
         Self { lines, strays }
     }
 
     /// Whether what was read there is an accident.
     pub(super) fn covers(&self, place: &Place) -> bool {
-        let Place::Position { line, .. } = place else { return false };
+        let Place::Position { line, .. } = place else {
+            return false;
+        };
         self.lines.contains_key(line) || self.strays.iter().any(|stray| stray.contains(line))
     }
 
@@ -52,7 +67,8 @@ impl<'a> Broken<'a> {
         let mut mistakes = Vec::new();
         for &(start, message) in self.lines.values() {
             if message != last || !message.starts_with("missing comma") {
-                mistakes.push(syntax_fault(message, positions.text, start).at(positions.at(start), ""));
+                mistakes
+                    .push(syntax_fault(message, positions.text, start).at(positions.at(start), ""));
             }
             last = message;
         }
@@ -77,20 +93,39 @@ impl Positions<'_> {
         let before = self.text.get(..offset).unwrap_or(self.text);
         let line_start = before.rfind('\n').map_or(0, |index| index + 1);
         let column = before[line_start..].chars().count() + 1;
-        Place::Position { file: Arc::clone(&self.file), line: self.line(offset), column }
+        Place::Position {
+            file: Arc::clone(&self.file),
+            line: self.line(offset),
+            column,
+        }
     }
 
     fn line(&self, offset: usize) -> usize {
-        self.text.get(..offset).unwrap_or(self.text).matches('\n').count() + 1
+        self.text
+            .get(..offset)
+            .unwrap_or(self.text)
+            .matches('\n')
+            .count()
+            + 1
     }
 }
 
 /// The parser's messages name what it expected and never quote the text, which may be a secret.
 fn syntax_fault(message: &str, text: &str, offset: usize) -> Fault {
-    let line_start = text.get(..offset).and_then(|before| before.rfind('\n')).map_or(0, |index| index + 1);
+    let line_start = text
+        .get(..offset)
+        .and_then(|before| before.rfind('\n'))
+        .map_or(0, |index| index + 1);
     let near = text.get(line_start..offset).unwrap_or_default();
-    let line = text.get(line_start..).and_then(|rest| rest.lines().next()).unwrap_or_default();
-    let instead = if near.ends_with('\\') || text.get(offset..).is_some_and(|rest| rest.starts_with('\\')) {
+    let line = text
+        .get(line_start..)
+        .and_then(|rest| rest.lines().next())
+        .unwrap_or_default();
+    let instead = if near.ends_with('\\')
+        || text
+            .get(offset..)
+            .is_some_and(|rest| rest.starts_with('\\'))
+    {
         BACKSLASH
     } else if message.contains("expected `\"`") || message.contains("expected `'`") {
         "end a text with the quote that it begins with, on the same line"

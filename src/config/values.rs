@@ -13,10 +13,12 @@ use super::{
     syntax::BACKSLASH,
 };
 pub(super) use client::{key_header, network, own_header, rate, user_name};
-pub(super) use token::{algorithm, claims, code, is_pem, json_pointer, key_material, parameter_name};
+pub(super) use token::{
+    algorithm, claims, code, is_pem, json_pointer, key_material, parameter_name,
+};
 pub(super) use web::{
-    address, endpoint, error_status, host_header, host_name, is_local, own_name, path_rule, prefix, redirect_uri,
-    server_name, socket_address, url_path, web_origin,
+    address, endpoint, error_status, host_header, host_name, is_local, own_name, path_rule, prefix,
+    redirect_uri, server_name, socket_address, url_path, web_origin,
 };
 
 type Read<T> = Result<T, Fault>;
@@ -25,22 +27,31 @@ type Read<T> = Result<T, Fault>;
 pub(super) fn text(value: &Value) -> Read<&str> {
     match value {
         Value::Text(text) if text.is_empty() => {
-            Err(fault("is empty", "write a value, or remove the key").or_variable("give it a value, or unset it"))
+            Err(fault("is empty", "write a value, or remove the key")
+                .or_variable("give it a value, or unset it"))
         }
-        Value::Text(text) if text.contains(char::is_control) => {
-            Err(fault("holds a line end, a tab or another control character", "write one line of plain text"))
-        }
+        Value::Text(text) if text.contains(char::is_control) => Err(fault(
+            "holds a line end, a tab or another control character",
+            "write one line of plain text",
+        )),
         Value::Text(text) => Ok(text),
-        Value::Integer(_) | Value::Bool(_) => Err(fault(format!("is {}, not text", value.what()), "put it in quotes")),
-        Value::List(_) | Value::Table(_) | Value::Other(_) => {
-            Err(fault(format!("is {}, not text", value.what()), r#"write one text, as in key = "text""#))
-        }
+        Value::Integer(_) | Value::Bool(_) => Err(fault(
+            format!("is {}, not text", value.what()),
+            "put it in quotes",
+        )),
+        Value::List(_) | Value::Table(_) | Value::Other(_) => Err(fault(
+            format!("is {}, not text", value.what()),
+            r#"write one text, as in key = "text""#,
+        )),
     }
 }
 
 /// Text that has a form of its own, of which an example says more than "put it in quotes".
 fn text_like<'a>(value: &'a Value, example: &str) -> Read<&'a str> {
-    text(value).map_err(|fault| Fault { instead: example.to_owned(), ..fault })
+    text(value).map_err(|fault| Fault {
+        instead: example.to_owned(),
+        ..fault
+    })
 }
 
 /// Text that is still what the shipped file has there.
@@ -48,10 +59,16 @@ pub(super) fn is_placeholder(value: &Value) -> bool {
     match value {
         Value::Text(text) => {
             let text = text.trim();
-            text.len() > 2 && text.starts_with('<') && text.ends_with('>') || text == "…" || text == "..."
+            text.len() > 2 && text.starts_with('<') && text.ends_with('>')
+                || text == "…"
+                || text == "..."
         }
-        Value::List(elements) => elements.iter().any(|element| is_placeholder(&element.value)),
-        Value::Table(elements) => elements.iter().any(|(_, element)| is_placeholder(&element.value)),
+        Value::List(elements) => elements
+            .iter()
+            .any(|element| is_placeholder(&element.value)),
+        Value::Table(elements) => elements
+            .iter()
+            .any(|(_, element)| is_placeholder(&element.value)),
         Value::Integer(_) | Value::Bool(_) | Value::Other(_) => false,
     }
 }
@@ -61,7 +78,8 @@ pub(super) fn path(value: &Value) -> Read<PathBuf> {
     if let Value::Text(text) = value
         && text.contains(char::is_control)
     {
-        return Err(fault("holds a control character", BACKSLASH).or_variable("set it to a path without one"));
+        return Err(fault("holds a control character", BACKSLASH)
+            .or_variable("set it to a path without one"));
     }
     text(value).map(PathBuf::from)
 }
@@ -70,8 +88,11 @@ pub(super) fn boolean(value: &Value) -> Read<bool> {
     match value {
         Value::Bool(value) => Ok(*value),
         Value::Text(_) | Value::Integer(_) | Value::List(_) | Value::Table(_) | Value::Other(_) => {
-            Err(fault(format!("is {}", value.what()), "write true or false, without quotes")
-                .or_variable("write true or false"))
+            Err(fault(
+                format!("is {}", value.what()),
+                "write true or false, without quotes",
+            )
+            .or_variable("write true or false"))
         }
     }
 }
@@ -82,10 +103,19 @@ pub(super) fn integer(value: &Value, least: u32, most: u32) -> Read<u32> {
         Value::Integer(number) => u32::try_from(*number)
             .ok()
             .filter(|number| (least..=most).contains(number))
-            .ok_or_else(|| fault("is out of range", format!("write a number from {least} to {most}"))),
+            .ok_or_else(|| {
+                fault(
+                    "is out of range",
+                    format!("write a number from {least} to {most}"),
+                )
+            }),
         Value::Text(_) | Value::Bool(_) | Value::List(_) | Value::Table(_) | Value::Other(_) => {
             let instead = format!("write a number from {least} to {most}");
-            Err(fault(format!("is {}", value.what()), format!("{instead}, without quotes")).or_variable(instead))
+            Err(fault(
+                format!("is {}", value.what()),
+                format!("{instead}, without quotes"),
+            )
+            .or_variable(instead))
         }
     }
 }
@@ -95,11 +125,18 @@ pub(super) fn duration(value: &Value) -> Read<Duration> {
     const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
     const EXAMPLE: &str = r#"write a number and a unit (ms, s, m, h, d), as in "90s""#;
     if let Some(number) = value.bare_number() {
-        return Err(fault("has no unit", format!(r#"write "{number}s" for seconds"#)));
+        return Err(fault(
+            "has no unit",
+            format!(r#"write "{number}s" for seconds"#),
+        ));
     }
     let text = text_like(value, EXAMPLE)?;
     // The parser's sum of parts can overflow, which takes more characters than a duration of sense has.
-    let parsed = if text.len() <= 24 { humantime::parse_duration(text.trim()).ok() } else { None };
+    let parsed = if text.len() <= 24 {
+        humantime::parse_duration(text.trim()).ok()
+    } else {
+        None
+    };
     match parsed {
         None => Err(fault("is not a duration", EXAMPLE)),
         Some(duration) if duration > YEAR => Err(fault("is longer than a year", EXAMPLE)),
@@ -110,14 +147,18 @@ pub(super) fn duration(value: &Value) -> Read<Duration> {
 /// A duration above zero.
 pub(super) fn positive_duration(value: &Value) -> Read<Duration> {
     match duration(value)? {
-        Duration::ZERO => Err(fault("must be longer than nothing", r#"write for example "10s""#)),
+        Duration::ZERO => Err(fault(
+            "must be longer than nothing",
+            r#"write for example "10s""#,
+        )),
         duration => Ok(duration),
     }
 }
 
 /// `"64MiB"`, `"1MB"`, `"500B"`, in bytes.
 pub(super) fn size(value: &Value) -> Read<usize> {
-    const EXAMPLE: &str = r#"write a whole number and a unit (B, KB, KiB, MB, MiB, GB, GiB), as in "64MiB""#;
+    const EXAMPLE: &str =
+        r#"write a whole number and a unit (B, KB, KiB, MB, MiB, GB, GiB), as in "64MiB""#;
     const UNITS: [(&str, usize); 7] = [
         ("b", 1),
         ("kb", 1000),
@@ -128,27 +169,50 @@ pub(super) fn size(value: &Value) -> Read<usize> {
         ("gib", 1 << 30),
     ];
     if let Some(number) = value.bare_number() {
-        return Err(fault("has no unit", format!(r#"write "{number}B" for bytes, or for example "1MiB""#)));
+        return Err(fault(
+            "has no unit",
+            format!(r#"write "{number}B" for bytes, or for example "1MiB""#),
+        ));
     }
     let text = text_like(value, EXAMPLE)?.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let unit = unit.trim_start().to_ascii_lowercase();
-    let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
-    let bytes = number.parse::<usize>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
+    let factor = UNITS
+        .iter()
+        .find(|(name, _)| *name == unit)
+        .map(|(_, factor)| *factor);
+    let bytes = number
+        .parse::<usize>()
+        .ok()
+        .zip(factor)
+        .and_then(|(number, factor)| number.checked_mul(factor));
     bytes.ok_or_else(|| fault("is not a size", EXAMPLE))
 }
 
 /// A size between two others, in bytes.
 pub(super) fn size_within(value: &Value, least: usize, most: usize) -> Read<usize> {
     let size = size(value)?;
-    let range = || fault("is out of range", format!(r#"write a size from "{least}B" to "{most}B""#));
-    (least..=most).contains(&size).then_some(size).ok_or_else(range)
+    let range = || {
+        fault(
+            "is out of range",
+            format!(r#"write a size from "{least}B" to "{most}B""#),
+        )
+    };
+    (least..=most)
+        .contains(&size)
+        .then_some(size)
+        .ok_or_else(range)
 }
 
 /// One of several words, and what each means.
 pub(super) fn choice<T: Copy>(value: &Value, choices: &[(&str, T)]) -> Read<T> {
-    let words: Vec<String> = choices.iter().map(|(word, _)| format!("{word:?}")).collect();
+    let words: Vec<String> = choices
+        .iter()
+        .map(|(word, _)| format!("{word:?}"))
+        .collect();
     let instead = format!("write {}", words.join(" or "));
     let given = text_like(value, &instead)?;
     choices
@@ -195,31 +259,74 @@ mod tests {
 
     #[test]
     fn durations() {
-        for (text, expected) in
-            [("90s", 90_000), ("1h 30m", 5_400_000), ("500ms", 500), ("1.5s", 1500), (" 2m ", 120_000), ("0s", 0)]
-        {
-            assert_eq!(duration(&words(text)), Ok(Duration::from_millis(expected)), "{text}");
+        for (text, expected) in [
+            ("90s", 90_000),
+            ("1h 30m", 5_400_000),
+            ("500ms", 500),
+            ("1.5s", 1500),
+            (" 2m ", 120_000),
+            ("0s", 0),
+        ] {
+            assert_eq!(
+                duration(&words(text)),
+                Ok(Duration::from_millis(expected)),
+                "{text}"
+            );
         }
-        for text in ["", "s", "-1s", "1 fortnight", "2y", "18446744073709551615s 1000ms", "1e3s", "\u{661}s"] {
+        for text in [
+            "",
+            "s",
+            "-1s",
+            "1 fortnight",
+            "2y",
+            "18446744073709551615s 1000ms",
+            "1e3s",
+            "\u{661}s",
+        ] {
             assert!(duration(&words(text)).is_err(), "{text}");
         }
-        assert_eq!(instead(duration(&Value::Integer(90))), r#"write "90s" for seconds"#);
-        assert_eq!(instead(duration(&words("90"))), r#"write "90s" for seconds"#);
+        assert_eq!(
+            instead(duration(&Value::Integer(90))),
+            r#"write "90s" for seconds"#
+        );
+        assert_eq!(
+            instead(duration(&words("90"))),
+            r#"write "90s" for seconds"#
+        );
         assert!(positive_duration(&words("0s")).is_err());
-        assert_eq!(positive_duration(&words("1ms")), Ok(Duration::from_millis(1)));
+        assert_eq!(
+            positive_duration(&words("1ms")),
+            Ok(Duration::from_millis(1))
+        );
     }
 
     #[test]
     fn sizes() {
-        for (text, expected) in
-            [("1MiB", 1 << 20), ("64 MiB", 64 << 20), ("1MB", 1_000_000), ("2KB", 2000), ("1GiB", 1 << 30), ("0B", 0)]
-        {
+        for (text, expected) in [
+            ("1MiB", 1 << 20),
+            ("64 MiB", 64 << 20),
+            ("1MB", 1_000_000),
+            ("2KB", 2000),
+            ("1GiB", 1 << 30),
+            ("0B", 0),
+        ] {
             assert_eq!(size(&words(text)), Ok(expected), "{text}");
         }
-        for text in ["", "MiB", "1M", "1.5MiB", "-1B", "99999999999999999999B", "18446744073709551615GiB"] {
+        for text in [
+            "",
+            "MiB",
+            "1M",
+            "1.5MiB",
+            "-1B",
+            "99999999999999999999B",
+            "18446744073709551615GiB",
+        ] {
             assert!(size(&words(text)).is_err(), "{text}");
         }
-        assert_eq!(instead(size(&Value::Integer(4096))), r#"write "4096B" for bytes, or for example "1MiB""#);
+        assert_eq!(
+            instead(size(&Value::Integer(4096))),
+            r#"write "4096B" for bytes, or for example "1MiB""#
+        );
     }
 
     #[test]
@@ -227,11 +334,18 @@ mod tests {
         assert_eq!(integer(&Value::Integer(1), 1, 3), Ok(1));
         assert_eq!(integer(&Value::Integer(3), 1, 3), Ok(3));
         for number in [0, 4, -1, i64::MAX, i64::MIN] {
-            assert_eq!(instead(integer(&Value::Integer(number), 1, 3)), "write a number from 1 to 3", "{number}");
+            assert_eq!(
+                instead(integer(&Value::Integer(number), 1, 3)),
+                "write a number from 1 to 3",
+                "{number}"
+            );
         }
         assert!(integer(&words("2"), 1, 3).is_err());
         assert_eq!(boolean(&Value::Bool(true)), Ok(true));
-        assert_eq!(instead(boolean(&words("yes"))), "write true or false, without quotes");
+        assert_eq!(
+            instead(boolean(&words("yes"))),
+            "write true or false, without quotes"
+        );
     }
 
     #[test]

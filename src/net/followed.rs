@@ -65,9 +65,19 @@ impl<T> Current<T> {
         let files: Vec<_> = files.into_iter().collect();
         let digest = digest(&files)?;
         let value = Arc::new(make()?);
-        let made = Made { value, validity: validity(certificate.as_deref()), digest };
+        let made = Made {
+            value,
+            validity: validity(certificate.as_deref()),
+            digest,
+        };
         let make = Box::new(move || make().map_err(|error| error.to_string()));
-        Ok(Self { name, files, certificate, make, made: ArcSwap::from_pointee(made) })
+        Ok(Self {
+            name,
+            files,
+            certificate,
+            make,
+            made: ArcSwap::from_pointee(made),
+        })
     }
 
     /// The newest that could be used.
@@ -105,14 +115,21 @@ impl<T: Send + Sync> Held for Current<T> {
             return Ok(false);
         }
         let value = Arc::new((self.make)()?);
-        self.made.store(Arc::new(Made { value, validity: validity(self.certificate.as_deref()), digest }));
+        self.made.store(Arc::new(Made {
+            value,
+            validity: validity(self.certificate.as_deref()),
+            digest,
+        }));
         Ok(true)
     }
 }
 
 impl<T> fmt::Debug for Current<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Current").field("name", &self.name).field("files", &self.files).finish_non_exhaustive()
+        f.debug_struct("Current")
+            .field("name", &self.name)
+            .field("files", &self.files)
+            .finish_non_exhaustive()
     }
 }
 

@@ -80,10 +80,16 @@ impl Bound {
                 #[cfg(target_os = "linux")]
                 socket.set_reuse_port(true)?;
                 let bound = socket.local_addr()?.as_socket().unwrap_or(*address);
-                Ok(Self { address: Address::Tcp(bound), socket })
+                Ok(Self {
+                    address: Address::Tcp(bound),
+                    socket,
+                })
             }
             #[cfg(unix)]
-            Address::Unix(path) => local::bind(path).map(|socket| Self { address: address.clone(), socket }),
+            Address::Unix(path) => local::bind(path).map(|socket| Self {
+                address: address.clone(),
+                socket,
+            }),
             #[cfg(not(unix))]
             Address::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
         }
@@ -111,12 +117,17 @@ impl Bound {
         for socket in &sockets {
             socket.set_nonblocking(true)?;
         }
-        Ok(sockets.into_iter().map(|socket| ListenerSeed { socket, local }).collect())
+        Ok(sockets
+            .into_iter()
+            .map(|socket| ListenerSeed { socket, local })
+            .collect())
     }
 
     #[cfg(target_os = "linux")]
     fn another(&self) -> io::Result<Socket> {
-        let Address::Tcp(address) = self.address else { return self.socket.try_clone() };
+        let Address::Tcp(address) = self.address else {
+            return self.socket.try_clone();
+        };
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
@@ -203,7 +214,9 @@ fn tune(stream: &TcpStream) {
 pub fn is_exhaustion(error: &io::Error) -> bool {
     !matches!(
         error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
     )
 }
 
@@ -220,7 +233,9 @@ pub async fn connect(host: &str, port: u16, limit: Duration) -> io::Result<Strea
         tune(&stream);
         Ok(Stream::Tcp(stream))
     };
-    tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    tokio::time::timeout(limit, connecting)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Connects to where a listener of this machine listens: an unspecified address is reached by loopback.
@@ -238,7 +253,9 @@ pub async fn connect_to_listener(address: &Address, limit: Duration) -> io::Resu
             connect(&ip.to_string(), address.port(), limit).await
         }
         #[cfg(unix)]
-        Address::Unix(path) => tokio::net::UnixStream::connect(path).await.map(Stream::Unix),
+        Address::Unix(path) => tokio::net::UnixStream::connect(path)
+            .await
+            .map(Stream::Unix),
         #[cfg(not(unix))]
         Address::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
     }
@@ -268,7 +285,10 @@ impl Stream {
     pub fn poll_reset(&self, cx: &mut Context<'_>) -> bool {
         let mut byte = [0];
         match self {
-            Self::Tcp(stream) => matches!(stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)), Poll::Ready(Err(_))),
+            Self::Tcp(stream) => matches!(
+                stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)),
+                Poll::Ready(Err(_))
+            ),
             #[cfg(unix)]
             Self::Unix(_) => false,
         }
@@ -282,7 +302,9 @@ impl Stream {
             Self::Unix(stream) => SockRef::from(stream),
         };
         // Nobody is left to tell if this fails.
-        let _ = socket.send(words).and_then(|_| socket.shutdown(std::net::Shutdown::Write));
+        let _ = socket
+            .send(words)
+            .and_then(|_| socket.shutdown(std::net::Shutdown::Write));
     }
 }
 
@@ -297,13 +319,21 @@ macro_rules! each {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         each!(self, stream => Pin::new(stream).poll_read(cx, buf))
     }
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         each!(self, stream => Pin::new(stream).poll_write(cx, buf))
     }
 
@@ -354,11 +384,14 @@ mod local {
         match fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
-            Ok(metadata) if !metadata.file_type().is_socket() => {
-                Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is not a socket"))
-            }
+            Ok(metadata) if !metadata.file_type().is_socket() => Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "there is a file that is not a socket",
+            )),
             Ok(_) => match UnixStream::connect(path) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    fs::remove_file(path)
+                }
                 Err(error) => Err(error),
                 Ok(_) => Err(io::ErrorKind::AddrInUse.into()),
             },
@@ -378,15 +411,24 @@ mod tests {
         assert_eq!(before_listening.kind(), io::ErrorKind::AddrInUse);
         let listeners = first.into_listeners(3).unwrap();
         assert_eq!(listeners.len(), 3);
-        assert_eq!(Bound::new(&address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(
+            Bound::new(&address).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
     }
 
     #[tokio::test]
     async fn every_worker_gets_connections() {
         let bound = Bound::new(&Address::Tcp("127.0.0.1:0".parse().unwrap())).unwrap();
-        let Address::Tcp(address) = *bound.address() else { unreachable!() };
-        let listeners: Vec<_> =
-            bound.into_listeners(2).unwrap().into_iter().map(|seed| seed.into_listener().unwrap()).collect();
+        let Address::Tcp(address) = *bound.address() else {
+            unreachable!()
+        };
+        let listeners: Vec<_> = bound
+            .into_listeners(2)
+            .unwrap()
+            .into_iter()
+            .map(|seed| seed.into_listener().unwrap())
+            .collect();
         let mut taken = [0, 0];
         for _ in 0..64 {
             let (connected, index) = tokio::join!(
@@ -410,8 +452,14 @@ mod tests {
         let path = folder.path().join("proxy.sock");
         let address = Address::Unix(path.clone());
         let listeners = Bound::new(&address).unwrap().into_listeners(1).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(Bound::new(&address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert_eq!(
+            Bound::new(&address).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
         drop(listeners);
         Bound::new(&address).unwrap();
         let file = folder.path().join("file");

@@ -9,8 +9,8 @@ use std::{
 };
 
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, InvalidMessage, PeerIncompatible, RootCertStore,
-    SupportedProtocolVersion,
+    AlertDescription, CertificateError, ClientConfig, InvalidMessage, PeerIncompatible,
+    RootCertStore, SupportedProtocolVersion,
     crypto::CryptoProvider,
     pki_types::{
         CertificateDer, PrivateKeyDer,
@@ -62,7 +62,10 @@ pub struct Config {
 impl Config {
     /// The files that it names.
     pub fn files(&self) -> impl Iterator<Item = PathBuf> {
-        [&self.ca_file, &self.client_cert_file, &self.client_key_file].into_iter().flatten().cloned()
+        [&self.ca_file, &self.client_cert_file, &self.client_key_file]
+            .into_iter()
+            .flatten()
+            .cloned()
     }
 }
 
@@ -82,7 +85,14 @@ pub struct ServerConfig {
 impl ServerConfig {
     /// The files that it names.
     pub fn files(&self) -> impl Iterator<Item = PathBuf> {
-        [Some(&self.cert_file), Some(&self.key_file), self.client_ca_file.as_ref()].into_iter().flatten().cloned()
+        [
+            Some(&self.cert_file),
+            Some(&self.key_file),
+            self.client_ca_file.as_ref(),
+        ]
+        .into_iter()
+        .flatten()
+        .cloned()
     }
 }
 
@@ -150,7 +160,9 @@ pub enum Error {
         present: PathBuf,
     },
     /// The system trusts nobody.
-    #[error("no trusted certificates were found on this system{reason}: install ca-certificates, or set tls.ca_file")]
+    #[error(
+        "no trusted certificates were found on this system{reason}: install ca-certificates, or set tls.ca_file"
+    )]
     NoSystemRoots {
         /// What the system said, if it said something.
         reason: String,
@@ -189,9 +201,15 @@ fn showing_certificate(config: &Config, roots: RootCertStore) -> Result<ClientCo
     match (&config.client_cert_file, &config.client_key_file) {
         (Some(certificate), Some(key)) => builder
             .with_client_auth_cert(certificates(certificate)?, private_key(key)?)
-            .map_err(|source| Error::KeyPair { certificate: certificate.clone(), key: key.clone(), source }),
+            .map_err(|source| Error::KeyPair {
+                certificate: certificate.clone(),
+                key: key.clone(),
+                source,
+            }),
         (None, None) => Ok(builder.with_no_client_auth()),
-        (Some(present), None) | (None, Some(present)) => Err(Error::HalfAPair { present: present.clone() }),
+        (Some(present), None) | (None, Some(present)) => Err(Error::HalfAPair {
+            present: present.clone(),
+        }),
     }
 }
 
@@ -211,14 +229,25 @@ pub fn server_config(config: &ServerConfig, alpn: &[&[u8]]) -> Result<rustls::Se
             let roots = Arc::new(roots_of_file(path)?);
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
                 .build()
-                .map_err(|source| Error::ClientCa { path: path.clone(), source })?;
+                .map_err(|source| Error::ClientCa {
+                    path: path.clone(),
+                    source,
+                })?;
             builder.with_client_cert_verifier(verifier)
         }
     };
-    let ServerConfig { cert_file: certificate, key_file: key, .. } = config;
+    let ServerConfig {
+        cert_file: certificate,
+        key_file: key,
+        ..
+    } = config;
     let mut server = builder
         .with_single_cert(certificates(certificate)?, private_key(key)?)
-        .map_err(|source| Error::KeyPair { certificate: certificate.clone(), key: key.clone(), source })?;
+        .map_err(|source| Error::KeyPair {
+            certificate: certificate.clone(),
+            key: key.clone(),
+            source,
+        })?;
     server.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     if config.client_ca_file.is_some() {
         server.session_storage = Arc::new(NoServerSessionStorage {});
@@ -232,14 +261,16 @@ pub fn server_config(config: &ServerConfig, alpn: &[&[u8]]) -> Result<rustls::Se
 /// # Errors
 /// When the provider lacks the protocol versions.
 pub fn client_config_without_trust() -> Result<ClientConfig, Error> {
-    Ok(builder(MinVersion::default())?.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
+    Ok(builder(MinVersion::default())?
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth())
 }
 
 /// What to do about a server that a handshake failed with, as the end of a sentence; empty where there is no advice.
 pub fn advice(error: &rustls::Error) -> &'static str {
     use CertificateError::{
-        BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet,
-        NotValidYetContext, Other, UnknownIssuer,
+        BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext,
+        NotValidYet, NotValidYetContext, Other, UnknownIssuer,
     };
     use PeerIncompatible::{ServerDoesNotSupportTls12Or13, ServerTlsVersionIsDisabledByOurConfig};
     match error {
@@ -261,7 +292,9 @@ pub fn advice(error: &rustls::Error) -> &'static str {
             " (the server shows the certificate of an authority: let it issue another one for the server, and name the \
              authority's in tls.ca_file)"
         }
-        rustls::Error::PeerIncompatible(ServerDoesNotSupportTls12Or13 | ServerTlsVersionIsDisabledByOurConfig)
+        rustls::Error::PeerIncompatible(
+            ServerDoesNotSupportTls12Or13 | ServerTlsVersionIsDisabledByOurConfig,
+        )
         | rustls::Error::AlertReceived(AlertDescription::ProtocolVersion) => {
             " (the server speaks no version that is allowed here: see tls.min_version)"
         }
@@ -272,8 +305,8 @@ pub fn advice(error: &rustls::Error) -> &'static str {
 /// The same about a client that a handshake failed with.
 pub fn advice_about_client(error: &rustls::Error) -> &'static str {
     use CertificateError::{
-        BadSignature, Expired, ExpiredContext, InvalidPurpose, InvalidPurposeContext, NotValidYet, NotValidYetContext,
-        Other, UnknownIssuer,
+        BadSignature, Expired, ExpiredContext, InvalidPurpose, InvalidPurposeContext, NotValidYet,
+        NotValidYetContext, Other, UnknownIssuer,
     };
     use PeerIncompatible::{
         SignatureAlgorithmsExtensionRequired, SupportedVersionsExtensionRequired, Tls12NotOffered,
@@ -332,8 +365,12 @@ pub fn said_by_tls(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref().and_then(|cause| cause.downcast_ref())
 }
 
-fn builder(least: MinVersion) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, Error> {
-    ClientConfig::builder_with_provider(provider()).with_protocol_versions(least.versions()).map_err(Error::Provider)
+fn builder(
+    least: MinVersion,
+) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, Error> {
+    ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(least.versions())
+        .map_err(Error::Provider)
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -343,7 +380,10 @@ fn provider() -> Arc<CryptoProvider> {
 fn roots_of_file(path: &Path) -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
-        roots.add(certificate).map_err(|source| Error::BadRoot { path: path.to_owned(), source })?;
+        roots.add(certificate).map_err(|source| Error::BadRoot {
+            path: path.to_owned(),
+            source,
+        })?;
     }
     Ok(roots)
 }
@@ -354,7 +394,11 @@ fn roots_of_system() -> Result<RootCertStore, Error> {
     // Systems carry certificates that nobody can parse: the others still count.
     let (usable, _unusable) = roots.add_parsable_certificates(found.certs);
     if usable == 0 {
-        let reason = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
+        let reason = found
+            .errors
+            .first()
+            .map(|error| format!(" ({error})"))
+            .unwrap_or_default();
         return Err(Error::NoSystemRoots { reason });
     }
     Ok(roots)
@@ -364,22 +408,37 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     let text = read(path)?;
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&text)
         .collect::<Result<_, _>>()
-        .map_err(|source| Error::Pem { path: path.to_owned(), source })?;
+        .map_err(|source| Error::Pem {
+            path: path.to_owned(),
+            source,
+        })?;
     if certificates.is_empty() {
-        return Err(Error::NoCertificate { path: path.to_owned() });
+        return Err(Error::NoCertificate {
+            path: path.to_owned(),
+        });
     }
     Ok(certificates)
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
     PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|source| match source {
-        pem::Error::NoItemsFound => Error::NoKey { path: path.to_owned() },
-        source => Error::Pem { path: path.to_owned(), source },
+        pem::Error::NoItemsFound => Error::NoKey {
+            path: path.to_owned(),
+        },
+        source => Error::Pem {
+            path: path.to_owned(),
+            source,
+        },
     })
 }
 
 pub(super) fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
-    std::fs::read(path).map(Zeroizing::new).map_err(|source| Error::Read { path: path.to_owned(), source })
+    std::fs::read(path)
+        .map(Zeroizing::new)
+        .map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 #[cfg(test)]

@@ -25,7 +25,11 @@ pub(crate) struct Places {
 impl Places {
     pub(crate) fn new(limits: &Limits) -> Self {
         let addresses = Addresses::new(limits.connections_per_address);
-        Self { limit: limits.connections, taken: AtomicUsize::new(0), addresses }
+        Self {
+            limit: limits.connections,
+            taken: AtomicUsize::new(0),
+            addresses,
+        }
     }
 
     /// Takes one, to be given back when the connection has ended.
@@ -33,7 +37,10 @@ impl Places {
     /// # Errors
     /// When there is none, which limit that is due to.
     pub(crate) fn take(&self, peer: Option<SocketAddr>) -> Result<Source, ConnectionRejection> {
-        let source = self.addresses.take(peer).ok_or(ConnectionRejection::FullForAddress)?;
+        let source = self
+            .addresses
+            .take(peer)
+            .ok_or(ConnectionRejection::FullForAddress)?;
         if self.taken.fetch_add(1, Relaxed) < self.limit {
             return Ok(source);
         }
@@ -56,12 +63,17 @@ pub(crate) struct Addresses {
 
 impl Addresses {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { limit, open: Mutex::default() }
+        Self {
+            limit,
+            open: Mutex::default(),
+        }
     }
 
     /// Counts one more connection; `None` if there are too many from there.
     pub(crate) fn take(&self, peer: Option<SocketAddr>) -> Option<Source> {
-        let Some(source) = peer.and_then(|peer| source(peer.ip())) else { return Some(None) };
+        let Some(source) = peer.and_then(|peer| source(peer.ip())) else {
+            return Some(None);
+        };
         let mut open = self.lock();
         let count = open.entry(source).or_default();
         (*count < self.limit).then(|| *count += 1)?;
@@ -80,7 +92,9 @@ impl Addresses {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<IpAddr, usize>> {
         // Nothing panics while it is held.
-        self.open.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.open
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -88,7 +102,9 @@ impl Addresses {
 fn source(ip: IpAddr) -> Source {
     match ip.to_canonical() {
         ip if ip.is_loopback() => None,
-        IpAddr::V6(ip) => Some(IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)))),
+        IpAddr::V6(ip) => Some(IpAddr::V6(Ipv6Addr::from_bits(
+            ip.to_bits() & !u128::from(u64::MAX),
+        ))),
         ip => Some(ip),
     }
 }
@@ -100,11 +116,21 @@ mod tests {
     #[test]
     fn each_address_has_its_places_and_gives_them_back() {
         let addresses = Addresses::new(2);
-        let take = |ip: &str| addresses.take(Some((ip.parse::<IpAddr>().expect("an address"), 5000).into()));
+        let take = |ip: &str| {
+            addresses.take(Some(
+                (ip.parse::<IpAddr>().expect("an address"), 5000).into(),
+            ))
+        };
         for ip in ["192.0.2.1", "2001:db8::1", "192.0.2.2"] {
-            assert!(take(ip).is_some() && take(ip).is_some() && take(ip).is_none(), "{ip}");
+            assert!(
+                take(ip).is_some() && take(ip).is_some() && take(ip).is_none(),
+                "{ip}"
+            );
         }
-        assert_eq!((take("::ffff:192.0.2.1"), take("2001:db8::ffff")), (None, None));
+        assert_eq!(
+            (take("::ffff:192.0.2.1"), take("2001:db8::ffff")),
+            (None, None)
+        );
         assert!(take("2001:db8:0:1::1").is_some());
         let ip = "192.0.2.1".parse().expect("an address");
         let source = Some(ip);
@@ -114,18 +140,35 @@ mod tests {
         addresses.give_back(source);
         assert_eq!(addresses.lock().get(&ip), None);
         for _ in 0..10 {
-            assert_eq!((take("127.0.0.1"), take("::1"), addresses.take(None)), (Some(None), Some(None), Some(None)));
+            assert_eq!(
+                (take("127.0.0.1"), take("::1"), addresses.take(None)),
+                (Some(None), Some(None), Some(None))
+            );
         }
     }
 
     #[test]
     fn both_limits_hold_and_who_is_turned_away_takes_no_place() {
         let addresses = Addresses::new(2);
-        let places = Places { limit: 3, taken: AtomicUsize::new(0), addresses };
-        let take = |ip: &str| places.take(Some((ip.parse::<IpAddr>().expect("an address"), 5000).into()));
-        let (first, second) = (take("192.0.2.1").expect("a place"), take("192.0.2.1").expect("a place"));
+        let places = Places {
+            limit: 3,
+            taken: AtomicUsize::new(0),
+            addresses,
+        };
+        let take = |ip: &str| {
+            places.take(Some(
+                (ip.parse::<IpAddr>().expect("an address"), 5000).into(),
+            ))
+        };
+        let (first, second) = (
+            take("192.0.2.1").expect("a place"),
+            take("192.0.2.1").expect("a place"),
+        );
         for _ in 0..5 {
-            assert!(matches!(take("192.0.2.1"), Err(ConnectionRejection::FullForAddress)));
+            assert!(matches!(
+                take("192.0.2.1"),
+                Err(ConnectionRejection::FullForAddress)
+            ));
         }
         let third = take("192.0.2.2").expect("a place");
         for ip in ["192.0.2.2", "192.0.2.3", "127.0.0.1", "192.0.2.3"] {

@@ -60,7 +60,9 @@ pub(crate) enum Broken {
     Upstream(#[source] hyper::Error),
     #[error("the upstream reset its answer before the end")]
     Reset,
-    #[error("the upstream was silent for too long in the middle of its answer (upstream.body_idle_timeout)")]
+    #[error(
+        "the upstream was silent for too long in the middle of its answer (upstream.body_idle_timeout)"
+    )]
     Silent,
 }
 
@@ -75,7 +77,13 @@ pub(crate) fn is_cut(answer: &Incoming, lease: &Lease<AttemptBody>, request: &Re
 impl ResponseBody {
     /// A body of our own.
     pub(crate) fn ours(words: Bytes, account: Account) -> Self {
-        Self { ahead: VecDeque::from([Frame::data(words)]), rest: None, rewriter: None, look: None, account }
+        Self {
+            ahead: VecDeque::from([Frame::data(words)]),
+            rest: None,
+            rewriter: None,
+            look: None,
+            account,
+        }
     }
 
     /// An upstream's body, some of it perhaps read ahead.
@@ -86,8 +94,18 @@ impl ResponseBody {
         look: Option<Box<Look>>,
         account: Account,
     ) -> Self {
-        let mut body = Self { ahead, rest, rewriter, look, account };
-        if body.rest.as_ref().is_some_and(|rest| rest.body.is_end_stream()) {
+        let mut body = Self {
+            ahead,
+            rest,
+            rewriter,
+            look,
+            account,
+        };
+        if body
+            .rest
+            .as_ref()
+            .is_some_and(|rest| rest.body.is_end_stream())
+        {
             body.finish();
         }
         body
@@ -100,7 +118,9 @@ impl ResponseBody {
     }
 
     fn break_off(&mut self, label: &'static str) {
-        let Account { worker, exchange, .. } = &self.account;
+        let Account {
+            worker, exchange, ..
+        } = &self.account;
         if let Some(rest) = self.rest.take() {
             worker.upstream_failed(rest.lease.endpoint(), label);
         }
@@ -112,7 +132,10 @@ impl Body for ResponseBody {
     type Data = Bytes;
     type Error = Broken;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = self.get_mut();
         this.account.exchange.taken();
         loop {
@@ -153,8 +176,16 @@ impl Body for ResponseBody {
         if self.ahead.back().is_some_and(Frame::is_trailers) {
             return SizeHint::default();
         }
-        let ahead: u64 = self.ahead.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
-        let rest = self.rest.as_ref().map_or(SizeHint::with_exact(0), |rest| rest.body.size_hint());
+        let ahead: u64 = self
+            .ahead
+            .iter()
+            .filter_map(Frame::data_ref)
+            .map(|data| data.len() as u64)
+            .sum();
+        let rest = self
+            .rest
+            .as_ref()
+            .map_or(SizeHint::with_exact(0), |rest| rest.body.size_hint());
         let mut hint = SizeHint::new();
         hint.set_lower(ahead + rest.lower());
         if let Some(upper) = rest.upper() {
@@ -166,7 +197,10 @@ impl Body for ResponseBody {
 
 impl ResponseBody {
     /// What comes from the upstream, as it came.
-    fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    fn poll_upstream(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = self;
         if let Some(frame) = this.ahead.pop_front() {
             if let (Some(look), Some(data)) = (&mut this.look, frame.data_ref()) {
@@ -174,7 +208,9 @@ impl ResponseBody {
             }
             return Poll::Ready(Some(Ok(frame)));
         }
-        let Some(rest) = &mut this.rest else { return Poll::Ready(None) };
+        let Some(rest) = &mut this.rest else {
+            return Poll::Ready(None);
+        };
         let Poll::Ready(frame) = Pin::new(&mut rest.body).poll_frame(cx) else {
             let exchange = &this.account.exchange;
             exchange.waiting_for_upstream();
@@ -234,7 +270,14 @@ impl Account {
     ) -> Self {
         worker.metrics.in_flight.add(1);
         worker.shared.requests.fetch_add(1, Relaxed);
-        Self { worker: Rc::clone(worker), exchange: Rc::clone(exchange), request, received, number, permit: None }
+        Self {
+            worker: Rc::clone(worker),
+            exchange: Rc::clone(exchange),
+            request,
+            received,
+            number,
+            permit: None,
+        }
     }
 }
 
@@ -243,7 +286,9 @@ impl Drop for Account {
         let metrics = &self.worker.metrics;
         metrics.in_flight.sub(1);
         self.worker.shared.requests.fetch_sub(1, Relaxed);
-        metrics.duration.observe(self.worker.clock.now().saturating_since(self.received));
+        metrics
+            .duration
+            .observe(self.worker.clock.now().saturating_since(self.received));
         self.exchange.answer_due.disarm();
         if self.request.close() {
             self.exchange.monitor.end_exchange(self.number);

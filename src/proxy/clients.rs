@@ -59,7 +59,11 @@ impl Client {
     /// Whether it always shows its key in `Authorization`, by which shared caches know that an answer is one client's: RFC
     /// 9111 §3.5.
     pub fn is_known_to_caches(&self) -> bool {
-        self.key.is_some() && self.header.as_ref().is_none_or(|header| *header == header::AUTHORIZATION)
+        self.key.is_some()
+            && self
+                .header
+                .as_ref()
+                .is_none_or(|header| *header == header::AUTHORIZATION)
     }
 }
 
@@ -112,7 +116,9 @@ pub(crate) struct Proof {
 
 impl fmt::Debug for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Proof").field("way", &self.way).finish_non_exhaustive()
+        f.debug_struct("Proof")
+            .field("way", &self.way)
+            .finish_non_exhaustive()
     }
 }
 
@@ -127,7 +133,9 @@ pub(crate) struct Visitor {
 
 impl fmt::Debug for Visitor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Visitor").field("candidates", &self.candidates).finish_non_exhaustive()
+        f.debug_struct("Visitor")
+            .field("candidates", &self.candidates)
+            .finish_non_exhaustive()
     }
 }
 
@@ -158,18 +166,31 @@ impl Clients {
             has_key: client.key.is_some(),
             limits: Limits::new(client.rate, client.concurrency, clock),
             // What proves it is among the keys.
-            client: Client { key: None, ..client.clone() },
+            client: Client {
+                key: None,
+                ..client.clone()
+            },
         });
         let known = known.collect();
         for client in clients {
             proofs(client, &mut ways);
         }
         let challenges = ways.iter().filter_map(Way::challenge).collect();
-        let files: Vec<_> =
-            clients.iter().filter_map(|client| client.key.as_ref()?.file()).map(PathBuf::from).collect();
+        let files: Vec<_> = clients
+            .iter()
+            .filter_map(|client| client.key.as_ref()?.file())
+            .map(PathBuf::from)
+            .collect();
         let given = clients.to_vec();
-        let keys = Keys::new("clients".to_owned(), files, None, move || read_again(&given))?;
-        Ok(Self { clients: known, keys: Arc::new(keys), ways, challenges })
+        let keys = Keys::new("clients".to_owned(), files, None, move || {
+            read_again(&given)
+        })?;
+        Ok(Self {
+            clients: known,
+            keys: Arc::new(keys),
+            ways,
+            challenges,
+        })
     }
 
     /// What follows the files of keys.
@@ -191,29 +212,54 @@ impl Clients {
 
     /// Whether certificates of clients tell anything.
     pub(crate) fn wants_names(&self) -> bool {
-        self.clients.iter().any(|known| known.client.tls_subject.is_some())
+        self.clients
+            .iter()
+            .any(|known| known.client.tls_subject.is_some())
     }
 
     /// A connection from this address (none: a local socket) that showed a certificate with these names.
     pub(crate) fn visitor(&self, address: Option<IpAddr>, names: &Names) -> Visitor {
         let address = address.map(|address| address.to_canonical());
         let may_be = |known: &Known| {
-            let Client { networks, tls_subject, .. } = &known.client;
-            let is_from_there =
-                || address.is_some_and(|address| networks.iter().any(|network| network.contains(&address)));
+            let Client {
+                networks,
+                tls_subject,
+                ..
+            } = &known.client;
+            let is_from_there = || {
+                address.is_some_and(|address| {
+                    networks.iter().any(|network| network.contains(&address))
+                })
+            };
             (networks.is_empty() || is_from_there())
-                && tls_subject.as_ref().is_none_or(|subject| names.contains(subject))
+                && tls_subject
+                    .as_ref()
+                    .is_none_or(|subject| names.contains(subject))
         };
-        let candidates = (0..).zip(&self.clients).filter(|(_, known)| may_be(known)).map(|(at, _)| at);
-        Visitor { candidates: candidates.collect(), accepted: RefCell::default() }
+        let candidates = (0..)
+            .zip(&self.clients)
+            .filter(|(_, known)| may_be(known))
+            .map(|(at, _)| at);
+        Visitor {
+            candidates: candidates.collect(),
+            accepted: RefCell::default(),
+        }
     }
 
     /// Whose request this is: the first client's of which everything holds.
     ///
     /// # Errors
     /// Nobody's. Whether a key could help is told, not which one.
-    pub(crate) fn recognise(&self, visitor: &Visitor, headers: &HeaderMap) -> Result<Caller, Error> {
-        if let Some(Accepted { shown, caller, proofs }) = &*visitor.accepted.borrow()
+    pub(crate) fn recognise(
+        &self,
+        visitor: &Visitor,
+        headers: &HeaderMap,
+    ) -> Result<Caller, Error> {
+        if let Some(Accepted {
+            shown,
+            caller,
+            proofs,
+        }) = &*visitor.accepted.borrow()
             && self.keys.is_newest(proofs)
             && let Some(again) = caller.way.and_then(|way| self.ways[way].shown(headers))
             && verify_slices_are_equal(again, shown).is_ok()
@@ -222,16 +268,27 @@ impl Clients {
         }
         let has_key = |client: &&usize| self.clients[**client].has_key;
         let unproven = visitor.candidates.iter().find(|client| !has_key(client));
-        let mut found = unproven.map(|client| Caller { client: *client, way: None, by_password: false });
+        let mut found = unproven.map(|client| Caller {
+            client: *client,
+            way: None,
+            by_password: false,
+        });
         let proofs = self.keys.load();
         for (way, spoken) in self.ways.iter().enumerate() {
-            let Some(shown) = spoken.shown(headers) else { continue };
+            let Some(shown) = spoken.shown(headers) else {
+                continue;
+            };
             let shown_digest = digest(&SHA256, shown);
             for &client in &visitor.candidates {
                 for proof in proofs[client].iter().filter(|proof| proof.way == way) {
-                    let is_same = verify_slices_are_equal(shown_digest.as_ref(), &*proof.digest).is_ok();
+                    let is_same =
+                        verify_slices_are_equal(shown_digest.as_ref(), &*proof.digest).is_ok();
                     if is_same && found.is_none_or(|found| client < found.client) {
-                        found = Some(Caller { client, way: Some(way), by_password: *spoken == Way::Basic });
+                        found = Some(Caller {
+                            client,
+                            way: Some(way),
+                            by_password: *spoken == Way::Basic,
+                        });
                     }
                 }
             }
@@ -248,9 +305,19 @@ impl Clients {
         }
     }
 
-    fn remember(&self, visitor: &Visitor, caller: Caller, headers: &HeaderMap, proofs: Arc<Vec<Vec<Proof>>>) {
+    fn remember(
+        &self,
+        visitor: &Visitor,
+        caller: Caller,
+        headers: &HeaderMap,
+        proofs: Arc<Vec<Vec<Proof>>>,
+    ) {
         let shown = caller.way.and_then(|way| self.ways[way].shown(headers));
-        let accepted = shown.map(|shown| Accepted { shown: Zeroizing::new(shown.to_vec()), caller, proofs });
+        let accepted = shown.map(|shown| Accepted {
+            shown: Zeroizing::new(shown.to_vec()),
+            caller,
+            proofs,
+        });
         *visitor.accepted.borrow_mut() = accepted;
     }
 
@@ -265,10 +332,17 @@ impl Clients {
 
 /// What each client must show, with the keys as they are in their files now.
 fn read_again(clients: &[Client]) -> Result<Vec<Vec<Proof>>, KeyError> {
-    let now: Vec<Client> = clients.iter().map(with_key_of_now).collect::<Result<_, _>>()?;
+    let now: Vec<Client> = clients
+        .iter()
+        .map(with_key_of_now)
+        .collect::<Result<_, _>>()?;
     for (index, client) in now.iter().enumerate() {
         let has_same = |other: &&Client| {
-            other.key.as_ref().zip(client.key.as_ref()).is_some_and(|(other, own)| other.expose() == own.expose())
+            other
+                .key
+                .as_ref()
+                .zip(client.key.as_ref())
+                .is_some_and(|(other, own)| other.expose() == own.expose())
         };
         if let Some(twin) = now[..index].iter().find(has_same) {
             return Err(KeyError::Twins(twin.name.clone(), client.name.clone()));
@@ -279,18 +353,31 @@ fn read_again(clients: &[Client]) -> Result<Vec<Vec<Proof>>, KeyError> {
 }
 
 fn with_key_of_now(client: &Client) -> Result<Client, KeyError> {
-    let Some(key) = &client.key else { return Ok(client.clone()) };
-    let key = key.read_again().map_err(|source| KeyError::Unreadable(client.name.clone(), source))?;
-    let is_fit = if client.header.is_some() { key.fits_header() } else { key.is_one_line() };
+    let Some(key) = &client.key else {
+        return Ok(client.clone());
+    };
+    let key = key
+        .read_again()
+        .map_err(|source| KeyError::Unreadable(client.name.clone(), source))?;
+    let is_fit = if client.header.is_some() {
+        key.fits_header()
+    } else {
+        key.is_one_line()
+    };
     if !is_fit {
         return Err(KeyError::Unfit(client.name.clone()));
     }
-    Ok(Client { key: Some(key), ..client.clone() })
+    Ok(Client {
+        key: Some(key),
+        ..client.clone()
+    })
 }
 
 /// What a client may show, each by its digest. The ways depend on how clients are configured, not on their keys.
 fn proofs(client: &Client, ways: &mut Vec<Way>) -> Vec<Proof> {
-    let Some(key) = &client.key else { return Vec::new() };
+    let Some(key) = &client.key else {
+        return Vec::new();
+    };
     let mut proofs = Vec::new();
     let mut add = |way: Way, shown: &[u8]| {
         let known = ways.iter().position(|known| *known == way);
@@ -304,7 +391,10 @@ fn proofs(client: &Client, ways: &mut Vec<Way>) -> Vec<Proof> {
     };
     if let Some(user) = &client.basic {
         let pair = Zeroizing::new(format!("{user}:{}", key.expose()));
-        add(Way::Basic, Zeroizing::new(BASE64_STANDARD.encode(pair.as_bytes())).as_bytes());
+        add(
+            Way::Basic,
+            Zeroizing::new(BASE64_STANDARD.encode(pair.as_bytes())).as_bytes(),
+        );
     }
     match &client.header {
         Some(name) if *name == header::AUTHORIZATION => add(Way::Bearer, key.expose().as_bytes()),
@@ -323,7 +413,10 @@ impl Way {
             Self::Header(name) => (name, &b""[..]),
         };
         let mut values = headers.get_all(name).iter();
-        let value = values.next().filter(|_| values.next().is_none())?.as_bytes();
+        let value = values
+            .next()
+            .filter(|_| values.next().is_none())?
+            .as_bytes();
         let (given, shown) = value.split_at_checked(scheme.len())?;
         let is_separate = scheme.is_empty() || shown.starts_with(b" ");
         (given.eq_ignore_ascii_case(scheme) && is_separate).then(|| shown.trim_ascii())
@@ -332,10 +425,13 @@ impl Way {
     /// How a client that shows nothing is asked. Where a field of its own carries the key, no scheme is registered.
     fn challenge(&self) -> Option<HeaderValue> {
         match self {
-            Self::Basic => Some(HeaderValue::from_static(r#"Basic realm="bearer-proxy", charset="UTF-8""#)),
+            Self::Basic => Some(HeaderValue::from_static(
+                r#"Basic realm="bearer-proxy", charset="UTF-8""#,
+            )),
             Self::Bearer => Some(HeaderValue::from_static(r#"Bearer realm="bearer-proxy""#)),
             Self::Header(name) => {
-                HeaderValue::try_from(format!(r#"ApiKey realm="bearer-proxy", header="{name}""#)).ok()
+                HeaderValue::try_from(format!(r#"ApiKey realm="bearer-proxy", header="{name}""#))
+                    .ok()
             }
         }
     }

@@ -24,9 +24,15 @@ struct Share {
 }
 
 /// As many requests as usual clients send at once. And enough for h2 to see at the first look that streams come to be reset.
-const USUAL: Share = Share { frames: 64, bytes: 2048 };
+const USUAL: Share = Share {
+    frames: 64,
+    bytes: 2048,
+};
 /// A dozen pings.
-const CHATTY: Share = Share { frames: 8, bytes: 256 };
+const CHATTY: Share = Share {
+    frames: 8,
+    bytes: 256,
+};
 
 /// So many frames in a row a usual client says beside its requests.
 const USUAL_FRAMES: u32 = 32;
@@ -71,7 +77,14 @@ impl Conduct {
     /// A stream has ended.
     pub(crate) fn ended(&self, is_reset: bool) {
         let resets = self.resets.load(Relaxed);
-        self.resets.store(if is_reset { resets + 1 } else { resets.saturating_sub(1) }, Relaxed);
+        self.resets.store(
+            if is_reset {
+                resets + 1
+            } else {
+                resets.saturating_sub(1)
+            },
+            Relaxed,
+        );
         if !is_reset {
             self.has_taken_an_answer.store(true, Relaxed);
         }
@@ -87,7 +100,11 @@ impl Conduct {
     }
 
     fn share(&self) -> Share {
-        if self.frames() > USUAL_FRAMES { CHATTY } else { USUAL }
+        if self.frames() > USUAL_FRAMES {
+            CHATTY
+        } else {
+            USUAL
+        }
     }
 }
 
@@ -110,14 +127,18 @@ struct Frames {
 
 impl Frames {
     fn behind_preface() -> Self {
-        Self { skip: PREFACE.len(), ..Self::default() }
+        Self {
+            skip: PREFACE.len(),
+            ..Self::default()
+        }
     }
 
     /// The head of the next frame that is whole in these bytes, which then begin behind it.
     fn next(&mut self, bytes: &mut &[u8]) -> Option<[u8; FRAME_HEAD]> {
         let skipped = self.skip.min(bytes.len());
         self.skip -= skipped;
-        let (head, rest) = bytes[skipped..].split_at((FRAME_HEAD - self.known).min(bytes.len() - skipped));
+        let (head, rest) =
+            bytes[skipped..].split_at((FRAME_HEAD - self.known).min(bytes.len() - skipped));
         self.head[self.known..][..head.len()].copy_from_slice(head);
         self.known += head.len();
         *bytes = rest;
@@ -161,7 +182,9 @@ impl Refusals {
                 self.reason_is_next = false;
                 count += u64::from(reason == REFUSED_STREAM);
             }
-            let Some([_, _, _, kind, ..]) = self.frames.next(&mut bytes) else { return count };
+            let Some([_, _, _, kind, ..]) = self.frames.next(&mut bytes) else {
+                return count;
+            };
             if kind == RST_STREAM {
                 // All reasons fit into the last of four bytes: RFC 9113 §7.
                 self.reason_is_next = true;
@@ -184,7 +207,14 @@ pub(crate) struct Hearing<T> {
 impl<T> Hearing<T> {
     pub(crate) fn new(io: T, metrics: Arc<Metrics>, monitor: Arc<Monitor>) -> Self {
         let (frames, refusals) = (Frames::behind_preface(), Refusals::default());
-        Self { io, frames, refusals, metrics, monitor, turn: Turn::default() }
+        Self {
+            io,
+            frames,
+            refusals,
+            metrics,
+            monitor,
+            turn: Turn::default(),
+        }
     }
 
     fn sent(&mut self, bytes: &[u8]) {
@@ -196,7 +226,11 @@ impl<T> Hearing<T> {
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Hearing<T> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let share = this.monitor.conduct().share();
         ready!(this.turn.poll(cx, share.frames as usize));
@@ -217,7 +251,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Hearing<T> {
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Hearing<T> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
 

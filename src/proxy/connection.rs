@@ -48,18 +48,37 @@ const FIRST_READ: usize = 4096;
 /// Serves a connection until either side has had enough.
 pub(crate) async fn serve(worker: Rc<Worker>, stream: Transport, client: Client, gate: Rc<Gate>) {
     let (read_due, write_due) = (worker.ticker.deadline(), worker.ticker.deadline());
-    let monitor = Monitor::new(read_due.remote(), write_due.remote(), Arc::clone(&worker.limits));
+    let monitor = Monitor::new(
+        read_due.remote(),
+        write_due.remote(),
+        Arc::clone(&worker.limits),
+    );
     let monitor = Arc::new(monitor);
     let _registered = worker.register(&monitor);
     let visitor = visitor(&worker, &client, &stream);
-    let peer = Rc::new(Peer { client, gate, known_host: KnownHost::default(), visitor });
+    let peer = Rc::new(Peer {
+        client,
+        gate,
+        known_host: KnownHost::default(),
+        visitor,
+    });
     let metrics = Arc::clone(&worker.metrics);
-    let mut io = Io { stream, ahead: Bytes::new(), monitor: Arc::clone(&monitor), metrics: Arc::clone(&metrics) };
-    let due = Due { read: read_due, write: write_due };
+    let mut io = Io {
+        stream,
+        ahead: Bytes::new(),
+        monitor: Arc::clone(&monitor),
+        metrics: Arc::clone(&metrics),
+    };
+    let due = Due {
+        read: read_due,
+        write: write_due,
+    };
     match due.cut(io.protocol()).await {
         Some(Ok(Protocol::Http1)) => http1(worker, io, peer, monitor, due).await,
         // Rarer, larger, and longer-lived.
-        Some(Ok(Protocol::Http2)) => Box::pin(multiplex::serve(worker, io, peer, monitor, due)).await,
+        Some(Ok(Protocol::Http2)) => {
+            Box::pin(multiplex::serve(worker, io, peer, monitor, due)).await
+        }
         Some(Err(_)) => {}
         None => due.count(&monitor, &metrics),
     }
@@ -71,18 +90,30 @@ fn visitor(worker: &Worker, client: &Client, stream: &Transport) -> Visitor {
         return Visitor::default();
     }
     let shown = match stream {
-        Either::Right(stream) if worker.clients.wants_names() => stream.get_ref().1.peer_certificates(),
+        Either::Right(stream) if worker.clients.wants_names() => {
+            stream.get_ref().1.peer_certificates()
+        }
         Either::Right(_) | Either::Left(_) => None,
     };
-    let names = shown.and_then(|chain| chain.first()).map(Names::of).unwrap_or_default();
-    worker.clients.visitor(client.address().map(|address| address.ip()), &names)
+    let names = shown
+        .and_then(|chain| chain.first())
+        .map(Names::of)
+        .unwrap_or_default();
+    worker
+        .clients
+        .visitor(client.address().map(|address| address.ip()), &names)
 }
 
 async fn http1(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: Arc<Monitor>, due: Due) {
     let exchange = Exchange::new(&worker, &peer, Carrier::Connection, &monitor);
-    let service = service_fn(|request| shield::handle(Rc::clone(&worker), Rc::clone(&exchange), request));
+    let service =
+        service_fn(|request| shield::handle(Rc::clone(&worker), Rc::clone(&exchange), request));
     let limits = &worker.config.limits;
-    let heads = framing::Limits { target: limits.uri_length, head: limits.head_size, fields: limits.headers };
+    let heads = framing::Limits {
+        target: limits.uri_length,
+        head: limits.head_size,
+        fields: limits.headers,
+    };
     let intake = Intake::new(io, Arc::clone(&monitor), heads);
     let mut builder = http1::Builder::new();
     if limits.headers > USUAL_HEADERS {
@@ -128,7 +159,11 @@ impl Due {
 impl Due {
     /// Counts what a client was late with.
     pub(crate) fn count(&self, monitor: &Monitor, metrics: &Metrics) {
-        let late = if self.write.is_due() { Some(Lateness::Body) } else { monitor.passed() };
+        let late = if self.write.is_due() {
+            Some(Lateness::Body)
+        } else {
+            monitor.passed()
+        };
         if let Some(late) = late {
             metrics.late(late);
         }
@@ -159,7 +194,11 @@ impl Io {
     async fn protocol(&mut self) -> io::Result<Protocol> {
         if let Either::Right(stream) = &self.stream {
             let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            return Ok(if is_http2 { Protocol::Http2 } else { Protocol::Http1 });
+            return Ok(if is_http2 {
+                Protocol::Http2
+            } else {
+                Protocol::Http1
+            });
         }
         let mut read = BytesMut::with_capacity(FIRST_READ);
         let protocol = loop {
@@ -193,7 +232,11 @@ impl Io {
 }
 
 impl AsyncRead for Io {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if !self.ahead.is_empty() {
             let n = self.ahead.len().min(buf.remaining());
             buf.put_slice(&self.ahead.split_to(n));
@@ -211,7 +254,11 @@ impl AsyncRead for Io {
 }
 
 impl AsyncWrite for Io {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.written(written)
     }

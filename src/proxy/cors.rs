@@ -1,17 +1,23 @@
 //! What lets pages of allowed origins call and read: the Fetch standard's CORS protocol, as far as the upstream does not
 //! speak it itself. Pure.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request, response};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request, response,
+};
 
 /// How long a browser may remember that a page may call, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 
-const PRIVATE_NETWORK_WISH: HeaderName = HeaderName::from_static("access-control-request-private-network");
+const PRIVATE_NETWORK_WISH: HeaderName =
+    HeaderName::from_static("access-control-request-private-network");
 const PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
 
 /// Whether a browser asks on behalf of a page, before the page's own request.
 pub(crate) fn is_preflight(request: &request::Parts) -> bool {
-    request.method == Method::OPTIONS && request.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+    request.method == Method::OPTIONS
+        && request
+            .headers
+            .contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
 /// The answer that lets a page do what its browser asks for: an origin that may call at all may call in any way.
@@ -19,8 +25,14 @@ pub(crate) fn preflight(request: &request::Parts) -> response::Parts {
     let (mut answer, ()) = Response::new(()).into_parts();
     answer.status = StatusCode::NO_CONTENT;
     for (wish, grant) in [
-        (header::ACCESS_CONTROL_REQUEST_METHOD, header::ACCESS_CONTROL_ALLOW_METHODS),
-        (header::ACCESS_CONTROL_REQUEST_HEADERS, header::ACCESS_CONTROL_ALLOW_HEADERS),
+        (
+            header::ACCESS_CONTROL_REQUEST_METHOD,
+            header::ACCESS_CONTROL_ALLOW_METHODS,
+        ),
+        (
+            header::ACCESS_CONTROL_REQUEST_HEADERS,
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+        ),
         (PRIVATE_NETWORK_WISH, PRIVATE_NETWORK),
     ] {
         if let Some(wished) = request.headers.get(&wish) {
@@ -28,7 +40,9 @@ pub(crate) fn preflight(request: &request::Parts) -> response::Parts {
         }
         answer.headers.append(header::VARY, wish.into());
     }
-    answer.headers.insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
+    answer
+        .headers
+        .insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
     answer
 }
 
@@ -40,7 +54,10 @@ pub(crate) fn open(origin: Option<&HeaderValue>, answer: &mut HeaderMap) {
     }
     if let Some(origin) = origin {
         answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-        answer.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+        answer.insert(
+            header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+            HeaderValue::from_static("true"),
+        );
     }
     if !answer.get_all(header::VARY).iter().any(names_origin) {
         answer.append(header::VARY, HeaderValue::from_static("Origin"));
@@ -48,7 +65,10 @@ pub(crate) fn open(origin: Option<&HeaderValue>, answer: &mut HeaderMap) {
 }
 
 fn names_origin(vary: &HeaderValue) -> bool {
-    let mut names = vary.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    let mut names = vary
+        .as_bytes()
+        .split(|byte| *byte == b',')
+        .map(<[u8]>::trim_ascii);
     names.any(|name| name == b"*" || name.eq_ignore_ascii_case(b"origin"))
 }
 
@@ -70,12 +90,21 @@ mod tests {
     fn a_preflight_grants_what_it_asks_for() {
         let method = ("access-control-request-method", "PUT");
         assert!(!is_preflight(&asked("GET", &[method])) && !is_preflight(&asked("OPTIONS", &[])));
-        let asked = asked("OPTIONS", &[method, ("access-control-request-headers", "x-api-key, content-type")]);
+        let asked = asked(
+            "OPTIONS",
+            &[
+                method,
+                ("access-control-request-headers", "x-api-key, content-type"),
+            ],
+        );
         assert!(is_preflight(&asked));
         let answer = preflight(&asked);
         assert_eq!(answer.status, 204);
         assert_eq!(answer.headers["access-control-allow-methods"], "PUT");
-        assert_eq!(answer.headers["access-control-allow-headers"], "x-api-key, content-type");
+        assert_eq!(
+            answer.headers["access-control-allow-headers"],
+            "x-api-key, content-type"
+        );
         assert!(!answer.headers.contains_key(PRIVATE_NETWORK));
     }
 
@@ -88,17 +117,38 @@ mod tests {
                 headers.append(*name, HeaderValue::from_static(value));
             }
             open(origin, &mut headers);
-            let vary: Vec<_> = headers.get_all("vary").iter().map(|value| value.to_str().unwrap()).collect();
-            let allowed = headers.get("access-control-allow-origin").map(|value| value.to_str().unwrap());
+            let vary: Vec<_> = headers
+                .get_all("vary")
+                .iter()
+                .map(|value| value.to_str().unwrap())
+                .collect();
+            let allowed = headers
+                .get("access-control-allow-origin")
+                .map(|value| value.to_str().unwrap());
             (allowed.map(str::to_owned), vary.join(" | "))
         };
         let ours = Some("https://app.example.com".to_owned());
-        assert_eq!(opened(Some(&origin), &[]), (ours.clone(), "Origin".to_owned()));
-        assert_eq!(opened(Some(&origin), &[("vary", "Accept")]), (ours.clone(), "Accept | Origin".to_owned()));
-        assert_eq!(opened(Some(&origin), &[("vary", "accept, ORIGIN")]), (ours.clone(), "accept, ORIGIN".to_owned()));
-        assert_eq!(opened(Some(&origin), &[("vary", "*")]), (ours, "*".to_owned()));
+        assert_eq!(
+            opened(Some(&origin), &[]),
+            (ours.clone(), "Origin".to_owned())
+        );
+        assert_eq!(
+            opened(Some(&origin), &[("vary", "Accept")]),
+            (ours.clone(), "Accept | Origin".to_owned())
+        );
+        assert_eq!(
+            opened(Some(&origin), &[("vary", "accept, ORIGIN")]),
+            (ours.clone(), "accept, ORIGIN".to_owned())
+        );
+        assert_eq!(
+            opened(Some(&origin), &[("vary", "*")]),
+            (ours, "*".to_owned())
+        );
         assert_eq!(opened(None, &[]), (None, "Origin".to_owned()));
         let theirs = [("access-control-allow-origin", "*")];
-        assert_eq!(opened(Some(&origin), &theirs), (Some("*".to_owned()), String::new()));
+        assert_eq!(
+            opened(Some(&origin), &theirs),
+            (Some("*".to_owned()), String::new())
+        );
     }
 }

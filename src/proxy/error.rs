@@ -15,10 +15,14 @@ pub(crate) enum Error {
     #[error("the host \"{0}\" is not served here: add it to proxy.allowed_hosts if it should be")]
     ForeignHost(String),
     /// The page that calls was loaded from elsewhere.
-    #[error("pages of the origin \"{0}\" may not call: add it to proxy.allowed_origins if they should")]
+    #[error(
+        "pages of the origin \"{0}\" may not call: add it to proxy.allowed_origins if they should"
+    )]
     ForeignOrigin(String),
     /// The browser says that the page that calls was loaded from elsewhere.
-    #[error("requests from other sites (Sec-Fetch-Site: {0}) may not call: see proxy.allowed_origins")]
+    #[error(
+        "requests from other sites (Sec-Fetch-Site: {0}) may not call: see proxy.allowed_origins"
+    )]
     ForeignSite(String),
     /// Without the header that no page can send unasked.
     #[error("requests have to carry the header {0} (proxy.required_header)")]
@@ -83,7 +87,9 @@ pub(crate) enum Error {
     #[error("the upstream refused the request although its token is fresh")]
     Refused,
     /// A client that showed a password would take the upstream's 401 for a word on that.
-    #[error("the upstream refused the request with 401 (retry.exhausted = \"relay\" would show its answer)")]
+    #[error(
+        "the upstream refused the request with 401 (retry.exhausted = \"relay\" would show its answer)"
+    )]
     Challenge,
     /// No connection to the upstream.
     #[error(transparent)]
@@ -160,103 +166,231 @@ impl Error {
     }
 
     fn class(&self) -> Class {
-        let class = |status, title, proxy_status, label| Class { status, title, proxy_status, label };
+        let class = |status, title, proxy_status, label| Class {
+            status,
+            title,
+            proxy_status,
+            label,
+        };
         const DENIED: &str = "http_request_denied";
         match self {
-            Self::ForeignHost(_) => class(StatusCode::MISDIRECTED_REQUEST, "Host not served", DENIED, "foreign_host"),
-            Self::ForeignOrigin(_) => class(StatusCode::FORBIDDEN, "Origin not allowed", DENIED, "foreign_origin"),
-            Self::ForeignSite(_) => class(StatusCode::FORBIDDEN, "Other site not allowed", DENIED, "foreign_site"),
-            Self::NoRequiredHeader(_) => {
-                class(StatusCode::FORBIDDEN, "Required header missing", DENIED, "required_header")
-            }
-            Self::Unauthenticated(_) => class(StatusCode::UNAUTHORIZED, "Client not known", DENIED, "unauthenticated"),
-            Self::Stranger => class(StatusCode::FORBIDDEN, "Client not known", DENIED, "stranger"),
-            Self::TooOften { .. } => class(StatusCode::TOO_MANY_REQUESTS, "Too many requests", DENIED, "rate"),
-            Self::TooManyAtOnce => {
-                class(StatusCode::TOO_MANY_REQUESTS, "Too many requests at once", DENIED, "concurrency")
-            }
-            Self::BadRequest(_) => {
-                class(StatusCode::BAD_REQUEST, "Malformed request", "http_request_error", "bad_request")
-            }
-            Self::TargetTooLong => {
-                class(StatusCode::URI_TOO_LONG, "Target too long", "http_request_error", "target_too_long")
-            }
+            Self::ForeignHost(_) => class(
+                StatusCode::MISDIRECTED_REQUEST,
+                "Host not served",
+                DENIED,
+                "foreign_host",
+            ),
+            Self::ForeignOrigin(_) => class(
+                StatusCode::FORBIDDEN,
+                "Origin not allowed",
+                DENIED,
+                "foreign_origin",
+            ),
+            Self::ForeignSite(_) => class(
+                StatusCode::FORBIDDEN,
+                "Other site not allowed",
+                DENIED,
+                "foreign_site",
+            ),
+            Self::NoRequiredHeader(_) => class(
+                StatusCode::FORBIDDEN,
+                "Required header missing",
+                DENIED,
+                "required_header",
+            ),
+            Self::Unauthenticated(_) => class(
+                StatusCode::UNAUTHORIZED,
+                "Client not known",
+                DENIED,
+                "unauthenticated",
+            ),
+            Self::Stranger => class(
+                StatusCode::FORBIDDEN,
+                "Client not known",
+                DENIED,
+                "stranger",
+            ),
+            Self::TooOften { .. } => class(
+                StatusCode::TOO_MANY_REQUESTS,
+                "Too many requests",
+                DENIED,
+                "rate",
+            ),
+            Self::TooManyAtOnce => class(
+                StatusCode::TOO_MANY_REQUESTS,
+                "Too many requests at once",
+                DENIED,
+                "concurrency",
+            ),
+            Self::BadRequest(_) => class(
+                StatusCode::BAD_REQUEST,
+                "Malformed request",
+                "http_request_error",
+                "bad_request",
+            ),
+            Self::TargetTooLong => class(
+                StatusCode::URI_TOO_LONG,
+                "Target too long",
+                "http_request_error",
+                "target_too_long",
+            ),
             Self::HeadTooLarge => {
                 let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-                class(status, "Head too large", "http_request_error", "head_too_large")
+                class(
+                    status,
+                    "Head too large",
+                    "http_request_error",
+                    "head_too_large",
+                )
             }
-            Self::Version => {
-                class(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "Version not served", "http_request_error", "version")
-            }
-            Self::IssuerPath => class(StatusCode::FORBIDDEN, "Path of the issuer", DENIED, "issuer_path"),
-            Self::PathDenied => class(StatusCode::FORBIDDEN, "Path not allowed", DENIED, "path_denied"),
-            Self::Method => class(StatusCode::METHOD_NOT_ALLOWED, "Method not served", DENIED, "method"),
-            Self::Expectation => {
-                class(StatusCode::EXPECTATION_FAILED, "Expectation failed", "http_request_error", "expectation")
-            }
-            Self::Loop => class(StatusCode::LOOP_DETECTED, "Loop detected", "proxy_loop_detected", "loop"),
-            Self::NoToken { .. } => {
-                class(StatusCode::SERVICE_UNAVAILABLE, "No valid token", "destination_unavailable", "no_token")
-            }
+            Self::Version => class(
+                StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+                "Version not served",
+                "http_request_error",
+                "version",
+            ),
+            Self::IssuerPath => class(
+                StatusCode::FORBIDDEN,
+                "Path of the issuer",
+                DENIED,
+                "issuer_path",
+            ),
+            Self::PathDenied => class(
+                StatusCode::FORBIDDEN,
+                "Path not allowed",
+                DENIED,
+                "path_denied",
+            ),
+            Self::Method => class(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "Method not served",
+                DENIED,
+                "method",
+            ),
+            Self::Expectation => class(
+                StatusCode::EXPECTATION_FAILED,
+                "Expectation failed",
+                "http_request_error",
+                "expectation",
+            ),
+            Self::Loop => class(
+                StatusCode::LOOP_DETECTED,
+                "Loop detected",
+                "proxy_loop_detected",
+                "loop",
+            ),
+            Self::NoToken { .. } => class(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "No valid token",
+                "destination_unavailable",
+                "no_token",
+            ),
             Self::Overloaded => class(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "Too many requests under way",
                 "destination_unavailable",
                 "overloaded",
             ),
-            Self::Internal => {
-                class(StatusCode::INTERNAL_SERVER_ERROR, "Internal error", "proxy_internal_error", "internal")
-            }
-            Self::Refused | Self::Challenge => {
-                class(StatusCode::BAD_GATEWAY, "Refused upstream", "http_protocol_error", "refused")
-            }
-            Self::Connect(upstream::Error::Timeout { .. }) => {
-                class(StatusCode::GATEWAY_TIMEOUT, "Upstream unreachable", "connection_timeout", "connect_timeout")
-            }
-            Self::Connect(upstream::Error::Resolve { .. }) => {
-                class(StatusCode::BAD_GATEWAY, "Upstream name unknown", "dns_error", "resolve")
-            }
-            Self::Connect(upstream::Error::Refused { .. }) => {
-                class(StatusCode::BAD_GATEWAY, "Upstream unreachable", "connection_refused", "connect_refused")
-            }
+            Self::Internal => class(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "Internal error",
+                "proxy_internal_error",
+                "internal",
+            ),
+            Self::Refused | Self::Challenge => class(
+                StatusCode::BAD_GATEWAY,
+                "Refused upstream",
+                "http_protocol_error",
+                "refused",
+            ),
+            Self::Connect(upstream::Error::Timeout { .. }) => class(
+                StatusCode::GATEWAY_TIMEOUT,
+                "Upstream unreachable",
+                "connection_timeout",
+                "connect_timeout",
+            ),
+            Self::Connect(upstream::Error::Resolve { .. }) => class(
+                StatusCode::BAD_GATEWAY,
+                "Upstream name unknown",
+                "dns_error",
+                "resolve",
+            ),
+            Self::Connect(upstream::Error::Refused { .. }) => class(
+                StatusCode::BAD_GATEWAY,
+                "Upstream unreachable",
+                "connection_refused",
+                "connect_refused",
+            ),
             Self::Connect(error @ upstream::Error::Tls { .. }) => {
-                let kind = if error.is_certificate() { "tls_certificate_error" } else { "tls_protocol_error" };
+                let kind = if error.is_certificate() {
+                    "tls_certificate_error"
+                } else {
+                    "tls_protocol_error"
+                };
                 class(StatusCode::BAD_GATEWAY, "Upstream not trusted", kind, "tls")
             }
             Self::Connect(upstream::Error::Full { .. } | upstream::Error::NoSocket { .. }) => {
                 let kind = "connection_limit_reached";
-                class(StatusCode::SERVICE_UNAVAILABLE, "Too many connections", kind, "connections_full")
+                class(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "Too many connections",
+                    kind,
+                    "connections_full",
+                )
             }
-            Self::ResponseTimeout => {
-                class(StatusCode::GATEWAY_TIMEOUT, "Upstream too slow", "http_response_timeout", "response_timeout")
-            }
-            Self::BrokenOff => {
-                class(StatusCode::BAD_GATEWAY, "Upstream broke off", "connection_terminated", "broken_off")
-            }
-            Self::InvalidAnswer => {
-                class(StatusCode::BAD_GATEWAY, "Upstream answer invalid", "http_protocol_error", "invalid_answer")
-            }
-            Self::ClientBody => {
-                class(StatusCode::BAD_REQUEST, "Request body broke off", "http_request_error", "client_body")
-            }
+            Self::ResponseTimeout => class(
+                StatusCode::GATEWAY_TIMEOUT,
+                "Upstream too slow",
+                "http_response_timeout",
+                "response_timeout",
+            ),
+            Self::BrokenOff => class(
+                StatusCode::BAD_GATEWAY,
+                "Upstream broke off",
+                "connection_terminated",
+                "broken_off",
+            ),
+            Self::InvalidAnswer => class(
+                StatusCode::BAD_GATEWAY,
+                "Upstream answer invalid",
+                "http_protocol_error",
+                "invalid_answer",
+            ),
+            Self::ClientBody => class(
+                StatusCode::BAD_REQUEST,
+                "Request body broke off",
+                "http_request_error",
+                "client_body",
+            ),
         }
     }
 
     /// The answer. Its words carry no secret: none of the errors above holds one.
     pub(crate) fn to_response(&self) -> Response<Bytes> {
-        let Class { status, title, proxy_status, .. } = self.class();
+        let Class {
+            status,
+            title,
+            proxy_status,
+            ..
+        } = self.class();
         let problem = serde_json::json!({ "title": title, "status": status.as_u16(), "detail": self.to_string() });
         let mut response = Response::new(Bytes::from(problem.to_string()));
         *response.status_mut() = status;
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Ok(value) = HeaderValue::try_from(format!("bearer-proxy; error={proxy_status}")) {
             headers.insert("proxy-status", value);
         }
         match self {
             Self::NoToken { retry_after, .. } => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1)));
+                headers.insert(
+                    header::RETRY_AFTER,
+                    HeaderValue::from(retry_after.as_secs().max(1)),
+                );
             }
             Self::TooOften { retry_after } => {
                 let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
@@ -273,13 +407,17 @@ impl Error {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
             Self::Method => {
-                let methods = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+                let methods =
+                    HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
                 headers.insert(header::ALLOW, methods);
             }
             _ => {}
         }
         // What follows a malformed request on its connection cannot be trusted to be a request.
-        if matches!(self, Self::BadRequest(_) | Self::TargetTooLong | Self::HeadTooLarge | Self::Version) {
+        if matches!(
+            self,
+            Self::BadRequest(_) | Self::TargetTooLong | Self::HeadTooLarge | Self::Version
+        ) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -303,22 +441,38 @@ mod tests {
 
     #[test]
     fn an_answer_of_ours_says_what_happened_in_three_ways() {
-        let error = Error::NoToken { reason: "issuer_unreachable", retry_after: Duration::from_millis(400) };
+        let error = Error::NoToken {
+            reason: "issuer_unreachable",
+            retry_after: Duration::from_millis(400),
+        };
         let response = error.to_response();
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers()["retry-after"], "1");
         assert_eq!(response.headers()["cache-control"], "no-store");
-        assert_eq!(response.headers()["proxy-status"], "bearer-proxy; error=destination_unavailable");
+        assert_eq!(
+            response.headers()["proxy-status"],
+            "bearer-proxy; error=destination_unavailable"
+        );
         let problem: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
         assert_eq!(problem["status"], 503);
-        assert!(problem["detail"].as_str().unwrap().contains("issuer_unreachable"));
+        assert!(
+            problem["detail"]
+                .as_str()
+                .unwrap()
+                .contains("issuer_unreachable")
+        );
     }
 
     #[test]
     fn every_label_is_known_and_distinct() {
         let labels: std::collections::BTreeSet<_> = LABELS.into_iter().collect();
         assert_eq!(labels.len(), LABELS.len());
-        for error in [Error::ForeignHost(String::new()), Error::ClientBody, Error::Loop, Error::ResponseTimeout] {
+        for error in [
+            Error::ForeignHost(String::new()),
+            Error::ClientBody,
+            Error::Loop,
+            Error::ResponseTimeout,
+        ] {
             assert_eq!(LABELS[error.index()], error.label());
         }
     }

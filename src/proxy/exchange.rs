@@ -61,7 +61,10 @@ pub(crate) struct Exchange {
 
 impl std::fmt::Debug for Exchange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Exchange").field("peer", &self.peer).field("carrier", &self.carrier).finish_non_exhaustive()
+        f.debug_struct("Exchange")
+            .field("peer", &self.peer)
+            .field("carrier", &self.carrier)
+            .finish_non_exhaustive()
     }
 }
 
@@ -76,7 +79,12 @@ pub(crate) struct Abandoned {
 }
 
 impl Exchange {
-    pub(crate) fn new(worker: &Worker, peer: &Rc<Peer>, carrier: Carrier, monitor: &Arc<Monitor>) -> Rc<Self> {
+    pub(crate) fn new(
+        worker: &Worker,
+        peer: &Rc<Peer>,
+        carrier: Carrier,
+        monitor: &Arc<Monitor>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             peer: Rc::clone(peer),
             carrier,
@@ -144,7 +152,12 @@ impl Exchange {
             // Whoever reads it out has limits of its own.
             monitor.body_pauses();
             // Fails only when the worker is gone, and the connection with it.
-            let _ = self.lingering.send(Abandoned { body, monitor, exchange, is_unasked });
+            let _ = self.lingering.send(Abandoned {
+                body,
+                monitor,
+                exchange,
+                is_unasked,
+            });
         }
     }
 }

@@ -39,7 +39,9 @@ impl Gate {
                 gate.open();
             }
         });
-        request.headers_mut().insert(header::EXPECT, HeaderValue::from_static("100-continue"));
+        request
+            .headers_mut()
+            .insert(header::EXPECT, HeaderValue::from_static("100-continue"));
     }
 
     /// Lets the body through.
@@ -59,6 +61,10 @@ impl Gate {
 
     pub(crate) fn poll_open(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.waiting.register(cx.waker());
-        if self.is_open() { Poll::Ready(()) } else { Poll::Pending }
+        if self.is_open() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 }

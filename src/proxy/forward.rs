@@ -47,7 +47,10 @@ impl Passage<'_> {
     ///
     /// A pooled connection may have been closed by the upstream a moment ago. If nothing of the request was written, or if
     /// it is idempotent and can be sent again whole, it goes out once more on a new connection.
-    pub(crate) async fn attempt(self, authorization: Option<&HeaderValue>) -> Result<Answer, Error> {
+    pub(crate) async fn attempt(
+        self,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Answer, Error> {
         if self.body.is_better_held_back() {
             return Box::pin(self.attempt_held_back(authorization)).await;
         }
@@ -64,18 +67,31 @@ impl Passage<'_> {
         Box::pin(self.attempt_as(Start::AtOnce, authorization)).await
     }
 
-    async fn attempt_as(self, start: Start, authorization: Option<&HeaderValue>) -> Result<Answer, Error> {
+    async fn attempt_as(
+        self,
+        start: Start,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Answer, Error> {
         // One turn an attempt: a connection that is reused and one that is dialled lead to the same endpoint.
         let turn = self.upstream().turn();
         if let Some(lease) = self.pooled(turn).await {
             match self.send(lease, start, authorization).await {
                 Ok(answer) => return Ok(answer),
-                Err(Failure { error, again: false }) => return Err(error),
+                Err(Failure {
+                    error,
+                    again: false,
+                }) => return Err(error),
                 Err(Failure { again: true, .. }) => {}
             }
             let second = Box::pin(self.on_new_connection(turn, start, authorization)).await;
-            let outcome = if second.is_ok() { RetryOutcome::Accepted } else { RetryOutcome::Failed };
-            self.worker.metrics.retried(RetryReason::ConnectionLost, outcome);
+            let outcome = if second.is_ok() {
+                RetryOutcome::Accepted
+            } else {
+                RetryOutcome::Failed
+            };
+            self.worker
+                .metrics
+                .retried(RetryReason::ConnectionLost, outcome);
             return second;
         }
         Box::pin(self.on_new_connection(turn, start, authorization)).await
@@ -126,11 +142,18 @@ impl Passage<'_> {
         start: Start,
         authorization: Option<&HeaderValue>,
     ) -> Result<Answer, Failure> {
-        let Self { worker, exchange, body, .. } = self;
+        let Self {
+            worker,
+            exchange,
+            body,
+            ..
+        } = self;
         let gate = (start == Start::WhenWanted && !lease.is_http2()).then(Arc::<Gate>::default);
         let request = self.request(&lease, gate.as_ref(), authorization);
         match &gate {
-            Some(_) if !lease.ignores_expect(worker.clock.now()) => exchange.answer_due.arm(expect::PATIENCE.into()),
+            Some(_) if !lease.ignores_expect(worker.clock.now()) => {
+                exchange.answer_due.arm(expect::PATIENCE.into())
+            }
             None if body.is_empty() => exchange.client_finished(true),
             gate => {
                 gate.iter().for_each(|gate| gate.open());
@@ -144,7 +167,9 @@ impl Passage<'_> {
                 Poll::Ready(sent) => Poll::Ready(Some(sent)),
                 Poll::Pending => {
                     ready!(exchange.answer_due.poll_due(cx));
-                    let Some(gate) = gate.as_ref().filter(|gate| !gate.is_open()) else { return Poll::Ready(None) };
+                    let Some(gate) = gate.as_ref().filter(|gate| !gate.is_open()) else {
+                        return Poll::Ready(None);
+                    };
                     exchange.answer_due.arm(exchange.limits.get().body_idle);
                     gate.open();
                     exchange.answer_due.poll_due(cx).map(|()| None)
@@ -162,13 +187,20 @@ impl Passage<'_> {
                 if !headers::is_unambiguous(&head, self.upgrade.is_some()) {
                     body.end();
                     worker.upstream_failed(lease.endpoint(), Error::InvalidAnswer.label());
-                    return Err(Failure { error: Error::InvalidAnswer, again: false });
+                    return Err(Failure {
+                        error: Error::InvalidAnswer,
+                        again: false,
+                    });
                 }
                 if headers::speaks_for_somebody(&head.headers) {
                     lease.retire();
                 }
                 body.answered();
-                Ok(Answer { head, body: answer, lease })
+                Ok(Answer {
+                    head,
+                    body: answer,
+                    lease,
+                })
             }
             Some(Err(failed)) => Err(self.failure(failed, &lease)),
             None => {
@@ -176,17 +208,25 @@ impl Passage<'_> {
                 // It may be the connection that is dead.
                 lease.retire();
                 worker.upstream_failed(lease.endpoint(), Error::ResponseTimeout.label());
-                Err(Failure { error: Error::ResponseTimeout, again: false })
+                Err(Failure {
+                    error: Error::ResponseTimeout,
+                    again: false,
+                })
             }
         }
     }
 
-    fn failure(&self, mut failed: TrySendError<Request<AttemptBody>>, lease: &Lease<AttemptBody>) -> Failure {
+    fn failure(
+        &self,
+        mut failed: TrySendError<Request<AttemptBody>>,
+        lease: &Lease<AttemptBody>,
+    ) -> Failure {
         let is_unwritten = failed.take_message().is_some();
         let failed = failed.into_error();
         let error = classify(&failed, self.body);
         let is_lost = lease.is_reused()
-            && (is_unwritten || self.head.method.is_idempotent() && matches!(error, Error::BrokenOff));
+            && (is_unwritten
+                || self.head.method.is_idempotent() && matches!(error, Error::BrokenOff));
         let again = (is_lost || upstream::is_unprocessed(&failed)) && self.body.can_repeat();
         if !again {
             self.body.end();
@@ -224,19 +264,33 @@ impl Passage<'_> {
             request.headers_mut().remove(header::IF_RANGE);
         }
         if self.route.is_rewritten || self.worker.config.retry.json.is_some() && self.route.inject {
-            request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            request.headers_mut().insert(
+                header::ACCEPT_ENCODING,
+                HeaderValue::from_static("identity"),
+            );
         }
         if headers::takes_trailers(&self.head.headers) {
-            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("te"));
-            request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
+            request
+                .headers_mut()
+                .insert(header::CONNECTION, HeaderValue::from_static("te"));
+            request
+                .headers_mut()
+                .insert(header::TE, HeaderValue::from_static("trailers"));
         }
         if let Some(upgrade) = self.upgrade {
-            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            request.headers_mut().insert(header::UPGRADE, upgrade.protocol.clone());
+            request
+                .headers_mut()
+                .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            request
+                .headers_mut()
+                .insert(header::UPGRADE, upgrade.protocol.clone());
         }
         if self.body.is_chunked() {
             // Without it, hyper sends no body at all with methods that usually have none.
-            request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            request.headers_mut().insert(
+                header::TRANSFER_ENCODING,
+                HeaderValue::from_static("chunked"),
+            );
         }
         if lease.is_http2() {
             headers::for_http2(&mut request, &lease.endpoint().scheme);

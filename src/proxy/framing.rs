@@ -71,12 +71,19 @@ enum State {
 
 impl Framing {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, state: State::Head(Head::default()) }
+        Self {
+            limits,
+            state: State::Head(Head::default()),
+        }
     }
 
     /// Reads on. `bytes` begins with what was not good enough to be handed on before. Not to be called after a fault.
     pub(crate) fn read(&mut self, bytes: &[u8]) -> Seen {
-        let mut seen = Seen { good: 0, heads: 0, fault: None };
+        let mut seen = Seen {
+            good: 0,
+            heads: 0,
+            fault: None,
+        };
         let mut begin = None;
         while seen.good < bytes.len() {
             let rest = &bytes[seen.good..];
@@ -94,7 +101,8 @@ impl Framing {
                     }
                 },
                 State::Length(left) => {
-                    let good = usize::try_from(*left).map_or(rest.len(), |left| left.min(rest.len()));
+                    let good =
+                        usize::try_from(*left).map_or(rest.len(), |left| left.min(rest.len()));
                     *left -= good as u64;
                     (good, (*left == 0).then(State::next))
                 }
@@ -106,7 +114,11 @@ impl Framing {
                         // Its head came with it, so that it can still be taken back.
                         if let Some(begin) = begin {
                             let fault = Some((Place::Request, fault));
-                            return Seen { good: begin, heads: seen.heads - 1, fault };
+                            return Seen {
+                                good: begin,
+                                heads: seen.heads - 1,
+                                fault,
+                            };
                         }
                         return seen;
                     }
@@ -159,7 +171,9 @@ impl Head {
         while let Some(found) = memchr(b'\n', &bytes[self.searched..]) {
             let end = self.searched + found;
             let line = bytes[self.line..end].strip_suffix(b"\r");
-            let line = line.ok_or(Fault::Malformed("a line of the request's head does not end with CR LF"))?;
+            let line = line.ok_or(Fault::Malformed(
+                "a line of the request's head does not end with CR LF",
+            ))?;
             (self.line, self.searched) = (end + 1, end + 1);
             if end >= limits.head {
                 return Err(self.too_large());
@@ -167,7 +181,9 @@ impl Head {
             match self.version {
                 None if line.is_empty() && !self.is_preceded => self.is_preceded = true,
                 None => self.version = Some(request_line(line, limits)?),
-                Some(version) if line.is_empty() => return Ok(Some((end + 1, self.body(version)?))),
+                Some(version) if line.is_empty() => {
+                    return Ok(Some((end + 1, self.body(version)?)));
+                }
                 Some(_) => self.field(line, limits)?,
             }
         }
@@ -179,7 +195,11 @@ impl Head {
     }
 
     fn too_large(&self) -> Fault {
-        if self.version.is_some() { Fault::HeadTooLarge } else { Fault::TargetTooLong }
+        if self.version.is_some() {
+            Fault::HeadTooLarge
+        } else {
+            Fault::TargetTooLong
+        }
     }
 
     fn field(&mut self, line: &[u8], limits: Limits) -> Result<(), Fault> {
@@ -207,10 +227,14 @@ impl Head {
             }
         } else if is_spelled(name, b"transferencoding") {
             if !name.eq_ignore_ascii_case(b"transfer-encoding") {
-                return Err(Fault::Malformed("Transfer-Encoding is spelled in another way"));
+                return Err(Fault::Malformed(
+                    "Transfer-Encoding is spelled in another way",
+                ));
             }
             if self.is_chunked || !trim(value).eq_ignore_ascii_case(b"chunked") {
-                return Err(Fault::Malformed("the only transfer coding served is one \"chunked\""));
+                return Err(Fault::Malformed(
+                    "the only transfer coding served is one \"chunked\"",
+                ));
             }
             self.is_chunked = true;
         }
@@ -220,8 +244,12 @@ impl Head {
     /// What follows the head: RFC 9112 §6.3.
     fn body(&self, version: Version) -> Result<State, Fault> {
         match (self.is_chunked, self.length) {
-            (true, Some(_)) => Err(Fault::Malformed("a request has a Content-Length or a Transfer-Encoding, not both")),
-            (true, None) if version == Version::Http10 => Err(Fault::Malformed("HTTP/1.0 knows no Transfer-Encoding")),
+            (true, Some(_)) => Err(Fault::Malformed(
+                "a request has a Content-Length or a Transfer-Encoding, not both",
+            )),
+            (true, None) if version == Version::Http10 => {
+                Err(Fault::Malformed("HTTP/1.0 knows no Transfer-Encoding"))
+            }
             (true, None) => Ok(State::Chunks(Chunks::default())),
             (false, None | Some(0)) => Ok(State::next()),
             (false, Some(length)) => Ok(State::Length(length)),
@@ -234,9 +262,15 @@ const FORM: Fault = Fault::Malformed("the request's first line is not \"METHOD t
 /// RFC 9112 §3, each space exactly one. What the target means is not judged here, but it must be one.
 fn request_line(line: &[u8], limits: Limits) -> Result<Version, Fault> {
     let method = line.iter().position(|byte| *byte == b' ').ok_or(FORM)?;
-    let target = line[method + 1..].iter().position(|byte| *byte == b' ').ok_or(FORM)?;
-    let (method, target, version) =
-        (&line[..method], &line[method + 1..method + 1 + target], &line[method + target + 2..]);
+    let target = line[method + 1..]
+        .iter()
+        .position(|byte| *byte == b' ')
+        .ok_or(FORM)?;
+    let (method, target, version) = (
+        &line[..method],
+        &line[method + 1..method + 1 + target],
+        &line[method + target + 2..],
+    );
     if method.is_empty() || target.is_empty() || !method.iter().all(|byte| is_token(*byte)) {
         return Err(FORM);
     }
@@ -246,7 +280,9 @@ fn request_line(line: &[u8], limits: Limits) -> Result<Version, Fault> {
     let version = match version {
         b"HTTP/1.1" => Version::Http11,
         b"HTTP/1.0" => Version::Http10,
-        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit() => {
+        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
             return Err(Fault::Version);
         }
         _ => return Err(FORM),
@@ -262,14 +298,24 @@ fn request_line(line: &[u8], limits: Limits) -> Result<Version, Fault> {
 
 /// A field's name, and its value with the space around it: RFC 9112 §5.
 fn field_line(line: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
-    let colon = line.iter().position(|byte| !is_token(*byte)).unwrap_or(line.len());
+    let colon = line
+        .iter()
+        .position(|byte| !is_token(*byte))
+        .unwrap_or(line.len());
     if colon == 0 || line.get(colon) != Some(&b':') {
-        return Err(Fault::Malformed("a line of the request's head is not \"name: value\""));
+        return Err(Fault::Malformed(
+            "a line of the request's head is not \"name: value\"",
+        ));
     }
     let value = &line[colon + 1..];
     // Every byte is looked at: that is cheaper than stopping at the first bad one.
-    if value.iter().fold(false, |bad, byte| bad | !is_in_values(*byte)) {
-        return Err(Fault::Malformed("a field of the request's head carries control characters"));
+    if value
+        .iter()
+        .fold(false, |bad, byte| bad | !is_in_values(*byte))
+    {
+        return Err(Fault::Malformed(
+            "a field of the request's head carries control characters",
+        ));
     }
     Ok((&line[..colon], value))
 }
@@ -296,7 +342,10 @@ fn trim(mut value: &[u8]) -> &[u8] {
 /// Whether a name has these letters, in this order, and no others: servers that hand names to programs change what stands
 /// between them.
 fn is_spelled(name: &[u8], letters: &[u8]) -> bool {
-    let of_name = name.iter().filter(|byte| byte.is_ascii_alphanumeric()).map(u8::to_ascii_lowercase);
+    let of_name = name
+        .iter()
+        .filter(|byte| byte.is_ascii_alphanumeric())
+        .map(u8::to_ascii_lowercase);
     of_name.eq(letters.iter().copied())
 }
 
@@ -309,7 +358,20 @@ const TOKEN: [bool; 256] = {
         table[byte] = c.is_ascii_alphanumeric()
             || matches!(
                 c,
-                b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+                b'!' | b'#'
+                    | b'$'
+                    | b'%'
+                    | b'&'
+                    | b'\''
+                    | b'*'
+                    | b'+'
+                    | b'-'
+                    | b'.'
+                    | b'^'
+                    | b'_'
+                    | b'`'
+                    | b'|'
+                    | b'~'
             );
         byte += 1;
     }
@@ -322,7 +384,10 @@ fn is_token(byte: u8) -> bool {
 
 fn is_usual_in_targets(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
-        || matches!(byte, b'/' | b'-' | b'.' | b'_' | b'~' | b'%' | b'?' | b'=' | b'&' | b'+' | b',' | b':')
+        || matches!(
+            byte,
+            b'/' | b'-' | b'.' | b'_' | b'~' | b'%' | b'?' | b'=' | b'&' | b'+' | b',' | b':'
+        )
 }
 
 fn is_in_values(byte: u8) -> bool {

@@ -15,15 +15,28 @@ use super::{
 };
 use crate::upstream::{Endpoint, Host};
 
-const LIMITS: Limits = Limits { target: 1000, head: 4000, fields: 50 };
+const LIMITS: Limits = Limits {
+    target: 1000,
+    head: 4000,
+    fields: 50,
+};
 
 /// What a client sends on a connection: the first byte says where it is cut.
 pub fn framing(data: &[u8]) {
-    let Some((&cut, bytes)) = data.split_first() else { return };
+    let Some((&cut, bytes)) = data.split_first() else {
+        return;
+    };
     let (whole, whole_heads, fault) = handed_on(bytes, bytes.len());
     let (pieces, heads, fault_in_pieces) = handed_on(bytes, usize::from(cut));
-    assert_eq!(fault.is_some(), fault_in_pieces.is_some(), "cuts do not matter");
-    assert!(bytes.starts_with(&whole) && bytes.starts_with(&pieces), "what is good is not changed");
+    assert_eq!(
+        fault.is_some(),
+        fault_in_pieces.is_some(),
+        "cuts do not matter"
+    );
+    assert!(
+        bytes.starts_with(&whole) && bytes.starts_with(&pieces),
+        "what is good is not changed"
+    );
     if fault.is_none() {
         assert_eq!((whole, whole_heads), (pieces, heads));
     }
@@ -31,7 +44,8 @@ pub fn framing(data: &[u8]) {
 
 /// What is handed on of these bytes when so many come at a time.
 fn handed_on(bytes: &[u8], at_a_time: usize) -> (Vec<u8>, u32, Option<Fault>) {
-    let (mut framing, mut good, mut heads, mut held) = (Framing::new(LIMITS), Vec::new(), 0, Vec::new());
+    let (mut framing, mut good, mut heads, mut held) =
+        (Framing::new(LIMITS), Vec::new(), 0, Vec::new());
     for piece in bytes.chunks(at_a_time.max(1)) {
         held.extend_from_slice(piece);
         let seen = framing.read(&held);
@@ -51,7 +65,10 @@ pub fn request(data: &[u8]) {
     }
     let Some(mut head) = parsed(data) else { return };
     let own = HeaderName::from_static("x-app");
-    let guard = Guard { required_header: Some(own.clone()), ..Guard::default() };
+    let guard = Guard {
+        required_header: Some(own.clone()),
+        ..Guard::default()
+    };
     let gate = Gate::new(guard, Reach::Loopback, Scheme::HTTP);
     headers::encode_target(&mut head);
     let issuer: Vec<_> = issuer_segment("/api/token.do").into_iter().collect();
@@ -62,8 +79,13 @@ pub fn request(data: &[u8]) {
     if !is_allowed {
         return;
     }
-    let decoded = percent_encoding::percent_decode_str(path).decode_utf8_lossy().to_ascii_lowercase();
-    assert!(!decoded.split('/').any(|segment| segment == "token.do"), "the issuer is out of reach");
+    let decoded = percent_encoding::percent_decode_str(path)
+        .decode_utf8_lossy()
+        .to_ascii_lowercase();
+    assert!(
+        !decoded.split('/').any(|segment| segment == "token.do"),
+        "the issuer is out of reach"
+    );
     let endpoint = Endpoint {
         scheme: Scheme::HTTPS,
         host: "cloud.example.com".into(),
@@ -82,12 +104,35 @@ pub fn request(data: &[u8]) {
         authorization: Some(&token),
     };
     let out = headers::outbound(&head, &rewrite);
-    assert_eq!(out.get_all(header::AUTHORIZATION).iter().collect::<Vec<_>>(), [&token]);
-    assert_eq!(out.get_all(header::HOST).iter().collect::<Vec<_>>(), [&endpoint.authority]);
-    assert_eq!(out.get_all("cdn-loop").iter().next_back(), Some(rewrite.mark));
-    let hop_by_hop =
-        ["connection", "te", "transfer-encoding", "upgrade", "keep-alive", "proxy-authorization", "expect"];
-    for name in hop_by_hop.into_iter().chain(["http2-settings", "x-original-url", "x-http-method-override", "x-app"]) {
+    assert_eq!(
+        out.get_all(header::AUTHORIZATION)
+            .iter()
+            .collect::<Vec<_>>(),
+        [&token]
+    );
+    assert_eq!(
+        out.get_all(header::HOST).iter().collect::<Vec<_>>(),
+        [&endpoint.authority]
+    );
+    assert_eq!(
+        out.get_all("cdn-loop").iter().next_back(),
+        Some(rewrite.mark)
+    );
+    let hop_by_hop = [
+        "connection",
+        "te",
+        "transfer-encoding",
+        "upgrade",
+        "keep-alive",
+        "proxy-authorization",
+        "expect",
+    ];
+    for name in hop_by_hop.into_iter().chain([
+        "http2-settings",
+        "x-original-url",
+        "x-http-method-override",
+        "x-app",
+    ]) {
         assert!(!out.contains_key(name), "{name}");
     }
 }
@@ -95,10 +140,14 @@ pub fn request(data: &[u8]) {
 /// The head as hyper would have it, more or less.
 fn parsed(data: &[u8]) -> Option<request::Parts> {
     let text = data.strip_prefix(b"\r\n").unwrap_or(data);
-    let mut lines = text.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut lines = text
+        .split(|byte| *byte == b'\n')
+        .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let mut words = lines.next()?.split(|byte| *byte == b' ');
     let (method, target) = (words.next()?, words.next()?);
-    let mut request = Request::builder().method(method).uri(Uri::try_from(target).ok()?);
+    let mut request = Request::builder()
+        .method(method)
+        .uri(Uri::try_from(target).ok()?);
     for line in lines.take_while(|line| !line.is_empty()) {
         let colon = line.iter().position(|byte| *byte == b':')?;
         request = request.header(&line[..colon], line[colon + 1..].trim_ascii());
@@ -108,21 +157,39 @@ fn parsed(data: &[u8]) -> Option<request::Parts> {
 
 /// JSON on its way to a client: the first byte says where it is cut.
 pub fn json(data: &[u8]) {
-    let Some((&cut, body)) = data.split_first() else { return };
+    let Some((&cut, body)) = data.split_first() else {
+        return;
+    };
     let rewrites = Rc::new(Rewrites::new(&[
-        Rewrite { from: "http://document.example.com".into(), to: "/_document".into() },
-        Rewrite { from: "https://cloud.example.com".into(), to: String::new() },
+        Rewrite {
+            from: "http://document.example.com".into(),
+            to: "/_document".into(),
+        },
+        Rewrite {
+            from: "https://cloud.example.com".into(),
+            to: String::new(),
+        },
     ]));
     let rewritten = |pieces: &mut dyn Iterator<Item = &[u8]>| {
         let mut stream = Stream::new(Rc::clone(&rewrites), b"http://localhost:8080".to_vec());
-        let mut out: Vec<u8> = pieces.flat_map(|piece| stream.feed(&Bytes::copy_from_slice(piece))).collect();
+        let mut out: Vec<u8> = pieces
+            .flat_map(|piece| stream.feed(&Bytes::copy_from_slice(piece)))
+            .collect();
         out.extend(stream.finish());
         out
     };
     let whole = rewritten(&mut std::iter::once(body));
-    assert_eq!(rewritten(&mut body.chunks(usize::from(cut).max(1))), whole, "cuts do not matter");
+    assert_eq!(
+        rewritten(&mut body.chunks(usize::from(cut).max(1))),
+        whole,
+        "cuts do not matter"
+    );
     let is_json = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text).is_ok();
-    assert_eq!(is_json(body), is_json(&whole), "JSON stays JSON, and nothing becomes it");
+    assert_eq!(
+        is_json(body),
+        is_json(&whole),
+        "JSON stays JSON, and nothing becomes it"
+    );
 }
 
 #[cfg(test)]

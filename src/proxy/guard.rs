@@ -9,7 +9,9 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request::Parts, response, uri::Scheme};
+use http::{
+    HeaderMap, HeaderValue, Method, Uri, Version, header, request::Parts, response, uri::Scheme,
+};
 
 use super::{Guard, cors, error::Error};
 use crate::net::socket::Address;
@@ -48,7 +50,11 @@ pub(crate) type KnownHost = RefCell<Option<HeaderValue>>;
 
 impl Gate {
     pub(crate) fn new(guard: Guard, reach: Reach, scheme: Scheme) -> Self {
-        Self { guard, reach, scheme }
+        Self {
+            guard,
+            reach,
+            scheme,
+        }
     }
 
     pub(crate) fn scheme(&self) -> &Scheme {
@@ -77,7 +83,9 @@ impl Gate {
     /// The answer to a page of an allowed origin that asks first whether it may call. It can show nothing yet that a
     /// request has to show, and is not for the upstream.
     pub(crate) fn preflight(&self, request: &Parts) -> Option<response::Parts> {
-        cors::is_preflight(request).then(|| self.allowed_origin(&request.headers))?.map(|_| cors::preflight(request))
+        cors::is_preflight(request)
+            .then(|| self.allowed_origin(&request.headers))?
+            .map(|_| cors::preflight(request))
     }
 
     /// Lets pages of allowed origins read an answer.
@@ -91,7 +99,8 @@ impl Gate {
     fn allowed_origin<'a>(&self, request: &'a HeaderMap) -> Option<&'a HeaderValue> {
         let mut origins = request.get_all(header::ORIGIN).iter();
         let origin = origins.next()?;
-        (origins.next().is_none() && self.guard.allowed_origins.contains(&in_lower_case(origin))).then_some(origin)
+        (origins.next().is_none() && self.guard.allowed_origins.contains(&in_lower_case(origin)))
+            .then_some(origin)
     }
 
     /// The name alone: for what a page elsewhere may well send a browser to.
@@ -106,12 +115,16 @@ impl Gate {
         if let (Some(authority), Some(host)) = (authority, host)
             && !authority.as_bytes().eq_ignore_ascii_case(host.as_bytes())
         {
-            return Err(Error::BadRequest("the request's target and its Host differ"));
+            return Err(Error::BadRequest(
+                "the request's target and its Host differ",
+            ));
         }
         let Some(host) = host else {
             // HTTP/1.0: an authority in the target, if there is one, still says whom the client means.
             return match authority {
-                Some(authority) if request.version == Version::HTTP_10 => self.check_name(authority.as_bytes()),
+                Some(authority) if request.version == Version::HTTP_10 => {
+                    self.check_name(authority.as_bytes())
+                }
                 _ => self.check_without_host(request),
             };
         };
@@ -134,9 +147,12 @@ impl Gate {
 
     fn check_without_host(&self, request: &Parts) -> Result<(), Error> {
         let from_browser = !self.guard.is_off
-            && (request.headers.contains_key(header::ORIGIN) || request.headers.contains_key("sec-fetch-site"));
+            && (request.headers.contains_key(header::ORIGIN)
+                || request.headers.contains_key("sec-fetch-site"));
         match request.version {
-            Version::HTTP_10 if from_browser && self.reach != Reach::File => Err(Error::ForeignHost(String::new())),
+            Version::HTTP_10 if from_browser && self.reach != Reach::File => {
+                Err(Error::ForeignHost(String::new()))
+            }
             Version::HTTP_10 => Ok(()),
             _ => Err(Error::BadRequest("an HTTP/1.1 request has a Host")),
         }
@@ -145,7 +161,9 @@ impl Gate {
     /// Whether a name, in lower case and without a port, is one under which we are meant to be called.
     fn serves(&self, name: &str) -> bool {
         let bare = name.strip_suffix('.').unwrap_or(name);
-        let is_named = bare == "localhost" || bare.ends_with(".localhost") || self.guard.allowed_hosts.contains(bare);
+        let is_named = bare == "localhost"
+            || bare.ends_with(".localhost")
+            || self.guard.allowed_hosts.contains(bare);
         // A literal address cannot be rebound; but a page reached by one is foreign unless the listener is there.
         match address(bare) {
             // Nobody's name: some systems connect to themselves by it, and browsers do not know it for local.
@@ -162,7 +180,9 @@ impl Gate {
         let mut origin_allowed = false;
         for origin in headers.get_all(header::ORIGIN) {
             let words = in_lower_case(origin);
-            let own = headers.get(header::HOST).is_some_and(|host| is_origin_of(&words, &self.scheme, host));
+            let own = headers
+                .get(header::HOST)
+                .is_some_and(|host| is_origin_of(&words, &self.scheme, host));
             if !own && !self.guard.allowed_origins.contains(&words) {
                 return Err(Error::ForeignOrigin(printable(origin)));
             }
@@ -182,12 +202,18 @@ fn in_lower_case(origin: &HeaderValue) -> String {
 }
 
 fn is_origin_of(origin: &str, scheme: &Scheme, host: &HeaderValue) -> bool {
-    let authority = origin.strip_prefix(scheme.as_str()).and_then(|rest| rest.strip_prefix("://"));
+    let authority = origin
+        .strip_prefix(scheme.as_str())
+        .and_then(|rest| rest.strip_prefix("://"));
     authority.is_some_and(|rest| rest.as_bytes().eq_ignore_ascii_case(host.as_bytes()))
 }
 
 fn printable(value: &HeaderValue) -> String {
-    String::from_utf8_lossy(value.as_bytes()).chars().filter(|c| !c.is_control()).take(100).collect()
+    String::from_utf8_lossy(value.as_bytes())
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(100)
+        .collect()
 }
 
 /// The name in a `Host`, in lower case and without its port; `None` if it is neither a name nor an address.
@@ -196,7 +222,12 @@ fn host_name(host: &[u8]) -> Option<String> {
     let (name, port) = match host.strip_prefix('[') {
         Some(rest) => {
             let end = rest.find(']')? + 2;
-            (&host[..end], host[end..].strip_prefix(':').or(host[end..].is_empty().then_some(""))?)
+            (
+                &host[..end],
+                host[end..]
+                    .strip_prefix(':')
+                    .or(host[end..].is_empty().then_some(""))?,
+            )
         }
         None => host.split_once(':').unwrap_or((host, "")),
     };
@@ -204,12 +235,16 @@ fn host_name(host: &[u8]) -> Option<String> {
     // The longest one that there can be, RFC 1035 §2.3.4: it goes into the log.
     let is_name = (1..=255).contains(&name.len()) && name.bytes().all(legal);
     let is_literal = name.starts_with('[') && address(name).is_some();
-    let is_port = port.is_empty() || port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    let is_port = port.is_empty()
+        || port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
     ((is_name || is_literal) && is_port).then(|| name.to_ascii_lowercase())
 }
 
 fn address(name: &str) -> Option<IpAddr> {
-    if let Some(literal) = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+    if let Some(literal) = name
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+    {
         return literal.parse::<Ipv6Addr>().ok().map(|ip| ip.to_canonical());
     }
     name.parse::<Ipv4Addr>().ok().map(IpAddr::V4)
@@ -227,15 +262,24 @@ fn check_method(method: &Method) -> Result<(), Error> {
 
 /// What is no request that can be passed on as exactly one.
 fn check_form(request: &Parts) -> Result<(), Error> {
-    if !request.method.as_str().bytes().all(|byte| byte.is_ascii_uppercase() || matches!(byte, b'-' | b'_')) {
-        return Err(Error::BadRequest("the request's method is not in capital letters"));
+    if !request
+        .method
+        .as_str()
+        .bytes()
+        .all(|byte| byte.is_ascii_uppercase() || matches!(byte, b'-' | b'_'))
+    {
+        return Err(Error::BadRequest(
+            "the request's method is not in capital letters",
+        ));
     }
     // Its end would be the connection's, and then what follows it is anybody's guess: RFC 1945 §8.3.
     if request.version == Version::HTTP_10
         && matches!(request.method, Method::POST | Method::PUT | Method::PATCH)
         && !request.headers.contains_key(header::CONTENT_LENGTH)
     {
-        return Err(Error::BadRequest("an HTTP/1.0 request of this method has a Content-Length"));
+        return Err(Error::BadRequest(
+            "an HTTP/1.0 request of this method has a Content-Length",
+        ));
     }
     check_target(&request.uri)?;
     // In HTTP/1 it was looked at before. The reader of HTTP/2 takes an empty one for zero, and equal ones for one.
@@ -249,7 +293,9 @@ fn check_form(request: &Parts) -> Result<(), Error> {
     if let Some(encoding) = encodings.next()
         && (encodings.next().is_some() || !encoding.as_bytes().eq_ignore_ascii_case(b"chunked"))
     {
-        return Err(Error::BadRequest("the only transfer coding served is one \"chunked\""));
+        return Err(Error::BadRequest(
+            "the only transfer coding served is one \"chunked\"",
+        ));
     }
     for expectation in request.headers.get_all(header::EXPECT) {
         if !expectation.as_bytes().eq_ignore_ascii_case(b"100-continue") {
@@ -262,10 +308,19 @@ fn check_form(request: &Parts) -> Result<(), Error> {
 fn check_target(target: &Uri) -> Result<(), Error> {
     match target.scheme_str() {
         None | Some("http" | "https") => {}
-        Some(_) => return Err(Error::BadRequest("the request's target is not an http address")),
+        Some(_) => {
+            return Err(Error::BadRequest(
+                "the request's target is not an http address",
+            ));
+        }
     }
-    if target.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-        return Err(Error::BadRequest("the request's target carries a user name"));
+    if target
+        .authority()
+        .is_some_and(|authority| authority.as_str().contains('@'))
+    {
+        return Err(Error::BadRequest(
+            "the request's target carries a user name",
+        ));
     }
     match target.path_and_query().map(http::uri::PathAndQuery::as_str) {
         Some(path) if path.starts_with('/') => Ok(()),
@@ -285,7 +340,8 @@ mod tests {
             request = request.header(*name, *value);
         }
         let (parts, ()) = request.body(()).unwrap().into_parts();
-        gate.check(&parts, &KnownHost::default()).map_or_else(|error| error.status().as_u16(), |()| 200)
+        gate.check(&parts, &KnownHost::default())
+            .map_or_else(|error| error.status().as_u16(), |()| 200)
     }
 
     fn gate(reach: Reach) -> Gate {
@@ -307,7 +363,11 @@ mod tests {
             ("[::]:80", Reach::Network),
             ("192.0.2.1:80", Reach::Network),
         ] {
-            assert_eq!(reach(&Address::Tcp(address.parse().unwrap())), expected, "{address}");
+            assert_eq!(
+                reach(&Address::Tcp(address.parse().unwrap())),
+                expected,
+                "{address}"
+            );
         }
         assert_eq!(reach(&Address::Unix("socket".into())), Reach::File);
     }
@@ -360,14 +420,48 @@ mod tests {
         assert_eq!(verdict(&gate, Version::HTTP_11, "/", &[host, host]), 400);
         assert_eq!(verdict(&gate, Version::HTTP_11, "/", &[]), 400);
         assert_eq!(verdict(&gate, Version::HTTP_10, "/", &[]), 200);
-        assert_eq!(verdict(&gate, Version::HTTP_10, "/", &[("origin", "http://localhost")]), 421);
-        assert_eq!(verdict(&gate, Version::HTTP_10, "/", &[("sec-fetch-site", "none")]), 421);
-        assert_eq!(verdict(&gate, Version::HTTP_10, "http://evil.example/", &[]), 421);
-        assert_eq!(verdict(&gate, Version::HTTP_10, "http://localhost/", &[]), 200);
-        assert_eq!(verdict(&gate, Version::HTTP_11, "http://localhost/x", &[host]), 200);
-        assert_eq!(verdict(&gate, Version::HTTP_11, "http://evil.example/x", &[host]), 400);
-        assert_eq!(verdict(&gate, Version::HTTP_11, "http://u@localhost/", &[("host", "u@localhost")]), 400);
-        assert_eq!(verdict(&gate, Version::HTTP_11, "ftp://localhost/", &[host]), 400);
+        assert_eq!(
+            verdict(
+                &gate,
+                Version::HTTP_10,
+                "/",
+                &[("origin", "http://localhost")]
+            ),
+            421
+        );
+        assert_eq!(
+            verdict(&gate, Version::HTTP_10, "/", &[("sec-fetch-site", "none")]),
+            421
+        );
+        assert_eq!(
+            verdict(&gate, Version::HTTP_10, "http://evil.example/", &[]),
+            421
+        );
+        assert_eq!(
+            verdict(&gate, Version::HTTP_10, "http://localhost/", &[]),
+            200
+        );
+        assert_eq!(
+            verdict(&gate, Version::HTTP_11, "http://localhost/x", &[host]),
+            200
+        );
+        assert_eq!(
+            verdict(&gate, Version::HTTP_11, "http://evil.example/x", &[host]),
+            400
+        );
+        assert_eq!(
+            verdict(
+                &gate,
+                Version::HTTP_11,
+                "http://u@localhost/",
+                &[("host", "u@localhost")]
+            ),
+            400
+        );
+        assert_eq!(
+            verdict(&gate, Version::HTTP_11, "ftp://localhost/", &[host]),
+            400
+        );
     }
 
     #[test]
@@ -380,31 +474,61 @@ mod tests {
             (&[("origin", "null")], 403),
             (&[("origin", "https://app.example.com")], 200),
             (&[("origin", "https://evil.example")], 403),
-            (&[("origin", "http://localhost:8080"), ("origin", "https://evil.example")], 403),
+            (
+                &[
+                    ("origin", "http://localhost:8080"),
+                    ("origin", "https://evil.example"),
+                ],
+                403,
+            ),
             (&[("sec-fetch-site", "none")], 200),
             (&[("sec-fetch-site", "same-origin")], 200),
             (&[("sec-fetch-site", "same-site")], 403),
             (&[("sec-fetch-site", "cross-site")], 403),
             (&[("sec-fetch-site", "")], 403),
-            (&[("sec-fetch-site", "cross-site"), ("origin", "https://app.example.com")], 200),
+            (
+                &[
+                    ("sec-fetch-site", "cross-site"),
+                    ("origin", "https://app.example.com"),
+                ],
+                200,
+            ),
         ];
         for (headers, status) in table {
             for reach in [Reach::Loopback, Reach::File] {
                 let mut all = vec![("host", "localhost:8080")];
                 all.extend_from_slice(headers);
-                assert_eq!(verdict(&gate(reach), Version::HTTP_11, "/", &all), *status, "{headers:?} {reach:?}");
+                assert_eq!(
+                    verdict(&gate(reach), Version::HTTP_11, "/", &all),
+                    *status,
+                    "{headers:?} {reach:?}"
+                );
             }
         }
     }
 
     #[test]
     fn a_guard_that_is_off_still_wants_one_well_formed_request() {
-        let off = Gate::new(Guard { is_off: true, ..Guard::default() }, Reach::Loopback, Scheme::HTTP);
-        let foreign = [("host", "any.example"), ("origin", "null"), ("sec-fetch-site", "cross-site")];
+        let off = Gate::new(
+            Guard {
+                is_off: true,
+                ..Guard::default()
+            },
+            Reach::Loopback,
+            Scheme::HTTP,
+        );
+        let foreign = [
+            ("host", "any.example"),
+            ("origin", "null"),
+            ("sec-fetch-site", "cross-site"),
+        ];
         assert_eq!(verdict(&off, Version::HTTP_11, "/", &foreign), 200);
         assert_eq!(verdict(&off, Version::HTTP_10, "/", &foreign[1..]), 200);
         assert_eq!(verdict(&off, Version::HTTP_11, "/", &foreign[1..]), 400);
-        assert_eq!(verdict(&off, Version::HTTP_11, "/", &[("host", "a/b")]), 400);
+        assert_eq!(
+            verdict(&off, Version::HTTP_11, "/", &[("host", "a/b")]),
+            400
+        );
     }
 
     #[test]
@@ -412,7 +536,11 @@ mod tests {
         let gate = gate(Reach::Loopback);
         let known = KnownHost::default();
         let check = |host: &str| {
-            let (parts, ()) = Request::get("/").header("host", host).body(()).unwrap().into_parts();
+            let (parts, ()) = Request::get("/")
+                .header("host", host)
+                .body(())
+                .unwrap()
+                .into_parts();
             gate.check(&parts, &known).is_ok()
         };
         assert!(check("localhost"));
@@ -424,12 +552,16 @@ mod tests {
     fn forms() {
         let gate = gate(Reach::Loopback);
         let form = |method: &str, target: &str, headers: &[(&str, &str)]| {
-            let mut request = Request::builder().method(method).uri(target).header("host", "localhost");
+            let mut request = Request::builder()
+                .method(method)
+                .uri(target)
+                .header("host", "localhost");
             for (name, value) in headers {
                 request = request.header(*name, *value);
             }
             let (parts, ()) = request.body(()).unwrap().into_parts();
-            gate.check(&parts, &KnownHost::default()).map_or_else(|error| error.status().as_u16(), |()| 200)
+            gate.check(&parts, &KnownHost::default())
+                .map_or_else(|error| error.status().as_u16(), |()| 200)
         };
         assert_eq!(form("TRACE", "/", &[]), 405);
         assert_eq!(form("CONNECT", "evil.example:443", &[]), 405);
@@ -441,11 +573,31 @@ mod tests {
         assert_eq!(form("OPTIONS", "*", &[]), 400);
         assert_eq!(form("GET", "*", &[]), 400);
         assert_eq!(form("POST", "/", &[("transfer-encoding", "chunked")]), 200);
-        assert_eq!(form("POST", "/", &[("transfer-encoding", "gzip, chunked")]), 400);
-        assert_eq!(form("POST", "/", &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]), 400);
+        assert_eq!(
+            form("POST", "/", &[("transfer-encoding", "gzip, chunked")]),
+            400
+        );
+        assert_eq!(
+            form(
+                "POST",
+                "/",
+                &[
+                    ("transfer-encoding", "chunked"),
+                    ("transfer-encoding", "chunked")
+                ]
+            ),
+            400
+        );
         assert_eq!(form("POST", "/", &[("content-length", "5")]), 200);
         assert_eq!(form("POST", "/", &[("content-length", "")]), 400);
-        assert_eq!(form("POST", "/", &[("content-length", "5"), ("content-length", "5")]), 400);
+        assert_eq!(
+            form(
+                "POST",
+                "/",
+                &[("content-length", "5"), ("content-length", "5")]
+            ),
+            400
+        );
         assert_eq!(form("POST", "/", &[("expect", "100-Continue")]), 200);
         assert_eq!(form("POST", "/", &[("expect", "foo")]), 417);
     }

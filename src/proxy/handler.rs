@@ -43,37 +43,75 @@ pub(crate) async fn handle(
     let route = worker.routes.choose(&head);
     exchange.limits.set(route.limits);
     exchange.caller.set(None);
-    let upgrade = upgrade.as_ref().filter(|_| worker.upstreams[route.upstream].takes_upgrades());
-    let passage = Passage { worker: &worker, exchange: &exchange, route, head: &head, body: &body, upgrade };
+    let upgrade = upgrade
+        .as_ref()
+        .filter(|_| worker.upstreams[route.upstream].takes_upgrades());
+    let passage = Passage {
+        worker: &worker,
+        exchange: &exchange,
+        route,
+        head: &head,
+        body: &body,
+        upgrade,
+    };
     let answer = match exchange.monitor.fault(number) {
-        None => passage.answer(received).await.and_then(|relay| passage.spare_the_password(relay)),
+        None => passage
+            .answer(received)
+            .await
+            .and_then(|relay| passage.spare_the_password(relay)),
         Some(fault) => Err(fault.into()),
     };
     account.permit = exchange.permit.take();
     let mut response = match answer {
-        Ok(Relay { head, ahead, rest, rewriter }) => {
+        Ok(Relay {
+            head,
+            ahead,
+            rest,
+            rewriter,
+        }) => {
             let look = worker.look(&head);
-            Response::from_parts(head, ResponseBody::relayed(ahead, rest, rewriter, look, account))
+            Response::from_parts(
+                head,
+                ResponseBody::relayed(ahead, rest, rewriter, look, account),
+            )
         }
         Err(error) => {
             worker.refused(&error, &exchange);
-            error.to_response().map(|words| ResponseBody::ours(words, account))
+            error
+                .to_response()
+                .map(|words| ResponseBody::ours(words, account))
         }
     };
     // A client that waits to be asked for its body need not send it now, and then what follows is not that body.
     let is_unasked = body.is_untouched() && head.headers.contains_key(header::EXPECT);
     body.commit();
-    exchange.peer.gate.open_to_origins(&head.headers, response.headers_mut());
+    exchange
+        .peer
+        .gate
+        .open_to_origins(&head.headers, response.headers_mut());
     // HTTP/1.0 knows no other end for a body of unknown length.
-    let ends_with_close = head.version == Version::HTTP_10 && response.body().size_hint().exact().is_none();
+    let ends_with_close =
+        head.version == Version::HTTP_10 && response.body().size_hint().exact().is_none();
     let is_draining = worker.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS;
     let is_last = is_unasked || ends_with_close || is_draining;
     if is_last && exchange.carrier == Carrier::Connection {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     // To an answer that claims a later version, hyper adds the promise to keep the connection of an HTTP/1.0 client.
-    *response.version_mut() = if is_last { head.version } else { Version::HTTP_11 };
-    worker.answered(route, exchange.caller.get(), &head, response.status(), received);
+    *response.version_mut() = if is_last {
+        head.version
+    } else {
+        Version::HTTP_11
+    };
+    worker.answered(
+        route,
+        exchange.caller.get(),
+        &head,
+        response.status(),
+        received,
+    );
     Ok(response)
 }
 
@@ -109,7 +147,9 @@ impl Passage<'_> {
             return Err(Error::Loop);
         }
         if !self.route.inject {
-            return Box::pin(self.attempt(None)).await.map(|answer| self.relay(answer));
+            return Box::pin(self.attempt(None))
+                .await
+                .map(|answer| self.relay(answer));
         }
         let mut token = self.worker.token(received).await?;
         if self.body.is_better_held_back() && token.ends_soon(received) {
@@ -155,13 +195,24 @@ impl Passage<'_> {
     /// `path` as the upstream sees it, `asked` as the client wrote it.
     fn judge_one(&self, path: &str, asked: &str) -> Result<(), Error> {
         let method = &self.head.method;
-        self.route.rules.judge(method, path, &self.worker.config.issuer_segments)?;
-        if self.worker.routes.is_ambiguous(self.head, asked, self.route) {
+        self.route
+            .rules
+            .judge(method, path, &self.worker.config.issuer_segments)?;
+        if self
+            .worker
+            .routes
+            .is_ambiguous(self.head, asked, self.route)
+        {
             return Err(Error::BadRequest(
                 "the path can also be read as another [[route]]'s, whose rules it would escape",
             ));
         }
-        match self.exchange.caller.get().map(|caller| self.worker.clients.rules(caller)) {
+        match self
+            .exchange
+            .caller
+            .get()
+            .map(|caller| self.worker.clients.rules(caller))
+        {
             Some(rules) if !rules.is_empty() => rules.judge(method, path, &[]),
             Some(_) | None => Ok(()),
         }
@@ -170,9 +221,17 @@ impl Passage<'_> {
     /// An app whose password is good would ask its user for another one.
     fn spare_the_password(&self, relay: Relay) -> Result<Relay, Error> {
         let is_spared = relay.head.status == StatusCode::UNAUTHORIZED
-            && self.exchange.caller.get().is_some_and(|caller| caller.by_password)
+            && self
+                .exchange
+                .caller
+                .get()
+                .is_some_and(|caller| caller.by_password)
             && self.worker.config.retry.exhausted != Some(Exhausted::Relay);
-        if is_spared { Err(Error::Challenge) } else { Ok(relay) }
+        if is_spared {
+            Err(Error::Challenge)
+        } else {
+            Ok(relay)
+        }
     }
 
     /// A large upload may outlive the token that it begins with, and cannot be sent again: if a newer one can be had, it is
@@ -181,7 +240,10 @@ impl Passage<'_> {
         let credential = &self.worker.credential;
         // Refused when the last call was a moment ago: then its outcome is what there is to wait for.
         let _ = credential.refresh_now();
-        match credential.newer_than(Some(token.version()), self.worker.token_wait).await {
+        match credential
+            .newer_than(Some(token.version()), self.worker.token_wait)
+            .await
+        {
             Some(newer) => Ok(self.worker.carry(&newer)),
             // What it had left of its life may be over by now.
             None => self.worker.token(self.worker.clock.now()).await,

@@ -7,7 +7,8 @@ mod tests;
 use std::net::SocketAddr;
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, Version, header, request, response,
+    HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, Version, header, request,
+    response,
     uri::{Authority, PathAndQuery, Scheme},
 };
 use percent_encoding::{CONTROLS, utf8_percent_encode};
@@ -35,9 +36,14 @@ pub struct Client {
 impl Client {
     /// A client at `address` (`None` behind a local socket), which reaches us by `scheme`.
     pub fn new(address: Option<SocketAddr>, scheme: Scheme) -> Self {
-        let forwarded_for =
-            address.and_then(|address| HeaderValue::try_from(address.ip().to_canonical().to_string()).ok());
-        Self { address, scheme, forwarded_for }
+        let forwarded_for = address.and_then(|address| {
+            HeaderValue::try_from(address.ip().to_canonical().to_string()).ok()
+        });
+        Self {
+            address,
+            scheme,
+            forwarded_for,
+        }
     }
 
     pub(crate) fn address(&self) -> Option<SocketAddr> {
@@ -59,7 +65,9 @@ impl Home<'_> {
     /// How the client reaches us, as an address begins: `scheme://host`, or nothing.
     pub(crate) fn base(&self) -> Vec<u8> {
         let scheme = self.client.scheme.as_str().as_bytes();
-        self.host.map(|host| [scheme, b"://", host.as_bytes()].concat()).unwrap_or_default()
+        self.host
+            .map(|host| [scheme, b"://", host.as_bytes()].concat())
+            .unwrap_or_default()
     }
 }
 
@@ -98,7 +106,10 @@ pub fn outbound(head: &request::Parts, rewrite: &Rewrite<'_>) -> HeaderMap {
     match rewrite.host {
         Host::Endpoint => out.insert(header::HOST, rewrite.endpoint.authority.clone()),
         Host::Fixed(name) => out.insert(header::HOST, name.clone()),
-        Host::Client => out.insert(header::HOST, client_host.unwrap_or(&rewrite.endpoint.authority).clone()),
+        Host::Client => out.insert(
+            header::HOST,
+            client_host.unwrap_or(&rewrite.endpoint.authority).clone(),
+        ),
     };
     if let Some(client_host) = client_host.filter(|_| *rewrite.host != Host::Client) {
         naturalise(&mut out, client_host, rewrite);
@@ -120,7 +131,12 @@ pub(crate) fn from_http2(head: &mut request::Parts) {
     {
         head.headers.insert(header::HOST, host);
     }
-    let crumbs: Vec<&[u8]> = head.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let crumbs: Vec<&[u8]> = head
+        .headers
+        .get_all(header::COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
     if crumbs.len() > 1
         && let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
     {
@@ -137,10 +153,13 @@ pub(crate) fn destination(head: &request::Parts) -> Result<Option<Uri>, Error> {
         return Ok(None);
     }
     let mut all = head.headers.get_all(DESTINATION).iter();
-    let Some(destination) = all.next() else { return Ok(None) };
+    let Some(destination) = all.next() else {
+        return Ok(None);
+    };
     let address = Uri::try_from(destination.as_bytes()).ok();
     let is_clear = |address: &Uri| {
-        (address.scheme().is_some() || address.authority().is_none()) && !address.path().starts_with("//")
+        (address.scheme().is_some() || address.authority().is_none())
+            && !address.path().starts_with("//")
     };
     match address.filter(|address| all.next().is_none() && is_clear(address)) {
         Some(address) => Ok(Some(address)),
@@ -151,7 +170,13 @@ pub(crate) fn destination(head: &request::Parts) -> Result<Option<Uri>, Error> {
 /// Percent-encodes what old clients write into a target as it is: UTF-8 beyond ASCII, which RFC 3986 §2.1 does not allow.
 /// What is judged from here on is what is sent.
 pub(crate) fn encode_target(head: &mut request::Parts) {
-    let Some(target) = head.uri.path_and_query().filter(|target| !target.as_str().is_ascii()) else { return };
+    let Some(target) = head
+        .uri
+        .path_and_query()
+        .filter(|target| !target.as_str().is_ascii())
+    else {
+        return;
+    };
     let encoded = utf8_percent_encode(target.as_str(), CONTROLS).to_string();
     let mut parts = std::mem::take(&mut head.uri).into_parts();
     // Cannot fail: only triplets were added, and the limit for targets leaves room for them.
@@ -174,11 +199,17 @@ pub(crate) fn for_http2<B>(request: &mut Request<B>, scheme: &Scheme) {
 
 /// Writes a length without the zeros that old programs fill it up with: to some servers it would be octal.
 pub(crate) fn plain_length(headers: &mut HeaderMap) {
-    let Some(length) = headers.get(header::CONTENT_LENGTH) else { return };
+    let Some(length) = headers.get(header::CONTENT_LENGTH) else {
+        return;
+    };
     if let [b'0', rest @ ..] = length.as_bytes()
         && !rest.is_empty()
     {
-        let zeros = rest.iter().take_while(|digit| **digit == b'0').count().min(rest.len() - 1);
+        let zeros = rest
+            .iter()
+            .take_while(|digit| **digit == b'0')
+            .count()
+            .min(rest.len() - 1);
         if let Ok(plain) = HeaderValue::from_bytes(&rest[zeros..]) {
             headers.insert(header::CONTENT_LENGTH, plain);
         }
@@ -187,17 +218,22 @@ pub(crate) fn plain_length(headers: &mut HeaderMap) {
 
 /// Whether a client can take trailers, RFC 9110 §10.1.4.
 pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(header::TE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let mut codings = headers
+        .get_all(header::TE)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     codings.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
 }
 
 /// Whether a request has passed this instance before. `CDN-Loop` (RFC 8586) rather than `Via`, since some servers stop
 /// compressing when they see the latter.
 pub(crate) fn has_been_here(headers: &HeaderMap, mark: &HeaderValue) -> bool {
-    headers
-        .get_all(CDN_LOOP)
-        .iter()
-        .any(|value| value.as_bytes().split(|byte| *byte == b',').any(|id| id.trim_ascii() == mark.as_bytes()))
+    headers.get_all(CDN_LOOP).iter().any(|value| {
+        value
+            .as_bytes()
+            .split(|byte| *byte == b',')
+            .any(|id| id.trim_ascii() == mark.as_bytes())
+    })
 }
 
 /// Whether an upstream's answer means the same to everybody: one length, or chunks and nothing else (RFC 9112 §6.3), and
@@ -207,21 +243,31 @@ pub(crate) fn is_unambiguous(head: &response::Parts, is_upgrade_wished: bool) ->
     let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
     let (length, coding) = (lengths.next(), codings.next());
     // HTTP/2 lets an empty one through.
-    let is_number = |length: &HeaderValue| !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
+    let is_number = |length: &HeaderValue| {
+        !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit)
+    };
     (head.status != StatusCode::SWITCHING_PROTOCOLS || is_upgrade_wished)
         && lengths.next().is_none()
         && codings.next().is_none()
         && length.is_none_or(is_number)
-        && coding.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked") && length.is_none())
+        && coding.is_none_or(|coding| {
+            coding.as_bytes().eq_ignore_ascii_case(b"chunked") && length.is_none()
+        })
 }
 
 /// Whether an upstream takes whoever comes by this connection for the same person from now on: NTLM and Negotiate
 /// (RFC 4559) vouch for connections, not for requests.
 pub(crate) fn speaks_for_somebody(headers: &HeaderMap) -> bool {
-    let mut challenges =
-        headers.get_all(header::WWW_AUTHENTICATE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let mut challenges = headers
+        .get_all(header::WWW_AUTHENTICATE)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
     challenges.any(|challenge| {
-        let scheme = challenge.trim_ascii().split(|byte| *byte == b' ').next().unwrap_or_default();
+        let scheme = challenge
+            .trim_ascii()
+            .split(|byte| *byte == b' ')
+            .next()
+            .unwrap_or_default();
         scheme.eq_ignore_ascii_case(b"ntlm") || scheme.eq_ignore_ascii_case(b"negotiate")
     })
 }
@@ -245,7 +291,8 @@ pub(crate) fn inbound(
     }
     for name in [header::LOCATION, header::CONTENT_LOCATION] {
         let address = headers.get(&name);
-        let address = address.and_then(|address| brought_home(address.as_bytes(), endpoint, origins, home));
+        let address =
+            address.and_then(|address| brought_home(address.as_bytes(), endpoint, origins, home));
         if let Some(address) = address.and_then(|address| HeaderValue::from_bytes(&address).ok()) {
             headers.insert(name, address);
         }
@@ -258,10 +305,17 @@ pub(crate) fn inbound(
 /// A page that was loaded from us calls us its origin, and who moves a file names a place that is here; to the upstream, that
 /// is the upstream's own.
 fn naturalise(out: &mut HeaderMap, client_host: &HeaderValue, rewrite: &Rewrite<'_>) {
-    let Rewrite { endpoint, client, .. } = rewrite;
+    let Rewrite {
+        endpoint, client, ..
+    } = rewrite;
     for name in [header::ORIGIN, header::REFERER, DESTINATION] {
-        let Some(value) = out.get(&name) else { continue };
-        let Some(rest) = after_origin(value.as_bytes(), &client.scheme, client_host.as_bytes()) else { continue };
+        let Some(value) = out.get(&name) else {
+            continue;
+        };
+        let Some(rest) = after_origin(value.as_bytes(), &client.scheme, client_host.as_bytes())
+        else {
+            continue;
+        };
         let at_home = [endpoint.origin.as_bytes(), rest].concat();
         if let Ok(value) = HeaderValue::from_bytes(&at_home) {
             out.insert(name, value);
@@ -271,9 +325,12 @@ fn naturalise(out: &mut HeaderMap, client_host: &HeaderValue, rewrite: &Rewrite<
 
 /// What follows `scheme://<host>` in an address of that origin.
 fn after_origin<'a>(address: &'a [u8], scheme: &Scheme, host: &[u8]) -> Option<&'a [u8]> {
-    let rest = address.strip_prefix(scheme.as_str().as_bytes())?.strip_prefix(b"://")?;
+    let rest = address
+        .strip_prefix(scheme.as_str().as_bytes())?
+        .strip_prefix(b"://")?;
     let (origin, rest) = rest.split_at_checked(host.len())?;
-    (origin.eq_ignore_ascii_case(host) && matches!(rest.first(), None | Some(b'/' | b'?' | b'#'))).then_some(rest)
+    (origin.eq_ignore_ascii_case(host) && matches!(rest.first(), None | Some(b'/' | b'?' | b'#')))
+        .then_some(rest)
 }
 
 fn add_forwarding(out: &mut HeaderMap, client_host: Option<&HeaderValue>, rewrite: &Rewrite<'_>) {
@@ -292,17 +349,27 @@ fn add_forwarding(out: &mut HeaderMap, client_host: Option<&HeaderValue>, rewrit
                 Some(host) => out.insert(X_FORWARDED_HOST, host.clone()),
                 None => out.remove(X_FORWARDED_HOST),
             };
-            let proto = if rewrite.client.scheme == Scheme::HTTPS { "https" } else { "http" };
+            let proto = if rewrite.client.scheme == Scheme::HTTPS {
+                "https"
+            } else {
+                "http"
+            };
             out.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
         }
         ForwardedHeaders::Forwarded => {
-            let node = match rewrite.client.address.map(|address| address.ip().to_canonical()) {
+            let node = match rewrite
+                .client
+                .address
+                .map(|address| address.ip().to_canonical())
+            {
                 Some(std::net::IpAddr::V4(ip)) => format!("for={ip}"),
                 Some(std::net::IpAddr::V6(ip)) => format!("for=\"[{ip}]\""),
                 None => "for=unknown".to_owned(),
             };
             let host = client_host.and_then(|host| host.to_str().ok());
-            let host = host.map(|host| format!(";host=\"{host}\"")).unwrap_or_default();
+            let host = host
+                .map(|host| format!(";host=\"{host}\""))
+                .unwrap_or_default();
             let element = format!("{node}{host};proto={}", rewrite.client.scheme);
             if let Some(chain) = joined(out, &header::FORWARDED, element.as_bytes()) {
                 out.insert(header::FORWARDED, chain);
@@ -313,19 +380,35 @@ fn add_forwarding(out: &mut HeaderMap, client_host: Option<&HeaderValue>, rewrit
 
 /// All values of a list field and one more, as one value.
 fn joined(headers: &HeaderMap, name: &HeaderName, last: &[u8]) -> Option<HeaderValue> {
-    let mut values: Vec<&[u8]> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
+    let mut values: Vec<&[u8]> = headers
+        .get_all(name)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
     values.push(last);
     HeaderValue::from_bytes(&values.join(&b", "[..])).ok()
 }
 
 /// A `Location` as the client can reach it.
-fn brought_home(location: &[u8], endpoint: &Endpoint, origins: &Rewrites, home: &Home<'_>) -> Option<Vec<u8>> {
+fn brought_home(
+    location: &[u8],
+    endpoint: &Endpoint,
+    origins: &Rewrites,
+    home: &Home<'_>,
+) -> Option<Vec<u8>> {
     let is_network_path = location.starts_with(b"//");
     if location.starts_with(b"/") && !is_network_path {
         return (!home.prefix.is_empty()).then(|| [home.prefix.as_bytes(), location].concat());
     }
     // RFC 3986 §4.2: of the scheme by which the answer came.
-    let scheme = if is_network_path { endpoint.scheme.as_str() } else { "" };
+    let scheme = if is_network_path {
+        endpoint.scheme.as_str()
+    } else {
+        ""
+    };
     let colon = if is_network_path { ":" } else { "" };
-    origins.home(&[scheme.as_bytes(), colon.as_bytes(), location].concat(), &home.base())
+    origins.home(
+        &[scheme.as_bytes(), colon.as_bytes(), location].concat(),
+        &home.base(),
+    )
 }

@@ -53,7 +53,16 @@ enum End {
 impl Intake {
     pub(crate) fn new(io: Io, monitor: Arc<Monitor>, limits: Limits) -> Self {
         let framing = Framing::new(limits);
-        Self { io, framing, monitor, held: BytesMut::new(), good: Bytes::new(), heads: 0, end: None, ignored: 0 }
+        Self {
+            io,
+            framing,
+            monitor,
+            held: BytesMut::new(),
+            good: Bytes::new(),
+            heads: 0,
+            end: None,
+            ignored: 0,
+        }
     }
 
     /// The socket, if nothing was read from it beyond what was handed on.
@@ -69,7 +78,8 @@ impl Intake {
         if is_held {
             self.held.extend_from_slice(read);
         }
-        let Seen { good, heads, fault } = self.framing.read(if is_held { &self.held } else { read });
+        let Seen { good, heads, fault } =
+            self.framing.read(if is_held { &self.held } else { read });
         self.heads = self.heads.wrapping_add(heads);
         if is_held {
             self.good = self.held.split_to(good).freeze();
@@ -109,7 +119,11 @@ impl Intake {
 }
 
 impl AsyncRead for Intake {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
         loop {
@@ -141,7 +155,11 @@ impl AsyncRead for Intake {
 }
 
 impl AsyncWrite for Intake {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 

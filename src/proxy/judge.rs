@@ -26,8 +26,12 @@ pub(crate) fn judge(status: StatusCode, headers: &HeaderMap, retry: &Retry) -> V
 
 /// Whether JSON says that the token was refused, under a status that does not.
 pub(crate) fn refuses(json: &[u8], rule: &RetryJson) -> bool {
-    let Ok(answer) = serde_json::from_slice::<Value>(json) else { return false };
-    answer.pointer(&rule.pointer).is_some_and(|code| rule.values.iter().any(|value| is_same(code, value)))
+    let Ok(answer) = serde_json::from_slice::<Value>(json) else {
+        return false;
+    };
+    answer
+        .pointer(&rule.pointer)
+        .is_some_and(|code| rule.values.iter().any(|value| is_same(code, value)))
 }
 
 /// Some clouds write their numbers as texts, and not always.
@@ -94,13 +98,36 @@ mod tests {
             (200, &[], Relay),
             (404, &["Bearer error=\"invalid_token\""], Relay),
             (401, &["Bearer"], AuthorizationFailure),
-            (401, &["Bearer realm=\"x\", error=\"invalid_token\""], AuthorizationFailure),
+            (
+                401,
+                &["Bearer realm=\"x\", error=\"invalid_token\""],
+                AuthorizationFailure,
+            ),
             (401, &["bearer ERROR=invalid_token"], AuthorizationFailure),
-            (401, &["Bearer error=\"insufficient_scope\", scope=\"files\""], Relay),
+            (
+                401,
+                &["Bearer error=\"insufficient_scope\", scope=\"files\""],
+                Relay,
+            ),
             (401, &["Bearer error=\"invalid_request\""], Relay),
-            (401, &["Basic realm=\"error=insufficient_scope\""], AuthorizationFailure),
-            (401, &["Basic realm=\"a\", Bearer error=\"insufficient_scope\""], Relay),
-            (401, &["Bearer error=\"insufficient_scope\"", "Bearer error=\"invalid_token\""], AuthorizationFailure),
+            (
+                401,
+                &["Basic realm=\"error=insufficient_scope\""],
+                AuthorizationFailure,
+            ),
+            (
+                401,
+                &["Basic realm=\"a\", Bearer error=\"insufficient_scope\""],
+                Relay,
+            ),
+            (
+                401,
+                &[
+                    "Bearer error=\"insufficient_scope\"",
+                    "Bearer error=\"invalid_token\"",
+                ],
+                AuthorizationFailure,
+            ),
             (401, &["\"garbage"], AuthorizationFailure),
         ];
         for (status, challenges, expected) in table {
@@ -109,13 +136,20 @@ mod tests {
                 headers.append(header::WWW_AUTHENTICATE, challenge.parse().unwrap());
             }
             let status = StatusCode::from_u16(*status).unwrap();
-            assert_eq!(judge(status, &headers, &retry()), *expected, "{status} {challenges:?}");
+            assert_eq!(
+                judge(status, &headers, &retry()),
+                *expected,
+                "{status} {challenges:?}"
+            );
         }
     }
 
     #[test]
     fn refusals_in_json() {
-        let rule = RetryJson { pointer: "/error/code".to_owned(), values: vec![401.into(), "expired".into()] };
+        let rule = RetryJson {
+            pointer: "/error/code".to_owned(),
+            values: vec![401.into(), "expired".into()],
+        };
         for (json, expected) in [
             (r#"{"error":{"code":401}}"#, true),
             (r#"{"error":{"code":"401"}}"#, true),
@@ -134,9 +168,20 @@ mod tests {
     #[test]
     fn a_401_frees_every_method_and_other_statuses_only_idempotent_ones() {
         let forbidden = StatusCode::FORBIDDEN;
-        assert!(may_repeat(StatusCode::UNAUTHORIZED, &Method::POST, &retry()));
+        assert!(may_repeat(
+            StatusCode::UNAUTHORIZED,
+            &Method::POST,
+            &retry()
+        ));
         assert!(!may_repeat(forbidden, &Method::POST, &retry()));
         assert!(may_repeat(forbidden, &Method::PUT, &retry()));
-        assert!(may_repeat(forbidden, &Method::POST, &Retry { any_method: true, ..retry() }));
+        assert!(may_repeat(
+            forbidden,
+            &Method::POST,
+            &Retry {
+                any_method: true,
+                ..retry()
+            }
+        ));
     }
 }

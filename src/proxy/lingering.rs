@@ -17,9 +17,19 @@ const UNASKED_SILENCE: Duration = Duration::from_millis(500);
 
 /// Reads abandoned bodies to their end, within bounds; beyond them the connection closes.
 pub(crate) async fn read_out(mut abandoned: mpsc::UnboundedReceiver<Abandoned>) {
-    while let Some(Abandoned { mut body, monitor, exchange, is_unasked }) = abandoned.recv().await {
+    while let Some(Abandoned {
+        mut body,
+        monitor,
+        exchange,
+        is_unasked,
+    }) = abandoned.recv().await
+    {
         tokio::task::spawn_local(async move {
-            let mut silence = if is_unasked { UNASKED_SILENCE } else { LINGER_SILENCE };
+            let mut silence = if is_unasked {
+                UNASKED_SILENCE
+            } else {
+                LINGER_SILENCE
+            };
             let reading = async {
                 loop {
                     match tokio::time::timeout(silence, body.frame()).await {

@@ -14,7 +14,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::either::Either;
 
 use super::{
-    Greeting, addresses::Source, connection, guard::Gate, headers::Client, metrics::ConnectionRejection, worker::Worker,
+    Greeting, addresses::Source, connection, guard::Gate, headers::Client,
+    metrics::ConnectionRejection, worker::Worker,
 };
 use crate::net::{
     socket::{Listener, Stream, is_exhaustion},
@@ -64,7 +65,13 @@ pub(crate) async fn accept(
     }
 }
 
-fn take(worker: &Rc<Worker>, stream: Stream, peer: Option<SocketAddr>, gate: &Rc<Gate>, greeting: Option<&Greeting>) {
+fn take(
+    worker: &Rc<Worker>,
+    stream: Stream,
+    peer: Option<SocketAddr>,
+    gate: &Rc<Gate>,
+    greeting: Option<&Greeting>,
+) {
     let Some(place) = worker.place_for_connection(peer) else {
         // Who speaks TLS would not understand the words.
         match greeting {
@@ -87,13 +94,21 @@ fn take(worker: &Rc<Worker>, stream: Stream, peer: Option<SocketAddr>, gate: &Rc
         // The handshake is the beginning of the first request.
         let limit = worker.config.first_byte_timeout + worker.config.head_timeout;
         match tokio::time::timeout(limit, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => connection::serve(worker, Either::Right(Box::new(stream)), client, gate).await,
+            Ok(Ok(stream)) => {
+                connection::serve(worker, Either::Right(Box::new(stream)), client, gate).await
+            }
             // Whoever goes away again, as health checks and browsers do, is no news.
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
                 let advice = tls::said_by_tls(&error).map_or("", tls::advice_about_client);
-                worker.connection_failed(ConnectionRejection::Handshake, peer, Some(&format_args!("{error}{advice}")));
+                worker.connection_failed(
+                    ConnectionRejection::Handshake,
+                    peer,
+                    Some(&format_args!("{error}{advice}")),
+                );
             }
-            Ok(Err(_)) | Err(_) => worker.metrics.connections_rejected[ConnectionRejection::Handshake as usize].add(1),
+            Ok(Err(_)) | Err(_) => {
+                worker.metrics.connections_rejected[ConnectionRejection::Handshake as usize].add(1)
+            }
         }
         drop(place);
     });

@@ -97,7 +97,9 @@ impl ConnectionRejection {
                 "a connection is turned away: there are too many of its address (proxy.max_connections_per_address)"
             }
             Self::AcceptFailed => "cannot accept connections; trying again in a moment",
-            Self::BytesBeforeUpgrade => "a connection is closed: its client went on before the upgrade was agreed on",
+            Self::BytesBeforeUpgrade => {
+                "a connection is closed: its client went on before the upgrade was agreed on"
+            }
             Self::Handshake => "a client and this listener did not agree on TLS",
             Self::Flood => {
                 "a connection is closed: a flood of HTTP/2 frames (proxy.max_control_frames) or resets (proxy.max_resets)"
@@ -107,8 +109,14 @@ impl ConnectionRejection {
 }
 
 /// Values of the label `limit` of `clients_late_total`: keys of `[proxy]`.
-const LATENESSES: [&str; 6] =
-    ["first_byte_timeout", "head_timeout", "body_idle_timeout", "min_body_rate", "idle_timeout", "tunnel_idle_timeout"];
+const LATENESSES: [&str; 6] = [
+    "first_byte_timeout",
+    "head_timeout",
+    "body_idle_timeout",
+    "min_body_rate",
+    "idle_timeout",
+    "tunnel_idle_timeout",
+];
 
 /// What a client was late with when its connection was closed, or its stream reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,7 +147,14 @@ pub const UPSTREAM_ERRORS: [&str; 9] = [
 pub const RETRY_REASONS: [&str; 2] = ["unauthorized", "connection_lost"];
 
 /// Values of the label `outcome` of `retries_total`.
-pub const RETRY_OUTCOMES: [&str; 6] = ["accepted", "rejected", "failed", "no_newer_token", "cooldown", "body_not_kept"];
+pub const RETRY_OUTCOMES: [&str; 6] = [
+    "accepted",
+    "rejected",
+    "failed",
+    "no_newer_token",
+    "cooldown",
+    "body_not_kept",
+];
 
 /// Why a request was, or should have been, sent again.
 #[derive(Debug, Clone, Copy)]
@@ -161,10 +176,15 @@ pub(crate) enum RetryOutcome {
 
 impl Metrics {
     pub(crate) fn new(origins: &[String], config: &Config) -> Self {
-        let labels = std::iter::once("default".to_owned()).chain(config.routes.iter().map(route::label));
+        let labels =
+            std::iter::once("default".to_owned()).chain(config.routes.iter().map(route::label));
         Self {
             routes: labels.map(Answers::new).collect(),
-            clients: config.clients.iter().map(|client| Answers::new(client.name.clone())).collect(),
+            clients: config
+                .clients
+                .iter()
+                .map(|client| Answers::new(client.name.clone()))
+                .collect(),
             duration: Histogram::default(),
             in_flight: Counter::default(),
             received_bytes: Counter::default(),
@@ -207,7 +227,9 @@ impl Metrics {
 
     /// The numbers of the endpoint at this origin.
     pub fn endpoint(&self, origin: &str) -> Option<&Endpoint> {
-        self.endpoints.iter().find(|endpoint| endpoint.origin == origin)
+        self.endpoints
+            .iter()
+            .find(|endpoint| endpoint.origin == origin)
     }
 
     pub(crate) fn treated(&self, treatment: Treatment) {
@@ -238,25 +260,38 @@ impl Metrics {
 
     /// Answers of our own, by reason.
     pub fn rejected(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        error::LABELS.into_iter().zip(self.rejected.iter().map(Counter::value))
+        error::LABELS
+            .into_iter()
+            .zip(self.rejected.iter().map(Counter::value))
     }
 
     /// Connections and streams that ended because their client was late, by the key whose limit had passed.
     pub fn latenesses(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        LATENESSES.into_iter().zip(self.late.iter().map(Counter::value))
+        LATENESSES
+            .into_iter()
+            .zip(self.late.iter().map(Counter::value))
     }
 
     /// Requests sent again, by reason and outcome.
     pub fn retries(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> + '_ {
-        RETRY_REASONS.into_iter().zip(&self.retries).flat_map(|(reason, counters)| {
-            RETRY_OUTCOMES.into_iter().zip(counters).map(move |(outcome, counter)| (reason, outcome, counter.value()))
-        })
+        RETRY_REASONS
+            .into_iter()
+            .zip(&self.retries)
+            .flat_map(|(reason, counters)| {
+                RETRY_OUTCOMES
+                    .into_iter()
+                    .zip(counters)
+                    .map(move |(outcome, counter)| (reason, outcome, counter.value()))
+            })
     }
 }
 
 impl Answers {
     fn new(label: String) -> Self {
-        Self { label, by_status: (100..1000).map(|_| Counter::default()).collect() }
+        Self {
+            label,
+            by_status: (100..1000).map(|_| Counter::default()).collect(),
+        }
     }
 
     fn by_status(&self) -> impl Iterator<Item = (&str, usize, u64)> + '_ {
@@ -268,11 +303,17 @@ impl Answers {
 
 impl Endpoint {
     fn new(origin: String) -> Self {
-        Self { origin, connections: Arc::default(), errors: Default::default() }
+        Self {
+            origin,
+            connections: Arc::default(),
+            errors: Default::default(),
+        }
     }
 
     /// Failures, by kind.
     pub fn errors(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        UPSTREAM_ERRORS.into_iter().zip(self.errors.iter().map(Counter::value))
+        UPSTREAM_ERRORS
+            .into_iter()
+            .zip(self.errors.iter().map(Counter::value))
     }
 }

@@ -99,12 +99,16 @@ impl Proxy {
         token_wait: Duration,
     ) -> io::Result<Self> {
         let mut origins: Vec<String> = Vec::new();
-        for endpoint in upstreams.iter().flat_map(|upstream| &upstream.config().endpoints) {
+        for endpoint in upstreams
+            .iter()
+            .flat_map(|upstream| &upstream.config().endpoints)
+        {
             if !origins.contains(&endpoint.origin) {
                 origins.push(endpoint.origin.clone());
             }
         }
-        let clients = Clients::new(&config.clients, credential.clock()).map_err(io::Error::other)?;
+        let clients =
+            Clients::new(&config.clients, credential.clock()).map_err(io::Error::other)?;
         let keys = clients.keys();
         let shared = Arc::new(worker::Shared {
             clients: Arc::new(clients),
@@ -121,18 +125,37 @@ impl Proxy {
         let mut listeners: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
         for ((bound, greeting), listener) in bound.into_iter().zip(&shared.config.listeners) {
             let reach = guard::reach(bound.address());
-            let scheme = if greeting.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
+            let scheme = if greeting.is_some() {
+                Scheme::HTTPS
+            } else {
+                Scheme::HTTP
+            };
             for (worker, seed) in listeners.iter_mut().zip(bound.into_listeners(workers)?) {
                 let gate = guard::Gate::new(listener.guard.clone(), reach, scheme.clone());
                 worker.push((seed, gate, greeting.clone()));
             }
         }
         let (drain, draining) = watch::channel(false);
-        let metrics: Arc<[_]> = (0..workers).map(|_| Arc::new(Metrics::new(&origins, &shared.config))).collect();
-        let workers = listeners.into_iter().zip(metrics.iter()).enumerate().map(|(index, (listeners, metrics))| {
-            worker::start(index, Arc::clone(&shared), Arc::clone(metrics), listeners, draining.clone())
-        });
-        Ok(Self { drain, workers: workers.collect::<io::Result<_>>()?, metrics, keys })
+        let metrics: Arc<[_]> = (0..workers)
+            .map(|_| Arc::new(Metrics::new(&origins, &shared.config)))
+            .collect();
+        let workers = listeners.into_iter().zip(metrics.iter()).enumerate().map(
+            |(index, (listeners, metrics))| {
+                worker::start(
+                    index,
+                    Arc::clone(&shared),
+                    Arc::clone(metrics),
+                    listeners,
+                    draining.clone(),
+                )
+            },
+        );
+        Ok(Self {
+            drain,
+            workers: workers.collect::<io::Result<_>>()?,
+            metrics,
+            keys,
+        })
     }
 
     /// What follows files: the keys of clients.
@@ -148,7 +171,11 @@ impl Proxy {
     /// Resolves when a worker has ended by itself, after a panic in what carries all its requests.
     pub(crate) fn poll_failed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let has_ended = |worker: &mut oneshot::Receiver<()>| pin!(worker).poll(cx).is_ready();
-        if self.workers.iter_mut().any(has_ended) { Poll::Ready(()) } else { Poll::Pending }
+        if self.workers.iter_mut().any(has_ended) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 
     /// Stops accepting and lets requests in flight finish, within `drain_timeout`.

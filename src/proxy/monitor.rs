@@ -99,7 +99,8 @@ impl Patience {
     }
 
     fn pay(&self, bytes: u64) {
-        self.owed.store(self.owed.load(Relaxed).saturating_sub(bytes), Relaxed);
+        self.owed
+            .store(self.owed.load(Relaxed).saturating_sub(bytes), Relaxed);
     }
 }
 
@@ -137,11 +138,25 @@ impl Monitor {
 
     /// A new stream on an HTTP/2 connection.
     pub(crate) fn of_stream(connection: &Self, read_due: Remote, write_due: Remote) -> Self {
-        Self::with(Arc::clone(&connection.conduct), read_due, write_due, Arc::clone(&connection.limits))
+        Self::with(
+            Arc::clone(&connection.conduct),
+            read_due,
+            write_due,
+            Arc::clone(&connection.limits),
+        )
     }
 
-    fn with(conduct: Arc<Conduct>, read_due: Remote, write_due: Remote, limits: Arc<Limits>) -> Self {
-        read_due.arm(if limits.is_draining() { limits.drain_grace } else { limits.first_byte });
+    fn with(
+        conduct: Arc<Conduct>,
+        read_due: Remote,
+        write_due: Remote,
+        limits: Arc<Limits>,
+    ) -> Self {
+        read_due.arm(if limits.is_draining() {
+            limits.drain_grace
+        } else {
+            limits.first_byte
+        });
         Self {
             read_due,
             write_due,
@@ -258,7 +273,11 @@ impl Monitor {
     pub(crate) fn flushed(&self) {
         if self.is(Phase::Flushing) {
             self.enter(Phase::Waiting);
-            self.read_due.arm(if self.limits.is_draining() { self.limits.drain_grace } else { self.limits.idle });
+            self.read_due.arm(if self.limits.is_draining() {
+                self.limits.drain_grace
+            } else {
+                self.limits.idle
+            });
         }
     }
 
@@ -327,10 +346,14 @@ impl Monitor {
         }
         Some(match () {
             () if self.is(Phase::Head) => Lateness::Head,
-            () if self.is(Phase::Exchange) && self.patience.was_spent_on_some(&self.limits) => Lateness::Trickle,
+            () if self.is(Phase::Exchange) && self.patience.was_spent_on_some(&self.limits) => {
+                Lateness::Trickle
+            }
             () if self.is(Phase::Exchange) || self.is(Phase::Flushing) => Lateness::Body,
             () if self.limits.is_draining() => return None,
-            () if self.is(Phase::Waiting) && self.exchange.load(Relaxed) == 0 => Lateness::FirstByte,
+            () if self.is(Phase::Waiting) && self.exchange.load(Relaxed) == 0 => {
+                Lateness::FirstByte
+            }
             () => Lateness::Idle,
         })
     }
@@ -354,7 +377,10 @@ impl Monitor {
 
     /// Why what the client sent for this exchange is no request, if it is none.
     pub(crate) fn fault(&self, exchange: u32) -> Option<Fault> {
-        self.misread.get().filter(|(misread, _)| *misread == exchange).map(|(_, fault)| *fault)
+        self.misread
+            .get()
+            .filter(|(misread, _)| *misread == exchange)
+            .map(|(_, fault)| *fault)
     }
 
     /// We have closed our side for good. The client has a moment to do the same.
@@ -404,7 +430,10 @@ mod tests {
         let patience = Patience::default();
         let left = |limits| u64::from(patience.left(limits));
         assert_eq!(left(&strict), 20);
-        assert!(!patience.was_spent_on_some(&strict), "silence is not a trickle");
+        assert!(
+            !patience.was_spent_on_some(&strict),
+            "silence is not a trickle"
+        );
         patience.spend(12.into());
         patience.pay(60);
         assert_eq!(left(&strict), 12, "sixty bytes are too few");

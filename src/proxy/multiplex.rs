@@ -30,13 +30,22 @@ const FORCED_RESETS: usize = 20;
 const SEND_BUFFER: usize = 64 * 1024;
 
 /// Serves an HTTP/2 connection until either side has had enough.
-pub(crate) async fn serve(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: Arc<Monitor>, due: Due) {
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    io: Io,
+    peer: Rc<Peer>,
+    monitor: Arc<Monitor>,
+    due: Due,
+) {
     monitor.multiplex();
     let limits = &worker.config.limits;
     let (most_resets, most_frames) = (number(limits.resets), number(limits.control_frames));
     let conduct = monitor.conduct();
-    let streams =
-        Streams { begun: Rc::default(), connection: Arc::clone(&monitor), metrics: Arc::clone(&worker.metrics) };
+    let streams = Streams {
+        begun: Rc::default(),
+        connection: Arc::clone(&monitor),
+        metrics: Arc::clone(&worker.metrics),
+    };
     let service = service_fn(|request| {
         let (read, write) = (worker.ticker.deadline(), worker.ticker.deadline());
         let monitor = Arc::new(Monitor::of_stream(&monitor, read.remote(), write.remote()));
@@ -52,7 +61,14 @@ pub(crate) async fn serve(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: A
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(number(limits.head_size))
         .max_send_buf_size(SEND_BUFFER)
-        .serve_connection(TokioIo::new(Hearing::new(io, Arc::clone(&worker.metrics), Arc::clone(&monitor))), service);
+        .serve_connection(
+            TokioIo::new(Hearing::new(
+                io,
+                Arc::clone(&worker.metrics),
+                Arc::clone(&monitor),
+            )),
+            service,
+        );
     let mut connection = pin!(connection);
     poll_fn(|cx| {
         loop {
@@ -113,7 +129,10 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
                     if is_late {
                         due.count(&monitor, &metrics);
                     }
-                    under_way.0.conduct().ended(!is_late && !monitor.is_complete());
+                    under_way
+                        .0
+                        .conduct()
+                        .ended(!is_late && !monitor.is_complete());
                 }
                 None => stream.await,
             }

@@ -30,10 +30,18 @@ mod tests {
     #[test]
     fn each_second_allows_its_own_and_a_larger_share_reaches_further() {
         let each_second = EachSecond::default();
-        let asked = |millis, most| each_second.allows(most, Moment::since_boot(Duration::from_millis(millis)));
-        assert_eq!([0, 10, 999, 1000, 1999].map(|millis| asked(millis, 2)), [true, true, false, true, true]);
+        let asked = |millis, most| {
+            each_second.allows(most, Moment::since_boot(Duration::from_millis(millis)))
+        };
+        assert_eq!(
+            [0, 10, 999, 1000, 1999].map(|millis| asked(millis, 2)),
+            [true, true, false, true, true]
+        );
         // What was not allowed takes nothing from those that are.
-        assert_eq!([2, 2, 3, 2].map(|most| asked(1999, most)), [false, false, true, false]);
+        assert_eq!(
+            [2, 2, 3, 2].map(|most| asked(1999, most)),
+            [false, false, true, false]
+        );
         assert!(asked(7000, 1));
     }
 }

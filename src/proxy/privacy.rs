@@ -26,7 +26,11 @@ pub(crate) enum Privacy {
 impl Privacy {
     /// What these clients need.
     pub(crate) fn of(clients: &[Client]) -> Self {
-        if clients.iter().all(Client::is_known_to_caches) { Self::WhereSilent } else { Self::Always }
+        if clients.iter().all(Client::is_known_to_caches) {
+            Self::WhereSilent
+        } else {
+            Self::Always
+        }
     }
 
     /// Writes it into an answer.
@@ -57,17 +61,27 @@ fn decides_on_sharing(value: &HeaderValue) -> bool {
         let known = [&b"no-store"[..], b"public", b"s-maxage", b"must-revalidate"];
         // With fields behind it, `private` is about those alone: RFC 9111 §5.2.2.7.
         directive.eq_ignore_ascii_case(b"private")
-            || known.iter().any(|known| name(directive).eq_ignore_ascii_case(known))
+            || known
+                .iter()
+                .any(|known| name(directive).eq_ignore_ascii_case(known))
     })
 }
 
 /// The directives that are not about sharing, if there are some.
 fn without_sharing(value: &HeaderValue) -> Option<HeaderValue> {
     let about_sharing = |directive: &&[u8]| {
-        [&b"private"[..], b"public", b"s-maxage"].iter().any(|known| name(directive).eq_ignore_ascii_case(known))
+        [&b"private"[..], b"public", b"s-maxage"]
+            .iter()
+            .any(|known| name(directive).eq_ignore_ascii_case(known))
     };
-    let kept: Vec<&[u8]> = directives(value).filter(|directive| !about_sharing(directive)).collect();
-    if kept.is_empty() { None } else { HeaderValue::from_bytes(&kept.join(&b", "[..])).ok() }
+    let kept: Vec<&[u8]> = directives(value)
+        .filter(|directive| !about_sharing(directive))
+        .collect();
+    if kept.is_empty() {
+        None
+    } else {
+        HeaderValue::from_bytes(&kept.join(&b", "[..])).ok()
+    }
 }
 
 /// The elements of a list; a comma within quotes is none of its.
@@ -77,11 +91,17 @@ fn directives(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
         is_quoted ^= *byte == b'"';
         *byte == b',' && !is_quoted
     });
-    parts.map(<[u8]>::trim_ascii).filter(|directive| !directive.is_empty())
+    parts
+        .map(<[u8]>::trim_ascii)
+        .filter(|directive| !directive.is_empty())
 }
 
 fn name(directive: &[u8]) -> &[u8] {
-    directive.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii()
+    directive
+        .split(|byte| *byte == b'=')
+        .next()
+        .unwrap_or_default()
+        .trim_ascii()
 }
 
 #[cfg(test)]
@@ -94,7 +114,11 @@ mod tests {
             headers.append(header::CACHE_CONTROL, HeaderValue::from_static(value));
         }
         privacy.impose(&mut headers);
-        let all: Vec<_> = headers.get_all(header::CACHE_CONTROL).iter().map(|value| value.to_str().unwrap()).collect();
+        let all: Vec<_> = headers
+            .get_all(header::CACHE_CONTROL)
+            .iter()
+            .map(|value| value.to_str().unwrap())
+            .collect();
         all.join(" | ")
     }
 
@@ -103,11 +127,27 @@ mod tests {
         // What the upstream says, what clients get, and what they get where caches cannot tell them apart.
         for (theirs, where_silent, always) in [
             (&[][..], "private", "private"),
-            (&["max-age=60"], "max-age=60 | private", "max-age=60 | private"),
+            (
+                &["max-age=60"],
+                "max-age=60 | private",
+                "max-age=60 | private",
+            ),
             (&["no-store"], "no-store", "no-store | private"),
-            (&["Public, max-age=60"], "Public, max-age=60", "max-age=60 | private"),
-            (&["max-age=1, s-maxage = 60"], "max-age=1, s-maxage = 60", "max-age=1 | private"),
-            (&["max-age=1", "must-revalidate"], "max-age=1 | must-revalidate", "max-age=1 | must-revalidate | private"),
+            (
+                &["Public, max-age=60"],
+                "Public, max-age=60",
+                "max-age=60 | private",
+            ),
+            (
+                &["max-age=1, s-maxage = 60"],
+                "max-age=1, s-maxage = 60",
+                "max-age=1 | private",
+            ),
+            (
+                &["max-age=1", "must-revalidate"],
+                "max-age=1 | must-revalidate",
+                "max-age=1 | must-revalidate | private",
+            ),
             (
                 &["private=\"a, public\", no-cache=\"b, c\""],
                 "private=\"a, public\", no-cache=\"b, c\" | private",
@@ -116,17 +156,32 @@ mod tests {
             (&["PUBLIC", ",private,"], "PUBLIC | ,private,", "private"),
             (&["publicity"], "publicity | private", "publicity | private"),
         ] {
-            assert_eq!(imposed(Privacy::WhereSilent, theirs), where_silent, "{theirs:?}");
+            assert_eq!(
+                imposed(Privacy::WhereSilent, theirs),
+                where_silent,
+                "{theirs:?}"
+            );
             assert_eq!(imposed(Privacy::Always, theirs), always, "{theirs:?}");
         }
     }
 
     #[test]
     fn nothing_outdoes_cache_control() {
-        for (cache_control, privacy) in [("private", Privacy::WhereSilent), ("public", Privacy::Always)] {
+        for (cache_control, privacy) in [
+            ("private", Privacy::WhereSilent),
+            ("public", Privacy::Always),
+        ] {
             let mut headers = HeaderMap::new();
-            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(cache_control));
-            for name in ["CDN-Cache-Control", "Cloudflare-CDN-Cache-Control", "Surrogate-Control", "X-Accel-Expires"] {
+            headers.insert(
+                header::CACHE_CONTROL,
+                HeaderValue::from_static(cache_control),
+            );
+            for name in [
+                "CDN-Cache-Control",
+                "Cloudflare-CDN-Cache-Control",
+                "Surrogate-Control",
+                "X-Accel-Expires",
+            ] {
                 let name = HeaderName::try_from(name).unwrap();
                 headers.append(name.clone(), HeaderValue::from_static("max-age=600"));
                 headers.append(name, HeaderValue::from_static("600"));

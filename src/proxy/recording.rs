@@ -47,8 +47,17 @@ pub(crate) struct Recording {
 
 impl Recording {
     pub(crate) fn new(limits: Limits, length: Option<u64>) -> Self {
-        let expected = length.and_then(|length| usize::try_from(length).ok()).unwrap_or(COPY_BUFFER);
-        Self { frames: Vec::new(), copied: BytesMut::new(), length: 0, charged: 0, expected, limits }
+        let expected = length
+            .and_then(|length| usize::try_from(length).ok())
+            .unwrap_or(COPY_BUFFER);
+        Self {
+            frames: Vec::new(),
+            copied: BytesMut::new(),
+            length: 0,
+            charged: 0,
+            expected,
+            limits,
+        }
     }
 
     /// Keeps one more frame; false if the limits forbid it.
@@ -104,7 +113,17 @@ mod tests {
 
     fn recording(body: usize, total: usize) -> (Recording, Arc<AtomicUsize>) {
         let kept = Arc::new(AtomicUsize::new(0));
-        (Recording::new(Limits { body, total, kept: Arc::clone(&kept) }, None), kept)
+        (
+            Recording::new(
+                Limits {
+                    body,
+                    total,
+                    kept: Arc::clone(&kept),
+                },
+                None,
+            ),
+            kept,
+        )
     }
 
     #[test]
@@ -112,7 +131,12 @@ mod tests {
         let (mut recording, kept) = recording(1 << 20, 1 << 20);
         let large = Bytes::from(vec![b'L'; SHARE_FROM]);
         let mut expected = Vec::new();
-        for frame in [Bytes::from_static(b"ab"), Bytes::from_static(b"c"), large.clone(), Bytes::from_static(b"d")] {
+        for frame in [
+            Bytes::from_static(b"ab"),
+            Bytes::from_static(b"c"),
+            large.clone(),
+            Bytes::from_static(b"d"),
+        ] {
             assert!(recording.push(&frame));
             expected.extend_from_slice(&frame);
         }
@@ -132,7 +156,11 @@ mod tests {
         for at in 0..20_000 {
             assert!(recording.push(&buffer.slice(at % SHARE_FROM..=at % SHARE_FROM)));
         }
-        assert!(kept.load(Relaxed) <= 20_000 + COPY_BUFFER, "{}", kept.load(Relaxed));
+        assert!(
+            kept.load(Relaxed) <= 20_000 + COPY_BUFFER,
+            "{}",
+            kept.load(Relaxed)
+        );
     }
 
     #[test]

@@ -46,7 +46,8 @@ impl Passage<'_> {
     pub(crate) async fn judge_json(&self, answer: Answer, token: &Carried) -> Result<Relay, Error> {
         match self.read_ahead(answer).await {
             ReadAhead::Whole(relay, lease) if self.is_refusal_in_json(&relay.ahead) => {
-                self.replay(Refusal::Read(Box::new(relay), lease), token).await
+                self.replay(Refusal::Read(Box::new(relay), lease), token)
+                    .await
             }
             ReadAhead::Whole(relay, lease) => {
                 token.accepted();
@@ -63,7 +64,10 @@ impl Passage<'_> {
 
     /// Whether an answer's body could say what its status does not.
     pub(crate) fn may_refuse_in_json(&self, answer: &Answer) -> bool {
-        if self.worker.config.retry.json.is_none() || self.head.method == Method::HEAD || answer.body.is_end_stream() {
+        if self.worker.config.retry.json.is_none()
+            || self.head.method == Method::HEAD
+            || answer.body.is_end_stream()
+        {
             return false;
         }
         let head = &answer.head;
@@ -74,18 +78,37 @@ impl Passage<'_> {
         if is_coded && !self.route.is_rewritten {
             self.worker.metrics.treated(Treatment::Coded);
         }
-        !is_coded && answer.body.size_hint().exact().is_none_or(|length| length <= READ_AHEAD_LIMIT as u64)
+        !is_coded
+            && answer
+                .body
+                .size_hint()
+                .exact()
+                .is_none_or(|length| length <= READ_AHEAD_LIMIT as u64)
     }
 
     fn is_refusal_in_json(&self, read: &VecDeque<Frame<Bytes>>) -> bool {
-        let whole: Vec<u8> = read.iter().filter_map(Frame::data_ref).flatten().copied().collect();
-        self.worker.config.retry.json.as_ref().is_some_and(|json| refuses(&whole, json))
+        let whole: Vec<u8> = read
+            .iter()
+            .filter_map(Frame::data_ref)
+            .flatten()
+            .copied()
+            .collect();
+        self.worker
+            .config
+            .retry
+            .json
+            .as_ref()
+            .is_some_and(|json| refuses(&whole, json))
     }
 
     /// The token was refused: send the request again under a newer one, once; or else pass the refusal on.
     pub(crate) async fn replay(&self, refusal: Refusal, refused: &Carried) -> Result<Relay, Error> {
         let rejection = self.worker.credential.rejected(refused.version());
-        let repeatable = may_repeat(refusal.status(), &self.head.method, &self.worker.config.retry);
+        let repeatable = may_repeat(
+            refusal.status(),
+            &self.head.method,
+            &self.worker.config.retry,
+        );
         if !repeatable || !self.body.can_repeat() {
             let refusal = match refusal {
                 Refusal::Unread(answer) => self.relay(answer),
@@ -126,7 +149,12 @@ impl Passage<'_> {
             Rejection::Newer(token) => token,
             Rejection::Futile => return exhausted(RetryOutcome::Cooldown),
             Rejection::Refreshing => {
-                match self.worker.credential.newer_than(Some(refused.version()), self.worker.token_wait).await {
+                match self
+                    .worker
+                    .credential
+                    .newer_than(Some(refused.version()), self.worker.token_wait)
+                    .await
+                {
                     Some(token) => token,
                     None => return exhausted(RetryOutcome::NoNewerToken),
                 }
@@ -163,18 +191,26 @@ impl Passage<'_> {
         if is_proof {
             token.accepted();
         }
-        self.worker.metrics.retried(RetryReason::Unauthorized, RetryOutcome::Accepted);
+        self.worker
+            .metrics
+            .retried(RetryReason::Unauthorized, RetryOutcome::Accepted);
         Ok(second)
     }
 
     /// What its head says of the token.
     pub(crate) fn judge(&self, answer: &Answer) -> Verdict {
-        judge(answer.head.status, &answer.head.headers, &self.worker.config.retry)
+        judge(
+            answer.head.status,
+            &answer.head.headers,
+            &self.worker.config.retry,
+        )
     }
 
     /// The refusal is the answer, unless the operator does not want apps to see it.
     fn exhausted(&self, outcome: RetryOutcome, refusal: Relay) -> Result<Relay, Error> {
-        self.worker.metrics.retried(RetryReason::Unauthorized, outcome);
+        self.worker
+            .metrics
+            .retried(RetryReason::Unauthorized, outcome);
         match self.worker.config.retry.exhausted {
             None | Some(Exhausted::Relay) => Ok(refusal),
             Some(Exhausted::BadGateway) => Err(Error::Refused),

@@ -30,7 +30,12 @@ pub(crate) struct Relay {
 impl Relay {
     /// An answer without a body.
     pub(crate) fn of_head(head: response::Parts) -> Self {
-        Self { head, ahead: VecDeque::new(), rest: None, rewriter: None }
+        Self {
+            head,
+            ahead: VecDeque::new(),
+            rest: None,
+            rewriter: None,
+        }
     }
 }
 
@@ -47,12 +52,18 @@ pub(crate) enum ReadAhead {
 impl Passage<'_> {
     /// Makes an answer ready, its body unread.
     pub(crate) fn relay(&self, answer: Answer) -> Relay {
-        let Answer { mut head, body, lease } = answer;
+        let Answer {
+            mut head,
+            body,
+            lease,
+        } = answer;
         let protocol = head.headers.get(header::UPGRADE).cloned();
         let rewriter = self.prepare(&mut head, lease.endpoint());
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            head.headers.extend(protocol.map(|protocol| (header::UPGRADE, protocol)));
+            head.headers
+                .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            head.headers
+                .extend(protocol.map(|protocol| (header::UPGRADE, protocol)));
             let upstream = head.extensions.remove();
             let tunnel = self.upgrade.zip(upstream).and_then(|(upgrade, upstream)| {
                 let permit = self.exchange.permit.take();
@@ -61,14 +72,23 @@ impl Passage<'_> {
             *self.exchange.tunnel.borrow_mut() = tunnel;
             return Relay::of_head(head);
         }
-        Relay { head, ahead: VecDeque::new(), rest: Some(Rest { body, lease }), rewriter }
+        Relay {
+            head,
+            ahead: VecDeque::new(),
+            rest: Some(Rest { body, lease }),
+            rewriter,
+        }
     }
 
     /// The head as the client gets it, and what brings the addresses in its body home.
     fn prepare(&self, head: &mut response::Parts, endpoint: &Endpoint) -> Option<rewrite::Stream> {
         let rewrites = &self.worker.rewrites;
         let host = self.head.headers.get(header::HOST);
-        let home = Home { client: &self.exchange.peer.client, host, prefix: self.route.home() };
+        let home = Home {
+            client: &self.exchange.peer.client,
+            host,
+            prefix: self.route.home(),
+        };
         let privacy = self.route.inject.then_some(self.worker.privacy);
         headers::inbound(head, endpoint, &self.route.origins, &home, privacy);
         if self.worker.upstreams[self.route.upstream].config().cookies == Cookies::Drop {
@@ -80,12 +100,17 @@ impl Passage<'_> {
         }
         let treatment = rewrites.treat(head);
         self.worker.metrics.treated(treatment);
-        (treatment == Treatment::Rewritten).then(|| rewrite::Stream::new(Rc::clone(rewrites), home.base()))
+        (treatment == Treatment::Rewritten)
+            .then(|| rewrite::Stream::new(Rc::clone(rewrites), home.base()))
     }
 
     /// Reads an answer's body as far as it may be kept.
     pub(crate) async fn read_ahead(&self, answer: Answer) -> ReadAhead {
-        let Answer { mut head, mut body, lease } = answer;
+        let Answer {
+            mut head,
+            mut body,
+            lease,
+        } = answer;
         let rewriter = self.prepare(&mut head, lease.endpoint());
         let mut ahead = VecDeque::new();
         let mut length = 0;
@@ -117,8 +142,21 @@ impl Passage<'_> {
         };
         self.exchange.answer_due.disarm();
         if !is_whole {
-            return ReadAhead::Endless(Relay { head, ahead, rest: Some(Rest { body, lease }), rewriter });
+            return ReadAhead::Endless(Relay {
+                head,
+                ahead,
+                rest: Some(Rest { body, lease }),
+                rewriter,
+            });
         }
-        ReadAhead::Whole(Relay { head, ahead, rest: None, rewriter }, lease)
+        ReadAhead::Whole(
+            Relay {
+                head,
+                ahead,
+                rest: None,
+                rewriter,
+            },
+            lease,
+        )
     }
 }

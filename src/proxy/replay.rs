@@ -85,7 +85,8 @@ impl RequestBody {
             closed: false,
             untouched: true,
             // On HTTP/2 nobody answers it, and nobody need: a stream that is not wanted costs nothing.
-            is_expected: head.version < Version::HTTP_2 && head.headers.contains_key(header::EXPECT),
+            is_expected: head.version < Version::HTTP_2
+                && head.headers.contains_key(header::EXPECT),
             exchange: Rc::clone(exchange),
             number,
         }))))
@@ -99,16 +100,29 @@ impl RequestBody {
     /// The body of the next attempt. Whatever came before is ended.
     /// It waits behind the gate, if there is one.
     pub(crate) fn attempt(&self, gate: Option<Arc<Gate>>, on_stream: bool) -> AttemptBody {
-        let Some(holder) = &self.0 else { return AttemptBody { reader: None } };
+        let Some(holder) = &self.0 else {
+            return AttemptBody { reader: None };
+        };
         self.end();
         let mut borrowed = holder.borrow_mut();
         borrowed.answered = false;
         borrowed.on_stream = on_stream;
-        let recorded = borrowed.recording.as_mut().map(Recording::seal).unwrap_or_default();
+        let recorded = borrowed
+            .recording
+            .as_mut()
+            .map(Recording::seal)
+            .unwrap_or_default();
         let (attempt, length) = (borrowed.attempt, borrowed.length);
         let holder = Rc::clone(holder);
         AttemptBody {
-            reader: Some(Reader { holder, attempt, gate, recorded: recorded.into_iter(), length, over: false }),
+            reader: Some(Reader {
+                holder,
+                attempt,
+                gate,
+                recorded: recorded.into_iter(),
+                length,
+                over: false,
+            }),
         }
     }
 
@@ -119,7 +133,9 @@ impl RequestBody {
 
     /// Whether the length was not announced.
     pub(crate) fn is_chunked(&self) -> bool {
-        self.0.as_ref().is_some_and(|holder| holder.borrow().length.is_none())
+        self.0
+            .as_ref()
+            .is_some_and(|holder| holder.borrow().length.is_none())
     }
 
     /// Whether another attempt would send all of it.
@@ -135,13 +151,16 @@ impl RequestBody {
     pub(crate) fn is_better_held_back(&self) -> bool {
         self.0.as_ref().is_some_and(|holder| {
             let holder = holder.borrow();
-            holder.untouched && (holder.length.is_none() || holder.recording.is_none() || holder.is_expected)
+            holder.untouched
+                && (holder.length.is_none() || holder.recording.is_none() || holder.is_expected)
         })
     }
 
     /// Whether the client still waits to be asked for its body: it has no reason to send it any more.
     pub(crate) fn is_untouched(&self) -> bool {
-        self.0.as_ref().is_some_and(|holder| holder.borrow().untouched)
+        self.0
+            .as_ref()
+            .is_some_and(|holder| holder.borrow().untouched)
     }
 
     /// Whether the client's stream broke.
@@ -243,7 +262,8 @@ impl Holder {
 
     fn linger(&mut self) {
         if let Some(client) = self.client.take() {
-            self.exchange.linger(client, self.number, self.untouched && self.is_expected);
+            self.exchange
+                .linger(client, self.number, self.untouched && self.is_expected);
         }
     }
 
@@ -254,8 +274,13 @@ impl Holder {
     }
 
     /// The client's next frame, recorded on the way.
-    fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Some(client) = &mut self.client else { return Poll::Ready(None) };
+    fn poll_client(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Some(client) = &mut self.client else {
+            return Poll::Ready(None);
+        };
         self.untouched = false;
         let Poll::Ready(frame) = Pin::new(&mut *client).poll_frame(cx) else {
             if self.on_stream {
@@ -265,7 +290,10 @@ impl Holder {
             return Poll::Pending;
         };
         let is_last = client.is_end_stream();
-        let moved = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
+        let moved = frame
+            .as_ref()
+            .and_then(|frame| frame.as_ref().ok()?.data_ref())
+            .map_or(0, Bytes::len);
         self.exchange.client_moved(moved, !self.answered);
         match frame {
             Some(Ok(mut frame)) => {
@@ -323,7 +351,10 @@ impl Drop for Holder {
 
 impl fmt::Debug for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Holder").field("attempt", &self.attempt).field("length", &self.length).finish_non_exhaustive()
+        f.debug_struct("Holder")
+            .field("attempt", &self.attempt)
+            .field("length", &self.length)
+            .finish_non_exhaustive()
     }
 }
 
@@ -359,15 +390,22 @@ impl Body for AttemptBody {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Some(reader) = &mut self.reader else { return Poll::Ready(None) };
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Some(reader) = &mut self.reader else {
+            return Poll::Ready(None);
+        };
         if reader.over {
             return Poll::Ready(None);
         }
         let mut holder = reader.holder.borrow_mut();
         if holder.attempt != reader.attempt {
             reader.over = true;
-            return Poll::Ready((holder.left_off != Some(reader.attempt)).then(|| Err(Over.into())));
+            return Poll::Ready(
+                (holder.left_off != Some(reader.attempt)).then(|| Err(Over.into())),
+            );
         }
         if holder.parked {
             holder.waker = Some(cx.waker().clone());
@@ -383,7 +421,10 @@ impl Body for AttemptBody {
         if let Some(data) = reader.recorded.next() {
             // It came before.
             holder.exchange.client_moved(0, !holder.answered);
-            if holder.client.is_none() && holder.trailers.is_none() && reader.recorded.as_slice().is_empty() {
+            if holder.client.is_none()
+                && holder.trailers.is_none()
+                && reader.recorded.as_slice().is_empty()
+            {
                 reader.over = true;
                 holder.exchange.client_finished(!holder.answered);
             }
@@ -392,7 +433,12 @@ impl Body for AttemptBody {
         if holder.client.is_none() {
             reader.over = true;
             holder.exchange.client_finished(!holder.answered);
-            return Poll::Ready(holder.trailers.clone().map(|trailers| Ok(Frame::trailers(trailers))));
+            return Poll::Ready(
+                holder
+                    .trailers
+                    .clone()
+                    .map(|trailers| Ok(Frame::trailers(trailers))),
+            );
         }
         let frame = ready!(holder.poll_client(cx));
         reader.over = !matches!(&frame, Some(Ok(_))) || holder.client.is_none();

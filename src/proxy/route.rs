@@ -62,21 +62,39 @@ impl Routes {
         let at = |upstream: usize, to: &str| {
             let config = upstreams(upstream);
             let fixed = match (&config.host, config.endpoints.first()) {
-                (upstream::Host::Fixed(name), Some(endpoint)) => {
-                    name.to_str().ok().map(|name| format!("{}://{}", endpoint.scheme, name.to_ascii_lowercase()))
-                }
+                (upstream::Host::Fixed(name), Some(endpoint)) => name
+                    .to_str()
+                    .ok()
+                    .map(|name| format!("{}://{}", endpoint.scheme, name.to_ascii_lowercase())),
                 _ => None,
             };
-            let origins = config.endpoints.iter().map(|endpoint| endpoint.origin.to_ascii_lowercase()).chain(fixed);
-            origins.map(|from| Rewrite { from, to: to.to_owned() }).collect::<Vec<_>>()
+            let origins = config
+                .endpoints
+                .iter()
+                .map(|endpoint| endpoint.origin.to_ascii_lowercase())
+                .chain(fixed);
+            origins
+                .map(|from| Rewrite {
+                    from,
+                    to: to.to_owned(),
+                })
+                .collect::<Vec<_>>()
         };
-        let by_path = || routes.iter().filter(|route| route.host.is_none() && route.strip_prefix);
-        let others: Vec<Rewrite> =
-            by_path().flat_map(|route| at(route.upstream, &route.prefix)).chain(at(0, "")).collect();
+        let by_path = || {
+            routes
+                .iter()
+                .filter(|route| route.host.is_none() && route.strip_prefix)
+        };
+        let others: Vec<Rewrite> = by_path()
+            .flat_map(|route| at(route.upstream, &route.prefix))
+            .chain(at(0, ""))
+            .collect();
         let origins = |upstream: usize, home: &str, has_host: bool| {
             // From a host of its own, no path leads to the others.
             let others: &[Rewrite] = if has_host { &[] } else { &others };
-            Rc::new(Rewrites::new(&[&at(upstream, home), rewrites, others].concat()))
+            Rc::new(Rewrites::new(
+                &[&at(upstream, home), rewrites, others].concat(),
+            ))
         };
         let mut ready: Vec<Route> = routes
             .iter()
@@ -93,10 +111,18 @@ impl Routes {
                 is_rewritten: !rewrites.is_empty() && !is_target(route, rewrites),
                 origins: origins(
                     route.upstream,
-                    if route.strip_prefix { &route.prefix } else { "" },
+                    if route.strip_prefix {
+                        &route.prefix
+                    } else {
+                        ""
+                    },
                     route.host.is_some(),
                 ),
-                limits: limits(route.upstream, route.response_timeout, route.body_idle_timeout),
+                limits: limits(
+                    route.upstream,
+                    route.response_timeout,
+                    route.body_idle_timeout,
+                ),
             })
             .collect();
         ready.sort_by_key(|route| (route.host.is_none(), std::cmp::Reverse(route.prefix.len())));
@@ -114,7 +140,11 @@ impl Routes {
             limits: limits(0, None, None),
         };
         let has_rules = ready.iter().any(|route| !route.rules.is_empty());
-        Self { routes: ready, default, has_rules }
+        Self {
+            routes: ready,
+            default,
+            has_rules,
+        }
     }
 
     /// The route of a request.
@@ -122,25 +152,43 @@ impl Routes {
         if self.routes.is_empty() {
             return &self.default;
         }
-        let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let host = request
+            .headers
+            .get(header::HOST)
+            .and_then(|host| host.to_str().ok());
         self.find(host, request.uri.path())
     }
 
     /// `host` is a name in any case, perhaps with a port.
     fn find(&self, host: Option<&str>, path: &str) -> &Route {
         let host = host.map(without_port);
-        self.routes.iter().find(|route| route.matches(host, path)).unwrap_or(&self.default)
+        self.routes
+            .iter()
+            .find(|route| route.matches(host, path))
+            .unwrap_or(&self.default)
     }
 
     /// Whether a path of a request for which this route was chosen can also be read as another route's, whose rules it would
     /// escape.
-    pub(crate) fn is_ambiguous(&self, request: &request::Parts, path: &str, chosen: &Route) -> bool {
+    pub(crate) fn is_ambiguous(
+        &self,
+        request: &request::Parts,
+        path: &str,
+        chosen: &Route,
+    ) -> bool {
         if !self.has_rules {
             return false;
         }
-        let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok()).map(without_port);
+        let host = request
+            .headers
+            .get(header::HOST)
+            .and_then(|host| host.to_str().ok())
+            .map(without_port);
         rules::readings(path).any(|reading| {
-            let other = self.routes.iter().find(|route| route.is_for(host) && is_below(&reading, &route.normal_prefix));
+            let other = self
+                .routes
+                .iter()
+                .find(|route| route.is_for(host) && is_below(&reading, &route.normal_prefix));
             other.is_some_and(|other| other.position != chosen.position && !other.rules.is_empty())
         })
     }
@@ -157,7 +205,11 @@ fn is_target(route: &Config, rewrites: &[Rewrite]) -> bool {
 
 /// How a route is called in metrics: `default`, or its host and prefix.
 pub(crate) fn label(route: &Config) -> String {
-    format!("{}{}", route.host.as_deref().unwrap_or_default(), route.prefix)
+    format!(
+        "{}{}",
+        route.host.as_deref().unwrap_or_default(),
+        route.prefix
+    )
 }
 
 impl Route {
@@ -166,7 +218,9 @@ impl Route {
     }
 
     fn is_for(&self, host: Option<&str>) -> bool {
-        self.host.as_deref().is_none_or(|own| host.is_some_and(|host| host.eq_ignore_ascii_case(own)))
+        self.host
+            .as_deref()
+            .is_none_or(|own| host.is_some_and(|host| host.eq_ignore_ascii_case(own)))
     }
 
     /// What an address of the upstream's must begin with to come back on this route.
@@ -177,7 +231,11 @@ impl Route {
     /// The path as the upstream sees it.
     pub(crate) fn path<'a>(&self, target: &'a Uri) -> &'a str {
         let path = target.path();
-        let rest = if self.strip_prefix { path.strip_prefix(self.prefix.as_str()).unwrap_or(path) } else { path };
+        let rest = if self.strip_prefix {
+            path.strip_prefix(self.prefix.as_str()).unwrap_or(path)
+        } else {
+            path
+        };
         if rest.is_empty() { "/" } else { rest }
     }
 
@@ -188,20 +246,33 @@ impl Route {
             return target.clone();
         }
         let path = target.path_and_query().map_or("/", PathAndQuery::as_str);
-        let rest = if self.strip_prefix { path.strip_prefix(self.prefix.as_str()).unwrap_or(path) } else { path };
-        let rooted = if rest.starts_with('/') || rest == "*" { rest.to_owned() } else { format!("/{rest}") };
+        let rest = if self.strip_prefix {
+            path.strip_prefix(self.prefix.as_str()).unwrap_or(path)
+        } else {
+            path
+        };
+        let rooted = if rest.starts_with('/') || rest == "*" {
+            rest.to_owned()
+        } else {
+            format!("/{rest}")
+        };
         // Part of a valid target, begun with a slash, is a valid target.
         rooted.parse().unwrap_or_default()
     }
 }
 
 fn normal_prefix(prefix: &str) -> String {
-    if prefix.is_empty() { String::new() } else { rules::normal(prefix) }
+    if prefix.is_empty() {
+        String::new()
+    } else {
+        rules::normal(prefix)
+    }
 }
 
 /// Whether a path is `prefix` or below it, at a boundary.
 fn is_below(path: &str, prefix: &str) -> bool {
-    path.strip_prefix(prefix).is_some_and(|rest| matches!(rest.bytes().next(), None | Some(b'/')) || prefix.is_empty())
+    path.strip_prefix(prefix)
+        .is_some_and(|rest| matches!(rest.bytes().next(), None | Some(b'/')) || prefix.is_empty())
 }
 
 fn without_port(host: &str) -> &str {
@@ -244,8 +315,13 @@ mod tests {
         };
         let upstream = |n: usize| upstream::Config {
             name: n.to_string(),
-            endpoints: vec![endpoint(format!("up{n}a.example.com")), endpoint(format!("up{n}b.example.com"))],
-            host: upstream::Host::Fixed(http::HeaderValue::try_from(format!("Up{n}.example.com")).unwrap()),
+            endpoints: vec![
+                endpoint(format!("up{n}a.example.com")),
+                endpoint(format!("up{n}b.example.com")),
+            ],
+            host: upstream::Host::Fixed(
+                http::HeaderValue::try_from(format!("Up{n}.example.com")).unwrap(),
+            ),
             connect_to: None,
             connect_timeout: Duration::from_secs(5),
             handshake_timeout: Duration::from_secs(10),
@@ -263,24 +339,73 @@ mod tests {
 
     #[test]
     fn addresses_of_every_upstream_that_a_path_leads_to_come_home() {
-        let rewrite = Rewrite { from: "http://share.example.com".to_owned(), to: "/_share".to_owned() };
+        let rewrite = Rewrite {
+            from: "http://share.example.com".to_owned(),
+            to: "/_share".to_owned(),
+        };
         let routes = with(
-            &[config(None, "/one", 1), config(None, "/again", 1), config(Some("two.example.org"), "", 2)],
+            &[
+                config(None, "/one", 1),
+                config(None, "/again", 1),
+                config(Some("two.example.org"), "", 2),
+            ],
             &[rewrite],
         );
         for (host, path, address, expected) in [
-            (None, "/", "http://up0b.example.com/x", Some("http://here/x")),
+            (
+                None,
+                "/",
+                "http://up0b.example.com/x",
+                Some("http://here/x"),
+            ),
             (None, "/", "http://up0.example.com/x", Some("http://here/x")),
-            (None, "/", "http://up1a.example.com/x", Some("http://here/one/x")),
+            (
+                None,
+                "/",
+                "http://up1a.example.com/x",
+                Some("http://here/one/x"),
+            ),
             (None, "/", "http://up2a.example.com/x", None),
-            (None, "/", "http://share.example.com/x", Some("http://here/_share/x")),
-            (None, "/again", "http://up1b.example.com/x", Some("http://here/again/x")),
-            (None, "/again", "http://up0a.example.com/x", Some("http://here/x")),
-            (Some("two.example.org"), "/", "http://up2a.example.com/x", Some("http://here/x")),
-            (Some("two.example.org"), "/", "http://up0a.example.com/x", None),
+            (
+                None,
+                "/",
+                "http://share.example.com/x",
+                Some("http://here/_share/x"),
+            ),
+            (
+                None,
+                "/again",
+                "http://up1b.example.com/x",
+                Some("http://here/again/x"),
+            ),
+            (
+                None,
+                "/again",
+                "http://up0a.example.com/x",
+                Some("http://here/x"),
+            ),
+            (
+                Some("two.example.org"),
+                "/",
+                "http://up2a.example.com/x",
+                Some("http://here/x"),
+            ),
+            (
+                Some("two.example.org"),
+                "/",
+                "http://up0a.example.com/x",
+                None,
+            ),
         ] {
-            let home = routes.find(host, path).origins.home(address.as_bytes(), b"http://here");
-            assert_eq!(home.as_deref(), expected.map(str::as_bytes), "{host:?} {path} {address}");
+            let home = routes
+                .find(host, path)
+                .origins
+                .home(address.as_bytes(), b"http://here");
+            assert_eq!(
+                home.as_deref(),
+                expected.map(str::as_bytes),
+                "{host:?} {path} {address}"
+            );
         }
     }
 
@@ -305,7 +430,11 @@ mod tests {
             (Some("files.example.org"), "/a/b", 2),
             (Some("[::1]:8080"), "/a", 1),
         ] {
-            assert_eq!(routes.find(host, path).upstream, upstream, "{host:?} {path}");
+            assert_eq!(
+                routes.find(host, path).upstream,
+                upstream,
+                "{host:?} {path}"
+            );
         }
     }
 
@@ -334,16 +463,26 @@ mod tests {
             ("*", false),
         ] {
             let (head, ()) = http::Request::get(target).body(()).unwrap().into_parts();
-            let is_ambiguous = |routes: &Routes| routes.is_ambiguous(&head, target, routes.choose(&head));
-            assert_eq!((is_ambiguous(&with_rules), is_ambiguous(&without)), (expected, false), "{target}");
+            let is_ambiguous =
+                |routes: &Routes| routes.is_ambiguous(&head, target, routes.choose(&head));
+            assert_eq!(
+                (is_ambiguous(&with_rules), is_ambiguous(&without)),
+                (expected, false),
+                "{target}"
+            );
         }
     }
 
     #[test]
     fn what_addresses_lead_to_is_not_rewritten() {
-        let rewrite = |to: &str| Rewrite { from: "http://document.example.com".to_owned(), to: to.to_owned() };
+        let rewrite = |to: &str| Rewrite {
+            from: "http://document.example.com".to_owned(),
+            to: to.to_owned(),
+        };
         let is_rewritten = |host, prefix, rewrites: &[Rewrite]| {
-            with(&[config(host, prefix, 1)], rewrites).find(host, &format!("{prefix}/x")).is_rewritten
+            with(&[config(host, prefix, 1)], rewrites)
+                .find(host, &format!("{prefix}/x"))
+                .is_rewritten
         };
         assert!(!is_rewritten(None, "/_document", &[]));
         assert!(!is_rewritten(None, "/_document", &[rewrite("/_document")]));
@@ -367,7 +506,11 @@ mod tests {
             ("*", "*"),
         ] {
             let target: Uri = target.parse().unwrap();
-            assert_eq!(routes.find(None, target.path()).target(&target).to_string(), expected, "{target}");
+            assert_eq!(
+                routes.find(None, target.path()).target(&target).to_string(),
+                expected,
+                "{target}"
+            );
         }
     }
 }

@@ -25,14 +25,22 @@ pub struct Rule {
 impl Rule {
     /// A rule on everything below `path`.
     pub fn new(method: Option<Method>, path: &str) -> Self {
-        Self { method, path: normal(&folded(path.into())) }
+        Self {
+            method,
+            path: normal(&folded(path.into())),
+        }
     }
 
     fn covers(&self, method: &Method, path: &str) -> bool {
         let below = path.strip_prefix(self.path.as_str());
-        let is_below = below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || self.path == "/");
+        let is_below =
+            below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || self.path == "/");
         // HEAD is GET without the content: RFC 9110 §9.3.2.
-        let method = if *method == Method::HEAD && self.method != Some(Method::HEAD) { &Method::GET } else { method };
+        let method = if *method == Method::HEAD && self.method != Some(Method::HEAD) {
+            &Method::GET
+        } else {
+            method
+        };
         is_below && self.method.as_ref().is_none_or(|only| only == method)
     }
 }
@@ -54,13 +62,24 @@ impl Rules {
 
     /// Judges the path of a request as it is sent. `issuer` holds the last segments of the issuer's own paths, in lower
     /// case: no client may spend or mint our tokens.
-    pub(crate) fn judge(&self, method: &Method, path: &str, issuer: &[String]) -> Result<(), Error> {
+    pub(crate) fn judge(
+        &self,
+        method: &Method,
+        path: &str,
+        issuer: &[String],
+    ) -> Result<(), Error> {
         let has_own = !self.is_empty();
         if !has_own && is_plain(path) {
-            return if names_issuer(path, issuer) { Err(Error::IssuerPath) } else { Ok(()) };
+            return if names_issuer(path, issuer) {
+                Err(Error::IssuerPath)
+            } else {
+                Ok(())
+            };
         }
         if path.contains('\\') {
-            return Err(Error::BadRequest("a path is written with slashes, not with backslashes"));
+            return Err(Error::BadRequest(
+                "a path is written with slashes, not with backslashes",
+            ));
         }
         let mut reading = path.as_bytes().to_vec();
         for round in 0.. {
@@ -74,7 +93,9 @@ impl Rules {
                 return Err(Error::BadRequest("the path leads above its root"));
             }
             if has_own && (has_dot_segments(&text) || round > 0 && hides_a_border(&text, path)) {
-                return Err(Error::BadRequest("where rules hold, a path has no dot segments and no encoded borders"));
+                return Err(Error::BadRequest(
+                    "where rules hold, a path has no dot segments and no encoded borders",
+                ));
             }
             for read in [&text, cut] {
                 let read = normal(read);
@@ -87,7 +108,9 @@ impl Rules {
                 None => break,
             };
             if has_own && round == 1 {
-                return Err(Error::BadRequest("where rules hold, a path is encoded once at most"));
+                return Err(Error::BadRequest(
+                    "where rules hold, a path is encoded once at most",
+                ));
             }
             if round == MAX_ROUNDS {
                 return Err(Error::BadRequest("the path is encoded over and over"));
@@ -115,7 +138,9 @@ pub(crate) fn readings(path: &str) -> impl Iterator<Item = String> {
 /// The last segment of an issuer's path, as it is compared.
 pub fn issuer_segment(path: &str) -> Option<String> {
     let path = normal(path);
-    path.rsplit('/').find(|segment| !segment.is_empty()).map(str::to_owned)
+    path.rsplit('/')
+        .find(|segment| !segment.is_empty())
+        .map(str::to_owned)
 }
 
 /// Whether everybody reads a path in the same way, but for case and trailing dots.
@@ -142,7 +167,9 @@ fn climbs(path: &str) -> bool {
 }
 
 fn names_issuer(path: &str, issuer: &[String]) -> bool {
-    path.split(['/', '\\']).map(bare).any(|segment| issuer.iter().any(|name| name.eq_ignore_ascii_case(segment)))
+    path.split(['/', '\\'])
+        .map(bare)
+        .any(|segment| issuer.iter().any(|name| name.eq_ignore_ascii_case(segment)))
 }
 
 /// Some servers look for a query, or a fragment, in what they have decoded, and drop it.
@@ -158,17 +185,26 @@ fn bare(segment: &str) -> &str {
 
 /// Whether there are segments of dots, also of such as are some only without what is ignored at their end.
 fn has_dot_segments(path: &str) -> bool {
-    path.split(['/', '\\']).any(|segment| segment.starts_with('.') && bare(segment).is_empty())
+    path.split(['/', '\\'])
+        .any(|segment| segment.starts_with('.') && bare(segment).is_empty())
 }
 
 /// Some letters beyond ASCII are small or capital forms of letters within it: to servers that ignore case, they are the same.
 fn folded(text: Cow<'_, str>) -> Cow<'_, str> {
-    if text.is_ascii() { text } else { Cow::Owned(text.to_uppercase().to_lowercase()) }
+    if text.is_ascii() {
+        text
+    } else {
+        Cow::Owned(text.to_uppercase().to_lowercase())
+    }
 }
 
 /// Whether decoding brought slashes to light.
 fn hides_a_border(decoded: &str, path: &str) -> bool {
-    let borders = |text: &str| text.bytes().filter(|byte| matches!(byte, b'/' | b'\\')).count();
+    let borders = |text: &str| {
+        text.bytes()
+            .filter(|byte| matches!(byte, b'/' | b'\\'))
+            .count()
+    };
     borders(decoded) != borders(path)
 }
 
@@ -192,16 +228,24 @@ fn decode(path: &[u8], is_written: bool) -> Result<Option<Vec<u8>>, Error> {
     let mut decoded = Vec::with_capacity(path.len());
     let mut rest = path;
     while let Some((first, behind)) = rest.split_first() {
-        let digits = behind.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
-        let is_hex = digits.is_some_and(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
-        match digits.filter(|_| *first == b'%' && is_hex).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+        let digits = behind
+            .get(..2)
+            .and_then(|digits| std::str::from_utf8(digits).ok());
+        let is_hex =
+            digits.is_some_and(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        match digits
+            .filter(|_| *first == b'%' && is_hex)
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok())
+        {
             Some(0) => return Err(Error::BadRequest("the path holds an encoded NUL")),
             Some(byte) => {
                 decoded.push(byte);
                 rest = &behind[2..];
             }
             None if *first == b'%' && is_written => {
-                return Err(Error::BadRequest("a % in the path is not followed by two hexadecimal digits"));
+                return Err(Error::BadRequest(
+                    "a % in the path is not followed by two hexadecimal digits",
+                ));
             }
             None => {
                 decoded.push(*first);
@@ -219,11 +263,16 @@ mod tests {
     use super::*;
 
     fn issuer() -> Vec<String> {
-        ["/api/token.do", "/api/refreshToken.do"].into_iter().filter_map(issuer_segment).collect()
+        ["/api/token.do", "/api/refreshToken.do"]
+            .into_iter()
+            .filter_map(issuer_segment)
+            .collect()
     }
 
     fn verdict(rules: &Rules, method: &Method, path: &str) -> u16 {
-        rules.judge(method, path, &issuer()).map_or_else(|error| error.status().as_u16(), |()| 200)
+        rules
+            .judge(method, path, &issuer())
+            .map_or_else(|error| error.status().as_u16(), |()| 200)
     }
 
     #[test]
@@ -243,7 +292,11 @@ mod tests {
             ("/...", 200),
             ("/a..b/..c", 200),
         ] {
-            assert_eq!(verdict(&Rules::default(), &Method::GET, path), expected, "{path}");
+            assert_eq!(
+                verdict(&Rules::default(), &Method::GET, path),
+                expected,
+                "{path}"
+            );
         }
     }
 
@@ -292,7 +345,11 @@ mod tests {
             ("/", 200),
             ("*", 200),
         ] {
-            assert_eq!(verdict(&Rules::default(), &Method::GET, path), expected, "{path}");
+            assert_eq!(
+                verdict(&Rules::default(), &Method::GET, path),
+                expected,
+                "{path}"
+            );
         }
     }
 
@@ -342,10 +399,16 @@ mod tests {
         ] {
             assert_eq!(verdict(&rules, &method, path), expected, "{method} {path}");
         }
-        let all_but = Rules { deny: vec![Rule::new(None, "/secret")], ..Rules::default() };
+        let all_but = Rules {
+            deny: vec![Rule::new(None, "/secret")],
+            ..Rules::default()
+        };
         let reading = Rules {
             allow: vec![Rule::new(Some(Method::GET), "/x")],
-            deny: vec![Rule::new(Some(Method::GET), "/x/secret"), Rule::new(Some(Method::HEAD), "/x/large")],
+            deny: vec![
+                Rule::new(Some(Method::GET), "/x/secret"),
+                Rule::new(Some(Method::HEAD), "/x/large"),
+            ],
         };
         for (method, path, expected) in [
             (Method::HEAD, "/x", 200),
@@ -354,11 +417,18 @@ mod tests {
             (Method::HEAD, "/x/large", 403),
             (Method::GET, "/x/large", 200),
         ] {
-            assert_eq!(verdict(&reading, &method, path), expected, "{method} {path}");
+            assert_eq!(
+                verdict(&reading, &method, path),
+                expected,
+                "{method} {path}"
+            );
         }
         assert_eq!(verdict(&all_but, &Method::GET, "/x"), 200);
         assert_eq!(verdict(&all_but, &Method::GET, "/SECRET/x"), 403);
-        let nothing = Rules { deny: vec![Rule::new(None, "/")], ..Rules::default() };
+        let nothing = Rules {
+            deny: vec![Rule::new(None, "/")],
+            ..Rules::default()
+        };
         assert_eq!(verdict(&nothing, &Method::GET, "/x"), 403);
     }
 

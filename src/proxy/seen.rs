@@ -73,7 +73,11 @@ pub fn add(notes: &mut Vec<Note>, words: &str, answers: u64, last: SystemTime) {
     {
         notes.swap_remove(oldest);
     }
-    notes.push(Note { words: words.to_owned(), answers, last });
+    notes.push(Note {
+        words: words.to_owned(),
+        answers,
+        last,
+    });
 }
 
 /// Where the code stands.
@@ -108,12 +112,25 @@ impl Look {
     }
 
     /// Takes down what is worth it.
-    pub(crate) fn note(&self, seen: &Seen, retry: Option<&RetryJson>, rewrites: &Rewrites, now: SystemTime) {
-        let Ok(answer) = serde_json::from_slice::<Value>(&self.kept) else { return };
+    pub(crate) fn note(
+        &self,
+        seen: &Seen,
+        retry: Option<&RetryJson>,
+        rewrites: &Rewrites,
+        now: SystemTime,
+    ) {
+        let Ok(answer) = serde_json::from_slice::<Value>(&self.kept) else {
+            return;
+        };
         let code = answer.pointer(pointer(retry)).and_then(code);
         let is_handled = |code: &str| {
             let values = retry.into_iter().flat_map(|retry| &retry.values);
-            values.into_iter().any(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned) == code)
+            values.into_iter().any(|value| {
+                value
+                    .as_str()
+                    .map_or_else(|| value.to_string(), str::to_owned)
+                    == code
+            })
         };
         let mut origins = BTreeSet::new();
         collect_origins(&answer, rewrites, &mut origins);
@@ -132,7 +149,9 @@ impl Look {
 }
 
 fn fits(headers: &HeaderMap) -> bool {
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let length = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse().ok());
     length.is_none_or(|length: usize| length <= MAX_ANSWER)
 }
 
@@ -143,26 +162,43 @@ fn code(value: &Value) -> Option<String> {
         Value::String(words) => words.clone(),
         _ => return None,
     };
-    let is_number = words.trim_start_matches('-').bytes().all(|byte| byte.is_ascii_digit());
-    let is_word = words.bytes().all(|byte| byte.is_ascii_alphabetic() || matches!(byte, b'_' | b'-' | b'.'));
-    let is_success = ["", "0", "200", "ok", "success"].iter().any(|success| words.eq_ignore_ascii_case(success));
+    let is_number = words
+        .trim_start_matches('-')
+        .bytes()
+        .all(|byte| byte.is_ascii_digit());
+    let is_word = words
+        .bytes()
+        .all(|byte| byte.is_ascii_alphabetic() || matches!(byte, b'_' | b'-' | b'.'));
+    let is_success = ["", "0", "200", "ok", "success"]
+        .iter()
+        .any(|success| words.eq_ignore_ascii_case(success));
     ((is_number || is_word) && words.len() <= 32 && !is_success).then_some(words)
 }
 
 fn collect_origins(value: &Value, rewrites: &Rewrites, origins: &mut BTreeSet<String>) {
     match value {
-        Value::String(words) if origins.len() < MAX_NOTES => origins.extend(foreign_origin(words, rewrites)),
-        Value::Array(values) => values.iter().for_each(|value| collect_origins(value, rewrites, origins)),
-        Value::Object(values) => values.values().for_each(|value| collect_origins(value, rewrites, origins)),
+        Value::String(words) if origins.len() < MAX_NOTES => {
+            origins.extend(foreign_origin(words, rewrites))
+        }
+        Value::Array(values) => values
+            .iter()
+            .for_each(|value| collect_origins(value, rewrites, origins)),
+        Value::Object(values) => values
+            .values()
+            .for_each(|value| collect_origins(value, rewrites, origins)),
         _ => {}
     }
 }
 
 fn foreign_origin(address: &str, rewrites: &Rewrites) -> Option<String> {
-    if !address.get(..4)?.eq_ignore_ascii_case("http") || rewrites.home(address.as_bytes(), b"").is_some() {
+    if !address.get(..4)?.eq_ignore_ascii_case("http")
+        || rewrites.home(address.as_bytes(), b"").is_some()
+    {
         return None;
     }
-    let url = Url::parse(address).ok().filter(|url| matches!(url.scheme(), "http" | "https"))?;
+    let url = Url::parse(address)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https"))?;
     Some(url.origin().ascii_serialization()).filter(|origin| origin.len() <= 200)
 }
 
@@ -175,8 +211,10 @@ mod tests {
     use super::{super::Rewrite, *};
 
     fn noted(answer: &str, retry: Option<&RetryJson>) -> (Vec<String>, Vec<String>) {
-        let rewrites =
-            Rewrites::new(&[Rewrite { from: "http://document.example.com".into(), to: "/_document".into() }]);
+        let rewrites = Rewrites::new(&[Rewrite {
+            from: "http://document.example.com".into(),
+            to: "/_document".into(),
+        }]);
         let (seen, mut look) = (Seen::default(), Look::default());
         for piece in answer.as_bytes().chunks(7) {
             look.push(piece);
@@ -189,18 +227,51 @@ mod tests {
 
     #[test]
     fn codes_and_origins_that_nothing_handles_are_noted() {
-        let retry = RetryJson { pointer: "/error/code".into(), values: vec![json!(401), json!("EXPIRED")] };
+        let retry = RetryJson {
+            pointer: "/error/code".into(),
+            values: vec![json!(401), json!("EXPIRED")],
+        };
         type Case<'a> = (Value, Option<&'a RetryJson>, &'a [&'a str], &'a [&'a str]);
         let table: &[Case<'_>] = &[
             (json!({ "code": 0, "success": true }), None, &[], &[]),
-            (json!({ "code": 1201, "success": false }), None, &["1201"], &[]),
-            (json!({ "code": "TOKEN_EXPIRED" }), None, &["TOKEN_EXPIRED"], &[]),
+            (
+                json!({ "code": 1201, "success": false }),
+                None,
+                &["1201"],
+                &[],
+            ),
+            (
+                json!({ "code": "TOKEN_EXPIRED" }),
+                None,
+                &["TOKEN_EXPIRED"],
+                &[],
+            ),
             (json!({ "code": "a9f1c2d3" }), None, &[], &[]),
             (json!({ "code": { "x": 1 } }), None, &[], &[]),
-            (json!({ "error": { "code": "401" } }), Some(&retry), &[], &[]),
-            (json!({ "error": { "code": "EXPIRED" } }), Some(&retry), &[], &[]),
-            (json!({ "error": { "code": 403 }, "code": 9 }), Some(&retry), &["403"], &[]),
-            (json!({ "url": "http://document.example.com/x" }), None, &[], &[]),
+            (
+                json!({ "error": { "code": "401" } }),
+                Some(&retry),
+                &[],
+                &[],
+            ),
+            (
+                json!({ "error": { "code": "EXPIRED" } }),
+                Some(&retry),
+                &[],
+                &[],
+            ),
+            (
+                json!({ "error": { "code": 403 }, "code": 9 }),
+                Some(&retry),
+                &["403"],
+                &[],
+            ),
+            (
+                json!({ "url": "http://document.example.com/x" }),
+                None,
+                &[],
+                &[],
+            ),
             (
                 json!([{ "url": "HTTP://Share.example.com:80/s?secret" }, "https://user:pw@b.example.com:8443/"]),
                 None,
@@ -212,7 +283,11 @@ mod tests {
         ];
         for (answer, retry, codes, origins) in table {
             let (seen_codes, seen_origins) = noted(&answer.to_string(), *retry);
-            assert_eq!((&seen_codes[..], &seen_origins[..]), (&strings(codes)[..], &strings(origins)[..]), "{answer}");
+            assert_eq!(
+                (&seen_codes[..], &seen_origins[..]),
+                (&strings(codes)[..], &strings(origins)[..]),
+                "{answer}"
+            );
         }
         let large = format!("{{\"code\":7,\"x\":\"{}\"}}", "x".repeat(MAX_ANSWER));
         assert_eq!(noted(&large, None), (vec![], vec![]));
@@ -234,6 +309,12 @@ mod tests {
         add(&mut notes, "new", 1, at(101));
         assert_eq!(notes.len(), MAX_NOTES);
         assert!(!notes.iter().any(|note| note.words == "1"));
-        assert_eq!(notes.iter().find(|note| note.words == "0").map(|note| note.answers), Some(3));
+        assert_eq!(
+            notes
+                .iter()
+                .find(|note| note.words == "0")
+                .map(|note| note.answers),
+            Some(3)
+        );
     }
 }

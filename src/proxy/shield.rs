@@ -34,11 +34,21 @@ fn apology(worker: &Rc<Worker>, exchange: &Rc<Exchange>) -> Response<ResponseBod
     let error = Error::Internal;
     worker.refused(&error, exchange);
     let number = exchange.monitor.begin_exchange();
-    let account = Account::open(worker, exchange, number, RequestBody::none(), worker.clock.now());
-    let mut response = error.to_response().map(|words| ResponseBody::ours(words, account));
+    let account = Account::open(
+        worker,
+        exchange,
+        number,
+        RequestBody::none(),
+        worker.clock.now(),
+    );
+    let mut response = error
+        .to_response()
+        .map(|words| ResponseBody::ours(words, account));
     if exchange.carrier == Carrier::Connection {
         // Whether its body was read to the end, nobody knows.
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }

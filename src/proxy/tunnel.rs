@@ -52,12 +52,17 @@ impl Upgrade {
         if !is_wished || !names(request.headers(), &header::CONNECTION, b"upgrade") {
             return None;
         }
-        if names(request.headers(), &header::UPGRADE, b"h2c") || names(request.headers(), &header::UPGRADE, b"h2") {
+        if names(request.headers(), &header::UPGRADE, b"h2c")
+            || names(request.headers(), &header::UPGRADE, b"h2")
+        {
             return None;
         }
         let protocol = protocol.clone();
         let client = request.extensions_mut().remove::<OnUpgrade>()?;
-        Some(Self { protocol, client: RefCell::new(Some(client)) })
+        Some(Self {
+            protocol,
+            client: RefCell::new(Some(client)),
+        })
     }
 
     /// The upstream has agreed.
@@ -67,13 +72,21 @@ impl Upgrade {
         lease: Lease<AttemptBody>,
         permit: Option<Permit>,
     ) -> Option<Tunnel> {
-        Some(Tunnel { client: self.client.take()?, upstream, lease, permit })
+        Some(Tunnel {
+            client: self.client.take()?,
+            upstream,
+            lease,
+            permit,
+        })
     }
 }
 
 /// Whether a list field holds this element, in any case.
 fn names(headers: &HeaderMap, field: &http::HeaderName, element: &[u8]) -> bool {
-    let mut elements = headers.get_all(field).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let mut elements = headers
+        .get_all(field)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     elements.any(|other| other.trim_ascii().eq_ignore_ascii_case(element))
 }
 
@@ -91,11 +104,20 @@ pub(crate) struct Tunnel {
 impl Tunnel {
     /// Carries bytes both ways until both sides are done, one of them breaks, or nothing moves for too long.
     pub(crate) async fn run(self, worker: &Worker) {
-        let Self { client, upstream, lease, permit } = self;
-        let (Ok(client), Ok((mut upstream, ahead))) = (client.await, upstream::upgraded(upstream).await) else {
+        let Self {
+            client,
+            upstream,
+            lease,
+            permit,
+        } = self;
+        let (Ok(client), Ok((mut upstream, ahead))) =
+            (client.await, upstream::upgraded(upstream).await)
+        else {
             return;
         };
-        let Ok(Parts { io, read_buf, .. }) = client.downcast::<TokioIo<Intake>>() else { return };
+        let Ok(Parts { io, read_buf, .. }) = client.downcast::<TokioIo<Intake>>() else {
+            return;
+        };
         let Some(client) = io.into_inner().into_inner().filter(|_| read_buf.is_empty()) else {
             // The upstream has not agreed yet when these were sent: to it they may be anything, another request included.
             worker.connection_rejected(ConnectionRejection::BytesBeforeUpgrade);
@@ -109,11 +131,18 @@ impl Tunnel {
             let idle = Rc::clone(&idle);
             move || idle.arm(limit)
         };
-        let mut client = Watched { inner: client, moved: moved() };
+        let mut client = Watched {
+            inner: client,
+            moved: moved(),
+        };
         let carry = async {
             client.write_all(&ahead).await?;
-            let mut upstream = Watched { inner: &mut upstream, moved: moved() };
-            tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER).await
+            let mut upstream = Watched {
+                inner: &mut upstream,
+                moved: moved(),
+            };
+            tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER)
+                .await
         };
         if until_idle(carry, &idle).await {
             worker.metrics.late(Lateness::Tunnel);
@@ -140,7 +169,11 @@ struct Watched<S, F> {
 }
 
 impl<S: AsyncRead + Unpin, F: Fn() + Unpin> AsyncRead for Watched<S, F> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(cx, buf);
         if buf.filled().len() > before {
@@ -151,7 +184,11 @@ impl<S: AsyncRead + Unpin, F: Fn() + Unpin> AsyncRead for Watched<S, F> {
 }
 
 impl<S: AsyncWrite + Unpin, F: Fn() + Unpin> AsyncWrite for Watched<S, F> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write(cx, buf);
         if written.is_ready() {
             (self.moved)();

@@ -115,7 +115,10 @@ pub(crate) struct Carried {
 
 impl Carried {
     fn new(token: &Arc<Token>) -> Self {
-        Self { token: Arc::clone(token), header: token.header_copy() }
+        Self {
+            token: Arc::clone(token),
+            header: token.header_copy(),
+        }
     }
 
     pub(crate) fn header(&self) -> &HeaderValue {
@@ -144,18 +147,23 @@ pub(crate) fn start(
 ) -> io::Result<oneshot::Receiver<()>> {
     let (ended, has_ended) = oneshot::channel();
     let (built, is_built) = std::sync::mpsc::channel();
-    thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default()) {
-            Ok(runtime) => runtime,
-            Err(error) => return drop(built.send(Err(error))),
-        };
-        drop(built.send(Ok(())));
-        runtime.block_on(run(shared, metrics, listeners, drain));
-        // Not a plain drop: that would wait for a look-up of a name that takes for ever.
-        runtime.shutdown_background();
-        // Nobody may be waiting any more.
-        let _ = ended.send(());
-    })?;
+    thread::Builder::new()
+        .name(format!("worker-{index}"))
+        .spawn(move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build_local(Default::default())
+            {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(built.send(Err(error))),
+            };
+            drop(built.send(Ok(())));
+            runtime.block_on(run(shared, metrics, listeners, drain));
+            // Not a plain drop: that would wait for a look-up of a name that takes for ever.
+            runtime.shutdown_background();
+            // Nobody may be waiting any more.
+            let _ = ended.send(());
+        })?;
     is_built.recv().map_err(io::Error::other)??;
     Ok(has_ended)
 }
@@ -182,7 +190,13 @@ async fn run(
                     // An error means that the sender is gone, and with it whoever wants this worker to run.
                     let _ = drain.wait_for(|drain| *drain).await;
                 };
-                lasting.spawn_local(accept(Rc::clone(&worker), listener, Rc::new(gate), greeting, stop));
+                lasting.spawn_local(accept(
+                    Rc::clone(&worker),
+                    listener,
+                    Rc::new(gate),
+                    greeting,
+                    stop,
+                ));
             }
             Err(error) => tracing::error!(%error, "a worker cannot listen"),
         }
@@ -206,11 +220,17 @@ async fn panic_of(tasks: &mut JoinSet<()>) -> Box<dyn Any + Send> {
 }
 
 impl Worker {
-    fn new(shared: Arc<Shared>, metrics: Arc<Metrics>) -> (Rc<Self>, mpsc::UnboundedReceiver<Abandoned>) {
+    fn new(
+        shared: Arc<Shared>,
+        metrics: Arc<Metrics>,
+    ) -> (Rc<Self>, mpsc::UnboundedReceiver<Abandoned>) {
         let ticker = Ticker::new();
         let upstream = |shared: &upstream::Shared| {
             Upstream::new(shared.clone(), &ticker, |origin| {
-                metrics.endpoint(origin).map(|endpoint| Arc::clone(&endpoint.connections)).unwrap_or_default()
+                metrics
+                    .endpoint(origin)
+                    .map(|endpoint| Arc::clone(&endpoint.connections))
+                    .unwrap_or_default()
             })
         };
         let upstreams = shared.upstreams.iter().map(upstream).collect();
@@ -223,7 +243,9 @@ impl Worker {
             clock: Arc::clone(shared.credential.clock()),
             token: RefCell::default(),
             upstreams,
-            routes: Routes::new(&config.routes, &config.rewrites, |upstream| shared.upstreams[upstream].config()),
+            routes: Routes::new(&config.routes, &config.rewrites, |upstream| {
+                shared.upstreams[upstream].config()
+            }),
             rewrites: Rc::new(Rewrites::new(&config.rewrites)),
             clients: Arc::clone(&shared.clients),
             privacy: Privacy::of(&config.clients),
@@ -231,9 +253,14 @@ impl Worker {
             metrics,
             limits: Arc::new(monitor::Limits::new(&config)),
             tunnel_idle: config.tunnel_idle_timeout.into(),
-            recording: recording::Limits { body: config.retry.body_limit, total: config.retry.total_limit, kept },
+            recording: recording::Limits {
+                body: config.retry.body_limit,
+                total: config.retry.total_limit,
+                kept,
+            },
             // A copy of its own, as with the token.
-            mark: HeaderValue::from_bytes(shared.mark.as_bytes()).unwrap_or_else(|_| shared.mark.clone()),
+            mark: HeaderValue::from_bytes(shared.mark.as_bytes())
+                .unwrap_or_else(|_| shared.mark.clone()),
             withheld: withheld(&config),
             connections: RefCell::default(),
             all_closed: Notify::new(),
@@ -254,10 +281,12 @@ impl Worker {
             return Ok(carried);
         }
         let newest = self.credential.newer_than(None, self.token_wait).await;
-        newest.map(|token| self.carry(&token)).ok_or_else(|| Error::NoToken {
-            reason: self.credential.snapshot().reason.as_str(),
-            retry_after: self.credential.retry_after(),
-        })
+        newest
+            .map(|token| self.carry(&token))
+            .ok_or_else(|| Error::NoToken {
+                reason: self.credential.snapshot().reason.as_str(),
+                retry_after: self.credential.retry_after(),
+            })
     }
 
     fn carried(&self, now: Moment) -> Option<Rc<Carried>> {
@@ -280,7 +309,10 @@ impl Worker {
         match self.shared.places.take(peer) {
             Ok(source) => {
                 self.metrics.connections_open.add(1);
-                Some(Place { worker: Rc::clone(self), source })
+                Some(Place {
+                    worker: Rc::clone(self),
+                    source,
+                })
             }
             Err(reason) => {
                 self.connection_failed(reason, peer, None);
@@ -291,7 +323,11 @@ impl Worker {
 
     /// Turns a request away when there are too many already, this one counted.
     pub(crate) fn admit(&self) -> Result<(), Error> {
-        if self.shared.requests.load(Relaxed) > self.config.limits.requests { Err(Error::Overloaded) } else { Ok(()) }
+        if self.shared.requests.load(Relaxed) > self.config.limits.requests {
+            Err(Error::Overloaded)
+        } else {
+            Ok(())
+        }
     }
 
     /// Counts a connection that is turned away, and reports it: each kind at most once a second.
@@ -308,7 +344,10 @@ impl Worker {
     ) {
         self.metrics.connections_rejected[reason as usize].add(1);
         if self.connections_reported[reason as usize].allows(1, self.clock.now()) {
-            let (peer, error) = (peer.map(tracing::field::display), error.map(tracing::field::display));
+            let (peer, error) = (
+                peer.map(tracing::field::display),
+                error.map(tracing::field::display),
+            );
             tracing::warn!(peer, error, rule = reason.label(), "{}", reason.words());
         }
     }
@@ -320,7 +359,10 @@ impl Worker {
     /// Enters a connection into the list that draining goes through, until what is returned is dropped.
     pub(crate) fn register(self: &Rc<Self>, monitor: &Arc<Monitor>) -> Registered {
         let key = self.connections.borrow_mut().insert(Arc::clone(monitor));
-        Registered { worker: Rc::clone(self), key }
+        Registered {
+            worker: Rc::clone(self),
+            key,
+        }
     }
 
     /// Lets what is under way finish, within the limit. Accepting has stopped.
@@ -336,7 +378,10 @@ impl Worker {
                 self.all_closed.notified().await;
             }
         };
-        if tokio::time::timeout(self.config.drain_timeout, closed).await.is_err() {
+        if tokio::time::timeout(self.config.drain_timeout, closed)
+            .await
+            .is_err()
+        {
             let open = self.connections.borrow().len();
             tracing::warn!(open, "connections are cut off: proxy.drain_timeout is over");
         }
@@ -360,7 +405,10 @@ impl Worker {
         self.metrics.refused(error);
         if self.reported[error.index()].allows(1, self.clock.now()) {
             let peer = exchange.peer.client.address().map(tracing::field::display);
-            let client = exchange.caller.get().map(|caller| self.clients.name(caller));
+            let client = exchange
+                .caller
+                .get()
+                .map(|caller| self.clients.name(caller));
             let status = error.status().as_u16();
             tracing::warn!(peer, client, status, rule = error.label(), "{error}");
         }
@@ -375,7 +423,8 @@ impl Worker {
         status: StatusCode,
         received: Moment,
     ) {
-        self.metrics.answered(route.position, caller.map(|caller| caller.client), status);
+        self.metrics
+            .answered(route.position, caller.map(|caller| caller.client), status);
         let log = match self.config.access_log {
             AccessLog::Off => false,
             AccessLog::All => true,
@@ -384,33 +433,59 @@ impl Worker {
         if log {
             let millis = self.clock.now().saturating_since(received).as_secs_f64() * 1000.0;
             let (method, path) = (&request.method, request.uri.path());
-            let (client, status) = (caller.map(|caller| self.clients.name(caller)), status.as_u16());
+            let (client, status) = (
+                caller.map(|caller| self.clients.name(caller)),
+                status.as_u16(),
+            );
             tracing::info!(target: "bearer_proxy::access", client, %method, path, status, millis, "request");
         }
     }
 
     /// Whether an answer is looked into while it passes: a few of each second are.
     pub(crate) fn look(&self, head: &response::Parts) -> Option<Box<Look>> {
-        let is_looked_into = Look::is_worth_it(head) && self.looked.allows(seen::EACH_SECOND, self.clock.now());
+        let is_looked_into =
+            Look::is_worth_it(head) && self.looked.allows(seen::EACH_SECOND, self.clock.now());
         is_looked_into.then(Box::default)
     }
 
     /// An answer that was looked into has passed.
     pub(crate) fn looked_into(&self, look: &Look) {
-        look.note(&self.metrics.seen, self.config.retry.json.as_ref(), &self.rewrites, self.clock.wall());
+        look.note(
+            &self.metrics.seen,
+            self.config.retry.json.as_ref(),
+            &self.rewrites,
+            self.clock.wall(),
+        );
     }
 
     /// A few of each second: half of them are kept for server errors.
     fn is_sampled(&self, status: StatusCode, received: Moment) -> bool {
         const EACH_SECOND: u32 = 10;
-        self.sampled.allows(if status.is_server_error() { EACH_SECOND } else { EACH_SECOND / 2 }, received)
+        self.sampled.allows(
+            if status.is_server_error() {
+                EACH_SECOND
+            } else {
+                EACH_SECOND / 2
+            },
+            received,
+        )
     }
 }
 
 /// What clients have to show, once each.
 fn withheld(config: &Config) -> Rc<[HeaderName]> {
-    let required = config.listeners.iter().filter_map(|listener| listener.guard.required_header.clone());
-    let mut names: Vec<_> = required.chain(config.clients.iter().filter_map(|client| client.header.clone())).collect();
+    let required = config
+        .listeners
+        .iter()
+        .filter_map(|listener| listener.guard.required_header.clone());
+    let mut names: Vec<_> = required
+        .chain(
+            config
+                .clients
+                .iter()
+                .filter_map(|client| client.header.clone()),
+        )
+        .collect();
     names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
     names.dedup();
     names.into()

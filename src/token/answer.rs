@@ -59,7 +59,10 @@ pub enum Class {
 
 impl Failure {
     pub(super) fn new(class: Class, detail: impl Into<String>) -> Self {
-        Self { class, detail: detail.into() }
+        Self {
+            class,
+            detail: detail.into(),
+        }
     }
 
     /// The wait that the issuer asked for.
@@ -89,15 +92,19 @@ impl Presented {
     /// `invalid_grant`, RFC 6749 §5.2.
     fn invalid(self) -> (Class, &'static str) {
         match self {
-            Self::RefreshToken => {
-                (Class::RefreshTokenRefused, "the refresh token is expired, revoked or spent; get a new one")
-            }
+            Self::RefreshToken => (
+                Class::RefreshTokenRefused,
+                "the refresh token is expired, revoked or spent; get a new one",
+            ),
             // Another code may be good: this is no reason to give up for ever.
             Self::Code => (
                 Class::Failing,
                 "the code is expired or spent, or was asked for with another redirect_uri; get a new one",
             ),
-            Self::Jwt => (Class::Failing, "the JWT is not accepted: check the keys in [token.jwt]"),
+            Self::Jwt => (
+                Class::Failing,
+                "the JWT is not accepted: check the keys in [token.jwt]",
+            ),
         }
     }
 
@@ -128,34 +135,53 @@ impl Reader {
         body: &[u8],
         wall: SystemTime,
     ) -> Result<Grant, Failure> {
-        if status.is_success() { self.grant(body) } else { Err(refusal(self.presented, status, headers, body, wall)) }
+        if status.is_success() {
+            self.grant(body)
+        } else {
+            Err(refusal(self.presented, status, headers, body, wall))
+        }
     }
 
     fn grant(&self, body: &[u8]) -> Result<Grant, Failure> {
-        let mut answer: Value = serde_json::from_slice(body)
-            .map_err(|_| Failure::garbled(format!("the issuer's answer is not JSON ({} bytes)", body.len())))?;
+        let mut answer: Value = serde_json::from_slice(body).map_err(|_| {
+            Failure::garbled(format!(
+                "the issuer's answer is not JSON ({} bytes)",
+                body.len()
+            ))
+        })?;
         let pointers = &self.fields;
         check_token_type(&answer, &pointers.access_token)?;
         let lifetime = match present(&answer, &pointers.expires_in) {
             None => self.default_expires_in,
-            Some(value) => lifetime_of(value)
-                .ok_or_else(|| Failure::garbled(format!("no usable lifetime at {}", pointers.expires_in)))?,
+            Some(value) => lifetime_of(value).ok_or_else(|| {
+                Failure::garbled(format!("no usable lifetime at {}", pointers.expires_in))
+            })?,
         };
         let refresh_lifetime = present(&answer, &pointers.refresh_expires_in).and_then(lifetime_of);
         // Taken out rather than copied, so that no copy stays behind unwiped.
-        let access_token = take_token(&mut answer, &pointers.access_token)?
-            .ok_or_else(|| Failure::garbled(format!("no access token at {}", pointers.access_token)))?;
+        let access_token = take_token(&mut answer, &pointers.access_token)?.ok_or_else(|| {
+            Failure::garbled(format!("no access token at {}", pointers.access_token))
+        })?;
         if !is_legal_bearer(access_token.expose()) {
-            return Err(Failure::garbled("the access token has characters that no header may carry"));
+            return Err(Failure::garbled(
+                "the access token has characters that no header may carry",
+            ));
         }
         let refresh_token = take_token(&mut answer, &pointers.refresh_token)?;
-        Ok(Grant { access_token, refresh_token, lifetime, refresh_lifetime })
+        Ok(Grant {
+            access_token,
+            refresh_token,
+            lifetime,
+            refresh_lifetime,
+        })
     }
 }
 
 /// Whether a token can stand in an `Authorization` field: visible ASCII only, not empty, not absurdly long.
 pub(super) fn is_legal_bearer(token: &str) -> bool {
-    !token.is_empty() && token.len() <= TOKEN_LIMIT && token.bytes().all(|byte| byte.is_ascii_graphic())
+    !token.is_empty()
+        && token.len() <= TOKEN_LIMIT
+        && token.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// The value at a JSON pointer; `null` counts as missing.
@@ -165,7 +191,9 @@ fn present<'a>(answer: &'a Value, pointer: &str) -> Option<&'a Value> {
 
 /// `token_type` stands beside the access token and, if it is there, is `Bearer` (RFC 6749 §7.1: in any case).
 fn check_token_type(answer: &Value, access_token: &str) -> Result<(), Failure> {
-    let parent = access_token.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let parent = access_token
+        .rsplit_once('/')
+        .map_or("", |(parent, _)| parent);
     match present(answer, &format!("{parent}/token_type")) {
         None => Ok(()),
         Some(Value::String(kind)) if kind.eq_ignore_ascii_case("bearer") => Ok(()),
@@ -179,8 +207,12 @@ fn take_token(answer: &mut Value, pointer: &str) -> Result<Option<Secret>, Failu
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(token)) if token.is_empty() => Ok(None),
         Some(Value::String(token)) if token.len() <= TOKEN_LIMIT => Ok(Some(Secret::new(token))),
-        Some(Value::String(_)) => Err(Failure::garbled(format!("the token at {pointer} is too long"))),
-        Some(_) => Err(Failure::garbled(format!("what is at {pointer} is not a text"))),
+        Some(Value::String(_)) => Err(Failure::garbled(format!(
+            "the token at {pointer} is too long"
+        ))),
+        Some(_) => Err(Failure::garbled(format!(
+            "what is at {pointer} is not a text"
+        ))),
     }
 }
 
@@ -192,7 +224,9 @@ fn lifetime_of(value: &Value) -> Option<Duration> {
         _ => return None,
     };
     // Also false for NaN.
-    (1.0..=LONGEST_LIFETIME.as_secs_f64()).contains(&seconds).then(|| Duration::from_secs_f64(seconds.floor()))
+    (1.0..=LONGEST_LIFETIME.as_secs_f64())
+        .contains(&seconds)
+        .then(|| Duration::from_secs_f64(seconds.floor()))
 }
 
 /// What follows from an answer that is neither a success nor, where one is expected, a redirect.
@@ -218,13 +252,18 @@ pub(super) fn refusal(
             Some(error) => Failure::new(Class::Failing, format!("{answered} {error}")),
             None => Failure::new(Class::Failing, answered),
         },
-        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => match retry_after(headers, wall) {
-            Some(wait) => {
-                Failure::new(Class::Throttled(wait), format!("{answered}, come back in {} s", wait.as_secs()))
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+            match retry_after(headers, wall) {
+                Some(wait) => Failure::new(
+                    Class::Throttled(wait),
+                    format!("{answered}, come back in {} s", wait.as_secs()),
+                ),
+                None => Failure::new(Class::Failing, answered),
             }
-            None => Failure::new(Class::Failing, answered),
-        },
-        StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => Failure::new(Class::Ambiguous, answered),
+        }
+        StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => {
+            Failure::new(Class::Ambiguous, answered)
+        }
         status if status.is_redirection() => Failure::new(
             Class::Failing,
             format!(
@@ -256,10 +295,15 @@ fn oauth_error(body: &[u8]) -> Option<&'static str> {
 fn retry_after(headers: &HeaderMap, wall: SystemTime) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        text.parse().map_or(LONGEST_RETRY_AFTER, Duration::from_secs)
+        text.parse()
+            .map_or(LONGEST_RETRY_AFTER, Duration::from_secs)
     } else {
         let date = |text: &str| httpdate::parse_http_date(text).ok();
-        let now = headers.get(header::DATE).and_then(|value| value.to_str().ok()).and_then(date).unwrap_or(wall);
+        let now = headers
+            .get(header::DATE)
+            .and_then(|value| value.to_str().ok())
+            .and_then(date)
+            .unwrap_or(wall);
         date(text)?.duration_since(now).unwrap_or_default()
     };
     Some(wait.clamp(SHORTEST_RETRY_AFTER, LONGEST_RETRY_AFTER))
@@ -290,12 +334,16 @@ mod tests {
     }
 
     fn class(status: u16, body: &str) -> Class {
-        read(status, &HeaderMap::new(), body.as_bytes()).expect_err("refused").class
+        read(status, &HeaderMap::new(), body.as_bytes())
+            .expect_err("refused")
+            .class
     }
 
     #[test]
     fn lifetimes() {
-        let lifetime = |value: Value| grant(&json!({"access_token": "a", "expires_in": value})).map(|g| g.lifetime);
+        let lifetime = |value: Value| {
+            grant(&json!({"access_token": "a", "expires_in": value})).map(|g| g.lifetime)
+        };
         let seconds = |n| Ok(Duration::from_secs(n));
         assert_eq!(lifetime(json!(3600)), seconds(3600));
         assert_eq!(lifetime(json!("3600")), seconds(3600));
@@ -303,7 +351,12 @@ mod tests {
         assert_eq!(lifetime(json!("1.5")), seconds(1));
         assert_eq!(lifetime(json!(31_536_000)), seconds(31_536_000));
         assert_eq!(lifetime(Value::Null), seconds(300));
-        assert_eq!(grant(&json!({"access_token": "a"})).expect("granted").lifetime, Duration::from_secs(300));
+        assert_eq!(
+            grant(&json!({"access_token": "a"}))
+                .expect("granted")
+                .lifetime,
+            Duration::from_secs(300)
+        );
         for bad in [
             json!(0),
             json!(-1),
@@ -317,7 +370,11 @@ mod tests {
             json!(true),
             json!([3600]),
         ] {
-            assert_eq!(lifetime(bad.clone()).expect_err("rejected").class, Class::Garbled, "{bad}");
+            assert_eq!(
+                lifetime(bad.clone()).expect_err("rejected").class,
+                Class::Garbled,
+                "{bad}"
+            );
         }
     }
 
@@ -325,7 +382,10 @@ mod tests {
     fn an_absurd_refresh_lifetime_is_ignored() {
         let body = |n: Value| json!({"access_token": "a", "refresh_expires_in": n});
         let lifetime = |n| grant(&body(n)).expect("granted").refresh_lifetime;
-        assert_eq!(lifetime(json!(2_592_000)), Some(Duration::from_secs(2_592_000)));
+        assert_eq!(
+            lifetime(json!(2_592_000)),
+            Some(Duration::from_secs(2_592_000))
+        );
         assert_eq!(lifetime(json!(-1)), None);
     }
 
@@ -333,26 +393,52 @@ mod tests {
     fn access_tokens_must_be_legal_header_values() {
         let longest = "x".repeat(TOKEN_LIMIT);
         for good in ["a", "eyJ.a-b_c~+/==", &longest] {
-            assert_eq!(grant(&json!({"access_token": good})).expect("granted").access_token.expose(), good);
+            assert_eq!(
+                grant(&json!({"access_token": good}))
+                    .expect("granted")
+                    .access_token
+                    .expose(),
+                good
+            );
         }
         let too_long = "x".repeat(TOKEN_LIMIT + 1);
-        for bad in ["", "a\r\nX: y", "a\n", "a\0", "a b", "a\tb", "ä", "a\u{7f}", &too_long] {
+        for bad in [
+            "",
+            "a\r\nX: y",
+            "a\n",
+            "a\0",
+            "a b",
+            "a\tb",
+            "ä",
+            "a\u{7f}",
+            &too_long,
+        ] {
             let failure = grant(&json!({"access_token": bad})).expect_err("rejected");
             assert_eq!(failure.class, Class::Garbled, "{bad:?}");
         }
         for bad in [json!(null), json!(1), json!({}), json!(["a"])] {
-            assert_eq!(grant(&json!({"access_token": bad})).expect_err("rejected").class, Class::Garbled);
+            assert_eq!(
+                grant(&json!({"access_token": bad}))
+                    .expect_err("rejected")
+                    .class,
+                Class::Garbled
+            );
         }
     }
 
     #[test]
     fn a_missing_refresh_token_keeps_the_old_one_and_a_strange_one_is_rejected() {
-        for none in [json!({}), json!({"refresh_token": null}), json!({"refresh_token": ""})] {
+        for none in [
+            json!({}),
+            json!({"refresh_token": null}),
+            json!({"refresh_token": ""}),
+        ] {
             let mut body = none;
             body["access_token"] = json!("a");
             assert!(grant(&body).expect("granted").refresh_token.is_none());
         }
-        let rotated = grant(&json!({"access_token": "a", "refresh_token": "ü+%&="})).expect("granted");
+        let rotated =
+            grant(&json!({"access_token": "a", "refresh_token": "ü+%&="})).expect("granted");
         assert_eq!(rotated.refresh_token.expect("rotated").expose(), "ü+%&=");
         let strange = grant(&json!({"access_token": "a", "refresh_token": 7}));
         assert_eq!(strange.expect_err("rejected").class, Class::Garbled);
@@ -361,7 +447,12 @@ mod tests {
     #[test]
     fn only_bearer_tokens() {
         let with = |kind: Value| grant(&json!({"access_token": "a", "token_type": kind}));
-        for good in [json!("Bearer"), json!("bearer"), json!("BEARER"), json!(null)] {
+        for good in [
+            json!("Bearer"),
+            json!("bearer"),
+            json!("BEARER"),
+            json!(null),
+        ] {
             assert!(with(good).is_ok());
         }
         for bad in [json!("mac"), json!("DPoP"), json!(1), json!("")] {
@@ -379,9 +470,15 @@ mod tests {
         };
         let reader = Reader { fields, ..reader() };
         let read = |body: Value| {
-            reader.read(StatusCode::OK, &HeaderMap::new(), body.to_string().as_bytes(), SystemTime::UNIX_EPOCH)
+            reader.read(
+                StatusCode::OK,
+                &HeaderMap::new(),
+                body.to_string().as_bytes(),
+                SystemTime::UNIX_EPOCH,
+            )
         };
-        let granted = read(json!({"code": 0, "data": {"token": "a", "next": "r", "ttl": 60}})).expect("granted");
+        let granted = read(json!({"code": 0, "data": {"token": "a", "next": "r", "ttl": 60}}))
+            .expect("granted");
         assert_eq!(granted.lifetime, Duration::from_secs(60));
         assert_eq!(granted.refresh_token.expect("rotated").expose(), "r");
         assert!(read(json!({"access_token": "a"})).is_err());
@@ -390,7 +487,16 @@ mod tests {
 
     #[test]
     fn garbage_is_garbled() {
-        for garbage in ["", "null", "[]", "\"x\"", "<html>", "{\"access_token\":", "{}", &"[".repeat(10_000)] {
+        for garbage in [
+            "",
+            "null",
+            "[]",
+            "\"x\"",
+            "<html>",
+            "{\"access_token\":",
+            "{}",
+            &"[".repeat(10_000),
+        ] {
             assert_eq!(class(200, garbage), Class::Garbled, "{garbage}");
         }
     }
@@ -398,16 +504,35 @@ mod tests {
     #[test]
     fn oauth_errors_count_as_such_with_400_and_401_alone() {
         for status in [400, 401] {
-            assert_eq!(class(status, r#"{"error":"invalid_grant"}"#), Class::RefreshTokenRefused);
-            assert_eq!(class(status, r#"{"error":"invalid_client"}"#), Class::ClientRefused);
-            assert_eq!(class(status, r#"{"error":"unauthorized_client"}"#), Class::ClientRefused);
-            assert_eq!(class(status, r#"{"error":"invalid_request"}"#), Class::Failing);
+            assert_eq!(
+                class(status, r#"{"error":"invalid_grant"}"#),
+                Class::RefreshTokenRefused
+            );
+            assert_eq!(
+                class(status, r#"{"error":"invalid_client"}"#),
+                Class::ClientRefused
+            );
+            assert_eq!(
+                class(status, r#"{"error":"unauthorized_client"}"#),
+                Class::ClientRefused
+            );
+            assert_eq!(
+                class(status, r#"{"error":"invalid_request"}"#),
+                Class::Failing
+            );
             assert_eq!(class(status, "<html>denied</html>"), Class::Failing);
-            assert_eq!(class(status, r#"{"error":{"invalid_grant":1}}"#), Class::Failing);
+            assert_eq!(
+                class(status, r#"{"error":{"invalid_grant":1}}"#),
+                Class::Failing
+            );
             assert_eq!(class(status, r#"["invalid_grant"]"#), Class::Failing);
         }
         for status in [302, 403, 404, 418, 429, 500, 503] {
-            assert_eq!(class(status, r#"{"error":"invalid_grant"}"#), Class::Failing, "{status}");
+            assert_eq!(
+                class(status, r#"{"error":"invalid_grant"}"#),
+                Class::Failing,
+                "{status}"
+            );
         }
         assert_eq!(class(502, ""), Class::Ambiguous);
         assert_eq!(class(504, ""), Class::Ambiguous);
@@ -441,15 +566,33 @@ mod tests {
             assert_eq!(wait(status, &[("retry-after", "17")]), Some(17));
             assert_eq!(wait(status, &[("retry-after", "0")]), Some(1));
             assert_eq!(wait(status, &[("retry-after", "86400")]), Some(300));
-            assert_eq!(wait(status, &[("retry-after", "99999999999999999999999")]), Some(300));
+            assert_eq!(
+                wait(status, &[("retry-after", "99999999999999999999999")]),
+                Some(300)
+            );
             assert_eq!(wait(status, &[("retry-after", "-5")]), None);
             assert_eq!(wait(status, &[("retry-after", "later")]), None);
             assert_eq!(wait(status, &[]), None);
             // The fallback calendar of these tests stands at 1970.
-            assert_eq!(wait(status, &[("retry-after", "Thu, 01 Jan 1970 00:01:30 GMT")]), Some(90));
+            assert_eq!(
+                wait(status, &[("retry-after", "Thu, 01 Jan 1970 00:01:30 GMT")]),
+                Some(90)
+            );
             let date = ("date", "Mon, 23 Nov 2026 10:00:00 GMT");
-            assert_eq!(wait(status, &[date, ("retry-after", "Mon, 23 Nov 2026 10:00:42 GMT")]), Some(42));
-            assert_eq!(wait(status, &[date, ("retry-after", "Mon, 23 Nov 2026 09:00:00 GMT")]), Some(1));
+            assert_eq!(
+                wait(
+                    status,
+                    &[date, ("retry-after", "Mon, 23 Nov 2026 10:00:42 GMT")]
+                ),
+                Some(42)
+            );
+            assert_eq!(
+                wait(
+                    status,
+                    &[date, ("retry-after", "Mon, 23 Nov 2026 09:00:00 GMT")]
+                ),
+                Some(1)
+            );
         }
         assert_eq!(wait(500, &[("retry-after", "17")]), None);
     }

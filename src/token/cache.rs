@@ -83,7 +83,13 @@ pub(super) struct Lineage {
 impl Lineage {
     /// Of a token without predecessors.
     pub(super) const fn first(cooldown: Duration) -> Self {
-        Self { because_of_rejection: false, base_cooldown: cooldown, cooldown, futile: 0, quiet_until: None }
+        Self {
+            because_of_rejection: false,
+            base_cooldown: cooldown,
+            cooldown,
+            futile: 0,
+            quiet_until: None,
+        }
     }
 
     /// Of the token that replaces `token`.
@@ -93,7 +99,9 @@ impl Lineage {
             marks if marks & REPLAY_REJECTED != 0 => token.lineage.futile.saturating_add(1),
             _ => token.lineage.futile,
         };
-        let doubled = base_cooldown.saturating_mul(2_u32.saturating_pow(futile)).min(LONGEST_COOLDOWN);
+        let doubled = base_cooldown
+            .saturating_mul(2_u32.saturating_pow(futile))
+            .min(LONGEST_COOLDOWN);
         Self {
             because_of_rejection: token.is_refresh_wanted(),
             base_cooldown,
@@ -113,7 +121,14 @@ impl Token {
         expires_at: Moment,
         lineage: Lineage,
     ) -> Self {
-        Self { version, header, minted_at, expires_at, lineage, marks: AtomicU8::new(0) }
+        Self {
+            version,
+            header,
+            minted_at,
+            expires_at,
+            lineage,
+            marks: AtomicU8::new(0),
+        }
     }
 
     /// Which one this is.
@@ -130,7 +145,8 @@ impl Token {
     pub fn header_copy(&self) -> HeaderValue {
         let text = Zeroizing::new(self.header.as_bytes().to_vec());
         // The bytes of a legal value are legal.
-        let mut copy = HeaderValue::from_maybe_shared(Bytes::from_owner(text)).unwrap_or_else(|_| self.header.clone());
+        let mut copy = HeaderValue::from_maybe_shared(Bytes::from_owner(text))
+            .unwrap_or_else(|_| self.header.clone());
         copy.set_sensitive(true);
         copy
     }
@@ -148,7 +164,8 @@ impl Token {
     /// Whether it was made for longer and has less than a minute left.
     pub fn ends_soon(&self, now: Moment) -> bool {
         const MINUTE: Duration = Duration::from_secs(60);
-        self.expires_at.saturating_since(now) < MINUTE && self.expires_at.saturating_since(self.minted_at) > 2 * MINUTE
+        self.expires_at.saturating_since(now) < MINUTE
+            && self.expires_at.saturating_since(self.minted_at) > 2 * MINUTE
     }
 
     /// A 2xx came back under it.
@@ -171,12 +188,15 @@ impl Token {
     pub(super) fn is_worth_refreshing(&self, now: Moment) -> bool {
         let unproven = self.lineage.because_of_rejection && self.marks() & PROVEN == 0;
         let unproven_until = unproven.then(|| self.minted_at + self.cooldown());
-        unproven_until.max(self.futile_until()).is_none_or(|until| now >= until)
+        unproven_until
+            .max(self.futile_until())
+            .is_none_or(|until| now >= until)
     }
 
     /// Notes that a newer token is wanted; true for the first to ask.
     pub(super) fn want_refresh(&self) -> bool {
-        !self.is_refresh_wanted() && self.marks.fetch_or(REFRESH_WANTED, Relaxed) & REFRESH_WANTED == 0
+        !self.is_refresh_wanted()
+            && self.marks.fetch_or(REFRESH_WANTED, Relaxed) & REFRESH_WANTED == 0
     }
 
     pub(super) fn is_refresh_wanted(&self) -> bool {
@@ -196,7 +216,11 @@ impl Token {
 
     /// An accepted replay undoes all doubling.
     fn cooldown(&self) -> Duration {
-        if self.marks() & REPLAY_ACCEPTED != 0 { self.lineage.base_cooldown } else { self.lineage.cooldown }
+        if self.marks() & REPLAY_ACCEPTED != 0 {
+            self.lineage.base_cooldown
+        } else {
+            self.lineage.cooldown
+        }
     }
 
     fn marks(&self) -> u8 {
@@ -215,7 +239,10 @@ impl Token {
 ///
 /// # Errors
 /// When the credentials cannot stand in a header.
-pub(super) fn authorization(scheme: &str, credentials: &str) -> Result<HeaderValue, InvalidHeaderValue> {
+pub(super) fn authorization(
+    scheme: &str,
+    credentials: &str,
+) -> Result<HeaderValue, InvalidHeaderValue> {
     let mut text = Zeroizing::new(Vec::with_capacity(scheme.len() + 1 + credentials.len()));
     text.extend_from_slice(scheme.as_bytes());
     text.push(b' ');
@@ -313,7 +340,10 @@ mod tests {
             let next = refreshed(&last, now);
             next.replay_rejected();
             let cooldown = Duration::from_secs(seconds);
-            assert!(!next.is_worth_refreshing(now + (cooldown - Duration::from_millis(1))), "{seconds}");
+            assert!(
+                !next.is_worth_refreshing(now + (cooldown - Duration::from_millis(1))),
+                "{seconds}"
+            );
             now = now + cooldown;
             assert!(next.is_worth_refreshing(now), "{seconds}");
             last = next;

@@ -17,7 +17,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer that is read.
 const BODY_LIMIT: usize = 64 * 1024;
 /// Everything but the unreserved characters of RFC 3986 §2.3, so that `+`, `%`, `&`, `=` and spaces survive.
-const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// Why no client for the issuer can be built.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +30,9 @@ pub enum Error {
     #[error("the TLS settings for the issuer: {0}")]
     Tls(#[from] tls::Error),
     /// `server_name` is an address.
-    #[error("tls.server_name: {0} is an IP address; write the name in the issuer's certificate, or leave it out")]
+    #[error(
+        "tls.server_name: {0} is an IP address; write the name in the issuer's certificate, or leave it out"
+    )]
     ServerName(IpAddr),
     /// `server_name` is not a name at all.
     #[error("tls.server_name: this is not a host name")]
@@ -65,18 +71,35 @@ impl Channel {
                 return Err(Error::ServerName(address));
             }
             // reqwest takes the name to verify from the URL, so the URL gets that name and the resolver the real one.
-            let real = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-            host = HeaderValue::from_str(&url[url::Position::BeforeHost..url::Position::AfterPort]).ok();
+            let real = url
+                .host_str()
+                .unwrap_or_default()
+                .trim_matches(['[', ']'])
+                .to_owned();
+            host = HeaderValue::from_str(&url[url::Position::BeforeHost..url::Position::AfterPort])
+                .ok();
             url.set_host(Some(name)).map_err(|_| Error::NotAName)?;
             alias = Some(Alias { real: real.into() });
         }
         let tls = is_https.then(|| config.tls.clone());
-        let (files, certificate) = tls.as_ref().map(|tls| (tls.files(), tls.client_cert_file.clone())).unzip();
+        let (files, certificate) = tls
+            .as_ref()
+            .map(|tls| (tls.files(), tls.client_cert_file.clone()))
+            .unzip();
         let files: Vec<_> = files.into_iter().flatten().collect();
         let timeout = config.timeout;
         let make = move || client(tls.as_ref(), timeout, alias.clone());
-        let client = followed::Current::new("issuer:client".to_owned(), files, certificate.flatten(), make)?;
-        Ok(Self { client: Arc::new(client), url, host })
+        let client = followed::Current::new(
+            "issuer:client".to_owned(),
+            files,
+            certificate.flatten(),
+            make,
+        )?;
+        Ok(Self {
+            client: Arc::new(client),
+            url,
+            host,
+        })
     }
 
     /// What follows the files of `tls`. Whoever holds it reads them again when they change.
@@ -116,7 +139,11 @@ impl Channel {
 }
 
 /// A client that speaks TLS as these files say; without them, one that trusts nobody.
-fn client(tls: Option<&tls::Config>, timeout: Duration, alias: Option<Alias>) -> Result<Client, Error> {
+fn client(
+    tls: Option<&tls::Config>,
+    timeout: Duration,
+    alias: Option<Alias>,
+) -> Result<Client, Error> {
     let tls = match tls {
         Some(tls) => tls::client_config(tls, &[b"http/1.1"])?,
         None => tls::client_config_without_trust()?,
@@ -137,7 +164,9 @@ fn client(tls: Option<&tls::Config>, timeout: Duration, alias: Option<Alias>) ->
     if let Some(alias) = alias {
         builder = builder.dns_resolver(alias);
     }
-    builder.build().map_err(|error| Error::Client(error.without_url()))
+    builder
+        .build()
+        .map_err(|error| Error::Client(error.without_url()))
 }
 
 /// Sends it once and reads the answer. Ends within the configured timeout.
@@ -151,17 +180,25 @@ pub(super) async fn send(request: RequestBuilder) -> Result<Answer, Failure> {
         Err(_) if !status.is_success() => Zeroizing::default(),
         Err(failure) => return Err(failure),
     };
-    Ok(Answer { status, headers, body })
+    Ok(Answer {
+        status,
+        headers,
+        body,
+    })
 }
 
 /// `name=value&name=value`, percent-encoded.
-pub(super) fn parameters<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Zeroizing<String> {
+pub(super) fn parameters<'a>(
+    pairs: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Zeroizing<String> {
     let mut text = Zeroizing::new(String::new());
     for (name, value) in pairs {
         let separator = if text.is_empty() { "" } else { "&" };
         let value = Zeroizing::new(utf8_percent_encode(value, RESERVED).to_string());
         // A string that grows leaves unwiped copies behind.
-        let mut longer = Zeroizing::new(String::with_capacity(text.len() + name.len() + value.len() + 2));
+        let mut longer = Zeroizing::new(String::with_capacity(
+            text.len() + name.len() + value.len() + 2,
+        ));
         for part in [text.as_str(), separator, name, "=", &value] {
             longer.push_str(part);
         }
@@ -192,7 +229,10 @@ async fn read_body(response: &mut reqwest::Response) -> Result<Zeroizing<Vec<u8>
     let mut body = Zeroizing::new(Vec::with_capacity(BODY_LIMIT));
     while let Some(chunk) = response.chunk().await.map_err(failure)? {
         if body.len() + chunk.len() > BODY_LIMIT {
-            return Err(Failure::new(Class::Garbled, format!("the issuer's answer exceeds {} KiB", BODY_LIMIT / 1024)));
+            return Err(Failure::new(
+                Class::Garbled,
+                format!("the issuer's answer exceeds {} KiB", BODY_LIMIT / 1024),
+            ));
         }
         body.extend_from_slice(&chunk);
     }
@@ -204,13 +244,25 @@ fn failure(error: reqwest::Error) -> Failure {
     // The URL holds the refresh token: it goes before anything is printed.
     let error = error.without_url();
     let (class, mut detail) = if error.is_connect() {
-        (Class::Unreachable, "the issuer cannot be reached".to_owned())
+        (
+            Class::Unreachable,
+            "the issuer cannot be reached".to_owned(),
+        )
     } else if error.is_timeout() {
-        (Class::Ambiguous, "the issuer did not answer in time".to_owned())
+        (
+            Class::Ambiguous,
+            "the issuer did not answer in time".to_owned(),
+        )
     } else if error.is_builder() {
-        (Class::Failing, "the request to the issuer cannot be built".to_owned())
+        (
+            Class::Failing,
+            "the request to the issuer cannot be built".to_owned(),
+        )
     } else {
-        (Class::Ambiguous, "the issuer's answer was cut off or is not HTTP".to_owned())
+        (
+            Class::Ambiguous,
+            "the issuer's answer was cut off or is not HTTP".to_owned(),
+        )
     };
     if let Some(cause) = root_cause(&error) {
         // Writing to a String cannot fail.
@@ -227,7 +279,10 @@ fn root_cause(error: &reqwest::Error) -> Option<String> {
     }
     // What an I/O error was made of is no source of it, be it another one.
     let mut wrapped: &(dyn std::error::Error + 'static) = cause;
-    while let Some(inner) = wrapped.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+    while let Some(inner) = wrapped
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::get_ref)
+    {
         wrapped = inner;
     }
     let said_by_tls = wrapped.downcast_ref();

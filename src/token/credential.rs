@@ -72,7 +72,12 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(name: String, clock: SharedClock, cooldown: Duration, ledger: Ledger) -> Self {
+    pub(super) fn new(
+        name: String,
+        clock: SharedClock,
+        cooldown: Duration,
+        ledger: Ledger,
+    ) -> Self {
         Self {
             name,
             clock,
@@ -118,7 +123,9 @@ impl Credential {
     pub fn rejected(&self, version: Version) -> Rejection {
         let now = self.shared.clock.now();
         match self.shared.token.load().as_ref() {
-            Some(token) if token.version() > version && token.usable(now) => Rejection::Newer(Arc::clone(token)),
+            Some(token) if token.version() > version && token.usable(now) => {
+                Rejection::Newer(Arc::clone(token))
+            }
             Some(token) if token.version() == version && token.usable(now) => {
                 if !token.is_worth_refreshing(now) {
                     return Rejection::Futile;
@@ -140,7 +147,10 @@ impl Credential {
     /// the runtime's time: a request that is suspended with the machine need not know it.
     pub async fn newer_than(&self, version: Option<Version>, wait: Duration) -> Option<Arc<Token>> {
         let _place = Place::take(&self.shared.waiters)?;
-        tokio::time::timeout(wait, self.published_after(version)).await.ok().flatten()
+        tokio::time::timeout(wait, self.published_after(version))
+            .await
+            .ok()
+            .flatten()
     }
 
     async fn published_after(&self, version: Option<Version>) -> Option<Arc<Token>> {
@@ -161,13 +171,18 @@ impl Credential {
     fn usable_above(&self, version: Option<Version>) -> Option<Arc<Token>> {
         let now = self.shared.clock.now();
         let token = self.shared.token.load();
-        token.as_ref().filter(|token| token.usable(now) && Some(token.version()) > version).cloned()
+        token
+            .as_ref()
+            .filter(|token| token.usable(now) && Some(token.version()) > version)
+            .cloned()
     }
 
     /// For a 503 without a token: when a new attempt may be worth it, 1 s to 5 min, in whole seconds.
     pub fn retry_after(&self) -> Duration {
         let next = self.shared.ledger().next_attempt;
-        let wait = next.map_or(LONGEST_RETRY_AFTER, |next| next.saturating_since(self.shared.clock.now()));
+        let wait = next.map_or(LONGEST_RETRY_AFTER, |next| {
+            next.saturating_since(self.shared.clock.now())
+        });
         whole_seconds(wait.clamp(SHORTEST_RETRY_AFTER, LONGEST_RETRY_AFTER))
     }
 
@@ -184,7 +199,10 @@ impl Credential {
     pub fn refresh_now(&self) -> Result<(), RefreshRefused> {
         self.reload();
         let reason = self.status.borrow().reason;
-        if matches!(reason, Reason::RefreshTokenRefused | Reason::NoCredential | Reason::OutcomeUnknown) {
+        if matches!(
+            reason,
+            Reason::RefreshTokenRefused | Reason::NoCredential | Reason::OutcomeUnknown
+        ) {
             return Err(RefreshRefused::NoCredential);
         }
         let now = self.shared.clock.now();
@@ -206,8 +224,10 @@ impl Credential {
         let wall = self.shared.clock.wall();
         let status = *self.status.borrow();
         let token = self.shared.token.load_full();
-        let expires_in =
-            token.as_ref().filter(|token| token.usable(now)).map(|token| token.expires_at().saturating_since(now));
+        let expires_in = token
+            .as_ref()
+            .filter(|token| token.usable(now))
+            .map(|token| token.expires_at().saturating_since(now));
         let ledger = self.shared.ledger();
         Snapshot {
             name: self.shared.name.clone(),
@@ -280,9 +300,18 @@ mod tests {
 
     #[test]
     fn hints_are_whole_seconds_and_never_too_short() {
-        assert_eq!(whole_seconds(Duration::from_millis(1)), Duration::from_secs(1));
-        assert_eq!(whole_seconds(Duration::from_secs(2)), Duration::from_secs(2));
-        assert_eq!(whole_seconds(Duration::from_millis(2001)), Duration::from_secs(3));
+        assert_eq!(
+            whole_seconds(Duration::from_millis(1)),
+            Duration::from_secs(1)
+        );
+        assert_eq!(
+            whole_seconds(Duration::from_secs(2)),
+            Duration::from_secs(2)
+        );
+        assert_eq!(
+            whole_seconds(Duration::from_millis(2001)),
+            Duration::from_secs(3)
+        );
     }
 
     #[test]

@@ -24,9 +24,17 @@ pub struct Config {
 impl Config {
     /// The address at which a person logs in and agrees. The cloud gives `data` back with the code.
     pub fn authorize_url(&self, client_id: &str, data: &str) -> Url {
-        let redirect_uri = self.redirect_uri.as_deref().map(|uri| ("redirect_uri", uri));
+        let redirect_uri = self
+            .redirect_uri
+            .as_deref()
+            .map(|uri| ("redirect_uri", uri));
         let pairs = [("response_type", "code"), ("client_id", client_id)];
-        let query = parameters(pairs.into_iter().chain(redirect_uri).chain([("data", data)]));
+        let query = parameters(
+            pairs
+                .into_iter()
+                .chain(redirect_uri)
+                .chain([("data", data)]),
+        );
         let mut url = self.authorize_url.clone();
         url.set_query(Some(&query));
         url
@@ -47,7 +55,10 @@ impl Exchange {
     /// When the TLS settings cannot be used.
     pub fn new(config: &Config, issuer: &IssuerConfig, clock: SharedClock) -> Result<Self, Error> {
         let issuer = HttpIssuer::at(&config.token_url, Presented::Code, issuer, clock)?;
-        Ok(Self { issuer, redirect_uri: config.redirect_uri.clone() })
+        Ok(Self {
+            issuer,
+            redirect_uri: config.redirect_uri.clone(),
+        })
     }
 
     /// Spends the code, once: whatever the answer, it is good for nothing afterwards. Ends within the issuer's timeout.
@@ -55,9 +66,17 @@ impl Exchange {
     /// # Errors
     /// With what follows from the failure, and words for people that contain no secret.
     pub async fn tokens(&self, code: &Secret) -> Result<Grant, Failure> {
-        let redirect_uri = self.redirect_uri.as_deref().map(|uri| ("redirect_uri", uri));
-        let pairs = [("grant_type", "authorization_code"), ("code", code.expose())];
-        self.issuer.grant(pairs.into_iter().chain(redirect_uri)).await
+        let redirect_uri = self
+            .redirect_uri
+            .as_deref()
+            .map(|uri| ("redirect_uri", uri));
+        let pairs = [
+            ("grant_type", "authorization_code"),
+            ("code", code.expose()),
+        ];
+        self.issuer
+            .grant(pairs.into_iter().chain(redirect_uri))
+            .await
     }
 
     /// Reads the client's secret and the files of `tls` again.
@@ -74,8 +93,12 @@ mod tests {
     #[test]
     fn the_authorize_url_survives_every_character() {
         let config = Config {
-            authorize_url: "https://cloud.example.com/api/authorize.do".parse().expect("a URL"),
-            token_url: "https://cloud.example.com/api/token.do".parse().expect("a URL"),
+            authorize_url: "https://cloud.example.com/api/authorize.do"
+                .parse()
+                .expect("a URL"),
+            token_url: "https://cloud.example.com/api/token.do"
+                .parse()
+                .expect("a URL"),
             redirect_uri: Some("http://127.0.0.1:8765/back?a=b&c=d".to_owned()),
         };
         assert_eq!(

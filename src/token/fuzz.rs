@@ -11,27 +11,50 @@ use super::{
 
 /// An answer of the issuer's: a byte chooses its status, a line is its `Retry-After`, the rest is its body.
 pub fn answer(data: &[u8]) {
-    let Some((&status, rest)) = data.split_first() else { return };
+    let Some((&status, rest)) = data.split_first() else {
+        return;
+    };
     let mut parts = rest.splitn(2, |byte| *byte == b'\n');
-    let (line, body) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let status = StatusCode::from_u16([200, 201, 302, 400, 401, 403, 429, 500, 502, 503][usize::from(status) % 10]);
+    let (line, body) = (
+        parts.next().unwrap_or_default(),
+        parts.next().unwrap_or_default(),
+    );
+    let status = StatusCode::from_u16(
+        [200, 201, 302, 400, 401, 403, 429, 500, 502, 503][usize::from(status) % 10],
+    );
     let mut headers = HeaderMap::new();
-    headers.extend(HeaderValue::from_bytes(line).ok().map(|value| (header::RETRY_AFTER, value)));
+    headers.extend(
+        HeaderValue::from_bytes(line)
+            .ok()
+            .map(|value| (header::RETRY_AFTER, value)),
+    );
     let reader = Reader {
         fields: Fields::default(),
         default_expires_in: Duration::from_secs(300),
         presented: Presented::RefreshToken,
     };
     // All of them are valid statuses.
-    match reader.read(status.unwrap_or_default(), &headers, body, SystemTime::UNIX_EPOCH) {
+    match reader.read(
+        status.unwrap_or_default(),
+        &headers,
+        body,
+        SystemTime::UNIX_EPOCH,
+    ) {
         Ok(grant) => {
             assert!(is_legal_bearer(grant.access_token.expose()));
             assert!((1..=365 * 24 * 3600).contains(&grant.lifetime.as_secs()));
-            assert!(grant.refresh_token.is_none_or(|token| !token.expose().is_empty()));
+            assert!(
+                grant
+                    .refresh_token
+                    .is_none_or(|token| !token.expose().is_empty())
+            );
         }
         Err(failure) => {
             assert!(
-                failure.detail.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' '),
+                failure
+                    .detail
+                    .bytes()
+                    .all(|byte| byte.is_ascii_graphic() || byte == b' '),
                 "it is all our own words"
             );
             if let Class::Throttled(wait) = failure.class {

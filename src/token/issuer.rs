@@ -62,12 +62,20 @@ impl HttpIssuer {
     ) -> Result<Self, Error> {
         Ok(Self {
             channel: Channel::new(interface, config)?,
-            authorization: basic(&config.client_id, &config.client_secret, config.basic_encoding),
+            authorization: basic(
+                &config.client_id,
+                &config.client_secret,
+                config.basic_encoding,
+            ),
             client_id: config.client_id.clone(),
             client_secret: config.client_secret.clone(),
             parameters: config.parameters,
             basic_encoding: config.basic_encoding,
-            reader: Reader { fields: config.fields.clone(), default_expires_in: config.default_expires_in, presented },
+            reader: Reader {
+                fields: config.fields.clone(),
+                default_expires_in: config.default_expires_in,
+                presented,
+            },
             clock,
         })
     }
@@ -77,7 +85,11 @@ impl HttpIssuer {
     /// # Errors
     /// With what follows from the failure, and words for people that contain no secret.
     pub async fn refresh(&self, refresh_token: &Secret) -> Result<Grant, Failure> {
-        self.grant([("grant_type", "refresh_token"), ("refresh_token", refresh_token.expose())]).await
+        self.grant([
+            ("grant_type", "refresh_token"),
+            ("refresh_token", refresh_token.expose()),
+        ])
+        .await
     }
 
     /// One call with these parameters, in this order.
@@ -88,7 +100,10 @@ impl HttpIssuer {
         let grant = parameters(pairs);
         let request = match self.parameters {
             // Some servers answer 411 to a POST that does not state its empty body.
-            Parameters::Query => self.channel.post(Some(&grant)).header(header::CONTENT_LENGTH, "0"),
+            Parameters::Query => self
+                .channel
+                .post(Some(&grant))
+                .header(header::CONTENT_LENGTH, "0"),
             Parameters::Form => self
                 .channel
                 .post(None)
@@ -97,7 +112,12 @@ impl HttpIssuer {
         };
         let request = request.header(header::AUTHORIZATION, self.authorization.clone());
         let answer = channel::send(request).await?;
-        self.reader.read(answer.status, &answer.headers, &answer.body, self.clock.wall())
+        self.reader.read(
+            answer.status,
+            &answer.headers,
+            &answer.body,
+            self.clock.wall(),
+        )
     }
 
     /// What follows the files of the issuer's `tls`.
@@ -111,9 +131,13 @@ impl HttpIssuer {
     }
 
     pub(super) async fn reload_client_secret(&mut self) -> bool {
-        let Some(file) = self.client_secret.file().map(ToOwned::to_owned) else { return false };
+        let Some(file) = self.client_secret.file().map(ToOwned::to_owned) else {
+            return false;
+        };
         // A file that is missing, empty or half-written is as good as an unchanged one: it is read again next time.
-        let Ok(Ok(secret)) = tokio::task::spawn_blocking(|| Secret::from_file(file)).await else { return false };
+        let Ok(Ok(secret)) = tokio::task::spawn_blocking(|| Secret::from_file(file)).await else {
+            return false;
+        };
         let changed = secret.expose() != self.client_secret.expose();
         if changed {
             self.authorization = basic(&self.client_id, &secret, self.basic_encoding);
@@ -135,7 +159,8 @@ impl Issuer for HttpIssuer {
 
 /// HTTP Basic, RFC 7617: `Base64(client_id ":" client_secret)`.
 fn basic(client_id: &str, client_secret: &Secret, encoding: BasicEncoding) -> HeaderValue {
-    let form = |text: &str| url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+    let form =
+        |text: &str| url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
     let pair = Zeroizing::new(match encoding {
         BasicEncoding::Raw => format!("{client_id}:{}", client_secret.expose()),
         BasicEncoding::Form => {
@@ -152,7 +177,11 @@ mod tests {
     use super::*;
 
     fn decoded(value: &HeaderValue) -> String {
-        let text = value.to_str().expect("text").strip_prefix("Basic ").expect("Basic");
+        let text = value
+            .to_str()
+            .expect("text")
+            .strip_prefix("Basic ")
+            .expect("Basic");
         String::from_utf8(STANDARD.decode(text).expect("Base64")).expect("UTF-8")
     }
 

@@ -104,19 +104,38 @@ impl JwtTokens {
     ///
     /// # Errors
     /// When the TLS settings cannot be used.
-    pub fn new(first: &FirstConfig, issuer: &IssuerConfig, clock: SharedClock) -> Result<Option<Self>, Error> {
-        let Some(config) = first.jwt.clone() else { return Ok(None) };
-        let exchange = Mutex::new(Exchange::new(&first.exchange, issuer, SharedClock::clone(&clock))?);
+    pub fn new(
+        first: &FirstConfig,
+        issuer: &IssuerConfig,
+        clock: SharedClock,
+    ) -> Result<Option<Self>, Error> {
+        let Some(config) = first.jwt.clone() else {
+            return Ok(None);
+        };
+        let exchange = Mutex::new(Exchange::new(
+            &first.exchange,
+            issuer,
+            SharedClock::clone(&clock),
+        )?);
         let channel = Channel::new(&config.url, issuer)?;
-        Ok(Some(Self { config, client_id: issuer.client_id.clone(), channel, exchange, clock }))
+        Ok(Some(Self {
+            config,
+            client_id: issuer.client_id.clone(),
+            channel,
+            exchange,
+            clock,
+        }))
     }
 
     async fn tokens(&self) -> Result<Grant, Failure> {
         let jwt = self.jwt().await?;
         let names = &self.config.names;
         let user = self.config.user.as_ref().map(|user| names.of(user));
-        let pairs =
-            [("response_type", "code"), (names.client_id.as_str(), self.client_id.as_str()), (&names.jwt_token, &jwt)];
+        let pairs = [
+            ("response_type", "code"),
+            (names.client_id.as_str(), self.client_id.as_str()),
+            (&names.jwt_token, &jwt),
+        ];
         let query = parameters(pairs.into_iter().chain(user));
         self.channel.reload().await;
         let answer = channel::send(self.channel.get(&query)).await?;
@@ -128,20 +147,32 @@ impl JwtTokens {
 
     async fn jwt(&self) -> Result<Zeroizing<String>, Failure> {
         let mut claims = self.config.claims.clone();
-        let now = self.clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        claims.insert(self.config.names.client_id.clone(), self.client_id.clone().into());
+        let now = self
+            .clock
+            .wall()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        claims.insert(
+            self.config.names.client_id.clone(),
+            self.client_id.clone().into(),
+        );
         claims.insert("iat".to_owned(), now.as_secs().into());
         claims.insert("exp".to_owned(), (now + JWT_LIFETIME).as_secs().into());
         let key = self.current_key().await;
         sign(self.config.algorithm, &key, &claims).map_err(|error| {
-            Failure::new(Class::Failing, format!("no JWT can be signed: {error}: check token.jwt.key"))
+            Failure::new(
+                Class::Failing,
+                format!("no JWT can be signed: {error}: check token.jwt.key"),
+            )
         })
     }
 
     /// The key may have been replaced since the start. A file that cannot be read is as good as an unchanged one.
     async fn current_key(&self) -> Secret {
         let known = self.config.key.clone();
-        let Some(file) = known.file().map(ToOwned::to_owned) else { return known };
+        let Some(file) = known.file().map(ToOwned::to_owned) else {
+            return known;
+        };
         match tokio::task::spawn_blocking(|| Secret::from_file(file)).await {
             Ok(Ok(key)) => key,
             Ok(Err(_)) | Err(_) => known,
@@ -165,10 +196,16 @@ impl Names {
     }
 }
 
-fn sign(algorithm: Algorithm, key: &Secret, claims: &Map<String, Value>) -> Result<Zeroizing<String>, UnfitKey> {
+fn sign(
+    algorithm: Algorithm,
+    key: &Secret,
+    claims: &Map<String, Value>,
+) -> Result<Zeroizing<String>, UnfitKey> {
     let bytes = key.expose().as_bytes();
     let key = match algorithm {
-        Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => Ok(EncodingKey::from_secret(bytes)),
+        Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => {
+            Ok(EncodingKey::from_secret(bytes))
+        }
         Algorithm::ES256 | Algorithm::ES384 => EncodingKey::from_ec_pem(bytes),
         Algorithm::EdDSA => EncodingKey::from_ed_pem(bytes),
         _ => EncodingKey::from_rsa_pem(bytes),
@@ -188,18 +225,33 @@ impl Config {
             | StatusCode::TEMPORARY_REDIRECT
             | StatusCode::PERMANENT_REDIRECT => self.code_in_location(&answer.headers)?,
             status if status.is_success() => self.code_in_json(&answer.body)?,
-            status => return Err(refusal(Presented::Jwt, status, &answer.headers, &answer.body, wall)),
+            status => {
+                return Err(refusal(
+                    Presented::Jwt,
+                    status,
+                    &answer.headers,
+                    &answer.body,
+                    wall,
+                ));
+            }
         };
         if found.expose().len() > CODE_LIMIT {
-            return Err(Failure::new(Class::Failing, "the code that the cloud gave for the JWT is too long"));
+            return Err(Failure::new(
+                Class::Failing,
+                "the code that the cloud gave for the JWT is too long",
+            ));
         }
         Ok(found)
     }
 
     fn code_in_location(&self, headers: &HeaderMap) -> Result<Secret, Failure> {
-        let target = headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
+        let target = headers
+            .get(header::LOCATION)
+            .and_then(|value| value.to_str().ok());
         let target = target.and_then(|target| self.url.join(target).ok());
-        let is_code = |(name, value): &(Cow<'_, str>, Cow<'_, str>)| *name == self.names.code && !value.is_empty();
+        let is_code = |(name, value): &(Cow<'_, str>, Cow<'_, str>)| {
+            *name == self.names.code && !value.is_empty()
+        };
         let mut codes = target.iter().flat_map(Url::query_pairs).filter(is_code);
         match (codes.next(), codes.next()) {
             (Some((_, code)), None) => Ok(Secret::new(code)),
@@ -219,8 +271,12 @@ impl Config {
         if answer.get("success") == Some(&Value::Bool(false)) {
             // A number cannot be a secret; the envelope's message could quote one.
             let number = answer.get("code").and_then(Value::as_i64);
-            let number = number.map(|number| format!(" (code {number})")).unwrap_or_default();
-            return failing(format!("the cloud refused the JWT{number}: check the keys in [token.jwt]"));
+            let number = number
+                .map(|number| format!(" (code {number})"))
+                .unwrap_or_default();
+            return failing(format!(
+                "the cloud refused the JWT{number}: check the keys in [token.jwt]"
+            ));
         }
         for pointer in &self.code_fields {
             if let Some(Value::String(code)) = answer.pointer_mut(pointer).map(Value::take)
@@ -231,7 +287,9 @@ impl Config {
             }
         }
         let places = self.code_fields.join(", ");
-        failing(format!("the cloud's answer to the JWT has no code at {places} (token.fields.code)"))
+        failing(format!(
+            "the cloud's answer to the JWT has no code at {places} (token.fields.code)"
+        ))
     }
 }
 
@@ -252,14 +310,22 @@ mod tests {
             headers.insert(header::LOCATION, location.parse().expect("a value"));
         }
         let status = StatusCode::from_u16(status).expect("a status");
-        let answer = Answer { status, headers, body: Zeroizing::new(body.as_bytes().to_vec()) };
-        config().code(&answer, SystemTime::UNIX_EPOCH).map(|code| code.expose().to_owned())
+        let answer = Answer {
+            status,
+            headers,
+            body: Zeroizing::new(body.as_bytes().to_vec()),
+        };
+        config()
+            .code(&answer, SystemTime::UNIX_EPOCH)
+            .map(|code| code.expose().to_owned())
     }
 
     fn config() -> Config {
         let name = str::to_owned;
         Config {
-            url: "https://cloud.example.com/api/authorizeByJWT.do".parse().expect("a URL"),
+            url: "https://cloud.example.com/api/authorizeByJWT.do"
+                .parse()
+                .expect("a URL"),
             key: Secret::new("key"),
             algorithm: Algorithm::HS256,
             user: None,
@@ -279,29 +345,56 @@ mod tests {
     #[test]
     fn a_deployment_may_call_things_otherwise() {
         let answer = |location: &str, body: &[u8]| Answer {
-            status: if location.is_empty() { StatusCode::OK } else { StatusCode::FOUND },
+            status: if location.is_empty() {
+                StatusCode::OK
+            } else {
+                StatusCode::FOUND
+            },
             headers: HeaderMap::from_iter([(header::LOCATION, location.parse().expect("a value"))]),
             body: Zeroizing::new(body.to_vec()),
         };
         let mut config = config();
         config.names.code = "ticket".to_owned();
         config.code_fields = vec!["/payload/ticket".to_owned()];
-        let code = |answer| config.code(&answer, SystemTime::UNIX_EPOCH).map(|code| code.expose().to_owned());
-        assert_eq!(code(answer("/back?code=no&ticket=abc", b"")).as_deref(), Ok("abc"));
-        assert_eq!(code(answer("", br#"{"code":"no","payload":{"ticket":"abc"}}"#)).as_deref(), Ok("abc"));
+        let code = |answer| {
+            config
+                .code(&answer, SystemTime::UNIX_EPOCH)
+                .map(|code| code.expose().to_owned())
+        };
+        assert_eq!(
+            code(answer("/back?code=no&ticket=abc", b"")).as_deref(),
+            Ok("abc")
+        );
+        assert_eq!(
+            code(answer("", br#"{"code":"no","payload":{"ticket":"abc"}}"#)).as_deref(),
+            Ok("abc")
+        );
         let failure = code(answer("", br#"{"code":"no"}"#)).expect_err("no code");
-        assert!(failure.detail.contains("/payload/ticket (token.fields.code)"), "{}", failure.detail);
+        assert!(
+            failure
+                .detail
+                .contains("/payload/ticket (token.fields.code)"),
+            "{}",
+            failure.detail
+        );
     }
 
     #[test]
     fn codes_in_both_shapes() {
         for (location, code) in [
             ("https://app.example.com/back?code=abc", "abc"),
-            ("https://app.example.com/back?data=x&code=a%2Bb%20c", "a+b c"),
+            (
+                "https://app.example.com/back?data=x&code=a%2Bb%20c",
+                "a+b c",
+            ),
             ("/back?code=abc#code=def", "abc"),
             ("app:/back?code=abc", "abc"),
         ] {
-            assert_eq!(answered(302, Some(location), "").as_deref(), Ok(code), "{location}");
+            assert_eq!(
+                answered(302, Some(location), "").as_deref(),
+                Ok(code),
+                "{location}"
+            );
         }
         for (body, code) in [
             (r#"{"code":"abc"}"#, "abc"),
@@ -316,8 +409,17 @@ mod tests {
 
     #[test]
     fn what_is_no_code_is_not_taken_for_one() {
-        for location in [None, Some("https://app/"), Some("https://app/?code="), Some("https://app/?code=a&code=b")] {
-            assert_eq!(answered(302, location, "").expect_err("no code").class, Class::Failing, "{location:?}");
+        for location in [
+            None,
+            Some("https://app/"),
+            Some("https://app/?code="),
+            Some("https://app/?code=a&code=b"),
+        ] {
+            assert_eq!(
+                answered(302, location, "").expect_err("no code").class,
+                Class::Failing,
+                "{location:?}"
+            );
         }
         for body in [
             r#"{"code":0,"success":true}"#,
@@ -345,7 +447,10 @@ mod tests {
     #[test]
     fn refusals_have_classes_and_none_is_final_but_the_clients() {
         let class = |status, body| answered(status, None, body).expect_err("refused").class;
-        assert_eq!(class(401, r#"{"error":"invalid_client"}"#), Class::ClientRefused);
+        assert_eq!(
+            class(401, r#"{"error":"invalid_client"}"#),
+            Class::ClientRefused
+        );
         assert_eq!(class(400, r#"{"error":"invalid_grant"}"#), Class::Failing);
         assert_eq!(class(401, ""), Class::Failing);
         assert_eq!(class(404, ""), Class::Failing);
@@ -353,7 +458,11 @@ mod tests {
     }
 
     fn pem(algorithm: &'static rcgen::SignatureAlgorithm) -> Secret {
-        Secret::new(rcgen::KeyPair::generate_for(algorithm).expect("a key").serialize_pem())
+        Secret::new(
+            rcgen::KeyPair::generate_for(algorithm)
+                .expect("a key")
+                .serialize_pem(),
+        )
     }
 
     #[test]
@@ -366,13 +475,17 @@ mod tests {
         assert_eq!(payload(parts[1]), br#"{"client_id":"app"}"#);
         let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, b"key");
         let signed = format!("{}.{}", parts[0], parts[1]);
-        aws_lc_rs::hmac::verify(&key, signed.as_bytes(), &payload(parts[2])).expect("the right signature");
+        aws_lc_rs::hmac::verify(&key, signed.as_bytes(), &payload(parts[2]))
+            .expect("the right signature");
     }
 
     #[test]
     fn keys_must_fit_their_algorithm() {
-        let (p256, p384, ed) =
-            (pem(&rcgen::PKCS_ECDSA_P256_SHA256), pem(&rcgen::PKCS_ECDSA_P384_SHA384), pem(&rcgen::PKCS_ED25519));
+        let (p256, p384, ed) = (
+            pem(&rcgen::PKCS_ECDSA_P256_SHA256),
+            pem(&rcgen::PKCS_ECDSA_P384_SHA384),
+            pem(&rcgen::PKCS_ED25519),
+        );
         let words = Secret::new("s3cret words");
         for (algorithm, key, fits) in [
             (Algorithm::HS512, &words, true),

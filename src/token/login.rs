@@ -47,7 +47,11 @@ impl Login {
     pub fn begin(state_file: &Path, clock: SharedClock) -> Result<Self, Error> {
         FileStore::new(state_file.to_owned()).open()?;
         let since = (clock.now(), clock.wall());
-        Ok(Self { file: state_file.to_owned(), clock, since })
+        Ok(Self {
+            file: state_file.to_owned(),
+            clock,
+            since,
+        })
     }
 
     /// Stores the tokens as a new credential chain, which takes the place of whatever is stored and of the configured
@@ -71,12 +75,21 @@ impl Login {
         let _lock = lock(&store, &self.clock).await.map_err(Error::Write)?;
         let mut record = store.load().await?.unwrap_or_default();
         // A configured refresh token is older than this login: it must not begin a chain after it.
-        for older in configured.into_iter().chain(&grant.refresh_token).map(fingerprint) {
+        for older in configured
+            .into_iter()
+            .chain(&grant.refresh_token)
+            .map(fingerprint)
+        {
             if !record.has_adopted(&older) {
                 record.adopt(older);
             }
         }
-        record.advance(grant.refresh_token, grant.refresh_lifetime, access, Origin::First);
+        record.advance(
+            grant.refresh_token,
+            grant.refresh_lifetime,
+            access,
+            Origin::First,
+        );
         store.save(Arc::new(record)).await.map_err(Error::Write)?;
         Ok(expires_at.saturating_since(self.clock.now()))
     }
@@ -108,11 +121,17 @@ mod tests {
 
     async fn log_in(file: &Path, number: u32, configured: Option<&Secret>) -> Duration {
         let login = Login::begin(file, clock::system()).expect("usable");
-        login.store(grant(number), configured).await.expect("stored")
+        login
+            .store(grant(number), configured)
+            .await
+            .expect("stored")
     }
 
     fn stored(file: &Path) -> Record {
-        FileStore::new(file.to_owned()).open().expect("readable").expect("there")
+        FileStore::new(file.to_owned())
+            .open()
+            .expect("readable")
+            .expect("there")
     }
 
     #[tokio::test]
@@ -121,7 +140,10 @@ mod tests {
         let file = folder.path().join("new/token.json");
         let configured = Secret::new("configured");
         let left = log_in(&file, 1, Some(&configured)).await;
-        assert!(left > Duration::from_secs(3500) && left <= Duration::from_secs(3600), "{left:?}");
+        assert!(
+            left > Duration::from_secs(3500) && left <= Duration::from_secs(3600),
+            "{left:?}"
+        );
         let first = stored(&file);
         assert!(first.has_adopted(&fingerprint(&configured)));
         log_in(&file, 2, Some(&configured)).await;
@@ -138,14 +160,24 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("token.json");
         log_in(&file, 1, None).await;
-        let held = lock(&FileStore::new(file.clone()), &clock::system()).await.expect("locked");
+        let held = lock(&FileStore::new(file.clone()), &clock::system())
+            .await
+            .expect("locked");
         let mut login = std::pin::pin!(log_in(&file, 2, None));
         // A second descriptor waits as another process would.
-        tokio::time::timeout(Duration::from_millis(50), &mut login).await.expect_err("it waits");
-        assert_eq!(stored(&file).refresh_token.expect("there").expose(), "refresh1");
+        tokio::time::timeout(Duration::from_millis(50), &mut login)
+            .await
+            .expect_err("it waits");
+        assert_eq!(
+            stored(&file).refresh_token.expect("there").expose(),
+            "refresh1"
+        );
         drop(held);
         login.await;
-        assert_eq!(stored(&file).refresh_token.expect("there").expose(), "refresh2");
+        assert_eq!(
+            stored(&file).refresh_token.expect("there").expose(),
+            "refresh2"
+        );
     }
 
     #[test]

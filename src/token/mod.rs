@@ -76,8 +76,15 @@ pub struct Config {
 impl Config {
     /// The files that the credential comes from.
     fn files(&self) -> impl Iterator<Item = &Path> {
-        let secrets = [Some(&self.issuer.client_secret), self.refresh_token.as_ref()];
-        secrets.into_iter().flatten().filter_map(Secret::file).chain(self.state_file.as_deref())
+        let secrets = [
+            Some(&self.issuer.client_secret),
+            self.refresh_token.as_ref(),
+        ];
+        secrets
+            .into_iter()
+            .flatten()
+            .filter_map(Secret::file)
+            .chain(self.state_file.as_deref())
     }
 }
 

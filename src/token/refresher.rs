@@ -109,11 +109,23 @@ impl Refresher {
     ) -> Result<(Self, Credential), Error> {
         let issuer = HttpIssuer::new(&config.issuer, Arc::clone(&clock))?;
         let file = config.state_file.clone().map(FileStore::new);
-        let record = file.as_ref().map(FileStore::open).transpose()?.flatten().unwrap_or_default();
+        let record = file
+            .as_ref()
+            .map(FileStore::open)
+            .transpose()?
+            .flatten()
+            .unwrap_or_default();
         let store = file.map(|file| Arc::new(file) as Arc<dyn Store>);
         let held = issuer.held();
-        let (refresher, credential) = Self::with(config, clock, Box::new(issuer), first_tokens, store, record);
-        Ok((Self { held: Some(held), ..refresher }, credential))
+        let (refresher, credential) =
+            Self::with(config, clock, Box::new(issuer), first_tokens, store, record);
+        Ok((
+            Self {
+                held: Some(held),
+                ..refresher
+            },
+            credential,
+        ))
     }
 
     /// What follows the files of the issuer's `tls`. Whoever takes it reads them again when they change.
@@ -131,9 +143,18 @@ impl Refresher {
     ) -> (Self, Credential) {
         let writer = Writer::new(store.clone(), Arc::clone(&clock));
         let watch = Watch::new(config.files(), Arc::clone(&clock));
-        let shared = Shared::new(config.name, clock, config.cooldown, Ledger::new(writer.persistence()));
-        let status =
-            Status { state: State::Starting, reason: Reason::Refreshing, since: shared.clock.wall(), version: None };
+        let shared = Shared::new(
+            config.name,
+            clock,
+            config.cooldown,
+            Ledger::new(writer.persistence()),
+        );
+        let status = Status {
+            state: State::Starting,
+            reason: Reason::Refreshing,
+            since: shared.clock.wall(),
+            version: None,
+        };
         let (status, watched) = watch::channel(status);
         let shared = Arc::new(shared);
         let mut refresher = Self {
@@ -149,7 +170,11 @@ impl Refresher {
             grace_retry: config.grace_retry,
             record,
             seed: None,
-            seed_file: config.refresh_token.as_ref().and_then(Secret::file).map(ToOwned::to_owned),
+            seed_file: config
+                .refresh_token
+                .as_ref()
+                .and_then(Secret::file)
+                .map(ToOwned::to_owned),
             watch,
             held: None,
             seed_refused: false,
@@ -182,7 +207,11 @@ impl Refresher {
             self.report();
             let shared = Arc::clone(&self.shared);
             // While the newest tokens are not stored, the lock is still ours.
-            let store = if self.lock.is_none() { self.store.clone() } else { None };
+            let store = if self.lock.is_none() {
+                self.store.clone()
+            } else {
+                None
+            };
             let due = self.due();
             tokio::select! {
                 biased;
@@ -210,7 +239,9 @@ impl Refresher {
         if self.due().is_none_or(|due| self.shared.clock.now() < due) {
             return;
         }
-        let Some(attempt) = self.attempt() else { return };
+        let Some(attempt) = self.attempt() else {
+            return;
+        };
         // Durable before the call: a crash in the middle must not look as if nothing had been sent.
         if let Some(spent) = &attempt.spends {
             self.record.intend(&spent.fingerprint, &*self.shared.clock);
@@ -230,9 +261,15 @@ impl Refresher {
             (None, None) => return,
         };
         self.shared.requested.store(false, Relaxed);
-        let outcome = result.as_ref().map_or_else(|failure| failure.class.into(), |_| Outcome::Success);
+        let outcome = result
+            .as_ref()
+            .map_or_else(|failure| failure.class.into(), |_| Outcome::Success);
         let duration = self.shared.clock.now().saturating_since(sent_at);
-        self.shared.ledger().record(Refresh { at: sent_at_wall, outcome, duration });
+        self.shared.ledger().record(Refresh {
+            at: sent_at_wall,
+            outcome,
+            duration,
+        });
         match result {
             Ok(grant) => self.succeeded(grant, attempt, sent_at, sent_at_wall).await,
             Err(failure) => self.failed(failure, attempt, sent_at).await,
@@ -240,7 +277,13 @@ impl Refresher {
     }
 
     /// Stores the new tokens, then publishes them.
-    async fn succeeded(&mut self, grant: Grant, attempt: Attempt, sent_at: Moment, sent_at_wall: SystemTime) {
+    async fn succeeded(
+        &mut self,
+        grant: Grant,
+        attempt: Attempt,
+        sent_at: Moment,
+        sent_at_wall: SystemTime,
+    ) {
         let lifetime = grant.lifetime;
         let Ok(header) = authorization("Bearer", grant.access_token.expose()) else {
             let failure = Failure::new(Class::Garbled, "the access token cannot stand in a header");
@@ -250,7 +293,11 @@ impl Refresher {
             token: grant.access_token,
             lifetime,
             obtained_at: sent_at_wall,
-            boot: self.shared.clock.boot_id().map(|id| (id.to_owned(), sent_at + lifetime)),
+            boot: self
+                .shared
+                .clock
+                .boot_id()
+                .map(|id| (id.to_owned(), sent_at + lifetime)),
         };
         let origin = match attempt.spends {
             Some(seed) if attempt.is_seed => Origin::Seed(seed),
@@ -258,11 +305,16 @@ impl Refresher {
             None => Origin::First,
         };
         if let Some(from) = origin.begins_with() {
-            tracing::info!(credential = self.shared.name, from, "a new chain of tokens begins");
+            tracing::info!(
+                credential = self.shared.name,
+                from,
+                "a new chain of tokens begins"
+            );
             self.seed = None;
             self.seed_refused = false;
         }
-        self.record.advance(grant.refresh_token, grant.refresh_lifetime, access, origin);
+        self.record
+            .advance(grant.refresh_token, grant.refresh_lifetime, access, origin);
         // Durable before its first use: a crash right after must not bring back the spent refresh token.
         self.writer.save(self.record.clone()).await;
         self.publish(header, sent_at + lifetime, lifetime);
@@ -284,7 +336,11 @@ impl Refresher {
     }
 
     async fn failed(&mut self, failure: Failure, attempt: Attempt, sent_at: Moment) {
-        tracing::debug!(credential = self.shared.name, detail = failure.detail, "refresh failed");
+        tracing::debug!(
+            credential = self.shared.name,
+            detail = failure.detail,
+            "refresh failed"
+        );
         self.close_intent(&failure, &attempt).await;
         let now = self.shared.clock.now();
         // Whatever follows, the token is due until a call succeeds.
@@ -299,7 +355,9 @@ impl Refresher {
             // Whoever issues first tokens may think better of it. Otherwise `due` plans no further call.
             Class::RefreshTokenRefused => sent_at + REFUSED_CLIENT_WAIT,
             // Other troubles in between do not make a refused client a better one.
-            _ if self.is_client_refused() => (sent_at + REFUSED_CLIENT_WAIT).max(now + failure.retry_after()),
+            _ if self.is_client_refused() => {
+                (sent_at + REFUSED_CLIENT_WAIT).max(now + failure.retry_after())
+            }
             Class::ClientRefused => {
                 let was_tried = std::mem::take(&mut self.has_new_secret);
                 self.has_new_secret = !was_tried && self.issuer.reload_client_secret().await;
@@ -315,7 +373,9 @@ impl Refresher {
                 (sent_at + LEAST_SPACING).max(now)
             }
             Class::Garbled | Class::Ambiguous | Class::Unreachable | Class::Failing => {
-                let left = self.expiry().map_or(Duration::ZERO, |expiry| expiry.saturating_since(now));
+                let left = self
+                    .expiry()
+                    .map_or(Duration::ZERO, |expiry| expiry.saturating_since(now));
                 now + schedule::wait_after_failure(&mut self.backoff, left)
             }
         };
@@ -344,7 +404,9 @@ impl Refresher {
 
     /// A refresh token is refused for good; true if there is another way to go on.
     async fn refused(&mut self, attempt: &Attempt) -> bool {
-        let Some(spent) = &attempt.spends else { return false };
+        let Some(spent) = &attempt.spends else {
+            return false;
+        };
         // Bounded: each of these took a person, or a new chain.
         self.refused.truncate(15);
         self.refused.push_front(spent.fingerprint.clone());
@@ -391,16 +453,27 @@ impl Refresher {
     /// When the cached token expires, unless it has.
     fn expiry(&self) -> Option<Moment> {
         let now = self.shared.clock.now();
-        self.shared.token.load().as_ref().filter(|token| token.usable(now)).map(|token| token.expires_at())
+        self.shared
+            .token
+            .load()
+            .as_ref()
+            .filter(|token| token.usable(now))
+            .map(|token| token.expires_at())
     }
 
     fn is_client_refused(&self) -> bool {
-        self.problem.as_ref().is_some_and(|problem| problem.reason == Reason::ClientRefused)
+        self.problem
+            .as_ref()
+            .is_some_and(|problem| problem.reason == Reason::ClientRefused)
     }
 }
 
 /// At that moment, and when no other process is at work; an error means that locking does not work.
-async fn acquire(clock: &SharedClock, store: Option<Arc<dyn Store>>, due: Option<Moment>) -> io::Result<Option<Lock>> {
+async fn acquire(
+    clock: &SharedClock,
+    store: Option<Arc<dyn Store>>,
+    due: Option<Moment>,
+) -> io::Result<Option<Lock>> {
     sleep_until(clock, due).await;
     let Some(store) = store else { return Ok(None) };
     loop {

@@ -19,7 +19,10 @@ const LAST_MINUTE_WAIT: Duration = Duration::from_secs(5);
 pub(super) fn margin(lifetime: Duration, configured: Option<Duration>, random: f64) -> Duration {
     let margin = configured.unwrap_or_else(|| SHORTEST_MARGIN.max(lifetime.mul_f64(MARGIN_SHARE)));
     // Bounded before the jitter: a margin of centuries would overflow in it.
-    margin.min(lifetime).mul_f64(1.0 - JITTER + 2.0 * JITTER * random).min(lifetime / 2)
+    margin
+        .min(lifetime)
+        .mul_f64(1.0 - JITTER + 2.0 * JITTER * random)
+        .min(lifetime / 2)
 }
 
 /// When to refresh a token of that lifetime, requested at `sent_at`.
@@ -42,7 +45,9 @@ pub(super) fn wait_after_failure(backoff: &mut Backoff, left: Duration) -> Durat
     } else if left <= LAST_MINUTE {
         backoff.hurried(LAST_MINUTE_WAIT)
     } else {
-        backoff.after_failure().min((left - LAST_MINUTE).max(LEAST_SPACING))
+        backoff
+            .after_failure()
+            .min((left - LAST_MINUTE).max(LEAST_SPACING))
     }
 }
 
@@ -56,7 +61,11 @@ mod tests {
 
     #[test]
     fn margins() {
-        let unjittered = |lifetime, configured| margin(seconds(lifetime), configured, 0.5).as_secs_f64().round();
+        let unjittered = |lifetime, configured| {
+            margin(seconds(lifetime), configured, 0.5)
+                .as_secs_f64()
+                .round()
+        };
         assert_eq!(unjittered(3600, None), 720.0, "20 %");
         assert_eq!(unjittered(1000, None), 300.0, "five minutes");
         assert_eq!(unjittered(400, None), 200.0, "half the lifetime");
@@ -76,8 +85,14 @@ mod tests {
     #[test]
     fn refreshes_by_schedule_are_a_second_apart() {
         let now = Moment::since_boot(seconds(100));
-        assert_eq!(refresh_at(now, seconds(3600), seconds(720)), now + seconds(2880));
-        assert_eq!(refresh_at(now, seconds(1), Duration::from_millis(500)), now + seconds(1));
+        assert_eq!(
+            refresh_at(now, seconds(3600), seconds(720)),
+            now + seconds(2880)
+        );
+        assert_eq!(
+            refresh_at(now, seconds(1), Duration::from_millis(500)),
+            now + seconds(1)
+        );
     }
 
     #[test]
@@ -100,9 +115,13 @@ mod tests {
             assert!(wait_after_failure(&mut exhausted(), seconds(60)) <= seconds(5));
             assert!(wait_after_failure(&mut exhausted(), seconds(1)) >= seconds(1));
             assert!(wait_after_failure(&mut exhausted(), seconds(100)) <= seconds(40));
-            assert!(wait_after_failure(&mut exhausted(), Duration::from_millis(60_001)) >= seconds(1));
+            assert!(
+                wait_after_failure(&mut exhausted(), Duration::from_millis(60_001)) >= seconds(1)
+            );
         }
-        let longest = (0..200).map(|_| wait_after_failure(&mut exhausted(), Duration::ZERO)).max();
+        let longest = (0..200)
+            .map(|_| wait_after_failure(&mut exhausted(), Duration::ZERO))
+            .max();
         assert!(longest > Some(seconds(200)), "{longest:?}");
     }
 }

@@ -28,7 +28,13 @@ pub enum State {
 
 impl State {
     /// Every state, in the order of a credential's life.
-    pub const ALL: [Self; 5] = [Self::Starting, Self::Fresh, Self::Stale, Self::Expired, Self::Dead];
+    pub const ALL: [Self; 5] = [
+        Self::Starting,
+        Self::Fresh,
+        Self::Stale,
+        Self::Expired,
+        Self::Dead,
+    ];
 
     /// The name in status, metrics and logs.
     pub const fn as_str(self) -> &'static str {
@@ -360,7 +366,10 @@ pub(super) struct Problem {
 
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
-        Self { reason: failure.class.into(), detail: failure.detail }
+        Self {
+            reason: failure.class.into(),
+            detail: failure.detail,
+        }
     }
 }
 
@@ -384,7 +393,11 @@ mod tests {
             (ClientRefused, false, false, State::Dead),
             (OutcomeUnknown, true, true, State::Dead),
         ] {
-            assert_eq!(reason.state(usable, had_token), state, "{reason:?} {usable} {had_token}");
+            assert_eq!(
+                reason.state(usable, had_token),
+                state,
+                "{reason:?} {usable} {had_token}"
+            );
         }
     }
 
@@ -393,15 +406,28 @@ mod tests {
         let mut ledger = Ledger::new(Persistence::Off);
         for n in 0..100_u64 {
             let at = SystemTime::UNIX_EPOCH + Duration::from_secs(n);
-            let outcome = if n % 4 == 0 { Outcome::Garbled } else { Outcome::Success };
-            ledger.record(Refresh { at, outcome, duration: Duration::from_millis(200) });
+            let outcome = if n % 4 == 0 {
+                Outcome::Garbled
+            } else {
+                Outcome::Success
+            };
+            ledger.record(Refresh {
+                at,
+                outcome,
+                duration: Duration::from_millis(200),
+            });
         }
         let last = ledger.last_refreshes();
         assert_eq!(last.len(), Ledger::REMEMBERED);
         assert_eq!(last[0].at, SystemTime::UNIX_EPOCH + Duration::from_secs(99));
         let counts = ledger.refreshes();
-        assert!(counts.contains(&(Outcome::Success, 75)) && counts.contains(&(Outcome::Garbled, 25)));
-        assert_eq!(ledger.durations().counts(), [0, 0, 0, 0, 100, 0, 0, 0, 0, 0]);
+        assert!(
+            counts.contains(&(Outcome::Success, 75)) && counts.contains(&(Outcome::Garbled, 25))
+        );
+        assert_eq!(
+            ledger.durations().counts(),
+            [0, 0, 0, 0, 100, 0, 0, 0, 0, 0]
+        );
         assert!((ledger.durations().sum() - 20.0).abs() < 1e-6);
     }
 

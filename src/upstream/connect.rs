@@ -68,7 +68,9 @@ pub enum Error {
         limit: usize,
     },
     /// The connections to all upstreams together have used up their share of the process's file descriptors.
-    #[error("no file descriptor is left for a connection to {endpoint}: raise the limit of open files")]
+    #[error(
+        "no file descriptor is left for a connection to {endpoint}: raise the limit of open files"
+    )]
     NoSocket {
         /// Whom we would have called.
         endpoint: String,
@@ -90,8 +92,13 @@ impl Error {
 
     /// Whether the certificate was at fault, rather than the protocol.
     pub fn is_certificate(&self) -> bool {
-        let Self::Tls { source, .. } = self else { return false };
-        matches!(said_by_tls(source), Some(rustls::Error::InvalidCertificate(_)))
+        let Self::Tls { source, .. } = self else {
+            return false;
+        };
+        matches!(
+            said_by_tls(source),
+            Some(rustls::Error::InvalidCertificate(_))
+        )
     }
 }
 
@@ -125,13 +132,26 @@ pub(super) async fn connect(
         None => socket::connect(&endpoint.host, endpoint.port, limit).await,
     };
     let stream = dialled.map_err(|source| match source.kind() {
-        io::ErrorKind::TimedOut => Error::Timeout { endpoint: name(), limit },
-        _ if is_resolver(&source) => Error::Resolve { endpoint: name(), source },
-        _ => Error::Refused { endpoint: name(), source },
+        io::ErrorKind::TimedOut => Error::Timeout {
+            endpoint: name(),
+            limit,
+        },
+        _ if is_resolver(&source) => Error::Resolve {
+            endpoint: name(),
+            source,
+        },
+        _ => Error::Refused {
+            endpoint: name(),
+            source,
+        },
     })?;
     let always = config.http2 == Http2::Always;
     let Some(tls) = tls else {
-        let protocol = if always { Protocol::Http2 } else { Protocol::Http1 };
+        let protocol = if always {
+            Protocol::Http2
+        } else {
+            Protocol::Http1
+        };
         return Ok((Io::new(Patient::new(Either::Left(stream))), protocol));
     };
     let greetings = tls.greetings.load();
@@ -139,15 +159,29 @@ pub(super) async fn connect(
         Wanted::Any => &greetings.any,
         Wanted::Http1 => &greetings.http1,
     };
-    let handshake = TlsConnector::from(Arc::clone(greeting)).connect(tls.server_name.clone(), stream);
+    let handshake =
+        TlsConnector::from(Arc::clone(greeting)).connect(tls.server_name.clone(), stream);
     match tokio::time::timeout(config.handshake_timeout, handshake).await {
         Ok(Ok(stream)) => {
             let is_http2 = always || stream.get_ref().1.alpn_protocol() == Some(HTTP2);
-            let protocol = if is_http2 { Protocol::Http2 } else { Protocol::Http1 };
-            Ok((Io::new(Patient::new(Either::Right(Box::new(stream)))), protocol))
+            let protocol = if is_http2 {
+                Protocol::Http2
+            } else {
+                Protocol::Http1
+            };
+            Ok((
+                Io::new(Patient::new(Either::Right(Box::new(stream)))),
+                protocol,
+            ))
         }
-        Ok(Err(source)) => Err(Error::Tls { endpoint: name(), source }),
-        Err(_) => Err(Error::Timeout { endpoint: name(), limit: config.handshake_timeout }),
+        Ok(Err(source)) => Err(Error::Tls {
+            endpoint: name(),
+            source,
+        }),
+        Err(_) => Err(Error::Timeout {
+            endpoint: name(),
+            limit: config.handshake_timeout,
+        }),
     }
 }
 
@@ -155,9 +189,13 @@ pub(super) async fn connect(
 ///
 /// # Errors
 /// When it broke meanwhile.
-pub async fn upgraded(answer: OnUpgrade) -> io::Result<(impl AsyncRead + AsyncWrite + Unpin, Bytes)> {
+pub async fn upgraded(
+    answer: OnUpgrade,
+) -> io::Result<(impl AsyncRead + AsyncWrite + Unpin, Bytes)> {
     let upgraded = answer.await.map_err(io::Error::other)?;
-    let parts = upgraded.downcast::<Io>().map_err(|_| io::Error::other("another kind of connection"))?;
+    let parts = upgraded
+        .downcast::<Io>()
+        .map_err(|_| io::Error::other("another kind of connection"))?;
     Ok((parts.io.into_inner().into_transport(), parts.read_buf))
 }
 
@@ -192,7 +230,11 @@ pub(super) struct Patient {
 
 impl Patient {
     fn new(transport: Transport) -> Self {
-        Self { transport, write_failed: false, turn: Turn::default() }
+        Self {
+            transport,
+            write_failed: false,
+            turn: Turn::default(),
+        }
     }
 
     /// What is left when HTTP is over: a write error is an error again.
@@ -221,12 +263,18 @@ impl Patient {
 
 impl fmt::Debug for Patient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Patient").field("write_failed", &self.write_failed).finish_non_exhaustive()
+        f.debug_struct("Patient")
+            .field("write_failed", &self.write_failed)
+            .finish_non_exhaustive()
     }
 }
 
 impl AsyncRead for Patient {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.turn.poll(cx, TURN));
         let before = buf.filled().len();
@@ -240,7 +288,11 @@ impl AsyncRead for Patient {
 }
 
 impl AsyncWrite for Patient {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.unless_failed(cx, |io, cx| io.poll_write(cx, buf))
     }
 

@@ -160,14 +160,28 @@ impl Shared {
     /// # Errors
     /// When a TLS file or a server's name cannot be used.
     pub fn new(config: Config, sockets: &Arc<Sockets>) -> Result<Self, SetupError> {
-        let needs_tls = config.endpoints.iter().any(|endpoint| endpoint.scheme == Scheme::HTTPS);
-        let greetings = needs_tls.then(|| Greetings::following(&config)).transpose()?.map(Arc::new);
+        let needs_tls = config
+            .endpoints
+            .iter()
+            .any(|endpoint| endpoint.scheme == Scheme::HTTPS);
+        let greetings = needs_tls
+            .then(|| Greetings::following(&config))
+            .transpose()?
+            .map(Arc::new);
         let target = |endpoint: &Endpoint| -> Result<_, SetupError> {
             match &greetings {
                 Some(greetings) if endpoint.scheme == Scheme::HTTPS => {
-                    let name = config.tls.server_name.clone().unwrap_or_else(|| endpoint.host.clone());
-                    let server_name = ServerName::try_from(name.clone()).map_err(|_| SetupError::ServerName(name))?;
-                    Ok(Some(Tls { greetings: Arc::clone(greetings), server_name }))
+                    let name = config
+                        .tls
+                        .server_name
+                        .clone()
+                        .unwrap_or_else(|| endpoint.host.clone());
+                    let server_name = ServerName::try_from(name.clone())
+                        .map_err(|_| SetupError::ServerName(name))?;
+                    Ok(Some(Tls {
+                        greetings: Arc::clone(greetings),
+                        server_name,
+                    }))
                 }
                 _ => Ok(None),
             }
@@ -176,10 +190,19 @@ impl Shared {
             .endpoints
             .iter()
             .map(|endpoint| {
-                Ok(SharedEndpoint { tls: target(endpoint)?, active: Arc::default(), sockets: Arc::clone(sockets) })
+                Ok(SharedEndpoint {
+                    tls: target(endpoint)?,
+                    active: Arc::default(),
+                    sockets: Arc::clone(sockets),
+                })
             })
             .collect::<Result<_, SetupError>>()?;
-        Ok(Self { config: Arc::new(config), greetings, endpoints, sockets: Arc::clone(sockets) })
+        Ok(Self {
+            config: Arc::new(config),
+            greetings,
+            endpoints,
+            sockets: Arc::clone(sockets),
+        })
     }
 
     /// What was configured.
@@ -198,7 +221,12 @@ impl Greetings {
         let name = format!("upstream:{}:client", config.name);
         let (tls, http2) = (config.tls.clone(), config.http2);
         let make = move || Self::new(&tls, http2);
-        followed::Current::new(name, config.tls.files(), config.tls.client_cert_file.clone(), make)
+        followed::Current::new(
+            name,
+            config.tls.files(),
+            config.tls.client_cert_file.clone(),
+            make,
+        )
     }
 
     fn new(config: &tls::Config, http2: Http2) -> Result<Self, tls::Error> {
@@ -210,7 +238,10 @@ impl Greetings {
         let any = tls::client_config(config, any)?;
         let mut http1 = any.clone();
         http1.alpn_protocols = vec![HTTP1.to_vec()];
-        Ok(Self { any: Arc::new(any), http1: Arc::new(http1) })
+        Ok(Self {
+            any: Arc::new(any),
+            http1: Arc::new(http1),
+        })
     }
 }
 
@@ -228,15 +259,29 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     /// Pools without a connection yet. `counters` gives the numbers of the endpoint at an origin.
-    pub fn new(shared: Shared, ticker: &Rc<Ticker>, counters: impl Fn(&str) -> Arc<Counters>) -> Self {
+    pub fn new(
+        shared: Shared,
+        ticker: &Rc<Ticker>,
+        counters: impl Fn(&str) -> Arc<Counters>,
+    ) -> Self {
         let pools = shared.config.endpoints.iter().zip(&shared.endpoints);
         let pools = pools
             .map(|(endpoint, shared_endpoint)| {
                 let (ticker, counters) = (Rc::clone(ticker), counters(&endpoint.origin));
-                Pool::new(endpoint.clone(), Arc::clone(&shared.config), shared_endpoint.clone(), ticker, counters)
+                Pool::new(
+                    endpoint.clone(),
+                    Arc::clone(&shared.config),
+                    shared_endpoint.clone(),
+                    ticker,
+                    counters,
+                )
             })
             .collect();
-        Self { shared, pools, turn: Cell::new(0) }
+        Self {
+            shared,
+            pools,
+            turn: Cell::new(0),
+        }
     }
 
     /// What was configured.
@@ -279,7 +324,10 @@ where
     pub async fn dial(&self, turn: Turn, is_upgrade: bool) -> Result<Lease<B>, Error> {
         let mut tried = 0;
         loop {
-            match self.pools[(turn.0 + tried) % self.pools.len()].dial(wanted(is_upgrade)).await {
+            match self.pools[(turn.0 + tried) % self.pools.len()]
+                .dial(wanted(is_upgrade))
+                .await
+            {
                 Ok(lease) => return Ok(lease),
                 Err(error) if tried + 1 == self.pools.len() => return Err(error),
                 // The others have no other descriptors.
@@ -292,7 +340,11 @@ where
 }
 
 fn wanted(is_upgrade: bool) -> Wanted {
-    if is_upgrade { Wanted::Http1 } else { Wanted::Any }
+    if is_upgrade {
+        Wanted::Http1
+    } else {
+        Wanted::Any
+    }
 }
 
 /// An endpoint that was chosen for an attempt.

@@ -95,7 +95,9 @@ where
         let moving = poll_fn(move |cx| {
             let moved = Pin::new(&mut connection).poll(cx);
             if let Some(multiplexed) = heard.upgrade() {
-                multiplexed.room.set(connection.current_max_send_streams().min(MAX_STREAMS));
+                multiplexed
+                    .room
+                    .set(connection.current_max_send_streams().min(MAX_STREAMS));
             }
             moved
         });
@@ -125,7 +127,10 @@ impl<B> Multiplexed<B> {
         }
         self.streams.set(self.streams.get() + 1);
         self.too_old.disarm();
-        Stream { sender: self.sender.clone(), connection: Rc::clone(self) }
+        Stream {
+            sender: self.sender.clone(),
+            connection: Rc::clone(self),
+        }
     }
 }
 
@@ -161,7 +166,9 @@ impl<B> Drop for Multiplexed<B> {
 
 impl<B> fmt::Debug for Multiplexed<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Multiplexed").field("streams", &self.streams).finish_non_exhaustive()
+        f.debug_struct("Multiplexed")
+            .field("streams", &self.streams)
+            .finish_non_exhaustive()
     }
 }
 

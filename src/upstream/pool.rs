@@ -134,8 +134,14 @@ where
             return None;
         }
         multiplexed.retain(|connection| connection.is_open());
-        let connection = multiplexed.iter().find(|connection| connection.has_room())?;
-        let place = connection.is_idle().then(|| self.reserve()).transpose().ok()?;
+        let connection = multiplexed
+            .iter()
+            .find(|connection| connection.has_room())?;
+        let place = connection
+            .is_idle()
+            .then(|| self.reserve())
+            .transpose()
+            .ok()?;
         Some(self.lease(Carrier::Http2(connection.open(place)), true))
     }
 
@@ -160,9 +166,16 @@ where
         }
         let place = self.reserve()?;
         let socket = self.shared.sockets.place(self.config.connect_timeout).await;
-        let socket =
-            Rc::new(socket.ok_or_else(|| connect::Error::NoSocket { endpoint: self.endpoint.origin.clone() })?);
-        let (io, protocol) = connect(&self.config, &self.endpoint, self.shared.tls.as_ref(), wanted).await?;
+        let socket = Rc::new(socket.ok_or_else(|| connect::Error::NoSocket {
+            endpoint: self.endpoint.origin.clone(),
+        })?);
+        let (io, protocol) = connect(
+            &self.config,
+            &self.endpoint,
+            self.shared.tls.as_ref(),
+            wanted,
+        )
+        .await?;
         let too_old = Rc::new(self.ticker.deadline());
         let broken = |error| connect::Error::Refused {
             endpoint: self.endpoint.origin.clone(),
@@ -170,10 +183,20 @@ where
         };
         let carrier = match protocol {
             Protocol::Http1 => {
-                let handshake = http1::Builder::new().max_buf_size(READ_BUFFER).writev(false).handshake(io);
+                let handshake = http1::Builder::new()
+                    .max_buf_size(READ_BUFFER)
+                    .writev(false)
+                    .handshake(io);
                 let (sender, connection) = handshake.await.map_err(broken)?;
                 self.drive(connection.with_upgrades(), &too_old, Rc::clone(&socket));
-                Carrier::Http1(Connection { sender, too_old, _socket: socket }, place)
+                Carrier::Http1(
+                    Connection {
+                        sender,
+                        too_old,
+                        _socket: socket,
+                    },
+                    place,
+                )
             }
             Protocol::Http2 => {
                 let handshake = {
@@ -221,16 +244,27 @@ where
     fn reserve(&self) -> Result<Place, connect::Error> {
         let limit = self.config.max_connections;
         self.counters.active.add(1);
-        let place = Place { active: Arc::clone(&self.shared.active), counters: Arc::clone(&self.counters) };
+        let place = Place {
+            active: Arc::clone(&self.shared.active),
+            counters: Arc::clone(&self.counters),
+        };
         if self.shared.active.fetch_add(1, Relaxed) < limit {
             Ok(place)
         } else {
-            Err(connect::Error::Full { endpoint: self.endpoint.origin.clone(), limit })
+            Err(connect::Error::Full {
+                endpoint: self.endpoint.origin.clone(),
+                limit,
+            })
         }
     }
 
     fn lease(self: &Rc<Self>, carrier: Carrier<B>, reused: bool) -> Lease<B> {
-        Lease { carrier: Some(carrier), pool: Rc::clone(self), reused, retired: Cell::default() }
+        Lease {
+            carrier: Some(carrier),
+            pool: Rc::clone(self),
+            reused,
+            retired: Cell::default(),
+        }
     }
 
     fn put(&self, connection: Connection<B>) {
@@ -249,7 +283,9 @@ where
         for connection in idle {
             connection.too_old.arm(GOODBYE.into());
         }
-        self.multiplexed.borrow_mut().retain(|connection| !connection.is_idle());
+        self.multiplexed
+            .borrow_mut()
+            .retain(|connection| !connection.is_idle());
     }
 
     fn forget_closed(&self) {
@@ -257,13 +293,17 @@ where
         let before = idle.len();
         idle.retain(|connection| !connection.sender.is_closed());
         self.counters.idle.sub((before - idle.len()) as u64);
-        self.multiplexed.borrow_mut().retain(|connection| connection.is_open());
+        self.multiplexed
+            .borrow_mut()
+            .retain(|connection| connection.is_open());
     }
 }
 
 impl<B> fmt::Debug for Pool<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("endpoint", &self.endpoint.origin).finish_non_exhaustive()
+        f.debug_struct("Pool")
+            .field("endpoint", &self.endpoint.origin)
+            .finish_non_exhaustive()
     }
 }
 
@@ -381,7 +421,11 @@ where
 
     /// Remembers, for a while, whether its endpoint answers `Expect: 100-continue`.
     pub fn remember_expect(&self, answered: bool, now: Moment) {
-        let until = if answered { Moment::default() } else { now + IGNORES_EXPECT };
+        let until = if answered {
+            Moment::default()
+        } else {
+            now + IGNORES_EXPECT
+        };
         self.pool.ignores_expect_until.set(until);
     }
 
@@ -389,13 +433,23 @@ where
     ///
     /// # Errors
     /// Hands the request back if nothing of it was written.
-    pub async fn send(&mut self, request: Request<B>) -> Result<Response<Incoming>, TrySendError<Request<B>>> {
+    pub async fn send(
+        &mut self,
+        request: Request<B>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<B>>> {
         // A lease holds its connection from checkout to release, and release consumes it.
-        match self.carrier.as_mut().expect("a lease that is not released holds a connection") {
+        match self
+            .carrier
+            .as_mut()
+            .expect("a lease that is not released holds a connection")
+        {
             Carrier::Http1(connection, _) => connection.sender.try_send_request(request).await,
             Carrier::Http2(stream) => {
                 let sent = stream.sender.try_send_request(request).await;
-                if sent.as_ref().is_err_and(|failed| !is_of_stream(failed.error())) {
+                if sent
+                    .as_ref()
+                    .is_err_and(|failed| !is_of_stream(failed.error()))
+                {
                     stream.retire();
                 }
                 sent
@@ -409,7 +463,9 @@ where
         if self.retired.get() {
             return;
         }
-        let Some(Carrier::Http1(mut connection, place)) = self.carrier.take() else { return };
+        let Some(Carrier::Http1(mut connection, place)) = self.carrier.take() else {
+            return;
+        };
         drop(place);
         if connection.sender.is_ready() {
             self.pool.put(connection);
@@ -434,7 +490,8 @@ fn is_of_stream(error: &hyper::Error) -> bool {
 pub fn is_unprocessed(error: &hyper::Error) -> bool {
     // h2 gives the GOAWAY to those streams alone that came after the last one that the server promises to answer.
     http2::cause(error).is_some_and(|error| {
-        error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+        error.is_remote()
+            && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
     })
 }
 
@@ -450,6 +507,9 @@ impl<B> Drop for Lease<B> {
 
 impl<B> fmt::Debug for Lease<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease").field("pool", &self.pool).field("reused", &self.reused).finish_non_exhaustive()
+        f.debug_struct("Lease")
+            .field("pool", &self.pool)
+            .field("reused", &self.reused)
+            .finish_non_exhaustive()
     }
 }

@@ -25,7 +25,11 @@ impl Sockets {
     /// At most `limit` at a time.
     pub fn new(limit: usize) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
-        Arc::new(Self { places, waiting: AtomicUsize::new(0), wanted: Notify::new() })
+        Arc::new(Self {
+            places,
+            waiting: AtomicUsize::new(0),
+            wanted: Notify::new(),
+        })
     }
 
     /// A place for one more. If there is none, idle connections have to go; `None` if that does not help in time.
@@ -36,7 +40,10 @@ impl Sockets {
         self.waiting.fetch_add(1, Relaxed);
         let _waiting = Waiting(&self.waiting);
         self.wanted.notify_waiters();
-        tokio::time::timeout(limit, Arc::clone(&self.places).acquire_owned()).await.ok()?.ok()
+        tokio::time::timeout(limit, Arc::clone(&self.places).acquire_owned())
+            .await
+            .ok()?
+            .ok()
     }
 
     /// Whether somebody waits for a place, so that none may be held for later.

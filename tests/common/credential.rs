@@ -11,13 +11,21 @@ use bearer_proxy::{
 /// A credential with a usable token, as a restart finds it.
 pub(crate) fn config(folder: &std::path::Path) -> Config {
     let state_file = folder.join("token.json");
-    let now = clock::system().wall().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis();
+    let now = clock::system()
+        .wall()
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("after 1970")
+        .as_millis();
     let state = format!(
         r#"{{"format": 1, "access_token": "abc", "refresh_token": "r", "lifetime_ms": 3600000, "obtained_at_ms": {now}}}"#
     );
     std::fs::write(&state_file, state).expect("written");
     #[cfg(unix)]
-    std::fs::set_permissions(&state_file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("changed");
+    std::fs::set_permissions(
+        &state_file,
+        std::os::unix::fs::PermissionsExt::from_mode(0o600),
+    )
+    .expect("changed");
     Config {
         name: "default".to_owned(),
         issuer: IssuerConfig {

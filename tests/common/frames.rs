@@ -50,7 +50,12 @@ pub async fn read(stream: &mut TcpStream) -> io::Result<Frame> {
     let mut payload = vec![0; length as usize];
     stream.read_exact(&mut payload).await?;
     let number = u32::from_be_bytes(head[5..].try_into().unwrap());
-    Ok(Frame { kind: head[3], flags: head[4], stream: number, payload })
+    Ok(Frame {
+        kind: head[3],
+        flags: head[4],
+        stream: number,
+        payload,
+    })
 }
 
 pub async fn write(
@@ -88,7 +93,9 @@ pub async fn until(stream: &mut TcpStream, kind: u8, number: u32) -> Option<Fram
             }
         }
     };
-    tokio::time::timeout(LIMIT, reading).await.expect("neither the frame nor the end")
+    tokio::time::timeout(LIMIT, reading)
+        .await
+        .expect("neither the frame nor the end")
 }
 
 pub async fn greeted(address: SocketAddr, settings: &[u8]) -> TcpStream {

@@ -60,13 +60,23 @@ pub fn proxy_on(clock: SharedClock, origin: &str, more: &[(&str, &str)]) -> Prox
     ];
     // A secret's file takes its place, and so do listeners of their own.
     let takes_place = |other: &str, key: &str| {
-        other.trim_end_matches("_file") == key || key == "proxy.listen" && other.starts_with("listener[")
+        other.trim_end_matches("_file") == key
+            || key == "proxy.listen" && other.starts_with("listener[")
     };
     let is_given = |key: &str| more.iter().any(|(other, _)| takes_place(other, key));
     let kept = usual.iter().filter(|(key, _)| !is_given(key));
-    let overrides = kept.chain(more).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    let source = Source { file: None, env: Vec::new(), overrides };
-    let config = config::load(source).unwrap_or_else(|mistakes| panic!("{mistakes}")).config;
+    let overrides = kept
+        .chain(more)
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect();
+    let source = Source {
+        file: None,
+        env: Vec::new(),
+        overrides,
+    };
+    let config = config::load(source)
+        .unwrap_or_else(|mistakes| panic!("{mistakes}"))
+        .config;
     let app = App::start(config, clock).unwrap();
     Proxy::of(app)
 }
@@ -74,7 +84,10 @@ pub fn proxy_on(clock: SharedClock, origin: &str, more: &[(&str, &str)]) -> Prox
 /// Starts a proxy in front of `upstream`, with an issuer elsewhere, and waits until it is ready.
 pub async fn in_front_of(upstream: SocketAddr, more: &[(&str, &str)]) -> Proxy {
     let issuer = issuer().await;
-    let given: Vec<_> = [("token.issuer", issuer.as_str())].into_iter().chain(more.iter().copied()).collect();
+    let given: Vec<_> = [("token.issuer", issuer.as_str())]
+        .into_iter()
+        .chain(more.iter().copied())
+        .collect();
     let proxy = proxy(&format!("http://{upstream}"), &given);
     proxy.ready().await;
     proxy
@@ -84,7 +97,11 @@ impl Proxy {
     /// By the first of its addresses.
     pub fn of(app: App) -> Self {
         let (address, admin) = (tcp(&app.addresses()[0]), tcp(app.admin_address().unwrap()));
-        Self { app, address, admin }
+        Self {
+            app,
+            address,
+            admin,
+        }
     }
 
     /// Sends one request on a connection of its own.
@@ -104,7 +121,9 @@ impl Proxy {
     /// The value of a metric, its labels as they are written; 0 if it is not there.
     pub async fn metric(&self, name: &str) -> f64 {
         let text = text_at(self.admin, "/metrics").await;
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 }
@@ -118,7 +137,10 @@ pub fn tcp(address: &Address) -> SocketAddr {
 
 /// Waits until `/readyz` there says yes.
 pub async fn ready(admin: SocketAddr) {
-    eventually("it is ready", async || send(admin, get("/readyz")).await.status() == 200).await;
+    eventually("it is ready", async || {
+        send(admin, get("/readyz")).await.status() == 200
+    })
+    .await;
 }
 
 /// What is answered there, whatever the status.
@@ -127,17 +149,26 @@ pub async fn text_at(address: SocketAddr, path: &str) -> String {
 }
 
 pub fn get(path: &str) -> Request<Full<Bytes>> {
-    Request::get(path).header(header::HOST, "localhost").body(Full::default()).unwrap()
+    Request::get(path)
+        .header(header::HOST, "localhost")
+        .body(Full::default())
+        .unwrap()
 }
 
 pub fn post(path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
-    Request::post(path).header(header::HOST, "localhost").body(Full::new(body.into())).unwrap()
+    Request::post(path)
+        .header(header::HOST, "localhost")
+        .body(Full::new(body.into()))
+        .unwrap()
 }
 
 /// Sends one request on a connection of its own.
 pub async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Response<Bytes> {
     let work = async { Client::connect(address).await.send(request).await };
-    tokio::time::timeout(LIMIT, work).await.expect("no answer in time").expect("no proper answer")
+    tokio::time::timeout(LIMIT, work)
+        .await
+        .expect("no answer in time")
+        .expect("no proper answer")
 }
 
 /// A client with one connection.
@@ -152,7 +183,10 @@ impl Client {
         Self(sender)
     }
 
-    pub async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, hyper::Error> {
+    pub async fn send(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Bytes>, hyper::Error> {
         self.0.ready().await?;
         let (head, body) = self.0.send_request(request).await?.into_parts();
         Ok(Response::from_parts(head, body.collect().await?.to_bytes()))
@@ -166,7 +200,9 @@ pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await; // polling a condition, within LIMIT
         }
     };
-    tokio::time::timeout(LIMIT, waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(LIMIT, waiting)
+        .await
+        .unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 /// A server that does with each connection whatever `script` does; gets its number, from 0.
@@ -191,7 +227,9 @@ pub async fn read_head(stream: &mut TcpStream) -> io::Result<String> {
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {
             Ok(byte) => head.push(byte),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && head.is_empty() => return Ok(String::new()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && head.is_empty() => {
+                return Ok(String::new());
+            }
             Err(error) => return Err(error),
         }
     }
@@ -227,8 +265,13 @@ pub async fn raw(address: SocketAddr, request: &[u8], silence: Duration) -> Stri
 
 /// An issuer's answer.
 pub fn grant(access_token: &str, lifetime: u64) -> String {
-    let body = format!(r#"{{"access_token":"{access_token}","refresh_token":"next","expires_in":{lifetime}}}"#);
-    format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    let body = format!(
+        r#"{{"access_token":"{access_token}","refresh_token":"next","expires_in":{lifetime}}}"#
+    );
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
 }
 
 /// An issuer that grants `token-1`, `token-2`, … for an hour each.
@@ -239,7 +282,9 @@ pub async fn issuer() -> String {
                 break;
             }
             // Each connection counts on its own: enough to tell tokens apart.
-            stream.write_all(grant(&format!("token-{number}-{call}"), 3600).as_bytes()).await?;
+            stream
+                .write_all(grant(&format!("token-{number}-{call}"), 3600).as_bytes())
+                .await?;
         }
         Ok(())
     })
@@ -257,7 +302,10 @@ pub async fn picky() -> String {
             grant("token", 3600)
         } else {
             let body = r#"{"error":"invalid_grant"}"#;
-            format!("HTTP/1.1 400 Bad Request\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+            format!(
+                "HTTP/1.1 400 Bad Request\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            )
         };
         stream.write_all(answer.as_bytes()).await
     })

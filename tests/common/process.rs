@@ -65,7 +65,10 @@ impl Drop for Running {
 
 /// Waits until somebody listens there.
 pub async fn listens(address: SocketAddr) {
-    eventually("it listens", async || tokio::net::TcpStream::connect(address).await.is_ok()).await;
+    eventually("it listens", async || {
+        tokio::net::TcpStream::connect(address).await.is_ok()
+    })
+    .await;
 }
 
 /// The program in front of a cloud that is its issuer too.
@@ -95,21 +98,42 @@ impl Standing {
              client_id = \"demo\"\nclient_secret = \"secret\"\nrefresh_token = \"seed\"\n[admin]\nlisten = \"{admin}\"\n"
         );
         fs::write(folder.path().join("proxy.toml"), text).unwrap();
-        let running = Running(program(folder.path()).envs(env).stderr(Stdio::null()).spawn().unwrap());
+        let running = Running(
+            program(folder.path())
+                .envs(env)
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap(),
+        );
         listens(admin).await;
         ready(admin).await;
-        Self { running, address, admin, _folder: folder }
+        Self {
+            running,
+            address,
+            admin,
+            _folder: folder,
+        }
     }
 
     /// A line of `/proc/PID/status`, in KiB.
     pub fn memory(&self, line: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.running.0.id())).unwrap();
-        let value = status.lines().find_map(|other| other.strip_prefix(line)).unwrap();
-        value.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
+        let value = status
+            .lines()
+            .find_map(|other| other.strip_prefix(line))
+            .unwrap();
+        value
+            .trim_start_matches(':')
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .unwrap()
     }
 
     /// Open file descriptors.
     pub fn descriptors(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.running.0.id())).unwrap().count()
+        fs::read_dir(format!("/proc/{}/fd", self.running.0.id()))
+            .unwrap()
+            .count()
     }
 }

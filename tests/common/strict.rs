@@ -29,7 +29,8 @@ pub struct Strict {
 }
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nX-Reached: yes\r\nContent-Length: 2\r\n\r\nok";
-const ODD: &[u8] = b"HTTP/1.1 400 Odd\r\nX-Reached: yes\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+const ODD: &[u8] =
+    b"HTTP/1.1 400 Odd\r\nX-Reached: yes\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
 impl Strict {
     pub async fn start() -> Self {
@@ -50,7 +51,10 @@ impl Strict {
         if let Some(odd) = log.odd.iter().chain(&log.partial).next() {
             panic!("no request: {}", odd.escape_ascii());
         }
-        log.requests.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect()
+        log.requests
+            .iter()
+            .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+            .collect()
     }
 }
 
@@ -70,7 +74,10 @@ async fn serve(mut stream: TcpStream, log: Arc<Mutex<Log>>) -> io::Result<()> {
     loop {
         match end(&read) {
             Ok(Some(end)) => {
-                log.lock().unwrap().requests.push(read.drain(..end).collect());
+                log.lock()
+                    .unwrap()
+                    .requests
+                    .push(read.drain(..end).collect());
                 stream.write_all(ANSWER).await?;
             }
             Ok(None) => {
@@ -91,7 +98,9 @@ async fn serve(mut stream: TcpStream, log: Arc<Mutex<Log>>) -> io::Result<()> {
 
 /// The length of the request at the beginning; nothing if it is not whole yet.
 fn end(bytes: &[u8]) -> Result<Option<usize>, ()> {
-    let Some(head) = position(bytes, b"\r\n\r\n") else { return Ok(None) };
+    let Some(head) = position(bytes, b"\r\n\r\n") else {
+        return Ok(None);
+    };
     // Beyond ASCII, a value may hold what it likes.
     let text: String = bytes[..head].iter().copied().map(char::from).collect();
     let body = head + 4;
@@ -105,7 +114,9 @@ fn end(bytes: &[u8]) -> Result<Option<usize>, ()> {
         let (name, value) = line.split_once(':').ok_or(())?;
         let value = value.trim_matches([' ', '\t']);
         let is_name = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
-        if name.is_empty() || !name.chars().all(is_name) || value.contains(|c: char| c.is_ascii_control() && c != '\t')
+        if name.is_empty()
+            || !name.chars().all(is_name)
+            || value.contains(|c: char| c.is_ascii_control() && c != '\t')
         {
             return Err(());
         }
@@ -131,13 +142,19 @@ fn end(bytes: &[u8]) -> Result<Option<usize>, ()> {
 fn chunks(bytes: &[u8]) -> Result<Option<usize>, ()> {
     let mut at = 0;
     loop {
-        let Some(line) = position(&bytes[at..], b"\r\n") else { return Ok(None) };
+        let Some(line) = position(&bytes[at..], b"\r\n") else {
+            return Ok(None);
+        };
         let size = std::str::from_utf8(&bytes[at..at + line]).map_err(drop)?;
         let size = usize::from_str_radix(size, 16).map_err(drop)?;
         at += line + 2;
         if size == 0 {
             let trailers = position(&bytes[at..], b"\r\n\r\n");
-            return Ok(if bytes[at..].starts_with(b"\r\n") { Some(at + 2) } else { trailers.map(|end| at + end + 4) });
+            return Ok(if bytes[at..].starts_with(b"\r\n") {
+                Some(at + 2)
+            } else {
+                trailers.map(|end| at + end + 4)
+            });
         }
         match bytes.get(at + size..at + size + 2) {
             Some(b"\r\n") => at += size + 2,
@@ -148,5 +165,7 @@ fn chunks(bytes: &[u8]) -> Result<Option<usize>, ()> {
 }
 
 fn position(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
-    bytes.windows(pattern.len()).position(|window| window == pattern)
+    bytes
+        .windows(pattern.len())
+        .position(|window| window == pattern)
 }

@@ -42,17 +42,34 @@ pub fn authority() -> Authority {
 
 pub fn identity(authority: &Authority, name: &str, expired: bool) -> Pair {
     let params = CertificateParams::new([name.to_owned()]).unwrap();
-    signed(authority, if expired { between(params, (2020, 1, 1), (2021, 1, 1)) } else { params })
+    signed(
+        authority,
+        if expired {
+            between(params, (2020, 1, 1), (2021, 1, 1))
+        } else {
+            params
+        },
+    )
 }
 
 /// One that is good until this day.
 pub fn identity_until(authority: &Authority, name: &str, until: (i32, u8, u8)) -> Pair {
-    signed(authority, between(CertificateParams::new([name.to_owned()]).unwrap(), (2020, 1, 1), until))
+    signed(
+        authority,
+        between(
+            CertificateParams::new([name.to_owned()]).unwrap(),
+            (2020, 1, 1),
+            until,
+        ),
+    )
 }
 
 /// One that is good for so long from now on.
 pub fn identity_for(authority: &Authority, name: &str, life: Duration) -> Pair {
-    let now = clock::system().wall().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let now = clock::system()
+        .wall()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap();
     let mut params = CertificateParams::new([name.to_owned()]).unwrap();
     params.not_after = rcgen::date_time_ymd(1970, 1, 1) + now + life;
     signed(authority, params)
@@ -61,11 +78,18 @@ pub fn identity_for(authority: &Authority, name: &str, life: Duration) -> Pair {
 /// One that nobody else vouches for.
 pub fn self_signed(name: &str) -> Pair {
     let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new([name.to_owned()]).unwrap().self_signed(&key).unwrap();
+    let certificate = CertificateParams::new([name.to_owned()])
+        .unwrap()
+        .self_signed(&key)
+        .unwrap();
     (certificate.pem(), key.serialize_pem())
 }
 
-fn between(mut params: CertificateParams, from: (i32, u8, u8), until: (i32, u8, u8)) -> CertificateParams {
+fn between(
+    mut params: CertificateParams,
+    from: (i32, u8, u8),
+    until: (i32, u8, u8),
+) -> CertificateParams {
     params.not_before = rcgen::date_time_ymd(from.0, from.1, from.2);
     params.not_after = rcgen::date_time_ymd(until.0, until.1, until.2);
     params
@@ -73,24 +97,43 @@ fn between(mut params: CertificateParams, from: (i32, u8, u8), until: (i32, u8, 
 
 fn signed(authority: &Authority, params: CertificateParams) -> Pair {
     let key = KeyPair::generate().unwrap();
-    (params.signed_by(&key, authority).unwrap().pem(), key.serialize_pem())
+    (
+        params.signed_by(&key, authority).unwrap().pem(),
+        key.serialize_pem(),
+    )
 }
 
-pub fn server_config(authority: &Authority, (chain, key): Pair, clients: bool) -> Arc<ServerConfig> {
+pub fn server_config(
+    authority: &Authority,
+    (chain, key): Pair,
+    clients: bool,
+) -> Arc<ServerConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder =
-        ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions().unwrap();
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .unwrap();
     let builder = if clients {
         let mut roots = RootCertStore::empty();
         roots.add(authority.der().clone()).unwrap();
         builder.with_client_cert_verifier(
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap(),
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .build()
+                .unwrap(),
         )
     } else {
         builder.with_no_client_auth()
     };
-    let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).map(Result::unwrap).collect();
-    Arc::new(builder.with_single_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap())
+    let chain = CertificateDer::pem_slice_iter(chain.as_bytes())
+        .map(Result::unwrap)
+        .collect();
+    Arc::new(
+        builder
+            .with_single_cert(
+                chain,
+                PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+            )
+            .unwrap(),
+    )
 }
 
 /// A cloud over TLS that grants tokens and codes, and answers everything else with the token it saw. Counts the bytes
@@ -115,17 +158,21 @@ pub async fn cloud(config: Arc<ServerConfig>) -> (SocketAddr, Arc<AtomicUsize>) 
                     if head.is_empty() {
                         return std::io::Result::Ok(());
                     }
-                    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+                    let length = head
+                        .lines()
+                        .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
                     stream.read_exact(&mut vec![0; length.unwrap_or(0)]).await?;
-                    let answer =
-                        if head.starts_with("post /api/refreshtoken.do") || head.starts_with("post /api/token.do?") {
-                            grant("token", 3600)
-                        } else if head.starts_with("get /api/authorizebyjwt.do?") {
-                            "HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{\"code\":\"code\"}".to_owned()
-                        } else {
-                            let seen = head.matches("\r\nauthorization: bearer token\r\n").count();
-                            format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{seen}")
-                        };
+                    let answer = if head.starts_with("post /api/refreshtoken.do")
+                        || head.starts_with("post /api/token.do?")
+                    {
+                        grant("token", 3600)
+                    } else if head.starts_with("get /api/authorizebyjwt.do?") {
+                        "HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{\"code\":\"code\"}"
+                            .to_owned()
+                    } else {
+                        let seen = head.matches("\r\nauthorization: bearer token\r\n").count();
+                        format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{seen}")
+                    };
                     stream.write_all(answer.as_bytes()).await?;
                     stream.flush().await?;
                 }
@@ -142,7 +189,11 @@ pub fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
 }
 
 /// A proxy that speaks TLS, to clients with a certificate of this authority alone, and where it is.
-pub async fn with_tls(folder: &Path, authority: &Authority, origin: &str) -> (App, SocketAddr, SocketAddr) {
+pub async fn with_tls(
+    folder: &Path,
+    authority: &Authority,
+    origin: &str,
+) -> (App, SocketAddr, SocketAddr) {
     with_tls_and(folder, authority, origin, "").await
 }
 
@@ -157,15 +208,26 @@ pub async fn with_tls_and(
     write(folder, "proxy.pem", &chain);
     write(folder, "proxy.key", &key);
     write(folder, "ca.pem", &authority.pem());
-    let tls = "{ cert_file = \"proxy.pem\", key_file = \"proxy.key\", client_ca_file = \"ca.pem\" }";
+    let tls =
+        "{ cert_file = \"proxy.pem\", key_file = \"proxy.key\", client_ca_file = \"ca.pem\" }";
     let text = format!(
         "[proxy]\nworkers = 1\nfirst_byte_timeout = \"100ms\"\nhead_timeout = \"100ms\"\n[[listener]]\n\
          address = \"127.0.0.1:0\"\ntls = {tls}\n[upstream]\nendpoints = [\"{origin}\"]\n[token]\nclient_id = \"demo\"\n\
          client_secret = \"secret\"\nrefresh_token = \"seed\"\n[admin]\nlisten = \"127.0.0.1:0\"\n{more}"
     );
     let file = write(folder, "proxy.toml", &text);
-    let source = Source { file: Some(file), env: Vec::new(), overrides: Vec::new() };
-    let app = App::start(config::load(source).unwrap_or_else(|e| panic!("{e}")).config, clock::system()).unwrap();
+    let source = Source {
+        file: Some(file),
+        env: Vec::new(),
+        overrides: Vec::new(),
+    };
+    let app = App::start(
+        config::load(source)
+            .unwrap_or_else(|e| panic!("{e}"))
+            .config,
+        clock::system(),
+    )
+    .unwrap();
     let (address, admin) = (tcp(&app.addresses()[0]), tcp(app.admin_address().unwrap()));
     ready(admin).await;
     (app, address, admin)
@@ -176,13 +238,22 @@ pub fn client_config(authority: &Authority, own: Option<Pair>) -> ClientConfig {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut roots = RootCertStore::empty();
     roots.add(authority.der().clone()).unwrap();
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap();
     let builder = builder.with_root_certificates(roots);
     match own {
         None => builder.with_no_client_auth(),
         Some((chain, key)) => {
-            let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).map(Result::unwrap).collect();
-            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
+            let chain = CertificateDer::pem_slice_iter(chain.as_bytes())
+                .map(Result::unwrap)
+                .collect();
+            builder
+                .with_client_auth_cert(
+                    chain,
+                    PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+                )
+                .unwrap()
         }
     }
 }

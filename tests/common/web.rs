@@ -24,7 +24,10 @@ pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// A body of these frames and trailers, of a length that is not told before.
 pub fn stream(frames: Vec<Bytes>, trailers: Option<HeaderMap>) -> Body {
-    let frames = frames.into_iter().map(Frame::data).chain(trailers.map(Frame::trailers));
+    let frames = frames
+        .into_iter()
+        .map(Frame::data)
+        .chain(trailers.map(Frame::trailers));
     StreamBody::new(futures_util::stream::iter(frames.map(Ok))).boxed_unsync()
 }
 
@@ -55,30 +58,50 @@ impl Identity {
         let chain = params.signed_by(&key, &authority).unwrap().pem();
         let mut roots = rustls::RootCertStore::empty();
         roots.add(authority.der().clone()).unwrap();
-        Self { chain, key: key.serialize_pem(), roots, authority: authority.pem() }
+        Self {
+            chain,
+            key: key.serialize_pem(),
+            roots,
+            authority: authority.pem(),
+        }
     }
 
     /// Writes `ca.pem`, `server.pem` and `server.key`.
     pub fn write(&self, folder: &Path) {
-        for (name, text) in [("ca.pem", &self.authority), ("server.pem", &self.chain), ("server.key", &self.key)] {
+        for (name, text) in [
+            ("ca.pem", &self.authority),
+            ("server.pem", &self.chain),
+            ("server.key", &self.key),
+        ] {
             std::fs::write(folder.join(name), text).unwrap();
         }
     }
 
     fn acceptor(&self, alpn: &[u8]) -> TlsAcceptor {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let chain = CertificateDer::pem_slice_iter(self.chain.as_bytes()).map(Result::unwrap).collect();
+        let builder = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions();
+        let chain = CertificateDer::pem_slice_iter(self.chain.as_bytes())
+            .map(Result::unwrap)
+            .collect();
         let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap();
-        let mut config = builder.unwrap().with_no_client_auth().with_single_cert(chain, key).unwrap();
+        let mut config = builder
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
         config.alpn_protocols = vec![alpn.to_vec()];
         TlsAcceptor::from(Arc::new(config))
     }
 
     fn connector(&self, alpn: &[u8]) -> TlsConnector {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let mut config = builder.unwrap().with_root_certificates(self.roots.clone()).with_no_client_auth();
+        let builder = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions();
+        let mut config = builder
+            .unwrap()
+            .with_root_certificates(self.roots.clone())
+            .with_no_client_auth();
         config.alpn_protocols = vec![alpn.to_vec()];
         TlsConnector::from(Arc::new(config))
     }
@@ -129,7 +152,9 @@ pub async fn serve<F: Future<Output = Response<Body>> + Send + 'static>(
             let (acceptor, answer) = (acceptor.clone(), answer.clone());
             tokio::spawn(async move {
                 let io: BoxIo = match acceptor {
-                    Some(acceptor) => Box::pin(acceptor.accept(stream).await.map_err(io::Error::other)?),
+                    Some(acceptor) => {
+                        Box::pin(acceptor.accept(stream).await.map_err(io::Error::other)?)
+                    }
                     None => Box::pin(stream),
                 };
                 let service = service_fn(|request| {
@@ -138,10 +163,16 @@ pub async fn serve<F: Future<Output = Response<Body>> + Send + 'static>(
                 });
                 if speech.is_http2() {
                     let server = server::conn::http2::Builder::new(TokioExecutor::new());
-                    server.serve_connection(TokioIo::new(io), service).await.map_err(io::Error::other)
+                    server
+                        .serve_connection(TokioIo::new(io), service)
+                        .await
+                        .map_err(io::Error::other)
                 } else {
                     let server = server::conn::http1::Builder::new();
-                    server.serve_connection(TokioIo::new(io), service).await.map_err(io::Error::other)
+                    server
+                        .serve_connection(TokioIo::new(io), service)
+                        .await
+                        .map_err(io::Error::other)
                 }
             });
         }
@@ -161,18 +192,33 @@ impl Client {
         stream.set_nodelay(true).unwrap();
         let io: BoxIo = if speech.is_tls() {
             let connector = identity.connector(speech.alpn());
-            Box::pin(connector.connect("localhost".try_into().unwrap(), stream).await.unwrap())
+            Box::pin(
+                connector
+                    .connect("localhost".try_into().unwrap(), stream)
+                    .await
+                    .unwrap(),
+            )
         } else {
             Box::pin(stream)
         };
         if speech.is_http2() {
-            let (sender, connection) = conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await.unwrap();
+            let (sender, connection) =
+                conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io))
+                    .await
+                    .unwrap();
             tokio::spawn(connection);
             Self::Http2(sender)
         } else {
             let (sender, connection) = conn::http1::handshake(TokioIo::new(io)).await.unwrap();
             tokio::spawn(connection);
-            Self::Http1(if speech.is_http10() { Version::HTTP_10 } else { Version::HTTP_11 }, sender)
+            Self::Http1(
+                if speech.is_http10() {
+                    Version::HTTP_10
+                } else {
+                    Version::HTTP_11
+                },
+                sender,
+            )
         }
     }
 

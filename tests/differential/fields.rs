@@ -76,7 +76,10 @@ pub(super) fn hosts(all: &mut Vec<Good>) {
     ];
     for host in hosts {
         all.push(Good::host(format!("Host: {host}\r\n")));
-        all.push(Good { line: b"GET /path HTTP/1.0\r\n".to_vec(), ..Good::host(format!("Host: {host}\r\n")) });
+        all.push(Good {
+            line: b"GET /path HTTP/1.0\r\n".to_vec(),
+            ..Good::host(format!("Host: {host}\r\n"))
+        });
         all.push(Good::host(format!("Host: {host}\r\nHost: localhost\r\n")));
         all.push(Good::host(format!("Host: localhost\r\nHost: {host}\r\n")));
         all.push(Good {
@@ -102,7 +105,10 @@ pub(super) fn hosts(all: &mut Vec<Good>) {
         "Host: localhost\r\n Host: evil\r\n",
     ] {
         all.push(Good::host(spelling));
-        all.push(Good { line: b"GET /path HTTP/1.0\r\n".to_vec(), ..Good::host(spelling) });
+        all.push(Good {
+            line: b"GET /path HTTP/1.0\r\n".to_vec(),
+            ..Good::host(spelling)
+        });
     }
 }
 
@@ -151,7 +157,13 @@ pub(super) fn others(all: &mut Vec<Good>) {
     ];
     for field in fields {
         all.push(Good::with(format!("{field}\r\n")));
-        all.push(Good::post(format!("{field}\r\nContent-Length: {}\r\n", SMUGGLED.len()), SMUGGLED));
-        all.push(Good { line: b"GET /path HTTP/1.0\r\n".to_vec(), ..Good::with(format!("{field}\r\n")) });
+        all.push(Good::post(
+            format!("{field}\r\nContent-Length: {}\r\n", SMUGGLED.len()),
+            SMUGGLED,
+        ));
+        all.push(Good {
+            line: b"GET /path HTTP/1.0\r\n".to_vec(),
+            ..Good::with(format!("{field}\r\n"))
+        });
     }
 }

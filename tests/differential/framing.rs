@@ -119,19 +119,28 @@ const CODINGS: &[&str] = &[
 /// Spellings of a field's name before its value.
 fn spellings(name: &str) -> Vec<String> {
     let (first, second) = name.split_once('-').unwrap();
-    let mut all: Vec<String> =
-        [" :", "\t:", "\0:", "\x0b:", "\r\n :", "\r:", ": :", "::", ";:", " ", "", "\x7f:", "\u{a0}:", "\":", "=:"]
-            .iter()
-            .map(|tail| format!("{name}{tail} "))
-            .collect();
+    let mut all: Vec<String> = [
+        " :", "\t:", "\0:", "\x0b:", "\r\n :", "\r:", ": :", "::", ";:", " ", "", "\x7f:",
+        "\u{a0}:", "\":", "=:",
+    ]
+    .iter()
+    .map(|tail| format!("{name}{tail} "))
+    .collect();
     all.extend(
-        [" ", "\t", "\0", "\x0b", "X: y\n", "X: y\r", "X:\n", "\"", ":", ",", "(", "\u{feff}"]
-            .map(|begin| format!("{begin}{name}: ")),
+        [
+            " ", "\t", "\0", "\x0b", "X: y\n", "X: y\r", "X:\n", "\"", ":", ",", "(", "\u{feff}",
+        ]
+        .map(|begin| format!("{begin}{name}: ")),
     );
     all.extend(
-        ["_", " ", "", "--", "\u{2010}", ".", "-\0", "\r\n-"].map(|middle| format!("{first}{middle}{second}: ")),
+        ["_", " ", "", "--", "\u{2010}", ".", "-\0", "\r\n-"]
+            .map(|middle| format!("{first}{middle}{second}: ")),
     );
-    all.extend([format!("{}:", name.to_uppercase()), format!("{}:\t", name.to_lowercase()), format!("X-{name}: ")]);
+    all.extend([
+        format!("{}:", name.to_uppercase()),
+        format!("{}:\t", name.to_lowercase()),
+        format!("X-{name}: "),
+    ]);
     all
 }
 
@@ -142,11 +151,20 @@ pub(super) fn framing(all: &mut Vec<Good>) {
         let value = value.replace("44", &SMUGGLED.len().to_string());
         let line = format!("Content-Length: {value}\r\n");
         all.push(Good::post(&line, SMUGGLED));
-        all.push(Good { line: b"GET /path HTTP/1.1\r\n".to_vec(), ..Good::post(&line, SMUGGLED) });
-        all.push(Good { line: b"POST /path HTTP/1.0\r\n".to_vec(), ..Good::post(&line, SMUGGLED) });
+        all.push(Good {
+            line: b"GET /path HTTP/1.1\r\n".to_vec(),
+            ..Good::post(&line, SMUGGLED)
+        });
+        all.push(Good {
+            line: b"POST /path HTTP/1.0\r\n".to_vec(),
+            ..Good::post(&line, SMUGGLED)
+        });
         all.push(Good::post(format!("{line}{length}"), SMUGGLED));
         all.push(Good::post(format!("{length}{line}"), SMUGGLED));
-        all.push(Good::post(format!("{line}Transfer-Encoding: chunked\r\n"), &chunked));
+        all.push(Good::post(
+            format!("{line}Transfer-Encoding: chunked\r\n"),
+            &chunked,
+        ));
     }
     for value in CODINGS {
         let line = format!("Transfer-Encoding: {value}\r\n");
@@ -158,10 +176,23 @@ pub(super) fn framing(all: &mut Vec<Good>) {
             format!("Transfer-Encoding: chunked\r\n{line}"),
             format!("Connection: Transfer-Encoding\r\n{line}"),
         ] {
-            all.push(Good::post(&fields, if value.eq_ignore_ascii_case("chunked") { "0\r\n\r\n" } else { &chunked }));
+            all.push(Good::post(
+                &fields,
+                if value.eq_ignore_ascii_case("chunked") {
+                    "0\r\n\r\n"
+                } else {
+                    &chunked
+                },
+            ));
         }
-        all.push(Good { line: b"POST /path HTTP/1.0\r\n".to_vec(), ..Good::post(&line, &chunked) });
-        all.push(Good { line: b"GET /path HTTP/1.1\r\n".to_vec(), ..Good::post(&line, &chunked) });
+        all.push(Good {
+            line: b"POST /path HTTP/1.0\r\n".to_vec(),
+            ..Good::post(&line, &chunked)
+        });
+        all.push(Good {
+            line: b"GET /path HTTP/1.1\r\n".to_vec(),
+            ..Good::post(&line, &chunked)
+        });
     }
     for spelling in spellings("Transfer-Encoding") {
         let line = format!("{spelling}chunked\r\n");
@@ -172,7 +203,10 @@ pub(super) fn framing(all: &mut Vec<Good>) {
     for spelling in spellings("Content-Length") {
         let line = format!("{spelling}{}\r\n", SMUGGLED.len());
         all.push(Good::post(&line, SMUGGLED));
-        all.push(Good::post(format!("Transfer-Encoding: chunked\r\n{line}"), "0\r\n\r\n"));
+        all.push(Good::post(
+            format!("Transfer-Encoding: chunked\r\n{line}"),
+            "0\r\n\r\n",
+        ));
         all.push(Good::post(format!("Content-Length: 0\r\n{line}"), ""));
     }
 }
@@ -180,22 +214,50 @@ pub(super) fn framing(all: &mut Vec<Good>) {
 pub(super) fn lines(all: &mut Vec<Good>) {
     for ending in ENDINGS {
         let end = |line: &str| format!("{line}{ending}").into_bytes();
-        all.push(Good { before: end(""), ..Good::get() });
-        all.push(Good { line: end("GET /path HTTP/1.1"), ..Good::get() });
-        all.push(Good { host: end("Host: localhost"), ..Good::get() });
+        all.push(Good {
+            before: end(""),
+            ..Good::get()
+        });
+        all.push(Good {
+            line: end("GET /path HTTP/1.1"),
+            ..Good::get()
+        });
+        all.push(Good {
+            host: end("Host: localhost"),
+            ..Good::get()
+        });
         all.push(Good::with(end("X: y")));
         all.push(Good::with(end("X:")));
-        all.push(Good::with([&end("X: y")[..], b"Transfer-Encoding: chunked\r\n"].concat()));
+        all.push(Good::with(
+            [&end("X: y")[..], b"Transfer-Encoding: chunked\r\n"].concat(),
+        ));
         all.push(Good::with([b"X: y", &end("")[..], b" folded\r\n"].concat()));
-        all.push(Good::post(end(&format!("Content-Length: {}", SMUGGLED.len())), SMUGGLED));
+        all.push(Good::post(
+            end(&format!("Content-Length: {}", SMUGGLED.len())),
+            SMUGGLED,
+        ));
         all.push(Good::post(end("Transfer-Encoding: chunked"), "0\r\n\r\n"));
         // The empty line itself: what follows is the real one.
-        all.push(Good::with([b"X: y\r\n", &end("")[..], SMUGGLED.as_bytes()].concat()));
+        all.push(Good::with(
+            [b"X: y\r\n", &end("")[..], SMUGGLED.as_bytes()].concat(),
+        ));
     }
-    for before in
-        ["\r\n\r\n", "\r\n\r\n\r\n", " ", "\t", "\0", "x", "\u{feff}", " \r\n", "X: y\r\n", "HTTP/1.1 200 OK\r\n"]
-    {
-        all.push(Good { before: before.into(), ..Good::get() });
+    for before in [
+        "\r\n\r\n",
+        "\r\n\r\n\r\n",
+        " ",
+        "\t",
+        "\0",
+        "x",
+        "\u{feff}",
+        " \r\n",
+        "X: y\r\n",
+        "HTTP/1.1 200 OK\r\n",
+    ] {
+        all.push(Good {
+            before: before.into(),
+            ..Good::get()
+        });
     }
 }
 
@@ -265,7 +327,9 @@ pub(super) fn chunks(all: &mut Vec<Good>) {
         chunked(format!("3\r\nabc\r\n0\r\nX: y\r\n{ending}"));
         chunked(format!("3;a{ending}abc\r\n0\r\n\r\n"));
     }
-    for data in ["ab", "abcd", "abc ", "abc\0", "abc\r", "abc\n", "\r\n\r", "abc\r\n"] {
+    for data in [
+        "ab", "abcd", "abc ", "abc\0", "abc\r", "abc\n", "\r\n\r", "abc\r\n",
+    ] {
         chunked(format!("3\r\n{data}\r\n0\r\n\r\n"));
     }
     for trailer in [

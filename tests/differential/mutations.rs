@@ -37,25 +37,47 @@ impl Good {
     /// With these fields and this body.
     fn post(fields: impl AsRef<[u8]>, body: impl AsRef<[u8]>) -> Self {
         let line = b"POST /path HTTP/1.1\r\n".to_vec();
-        Self { line, fields: fields.as_ref().to_vec(), body: body.as_ref().to_vec(), ..Self::get() }
+        Self {
+            line,
+            fields: fields.as_ref().to_vec(),
+            body: body.as_ref().to_vec(),
+            ..Self::get()
+        }
     }
 
     fn line(line: impl AsRef<[u8]>) -> Self {
-        Self { line: [line.as_ref(), b"\r\n"].concat(), ..Self::get() }
+        Self {
+            line: [line.as_ref(), b"\r\n"].concat(),
+            ..Self::get()
+        }
     }
 
     fn with(fields: impl AsRef<[u8]>) -> Self {
-        Self { fields: fields.as_ref().to_vec(), ..Self::get() }
+        Self {
+            fields: fields.as_ref().to_vec(),
+            ..Self::get()
+        }
     }
 
     fn host(host: impl AsRef<[u8]>) -> Self {
-        Self { host: host.as_ref().to_vec(), ..Self::get() }
+        Self {
+            host: host.as_ref().to_vec(),
+            ..Self::get()
+        }
     }
 
     fn bytes(&self, number: usize) -> Vec<u8> {
         let mark = format!("{MARK}{number}\r\n");
-        let mut all =
-            [&self.before, &self.line, &self.host, mark.as_bytes(), &self.fields, b"\r\n", &self.body].concat();
+        let mut all = [
+            &self.before,
+            &self.line,
+            &self.host,
+            mark.as_bytes(),
+            &self.fields,
+            b"\r\n",
+            &self.body,
+        ]
+        .concat();
         if let Some(at) = all.windows(4).position(|window| window == b"NNNN") {
             all[at..at + 4].copy_from_slice(format!("{number:04}").as_bytes());
         }
@@ -73,14 +95,19 @@ pub(crate) fn all() -> Vec<Vec<u8>> {
     fields::hosts(&mut all);
     fields::others(&mut all);
     every_byte(&mut all);
-    all.iter().enumerate().map(|(number, good)| good.bytes(number)).collect()
+    all.iter()
+        .enumerate()
+        .map(|(number, good)| good.bytes(number))
+        .collect()
 }
 
 /// Every byte where bytes matter.
 fn every_byte(all: &mut Vec<Good>) {
     for byte in 0..=u8::MAX {
         all.push(Good::line([b"GET /a", &[byte][..], b"b HTTP/1.1"].concat()));
-        all.push(Good::line([b"GET /a?b", &[byte][..], b"c HTTP/1.1"].concat()));
+        all.push(Good::line(
+            [b"GET /a?b", &[byte][..], b"c HTTP/1.1"].concat(),
+        ));
         all.push(Good::line([b"G", &[byte][..], b"T / HTTP/1.1"].concat()));
         all.push(Good::with([b"X", &[byte][..], b"Y: z\r\n"].concat()));
         all.push(Good::with([b"X", &[byte][..], b": z\r\n"].concat()));

@@ -137,7 +137,11 @@ mod tests {
         clock.suspend(2 * HOUR);
         sleeper.await.expect("it wakes");
         assert_eq!(clock.now(), now + 2 * HOUR);
-        assert_eq!(timers.elapsed(), Duration::ZERO, "timers have not seen the suspend");
+        assert_eq!(
+            timers.elapsed(),
+            Duration::ZERO,
+            "timers have not seen the suspend"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,8 +10,13 @@ use tracing::{Dispatch, Level};
 
 /// Hears everything and writes nothing. While there is only one listener, tracing asks whichever thread first comes by a
 /// line whether anybody listens, and heeds the answer on all of them; with two, it asks the listeners.
-static SECOND: LazyLock<Dispatch> =
-    LazyLock::new(|| tracing_subscriber::fmt().with_max_level(Level::TRACE).with_writer(io::sink).finish().into());
+static SECOND: LazyLock<Dispatch> = LazyLock::new(|| {
+    tracing_subscriber::fmt()
+        .with_max_level(Level::TRACE)
+        .with_writer(io::sink)
+        .finish()
+        .into()
+});
 
 /// Everything that is logged on this thread, at every level.
 pub(crate) struct Log {
@@ -39,7 +44,10 @@ impl Log {
             .with_ansi(false)
             .with_writer(move || Sink(Arc::clone(&sink)))
             .finish();
-        Self { text, _guard: tracing::subscriber::set_default(subscriber) }
+        Self {
+            text,
+            _guard: tracing::subscriber::set_default(subscriber),
+        }
     }
 
     pub(crate) fn text(&self) -> String {
@@ -47,6 +55,9 @@ impl Log {
     }
 
     pub(crate) fn lines(&self, containing: &str) -> usize {
-        self.text().lines().filter(|line| line.contains(containing)).count()
+        self.text()
+            .lines()
+            .filter(|line| line.contains(containing))
+            .count()
     }
 }

@@ -9,7 +9,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts, uri::Scheme};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode, header, request::Parts, uri::Scheme,
+};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -54,15 +56,19 @@ impl Callback {
     /// # Errors
     /// When the address is taken or not this machine's, in words for people.
     pub(super) async fn listen(redirect_uri: &str, data: String) -> Result<Self, String> {
-        let uri = Url::parse(redirect_uri).map_err(|error| format!("token.redirect_uri: {error}"))?;
-        let addresses = addresses(&uri).ok_or("token.redirect_uri is not an address of this machine")?;
+        let uri =
+            Url::parse(redirect_uri).map_err(|error| format!("token.redirect_uri: {error}"))?;
+        let addresses =
+            addresses(&uri).ok_or("token.redirect_uri is not an address of this machine")?;
         let mut listeners = Vec::new();
         let mut failure = None;
         for address in addresses {
             match TcpListener::bind(address).await {
                 Ok(listener) => listeners.push(listener),
                 // `localhost` is two addresses, and a machine may lack one of them; but a stranger must not have it.
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(cannot_listen(address, &error)),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    return Err(cannot_listen(address, &error));
+                }
                 Err(error) => failure = Some(cannot_listen(address, &error)),
             }
         }
@@ -71,7 +77,12 @@ impl Callback {
         }
         let (sender, codes) = mpsc::channel(1);
         let gate = Gate::new(Guard::default(), Reach::Loopback, Scheme::HTTP);
-        let desk = Arc::new(Desk { gate, path: uri.path().to_owned(), data, sender });
+        let desk = Arc::new(Desk {
+            gate,
+            path: uri.path().to_owned(),
+            data,
+            sender,
+        });
         let mut listening = JoinSet::new();
         for listener in listeners {
             listening.spawn(serve(listener, Arc::clone(&desk)));
@@ -84,7 +95,10 @@ impl Callback {
     /// # Errors
     /// What the cloud says instead of a code, or why none will come.
     pub(super) async fn code(&mut self) -> Result<Secret, String> {
-        self.codes.recv().await.unwrap_or_else(|| Err("the listener has ended".to_owned()))
+        self.codes
+            .recv()
+            .await
+            .unwrap_or_else(|| Err("the listener has ended".to_owned()))
     }
 
     /// Lets the browser have its page, then ends.
@@ -116,7 +130,9 @@ fn addresses(uri: &Url) -> Option<Vec<SocketAddr>> {
         Host::Domain(_) => return None,
     };
     let port = uri.port_or_known_default()?;
-    ips.iter().all(IpAddr::is_loopback).then(|| ips.into_iter().map(|ip| (ip, port).into()).collect())
+    ips.iter()
+        .all(IpAddr::is_loopback)
+        .then(|| ips.into_iter().map(|ip| (ip, port).into()).collect())
 }
 
 async fn serve(listener: TcpListener, desk: Arc<Desk>) {
@@ -163,14 +179,24 @@ struct Desk {
 
 impl Desk {
     fn answer(&self, request: &Parts) -> Response<Full<Bytes>> {
-        if self.gate.check_host(request, &KnownHost::default()).is_err() {
-            return page(StatusCode::MISDIRECTED_REQUEST, "This name is not served here.");
+        if self
+            .gate
+            .check_host(request, &KnownHost::default())
+            .is_err()
+        {
+            return page(
+                StatusCode::MISDIRECTED_REQUEST,
+                "This name is not served here.",
+            );
         }
         if request.uri.path() != self.path {
             return page(StatusCode::NOT_FOUND, "There is nothing here.");
         }
         if request.method != Method::GET {
-            return page(StatusCode::METHOD_NOT_ALLOWED, "This address takes nothing but GET.");
+            return page(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "This address takes nothing but GET.",
+            );
         }
         match read(request.uri.query().unwrap_or_default(), &self.data) {
             Ok(code) => {
@@ -182,14 +208,22 @@ impl Desk {
                 )
             }
             Err(Refusal::ByTheCloud(words)) => {
-                let _ = self.sender.try_send(Err(format!("the cloud refused the login: {words}")));
-                page(StatusCode::OK, "The cloud refused the login. Why is told where the login was started.")
+                let _ = self
+                    .sender
+                    .try_send(Err(format!("the cloud refused the login: {words}")));
+                page(
+                    StatusCode::OK,
+                    "The cloud refused the login. Why is told where the login was started.",
+                )
             }
             Err(Refusal::Foreign) => {
                 complain(format_args!(
                     "an answer that does not belong to this login was refused (its `data` is not ours); still waiting"
                 ));
-                page(StatusCode::BAD_REQUEST, "This answer does not belong to the login that is waiting here.")
+                page(
+                    StatusCode::BAD_REQUEST,
+                    "This answer does not belong to the login that is waiting here.",
+                )
             }
             Err(Refusal::NoCode) => page(StatusCode::BAD_REQUEST, "This answer carries no code."),
         }
@@ -208,23 +242,35 @@ enum Refusal {
 /// The code in a callback's query.
 fn read(query: &str, data: &str) -> Result<Secret, Refusal> {
     let only = |name: &str| {
-        let mut values = url::form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
-        values.next().filter(|_| values.next().is_none()).map(|(_, value)| value.into_owned())
+        let mut values =
+            url::form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
+        values
+            .next()
+            .filter(|_| values.next().is_none())
+            .map(|(_, value)| value.into_owned())
     };
     let shown = only("data").unwrap_or_default();
-    if aws_lc_rs::constant_time::verify_slices_are_equal(shown.as_bytes(), data.as_bytes()).is_err() {
+    if aws_lc_rs::constant_time::verify_slices_are_equal(shown.as_bytes(), data.as_bytes()).is_err()
+    {
         return Err(Refusal::Foreign);
     }
     if let Some(error) = only("error") {
-        let description = only("error_description").map(|words| format!(" ({})", printable(&words)));
-        return Err(Refusal::ByTheCloud(printable(&error) + &description.unwrap_or_default()));
+        let description =
+            only("error_description").map(|words| format!(" ({})", printable(&words)));
+        return Err(Refusal::ByTheCloud(
+            printable(&error) + &description.unwrap_or_default(),
+        ));
     }
     let code = only("code").filter(|code| !code.is_empty() && code.len() <= CODE_LIMIT);
     code.map(Secret::new).ok_or(Refusal::NoCode)
 }
 
 fn printable(words: &str) -> String {
-    words.chars().filter(|c| !c.is_control()).take(200).collect()
+    words
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(200)
+        .collect()
 }
 
 /// Says nothing that came from outside.
@@ -241,7 +287,9 @@ fn page(status: StatusCode, words: &'static str) -> Response<Full<Bytes>> {
         (header::REFERRER_POLICY, "no-referrer"),
         (header::CONTENT_SECURITY_POLICY, "default-src 'none'"),
     ] {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
+        response
+            .headers_mut()
+            .insert(name, HeaderValue::from_static(value));
     }
     response
 }
@@ -271,20 +319,30 @@ mod tests {
             assert_eq!(code(query), Err(Refusal::Foreign), "{query}");
         }
         let endless = format!("data=d4ta&code={}", "x".repeat(CODE_LIMIT + 1));
-        for query in ["data=d4ta", "data=d4ta&code=", "data=d4ta&code=a&code=b", &endless] {
+        for query in [
+            "data=d4ta",
+            "data=d4ta&code=",
+            "data=d4ta&code=a&code=b",
+            &endless,
+        ] {
             assert_eq!(code(query), Err(Refusal::NoCode), "{query}");
         }
         assert_eq!(
             code("data=d4ta&error=access_denied&error_description=the%0Auser+said+no&code=a"),
-            Err(Refusal::ByTheCloud("access_denied (theuser said no)".to_owned()))
+            Err(Refusal::ByTheCloud(
+                "access_denied (theuser said no)".to_owned()
+            ))
         );
     }
 
     #[test]
     fn only_http_addresses_of_this_machine_are_listened_at() {
-        for uri in
-            ["http://127.0.0.1:8765/callback", "http://localhost/", "http://[::1]:1/x?y=z", "http://127.1.2.3:9/"]
-        {
+        for uri in [
+            "http://127.0.0.1:8765/callback",
+            "http://localhost/",
+            "http://[::1]:1/x?y=z",
+            "http://127.1.2.3:9/",
+        ] {
             assert!(can_listen_at(uri), "{uri}");
         }
         for uri in [

@@ -32,8 +32,7 @@ pub(super) fn jwt_section(r: &mut Reader) -> Option<Jwt> {
     }
     if !r.is_given(KEY) && !r.is_given("token.jwt.key_file") {
         let instead = "write the JWT key of the developer account, or name a file that holds it with key_file";
-        let variables =
-            "set BEARER_PROXY__TOKEN__JWT__KEY, or BEARER_PROXY__TOKEN__JWT__KEY_FILE to a file that holds it";
+        let variables = "set BEARER_PROXY__TOKEN__JWT__KEY, or BEARER_PROXY__TOKEN__JWT__KEY_FILE to a file that holds it";
         let fault = fault("is missing", instead).or_variable(variables);
         r.missing(r.place_of_section("token.jwt"), KEY, fault);
     }
@@ -50,8 +49,16 @@ pub(super) fn jwt_section(r: &mut Reader) -> Option<Jwt> {
         r.mistake(r.place_of_secret(KEY), KEY, fault(reason, instead));
     }
     let user = user(r);
-    let claims = r.read("token.jwt.claims", values::claims).unwrap_or_default();
-    Some(Jwt { key: key?, algorithm: algorithm?, user, claims, names })
+    let claims = r
+        .read("token.jwt.claims", values::claims)
+        .unwrap_or_default();
+    Some(Jwt {
+        key: key?,
+        algorithm: algorithm?,
+        user,
+        claims,
+        names,
+    })
 }
 
 fn names(r: &mut Reader) -> jwt::Names {
@@ -68,16 +75,30 @@ fn names(r: &mut Reader) -> jwt::Names {
 
 /// As whom to act, named in at most one way.
 fn user(r: &mut Reader) -> Option<User> {
-    let mut name = |path| r.read(path, |value| values::text(value).map(str::to_owned)).map(|name| (path, name));
-    let [email, phone, babel_id] = ["token.jwt.email", "token.jwt.phone", "token.jwt.babel_id"].map(&mut name);
-    let given: Vec<&str> = [&email, &phone, &babel_id].into_iter().flatten().map(|(path, _)| *path).collect();
+    let mut name = |path| {
+        r.read(path, |value| values::text(value).map(str::to_owned))
+            .map(|name| (path, name))
+    };
+    let [email, phone, babel_id] =
+        ["token.jwt.email", "token.jwt.phone", "token.jwt.babel_id"].map(&mut name);
+    let given: Vec<&str> = [&email, &phone, &babel_id]
+        .into_iter()
+        .flatten()
+        .map(|(path, _)| *path)
+        .collect();
     for pair in given.windows(2) {
         let reason = format!("names a user, and so does {}", pair[0]);
-        r.mistake(r.place(pair[1]), pair[1], fault(reason, "keep one of email, phone and babel_id"));
+        r.mistake(
+            r.place(pair[1]),
+            pair[1],
+            fault(reason, "keep one of email, phone and babel_id"),
+        );
     }
     let email = email.map(|(_, name)| User::Email(name));
     let phone = phone.map(|(_, name)| User::Phone(name));
-    email.or(phone).or(babel_id.map(|(_, name)| User::BabelId(name)))
+    email
+        .or(phone)
+        .or(babel_id.map(|(_, name)| User::BabelId(name)))
 }
 
 pub(super) fn first_tokens(
@@ -85,24 +106,42 @@ pub(super) fn first_tokens(
     upstream: &upstream::Config,
     jwt: Option<Jwt>,
 ) -> Option<token::FirstConfig> {
-    let code_fields = r.list("token.fields.code", values::json_pointer).into_iter().map(|(field, _)| field).collect();
+    let code_fields = r
+        .list("token.fields.code", values::json_pointer)
+        .into_iter()
+        .map(|(field, _)| field)
+        .collect();
     let redirect_uri = r.read("token.redirect_uri", values::redirect_uri);
     let paths = ["token.authorize_path", "token.token_path", "token.jwt_path"];
     let [authorize, token, by_jwt] = paths.map(|path| r.read(path, values::url_path));
     // A mistake in it is told where the issuer is read.
-    let own = r.value_of("token.issuer").and_then(|value| values::endpoint(value).ok());
+    let own = r
+        .value_of("token.issuer")
+        .and_then(|value| values::endpoint(value).ok());
     let endpoint = own.as_ref().or_else(|| upstream.endpoints.first())?;
     let url = |path: Option<String>| interface(endpoint, &path?);
-    let exchange = exchange::Config { authorize_url: url(authorize)?, token_url: url(token)?, redirect_uri };
+    let exchange = exchange::Config {
+        authorize_url: url(authorize)?,
+        token_url: url(token)?,
+        redirect_uri,
+    };
     let url = url(by_jwt)?;
-    let jwt = jwt.map(|Jwt { key, algorithm, user, claims, names }| jwt::Config {
-        url,
-        key,
-        algorithm,
-        user,
-        claims,
-        names,
-        code_fields,
-    });
+    let jwt = jwt.map(
+        |Jwt {
+             key,
+             algorithm,
+             user,
+             claims,
+             names,
+         }| jwt::Config {
+            url,
+            key,
+            algorithm,
+            user,
+            claims,
+            names,
+            code_fields,
+        },
+    );
     Some(token::FirstConfig { exchange, jwt })
 }

@@ -32,8 +32,15 @@ pub(super) fn guard(r: &mut Reader) -> Guard {
     }
 }
 
-fn allowed(r: &mut Reader, path: &str, parse: fn(&Value) -> Result<String, Fault>) -> BTreeSet<String> {
-    r.list(path, parse).into_iter().map(|(name, _)| name).collect()
+fn allowed(
+    r: &mut Reader,
+    path: &str,
+    parse: fn(&Value) -> Result<String, Fault>,
+) -> BTreeSet<String> {
+    r.list(path, parse)
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect()
 }
 
 /// The listeners, in the short form or in the long one.
@@ -45,8 +52,16 @@ pub(super) fn listeners(r: &mut Reader, guard: &Guard) -> Vec<Listening> {
         let mut listening = Vec::new();
         for (mut address, place) in r.some_of(SHORT, values::address) {
             r.anchor_socket(&mut address, &place);
-            let listener = Listener { address, guard: guard.clone(), tls: None };
-            let new = Listening { listener, key: SHORT, place };
+            let listener = Listener {
+                address,
+                guard: guard.clone(),
+                tls: None,
+            };
+            let new = Listening {
+                listener,
+                key: SHORT,
+                place,
+            };
             refuse_strangers(r, &new, open);
             listening.push(new);
         }
@@ -54,14 +69,25 @@ pub(super) fn listeners(r: &mut Reader, guard: &Guard) -> Vec<Listening> {
     }
     if r.is_given(SHORT) {
         let instead = "keep one of the two: each [[listener]] has an address of its own";
-        r.mistake(r.place(SHORT), SHORT, fault("is set, and there is [[listener]] as well", instead));
+        r.mistake(
+            r.place(SHORT),
+            SHORT,
+            fault("is set, and there is [[listener]] as well", instead),
+        );
     }
-    tables.iter().filter_map(|section| listener(r, section, guard, open)).collect()
+    tables
+        .iter()
+        .filter_map(|section| listener(r, section, guard, open))
+        .collect()
 }
 
 fn listener(r: &mut Reader, section: &str, guard: &Guard, open: Option<bool>) -> Option<Listening> {
     let key = |name: &str| format!("{section}.{name}");
-    let (hosts, origins, own_open) = (key("allowed_hosts"), key("allowed_origins"), key("allow_unauthenticated"));
+    let (hosts, origins, own_open) = (
+        key("allowed_hosts"),
+        key("allowed_origins"),
+        key("allow_unauthenticated"),
+    );
     let mut guard = guard.clone();
     if r.is_given(&hosts) {
         guard.allowed_hosts = allowed(r, &hosts, values::own_name);
@@ -69,12 +95,24 @@ fn listener(r: &mut Reader, section: &str, guard: &Guard, open: Option<bool>) ->
     if r.is_given(&origins) {
         guard.allowed_origins = allowed(r, &origins, values::web_origin);
     }
-    let open = if r.is_given(&own_open) { r.read(&own_open, values::boolean) } else { open };
+    let open = if r.is_given(&own_open) {
+        r.read(&own_open, values::boolean)
+    } else {
+        open
+    };
     let tls = tls::server(r, &key("tls"));
     let mut address = r.read(&key("address"), values::address)?;
     let place = r.place(&key("address"));
     r.anchor_socket(&mut address, &place);
-    let new = Listening { listener: Listener { address, guard, tls }, key: "listener.address", place };
+    let new = Listening {
+        listener: Listener {
+            address,
+            guard,
+            tls,
+        },
+        key: "listener.address",
+        place,
+    };
     // A mistake in that key is no reason to complain of what it is for.
     if !r.is_given(&key("tls.client_ca_file")) {
         refuse_strangers(r, &new, open);
@@ -83,7 +121,15 @@ fn listener(r: &mut Reader, section: &str, guard: &Guard, open: Option<bool>) ->
 }
 
 /// Whoever reaches a data listener acts with the proxy's token.
-fn refuse_strangers(r: &mut Reader, Listening { listener, key, place }: &Listening, open: Option<bool>) {
+fn refuse_strangers(
+    r: &mut Reader,
+    Listening {
+        listener,
+        key,
+        place,
+    }: &Listening,
+    open: Option<bool>,
+) {
     const VARIABLE: &str = "listen on 127.0.0.1, or set BEARER_PROXY__PROXY__ALLOW_UNAUTHENTICATED=true if the network \
                             around it lets only the right clients through";
     let address = &listener.address;
@@ -91,8 +137,9 @@ fn refuse_strangers(r: &mut Reader, Listening { listener, key, place }: &Listeni
     if open != Some(false) || is_local(address) || is_guarded {
         return;
     }
-    let reason =
-        format!("{address} can be reached from other machines, and whoever reaches it acts with the proxy's token");
+    let reason = format!(
+        "{address} can be reached from other machines, and whoever reaches it acts with the proxy's token"
+    );
     let instead = if *key == "proxy.listen" {
         "listen on 127.0.0.1, say who may call by [[client]], or write allow_unauthenticated = true in [proxy] if the \
          network around it lets only the right clients through"
@@ -100,7 +147,11 @@ fn refuse_strangers(r: &mut Reader, Listening { listener, key, place }: &Listeni
         "listen on 127.0.0.1, ask clients for certificates with tls.client_ca_file, say who may call by [[client]], or write allow_unauthenticated = \
          true here if the network around it lets only the right clients through"
     };
-    r.missing(place.clone(), key, fault(reason, instead).or_variable(VARIABLE));
+    r.missing(
+        place.clone(),
+        key,
+        fault(reason, instead).or_variable(VARIABLE),
+    );
 }
 
 /// Where every client shows what no page can, the guard has nothing to guard.
@@ -114,9 +165,19 @@ pub(super) fn let_clients_in(listening: &mut [Listening], clients: &[Client]) {
 /// Where browsers tell nothing of the page that calls: they send `Origin` and `Sec-Fetch-Site` with plain requests only to
 /// addresses that they trust, https and this machine's own.
 pub(super) fn recommend_header(r: &mut Reader, listening: &[Listening]) {
-    for Listening { listener, key, place } in listening {
-        let Listener { address, guard, tls } = listener;
-        let is_known_otherwise = guard.is_off || guard.required_header.is_some() || r.is_given("proxy.required_header");
+    for Listening {
+        listener,
+        key,
+        place,
+    } in listening
+    {
+        let Listener {
+            address,
+            guard,
+            tls,
+        } = listener;
+        let is_known_otherwise =
+            guard.is_off || guard.required_header.is_some() || r.is_given("proxy.required_header");
         let is_named = !is_local(address) || !guard.allowed_hosts.is_empty();
         if tls.is_some() || matches!(address, Address::Unix(_)) || !is_named || is_known_otherwise {
             continue;
@@ -125,21 +186,46 @@ pub(super) fn recommend_header(r: &mut Reader, listening: &[Listening]) {
             "{address} is plain http under names for which browsers do not tell which page calls: any page could send \
              requests there unseen"
         );
-        let instead =
-            r#"if the apps can send a header of their own, write required_header = "x-bearer-proxy" in [proxy]"#;
-        let variable =
-            "if the apps can send a header of their own, set BEARER_PROXY__PROXY__REQUIRED_HEADER=x-bearer-proxy";
-        r.warning(place.clone(), key, fault(reason, instead).or_variable(variable));
+        let instead = r#"if the apps can send a header of their own, write required_header = "x-bearer-proxy" in [proxy]"#;
+        let variable = "if the apps can send a header of their own, set BEARER_PROXY__PROXY__REQUIRED_HEADER=x-bearer-proxy";
+        r.warning(
+            place.clone(),
+            key,
+            fault(reason, instead).or_variable(variable),
+        );
     }
 }
 
-pub(super) fn refuse_overlaps(r: &mut Reader, listening: &[Listening], admin: Option<&admin::Config>) {
-    let admin = admin.map(|admin| (&admin.listener.address, "admin.listen", r.place("admin.listen")));
-    let data = listening.iter().map(|one| (&one.listener.address, one.key, one.place.clone()));
+pub(super) fn refuse_overlaps(
+    r: &mut Reader,
+    listening: &[Listening],
+    admin: Option<&admin::Config>,
+) {
+    let admin = admin.map(|admin| {
+        (
+            &admin.listener.address,
+            "admin.listen",
+            r.place("admin.listen"),
+        )
+    });
+    let data = listening
+        .iter()
+        .map(|one| (&one.listener.address, one.key, one.place.clone()));
     for (index, (address, key, place)) in data.chain(admin).enumerate() {
-        let earlier = listening.iter().take(index).find(|earlier| overlap(&earlier.listener.address, address));
-        if let Some(Listening { listener, key: taken, .. }) = earlier {
-            let reason = format!("{address} is taken already, by {} in {taken}", listener.address);
+        let earlier = listening
+            .iter()
+            .take(index)
+            .find(|earlier| overlap(&earlier.listener.address, address));
+        if let Some(Listening {
+            listener,
+            key: taken,
+            ..
+        }) = earlier
+        {
+            let reason = format!(
+                "{address} is taken already, by {} in {taken}",
+                listener.address
+            );
             r.mistake(place, key, fault(reason, "use another port"));
         }
     }
@@ -148,8 +234,9 @@ pub(super) fn refuse_overlaps(r: &mut Reader, listening: &[Listening], admin: Op
 fn overlap(a: &Address, b: &Address) -> bool {
     match (a, b) {
         (Address::Tcp(a), Address::Tcp(b)) => {
-            let same_ip =
-                a.ip() == b.ip() || a.is_ipv4() == b.is_ipv4() && (a.ip().is_unspecified() || b.ip().is_unspecified());
+            let same_ip = a.ip() == b.ip()
+                || a.is_ipv4() == b.is_ipv4()
+                    && (a.ip().is_unspecified() || b.ip().is_unspecified());
             // Port 0 is another port every time.
             a.port() == b.port() && a.port() != 0 && same_ip
         }

@@ -15,13 +15,22 @@ pub(super) fn rewrites(r: &mut Reader) -> Vec<Option<Rewrite>> {
     let mut rewrites: Vec<Option<Rewrite>> = Vec::new();
     for section in r.tables("rewrite") {
         let from_key = format!("{section}.from");
-        let from = r.read(&from_key, values::endpoint).map(|endpoint| endpoint.origin);
+        let from = r
+            .read(&from_key, values::endpoint)
+            .map(|endpoint| endpoint.origin);
         let to = r.read(&format!("{section}.to"), values::prefix);
         if let Some(from) = &from
-            && rewrites.iter().flatten().any(|earlier| earlier.from == *from)
+            && rewrites
+                .iter()
+                .flatten()
+                .any(|earlier| earlier.from == *from)
         {
             let reason = format!("{from} is rewritten already");
-            r.mistake(r.place(&from_key), &from_key, fault(reason, "keep one [[rewrite]] for it"));
+            r.mistake(
+                r.place(&from_key),
+                &from_key,
+                fault(reason, "keep one [[rewrite]] for it"),
+            );
         }
         rewrites.push(from.zip(to).map(|(from, to)| Rewrite { from, to }));
     }
@@ -38,48 +47,91 @@ pub(super) fn routes(
     for section in r.tables("route") {
         let route = route(r, &section, upstreams, rewrites);
         if let Some(route) = &route
-            && routes.iter().flatten().any(|earlier| earlier.host == route.host && earlier.prefix == route.prefix)
+            && routes
+                .iter()
+                .flatten()
+                .any(|earlier| earlier.host == route.host && earlier.prefix == route.prefix)
         {
-            let key = [format!("{section}.prefix"), format!("{section}.host")].into_iter().find(|key| r.is_given(key));
+            let key = [format!("{section}.prefix"), format!("{section}.host")]
+                .into_iter()
+                .find(|key| r.is_given(key));
             let key = key.unwrap_or_default();
             let instead = "keep one of the two, or give it another prefix or host";
-            r.mistake(r.place(&key), &key, fault("an earlier route has the same host and prefix", instead));
+            r.mistake(
+                r.place(&key),
+                &key,
+                fault("an earlier route has the same host and prefix", instead),
+            );
         }
         routes.push(route);
     }
     routes
 }
 
-fn route(r: &mut Reader, section: &str, upstreams: &[upstream::Config], rewrites: &[Option<Rewrite>]) -> Option<Route> {
+fn route(
+    r: &mut Reader,
+    section: &str,
+    upstreams: &[upstream::Config],
+    rewrites: &[Option<Rewrite>],
+) -> Option<Route> {
     let key = |name: &str| format!("{section}.{name}");
     let (prefix_key, host_key) = (key("prefix"), key("host"));
     if !r.is_given(&prefix_key) && !r.is_given(&host_key) {
-        let instead = r#"write which paths it is for, as in prefix = "/_document", or for which host"#;
-        r.missing(r.place(&prefix_key), &prefix_key, fault("is missing", instead));
+        let instead =
+            r#"write which paths it is for, as in prefix = "/_document", or for which host"#;
+        r.missing(
+            r.place(&prefix_key),
+            &prefix_key,
+            fault("is missing", instead),
+        );
     }
     let prefix = r.read(&prefix_key, values::prefix);
     let host = r.read(&host_key, values::host_name);
-    let is_good = (!r.is_given(&prefix_key) || prefix.is_some()) && (!r.is_given(&host_key) || host.is_some());
+    let is_good = (!r.is_given(&prefix_key) || prefix.is_some())
+        && (!r.is_given(&host_key) || host.is_some());
     let prefix = prefix.unwrap_or_default();
     // What a rewritten address leads to is another host's: it has paths of its own, and no business with our token.
-    let is_target = !prefix.is_empty() && rewrites.iter().flatten().any(|rewrite| rewrite.to == prefix);
+    let is_target = !prefix.is_empty()
+        && rewrites
+            .iter()
+            .flatten()
+            .any(|rewrite| rewrite.to == prefix);
     let upstream = upstream_of(r, &key("upstream"), upstreams);
-    let strip_prefix = r.read(&key("strip_prefix"), values::boolean).unwrap_or(is_target);
-    let inject = r.read(&key("inject"), values::boolean).unwrap_or(!is_target);
-    let rules = Rules { allow: path_rules(r, &key("allow")), deny: path_rules(r, &key("deny")) };
+    let strip_prefix = r
+        .read(&key("strip_prefix"), values::boolean)
+        .unwrap_or(is_target);
+    let inject = r
+        .read(&key("inject"), values::boolean)
+        .unwrap_or(!is_target);
+    let rules = Rules {
+        allow: path_rules(r, &key("allow")),
+        deny: path_rules(r, &key("deny")),
+    };
     let response_timeout = r.read(&key("response_timeout"), values::positive_duration);
     let body_idle_timeout = r.read(&key("body_idle_timeout"), values::positive_duration);
     if !is_good {
         return None;
     }
-    Some(Route { host, prefix, upstream: upstream?, strip_prefix, inject, rules, response_timeout, body_idle_timeout })
+    Some(Route {
+        host,
+        prefix,
+        upstream: upstream?,
+        strip_prefix,
+        inject,
+        rules,
+        response_timeout,
+        body_idle_timeout,
+    })
 }
 
 pub(super) fn path_rules(r: &mut Reader, key: &str) -> Vec<Rule> {
     if !r.is_given(key) {
         return Vec::new();
     }
-    r.some_of(key, values::path_rule).into_iter().map(|(rule, _)| rule).collect()
+    r.some_of(key, values::path_rule)
+        .into_iter()
+        .map(|(rule, _)| rule)
+        .collect()
 }
 
 /// Position of the upstream that a route names; without a name it is the plain one.
@@ -93,9 +145,15 @@ fn upstream_of(r: &mut Reader, key: &str, upstreams: &[upstream::Config]) -> Opt
         let names = upstreams.iter().map(|upstream| upstream.name.as_str());
         let instead = match suggest::nearest(&name, names) {
             Some(nearest) => format!("did you mean {nearest:?}?"),
-            None => "write a section [upstreams.NAME] with its endpoints, and that name here".to_owned(),
+            None => {
+                "write a section [upstreams.NAME] with its endpoints, and that name here".to_owned()
+            }
         };
-        r.missing(r.place(key), key, fault("no upstream has this name", instead));
+        r.missing(
+            r.place(key),
+            key,
+            fault("no upstream has this name", instead),
+        );
     }
     position
 }
@@ -110,10 +168,21 @@ pub(super) fn check(
     let all_read = routes.iter().all(Option::is_some);
     for (index, upstream) in upstreams.iter().enumerate().skip(1) {
         let section = format!("{}.{}", keys::UPSTREAMS, upstream.name);
-        let mut used_by = routes.iter().flatten().filter(|route| route.upstream == index).peekable();
+        let mut used_by = routes
+            .iter()
+            .flatten()
+            .filter(|route| route.upstream == index)
+            .peekable();
         if used_by.peek().is_none() && all_read {
-            let instead = format!("write upstream = {:?} in a [[route]], or remove it", upstream.name);
-            r.warning(r.place_of_section(&section), &section, fault("is used by no route", instead));
+            let instead = format!(
+                "write upstream = {:?} in a [[route]], or remove it",
+                upstream.name
+            );
+            r.warning(
+                r.place_of_section(&section),
+                &section,
+                fault("is used by no route", instead),
+            );
         }
         if used_by.any(|route| route.inject) {
             let key = format!("{section}.endpoints");
@@ -124,24 +193,42 @@ pub(super) fn check(
         }
     }
     for (section, rewrite) in r.tables("rewrite").iter().zip(rewrites) {
-        let Some(Rewrite { from, to }) = rewrite else { continue };
+        let Some(Rewrite { from, to }) = rewrite else {
+            continue;
+        };
         let is_reached = to.is_empty() || routes.iter().flatten().any(|route| route.prefix == *to);
         if all_read && !is_reached {
             let key = format!("{section}.to");
             let instead = format!("write {}", route_that_leads_to(from, to, upstreams));
-            r.missing(r.place(&key), &key, fault(format!("no route has the prefix {to:?}"), instead));
+            r.missing(
+                r.place(&key),
+                &key,
+                fault(format!("no route has the prefix {to:?}"), instead),
+            );
         }
     }
 }
 
 /// The lines that a rewrite needs beside it.
 fn route_that_leads_to(from: &str, to: &str, upstreams: &[upstream::Config]) -> String {
-    let leads_there = |upstream: &&upstream::Config| upstream.endpoints.iter().any(|endpoint| endpoint.origin == from);
+    let leads_there = |upstream: &&upstream::Config| {
+        upstream
+            .endpoints
+            .iter()
+            .any(|endpoint| endpoint.origin == from)
+    };
     if let Some(upstream) = upstreams.iter().find(leads_there) {
-        return format!("[[route]] with prefix = {to:?} and upstream = {:?}", upstream.name);
+        return format!(
+            "[[route]] with prefix = {to:?} and upstream = {:?}",
+            upstream.name
+        );
     }
-    let words: String = to.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
-    let is_free = |name: &&str| !name.is_empty() && upstreams.iter().all(|upstream| upstream.name != *name);
+    let words: String = to
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
+        .collect();
+    let is_free =
+        |name: &&str| !name.is_empty() && upstreams.iter().all(|upstream| upstream.name != *name);
     let name = Some(words.as_str()).filter(is_free).unwrap_or("NAME");
     format!(
         "[[route]] with prefix = {to:?} and upstream = {name:?}, and [upstreams.{name}] with endpoints = [{from:?}]"
@@ -149,17 +236,32 @@ fn route_that_leads_to(from: &str, to: &str, upstreams: &[upstream::Config]) -> 
 }
 
 /// The guard refuses names that it does not know, whatever route there is for them.
-pub(super) fn warn_of_refused_hosts(r: &mut Reader, routes: &[Option<Route>], listening: &[Listening]) {
+pub(super) fn warn_of_refused_hosts(
+    r: &mut Reader,
+    routes: &[Option<Route>],
+    listening: &[Listening],
+) {
     for (section, route) in r.tables("route").iter().zip(routes) {
-        let Some(host) = route.as_ref().and_then(|route| route.host.as_deref()) else { continue };
+        let Some(host) = route.as_ref().and_then(|route| route.host.as_deref()) else {
+            continue;
+        };
         let is_allowed = |one: &Listening| {
-            matches!(one.listener.address, Address::Unix(_)) || one.listener.guard.allowed_hosts.contains(host)
+            matches!(one.listener.address, Address::Unix(_))
+                || one.listener.guard.allowed_hosts.contains(host)
         };
         let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
-        if !is_address && !values::is_local(host) && !listening.is_empty() && !listening.iter().any(is_allowed) {
+        if !is_address
+            && !values::is_local(host)
+            && !listening.is_empty()
+            && !listening.iter().any(is_allowed)
+        {
             let key = format!("{section}.host");
             let instead = format!("write allowed_hosts = [{host:?}] in [proxy]");
-            r.warning(r.place(&key), &key, fault("requests with this name get 421", instead));
+            r.warning(
+                r.place(&key),
+                &key,
+                fault("requests with this name get 421", instead),
+            );
         }
     }
 }

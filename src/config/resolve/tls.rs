@@ -33,16 +33,33 @@ pub(super) fn client(r: &mut Reader, section: &str) -> tls::Config {
         min_version: min_version(r, &key("min_version")),
     };
     warn_of_dates(r, &cert_key, config.client_cert_file.as_deref());
-    let trust = tls::Config { client_cert_file: None, client_key_file: None, ..config.clone() };
+    let trust = tls::Config {
+        client_cert_file: None,
+        client_key_file: None,
+        ..config.clone()
+    };
     if let Err(error) = tls::check(&trust) {
-        refuse(r, &key("ca_file"), &error, "name certificates of authorities");
+        refuse(
+            r,
+            &key("ca_file"),
+            &error,
+            "name certificates of authorities",
+        );
     }
-    let own = tls::Config { ca_file: None, ..config.clone() };
+    let own = tls::Config {
+        ca_file: None,
+        ..config.clone()
+    };
     match tls::check(&own) {
         // Half a pair was told above.
         Ok(()) | Err(Error::HalfAPair { .. }) => {}
         Err(error @ Error::KeyPair { .. }) => {
-            refuse(r, &key_key, &error, "name the key that the certificate was made for");
+            refuse(
+                r,
+                &key_key,
+                &error,
+                "name the key that the certificate was made for",
+            );
         }
         Err(error) => refuse(r, &cert_key, &error, "save it again from where it came"),
     }
@@ -50,22 +67,36 @@ pub(super) fn client(r: &mut Reader, section: &str) -> tls::Config {
 }
 
 fn refuse(r: &mut Reader, key: &str, error: &Error, instead: &str) {
-    r.mistake(r.place(key), key, fault(format!("cannot be used: {error}"), instead));
+    r.mistake(
+        r.place(key),
+        key,
+        fault(format!("cannot be used: {error}"), instead),
+    );
 }
 
 fn min_version(r: &mut Reader, key: &str) -> MinVersion {
-    r.choice(key, [("1.2", MinVersion::Tls12), ("1.3", MinVersion::Tls13)])
+    r.choice(
+        key,
+        [("1.2", MinVersion::Tls12), ("1.3", MinVersion::Tls13)],
+    )
 }
 
 /// A certificate that is refused by those whom it is shown to is a mistake of the day, not of the configuration.
 fn warn_of_dates(r: &mut Reader, key: &str, certificate: Option<&Path>) {
-    let validity = certificate.and_then(|certificate| Validity::of_file(certificate).ok().flatten());
+    let validity =
+        certificate.and_then(|certificate| Validity::of_file(certificate).ok().flatten());
     if let Some(concern) = validity.and_then(|validity| validity.concern(clock::system().wall())) {
         let instead = match concern {
             Concern::NotYet(_) => "check this machine's clock, or wait",
-            Concern::Soon(..) | Concern::Expired(_) => "put a new one into the file; a running proxy takes it over",
+            Concern::Soon(..) | Concern::Expired(_) => {
+                "put a new one into the file; a running proxy takes it over"
+            }
         };
-        r.warning(r.place(key), key, fault(format!("names a certificate that {concern}"), instead));
+        r.warning(
+            r.place(key),
+            key,
+            fault(format!("names a certificate that {concern}"), instead),
+        );
     }
 }
 
@@ -74,9 +105,10 @@ fn pem_file<T: PemObject>(r: &mut Reader, key: &str, what: &str) -> Option<PathB
     let file = r.path(key)?;
     let fault = match T::from_pem_file(&file) {
         Ok(_) => return Some(file),
-        Err(PemError::Io(error)) => {
-            fault(format!("cannot read {}: {error}", file.display()), "check the path and the permissions")
-        }
+        Err(PemError::Io(error)) => fault(
+            format!("cannot read {}: {error}", file.display()),
+            "check the path and the permissions",
+        ),
         Err(_) => fault(
             format!("{} holds no {what} in PEM form", file.display()),
             format!("name a file with -----BEGIN … {}-----", what.to_uppercase()),
@@ -94,8 +126,14 @@ pub(super) fn server(r: &mut Reader, section: &str) -> Option<tls::ServerConfig>
     let key = |name: &str| format!("{section}.{name}");
     let (cert_key, key_key, ca_key) = (key("cert_file"), key("key_file"), key("client_ca_file"));
     for (needed, instead) in [
-        (&cert_key, "name our certificate and those that vouch for it, in PEM form"),
-        (&key_key, "name the private key of tls.cert_file, in PEM form"),
+        (
+            &cert_key,
+            "name our certificate and those that vouch for it, in PEM form",
+        ),
+        (
+            &key_key,
+            "name the private key of tls.cert_file, in PEM form",
+        ),
     ] {
         if !r.is_given(needed) {
             r.missing(r.place(needed), needed, fault("is missing", instead));
@@ -106,12 +144,21 @@ pub(super) fn server(r: &mut Reader, section: &str) -> Option<tls::ServerConfig>
     let client_ca_file = pem_file::<CertificateDer<'_>>(r, &ca_key, "certificate");
     let min_version = min_version(r, &key("min_version"));
     warn_of_dates(r, &cert_key, certificate.as_deref());
-    let config = tls::ServerConfig { cert_file: certificate?, key_file: private_key?, client_ca_file, min_version };
+    let config = tls::ServerConfig {
+        cert_file: certificate?,
+        key_file: private_key?,
+        client_ca_file,
+        min_version,
+    };
     if let Err(error) = tls::server_config(&config, &[]) {
         let (key, instead) = match &error {
             Error::KeyPair { .. } => (key_key, "name the key that the certificate was made for"),
-            Error::BadRoot { .. } | Error::ClientCa { .. } => (ca_key, "name certificates of authorities"),
-            Error::Read { path, .. } | Error::Pem { path, .. } if Some(path) == config.client_ca_file.as_ref() => {
+            Error::BadRoot { .. } | Error::ClientCa { .. } => {
+                (ca_key, "name certificates of authorities")
+            }
+            Error::Read { path, .. } | Error::Pem { path, .. }
+                if Some(path) == config.client_ca_file.as_ref() =>
+            {
                 (ca_key, "save it again from where it came")
             }
             Error::NoKey { .. } => (key_key, "save it again from where it came"),

@@ -44,9 +44,16 @@ pub(super) fn token(r: &mut Reader, upstream: &upstream::Config) -> Option<token
 fn seed(r: &mut Reader, state_file: Option<&Path>) -> Option<Secret> {
     const FILE: &str = "token.refresh_token_file";
     let is_gone = |r: &mut Reader| r.path(FILE).is_some_and(|file| !file.exists());
-    if state_file.is_some_and(Path::is_file) && !r.is_given("token.refresh_token") && r.is_given(FILE) && is_gone(r) {
-        let gone = fault("names a file that is not there; the stored tokens are used", "remove the key")
-            .or_variable("unset it");
+    if state_file.is_some_and(Path::is_file)
+        && !r.is_given("token.refresh_token")
+        && r.is_given(FILE)
+        && is_gone(r)
+    {
+        let gone = fault(
+            "names a file that is not there; the stored tokens are used",
+            "remove the key",
+        )
+        .or_variable("unset it");
         r.warning(r.place(FILE), FILE, gone);
         return None;
     }
@@ -55,10 +62,19 @@ fn seed(r: &mut Reader, state_file: Option<&Path>) -> Option<Secret> {
 
 /// What no client may ask for: the last segments of the issuer's paths.
 pub(super) fn issuer_segments(r: &Reader) -> Vec<String> {
-    let paths = ["token.refresh_path", "token.authorize_path", "token.token_path", "token.jwt_path"];
+    let paths = [
+        "token.refresh_path",
+        "token.authorize_path",
+        "token.token_path",
+        "token.jwt_path",
+    ];
     // A mistake in one is told where it is read.
-    let paths = paths.into_iter().filter_map(|path| values::url_path(r.value_of(path)?).ok());
-    paths.filter_map(|path| rules::issuer_segment(&path)).collect()
+    let paths = paths
+        .into_iter()
+        .filter_map(|path| values::url_path(r.value_of(path)?).ok());
+    paths
+        .filter_map(|path| rules::issuer_segment(&path))
+        .collect()
 }
 
 fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
@@ -68,13 +84,29 @@ fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
         warn_if_clear(r, endpoint, &r.place("token.issuer"), "token.issuer");
     }
     let tls_given = own_tls != net::tls::Config::default();
-    let tls = if tls_given || r.is_given("token.issuer") { own_tls } else { upstream.tls.clone() };
-    let endpoint = own.as_ref().or_else(|| upstream.endpoints.first().filter(|_| !r.is_given("token.issuer")));
+    let tls = if tls_given || r.is_given("token.issuer") {
+        own_tls
+    } else {
+        upstream.tls.clone()
+    };
+    let endpoint = own.as_ref().or_else(|| {
+        upstream
+            .endpoints
+            .first()
+            .filter(|_| !r.is_given("token.issuer"))
+    });
     if tls_given && endpoint.is_some_and(|endpoint| endpoint.scheme == Scheme::HTTP) {
-        warn_of_unused_tls(r, "token.tls", "the issuer's address does not begin with https://");
+        warn_of_unused_tls(
+            r,
+            "token.tls",
+            "the issuer's address does not begin with https://",
+        );
     }
     let path = r.read("token.refresh_path", values::url_path);
-    let basic_encoding = r.choice("token.basic_encoding", [("raw", BasicEncoding::Raw), ("form", BasicEncoding::Form)]);
+    let basic_encoding = r.choice(
+        "token.basic_encoding",
+        [("raw", BasicEncoding::Raw), ("form", BasicEncoding::Form)],
+    );
     let client_id = r.text("token.client_id");
     if basic_encoding == BasicEncoding::Raw && client_id.contains(':') {
         let instead = r#"if it is right, write basic_encoding = "form""#;
@@ -86,7 +118,10 @@ fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
         );
     }
     let client_secret = r.secret("token.client_secret");
-    let parameters = r.choice("token.parameters", [("query", Parameters::Query), ("form", Parameters::Form)]);
+    let parameters = r.choice(
+        "token.parameters",
+        [("query", Parameters::Query), ("form", Parameters::Form)],
+    );
     let timeout = r.positive_duration("token.timeout");
     let default_expires_in = r.positive_duration("token.default_expires_in");
     let fields = fields(r);
@@ -126,7 +161,8 @@ fn check_first_token(r: &mut Reader, state_file: Option<&Path>) {
     let configured = r.is_given(KEY) || r.is_given("token.refresh_token_file");
     let has_state_file = r.is_given("token.state_file");
     if configured && !has_state_file {
-        let reason = "is not set: a refresh token that the cloud replaces is lost with the next restart";
+        let reason =
+            "is not set: a refresh token that the cloud replaces is lost with the next restart";
         let place = r.place("token.state_file");
         r.warning(
             place,
@@ -140,10 +176,21 @@ fn check_first_token(r: &mut Reader, state_file: Option<&Path>) {
     if configured || is_stored || r.has_section("token.jwt") {
         return;
     }
-    let reason = if has_state_file { "is missing, and token.state_file does not exist yet" } else { "is missing" };
+    let reason = if has_state_file {
+        "is missing, and token.state_file does not exist yet"
+    } else {
+        "is missing"
+    };
     let place = r.place(KEY);
     if has_state_file && r.is_given("token.redirect_uri") {
-        return r.warning(place, KEY, fault(reason, "run `bearer-proxy login`, before or after the start"));
+        return r.warning(
+            place,
+            KEY,
+            fault(
+                reason,
+                "run `bearer-proxy login`, before or after the start",
+            ),
+        );
     }
     let instead = "write redirect_uri and state_file and run `bearer-proxy login`, or write the first refresh token";
     let variables = "set BEARER_PROXY__TOKEN__REDIRECT_URI and BEARER_PROXY__TOKEN__STATE_FILE and run `bearer-proxy \
@@ -156,7 +203,12 @@ fn check_state_file(r: &mut Reader, file: &Path) {
     let unusable = match fs::symlink_metadata(file) {
         Ok(metadata) if metadata.is_file() => folder_fault(file),
         Ok(_) => Some("is a folder, a link or a device, not a file".to_owned()),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
             folder_fault(file)
         }
         Err(error) => Some(format!("cannot be read: {error}")),
@@ -165,19 +217,30 @@ fn check_state_file(r: &mut Reader, file: &Path) {
         r.mistake(
             r.place("token.state_file"),
             "token.state_file",
-            fault(reason, "name a file in a folder that the proxy may write to"),
+            fault(
+                reason,
+                "name a file in a folder that the proxy may write to",
+            ),
         );
     }
 }
 
 fn folder_fault(file: &Path) -> Option<String> {
-    let above = file.ancestors().skip(1).map(|folder| if folder == Path::new("") { Path::new(".") } else { folder });
-    let (folder, metadata) = above.filter_map(|folder| Some((folder, fs::metadata(folder).ok()?))).next()?;
+    let above = file.ancestors().skip(1).map(|folder| {
+        if folder == Path::new("") {
+            Path::new(".")
+        } else {
+            folder
+        }
+    });
+    let (folder, metadata) = above
+        .filter_map(|folder| Some((folder, fs::metadata(folder).ok()?)))
+        .next()?;
     match metadata {
         metadata if !metadata.is_dir() => Some(format!("{} is not a folder", folder.display())),
-        metadata if metadata.permissions().readonly() || !process::may_write(folder) => {
-            Some(format!("the folder {} is read-only for this user", folder.display()))
-        }
+        metadata if metadata.permissions().readonly() || !process::may_write(folder) => Some(
+            format!("the folder {} is read-only for this user", folder.display()),
+        ),
         _ => None,
     }
 }

@@ -24,7 +24,10 @@ pub(super) fn upstreams(r: &mut Reader) -> Vec<Config> {
     }
     let mut all = vec![plain];
     for section in r.upstreams() {
-        let name = section.strip_prefix(keys::UPSTREAMS).unwrap_or_default().trim_start_matches('.');
+        let name = section
+            .strip_prefix(keys::UPSTREAMS)
+            .unwrap_or_default()
+            .trim_start_matches('.');
         all.push(upstream(r, &section, name));
     }
     all
@@ -32,17 +35,27 @@ pub(super) fn upstreams(r: &mut Reader) -> Vec<Config> {
 
 fn upstream(r: &mut Reader, section: &str, name: &str) -> Config {
     let key = |name: &str| format!("{section}.{name}");
-    let endpoints: Vec<Endpoint> =
-        r.some_of(&key("endpoints"), values::endpoint).into_iter().map(|(endpoint, _)| endpoint).collect();
+    let endpoints: Vec<Endpoint> = r
+        .some_of(&key("endpoints"), values::endpoint)
+        .into_iter()
+        .map(|(endpoint, _)| endpoint)
+        .collect();
     let tls = tls::client(r, &key("tls"));
-    let all_plain = endpoints.iter().all(|endpoint| endpoint.scheme == Scheme::HTTP);
+    let all_plain = endpoints
+        .iter()
+        .all(|endpoint| endpoint.scheme == Scheme::HTTP);
     if tls != net::tls::Config::default() && all_plain && !endpoints.is_empty() {
         warn_of_unused_tls(r, &key("tls"), "no endpoint begins with https://");
     }
     let has_clients = !r.tables("client").is_empty();
-    let cookies =
-        r.read(&key("cookies"), |value| values::choice(value, &[("pass", Cookies::Pass), ("drop", Cookies::Drop)]));
-    let cookies = cookies.unwrap_or(if has_clients { Cookies::Drop } else { Cookies::Pass });
+    let cookies = r.read(&key("cookies"), |value| {
+        values::choice(value, &[("pass", Cookies::Pass), ("drop", Cookies::Drop)])
+    });
+    let cookies = cookies.unwrap_or(if has_clients {
+        Cookies::Drop
+    } else {
+        Cookies::Pass
+    });
     Config {
         name: name.to_owned(),
         endpoints,
@@ -53,9 +66,18 @@ fn upstream(r: &mut Reader, section: &str, name: &str) -> Config {
         response_timeout: r.positive_duration(&key("response_timeout")),
         body_idle_timeout: r.positive_duration(&key("body_idle_timeout")),
         idle_timeout: r.positive_duration(&key("idle_timeout")),
-        max_connections: r.count(&key("max_connections"), 10_000_000).unwrap_or_default(),
+        max_connections: r
+            .count(&key("max_connections"), 10_000_000)
+            .unwrap_or_default(),
         cookies,
-        http2: r.choice(&key("http2"), [("auto", Http2::Auto), ("always", Http2::Always), ("never", Http2::Never)]),
+        http2: r.choice(
+            &key("http2"),
+            [
+                ("auto", Http2::Auto),
+                ("always", Http2::Always),
+                ("never", Http2::Never),
+            ],
+        ),
         tls,
     }
 }
@@ -71,7 +93,11 @@ fn host(value: &Value) -> Result<Host, Fault> {
 pub(super) fn warn_if_clear(r: &mut Reader, endpoint: &Endpoint, place: &Place, key: &str) {
     if endpoint.scheme == Scheme::HTTP && !values::is_local(&endpoint.host) {
         let reason = "is plain http to another machine: tokens and secrets can be read on the way";
-        r.warning(place.clone(), key, fault(reason, "use https:// if the cloud offers it"));
+        r.warning(
+            place.clone(),
+            key,
+            fault(reason, "use https:// if the cloud offers it"),
+        );
     }
 }
 
@@ -79,6 +105,9 @@ pub(super) fn warn_of_unused_tls(r: &mut Reader, section: &str, reason: &str) {
     r.warning(
         r.place_of_section(section),
         section,
-        fault(format!("has no effect: {reason}"), "remove it, or use https://"),
+        fault(
+            format!("has no effect: {reason}"),
+            "remove it, or use https://",
+        ),
     );
 }

@@ -49,10 +49,16 @@ const SENT_BY_BROWSERS: [&str; 28] = [
 /// The name of a header that only a program sends that was told to.
 pub(in crate::config) fn own_header(value: &Value) -> Read<HeaderName> {
     const EXAMPLE: &str = r#"write a name of your choice, as in "x-bearer-proxy""#;
-    let name: HeaderName = text_like(value, EXAMPLE)?.parse().map_err(|_| fault("is not a header's name", EXAMPLE))?;
+    let name: HeaderName = text_like(value, EXAMPLE)?
+        .parse()
+        .map_err(|_| fault("is not a header's name", EXAMPLE))?;
     let words = name.as_str();
-    if SENT_BY_BROWSERS.contains(&words) || words.starts_with("sec-") || words.starts_with("proxy-") {
-        return Err(fault("is a header that browsers and libraries send by themselves", EXAMPLE));
+    if SENT_BY_BROWSERS.contains(&words) || words.starts_with("sec-") || words.starts_with("proxy-")
+    {
+        return Err(fault(
+            "is a header that browsers and libraries send by themselves",
+            EXAMPLE,
+        ));
     }
     Ok(name)
 }
@@ -64,7 +70,10 @@ pub(in crate::config) fn key_header(value: &Value) -> Read<HeaderName> {
         Err(_) if matches!(value, Value::Text(text) if text.eq_ignore_ascii_case("authorization")) => {
             Ok(header::AUTHORIZATION)
         }
-        read => read.map_err(|fault| Fault { instead: r#"write a name as in "x-api-key""#.to_owned(), ..fault }),
+        read => read.map_err(|fault| Fault {
+            instead: r#"write a name as in "x-api-key""#.to_owned(),
+            ..fault
+        }),
     }
 }
 
@@ -72,7 +81,10 @@ pub(in crate::config) fn key_header(value: &Value) -> Read<HeaderName> {
 pub(in crate::config) fn user_name(value: &Value) -> Read<String> {
     let name = text(value)?;
     if name.contains(':') {
-        return Err(fault("holds a colon, which HTTP Basic cannot carry", "write a name without one"));
+        return Err(fault(
+            "holds a colon, which HTTP Basic cannot carry",
+            "write a name without one",
+        ));
     }
     Ok(name.to_owned())
 }
@@ -84,16 +96,24 @@ pub(in crate::config) fn network(value: &Value) -> Read<IpNet> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(address.to_canonical().into());
     }
-    let network: IpNet = text.parse().map_err(|_| fault("is neither a network nor an address", EXAMPLE))?;
+    let network: IpNet = text
+        .parse()
+        .map_err(|_| fault("is neither a network nor an address", EXAMPLE))?;
     if network.trunc() != network {
-        return Err(fault("names an address within a network", format!("write {:?}", network.trunc().to_string())));
+        return Err(fault(
+            "names an address within a network",
+            format!("write {:?}", network.trunc().to_string()),
+        ));
     }
     Ok(canonical(network))
 }
 
 /// Connections from IPv4 are known by their IPv4 addresses, also where a socket of IPv6 takes them.
 fn canonical(network: IpNet) -> IpNet {
-    match (network.addr().to_canonical(), network.prefix_len().checked_sub(96)) {
+    match (
+        network.addr().to_canonical(),
+        network.prefix_len().checked_sub(96),
+    ) {
         (IpAddr::V4(address), Some(length)) if matches!(network, IpNet::V6(_)) => {
             Ipv4Net::new(address, length).map_or(network, IpNet::V4)
         }
@@ -106,7 +126,9 @@ pub(in crate::config) fn rate(value: &Value) -> Read<Rate> {
     const EXAMPLE: &str = r#"write requests and s, m or h, as in "100/s" or "1000/m""#;
     const MOST: u32 = 1_000_000;
     let text = text_like(value, EXAMPLE)?;
-    let (requests, unit) = text.split_once('/').ok_or_else(|| fault("is not a rate", EXAMPLE))?;
+    let (requests, unit) = text
+        .split_once('/')
+        .ok_or_else(|| fault("is not a rate", EXAMPLE))?;
     let seconds = match unit.trim() {
         "s" => 1,
         "m" => 60,
@@ -114,9 +136,18 @@ pub(in crate::config) fn rate(value: &Value) -> Read<Rate> {
         _ => return Err(fault("is not a rate", EXAMPLE)),
     };
     match requests.trim().parse::<u32>().map(NonZeroU32::new) {
-        Ok(None) => Err(fault("lets nothing through", "write at least 1, or remove the client")),
-        Ok(Some(requests)) if requests.get() <= MOST => Ok(Rate { requests, per: Duration::from_secs(seconds) }),
-        Ok(Some(_)) => Err(fault(format!("is more than {MOST}"), "remove the key: there is no limit without it")),
+        Ok(None) => Err(fault(
+            "lets nothing through",
+            "write at least 1, or remove the client",
+        )),
+        Ok(Some(requests)) if requests.get() <= MOST => Ok(Rate {
+            requests,
+            per: Duration::from_secs(seconds),
+        }),
+        Ok(Some(_)) => Err(fault(
+            format!("is more than {MOST}"),
+            "remove the key: there is no limit without it",
+        )),
         Err(_) => Err(fault("is not a rate", EXAMPLE)),
     }
 }
@@ -128,12 +159,28 @@ mod tests {
 
     #[test]
     fn rates() {
-        for (text, requests, seconds) in [("100/s", 100, 1), ("1 / m", 1, 60), ("5000/h", 5000, 3600)] {
-            let expected = Rate { requests: NonZeroU32::new(requests).unwrap(), per: Duration::from_secs(seconds) };
+        for (text, requests, seconds) in
+            [("100/s", 100, 1), ("1 / m", 1, 60), ("5000/h", 5000, 3600)]
+        {
+            let expected = Rate {
+                requests: NonZeroU32::new(requests).unwrap(),
+                per: Duration::from_secs(seconds),
+            };
             assert_eq!(rate(&words(text)), Ok(expected), "{text}");
         }
-        for text in ["", "100", "100/", "/s", "0/s", "-1/s", "1.5/s", "100/d", "100/s/s", "1000001/s", "99999999999/s"]
-        {
+        for text in [
+            "",
+            "100",
+            "100/",
+            "/s",
+            "0/s",
+            "-1/s",
+            "1.5/s",
+            "100/d",
+            "100/s/s",
+            "1000001/s",
+            "99999999999/s",
+        ] {
             assert!(rate(&words(text)).is_err(), "{text}");
         }
         assert!(rate(&Value::Integer(100)).is_err());
@@ -152,10 +199,23 @@ mod tests {
             ("::/0", "::/0"),
             ("0.0.0.0/0", "0.0.0.0/0"),
         ] {
-            assert_eq!(network(&words(text)).map(|network| network.to_string()), Ok(expected.to_owned()), "{text}");
+            assert_eq!(
+                network(&words(text)).map(|network| network.to_string()),
+                Ok(expected.to_owned()),
+                "{text}"
+            );
         }
-        assert_eq!(instead(network(&words("192.0.2.7/24"))), r#"write "192.0.2.0/24""#);
-        for text in ["", "192.0.2.0/33", "example.com", "192.0.2/24", "192.0.2.0/"] {
+        assert_eq!(
+            instead(network(&words("192.0.2.7/24"))),
+            r#"write "192.0.2.0/24""#
+        );
+        for text in [
+            "",
+            "192.0.2.0/33",
+            "example.com",
+            "192.0.2/24",
+            "192.0.2.0/",
+        ] {
             assert!(network(&words(text)).is_err(), "{text}");
         }
     }
@@ -163,8 +223,19 @@ mod tests {
     #[test]
     fn headers_and_keys() {
         assert_eq!(key_header(&words("X-API-Key")).unwrap(), "x-api-key");
-        assert_eq!(key_header(&words("Authorization")).unwrap(), "authorization");
-        for text in ["", "x api", "Cookie", "host", "Sec-Fetch-Site", "proxy-authorization", "x:"] {
+        assert_eq!(
+            key_header(&words("Authorization")).unwrap(),
+            "authorization"
+        );
+        for text in [
+            "",
+            "x api",
+            "Cookie",
+            "host",
+            "Sec-Fetch-Site",
+            "proxy-authorization",
+            "x:",
+        ] {
             assert!(key_header(&words(text)).is_err(), "{text}");
         }
         assert!(own_header(&words("authorization")).is_err());

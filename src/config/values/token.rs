@@ -14,11 +14,14 @@ use crate::{
 
 /// How JWTs are signed, RFC 7518 §3.1.
 pub(in crate::config) fn algorithm(value: &Value) -> Read<Algorithm> {
-    const KNOWN: [&str; 12] =
-        ["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"];
+    const KNOWN: [&str; 12] = [
+        "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256",
+        "ES384", "EdDSA",
+    ];
     let instead = format!("write one of {}", KNOWN.join(", "));
     let text = text_like(value, &instead)?;
-    text.parse().map_err(|_| fault("is none of the algorithms known here", instead))
+    text.parse()
+        .map_err(|_| fault("is none of the algorithms known here", instead))
 }
 
 /// A key: one line, or several as PEM has them.
@@ -31,7 +34,8 @@ pub(in crate::config) fn key_material(value: &Value) -> Read<&str> {
 
 /// Whether this has the lines of a PEM text, RFC 7468, and no other control characters than their ends.
 pub(in crate::config) fn is_pem(key: &str) -> bool {
-    key.trim_start().starts_with("-----BEGIN ") && !key.contains(|c: char| c.is_control() && !matches!(c, '\r' | '\n'))
+    key.trim_start().starts_with("-----BEGIN ")
+        && !key.contains(|c: char| c.is_control() && !matches!(c, '\r' | '\n'))
 }
 
 /// Further claims of a JWT.
@@ -39,19 +43,25 @@ pub(in crate::config) fn claims(value: &Value) -> Read<Map<String, Json>> {
     const INSTEAD: &str = r#"write a table, as in { scope = "files" }"#;
     let Value::Table(elements) = value else {
         // In a variable it is written in the same way, quotes included.
-        return Err(fault(format!("is {}, not a table", value.what()), INSTEAD).or_variable(INSTEAD));
+        return Err(
+            fault(format!("is {}, not a table", value.what()), INSTEAD).or_variable(INSTEAD)
+        );
     };
     for (name, _) in elements {
         if let Some(own) = OWN_CLAIMS.iter().find(|own| *own == name) {
-            return Err(fault(format!("sets {own}, which the proxy sets by itself"), "remove it"));
+            return Err(fault(
+                format!("sets {own}, which the proxy sets by itself"),
+                "remove it",
+            ));
         }
     }
     match json(value) {
         Ok(Json::Object(claims)) => Ok(claims),
         Ok(_) => Err(fault("is not a table", INSTEAD)),
-        Err(what) => {
-            Err(fault(format!("holds {what}"), "write texts, whole numbers, true, false, lists and tables of them"))
-        }
+        Err(what) => Err(fault(
+            format!("holds {what}"),
+            "write texts, whole numbers, true, false, lists and tables of them",
+        )),
     }
 }
 
@@ -60,11 +70,16 @@ fn json(value: &Value) -> Result<Json, &'static str> {
         Value::Text(text) => Json::String(text.to_string()),
         Value::Integer(number) => (*number).into(),
         Value::Bool(value) => (*value).into(),
-        Value::List(elements) => {
-            Json::Array(elements.iter().map(|element| json(&element.value)).collect::<Result<_, _>>()?)
-        }
+        Value::List(elements) => Json::Array(
+            elements
+                .iter()
+                .map(|element| json(&element.value))
+                .collect::<Result<_, _>>()?,
+        ),
         Value::Table(elements) => {
-            let member = |(name, element): &(String, Entry)| json(&element.value).map(|value| (name.clone(), value));
+            let member = |(name, element): &(String, Entry)| {
+                json(&element.value).map(|value| (name.clone(), value))
+            };
             Json::Object(elements.iter().map(member).collect::<Result<_, _>>()?)
         }
         Value::Other(what) => return Err(*what),
@@ -74,21 +89,33 @@ fn json(value: &Value) -> Result<Json, &'static str> {
 /// A JSON pointer, RFC 6901, to something within a document.
 pub(in crate::config) fn json_pointer(value: &Value) -> Read<String> {
     let text = text(value)?;
-    let escapes_hold = text.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
+    let escapes_hold = text
+        .split('~')
+        .skip(1)
+        .all(|rest| rest.starts_with(['0', '1']));
     match text.strip_prefix('/') {
         Some(_) if escapes_hold => Ok(text.to_owned()),
-        Some(_) => Err(fault("has a lone ~", "write ~0 for ~ and ~1 for / within a name")),
-        None => {
-            Err(fault("is not a JSON pointer", r#"begin it with /, as in "/access_token" or "/data/access_token""#))
-        }
+        Some(_) => Err(fault(
+            "has a lone ~",
+            "write ~0 for ~ and ~1 for / within a name",
+        )),
+        None => Err(fault(
+            "is not a JSON pointer",
+            r#"begin it with /, as in "/access_token" or "/data/access_token""#,
+        )),
     }
 }
 
 /// The name of a URL parameter.
 pub(in crate::config) fn parameter_name(value: &Value) -> Read<String> {
     match text(value)? {
-        name if !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(name.to_owned()),
-        _ => Err(fault("is not a name", "write the name of a parameter as the cloud expects it, without spaces")),
+        name if !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Ok(name.to_owned())
+        }
+        _ => Err(fault(
+            "is not a name",
+            "write the name of a parameter as the cloud expects it, without spaces",
+        )),
     }
 }
 
@@ -97,9 +124,10 @@ pub(in crate::config) fn code(value: &Value) -> Read<Json> {
     match value {
         Value::Integer(number) => Ok((*number).into()),
         Value::Text(_) => text(value).map(Json::from),
-        Value::Bool(_) | Value::List(_) | Value::Table(_) | Value::Other(_) => {
-            Err(fault(format!("is {}", value.what()), r#"write a number or a text, as in 401 or "TOKEN_EXPIRED""#))
-        }
+        Value::Bool(_) | Value::List(_) | Value::Table(_) | Value::Other(_) => Err(fault(
+            format!("is {}", value.what()),
+            r#"write a number or a text, as in 401 or "TOKEN_EXPIRED""#,
+        )),
     }
 }
 

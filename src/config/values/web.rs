@@ -22,8 +22,14 @@ pub(in crate::config) fn address(value: &Value) -> Read<Address> {
     let text = text_like(value, EXAMPLE)?;
     if let Some(path) = text.strip_prefix("unix:") {
         return match path {
-            _ if cfg!(not(unix)) => Err(fault("this system has no local sockets", r#"write "127.0.0.1:8080""#)),
-            "" => Err(fault("names no path", r#"write "unix:/run/bearer-proxy.sock""#)),
+            _ if cfg!(not(unix)) => Err(fault(
+                "this system has no local sockets",
+                r#"write "127.0.0.1:8080""#,
+            )),
+            "" => Err(fault(
+                "names no path",
+                r#"write "unix:/run/bearer-proxy.sock""#,
+            )),
             path => Ok(Address::Unix(PathBuf::from(path))),
         };
     }
@@ -32,7 +38,9 @@ pub(in crate::config) fn address(value: &Value) -> Read<Address> {
         .and_then(|port| port.parse().ok())
         .map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     let address = text.parse().ok().or(localhost);
-    address.map(Address::Tcp).ok_or_else(|| fault("is not an address to listen on", EXAMPLE))
+    address
+        .map(Address::Tcp)
+        .ok_or_else(|| fault("is not an address to listen on", EXAMPLE))
 }
 
 /// An IP address and a port to dial.
@@ -49,12 +57,18 @@ pub(in crate::config) fn endpoint(value: &Value) -> Read<Endpoint> {
     const EXAMPLE: &str = r#"write an address like "https://cloud.example.com""#;
     let text = text_like(value, EXAMPLE)?.trim();
     if !text.contains("://") {
-        let guess = Url::parse(&format!("https://{text}")).ok().and_then(|url| endpoint_of(&url));
-        let instead = guess.map_or_else(|| EXAMPLE.to_owned(), |endpoint| format!("write {:?}", endpoint.origin));
+        let guess = Url::parse(&format!("https://{text}"))
+            .ok()
+            .and_then(|url| endpoint_of(&url));
+        let instead = guess.map_or_else(
+            || EXAMPLE.to_owned(),
+            |endpoint| format!("write {:?}", endpoint.origin),
+        );
         return Err(fault("has no scheme", instead));
     }
     let url = Url::parse(text).map_err(|error| fault(format!("is not a URL: {error}"), EXAMPLE))?;
-    let endpoint = endpoint_of(&url).ok_or_else(|| fault("is neither https:// nor http://", EXAMPLE))?;
+    let endpoint =
+        endpoint_of(&url).ok_or_else(|| fault("is neither https:// nor http://", EXAMPLE))?;
     let surplus = if !url.username().is_empty() || url.password().is_some() {
         "has a user name or a password; credentials belong in [token]"
     } else if url.path() != "/" {
@@ -82,7 +96,10 @@ fn endpoint_of(url: &Url) -> Option<Endpoint> {
     };
     Some(Endpoint {
         scheme,
-        host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
+        host: host
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned(),
         port: url.port_or_known_default()?,
         origin: format!("{}://{authority}", url.scheme()),
         authority: HeaderValue::try_from(authority).ok()?,
@@ -93,7 +110,9 @@ fn endpoint_of(url: &Url) -> Option<Endpoint> {
 pub(in crate::config) fn is_local(host: &str) -> bool {
     host == "localhost"
         || host.ends_with(".localhost")
-        || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+        || host
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// What `Origin` may carry: `https://app.example.com`, in lower case.
@@ -105,9 +124,13 @@ pub(in crate::config) fn web_origin(value: &Value) -> Read<String> {
         // Apps built from web pages have schemes of their own.
         Some((scheme, rest))
             if !scheme.is_empty()
-                && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+                && scheme
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
                 && !rest.is_empty()
-                && rest.chars().all(|c| c.is_ascii_graphic() && !"/?#@\\".contains(c)) =>
+                && rest
+                    .chars()
+                    .all(|c| c.is_ascii_graphic() && !"/?#@\\".contains(c)) =>
         {
             Ok(given.to_ascii_lowercase())
         }
@@ -121,7 +144,10 @@ pub(in crate::config) fn host_name(value: &Value) -> Read<String> {
     let text = text(value)?;
     match parse_authority(text) {
         Some((host, None)) => Ok(host),
-        Some((host, Some(_))) => Err(fault("has a port; every port of a name is meant", format!("write {host:?}"))),
+        Some((host, Some(_))) => Err(fault(
+            "has a port; every port of a name is meant",
+            format!("write {host:?}"),
+        )),
         None => Err(fault("is not a host name", EXAMPLE)),
     }
 }
@@ -129,7 +155,10 @@ pub(in crate::config) fn host_name(value: &Value) -> Read<String> {
 /// A name by which we may be called.
 pub(in crate::config) fn own_name(value: &Value) -> Read<String> {
     match host_name(value)?.as_str() {
-        "0.0.0.0" | "[::]" => Err(fault("is every address and none", "write the address or the name that apps use")),
+        "0.0.0.0" | "[::]" => Err(fault(
+            "is every address and none",
+            "write the address or the name that apps use",
+        )),
         name => Ok(name.to_owned()),
     }
 }
@@ -137,9 +166,15 @@ pub(in crate::config) fn own_name(value: &Value) -> Read<String> {
 /// What `Host` carries: a name, and a port if it is not the usual one.
 pub(in crate::config) fn host_header(value: &Value) -> Read<HeaderValue> {
     let host = parse_authority(text(value)?).and_then(|(host, port)| {
-        HeaderValue::try_from(port.map_or_else(|| host.clone(), |port| format!("{host}:{port}"))).ok()
+        HeaderValue::try_from(port.map_or_else(|| host.clone(), |port| format!("{host}:{port}")))
+            .ok()
     });
-    host.ok_or_else(|| fault("is no host name", r#"write "endpoint", "client", or a name like "files.example.com""#))
+    host.ok_or_else(|| {
+        fault(
+            "is no host name",
+            r#"write "endpoint", "client", or a name like "files.example.com""#,
+        )
+    })
 }
 
 fn parse_authority(text: &str) -> Option<(String, Option<u16>)> {
@@ -160,25 +195,44 @@ fn parse_authority(text: &str) -> Option<(String, Option<u16>)> {
 /// The path of one of the issuer's interfaces.
 pub(in crate::config) fn url_path(value: &Value) -> Read<String> {
     let text = text(value)?;
-    if text.starts_with('/') && text.chars().all(|c| c.is_ascii_graphic() && !"?#\\".contains(c)) {
+    if text.starts_with('/')
+        && text
+            .chars()
+            .all(|c| c.is_ascii_graphic() && !"?#\\".contains(c))
+    {
         Ok(text.to_owned())
     } else {
-        Err(fault("is not a path", r#"write a path without a query, as in "/api/refreshToken.do""#))
+        Err(fault(
+            "is not a path",
+            r#"write a path without a query, as in "/api/refreshToken.do""#,
+        ))
     }
 }
 
 /// A path, with or without a method before it.
 pub(in crate::config) fn path_rule(value: &Value) -> Read<Rule> {
-    const EXAMPLES: &str = r#"write a path, as in "/api", or a method and a path, as in "DELETE /api""#;
+    const EXAMPLES: &str =
+        r#"write a path, as in "/api", or a method and a path, as in "DELETE /api""#;
     let text = text(value)?;
     let (method, path) = match text.split_once(' ') {
         Some((method, path)) => (Some(method), path),
         None => (None, text),
     };
-    let is_path = path.starts_with('/') && path.chars().all(|c| !c.is_whitespace() && !"?#%;\\".contains(c));
-    let method = method.map(|method| method.parse().ok().filter(|_| method.bytes().all(|b| b.is_ascii_uppercase())));
+    let is_path = path.starts_with('/')
+        && path
+            .chars()
+            .all(|c| !c.is_whitespace() && !"?#%;\\".contains(c));
+    let method = method.map(|method| {
+        method
+            .parse()
+            .ok()
+            .filter(|_| method.bytes().all(|b| b.is_ascii_uppercase()))
+    });
     match method {
-        _ if !is_path => Err(fault("is not a path without a query and encodings", EXAMPLES)),
+        _ if !is_path => Err(fault(
+            "is not a path without a query and encodings",
+            EXAMPLES,
+        )),
         Some(None) => Err(fault("does not begin with a method in capitals", EXAMPLES)),
         Some(Some(method)) => Ok(Rule::new(Some(method), path)),
         None => Ok(Rule::new(None, path)),
@@ -197,9 +251,16 @@ pub(in crate::config) fn prefix(value: &Value) -> Read<String> {
     } else if path.contains('%') {
         // A request could spell the same path in another way, and would not be found below it.
         "has a percent sign: encoded characters cannot stand in it"
-    } else if !path.chars().all(|c| c.is_ascii_graphic() && !"\\\"<>^`{|}".contains(c)) {
+    } else if !path
+        .chars()
+        .all(|c| c.is_ascii_graphic() && !"\\\"<>^`{|}".contains(c))
+    {
         "has a character that cannot stand in a path"
-    } else if path.split('/').skip(1).any(|segment| matches!(segment, "" | "." | "..")) {
+    } else if path
+        .split('/')
+        .skip(1)
+        .any(|segment| matches!(segment, "" | "." | ".."))
+    {
         "has an empty or a dot segment"
     } else {
         return Ok(path.to_owned());
@@ -209,7 +270,8 @@ pub(in crate::config) fn prefix(value: &Value) -> Read<String> {
 
 /// Where the cloud sends a browser back to: an absolute URL, kept character by character, as the cloud compares it so.
 pub(in crate::config) fn redirect_uri(value: &Value) -> Read<String> {
-    const EXAMPLE: &str = r#"write it exactly as it is registered, as in "http://127.0.0.1:8765/callback""#;
+    const EXAMPLE: &str =
+        r#"write it exactly as it is registered, as in "http://127.0.0.1:8765/callback""#;
     let text = text_like(value, EXAMPLE)?;
     let url = Url::parse(text).map_err(|error| fault(format!("is not a URL: {error}"), EXAMPLE))?;
     // RFC 6749 §3.1.2.
@@ -236,9 +298,10 @@ pub(in crate::config) fn server_name(value: &Value) -> Read<String> {
     let text = text(value)?;
     match rustls::pki_types::ServerName::try_from(text) {
         Ok(_) => Ok(text.to_owned()),
-        Err(_) => {
-            Err(fault("is not a server name", r#"write a name without scheme and port, as in "cloud.example.com""#))
-        }
+        Err(_) => Err(fault(
+            "is not a server name",
+            r#"write a name without scheme and port, as in "cloud.example.com""#,
+        )),
     }
 }
 
@@ -249,13 +312,26 @@ mod tests {
 
     #[test]
     fn addresses_to_listen_on() {
-        for (text, expected) in
-            [("127.0.0.1:8080", "127.0.0.1:8080"), ("[::1]:0", "[::1]:0"), ("localhost:8080", "127.0.0.1:8080")]
-        {
-            assert_eq!(address(&words(text)).map(|address| address.to_string()), Ok(expected.to_owned()), "{text}");
+        for (text, expected) in [
+            ("127.0.0.1:8080", "127.0.0.1:8080"),
+            ("[::1]:0", "[::1]:0"),
+            ("localhost:8080", "127.0.0.1:8080"),
+        ] {
+            assert_eq!(
+                address(&words(text)).map(|address| address.to_string()),
+                Ok(expected.to_owned()),
+                "{text}"
+            );
         }
-        for text in ["8080", ":8080", "*:8080", "example.com:80", "127.0.0.1", "127.0.0.1:99999", "http://127.0.0.1:80"]
-        {
+        for text in [
+            "8080",
+            ":8080",
+            "*:8080",
+            "example.com:80",
+            "127.0.0.1",
+            "127.0.0.1:99999",
+            "http://127.0.0.1:80",
+        ] {
             assert!(address(&words(text)).is_err(), "{text}");
         }
         assert_eq!(address(&words("unix:/run/x.sock")).is_ok(), cfg!(unix));
@@ -266,25 +342,61 @@ mod tests {
     fn endpoints() {
         let read = |text: &str| endpoint(&words(text));
         let cloud = read("https://Cloud.Example.com/").unwrap();
-        assert_eq!((cloud.host.as_str(), cloud.port), ("cloud.example.com", 443));
+        assert_eq!(
+            (cloud.host.as_str(), cloud.port),
+            ("cloud.example.com", 443)
+        );
         assert_eq!(
             (cloud.authority.to_str().unwrap(), cloud.origin.as_str()),
             ("cloud.example.com", "https://cloud.example.com")
         );
         let local = read("http://[::1]:8000").unwrap();
-        assert_eq!((local.host.as_str(), local.port, local.origin.as_str()), ("::1", 8000, "http://[::1]:8000"));
-        assert_eq!(read("https://cloud.example.com:443").unwrap().authority, "cloud.example.com");
+        assert_eq!(
+            (local.host.as_str(), local.port, local.origin.as_str()),
+            ("::1", 8000, "http://[::1]:8000")
+        );
+        assert_eq!(
+            read("https://cloud.example.com:443").unwrap().authority,
+            "cloud.example.com"
+        );
         for (text, expected) in [
-            ("https://cloud.example.com/api", r#"write "https://cloud.example.com""#),
-            ("https://cloud.example.com?x=1", r#"write "https://cloud.example.com""#),
-            ("https://cloud.example.com/#x", r#"write "https://cloud.example.com""#),
-            ("https://me:pw@cloud.example.com", r#"write "https://cloud.example.com""#),
+            (
+                "https://cloud.example.com/api",
+                r#"write "https://cloud.example.com""#,
+            ),
+            (
+                "https://cloud.example.com?x=1",
+                r#"write "https://cloud.example.com""#,
+            ),
+            (
+                "https://cloud.example.com/#x",
+                r#"write "https://cloud.example.com""#,
+            ),
+            (
+                "https://me:pw@cloud.example.com",
+                r#"write "https://cloud.example.com""#,
+            ),
             ("cloud.example.com", r#"write "https://cloud.example.com""#),
-            ("cloud.example.com:8443", r#"write "https://cloud.example.com:8443""#),
-            ("ftp://cloud.example.com", r#"write an address like "https://cloud.example.com""#),
-            ("https://", r#"write an address like "https://cloud.example.com""#),
-            ("https://cloud.example.com:0", r#"write an address like "https://cloud.example.com""#),
-            ("https://cloud.example.com:99999", r#"write an address like "https://cloud.example.com""#),
+            (
+                "cloud.example.com:8443",
+                r#"write "https://cloud.example.com:8443""#,
+            ),
+            (
+                "ftp://cloud.example.com",
+                r#"write an address like "https://cloud.example.com""#,
+            ),
+            (
+                "https://",
+                r#"write an address like "https://cloud.example.com""#,
+            ),
+            (
+                "https://cloud.example.com:0",
+                r#"write an address like "https://cloud.example.com""#,
+            ),
+            (
+                "https://cloud.example.com:99999",
+                r#"write an address like "https://cloud.example.com""#,
+            ),
         ] {
             assert_eq!(instead(read(text)), expected, "{text}");
         }
@@ -292,10 +404,16 @@ mod tests {
 
     #[test]
     fn hosts_and_origins() {
-        assert_eq!(host_name(&words("Files.Example.COM")), Ok("files.example.com".to_owned()));
+        assert_eq!(
+            host_name(&words("Files.Example.COM")),
+            Ok("files.example.com".to_owned())
+        );
         assert_eq!(host_name(&words("::1")), Ok("[::1]".to_owned()));
         assert_eq!(host_name(&words("[::1]")), Ok("[::1]".to_owned()));
-        assert_eq!(instead(host_name(&words("files.example.com:80"))), r#"write "files.example.com""#);
+        assert_eq!(
+            instead(host_name(&words("files.example.com:80"))),
+            r#"write "files.example.com""#
+        );
         assert!(own_name(&words("192.0.2.1")).is_ok());
         assert!(own_name(&words("0.0.0.0")).is_err() && own_name(&words("::")).is_err());
         for text in ["*.example.com", "http://example.com", "a b", "a/b", ""] {
@@ -305,12 +423,29 @@ mod tests {
             host_header(&words("files.example.com:8443")),
             Ok(HeaderValue::from_static("files.example.com:8443"))
         );
-        assert_eq!(web_origin(&words("https://App.example.com:443")), Ok("https://app.example.com".to_owned()));
-        assert_eq!(web_origin(&words("app://Local")), Ok("app://local".to_owned()));
-        for text in ["null", "app://", "app://x/y", "https://app.example.com/x", "://x"] {
+        assert_eq!(
+            web_origin(&words("https://App.example.com:443")),
+            Ok("https://app.example.com".to_owned())
+        );
+        assert_eq!(
+            web_origin(&words("app://Local")),
+            Ok("app://local".to_owned())
+        );
+        for text in [
+            "null",
+            "app://",
+            "app://x/y",
+            "https://app.example.com/x",
+            "://x",
+        ] {
             assert!(web_origin(&words(text)).is_err(), "{text}");
         }
-        assert!(is_local("localhost") && is_local("127.9.9.9") && is_local("::1") && is_local("::ffff:127.0.0.1"));
+        assert!(
+            is_local("localhost")
+                && is_local("127.9.9.9")
+                && is_local("::1")
+                && is_local("::ffff:127.0.0.1")
+        );
         assert!(!is_local("cloud.example.com") && !is_local("10.0.0.1"));
     }
 
@@ -320,7 +455,10 @@ mod tests {
         for text in ["api", "/a?b", "/a#b", "/a b", "/ä"] {
             assert!(url_path(&words(text)).is_err(), "{text}");
         }
-        assert_eq!(error_status(&Value::Integer(401)), Ok(StatusCode::UNAUTHORIZED));
+        assert_eq!(
+            error_status(&Value::Integer(401)),
+            Ok(StatusCode::UNAUTHORIZED)
+        );
         assert!(error_status(&Value::Integer(200)).is_err());
         assert!(server_name(&words("cloud.example.com")).is_ok());
         assert!(server_name(&words("https://cloud.example.com")).is_err());
@@ -328,12 +466,17 @@ mod tests {
 
     #[test]
     fn prefixes() {
-        for (text, expected) in [("/_document", "/_document"), ("/a/b.c/", "/a/b.c"), ("/", "")] {
+        for (text, expected) in [
+            ("/_document", "/_document"),
+            ("/a/b.c/", "/a/b.c"),
+            ("/", ""),
+        ] {
             assert_eq!(prefix(&words(text)), Ok(expected.to_owned()), "{text}");
         }
-        for text in
-            ["", "a", "a/b", "//", "/a//b", "/a?b", "/a#b", "/a/../b", "/./a", "/..", "/a%2fb", "/a b", "/ä", "/a\\b"]
-        {
+        for text in [
+            "", "a", "a/b", "//", "/a//b", "/a?b", "/a#b", "/a/../b", "/./a", "/..", "/a%2fb",
+            "/a b", "/ä", "/a\\b",
+        ] {
             assert!(prefix(&words(text)).is_err(), "{text}");
         }
     }

@@ -61,14 +61,43 @@ impl Certificates {
 
 impl Keeper {
     /// Begins to watch. What is wrong with the certificates now was told by whoever checked the configuration.
-    pub fn new(held: impl IntoIterator<Item = Arc<dyn Held>>, clock: SharedClock) -> (Self, Certificates) {
-        let held: Arc<[_]> = held.into_iter().filter(|held| !held.files().is_empty()).collect();
-        let watch = Watch::new(held.iter().flat_map(|held| held.files()).map(PathBuf::as_path), Arc::clone(&clock));
+    pub fn new(
+        held: impl IntoIterator<Item = Arc<dyn Held>>,
+        clock: SharedClock,
+    ) -> (Self, Certificates) {
+        let held: Arc<[_]> = held
+            .into_iter()
+            .filter(|held| !held.files().is_empty())
+            .collect();
+        let watch = Watch::new(
+            held.iter()
+                .flat_map(|held| held.files())
+                .map(PathBuf::as_path),
+            Arc::clone(&clock),
+        );
         let now = clock.wall();
-        let told = held.iter().map(|held| Told { unusable: None, concern: concern(&**held, now) }).collect();
-        let certificates = Certificates { held, wake: Arc::default() };
+        let told = held
+            .iter()
+            .map(|held| Told {
+                unusable: None,
+                concern: concern(&**held, now),
+            })
+            .collect();
+        let certificates = Certificates {
+            held,
+            wake: Arc::default(),
+        };
         let looks_at = clock.now() + LOOK;
-        (Self { certificates: certificates.clone(), clock, watch, looks_at, told }, certificates)
+        (
+            Self {
+                certificates: certificates.clone(),
+                clock,
+                watch,
+                looks_at,
+                told,
+            },
+            certificates,
+        )
     }
 
     /// Runs until `stop` resolves.
@@ -93,7 +122,9 @@ impl Keeper {
         let held = Arc::clone(&self.certificates.held);
         for (held, told) in held.iter().zip(&mut self.told) {
             let reading = Arc::clone(held);
-            let Ok(read) = tokio::task::spawn_blocking(move || reading.reload()).await else { continue };
+            let Ok(read) = tokio::task::spawn_blocking(move || reading.reload()).await else {
+                continue;
+            };
             let name = held.name();
             match read {
                 Ok(is_new) => {
@@ -137,7 +168,11 @@ fn warn(held: &dyn Held, told: &mut Told, now: SystemTime) {
         && (told.concern != Some(concern) || matches!(concern, Concern::Expired(_)))
     {
         let file = held.certificate().map(|file| file.display().to_string());
-        tracing::warn!(r#use = held.name(), file, "a certificate {concern}: put a new one into its file");
+        tracing::warn!(
+            r#use = held.name(),
+            file,
+            "a certificate {concern}: put a new one into its file"
+        );
     }
     told.concern = concern;
 }
@@ -183,7 +218,10 @@ mod tests {
 
         fn validity(&self) -> Option<Validity> {
             let not_after = *self.not_after.lock().expect("a lock");
-            Some(Validity { not_before: SystemTime::UNIX_EPOCH, not_after })
+            Some(Validity {
+                not_before: SystemTime::UNIX_EPOCH,
+                not_after,
+            })
         }
 
         fn reload(&self) -> Result<bool, String> {
@@ -210,10 +248,18 @@ mod tests {
                 not_after: Mutex::new(clock.wall() + left),
                 next: Mutex::new(Ok(false)),
             });
-            let (keeper, certificates) =
-                Keeper::new([Arc::clone(&held) as Arc<dyn Held>], Arc::clone(&clock) as SharedClock);
+            let (keeper, certificates) = Keeper::new(
+                [Arc::clone(&held) as Arc<dyn Held>],
+                Arc::clone(&clock) as SharedClock,
+            );
             tokio::spawn(keeper.run(std::future::pending()));
-            Self { held, certificates, clock, log, _folder: folder }
+            Self {
+                held,
+                certificates,
+                clock,
+                log,
+                _folder: folder,
+            }
         }
 
         async fn pass(&self, time: Duration) {
@@ -232,13 +278,28 @@ mod tests {
     async fn a_person_is_warned_at_each_threshold_and_every_day_when_it_is_too_late() {
         let bench = Bench::new(LOOK * 7 / 2);
         bench.pass(LOOK / 2).await;
-        assert_eq!(bench.log.lines("a certificate"), 0, "the start is for whoever checks the configuration");
+        assert_eq!(
+            bench.log.lines("a certificate"),
+            0,
+            "the start is for whoever checks the configuration"
+        );
         for (day, warnings) in [(1, 1), (2, 1), (3, 2), (4, 3), (5, 4)] {
             bench.pass(LOOK).await;
-            assert_eq!(bench.log.lines("a certificate"), warnings, "day {day}:\n{}", bench.log.text());
+            assert_eq!(
+                bench.log.lines("a certificate"),
+                warnings,
+                "day {day}:\n{}",
+                bench.log.text()
+            );
         }
         let text = bench.log.text();
-        for told in ["expires within 3 days", "expires within a day", "expired on", "listener:x", "server.pem"] {
+        for told in [
+            "expires within 3 days",
+            "expires within a day",
+            "expired on",
+            "listener:x",
+            "server.pem",
+        ] {
             assert!(text.contains(told), "{told} in:\n{text}");
         }
     }
@@ -248,14 +309,29 @@ mod tests {
         let bench = Bench::new(LOOK * 100);
         for _ in 0..2 {
             bench.reads(Err("they do not go together".to_owned())).await;
-            assert_eq!(bench.log.lines("they do not go together"), 1, "{}", bench.log.text());
+            assert_eq!(
+                bench.log.lines("they do not go together"),
+                1,
+                "{}",
+                bench.log.text()
+            );
         }
         bench.reads(Err("it cannot be read".to_owned())).await;
         assert_eq!(bench.log.lines("stays in use"), 2, "{}", bench.log.text());
         *bench.held.not_after.lock().expect("a lock") = bench.clock.wall() + LOOK * 10;
         bench.reads(Ok(true)).await;
-        assert_eq!(bench.log.lines("changed files are in use"), 1, "{}", bench.log.text());
-        assert_eq!(bench.log.lines("expires within 14 days"), 1, "{}", bench.log.text());
+        assert_eq!(
+            bench.log.lines("changed files are in use"),
+            1,
+            "{}",
+            bench.log.text()
+        );
+        assert_eq!(
+            bench.log.lines("expires within 14 days"),
+            1,
+            "{}",
+            bench.log.text()
+        );
         bench.reads(Ok(false)).await;
         assert_eq!(bench.log.lines("WARN"), 3, "{}", bench.log.text());
     }

@@ -49,7 +49,10 @@ impl Validity {
         for certificate in chain {
             let (_, certificate) = parse_x509_certificate(certificate).ok()?;
             let validity = certificate.validity();
-            let one = Self { not_before: moment(validity.not_before), not_after: moment(validity.not_after) };
+            let one = Self {
+                not_before: moment(validity.not_before),
+                not_after: moment(validity.not_after),
+            };
             let all = all.get_or_insert(one);
             all.not_before = all.not_before.max(one.not_before);
             all.not_after = all.not_after.min(one.not_after);
@@ -59,11 +62,15 @@ impl Validity {
 
     /// What a person should know at this time, if anything.
     pub fn concern(&self, now: SystemTime) -> Option<Concern> {
-        let Ok(left) = self.not_after.duration_since(now) else { return Some(Concern::Expired(self.not_after)) };
+        let Ok(left) = self.not_after.duration_since(now) else {
+            return Some(Concern::Expired(self.not_after));
+        };
         if self.not_before > now {
             return Some(Concern::NotYet(self.not_before));
         }
-        let days = WARNING_DAYS.into_iter().find(|days| left < DAY * u32::try_from(*days).unwrap_or(u32::MAX))?;
+        let days = WARNING_DAYS
+            .into_iter()
+            .find(|days| left < DAY * u32::try_from(*days).unwrap_or(u32::MAX))?;
         Some(Concern::Soon(days, self.not_after))
     }
 }
@@ -100,7 +107,10 @@ mod tests {
         let mut params = CertificateParams::new(["localhost".to_owned()]).expect("parameters");
         params.not_before = date_time_ymd(from.0, from.1, from.2);
         params.not_after = date_time_ymd(to.0, to.1, to.2);
-        params.self_signed(&KeyPair::generate().expect("a key")).expect("a certificate").into()
+        params
+            .self_signed(&KeyPair::generate().expect("a key"))
+            .expect("a certificate")
+            .into()
     }
 
     fn at(text: &str) -> SystemTime {
@@ -109,10 +119,22 @@ mod tests {
 
     #[test]
     fn a_chain_is_good_while_all_of_it_is() {
-        let chain = [certificate((2024, 1, 1), (2025, 1, 1)), certificate((2023, 1, 1), (2024, 7, 1))];
+        let chain = [
+            certificate((2024, 1, 1), (2025, 1, 1)),
+            certificate((2023, 1, 1), (2024, 7, 1)),
+        ];
         let validity = Validity::of_chain(&chain).expect("readable");
-        assert_eq!(validity, Validity { not_before: at("2024-01-01"), not_after: at("2024-07-01") });
-        assert_eq!(Validity::of_chain(&[chain[0].clone(), CertificateDer::from(vec![1, 2, 3])]), None);
+        assert_eq!(
+            validity,
+            Validity {
+                not_before: at("2024-01-01"),
+                not_after: at("2024-07-01")
+            }
+        );
+        assert_eq!(
+            Validity::of_chain(&[chain[0].clone(), CertificateDer::from(vec![1, 2, 3])]),
+            None
+        );
     }
 
     #[test]
@@ -122,28 +144,54 @@ mod tests {
         for (now, told) in [
             ("2023-12-31", "is not valid before 2024-01-01T00:00:00Z"),
             ("2024-07-01", ""),
-            ("2024-07-02", "expires within 30 days, on 2024-07-31T00:00:00Z"),
-            ("2024-07-18", "expires within 14 days, on 2024-07-31T00:00:00Z"),
-            ("2024-07-25", "expires within 7 days, on 2024-07-31T00:00:00Z"),
-            ("2024-07-29", "expires within 3 days, on 2024-07-31T00:00:00Z"),
-            ("2024-07-31", "expires within a day, on 2024-07-31T00:00:00Z"),
+            (
+                "2024-07-02",
+                "expires within 30 days, on 2024-07-31T00:00:00Z",
+            ),
+            (
+                "2024-07-18",
+                "expires within 14 days, on 2024-07-31T00:00:00Z",
+            ),
+            (
+                "2024-07-25",
+                "expires within 7 days, on 2024-07-31T00:00:00Z",
+            ),
+            (
+                "2024-07-29",
+                "expires within 3 days, on 2024-07-31T00:00:00Z",
+            ),
+            (
+                "2024-07-31",
+                "expires within a day, on 2024-07-31T00:00:00Z",
+            ),
             ("2024-08-01", "expired on 2024-07-31T00:00:00Z"),
         ] {
-            let concern = validity.concern(at(now)).map(|concern| concern.to_string()).unwrap_or_default();
+            let concern = validity
+                .concern(at(now))
+                .map(|concern| concern.to_string())
+                .unwrap_or_default();
             assert_eq!(concern, told, "{now}");
         }
     }
 
     #[test]
     fn the_oldest_and_the_newest_dates_can_be_told() {
-        let validity = Validity::of_chain(&[certificate((1951, 1, 1), (1960, 1, 1))]).expect("readable");
+        let validity =
+            Validity::of_chain(&[certificate((1951, 1, 1), (1960, 1, 1))]).expect("readable");
         assert_eq!(
-            validity.concern(at("2024-01-01")).map(|concern| concern.to_string()).as_deref(),
+            validity
+                .concern(at("2024-01-01"))
+                .map(|concern| concern.to_string())
+                .as_deref(),
             Some("expired on 1970-01-01T00:00:00Z")
         );
-        let validity = Validity::of_chain(&[certificate((9999, 12, 31), (9999, 12, 31))]).expect("readable");
+        let validity =
+            Validity::of_chain(&[certificate((9999, 12, 31), (9999, 12, 31))]).expect("readable");
         assert_eq!(
-            validity.concern(at("2024-01-01")).map(|concern| concern.to_string()).as_deref(),
+            validity
+                .concern(at("2024-01-01"))
+                .map(|concern| concern.to_string())
+                .as_deref(),
             Some("is not valid before 9999-12-31T00:00:00Z")
         );
     }

@@ -45,7 +45,12 @@ impl Bucket {
     fn new(Rate { requests, per }: Rate, clock: &SharedClock) -> Self {
         let each = nanoseconds(per) / u64::from(requests.get());
         let ahead = each * u64::from(requests.get() - 1);
-        Self { clock: SharedClock::clone(clock), each, ahead, full: AtomicU64::new(0) }
+        Self {
+            clock: SharedClock::clone(clock),
+            each,
+            ahead,
+            full: AtomicU64::new(0),
+        }
     }
 
     /// Takes one request out; when there is none, the time until there is.
@@ -55,7 +60,9 @@ impl Bucket {
             let full = full.max(now);
             (full - now <= self.ahead).then(|| full.saturating_add(self.each))
         });
-        taken.map(drop).map_err(|full| Duration::from_nanos(full.saturating_sub(now).saturating_sub(self.ahead)))
+        taken.map(drop).map_err(|full| {
+            Duration::from_nanos(full.saturating_sub(now).saturating_sub(self.ahead))
+        })
     }
 }
 
@@ -66,7 +73,11 @@ fn nanoseconds(duration: Duration) -> u64 {
 impl Limits {
     pub(super) fn new(rate: Option<Rate>, concurrency: Option<usize>, clock: &SharedClock) -> Self {
         let rate = rate.map(|rate| Bucket::new(rate, clock));
-        Self { rate, concurrency, under_way: AtomicUsize::new(0) }
+        Self {
+            rate,
+            concurrency,
+            under_way: AtomicUsize::new(0),
+        }
     }
 
     pub(super) fn admit(clients: &Arc<Clients>, client: usize) -> Result<Option<Permit>, Error> {
@@ -74,7 +85,10 @@ impl Limits {
         let permit = match limits.concurrency {
             None => None,
             Some(most) => {
-                let permit = Permit { clients: Arc::clone(clients), client };
+                let permit = Permit {
+                    clients: Arc::clone(clients),
+                    client,
+                };
                 if limits.under_way.fetch_add(1, Relaxed) >= most {
                     return Err(Error::TooManyAtOnce);
                 }
@@ -97,6 +111,9 @@ pub(crate) struct Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.clients.clients[self.client].limits.under_way.fetch_sub(1, Relaxed);
+        self.clients.clients[self.client]
+            .limits
+            .under_way
+            .fetch_sub(1, Relaxed);
     }
 }

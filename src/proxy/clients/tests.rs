@@ -18,7 +18,11 @@ fn client(name: &str) -> Client {
 }
 
 fn by_header(name: &str, header: &'static str, key: &str) -> Client {
-    Client { key: Some(Secret::new(key)), header: Some(HeaderName::from_static(header)), ..client(name) }
+    Client {
+        key: Some(Secret::new(key)),
+        header: Some(HeaderName::from_static(header)),
+        ..client(name)
+    }
 }
 
 fn all(clients: &[Client]) -> Arc<Clients> {
@@ -50,8 +54,15 @@ fn address(text: &str) -> Option<IpAddr> {
 fn a_key_is_shown_in_its_clients_ways_and_no_other() {
     let clients = all(&[
         by_header("a", "x-api-key", "key-a"),
-        Client { basic: Some("b".to_owned()), ..by_header("b", "x-api-key", "key:b") },
-        Client { header: None, basic: Some("c c".to_owned()), ..by_header("c", "x-api-key", "key-c") },
+        Client {
+            basic: Some("b".to_owned()),
+            ..by_header("b", "x-api-key", "key:b")
+        },
+        Client {
+            header: None,
+            basic: Some("c c".to_owned()),
+            ..by_header("c", "x-api-key", "key-c")
+        },
         by_header("d", "authorization", "key-d"),
         by_header("e", "x-other", "key-e"),
     ]);
@@ -92,7 +103,10 @@ fn a_key_is_shown_in_its_clients_ways_and_no_other() {
 
 #[test]
 fn what_was_accepted_once_on_a_connection_does_not_vouch_for_anything_else() {
-    let clients = all(&[by_header("a", "x-api-key", "key-a"), by_header("b", "x-other", "key-b")]);
+    let clients = all(&[
+        by_header("a", "x-api-key", "key-a"),
+        by_header("b", "x-other", "key-b"),
+    ]);
     let visitor = clients.visitor(None, &Names::default());
     for (fields, expected) in [
         (&[("x-api-key", "key-a")][..], "a"),
@@ -114,20 +128,36 @@ fn keys_follow_their_files_and_what_is_no_key_changes_nothing() {
     let write = |key: &str| std::fs::write(&file, key).unwrap();
     write("first\n");
     let key = Secret::from_file(file.clone()).unwrap();
-    let clients =
-        all(&[by_header("a", "x-api-key", "key-a"), Client { key: Some(key), ..by_header("b", "x-api-key", "") }]);
+    let clients = all(&[
+        by_header("a", "x-api-key", "key-a"),
+        Client {
+            key: Some(key),
+            ..by_header("b", "x-api-key", "")
+        },
+    ]);
     let visitor = clients.visitor(None, &Names::default());
     let shows = |key: &str| who(&clients, &visitor, &[("x-api-key", key)]);
     assert_eq!(shows("first"), "b");
-    for (content, is_taken) in
-        [("", false), ("two words", false), ("two\nlines", false), ("key-a", false), ("second", true)]
-    {
+    for (content, is_taken) in [
+        ("", false),
+        ("two words", false),
+        ("two\nlines", false),
+        ("key-a", false),
+        ("second", true),
+    ] {
         write(content);
         assert_eq!(shows("first"), "b", "nobody has read it yet");
-        assert_eq!(followed::Held::reload(&*clients.keys()).unwrap_or_default(), is_taken, "{content:?}");
+        assert_eq!(
+            followed::Held::reload(&*clients.keys()).unwrap_or_default(),
+            is_taken,
+            "{content:?}"
+        );
     }
     // What this very connection was let in with is no key any more.
-    assert_eq!([shows("first"), shows("second"), shows("key-a")], ["401", "b", "a"]);
+    assert_eq!(
+        [shows("first"), shows("second"), shows("key-a")],
+        ["401", "b", "a"]
+    );
     std::fs::remove_file(&file).unwrap();
     let error = followed::Held::reload(&*clients.keys()).unwrap_err();
     assert!(error.contains("key") && shows("second") == "b", "{error}");
@@ -135,10 +165,22 @@ fn keys_follow_their_files_and_what_is_no_key_changes_nothing() {
 
 #[test]
 fn networks_and_names_must_hold_beside_the_key() {
-    let networks = |networks: &[&str]| networks.iter().map(|network| network.parse().unwrap()).collect();
+    let networks = |networks: &[&str]| {
+        networks
+            .iter()
+            .map(|network| network.parse().unwrap())
+            .collect()
+    };
     let clients = all(&[
-        Client { networks: networks(&["192.0.2.0/24", "2001:db8::/32"]), ..by_header("office", "x-api-key", "key") },
-        Client { tls_subject: Some("Backup".to_owned()), networks: networks(&["198.51.100.7/32"]), ..client("backup") },
+        Client {
+            networks: networks(&["192.0.2.0/24", "2001:db8::/32"]),
+            ..by_header("office", "x-api-key", "key")
+        },
+        Client {
+            tls_subject: Some("Backup".to_owned()),
+            networks: networks(&["198.51.100.7/32"]),
+            ..client("backup")
+        },
     ]);
     let key = [("x-api-key", "key")];
     let nobody = Names::default();
@@ -160,12 +202,22 @@ fn networks_and_names_must_hold_beside_the_key() {
 #[test]
 fn a_refusal_says_how_to_show_a_key() {
     let clients = all(&[
-        Client { basic: Some("b".to_owned()), ..by_header("a", "x-api-key", "key-a") },
+        Client {
+            basic: Some("b".to_owned()),
+            ..by_header("a", "x-api-key", "key-a")
+        },
         by_header("d", "authorization", "d"),
     ]);
     let visitor = clients.visitor(None, &Names::default());
-    let answer = clients.recognise(&visitor, &HeaderMap::new()).unwrap_err().to_response();
-    let challenges: Vec<_> = answer.headers().get_all("www-authenticate").iter().collect();
+    let answer = clients
+        .recognise(&visitor, &HeaderMap::new())
+        .unwrap_err()
+        .to_response();
+    let challenges: Vec<_> = answer
+        .headers()
+        .get_all("www-authenticate")
+        .iter()
+        .collect();
     assert_eq!(
         challenges,
         [
@@ -184,22 +236,52 @@ fn nothing_prints_a_key() {
     assert_eq!(who(&known, &visitor, &[("x-api-key", "k3y-of-a")]), "a");
     let printed = format!("{clients:?} {known:?} {visitor:?}");
     let digest = format!("{:?}", digest(&SHA256, b"k3y-of-a").as_ref());
-    assert!(!printed.contains("k3y-of-a") && !printed.contains(digest.trim_matches(['[', ']'])), "{printed}");
+    assert!(
+        !printed.contains("k3y-of-a") && !printed.contains(digest.trim_matches(['[', ']'])),
+        "{printed}"
+    );
 }
 
 #[test]
 fn rates_fill_up_again_and_tell_when() {
     let clock = Arc::new(Simulated::new());
-    let rate = Rate { requests: NonZeroU32::new(3).unwrap(), per: Duration::from_secs(60) };
+    let rate = Rate {
+        requests: NonZeroU32::new(3).unwrap(),
+        per: Duration::from_secs(60),
+    };
     let shared: SharedClock = Arc::clone(&clock) as SharedClock;
-    let clients = Arc::new(Clients::new(&[Client { rate: Some(rate), ..client("a") }, client("b")], &shared).unwrap());
-    let [a, b] = [0, 1].map(|client| Caller { client, way: None, by_password: false });
-    let retry_after = |error: &Error| error.to_response().headers()["retry-after"].to_str().unwrap().to_owned();
+    let clients = Arc::new(
+        Clients::new(
+            &[
+                Client {
+                    rate: Some(rate),
+                    ..client("a")
+                },
+                client("b"),
+            ],
+            &shared,
+        )
+        .unwrap(),
+    );
+    let [a, b] = [0, 1].map(|client| Caller {
+        client,
+        way: None,
+        by_password: false,
+    });
+    let retry_after = |error: &Error| {
+        error.to_response().headers()["retry-after"]
+            .to_str()
+            .unwrap()
+            .to_owned()
+    };
     for _ in 0..3 {
         assert!(clients.admit(a).is_ok());
     }
     let error = clients.admit(a).unwrap_err();
-    assert_eq!((error.status().as_u16(), retry_after(&error)), (429, "20".to_owned()));
+    assert_eq!(
+        (error.status().as_u16(), retry_after(&error)),
+        (429, "20".to_owned())
+    );
     assert!(clients.admit(b).is_ok());
     clock.suspend(Duration::from_millis(19_500));
     assert_eq!(retry_after(&clients.admit(a).unwrap_err()), "1");
@@ -209,8 +291,15 @@ fn rates_fill_up_again_and_tell_when() {
 
 #[test]
 fn places_are_given_back() {
-    let clients = all(&[Client { concurrency: Some(2), ..client("a") }]);
-    let a = Caller { client: 0, way: None, by_password: false };
+    let clients = all(&[Client {
+        concurrency: Some(2),
+        ..client("a")
+    }]);
+    let a = Caller {
+        client: 0,
+        way: None,
+        by_password: false,
+    };
     let (first, second) = (clients.admit(a).unwrap(), clients.admit(a).unwrap());
     for _ in 0..3 {
         let error = clients.admit(a).unwrap_err();

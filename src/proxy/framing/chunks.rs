@@ -37,7 +37,12 @@ enum Part {
 
 impl Default for Chunks {
     fn default() -> Self {
-        Self { part: Part::Size, left: 0, length: 0, fields: 0 }
+        Self {
+            part: Part::Size,
+            left: 0,
+            length: 0,
+            fields: 0,
+        }
     }
 }
 
@@ -61,7 +66,14 @@ impl Chunks {
             }
             match self.byte(bytes[at], limits) {
                 Some(part) => self.part = part,
-                None => return (at, Err(Fault::Malformed("the chunks of the request's body are malformed"))),
+                None => {
+                    return (
+                        at,
+                        Err(Fault::Malformed(
+                            "the chunks of the request's body are malformed",
+                        )),
+                    );
+                }
             }
             at += 1;
         }
@@ -71,7 +83,10 @@ impl Chunks {
     /// The part that follows this byte of a line; `None` if it has no place there.
     fn byte(&mut self, byte: u8, limits: Limits) -> Option<Part> {
         self.length += 1;
-        let is_trailer = matches!(self.part, Part::Trailer | Part::TrailerName | Part::TrailerValue | Part::TrailerEnd);
+        let is_trailer = matches!(
+            self.part,
+            Part::Trailer | Part::TrailerName | Part::TrailerValue | Part::TrailerEnd
+        );
         if self.length > if is_trailer { TRAILERS } else { LINE } {
             return None;
         }
@@ -87,7 +102,11 @@ impl Chunks {
             (Part::Extension, _) if is_in_values(byte) => Some(Part::Extension),
             (Part::SizeEnd, b'\n') => {
                 self.length = 0;
-                Some(if self.left == 0 { Part::Trailer } else { Part::Data })
+                Some(if self.left == 0 {
+                    Part::Trailer
+                } else {
+                    Part::Data
+                })
             }
             (Part::DataCr, b'\r') => Some(Part::DataEnd),
             (Part::DataEnd, b'\n') => {

@@ -2,7 +2,11 @@ use proptest::prelude::*;
 
 use super::*;
 
-const LIMITS: Limits = Limits { target: 100, head: 500, fields: 6 };
+const LIMITS: Limits = Limits {
+    target: 100,
+    head: 500,
+    fields: 6,
+};
 
 const MALFORMED: u16 = 400;
 
@@ -31,11 +35,21 @@ fn verdict(pieces: &[&[u8]]) -> (u32, Option<(Place, u16)>, Vec<u8>) {
 fn status(request: &[u8]) -> u16 {
     match verdict(&[request]) {
         (heads, None, passed) => {
-            assert_eq!((heads, passed.len()), (1, request.len()), "{}", request.escape_ascii());
+            assert_eq!(
+                (heads, passed.len()),
+                (1, request.len()),
+                "{}",
+                request.escape_ascii()
+            );
             200
         }
         (heads, Some((place, status)), passed) => {
-            assert_eq!((heads, place, passed.len()), (0, Place::Request, 0), "{}", request.escape_ascii());
+            assert_eq!(
+                (heads, place, passed.len()),
+                (0, Place::Request, 0),
+                "{}",
+                request.escape_ascii()
+            );
             status
         }
     }
@@ -92,7 +106,12 @@ fn whatever_uri_refuses_is_refused_here() {
             let target = [b"/", &target[..]].concat();
             let request = [b"GET ", &target[..], b" HTTP/1.1\r\n\r\n"].concat();
             let is_good = byte != b'#' && byte > b' ' && Uri::try_from(&target[..]).is_ok();
-            assert_eq!(status(&request) == 200, is_good, "{}", target.escape_ascii());
+            assert_eq!(
+                status(&request) == 200,
+                is_good,
+                "{}",
+                target.escape_ascii()
+            );
         }
     }
 }
@@ -148,7 +167,10 @@ fn fields() {
         (b"Transfer-Encoding: gzip", 400),
         (b"Transfer-Encoding: gzip, chunked", 400),
         (b"Transfer-Encoding: chunked, chunked", 400),
-        (b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", 400),
+        (
+            b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+            400,
+        ),
         (b"Transfer-Encoding: xchunked", 400),
         (b"Transfer-Encoding: chunked;x", 400),
         (b"Transfer-Encoding: \"chunked\"", 400),
@@ -158,10 +180,17 @@ fn fields() {
         (b"Transfer-Encoding\t: chunked", 400),
     ];
     for (field, expected) in table {
-        let request = [b"POST / HTTP/1.1\r\nHost: localhost\r\n", *field, b"\r\n\r\n"].concat();
+        let request = [
+            b"POST / HTTP/1.1\r\nHost: localhost\r\n",
+            *field,
+            b"\r\n\r\n",
+        ]
+        .concat();
         assert_eq!(status(&request), *expected, "{}", field.escape_ascii());
     }
-    let chunked = |version: &str| format!("POST / HTTP/{version}\r\ntransfer-encoding:Chunked \r\n\r\n0\r\n\r\n");
+    let chunked = |version: &str| {
+        format!("POST / HTTP/{version}\r\ntransfer-encoding:Chunked \r\n\r\n0\r\n\r\n")
+    };
     assert_eq!(status(chunked("1.1").as_bytes()), 200);
     assert_eq!(status(chunked("1.0").as_bytes()), 400);
 }
@@ -175,10 +204,18 @@ fn sizes() {
     let fields = |count: usize| format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(count));
     assert_eq!(status(fields(6).as_bytes()), 200);
     assert_eq!(status(fields(7).as_bytes()), 431);
-    let listing = |count: usize| format!("GET / HTTP/1.1\r\na: b\r\nCONNECTION: c{}\r\n\r\n", ", d".repeat(count - 1));
+    let listing = |count: usize| {
+        format!(
+            "GET / HTTP/1.1\r\na: b\r\nCONNECTION: c{}\r\n\r\n",
+            ", d".repeat(count - 1)
+        )
+    };
     assert_eq!(status(listing(5).as_bytes()), 200);
     assert_eq!(status(listing(6).as_bytes()), 431);
-    assert_eq!(status(listing(5).replace("c,", "c\r\nConnection: e,").as_bytes()), 431);
+    assert_eq!(
+        status(listing(5).replace("c,", "c\r\nConnection: e,").as_bytes()),
+        431
+    );
     let value = |head: usize| format!("GET / HTTP/1.1\r\na: {}\r\n\r\n", "x".repeat(head - 23));
     assert_eq!(status(value(500).as_bytes()), 200);
     assert_eq!(status(value(501).as_bytes()), 431);
@@ -218,7 +255,12 @@ fn chunks() {
         (b"0\r\n\r\r\n", 400),
     ];
     for (body, expected) in table {
-        assert_eq!(status(&[head.as_bytes(), body].concat()), *expected, "{}", body.escape_ascii());
+        assert_eq!(
+            status(&[head.as_bytes(), body].concat()),
+            *expected,
+            "{}",
+            body.escape_ascii()
+        );
     }
     // What was handed on before stays good.
     let (heads, fault, passed) = verdict(&[head.as_bytes(), b"3\r\nab", b"c\r\n3\nabc"]);
@@ -233,11 +275,20 @@ fn requests_follow_each_other() {
         \r\nGET /3 HTTP/1.1\r\n\r\n";
     assert_eq!(verdict(&[three]), (3, None, three.to_vec()));
     let (heads, fault, passed) = verdict(&[&three[..], b"GET / HTTP/1.1\r\nX : y\r\n\r\n"]);
-    assert_eq!((heads, fault, passed.len()), (3, Some((Place::Request, 400)), three.len()));
+    assert_eq!(
+        (heads, fault, passed.len()),
+        (3, Some((Place::Request, 400)), three.len())
+    );
     // The last body is malformed: its head is taken back, those before it are not.
-    let (heads, fault, passed) =
-        verdict(&[&[three, &b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nx"[..]].concat()]);
-    assert_eq!((heads, fault, passed.len()), (3, Some((Place::Request, 400)), three.len()));
+    let (heads, fault, passed) = verdict(&[&[
+        three,
+        &b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nx"[..],
+    ]
+    .concat()]);
+    assert_eq!(
+        (heads, fault, passed.len()),
+        (3, Some((Place::Request, 400)), three.len())
+    );
 }
 
 /// Requests, good ones and nearly good ones, and what looks like them.

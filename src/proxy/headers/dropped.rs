@@ -7,8 +7,14 @@ use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
-pub(super) const HOP_BY_HOP: [HeaderName; 6] =
-    [header::CONNECTION, PROXY_CONNECTION, KEEP_ALIVE, header::TE, header::TRANSFER_ENCODING, header::UPGRADE];
+pub(super) const HOP_BY_HOP: [HeaderName; 6] = [
+    header::CONNECTION,
+    PROXY_CONNECTION,
+    KEEP_ALIVE,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
 
 const NEVER_IN_TRAILERS: [HeaderName; 9] = [
     header::CONTENT_LENGTH,
@@ -25,7 +31,9 @@ const NEVER_IN_TRAILERS: [HeaderName; 9] = [
 /// Drops from trailers what would mean something else behind a body than before it, or is for one hop only, RFC 9110 §6.5.1,
 /// and what is for us alone. Some servers put trailers among the fields of the head.
 pub(crate) fn clean_trailers(trailers: &mut HeaderMap, withheld: &[HeaderName]) {
-    let is_dropped = |name: &&HeaderName| is_dropped_from_requests(name, withheld) || NEVER_IN_TRAILERS.contains(name);
+    let is_dropped = |name: &&HeaderName| {
+        is_dropped_from_requests(name, withheld) || NEVER_IN_TRAILERS.contains(name)
+    };
     let dropped: Vec<HeaderName> = trailers.keys().filter(is_dropped).cloned().collect();
     for name in dropped {
         trailers.remove(name);
@@ -40,13 +48,19 @@ pub(super) fn is_dropped_from_requests(name: &HeaderName, withheld: &[HeaderName
         || is_withheld(name)
         || name.contains('_') && {
             let name = name.replace('_', "-");
-            is_dropped(&name) || is_withheld(&name) || name == "content-length" || says_who_calls(&name)
+            is_dropped(&name)
+                || is_withheld(&name)
+                || name == "content-length"
+                || says_who_calls(&name)
         }
 }
 
 /// What only we know: where and by which way a client reached us.
 fn says_who_calls(name: &str) -> bool {
-    matches!(name, "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto")
+    matches!(
+        name,
+        "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto"
+    )
 }
 
 /// Compared as text: the compiler turns this into a switch on the length, cheaper than a row of comparisons of names.
@@ -72,13 +86,21 @@ impl Nominated {
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let mut names = Vec::new();
         for line in headers.get_all(header::CONNECTION) {
-            for name in line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            for name in line
+                .as_bytes()
+                .split(|byte| *byte == b',')
+                .map(<[u8]>::trim_ascii)
+            {
                 // The two usual words are options, not fields: no need to look for them.
                 if name.eq_ignore_ascii_case(b"keep-alive") || name.eq_ignore_ascii_case(b"close") {
                     continue;
                 }
                 // Nominating the body's framing or our own fields would not make them hop-by-hop.
-                names.extend(HeaderName::from_bytes(name).ok().filter(|name| *name != header::CONTENT_LENGTH));
+                names.extend(
+                    HeaderName::from_bytes(name)
+                        .ok()
+                        .filter(|name| *name != header::CONTENT_LENGTH),
+                );
             }
         }
         Self { names }

@@ -73,16 +73,22 @@ impl Stream {
                     let taken = end.map_or(rest.len(), |end| end + 1);
                     let (passed, left) = rest.split_at(taken);
                     // A piece without any string that begins in it is handed on as it came.
-                    if out.is_none() && left.is_empty() && passed.len() == data.len() && !self.begins_behind(passed) {
+                    if out.is_none()
+                        && left.is_empty()
+                        && passed.len() == data.len()
+                        && !self.begins_behind(passed)
+                    {
                         self.step_over(passed);
                         return data.clone();
                     }
-                    out.get_or_insert_with(|| BytesMut::with_capacity(data.len() + 256)).extend_from_slice(passed);
+                    out.get_or_insert_with(|| BytesMut::with_capacity(data.len() + 256))
+                        .extend_from_slice(passed);
                     self.step_over(passed);
                     rest = left;
                 }
                 State::Escaped => {
-                    out.get_or_insert_with(|| BytesMut::with_capacity(data.len() + 256)).extend_from_slice(&[byte]);
+                    out.get_or_insert_with(|| BytesMut::with_capacity(data.len() + 256))
+                        .extend_from_slice(&[byte]);
                     self.state = State::Inside;
                     rest = &rest[1..];
                 }
@@ -156,16 +162,24 @@ impl Stream {
     fn matched(&self, next: Option<u8>) -> Match {
         let rules = &self.rewrites.rules;
         if ends_an_origin(next)
-            && let Some(rule) = rules.iter().position(|rule| rule.from.as_bytes() == self.plain)
+            && let Some(rule) = rules
+                .iter()
+                .position(|rule| rule.from.as_bytes() == self.plain)
         {
             return Match::Complete(rule);
         }
-        let Some(next) = next else { return Match::Impossible };
+        let Some(next) = next else {
+            return Match::Impossible;
+        };
         let goes_on = |from: &str| {
             from.as_bytes().starts_with(&self.plain)
                 && from.as_bytes().get(self.plain.len()) == Some(&next.to_ascii_lowercase())
         };
-        if rules.iter().any(|rule| goes_on(&rule.from)) { Match::Possible } else { Match::Impossible }
+        if rules.iter().any(|rule| goes_on(&rule.from)) {
+            Match::Possible
+        } else {
+            Match::Impossible
+        }
     }
 
     fn replace(&mut self, rule: usize, out: &mut BytesMut) {
@@ -211,8 +225,11 @@ fn unescaped(escape: &[u8]) -> Unescaped {
             if digits.len() < 4 {
                 return Unescaped::Unfinished;
             }
-            let code = std::str::from_utf8(digits).ok().and_then(|digits| u8::from_str_radix(digits, 16).ok());
-            code.filter(u8::is_ascii_graphic).map_or(Unescaped::Other, Unescaped::Character)
+            let code = std::str::from_utf8(digits)
+                .ok()
+                .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+            code.filter(u8::is_ascii_graphic)
+                .map_or(Unescaped::Other, Unescaped::Character)
         }
         _ => Unescaped::Other,
     }
@@ -240,14 +257,35 @@ mod tests {
     #[test]
     fn addresses_in_every_spelling() {
         for (text, expected) in [
-            (r#"{"url":"http://document.example.com/a?b"}"#, r#"{"url":"http://localhost:8080/_document/a?b"}"#),
-            (r#"["HTTP:\/\/Document.Example.Com\/a\/b"]"#, r#"["http:\/\/localhost:8080\/_document\/a\/b"]"#),
-            (r#"["http:\u002f\u002Fdocument.example.com\u002fa"]"#, r#"["http:\/\/localhost:8080\/_document\u002fa"]"#),
-            (r#"["http://document.example.com"]"#, r#"["http://localhost:8080/_document"]"#),
-            (r#"["http://document.example.com:80/"]"#, r#"["http://localhost:8080/_document/"]"#),
-            (r#"["https://cloud.example.com/x"]"#, r#"["http://localhost:8080/x"]"#),
+            (
+                r#"{"url":"http://document.example.com/a?b"}"#,
+                r#"{"url":"http://localhost:8080/_document/a?b"}"#,
+            ),
+            (
+                r#"["HTTP:\/\/Document.Example.Com\/a\/b"]"#,
+                r#"["http:\/\/localhost:8080\/_document\/a\/b"]"#,
+            ),
+            (
+                r#"["http:\u002f\u002Fdocument.example.com\u002fa"]"#,
+                r#"["http:\/\/localhost:8080\/_document\u002fa"]"#,
+            ),
+            (
+                r#"["http://document.example.com"]"#,
+                r#"["http://localhost:8080/_document"]"#,
+            ),
+            (
+                r#"["http://document.example.com:80/"]"#,
+                r#"["http://localhost:8080/_document/"]"#,
+            ),
+            (
+                r#"["https://cloud.example.com/x"]"#,
+                r#"["http://localhost:8080/x"]"#,
+            ),
         ] {
-            assert_eq!(String::from_utf8(rewritten(text.as_bytes(), &[])).as_deref(), Ok(expected));
+            assert_eq!(
+                String::from_utf8(rewritten(text.as_bytes(), &[])).as_deref(),
+                Ok(expected)
+            );
         }
     }
 
@@ -264,7 +302,10 @@ mod tests {
             "http://document.example.com/ without quotes",
             "",
         ] {
-            assert_eq!(String::from_utf8(rewritten(text.as_bytes(), &[])).as_deref(), Ok(text));
+            assert_eq!(
+                String::from_utf8(rewritten(text.as_bytes(), &[])).as_deref(),
+                Ok(text)
+            );
         }
     }
 
@@ -299,8 +340,17 @@ mod tests {
             Just("http://document"),
             Just(""),
         ];
-        let rest = prop_oneof![Just(""), Just("/a/b?c=d"), Just(":80/x"), Just("?q"), Just("\"\\\u{1F600}\u{1}é")];
-        prop_oneof![(origin, rest).prop_map(|(origin, rest)| format!("{origin}{rest}")), ".{0,20}"]
+        let rest = prop_oneof![
+            Just(""),
+            Just("/a/b?c=d"),
+            Just(":80/x"),
+            Just("?q"),
+            Just("\"\\\u{1F600}\u{1}é")
+        ];
+        prop_oneof![
+            (origin, rest).prop_map(|(origin, rest)| format!("{origin}{rest}")),
+            ".{0,20}"
+        ]
     }
 
     fn value() -> impl Strategy<Value = serde_json::Value> {

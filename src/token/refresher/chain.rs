@@ -36,7 +36,11 @@ impl Refresher {
         self.record.intents.clear();
         if let Some(configured) = configured {
             let is_new = self.plant(configured);
-            let name = if is_new { "the configured one" } else { "the stored one" };
+            let name = if is_new {
+                "the configured one"
+            } else {
+                "the stored one"
+            };
             tracing::info!(credential = self.shared.name, "refresh token: {name}");
         }
         self.assess();
@@ -46,10 +50,14 @@ impl Refresher {
     pub(super) async fn reload(&mut self) {
         self.issuer.reload_client_secret().await;
         if let Some(file) = self.seed_file.clone()
-            && let Ok(Ok(configured)) = tokio::task::spawn_blocking(|| Secret::from_file(file)).await
+            && let Ok(Ok(configured)) =
+                tokio::task::spawn_blocking(|| Secret::from_file(file)).await
             && self.plant(configured)
         {
-            tracing::info!(credential = self.shared.name, "a new refresh token is configured: it is tried");
+            tracing::info!(
+                credential = self.shared.name,
+                "a new refresh token is configured: it is tried"
+            );
         }
         self.reread(Ours::No).await;
         self.assess();
@@ -58,7 +66,10 @@ impl Refresher {
     /// A configured refresh token that began no chain yet, and was not refused, is tried at once; true for such a one.
     /// Any other is older than what is stored.
     pub(super) fn plant(&mut self, configured: Secret) -> bool {
-        let seed = Seed { fingerprint: fingerprint(&configured), token: configured };
+        let seed = Seed {
+            fingerprint: fingerprint(&configured),
+            token: configured,
+        };
         let is_same = |other: &Secret| other.expose() == seed.token.expose();
         let is_known = self.record.has_adopted(&seed.fingerprint)
             || self.refused.contains(&seed.fingerprint)
@@ -90,7 +101,11 @@ impl Refresher {
     }
 
     fn compare(&mut self, stored: Record, ours: Ours) {
-        if let Some(token) = stored.refresh_token.clone().filter(|_| stored.is_handmade()) {
+        if let Some(token) = stored
+            .refresh_token
+            .clone()
+            .filter(|_| stored.is_handmade())
+        {
             self.plant(token);
         }
         match stored.version().cmp(&self.record.version()) {
@@ -119,7 +134,8 @@ impl Refresher {
             "another process stored newer tokens: going on with them"
         );
         self.record = stored;
-        self.seed.take_if(|seed| self.record.has_adopted(&seed.fingerprint));
+        self.seed
+            .take_if(|seed| self.record.has_adopted(&seed.fingerprint));
         self.shared.requested.store(false, Relaxed);
         self.refresh_at = Moment::default();
         self.is_well();
@@ -129,10 +145,14 @@ impl Refresher {
 
     /// Publishes the record's access token, if it is still good, and plans its refresh.
     fn install(&mut self) {
-        let Some(access) = &self.record.access else { return };
+        let Some(access) = &self.record.access else {
+            return;
+        };
         let now = self.shared.clock.now();
         let (expiry, lifetime) = (access.expiry(&*self.shared.clock), access.lifetime);
-        let Ok(header) = authorization("Bearer", access.token.expose()) else { return };
+        let Ok(header) = authorization("Bearer", access.token.expose()) else {
+            return;
+        };
         if expiry.at <= now {
             return;
         }
@@ -151,7 +171,13 @@ impl Refresher {
             None => Lineage::first(cooldown),
         };
         let minted_at = self.shared.clock.now();
-        let token = Token::new(self.record.version(), header, minted_at, expires_at, lineage);
+        let token = Token::new(
+            self.record.version(),
+            header,
+            minted_at,
+            expires_at,
+            lineage,
+        );
         self.shared.token.store(Some(Arc::new(token)));
     }
 }

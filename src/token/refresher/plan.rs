@@ -41,11 +41,20 @@ impl Refresher {
     /// When to call next; `None`: only a person can help.
     pub(super) fn due(&self) -> Option<Moment> {
         let is_requested = self.shared.requested.load(Relaxed);
-        let is_wanted =
-            is_requested || self.shared.token.load().as_ref().is_some_and(|token| token.is_refresh_wanted());
+        let is_wanted = is_requested
+            || self
+                .shared
+                .token
+                .load()
+                .as_ref()
+                .is_some_and(|token| token.is_refresh_wanted());
         let at = match self.source()? {
-            Source::Seed(seed) if self.is_doubtful(&seed.fingerprint) && !is_requested => self.last_chance(),
-            Source::Chain(token) if self.is_doubtful(&fingerprint(token)) && !is_requested => self.last_chance(),
+            Source::Seed(seed) if self.is_doubtful(&seed.fingerprint) && !is_requested => {
+                self.last_chance()
+            }
+            Source::Chain(token) if self.is_doubtful(&fingerprint(token)) && !is_requested => {
+                self.last_chance()
+            }
             Source::Seed(_) => Moment::default(),
             // A wish brings the schedule forward, never the end of a backoff.
             Source::Chain(_) | Source::FirstTokens if is_wanted => Moment::default(),
@@ -55,27 +64,44 @@ impl Refresher {
     }
 
     pub(super) fn source(&self) -> Option<Source<'_>> {
-        let seed = self.seed.as_ref().filter(|seed| self.may_spend(&seed.fingerprint)).map(Source::Seed);
+        let seed = self
+            .seed
+            .as_ref()
+            .filter(|seed| self.may_spend(&seed.fingerprint))
+            .map(Source::Seed);
         let chain = || {
             let token = self.record.refresh_token.as_ref()?;
-            self.may_spend(&fingerprint(token)).then_some(Source::Chain(token))
+            self.may_spend(&fingerprint(token))
+                .then_some(Source::Chain(token))
         };
-        seed.or_else(chain).or_else(|| self.first_tokens.is_some().then_some(Source::FirstTokens))
+        seed.or_else(chain)
+            .or_else(|| self.first_tokens.is_some().then_some(Source::FirstTokens))
     }
 
     pub(super) fn attempt(&self) -> Option<Attempt> {
         let (spends, is_seed) = match self.source()? {
             Source::Seed(seed) => (Some(seed.clone()), true),
-            Source::Chain(token) => (Some(Seed { token: token.clone(), fingerprint: fingerprint(token) }), false),
+            Source::Chain(token) => (
+                Some(Seed {
+                    token: token.clone(),
+                    fingerprint: fingerprint(token),
+                }),
+                false,
+            ),
             Source::FirstTokens => (None, false),
         };
-        Some(Attempt { spends, is_seed, intents_before: self.record.intents.clone() })
+        Some(Attempt {
+            spends,
+            is_seed,
+            intents_before: self.record.intents.clone(),
+        })
     }
 
     /// After a call whose outcome is unknown: whether what follows need not wait.
     pub(super) fn is_worth_repeating(&self, attempt: &Attempt) -> bool {
         attempt.spends.as_ref().is_some_and(|spent| {
-            !self.is_doubtful(&spent.fingerprint) || matches!(self.source(), Some(Source::FirstTokens))
+            !self.is_doubtful(&spent.fingerprint)
+                || matches!(self.source(), Some(Source::FirstTokens))
         })
     }
 
@@ -94,9 +120,16 @@ impl Refresher {
             }
             return;
         }
-        let token = self.seed.as_ref().map(|seed| &seed.token).or(self.record.refresh_token.as_ref());
+        let token = self
+            .seed
+            .as_ref()
+            .map(|seed| &seed.token)
+            .or(self.record.refresh_token.as_ref());
         let (reason, detail) = match token.map(fingerprint) {
-            None => (Reason::NoCredential, "there is no refresh token: set token.refresh_token_file, or log in"),
+            None => (
+                Reason::NoCredential,
+                "there is no refresh token: set token.refresh_token_file, or log in",
+            ),
             Some(fingerprint) if self.refused.contains(&fingerprint) => return,
             Some(_) => (
                 Reason::OutcomeUnknown,
@@ -104,7 +137,10 @@ impl Refresher {
                  to try it again: get a new one",
             ),
         };
-        self.problem = Some(Problem { reason, detail: detail.to_owned() });
+        self.problem = Some(Problem {
+            reason,
+            detail: detail.to_owned(),
+        });
     }
 
     /// A refresh token that was refused is never sent again. One that may be spent is not sent again if first tokens can
@@ -117,7 +153,9 @@ impl Refresher {
     /// Whether it may be spent, and it is too late for the issuer to forgive a repetition.
     fn is_doubtful(&self, fingerprint: &str) -> bool {
         self.record.intent(fingerprint).is_some_and(|intent| {
-            let is_young = intent.age(&*self.shared.clock).is_some_and(|age| age < GRACE);
+            let is_young = intent
+                .age(&*self.shared.clock)
+                .is_some_and(|age| age < GRACE);
             !(self.grace_retry && intent.attempts == 1 && is_young)
         })
     }
@@ -125,9 +163,14 @@ impl Refresher {
     /// To send a refresh token again that is spent may revoke the access token too: that waits until there is little to
     /// lose.
     fn last_chance(&self) -> Moment {
-        let lifetime = self.record.access.as_ref().map_or(Duration::ZERO, |access| access.lifetime);
+        let lifetime = self
+            .record
+            .access
+            .as_ref()
+            .map_or(Duration::ZERO, |access| access.lifetime);
         let little = LAST_MINUTE.max(lifetime / LAST_SHARE);
-        self.expiry()
-            .map_or(Moment::default(), |expiry| Moment::since_boot(expiry.elapsed_since_boot().saturating_sub(little)))
+        self.expiry().map_or(Moment::default(), |expiry| {
+            Moment::since_boot(expiry.elapsed_since_boot().saturating_sub(little))
+        })
     }
 }

@@ -21,7 +21,8 @@ impl Refresher {
         {
             let mut ledger = self.shared.ledger();
             ledger.problem = self.problem.as_ref().map(|problem| problem.detail.clone());
-            ledger.refresh_token_expires_at = self.record.refresh_token_expiry(self.refresh_lifetime);
+            ledger.refresh_token_expires_at =
+                self.record.refresh_token_expiry(self.refresh_lifetime);
             ledger.seed_refused = self.seed_refused;
             ledger.persistence = self.writer.persistence();
             ledger.next_attempt = self.due();
@@ -29,8 +30,17 @@ impl Refresher {
         }
         let version = token.as_ref().map(|token| token.version());
         let old = *self.status.borrow();
-        let since = if state == old.state { old.since } else { self.shared.clock.wall() };
-        let new = Status { state, reason, since, version };
+        let since = if state == old.state {
+            old.since
+        } else {
+            self.shared.clock.wall()
+        };
+        let new = Status {
+            state,
+            reason,
+            since,
+            version,
+        };
         if new != old {
             self.status.send_replace(new);
         }
@@ -43,8 +53,16 @@ impl Refresher {
     /// One line at each of the thresholds.
     fn warn_of_age(&mut self) {
         let expiry = self.record.refresh_token_expiry(self.refresh_lifetime);
-        let left = expiry.map(|expiry| expiry.duration_since(self.shared.clock.wall()).unwrap_or_default());
-        let reached = left.and_then(|left| WARNING_DAYS.into_iter().find(|days| left.as_secs() <= days * DAY));
+        let left = expiry.map(|expiry| {
+            expiry
+                .duration_since(self.shared.clock.wall())
+                .unwrap_or_default()
+        });
+        let reached = left.and_then(|left| {
+            WARNING_DAYS
+                .into_iter()
+                .find(|days| left.as_secs() <= days * DAY)
+        });
         if reached.is_some_and(|days| self.warned_days.is_none_or(|warned| days < warned)) {
             let hours_left = left.unwrap_or_default().as_secs() / 3600;
             tracing::warn!(
@@ -57,8 +75,12 @@ impl Refresher {
     }
 
     fn log(&self, from: State, to: Status) {
-        let (credential, from, state, reason) =
-            (&self.shared.name, from.as_str(), to.state.as_str(), to.reason.as_str());
+        let (credential, from, state, reason) = (
+            &self.shared.name,
+            from.as_str(),
+            to.state.as_str(),
+            to.reason.as_str(),
+        );
         let detail = self.problem.as_ref().map_or("", |problem| &problem.detail);
         match to.state {
             State::Starting if to.reason == Reason::Refreshing => {

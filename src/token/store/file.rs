@@ -32,7 +32,10 @@ impl FileStore {
     /// When the file is not one that we would have written.
     pub(in crate::token) fn open(&self) -> Result<Option<Record>, Error> {
         let record = self.read()?;
-        let unwritable = |source| Error::Unwritable { path: self.path.clone(), source };
+        let unwritable = |source| Error::Unwritable {
+            path: self.path.clone(),
+            source,
+        };
         // With the lock, since nobody is writing then.
         if let Some(_lock) = try_lock(&self.path).map_err(unwritable)? {
             remove_leftovers(&self.path);
@@ -43,8 +46,13 @@ impl FileStore {
 
     fn read(&self) -> Result<Option<Record>, Error> {
         let path = || self.path.clone();
-        let read_error = |source| Error::Read { path: path(), source };
-        let Some(file) = platform::open(&self.path)? else { return Ok(None) };
+        let read_error = |source| Error::Read {
+            path: path(),
+            source,
+        };
+        let Some(file) = platform::open(&self.path)? else {
+            return Ok(None);
+        };
         // Of the open file, so that it cannot be exchanged after the check.
         let metadata = file.metadata().map_err(read_error)?;
         if !metadata.is_file() {
@@ -52,12 +60,19 @@ impl FileStore {
         }
         platform::check_mode(&self.path, &metadata)?;
         if metadata.len() > SIZE_LIMIT {
-            return Err(Error::Garbled { path: path(), what: "it is too large for a state file".to_owned() });
+            return Err(Error::Garbled {
+                path: path(),
+                what: "it is too large for a state file".to_owned(),
+            });
         }
         let size = usize::try_from(metadata.len()).unwrap_or_default();
         let mut json = Zeroizing::new(Vec::with_capacity(size + 1));
-        file.take(SIZE_LIMIT).read_to_end(&mut json).map_err(read_error)?;
-        Record::from_json(&json).map(Some).map_err(|what| Error::Garbled { path: path(), what })
+        file.take(SIZE_LIMIT)
+            .read_to_end(&mut json)
+            .map_err(read_error)?;
+        Record::from_json(&json)
+            .map(Some)
+            .map_err(|what| Error::Garbled { path: path(), what })
     }
 }
 
@@ -66,10 +81,13 @@ impl Store for FileStore {
         let path = self.path.clone();
         Box::pin(async move {
             let replaced = tokio::task::spawn_blocking(move || {
-                replace(&path, &record)
-                    .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+                replace(&path, &record).map_err(|error| {
+                    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+                })
             });
-            replaced.await.unwrap_or_else(|panic| Err(io::Error::other(panic)))
+            replaced
+                .await
+                .unwrap_or_else(|panic| Err(io::Error::other(panic)))
         })
     }
 
@@ -78,7 +96,12 @@ impl Store for FileStore {
         Box::pin(async move {
             let path = store.path.clone();
             let read = tokio::task::spawn_blocking(move || store.read());
-            read.await.unwrap_or_else(|panic| Err(Error::Read { path, source: io::Error::other(panic) }))
+            read.await.unwrap_or_else(|panic| {
+                Err(Error::Read {
+                    path,
+                    source: io::Error::other(panic),
+                })
+            })
         })
     }
 
@@ -86,7 +109,9 @@ impl Store for FileStore {
         let path = self.path.clone();
         Box::pin(async move {
             let locked = tokio::task::spawn_blocking(move || try_lock(&path));
-            locked.await.unwrap_or_else(|panic| Err(io::Error::other(panic)))
+            locked
+                .await
+                .unwrap_or_else(|panic| Err(io::Error::other(panic)))
         })
     }
 }
@@ -144,10 +169,15 @@ fn write_durably(path: &Path, contents: &[u8]) -> io::Result<()> {
 /// its rename then fails, and it writes again.
 fn remove_leftovers(path: &Path) {
     let prefix = leftover_prefix(path);
-    let Ok(entries) = fs::read_dir(folder_of(path)) else { return };
+    let Ok(entries) = fs::read_dir(folder_of(path)) else {
+        return;
+    };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        if name.to_str().is_some_and(|name| name.starts_with(&prefix) && name.ends_with(".tmp")) {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with(&prefix) && name.ends_with(".tmp"))
+        {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -155,7 +185,10 @@ fn remove_leftovers(path: &Path) {
 
 /// `.token.json.` for `token.json`.
 fn leftover_prefix(path: &Path) -> String {
-    format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy())
+    format!(
+        ".{}.",
+        path.file_name().unwrap_or_default().to_string_lossy()
+    )
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -188,20 +221,38 @@ mod platform {
             Ok(file) => Ok(Some(file.into())),
             Err(Errno::NOENT) => Ok(None),
             // FreeBSD says MLINK.
-            Err(Errno::LOOP | Errno::MLINK) => Err(Error::Symlink { path: path.to_owned() }),
+            Err(Errno::LOOP | Errno::MLINK) => Err(Error::Symlink {
+                path: path.to_owned(),
+            }),
             // A socket, or a device without a driver.
-            Err(Errno::NXIO) => Err(Error::NotRegular { path: path.to_owned() }),
-            Err(error) => Err(Error::Read { path: path.to_owned(), source: error.into() }),
+            Err(Errno::NXIO) => Err(Error::NotRegular {
+                path: path.to_owned(),
+            }),
+            Err(error) => Err(Error::Read {
+                path: path.to_owned(),
+                source: error.into(),
+            }),
         }
     }
 
     pub(super) fn check_mode(path: &Path, metadata: &Metadata) -> Result<(), Error> {
         let mode = metadata.mode() & 0o777;
-        if mode & 0o077 == 0 { Ok(()) } else { Err(Error::Accessible { path: path.to_owned(), mode }) }
+        if mode & 0o077 == 0 {
+            Ok(())
+        } else {
+            Err(Error::Accessible {
+                path: path.to_owned(),
+                mode,
+            })
+        }
     }
 
     pub(super) fn create_new(path: &Path) -> io::Result<File> {
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
     }
 
     pub(super) fn open_lock(path: &Path) -> io::Result<File> {
@@ -232,9 +283,14 @@ mod platform {
     use super::Error;
 
     pub(super) fn open(path: &Path) -> Result<Option<File>, Error> {
-        let read_error = |source| Error::Read { path: path.to_owned(), source };
+        let read_error = |source| Error::Read {
+            path: path.to_owned(),
+            source,
+        };
         match fs::symlink_metadata(path) {
-            Ok(metadata) if metadata.is_symlink() => Err(Error::Symlink { path: path.to_owned() }),
+            Ok(metadata) if metadata.is_symlink() => Err(Error::Symlink {
+                path: path.to_owned(),
+            }),
             Ok(_) => File::open(path).map(Some).map_err(read_error),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(read_error(error)),
@@ -250,7 +306,12 @@ mod platform {
     }
 
     pub(super) fn open_lock(path: &Path) -> io::Result<File> {
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
     }
 
     pub(super) fn create_folder(folder: &Path) -> io::Result<()> {
@@ -276,7 +337,14 @@ mod tests {
     }
 
     fn stored(store: &FileStore) -> String {
-        store.open().expect("readable").expect("there").refresh_token.expect("there").expose().to_owned()
+        store
+            .open()
+            .expect("readable")
+            .expect("there")
+            .refresh_token
+            .expect("there")
+            .expose()
+            .to_owned()
     }
 
     fn names(folder: &Path) -> Vec<String> {
@@ -288,7 +356,10 @@ mod tests {
     }
 
     fn refusal(path: &Path) -> String {
-        let error = FileStore::new(path.to_owned()).open().expect_err("refused").to_string();
+        let error = FileStore::new(path.to_owned())
+            .open()
+            .expect_err("refused")
+            .to_string();
         assert!(error.contains(&path.display().to_string()), "{error}");
         error
     }
@@ -313,7 +384,11 @@ mod tests {
         assert_eq!(mode(path.parent().expect("a folder")), 0o700);
         let mut names = names(path.parent().expect("a folder"));
         names.sort();
-        assert_eq!(names, ["token.json", "token.json.lock"], "nothing else is left");
+        assert_eq!(
+            names,
+            ["token.json", "token.json.lock"],
+            "nothing else is left"
+        );
     }
 
     #[tokio::test]
@@ -337,7 +412,10 @@ mod tests {
         assert!(theirs.try_lock().await.expect("a file").is_none());
         drop(lock);
         assert!(theirs.try_lock().await.expect("a file").is_some());
-        let mode = fs::metadata(folder.path().join("new/token.json.lock")).expect("there").permissions().mode();
+        let mode = fs::metadata(folder.path().join("new/token.json.lock"))
+            .expect("there")
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -347,7 +425,11 @@ mod tests {
         let path = folder.path().join("token.json");
         write(&folder.path().join(".token.json.0123.tmp"), "x", 0o600);
         write(&path, r#"{"format": 1, "refresh_token": "r"}"#, 0o600);
-        let record = FileStore::new(path).load().await.expect("readable").expect("there");
+        let record = FileStore::new(path)
+            .load()
+            .await
+            .expect("readable")
+            .expect("there");
         assert_eq!(record.refresh_token.expect("there").expose(), "r");
         assert_eq!(names(folder.path()).len(), 2);
     }
@@ -359,7 +441,10 @@ mod tests {
         // A folder in the file's place makes the rename fail, also for root.
         fs::create_dir(&path).expect("created");
         fs::write(path.join("x"), "x").expect("written");
-        FileStore::new(path.clone()).save(Arc::new(record("r"))).await.expect_err("it cannot be replaced");
+        FileStore::new(path.clone())
+            .save(Arc::new(record("r")))
+            .await
+            .expect_err("it cannot be replaced");
         assert_eq!(names(folder.path()), ["token.json"]);
     }
 
@@ -367,13 +452,20 @@ mod tests {
     fn leftovers_of_a_crash_are_removed_and_nothing_else_is() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("token.json");
-        for name in [".token.json.0123.tmp", ".other.json.0123.tmp", "token.json.bak"] {
+        for name in [
+            ".token.json.0123.tmp",
+            ".other.json.0123.tmp",
+            "token.json.bak",
+        ] {
             fs::write(folder.path().join(name), "x").expect("written");
         }
         assert!(FileStore::new(path).open().expect("readable").is_none());
         let mut names = names(folder.path());
         names.sort();
-        assert_eq!(names, [".other.json.0123.tmp", "token.json.bak", "token.json.lock"]);
+        assert_eq!(
+            names,
+            [".other.json.0123.tmp", "token.json.bak", "token.json.lock"]
+        );
     }
 
     #[test]
@@ -393,7 +485,8 @@ mod tests {
         assert!(refusal(folder.path()).contains("not a regular file"));
         let pipe = folder.path().join("pipe");
         let mode = rustix::fs::Mode::from_raw_mode(0o600);
-        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).expect("a pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0)
+            .expect("a pipe");
         assert!(refusal(&pipe).contains("not a regular file"));
         let socket = folder.path().join("socket");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
@@ -407,7 +500,10 @@ mod tests {
         for mode in [0o640, 0o604, 0o620, 0o601] {
             write(&path, r#"{"format": 1}"#, mode);
             let error = refusal(&path);
-            assert!(error.contains("chmod 600") && error.contains(&format!("{mode:03o}")), "{error}");
+            assert!(
+                error.contains("chmod 600") && error.contains(&format!("{mode:03o}")),
+                "{error}"
+            );
         }
     }
 
@@ -416,7 +512,10 @@ mod tests {
     #[test]
     fn a_place_that_cannot_be_written_is_refused() {
         let refused = FileStore::new("/proc/self/token.json".into()).open().err();
-        assert!(matches!(refused, Some(Error::Unwritable { .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Some(Error::Unwritable { .. })),
+            "{refused:?}"
+        );
     }
 
     #[test]
@@ -426,7 +525,10 @@ mod tests {
         for text in ["", "{\"format\": 1, \"refresh_token\": \"s3cr", "\0\0\0\0"] {
             write(&path, text, 0o600);
             let error = refusal(&path);
-            assert!(error.contains("left as it is") && !error.contains("s3cr"), "{error}");
+            assert!(
+                error.contains("left as it is") && !error.contains("s3cr"),
+                "{error}"
+            );
             assert_eq!(fs::read_to_string(&path).expect("there"), text);
         }
         write(&path, &"x".repeat(2 * 1024 * 1024), 0o600);

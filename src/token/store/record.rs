@@ -125,7 +125,8 @@ impl Record {
             Origin::First => None,
         };
         let newest = rotated.or_else(|| spent.clone());
-        let is_another = newest.as_ref().map(Secret::expose) != self.refresh_token.as_ref().map(Secret::expose);
+        let is_another =
+            newest.as_ref().map(Secret::expose) != self.refresh_token.as_ref().map(Secret::expose);
         if is_another {
             self.refresh_token_since = Some(access.obtained_at);
             self.refresh_token_expires_at = None;
@@ -135,24 +136,33 @@ impl Record {
         }
         let replaced = [self.refresh_token.as_ref(), newest.as_ref(), spent.as_ref()];
         let replaced = replaced.map(|token: Option<&Secret>| token.map(fingerprint));
-        self.intents.retain(|intent| !replaced.iter().flatten().any(|known| *known == intent.spends));
+        self.intents.retain(|intent| {
+            !replaced
+                .iter()
+                .flatten()
+                .any(|known| *known == intent.spends)
+        });
         self.refresh_token = newest;
         self.access = Some(access);
     }
 
     /// When the refresh token expires: as the issuer told it, or `lifetime` after it came.
     pub(in crate::token) fn refresh_token_expiry(&self, lifetime: Duration) -> Option<SystemTime> {
-        self.refresh_token_expires_at.or_else(|| self.refresh_token_since?.checked_add(lifetime))
+        self.refresh_token_expires_at
+            .or_else(|| self.refresh_token_since?.checked_add(lifetime))
     }
 
     /// The refresh token of that fingerprint, if it was sent and no outcome is known.
     pub(in crate::token) fn intent(&self, fingerprint: &str) -> Option<&Intent> {
-        self.intents.iter().find(|intent| intent.spends == fingerprint)
+        self.intents
+            .iter()
+            .find(|intent| intent.spends == fingerprint)
     }
 
     /// Whether the chain's own refresh token may be spent.
     pub(in crate::token) fn is_in_doubt(&self) -> bool {
-        self.chain_fingerprint().is_some_and(|chain| self.intent(&chain).is_some())
+        self.chain_fingerprint()
+            .is_some_and(|chain| self.intent(&chain).is_some())
     }
 
     fn chain_fingerprint(&self) -> Option<String> {
@@ -161,13 +171,20 @@ impl Record {
 
     /// The refresh token of that fingerprint is about to be sent.
     pub(in crate::token) fn intend(&mut self, fingerprint: &str, clock: &dyn Clock) {
-        if let Some(intent) = self.intents.iter_mut().find(|intent| intent.spends == fingerprint) {
+        if let Some(intent) = self
+            .intents
+            .iter_mut()
+            .find(|intent| intent.spends == fingerprint)
+        {
             intent.attempts = intent.attempts.saturating_add(1);
             return;
         }
         if self.intents.len() >= INTENTS_LIMIT {
             let chain = self.chain_fingerprint();
-            let oldest = self.intents.iter().position(|intent| Some(&intent.spends) != chain.as_ref());
+            let oldest = self
+                .intents
+                .iter()
+                .position(|intent| Some(&intent.spends) != chain.as_ref());
             self.intents.remove(oldest.unwrap_or_default());
         }
         self.intents.push(Intent {
@@ -193,7 +210,8 @@ impl Record {
     /// From now on this configured refresh token is never tried again.
     pub(in crate::token) fn adopt(&mut self, fingerprint: String) {
         self.adopted.push(fingerprint);
-        self.adopted.drain(..self.adopted.len().saturating_sub(ADOPTED_LIMIT));
+        self.adopted
+            .drain(..self.adopted.len().saturating_sub(ADOPTED_LIMIT));
     }
 }
 
@@ -214,13 +232,22 @@ impl Access {
             // A token from the future was stored on another clock: in another time namespace, say.
             && at.saturating_since(now) <= self.lifetime
         {
-            return Expiry { at: *at, is_certain: true };
+            return Expiry {
+                at: *at,
+                is_certain: true,
+            };
         }
         // After another boot there is only the calendar. One that went back leaves the age unknown, but no token lives
         // longer than its lifetime.
         match clock.wall().duration_since(self.obtained_at) {
-            Ok(age) => Expiry { at: now + self.lifetime.saturating_sub(age), is_certain: true },
-            Err(_) => Expiry { at: now + self.lifetime, is_certain: false },
+            Ok(age) => Expiry {
+                at: now + self.lifetime.saturating_sub(age),
+                is_certain: true,
+            },
+            Err(_) => Expiry {
+                at: now + self.lifetime,
+                is_certain: false,
+            },
         }
     }
 }
@@ -249,11 +276,14 @@ impl Intent {
 
 /// SHA-256 in hexadecimal: tells refresh tokens apart without keeping them.
 pub(in crate::token) fn fingerprint(token: &Secret) -> String {
-    digest(&SHA256, token.expose().as_bytes()).as_ref().iter().fold(String::with_capacity(64), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    digest(&SHA256, token.expose().as_bytes())
+        .as_ref()
+        .iter()
+        .fold(String::with_capacity(64), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -261,7 +291,10 @@ fn millis(duration: Duration) -> u64 {
 }
 
 fn to_millis(time: SystemTime) -> u64 {
-    millis(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+    millis(
+        time.duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default(),
+    )
 }
 
 fn from_millis(millis: u64) -> Option<SystemTime> {

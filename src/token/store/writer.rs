@@ -54,7 +54,10 @@ impl Writer {
         if self.store.is_none() {
             return;
         }
-        let since = self.unwritten.take().map_or_else(|| self.clock.wall(), |(_, since)| since);
+        let since = self
+            .unwritten
+            .take()
+            .map_or_else(|| self.clock.wall(), |(_, since)| since);
         self.unwritten = Some((Arc::new(record), since));
         // A new record is no reason to wait for an older one's backoff.
         self.retry_at = Moment::default();
@@ -115,10 +118,13 @@ impl Writer {
     }
 
     fn ended(&mut self, result: io::Result<()>) {
-        let Some((written, _)) = self.running.take() else { return };
+        let Some((written, _)) = self.running.take() else {
+            return;
+        };
         match result {
             Ok(()) => {
-                self.unwritten.take_if(|(newest, _)| Arc::ptr_eq(newest, &written));
+                self.unwritten
+                    .take_if(|(newest, _)| Arc::ptr_eq(newest, &written));
                 self.backoff.reset();
                 self.retry_at = Moment::default();
                 if self.unwritten.is_none() && std::mem::take(&mut self.is_alarmed) {

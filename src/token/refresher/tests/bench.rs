@@ -19,7 +19,8 @@ use crate::{
         secret::Secret,
     },
     token::{
-        Class, Config, Credential, Failure, FirstTokens, Grant, Outcome, Reason, State, StoreError, Token,
+        Class, Config, Credential, Failure, FirstTokens, Grant, Outcome, Reason, State, StoreError,
+        Token,
         issuer::{BoxFuture, Issuer},
         refresher::Refresher,
         store::{Lock, Record, Store},
@@ -50,7 +51,11 @@ pub(super) fn failure(class: Class) -> Result<Grant, Failure> {
 
 /// A refused client, with other troubles in between.
 pub(super) fn refused(n: usize) -> Result<Grant, Failure> {
-    failure(if n.is_multiple_of(3) { Class::Unreachable } else { Class::ClientRefused })
+    failure(if n.is_multiple_of(3) {
+        Class::Unreachable
+    } else {
+        Class::ClientRefused
+    })
 }
 
 type Answer = Box<dyn Fn(usize) -> Result<Grant, Failure> + Send + Sync>;
@@ -89,7 +94,9 @@ pub(super) struct Setup {
 }
 
 impl Setup {
-    pub(super) fn new(answer: impl Fn(usize) -> Result<Grant, Failure> + Send + Sync + 'static) -> Self {
+    pub(super) fn new(
+        answer: impl Fn(usize) -> Result<Grant, Failure> + Send + Sync + 'static,
+    ) -> Self {
         Self {
             answer: Box::new(answer),
             latency: Duration::ZERO,
@@ -110,7 +117,10 @@ impl Setup {
 
     /// The client's secret has changed whenever it is read again, so many times.
     pub(super) fn client_secrets(self, client_secrets: usize) -> Self {
-        Self { client_secrets, ..self }
+        Self {
+            client_secrets,
+            ..self
+        }
     }
 
     pub(super) fn store(
@@ -118,37 +128,65 @@ impl Setup {
         time: impl Fn(usize) -> Duration + Send + Sync + 'static,
         result: impl Fn(usize) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
-        Self { write_time: Box::new(time), write_result: Box::new(result), ..self }
+        Self {
+            write_time: Box::new(time),
+            write_result: Box::new(result),
+            ..self
+        }
     }
 
     pub(super) fn refresh_token(self, token: &str) -> Self {
-        Self { refresh_token: Some(Secret::new(token)), ..self }
+        Self {
+            refresh_token: Some(Secret::new(token)),
+            ..self
+        }
     }
 
     pub(super) fn refresh_token_file(self, file: &std::path::Path) -> Self {
-        Self { refresh_token: Some(Secret::from_file(file.to_owned()).expect("readable")), ..self }
+        Self {
+            refresh_token: Some(Secret::from_file(file.to_owned()).expect("readable")),
+            ..self
+        }
     }
 
     /// First tokens can be had; such calls spend nothing.
-    pub(super) fn first_tokens(self, answer: impl Fn(usize) -> Result<Grant, Failure> + Send + Sync + 'static) -> Self {
-        Self { first_tokens: Some(Box::new(answer)), ..self }
+    pub(super) fn first_tokens(
+        self,
+        answer: impl Fn(usize) -> Result<Grant, Failure> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            first_tokens: Some(Box::new(answer)),
+            ..self
+        }
     }
 
     pub(super) fn no_grace_retry(self) -> Self {
-        Self { grace_retry: false, ..self }
+        Self {
+            grace_retry: false,
+            ..self
+        }
     }
 
     pub(super) fn no_refresh_token(self) -> Self {
-        Self { refresh_token: None, ..self }
+        Self {
+            refresh_token: None,
+            ..self
+        }
     }
 
     pub(super) fn record(self, record: Record) -> Self {
-        Self { record: Some(record), ..self }
+        Self {
+            record: Some(record),
+            ..self
+        }
     }
 
     /// Another process on the machine of that one.
     pub(super) fn beside(self, bench: &Bench) -> Self {
-        Self { machine: Some((Arc::clone(&bench.clock), Arc::clone(&bench.store.disk))), ..self }
+        Self {
+            machine: Some((Arc::clone(&bench.clock), Arc::clone(&bench.store.disk))),
+            ..self
+        }
     }
 
     pub(super) fn start(self) -> Bench {
@@ -171,17 +209,27 @@ impl Setup {
             credential: OnceLock::new(),
         });
         let first_tokens = self.first_tokens.map(|answer| {
-            let script = Script { clock: Arc::clone(&clock), answer, latency: self.latency, calls: Mutex::default() };
+            let script = Script {
+                clock: Arc::clone(&clock),
+                answer,
+                latency: self.latency,
+                calls: Mutex::default(),
+            };
             Arc::new(script)
         });
         let (refresher, credential) = Refresher::with(
-            Config { grace_retry: self.grace_retry, ..testing::config(self.refresh_token) },
+            Config {
+                grace_retry: self.grace_retry,
+                ..testing::config(self.refresh_token)
+            },
             Arc::clone(&clock) as SharedClock,
             Box::new(ScriptedIssuer {
                 script: Arc::clone(&issuer),
                 client_secrets: (0..self.client_secrets).collect(),
             }),
-            first_tokens.clone().map(|script| Box::new(script) as Box<dyn FirstTokens>),
+            first_tokens
+                .clone()
+                .map(|script| Box::new(script) as Box<dyn FirstTokens>),
             Some(Arc::new(Arc::clone(&store))),
             disk.record().unwrap_or_default(),
         );
@@ -190,7 +238,14 @@ impl Setup {
         let task = tokio::spawn(refresher.run(async {
             let _ = stopped.await;
         }));
-        Bench { clock, credential, issuer, first_tokens, store, running: Some((stop, task)) }
+        Bench {
+            clock,
+            credential,
+            issuer,
+            first_tokens,
+            store,
+            running: Some((stop, task)),
+        }
     }
 }
 
@@ -206,18 +261,29 @@ pub(super) struct Bench {
 impl Bench {
     /// The cached token, once there is a usable one.
     pub(super) async fn token(&self) -> Arc<Token> {
-        self.credential.newer_than(None, PATIENCE).await.expect("a token")
+        self.credential
+            .newer_than(None, PATIENCE)
+            .await
+            .expect("a token")
     }
 
     pub(super) fn usable(&self) -> Option<Arc<Token>> {
-        self.credential.token().as_ref().filter(|token| token.usable(self.clock.now())).cloned()
+        self.credential
+            .token()
+            .as_ref()
+            .filter(|token| token.usable(self.clock.now()))
+            .cloned()
     }
 
     pub(super) async fn until(&self, state: State, reason: Reason) {
         let mut status = self.credential.subscribe();
         let reached = status.wait_for(|status| status.state == state && status.reason == reason);
         let reached = tokio::time::timeout(PATIENCE, reached).await;
-        assert!(reached.is_ok_and(|reached| reached.is_ok()), "{state:?} {reason:?}: {:?}", self.credential.snapshot());
+        assert!(
+            reached.is_ok_and(|reached| reached.is_ok()),
+            "{state:?} {reason:?}: {:?}",
+            self.credential.snapshot()
+        );
     }
 
     /// Simulated time passes.
@@ -231,7 +297,11 @@ impl Bench {
         let token = self.usable().expect("a token");
         let replay = match self.credential.rejected(token.version()) {
             Rejection::Newer(newer) => Some(newer),
-            Rejection::Refreshing => self.credential.newer_than(Some(token.version()), seconds(10)).await,
+            Rejection::Refreshing => {
+                self.credential
+                    .newer_than(Some(token.version()), seconds(10))
+                    .await
+            }
             Rejection::Futile => None,
         };
         if let Some(newer) = replay {
@@ -245,12 +315,17 @@ impl Bench {
 
     /// Calls for first tokens.
     pub(super) fn first_calls(&self) -> Vec<Call> {
-        self.first_tokens.as_ref().map_or_else(Vec::new, |script| script.calls.lock().unwrap().clone())
+        self.first_tokens
+            .as_ref()
+            .map_or_else(Vec::new, |script| script.calls.lock().unwrap().clone())
     }
 
     /// Times between calls.
     pub(super) fn gaps(&self) -> Vec<Duration> {
-        self.calls().windows(2).map(|pair| pair[1].at.saturating_since(pair[0].at)).collect()
+        self.calls()
+            .windows(2)
+            .map(|pair| pair[1].at.saturating_since(pair[0].at))
+            .collect()
     }
 
     /// Every write, intents included.
@@ -280,14 +355,23 @@ impl Bench {
     }
 
     pub(super) fn count(&self, outcome: Outcome) -> u64 {
-        self.credential.snapshot().refreshes.iter().find(|(label, _)| *label == outcome).expect("counted").1
+        self.credential
+            .snapshot()
+            .refreshes
+            .iter()
+            .find(|(label, _)| *label == outcome)
+            .expect("counted")
+            .1
     }
 
     /// Shuts the refresher down and waits for its end.
     pub(super) async fn stop(mut self) -> Self {
         let (stop, task) = self.running.take().expect("running");
         stop.send(()).expect("it listens");
-        tokio::time::timeout(PATIENCE, task).await.expect("it ends").expect("without a panic");
+        tokio::time::timeout(PATIENCE, task)
+            .await
+            .expect("it ends")
+            .expect("without a panic");
         self
     }
 
@@ -316,11 +400,16 @@ impl Script {
     async fn call(&self, spent: String) -> Result<Grant, Failure> {
         let n = {
             let mut calls = self.calls.lock().unwrap();
-            calls.push(Call { at: self.clock.now(), spent });
+            calls.push(Call {
+                at: self.clock.now(),
+                spent,
+            });
             calls.len()
         };
         if !self.latency.is_zero() {
-            self.clock.sleep_until(self.clock.now() + self.latency).await;
+            self.clock
+                .sleep_until(self.clock.now() + self.latency)
+                .await;
         }
         (self.answer)(n)
     }
@@ -402,8 +491,15 @@ impl Store for Arc<Shelf> {
             let save = Save {
                 at,
                 generation: record.generation,
-                refresh_token: record.refresh_token.as_ref().map_or("", Secret::expose).to_owned(),
-                published: credential.token().as_ref().map(|token| token.version().generation()),
+                refresh_token: record
+                    .refresh_token
+                    .as_ref()
+                    .map_or("", Secret::expose)
+                    .to_owned(),
+                published: credential
+                    .token()
+                    .as_ref()
+                    .map(|token| token.version().generation()),
                 record: Arc::clone(&record),
             };
             shelf.saves.lock().unwrap().push(save);

@@ -4,14 +4,20 @@ use super::*;
 
 /// A process that was killed in the middle of its second refresh, `age` ago.
 async fn killed(age: Duration, setup: Setup) -> Bench {
-    let bench = Setup::new(|n| Ok(grant(n, HOUR))).latency(seconds(2)).start();
+    let bench = Setup::new(|n| Ok(grant(n, HOUR)))
+        .latency(seconds(2))
+        .start();
     let token = bench.token().await;
     bench.credential.rejected(token.version());
     bench.pass(seconds(1)).await;
     assert_eq!(bench.calls().len(), 2);
-    let killed = bench.crash(Setup::new(|_| failure(Class::Unreachable)).no_refresh_token()).await;
+    let killed = bench
+        .crash(Setup::new(|_| failure(Class::Unreachable)).no_refresh_token())
+        .await;
     // Nothing has happened yet: the record is as the killed process left it.
-    let killed = killed.crash(Setup::new(|_| failure(Class::Unreachable)).no_refresh_token()).await;
+    let killed = killed
+        .crash(Setup::new(|_| failure(Class::Unreachable)).no_refresh_token())
+        .await;
     killed.clock.suspend(age.saturating_sub(seconds(1)));
     killed.crash(setup).await
 }
@@ -22,31 +28,60 @@ fn spent(bench: &Bench) -> Vec<String> {
 
 #[tokio::test(start_paused = true)]
 async fn an_intent_is_durable_before_the_call_and_closed_by_the_new_tokens() {
-    let bench = Setup::new(|n| Ok(grant(n, HOUR))).store(|_| Duration::from_millis(500), |_| Ok(())).start();
+    let bench = Setup::new(|n| Ok(grant(n, HOUR)))
+        .store(|_| Duration::from_millis(500), |_| Ok(()))
+        .start();
     bench.token().await;
     let writes = bench.writes();
-    let intents: Vec<_> = writes.iter().map(|write| write.record.intents.len()).collect();
+    let intents: Vec<_> = writes
+        .iter()
+        .map(|write| write.record.intents.len())
+        .collect();
     assert_eq!(intents, [1, 0]);
-    assert!(writes[0].record.intent(&fingerprint(&Secret::new("seed"))).is_some());
-    assert_eq!(bench.calls()[0].at, writes[0].at + Duration::from_millis(500), "the call waits for its intent");
+    assert!(
+        writes[0]
+            .record
+            .intent(&fingerprint(&Secret::new("seed")))
+            .is_some()
+    );
+    assert_eq!(
+        bench.calls()[0].at,
+        writes[0].at + Duration::from_millis(500),
+        "the call waits for its intent"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_intent_that_cannot_be_written_raises_an_alarm_and_stops_nothing() {
     let log = bench::Log::capture();
     let full = |_| Err(io::ErrorKind::StorageFull.into());
-    let bench = Setup::new(|n| Ok(grant(n, HOUR))).store(|_| Duration::ZERO, full).latency(seconds(2)).start();
+    let bench = Setup::new(|n| Ok(grant(n, HOUR)))
+        .store(|_| Duration::ZERO, full)
+        .latency(seconds(2))
+        .start();
     bench.pass(seconds(1)).await;
-    assert_eq!((bench.calls().len(), log.lines("cannot be written")), (1, 1));
+    assert_eq!(
+        (bench.calls().len(), log.lines("cannot be written")),
+        (1, 1)
+    );
     bench.token().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_known_outcome_closes_the_intent() {
-    for class in [Class::Unreachable, Class::Failing, Class::Throttled(seconds(300)), Class::RefreshTokenRefused] {
+    for class in [
+        Class::Unreachable,
+        Class::Failing,
+        Class::Throttled(seconds(300)),
+        Class::RefreshTokenRefused,
+    ] {
         let bench = Setup::new(move |_| failure(class)).start();
         bench.pass(Duration::from_millis(100)).await;
-        assert_eq!((bench.calls().len(), bench.stored().intents.len()), (1, 0), "{class:?}");
+        assert_eq!(
+            (bench.calls().len(), bench.stored().intents.len()),
+            (1, 0),
+            "{class:?}"
+        );
     }
     for class in [Class::Ambiguous, Class::Garbled] {
         let bench = Setup::new(move |_| failure(class)).start();
@@ -90,28 +125,48 @@ async fn after_a_crash_a_person_may_take_the_risk() {
 
 #[tokio::test(start_paused = true)]
 async fn after_a_crash_an_old_intent_leads_to_first_tokens_if_they_can_be_had() {
-    let setup = Setup::new(|_| failure(Class::RefreshTokenRefused)).first_tokens(|n| Ok(grant(n + 200, HOUR)));
+    let setup = Setup::new(|_| failure(Class::RefreshTokenRefused))
+        .first_tokens(|n| Ok(grant(n + 200, HOUR)));
     let bench = killed(seconds(60), setup).await;
     let old = bench.usable().expect("the stored token");
     bench.pass(seconds(1)).await;
     assert!(bench.calls().is_empty());
     assert_eq!(bench.first_calls().len(), 1);
-    assert!(bench.usable().expect("a token").version().epoch() > old.version().epoch(), "a new chain");
-    assert_eq!(bench.stored().refresh_token.expect("stored").expose(), "refresh-201");
+    assert!(
+        bench.usable().expect("a token").version().epoch() > old.version().epoch(),
+        "a new chain"
+    );
+    assert_eq!(
+        bench.stored().refresh_token.expect("stored").expose(),
+        "refresh-201"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_permission_a_doubtful_token_is_never_sent_again() {
     for age in [0, 60] {
-        let bench = killed(seconds(age), Setup::new(|n| Ok(grant(n, HOUR))).no_grace_retry()).await;
+        let bench = killed(
+            seconds(age),
+            Setup::new(|n| Ok(grant(n, HOUR))).no_grace_retry(),
+        )
+        .await;
         bench.until(State::Dead, Reason::OutcomeUnknown).await;
         assert!(bench.usable().is_some(), "what is still valid serves");
         let problem = bench.credential.snapshot().problem.expect("a problem");
-        assert!(problem.contains("grace_retry") && problem.contains("get a new one"), "{problem}");
+        assert!(
+            problem.contains("grace_retry") && problem.contains("get a new one"),
+            "{problem}"
+        );
         bench.pass(DAY).await;
         assert!(bench.calls().is_empty());
     }
-    let lost = Setup::new(|n| if n == 1 { Ok(grant(n, HOUR)) } else { failure(Class::Ambiguous) });
+    let lost = Setup::new(|n| {
+        if n == 1 {
+            Ok(grant(n, HOUR))
+        } else {
+            failure(Class::Ambiguous)
+        }
+    });
     let bench = lost.no_grace_retry().start();
     bench.until(State::Dead, Reason::OutcomeUnknown).await;
     bench.pass(DAY).await;
@@ -121,7 +176,14 @@ async fn without_permission_a_doubtful_token_is_never_sent_again() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_answer_is_asked_for_once_more_within_the_grace() {
     for class in [Class::Ambiguous, Class::Garbled] {
-        let bench = Setup::new(move |n| if n == 2 { failure(class) } else { Ok(grant(n, HOUR)) }).start();
+        let bench = Setup::new(move |n| {
+            if n == 2 {
+                failure(class)
+            } else {
+                Ok(grant(n, HOUR))
+            }
+        })
+        .start();
         bench.pass(HOUR).await;
         assert_eq!(spent(&bench)[..3], ["seed", "refresh-1", "refresh-1"]);
         assert_eq!(bench.gaps()[1], seconds(1));
@@ -131,7 +193,14 @@ async fn a_lost_answer_is_asked_for_once_more_within_the_grace() {
 
 #[tokio::test(start_paused = true)]
 async fn answers_that_stay_lost_are_asked_for_again_when_there_is_little_to_lose() {
-    let bench = Setup::new(|n| if n == 1 { Ok(grant(n, HOUR)) } else { failure(Class::Ambiguous) }).start();
+    let bench = Setup::new(|n| {
+        if n == 1 {
+            Ok(grant(n, HOUR))
+        } else {
+            failure(Class::Ambiguous)
+        }
+    })
+    .start();
     let token = bench.token().await;
     bench.credential.rejected(token.version());
     bench.until(State::Stale, Reason::IssuerUnreachable).await;
@@ -139,13 +208,22 @@ async fn answers_that_stay_lost_are_asked_for_again_when_there_is_little_to_lose
     assert_eq!(bench.calls().len(), 3, "the call and its repetition");
     bench.pass(HOUR).await;
     bench.until(State::Expired, Reason::IssuerUnreachable).await;
-    assert!(bench.calls().len() > 10, "with nothing to lose it is tried again");
+    assert!(
+        bench.calls().len() > 10,
+        "with nothing to lose it is tried again"
+    );
     assert!(bench.gaps()[1..].iter().all(|gap| *gap >= seconds(1)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_is_lost_by_a_timeout_is_not_repeated_too_late() {
-    let lost = Setup::new(|n| if n == 1 { Ok(grant(n, HOUR)) } else { failure(Class::Ambiguous) });
+    let lost = Setup::new(|n| {
+        if n == 1 {
+            Ok(grant(n, HOUR))
+        } else {
+            failure(Class::Ambiguous)
+        }
+    });
     let bench = lost.latency(seconds(10)).start();
     let token = bench.token().await;
     bench.credential.rejected(token.version());
@@ -155,17 +233,31 @@ async fn an_answer_that_is_lost_by_a_timeout_is_not_repeated_too_late() {
 
 #[tokio::test(start_paused = true)]
 async fn an_issuer_that_is_away_after_a_crash_does_not_settle_the_doubt() {
-    let away = |n| if n == 1 { failure(Class::Unreachable) } else { Ok(grant(n + 100, HOUR)) };
+    let away = |n| {
+        if n == 1 {
+            failure(Class::Unreachable)
+        } else {
+            Ok(grant(n + 100, HOUR))
+        }
+    };
     let bench = killed(seconds(4), Setup::new(away)).await;
     bench.pass(seconds(1)).await;
     assert_eq!(bench.calls().len(), 1);
     bench.pass(seconds(60)).await;
-    assert_eq!((bench.calls().len(), bench.stored().intents.len()), (1, 1), "the first attempt may have spent it");
+    assert_eq!(
+        (bench.calls().len(), bench.stored().intents.len()),
+        (1, 1),
+        "the first attempt may have spent it"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_repetition_is_not_repeated_after_another_crash() {
-    let bench = killed(seconds(2), Setup::new(|n| Ok(grant(n, HOUR))).latency(seconds(5))).await;
+    let bench = killed(
+        seconds(2),
+        Setup::new(|n| Ok(grant(n, HOUR))).latency(seconds(5)),
+    )
+    .await;
     bench.pass(Duration::from_millis(100)).await;
     assert_eq!(bench.calls().len(), 1);
     let bench = bench.crash(Setup::new(|n| Ok(grant(n, HOUR)))).await;

@@ -52,7 +52,13 @@ fn lifetime() -> impl Strategy<Value = Duration> {
 
 fn step() -> impl Strategy<Value = Step> {
     let wait = || (0..12_000_u64).prop_map(Duration::from_millis);
-    let verdict = || prop_oneof![Just(Verdict::Accepted), Just(Verdict::Rejected), Just(Verdict::Unknown)];
+    let verdict = || {
+        prop_oneof![
+            Just(Verdict::Accepted),
+            Just(Verdict::Rejected),
+            Just(Verdict::Unknown)
+        ]
+    };
     prop_oneof![
         8 => time().prop_map(Step::Pass),
         3 => (0..3_u64).prop_map(|n| Step::PassToExpiry(Duration::from_millis(n))),
@@ -104,21 +110,42 @@ impl Run {
         std::fs::write(folder.path().join("seed"), "seed-0").expect("written");
         let world = World::new(answers);
         let (credential, stop, task) = start(&world, folder.path());
-        Self { world, folder, seeds: 0, credential, stop, task, waiters: Vec::new() }
+        Self {
+            world,
+            folder,
+            seeds: 0,
+            credential,
+            stop,
+            task,
+            waiters: Vec::new(),
+        }
     }
 
     async fn step(&mut self, step: Step) {
         match step {
             Step::Pass(time) => self.pass(time).await,
             Step::PassToExpiry(more) => {
-                let expiry = self.credential.token().as_ref().map(|token| token.expires_at());
-                let left = expiry.map_or(Duration::ZERO, |at| at.saturating_since(self.world.clock.now()));
+                let expiry = self
+                    .credential
+                    .token()
+                    .as_ref()
+                    .map(|token| token.expires_at());
+                let left = expiry.map_or(Duration::ZERO, |at| {
+                    at.saturating_since(self.world.clock.now())
+                });
                 self.pass(left + more).await;
             }
             Step::Wait(wait) => self.wait(None, wait, Verdict::Accepted),
             Step::Reject(wait, verdict) => self.reject(wait, verdict),
             Step::JumpWall(is_forwards, by) => {
-                self.world.clock.jump_wall(if is_forwards { Jump::Forwards } else { Jump::Backwards }, by);
+                self.world.clock.jump_wall(
+                    if is_forwards {
+                        Jump::Forwards
+                    } else {
+                        Jump::Backwards
+                    },
+                    by,
+                );
             }
             Step::Suspend(time) => self.world.clock.suspend(time),
             Step::NewClientSecret => self.world.change_client_secret(),
@@ -137,22 +164,39 @@ impl Run {
 
     async fn pass(&self, time: Duration) {
         for _ in 0..4 {
-            self.world.clock.sleep_until(self.world.clock.now() + time / 4).await;
+            self.world
+                .clock
+                .sleep_until(self.world.clock.now() + time / 4)
+                .await;
             self.world.observe(&self.credential);
         }
     }
 
     fn configure_seed(&mut self) {
         self.seeds += 1;
-        std::fs::write(self.folder.path().join("seed"), format!("seed-{}", self.seeds)).expect("written");
+        std::fs::write(
+            self.folder.path().join("seed"),
+            format!("seed-{}", self.seeds),
+        )
+        .expect("written");
         self.credential.reload();
     }
 
     fn reject(&mut self, wait: Duration, verdict: Verdict) {
         let now = self.world.clock.now();
-        let Some(token) = self.credential.token().as_ref().filter(|token| token.usable(now)).cloned() else { return };
+        let Some(token) = self
+            .credential
+            .token()
+            .as_ref()
+            .filter(|token| token.usable(now))
+            .cloned()
+        else {
+            return;
+        };
         match self.credential.rejected(token.version()) {
-            Rejection::Newer(newer) => self.world.violated(&format!("{:?} is the newest", newer.version())),
+            Rejection::Newer(newer) => self
+                .world
+                .violated(&format!("{:?} is the newest", newer.version())),
             Rejection::Refreshing => self.wait(Some(token), wait, verdict),
             Rejection::Futile => {}
         }
@@ -163,10 +207,13 @@ impl Run {
         self.waiters.push(tokio::spawn(async move {
             let version = rejected.map(|token| token.version());
             let answer = credential.newer_than(version, wait);
-            let Ok(answer) = tokio::time::timeout(wait + Duration::from_millis(2), answer).await else {
+            let Ok(answer) = tokio::time::timeout(wait + Duration::from_millis(2), answer).await
+            else {
                 return world.violated("a waiter got no answer by its deadline");
             };
-            let Some(token) = answer else { return world.observe_none(&credential, version) };
+            let Some(token) = answer else {
+                return world.observe_none(&credential, version);
+            };
             world.observe_handed_out(&token, version);
             match verdict {
                 Verdict::Accepted => token.replay_accepted(),
@@ -180,12 +227,20 @@ impl Run {
         self.world.let_answers_arrive().await;
         if is_orderly {
             let (unused, _) = oneshot::channel();
-            std::mem::replace(&mut self.stop, unused).send(()).expect("it listens");
+            std::mem::replace(&mut self.stop, unused)
+                .send(())
+                .expect("it listens");
             let end = tokio::time::timeout(seconds(11), &mut self.task).await;
-            end.expect("it ends with its call").expect("without a panic");
+            end.expect("it ends with its call")
+                .expect("without a panic");
         } else {
             self.task.abort();
-            assert!((&mut self.task).await.is_err_and(|error| error.is_cancelled()), "it panicked");
+            assert!(
+                (&mut self.task)
+                    .await
+                    .is_err_and(|error| error.is_cancelled()),
+                "it panicked"
+            );
         }
         self.world.observe_end(is_orderly);
         let (credential, stop, task) = start(&self.world, self.folder.path());
@@ -200,7 +255,8 @@ impl Run {
             self.pass(RECOVERY).await;
         }
         if self.world.usable(&self.credential).is_none() {
-            self.world.violated(&format!("no way back: {:?}", self.credential.snapshot()));
+            self.world
+                .violated(&format!("no way back: {:?}", self.credential.snapshot()));
         }
         for waiter in self.waiters.drain(..) {
             waiter.await.expect("without a panic");
@@ -209,7 +265,10 @@ impl Run {
     }
 }
 
-fn start(world: &Arc<World>, folder: &std::path::Path) -> (Credential, oneshot::Sender<()>, JoinHandle<()>) {
+fn start(
+    world: &Arc<World>,
+    folder: &std::path::Path,
+) -> (Credential, oneshot::Sender<()>, JoinHandle<()>) {
     let (issuer, store, record) = world.boot();
     let seed = Secret::from_file(folder.join("seed")).expect("readable");
     let config = testing::config(Some(seed));

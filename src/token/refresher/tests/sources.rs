@@ -4,12 +4,17 @@ use super::*;
 
 #[tokio::test(start_paused = true)]
 async fn first_tokens_begin_a_chain_when_there_is_no_refresh_token() {
-    let bench =
-        Setup::new(|n| Ok(grant(n, HOUR))).no_refresh_token().first_tokens(|n| Ok(grant(n + 200, HOUR))).start();
+    let bench = Setup::new(|n| Ok(grant(n, HOUR)))
+        .no_refresh_token()
+        .first_tokens(|n| Ok(grant(n + 200, HOUR)))
+        .start();
     bench.token().await;
     bench.until(State::Fresh, Reason::Ok).await;
     bench.pass(HOUR).await;
-    assert_eq!((bench.first_calls().len(), bench.calls()[0].spent.as_str()), (1, "refresh-201"));
+    assert_eq!(
+        (bench.first_calls().len(), bench.calls()[0].spent.as_str()),
+        (1, "refresh-201")
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -19,7 +24,14 @@ async fn first_tokens_take_over_when_the_refresh_token_is_refused() {
         .first_tokens(|n| Ok(grant(n + 200, HOUR)))
         .start();
     let mut statuses = bench.credential.subscribe();
-    assert!(bench.credential.newer_than(None, seconds(3)).await.is_some(), "those who wait get it");
+    assert!(
+        bench
+            .credential
+            .newer_than(None, seconds(3))
+            .await
+            .is_some(),
+        "those who wait get it"
+    );
     assert_ne!(statuses.borrow_and_update().state, State::Dead);
     assert_eq!((bench.calls().len(), bench.first_calls().len()), (1, 1));
 }
@@ -27,12 +39,26 @@ async fn first_tokens_take_over_when_the_refresh_token_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn refused_first_tokens_are_asked_for_once_a_minute() {
     for class in [Class::RefreshTokenRefused, Class::ClientRefused] {
-        let answer = move |n| if n <= 5 { failure(class) } else { Ok(grant(n, HOUR)) };
-        let bench = Setup::new(|n| Ok(grant(n, HOUR))).no_refresh_token().first_tokens(answer).start();
+        let answer = move |n| {
+            if n <= 5 {
+                failure(class)
+            } else {
+                Ok(grant(n, HOUR))
+            }
+        };
+        let bench = Setup::new(|n| Ok(grant(n, HOUR)))
+            .no_refresh_token()
+            .first_tokens(answer)
+            .start();
         bench.until(State::Dead, class.into()).await;
         bench.until(State::Fresh, Reason::Ok).await;
         let calls = bench.first_calls();
-        assert!(calls.windows(2).all(|pair| pair[1].at.saturating_since(pair[0].at) >= seconds(60)), "{calls:?}");
+        assert!(
+            calls
+                .windows(2)
+                .all(|pair| pair[1].at.saturating_since(pair[0].at) >= seconds(60)),
+            "{calls:?}"
+        );
         assert_eq!(calls.len(), 6);
     }
 }
@@ -42,19 +68,36 @@ async fn a_new_seed_that_is_refused_leaves_the_old_chain_in_place() {
     let log = bench::Log::capture();
     let bench = Setup::new(|n| Ok(grant(n, HOUR))).start();
     let old = bench.token().await;
-    let bad = |n| if n == 1 { failure(Class::RefreshTokenRefused) } else { Ok(grant(n + 100, HOUR)) };
-    let bench = bench.restart(Setup::new(bad).refresh_token("bad seed")).await;
+    let bad = |n| {
+        if n == 1 {
+            failure(Class::RefreshTokenRefused)
+        } else {
+            Ok(grant(n + 100, HOUR))
+        }
+    };
+    let bench = bench
+        .restart(Setup::new(bad).refresh_token("bad seed"))
+        .await;
     bench.pass(seconds(60)).await;
     let snapshot = bench.credential.snapshot();
-    assert_eq!((snapshot.state, snapshot.reason, snapshot.seed_refused), (State::Fresh, Reason::Ok, true));
+    assert_eq!(
+        (snapshot.state, snapshot.reason, snapshot.seed_refused),
+        (State::Fresh, Reason::Ok, true)
+    );
     assert_eq!(log.lines("refused the newly configured refresh token"), 1);
     assert_eq!(bench.usable().expect("a token").version(), old.version());
     bench.pass(HOUR).await;
     let spent: Vec<_> = bench.calls().into_iter().map(|call| call.spent).collect();
     assert_eq!(spent, ["bad seed", "refresh-1"]);
-    assert_eq!(bench.stored().epoch, old.version().epoch(), "the same chain");
+    assert_eq!(
+        bench.stored().epoch,
+        old.version().epoch(),
+        "the same chain"
+    );
     // Not after a restart either.
-    let bench = bench.restart(Setup::new(|n| Ok(grant(n + 200, HOUR))).refresh_token("bad seed")).await;
+    let bench = bench
+        .restart(Setup::new(|n| Ok(grant(n + 200, HOUR))).refresh_token("bad seed"))
+        .await;
     bench.pass(HOUR).await;
     assert!(bench.calls().iter().all(|call| call.spent != "bad seed"));
 }
@@ -62,7 +105,13 @@ async fn a_new_seed_that_is_refused_leaves_the_old_chain_in_place() {
 /// A credential that is dead because of the refresh token in this file; any other is good.
 async fn dead(file: &std::path::Path) -> Bench {
     std::fs::write(file, "bad").expect("written");
-    let answer = |n| if n == 1 { failure(Class::RefreshTokenRefused) } else { Ok(grant(n, HOUR)) };
+    let answer = |n| {
+        if n == 1 {
+            failure(Class::RefreshTokenRefused)
+        } else {
+            Ok(grant(n, HOUR))
+        }
+    };
     let bench = Setup::new(answer).refresh_token_file(file).start();
     bench.until(State::Dead, Reason::RefreshTokenRefused).await;
     bench
@@ -77,7 +126,10 @@ async fn a_new_refresh_token_in_its_file_revives_a_dead_credential() {
     for contents in ["bad\n", ""] {
         std::fs::write(&file, contents).expect("written");
         bench.credential.reload();
-        assert_eq!(bench.credential.refresh_now(), Err(RefreshRefused::NoCredential));
+        assert_eq!(
+            bench.credential.refresh_now(),
+            Err(RefreshRefused::NoCredential)
+        );
         bench.pass(HOUR).await;
         assert_eq!(bench.calls().len(), 1);
     }
@@ -92,7 +144,12 @@ async fn a_new_refresh_token_in_its_file_revives_a_dead_credential() {
     std::fs::write(&file, "good").expect("written");
     bench.credential.reload();
     bench.pass(HOUR).await;
-    let again: Vec<_> = bench.calls().into_iter().skip(2).map(|call| call.spent).collect();
+    let again: Vec<_> = bench
+        .calls()
+        .into_iter()
+        .skip(2)
+        .map(|call| call.spent)
+        .collect();
     assert_eq!(again, ["refresh-2", "refresh-3"]);
 }
 
@@ -115,7 +172,10 @@ async fn tokens_that_another_process_stores_revive_a_dead_credential() {
     bench.put(logged_in.stored());
     bench.credential.reload();
     bench.until(State::Fresh, Reason::Ok).await;
-    assert_eq!(bench.usable().expect("a token").header(), logged_in.usable().expect("a token").header());
+    assert_eq!(
+        bench.usable().expect("a token").header(),
+        logged_in.usable().expect("a token").header()
+    );
     assert_eq!(bench.calls().len(), 1);
 }
 
@@ -144,7 +204,11 @@ async fn a_refused_client_is_probed_once_a_minute_whoever_asks() {
         let _ = bench.credential.refresh_now();
         bench.pass(seconds(1)).await;
     }
-    assert!(bench.gaps().iter().all(|gap| *gap >= seconds(60)), "{:?}", bench.gaps());
+    assert!(
+        bench.gaps().iter().all(|gap| *gap >= seconds(60)),
+        "{:?}",
+        bench.gaps()
+    );
     assert!(bench.calls().len() >= 10);
 }
 
@@ -152,12 +216,20 @@ async fn a_refused_client_is_probed_once_a_minute_whoever_asks() {
 async fn processes_that_share_a_state_file_spend_each_token_once() {
     let issuer = |n| move |m| Ok(grant(n + m, HOUR));
     let first = Setup::new(issuer(0)).latency(seconds(2)).start();
-    let second = Setup::new(issuer(100_000)).latency(seconds(2)).beside(&first).start();
+    let second = Setup::new(issuer(100_000))
+        .latency(seconds(2))
+        .beside(&first)
+        .start();
     let (one, other) = (first.token().await, second.token().await);
     assert_eq!(one.version(), other.version());
     assert_eq!(one.header(), other.header());
     first.pass(10 * DAY).await;
-    let mut spent: Vec<_> = first.calls().into_iter().chain(second.calls()).map(|call| call.spent).collect();
+    let mut spent: Vec<_> = first
+        .calls()
+        .into_iter()
+        .chain(second.calls())
+        .map(|call| call.spent)
+        .collect();
     let calls = spent.len();
     assert!(calls > 200 && calls < 350, "{calls}");
     spent.sort();
@@ -173,7 +245,12 @@ async fn a_lock_is_waited_for_and_what_was_stored_meanwhile_is_adopted() {
     let mut newer = bench.stored();
     let mut access = newer.access.clone().expect("there");
     access.token = Secret::new("theirs");
-    newer.advance(Some(Secret::new("their refresh token")), None, access, Origin::Chain);
+    newer.advance(
+        Some(Secret::new("their refresh token")),
+        None,
+        access,
+        Origin::Chain,
+    );
     bench.pass(seconds(60)).await;
     bench.hold_lock(true);
     bench.credential.rejected(token.version());
@@ -181,9 +258,19 @@ async fn a_lock_is_waited_for_and_what_was_stored_meanwhile_is_adopted() {
     assert_eq!(bench.calls().len(), 1);
     bench.put(newer);
     bench.hold_lock(false);
-    let adopted = bench.credential.newer_than(Some(token.version()), seconds(10)).await.expect("a newer token");
+    let adopted = bench
+        .credential
+        .newer_than(Some(token.version()), seconds(10))
+        .await
+        .expect("a newer token");
     assert_eq!(adopted.header().as_bytes(), b"Bearer theirs");
-    assert_eq!((bench.calls().len(), log.lines("another process stored newer tokens")), (1, 1));
+    assert_eq!(
+        (
+            bench.calls().len(),
+            log.lines("another process stored newer tokens")
+        ),
+        (1, 1)
+    );
     bench.pass(HOUR).await;
     assert_eq!(bench.calls()[1].spent, "their refresh token");
 }
@@ -202,12 +289,25 @@ async fn shutdown_does_not_wait_for_a_lock() {
 
 #[tokio::test(start_paused = true)]
 async fn the_lock_is_held_until_the_newest_tokens_are_stored() {
-    let full = |n| if (2..5).contains(&n) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) };
-    let first = Setup::new(|n| Ok(grant(n, HOUR))).store(|_| Duration::ZERO, full).start();
+    let full = |n| {
+        if (2..5).contains(&n) {
+            Err(io::ErrorKind::StorageFull.into())
+        } else {
+            Ok(())
+        }
+    };
+    let first = Setup::new(|n| Ok(grant(n, HOUR)))
+        .store(|_| Duration::ZERO, full)
+        .start();
     first.token().await;
-    let second = Setup::new(|n| Ok(grant(n + 200, HOUR))).beside(&first).start();
+    let second = Setup::new(|n| Ok(grant(n + 200, HOUR)))
+        .beside(&first)
+        .start();
     second.token().await;
-    assert!(second.calls().is_empty(), "it would have spent the seed again");
+    assert!(
+        second.calls().is_empty(),
+        "it would have spent the seed again"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -224,23 +324,42 @@ async fn a_backup_is_not_taken_for_news() {
 #[tokio::test(start_paused = true)]
 async fn the_age_of_a_refresh_token_is_told_and_warned_of() {
     let log = bench::Log::capture();
-    let untold = |n| Ok(Grant { refresh_token: None, refresh_lifetime: None, ..grant(n, HOUR) });
+    let untold = |n| {
+        Ok(Grant {
+            refresh_token: None,
+            refresh_lifetime: None,
+            ..grant(n, HOUR)
+        })
+    };
     let bench = Setup::new(untold).start();
     bench.token().await;
-    let expiry = bench.credential.snapshot().refresh_token_expires_at.expect("told");
+    let expiry = bench
+        .credential
+        .snapshot()
+        .refresh_token_expires_at
+        .expect("told");
     assert_eq!(expiry, bench.clock.wall() + 30 * DAY);
     for (days, warnings) in [(22, 0), (2, 1), (2, 1), (2, 2), (1, 2), (1, 3)] {
         bench.pass(days * DAY).await;
         assert_eq!(log.lines("expires soon"), warnings, "{}", log.text());
     }
-    assert_eq!(bench.credential.snapshot().refresh_token_expires_at, Some(expiry), "the token is the same");
+    assert_eq!(
+        bench.credential.snapshot().refresh_token_expires_at,
+        Some(expiry),
+        "the token is the same"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn another_processs_refresh_under_way_is_no_reason_to_give_up() {
-    let slow = Setup::new(|n| Ok(grant(n, HOUR))).latency(seconds(8)).start();
+    let slow = Setup::new(|n| Ok(grant(n, HOUR)))
+        .latency(seconds(8))
+        .start();
     slow.pass(seconds(1)).await;
-    let bench = Setup::new(|n| Ok(grant(n + 200, HOUR))).no_grace_retry().beside(&slow).start();
+    let bench = Setup::new(|n| Ok(grant(n + 200, HOUR)))
+        .no_grace_retry()
+        .beside(&slow)
+        .start();
     bench.until(State::Fresh, Reason::Ok).await;
     assert!(bench.calls().is_empty() && slow.calls().len() == 1);
 

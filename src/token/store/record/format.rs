@@ -29,7 +29,9 @@ impl Record {
             lifetime_ms: access.map(|access| millis(access.lifetime)),
             obtained_at_ms: access.map(|access| to_millis(access.obtained_at)),
             expires_at_ms: access.map(|access| to_millis(access.obtained_at + access.lifetime)),
-            boot_id: access.and_then(|access| access.boot.as_ref()).map(|(id, _)| id.clone()),
+            boot_id: access
+                .and_then(|access| access.boot.as_ref())
+                .map(|(id, _)| id.clone()),
             expires_at_boot_ms: access
                 .and_then(|access| access.boot.as_ref())
                 .map(|(_, expires_at)| millis(expires_at.elapsed_since_boot())),
@@ -37,8 +39,8 @@ impl Record {
             intents: self.intents.clone(),
         };
         // A vector that grows leaves unwiped copies behind, so it gets room for the worst: every byte escaped.
-        let secrets =
-            format.access_token.as_ref().map_or(0, String::len) + format.refresh_token.as_ref().map_or(0, String::len);
+        let secrets = format.access_token.as_ref().map_or(0, String::len)
+            + format.refresh_token.as_ref().map_or(0, String::len);
         let others = 80 * self.adopted.len() + 512 * self.intents.len() + 1024;
         let mut json = Zeroizing::new(Vec::with_capacity(6 * secrets + others));
         serde_json::to_writer_pretty(&mut *json, &format)?;
@@ -55,18 +57,29 @@ impl Record {
         }
         // The parser's own words may quote a value: its place must do.
         let garbled = |error: serde_json::Error| {
-            format!("line {}, column {}: this is not a state file of this program", error.line(), error.column())
+            format!(
+                "line {}, column {}: this is not a state file of this program",
+                error.line(),
+                error.column()
+            )
         };
         let head: Head = serde_json::from_slice(json).map_err(garbled)?;
         if head.format != FORMAT {
-            return Err(format!("its format {} is not known to this version of the program", head.format));
+            return Err(format!(
+                "its format {} is not known to this version of the program",
+                head.format
+            ));
         }
         let mut format: Format = serde_json::from_slice(json).map_err(garbled)?;
         let access = format.take_access()?;
         Ok(Self {
             epoch: format.epoch,
             generation: format.generation,
-            refresh_token: format.refresh_token.take().filter(|token| !token.is_empty()).map(Secret::new),
+            refresh_token: format
+                .refresh_token
+                .take()
+                .filter(|token| !token.is_empty())
+                .map(Secret::new),
             refresh_token_expires_at: format.refresh_token_expires_at_ms.and_then(from_millis),
             refresh_token_since: format.refresh_token_since_ms.and_then(from_millis),
             access,
@@ -103,17 +116,26 @@ struct Format {
 impl Format {
     /// An access token of unknown age is worth nothing: `None`.
     fn take_access(&mut self) -> Result<Option<Access>, String> {
-        let (Some(token), Some(lifetime), Some(obtained_at)) =
-            (self.access_token.take().map(Secret::new), self.lifetime_ms, self.obtained_at_ms.and_then(from_millis))
-        else {
+        let (Some(token), Some(lifetime), Some(obtained_at)) = (
+            self.access_token.take().map(Secret::new),
+            self.lifetime_ms,
+            self.obtained_at_ms.and_then(from_millis),
+        ) else {
             return Ok(None);
         };
         if !is_legal_bearer(token.expose()) {
             return Err("its access token has characters that no header may carry".to_owned());
         }
-        let boot_expiry = self.expires_at_boot_ms.map(|at| Moment::since_boot(Duration::from_millis(at)));
+        let boot_expiry = self
+            .expires_at_boot_ms
+            .map(|at| Moment::since_boot(Duration::from_millis(at)));
         let boot = self.boot_id.take().zip(boot_expiry);
-        Ok(Some(Access { token, lifetime: Duration::from_millis(lifetime), obtained_at, boot }))
+        Ok(Some(Access {
+            token,
+            lifetime: Duration::from_millis(lifetime),
+            obtained_at,
+            boot,
+        }))
     }
 }
 

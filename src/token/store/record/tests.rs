@@ -14,7 +14,9 @@ fn record(clock: &dyn Clock) -> Record {
             token: Secret::new("abc"),
             lifetime: HOUR,
             obtained_at: clock.wall(),
-            boot: clock.boot_id().map(|id| (id.to_owned(), clock.now() + HOUR)),
+            boot: clock
+                .boot_id()
+                .map(|id| (id.to_owned(), clock.now() + HOUR)),
         }),
         adopted: Vec::new(),
         intents: Vec::new(),
@@ -62,7 +64,10 @@ fn serialising_never_reallocates() {
     assert_eq!(record.adopted.len(), ADOPTED_LIMIT);
     assert!(json.len() > 6 * 16 * 1024);
     // A vector that had grown would have doubled its capacity.
-    assert_eq!(json.capacity(), 6 * (16 * 1024 + 3) + 80 * ADOPTED_LIMIT + 512 * INTENTS_LIMIT + 1024);
+    assert_eq!(
+        json.capacity(),
+        6 * (16 * 1024 + 3) + 80 * ADOPTED_LIMIT + 512 * INTENTS_LIMIT + 1024
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -73,7 +78,11 @@ async fn an_intent_knows_its_age_over_a_restart_and_counts_its_attempts() {
     let later = machine(Some("a"), HOUR + second, Duration::ZERO);
     record.intend("x", &later);
     let intent = reread(&record).intent("x").expect("kept").clone();
-    assert_eq!((intent.attempts, intent.age(&later)), (2, Some(second)), "of the first attempt, by the boot clock");
+    assert_eq!(
+        (intent.attempts, intent.age(&later)),
+        (2, Some(second)),
+        "of the first attempt, by the boot clock"
+    );
     let rebooted = |calendar| intent.age(&machine(Some("b"), second, calendar));
     assert_eq!(rebooted(49 * HOUR), Some(HOUR));
     assert_eq!(rebooted(47 * HOUR), None, "a calendar that went back");
@@ -83,7 +92,10 @@ async fn an_intent_knows_its_age_over_a_restart_and_counts_its_attempts() {
 async fn the_chains_own_doubt_outlives_those_of_configured_tokens() {
     let clock = Simulated::new();
     let chain = fingerprint(&Secret::new("chain"));
-    let mut record = Record { refresh_token: Some(Secret::new("chain")), ..Record::default() };
+    let mut record = Record {
+        refresh_token: Some(Secret::new("chain")),
+        ..Record::default()
+    };
     record.intend(&chain, &clock);
     for n in 0..2 * INTENTS_LIMIT {
         record.intend(&n.to_string(), &clock);
@@ -95,17 +107,31 @@ async fn the_chains_own_doubt_outlives_those_of_configured_tokens() {
 #[tokio::test(start_paused = true)]
 async fn new_tokens_settle_the_doubt_about_their_own_chain_alone() {
     let clock = Simulated::new();
-    let access = || Access { token: Secret::new("a"), lifetime: HOUR, obtained_at: clock.wall(), boot: None };
-    let seed = |name: &str| Seed { token: Secret::new(name), fingerprint: fingerprint(&Secret::new(name)) };
+    let access = || Access {
+        token: Secret::new("a"),
+        lifetime: HOUR,
+        obtained_at: clock.wall(),
+        boot: None,
+    };
+    let seed = |name: &str| Seed {
+        token: Secret::new(name),
+        fingerprint: fingerprint(&Secret::new(name)),
+    };
     for origin in [Origin::Chain, Origin::Seed(seed("b")), Origin::First] {
-        let mut record = Record { refresh_token: Some(Secret::new("chain")), ..Record::default() };
+        let mut record = Record {
+            refresh_token: Some(Secret::new("chain")),
+            ..Record::default()
+        };
         for token in ["chain", "a", "b"] {
             record.intend(&seed(token).fingerprint, &clock);
         }
         let is_seed = matches!(origin, Origin::Seed(_));
         record.advance(Some(Secret::new("next")), None, access(), origin);
         assert!(record.intent(&seed("chain").fingerprint).is_none());
-        assert!(record.intent(&seed("a").fingerprint).is_some(), "a rolled-back configuration may bring it back");
+        assert!(
+            record.intent(&seed("a").fingerprint).is_some(),
+            "a rolled-back configuration may bring it back"
+        );
         assert_eq!(record.intent(&seed("b").fingerprint).is_none(), is_seed);
     }
 }
@@ -113,9 +139,17 @@ async fn new_tokens_settle_the_doubt_about_their_own_chain_alone() {
 #[test]
 fn a_refresh_token_is_as_old_as_its_last_change() {
     let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-    let access = |obtained_at| Access { token: Secret::new("a"), lifetime: HOUR, obtained_at, boot: None };
+    let access = |obtained_at| Access {
+        token: Secret::new("a"),
+        lifetime: HOUR,
+        obtained_at,
+        boot: None,
+    };
     let mut record = Record::default();
-    let seed = Seed { token: Secret::new("r"), fingerprint: fingerprint(&Secret::new("r")) };
+    let seed = Seed {
+        token: Secret::new("r"),
+        fingerprint: fingerprint(&Secret::new("r")),
+    };
     record.advance(None, None, access(at(10)), Origin::Seed(seed));
     assert_eq!(record.refresh_token_expiry(HOUR), Some(at(3610)));
     for same in [None, Some(Secret::new("r"))] {
@@ -125,24 +159,41 @@ fn a_refresh_token_is_as_old_as_its_last_change() {
     record.advance(Some(Secret::new("s")), None, access(at(30)), Origin::Chain);
     assert_eq!(record.refresh_token_expiry(HOUR), Some(at(3630)));
     record.advance(None, Some(2 * HOUR), access(at(40)), Origin::Chain);
-    assert_eq!(record.refresh_token_expiry(HOUR), Some(at(7240)), "the issuer knows better");
+    assert_eq!(
+        record.refresh_token_expiry(HOUR),
+        Some(at(7240)),
+        "the issuer knows better"
+    );
     record.advance(None, None, access(at(50)), Origin::First);
-    assert!(record.refresh_token.is_none(), "a new chain takes nothing over");
+    assert!(
+        record.refresh_token.is_none(),
+        "a new chain takes nothing over"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn in_the_same_boot_the_calendar_does_not_matter() {
-    let access = record(&machine(Some("a"), HOUR, 48 * HOUR)).access.expect("there");
+    let access = record(&machine(Some("a"), HOUR, 48 * HOUR))
+        .access
+        .expect("there");
     for calendar in [Duration::ZERO, 48 * HOUR, 96 * HOUR] {
         let clock = machine(Some("a"), HOUR + HOUR / 4, calendar);
         let expiry = access.expiry(&clock);
-        assert_eq!(expiry, Expiry { at: Moment::since_boot(2 * HOUR), is_certain: true });
+        assert_eq!(
+            expiry,
+            Expiry {
+                at: Moment::since_boot(2 * HOUR),
+                is_certain: true
+            }
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn after_another_boot_the_smaller_of_remainder_and_lifetime_counts() {
-    let access = record(&machine(Some("a"), HOUR, 48 * HOUR)).access.expect("there");
+    let access = record(&machine(Some("a"), HOUR, 48 * HOUR))
+        .access
+        .expect("there");
     for boot in [Some("b"), None] {
         let left = |calendar| {
             let clock = machine(boot, Duration::from_secs(10), calendar);
@@ -151,13 +202,19 @@ async fn after_another_boot_the_smaller_of_remainder_and_lifetime_counts() {
         };
         assert_eq!(left(48 * HOUR + HOUR / 4), (HOUR / 4 * 3, true));
         assert_eq!(left(96 * HOUR), (Duration::ZERO, true));
-        assert_eq!(left(Duration::ZERO), (HOUR, false), "a calendar that went back");
+        assert_eq!(
+            left(Duration::ZERO),
+            (HOUR, false),
+            "a calendar that went back"
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_moment_of_another_time_namespace_is_not_believed() {
-    let access = record(&machine(Some("a"), 1000 * HOUR, 48 * HOUR)).access.expect("there");
+    let access = record(&machine(Some("a"), 1000 * HOUR, 48 * HOUR))
+        .access
+        .expect("there");
     let clock = machine(Some("a"), HOUR, 48 * HOUR + HOUR / 2);
     assert_eq!(access.expiry(&clock).at, clock.now() + HOUR / 2);
 }
@@ -171,7 +228,9 @@ fn the_least_state_file_holds_a_refresh_token() {
 
 #[test]
 fn an_access_token_of_unknown_age_is_dropped() {
-    let record = Record::from_json(br#"{"format": 1, "refresh_token": "r", "access_token": "a", "lifetime_ms": 1}"#);
+    let record = Record::from_json(
+        br#"{"format": 1, "refresh_token": "r", "access_token": "a", "lifetime_ms": 1}"#,
+    );
     assert!(record.expect("readable").access.is_none());
 }
 
@@ -179,7 +238,10 @@ fn an_access_token_of_unknown_age_is_dropped() {
 fn mistakes_are_placed_and_never_quoted() {
     for (json, says) in [
         ("", "line 1, column 0"),
-        ("{\"format\": 1,\n \"generation\": \"s3cret\"}", "line 2, column 23"),
+        (
+            "{\"format\": 1,\n \"generation\": \"s3cret\"}",
+            "line 2, column 23",
+        ),
         ("{\"format\": 2, \"refresh_token\": \"s3cret\"}", "format 2"),
         ("{\"refresh_token\": \"s3cret\"}", "line 1"),
         (

@@ -71,8 +71,14 @@ struct Call {
 
 impl World {
     pub(super) fn new(answers: Vec<Answer>) -> Arc<Self> {
-        let facts = Facts { answers: answers.into(), ..Facts::default() };
-        Arc::new(Self { clock: Arc::new(Simulated::new()), facts: Mutex::new(facts) })
+        let facts = Facts {
+            answers: answers.into(),
+            ..Facts::default()
+        };
+        Arc::new(Self {
+            clock: Arc::new(Simulated::new()),
+            facts: Mutex::new(facts),
+        })
     }
 
     fn facts(&self) -> MutexGuard<'_, Facts> {
@@ -86,8 +92,15 @@ impl World {
         facts.last = None;
         facts.is_client_refused = false;
         facts.refused.clear();
-        let issuer = Caller { world: Arc::clone(self), process: facts.process };
-        (Box::new(issuer), Arc::new(Disk(Arc::clone(self))), facts.disk.clone().unwrap_or_default())
+        let issuer = Caller {
+            world: Arc::clone(self),
+            process: facts.process,
+        };
+        (
+            Box::new(issuer),
+            Arc::new(Disk(Arc::clone(self))),
+            facts.disk.clone().unwrap_or_default(),
+        )
     }
 
     pub(super) fn watch(&self, credential: Credential) {
@@ -113,17 +126,31 @@ impl World {
 
     /// An answer of this very moment counts as received.
     pub(super) async fn let_answers_arrive(&self) {
-        let is_now = self.facts().last.as_ref().is_some_and(|last| last.ended == self.clock.now());
+        let is_now = self
+            .facts()
+            .last
+            .as_ref()
+            .is_some_and(|last| last.ended == self.clock.now());
         if is_now {
-            self.clock.sleep_until(self.clock.now() + Duration::from_millis(1)).await;
+            self.clock
+                .sleep_until(self.clock.now() + Duration::from_millis(1))
+                .await;
         }
     }
 
     /// Somebody with the same state file spends the refresh token and stores what it got, under the lock.
     pub(super) fn refresh_in_another_process(&self, lifetime: Duration) {
         let mut facts = self.facts();
-        let (false, Some(mut record)) = (facts.is_locked, facts.disk.clone()) else { return };
-        let Some(spent) = record.refresh_token.clone().filter(|_| record.access.is_some()) else { return };
+        let (false, Some(mut record)) = (facts.is_locked, facts.disk.clone()) else {
+            return;
+        };
+        let Some(spent) = record
+            .refresh_token
+            .clone()
+            .filter(|_| record.access.is_some())
+        else {
+            return;
+        };
         let now = self.clock.now();
         facts.granted += 1;
         let n = facts.granted;
@@ -131,13 +158,23 @@ impl World {
             token: Secret::new(format!("theirs-{n}")),
             lifetime,
             obtained_at: self.clock.wall(),
-            boot: self.clock.boot_id().map(|id| (id.to_owned(), now + lifetime)),
+            boot: self
+                .clock
+                .boot_id()
+                .map(|id| (id.to_owned(), now + lifetime)),
         };
-        facts.issued.insert(format!("Bearer theirs-{n}"), (now + lifetime, lifetime));
+        facts
+            .issued
+            .insert(format!("Bearer theirs-{n}"), (now + lifetime, lifetime));
         facts.replaced.insert(spent.expose().to_owned());
         facts.doubts.remove(spent.expose());
         facts.is_client_refused = false;
-        record.advance(Some(Secret::new(format!("refresh-{n}"))), None, access, Origin::Chain);
+        record.advance(
+            Some(Secret::new(format!("refresh-{n}"))),
+            None,
+            access,
+            Origin::Chain,
+        );
         facts.disk = Some(record);
     }
 
@@ -152,7 +189,11 @@ impl World {
 
     pub(super) fn usable(&self, credential: &Credential) -> Option<Arc<Token>> {
         let now = self.clock.now();
-        credential.token().as_ref().filter(|token| token.usable(now)).cloned()
+        credential
+            .token()
+            .as_ref()
+            .filter(|token| token.usable(now))
+            .cloned()
     }
 
     /// Looks at what the data path would send now.
@@ -177,17 +218,30 @@ impl World {
 
     /// A waiter got nothing.
     pub(super) fn observe_none(&self, credential: &Credential, above: Option<Version>) {
-        let Some(token) = self.usable(credential).filter(|token| Some(token.version()) > above) else { return };
+        let Some(token) = self
+            .usable(credential)
+            .filter(|token| Some(token.version()) > above)
+        else {
+            return;
+        };
         // What comes in the very moment of the deadline, or from another process, may be missed.
         let is_theirs = token.header().as_bytes().starts_with(b"Bearer theirs");
-        let is_just_now = self.facts().last.as_ref().is_none_or(|last| last.ended == self.clock.now());
+        let is_just_now = self
+            .facts()
+            .last
+            .as_ref()
+            .is_none_or(|last| last.ended == self.clock.now());
         if !is_theirs && !is_just_now {
             self.violated("a waiter got nothing, and there was a newer token");
         }
     }
 
     fn observe_token(&self, token: &Token) {
-        let good_until = self.facts().issued.get(header(token)).map(|(until, _)| *until);
+        let good_until = self
+            .facts()
+            .issued
+            .get(header(token))
+            .map(|(until, _)| *until);
         if good_until.is_none_or(|until| until <= self.clock.now() || until < token.expires_at()) {
             self.violated(&format!(
                 "expired or unknown: {} at {:?}, {good_until:?}",
@@ -203,23 +257,41 @@ impl World {
         let mut facts = self.facts();
         let mut broken = facts.broken_by_calling(now, process);
         broken.extend(facts.broken_by_spending(now, spends));
-        facts.violations.extend(broken.iter().map(|promise| format!("{now:?}: {promise}, with {spends}")));
+        facts.violations.extend(
+            broken
+                .iter()
+                .map(|promise| format!("{now:?}: {promise}, with {spends}")),
+        );
         facts.is_in_flight = true;
         facts.doubts.entry(spends.to_owned()).or_default().push(now);
-        facts.answers.pop_front().unwrap_or(Answer { latency: Duration::ZERO, outcome: Ok((true, HOUR)) })
+        facts.answers.pop_front().unwrap_or(Answer {
+            latency: Duration::ZERO,
+            outcome: Ok((true, HOUR)),
+        })
     }
 
-    fn end(&self, at: Moment, spends: &str, outcome: &Result<(bool, Duration), Class>) -> Result<Grant, Failure> {
+    fn end(
+        &self,
+        at: Moment,
+        spends: &str,
+        outcome: &Result<(bool, Duration), Class>,
+    ) -> Result<Grant, Failure> {
         let mut facts = self.facts();
         let ended = self.clock.now();
-        facts.last = Some(Call { at, ended, failure: outcome.err() });
+        facts.last = Some(Call {
+            at,
+            ended,
+            failure: outcome.err(),
+        });
         match outcome {
             Ok((rotates, lifetime)) => {
                 facts.doubts.remove(spends);
                 facts.is_client_refused = false;
                 facts.granted += 1;
                 let n = facts.granted;
-                facts.issued.insert(format!("Bearer access-{n}"), (at + *lifetime, *lifetime));
+                facts
+                    .issued
+                    .insert(format!("Bearer access-{n}"), (at + *lifetime, *lifetime));
                 if *rotates {
                     facts.replaced.insert(spends.to_owned());
                 }
@@ -258,14 +330,19 @@ impl Facts {
         if process != self.process {
             broken.push("a call after the end of its process");
         }
-        let Some(last) = &self.last else { return broken };
+        let Some(last) = &self.last else {
+            return broken;
+        };
         let since = now.saturating_since(last.at);
         if self.is_client_refused && since < seconds(60) {
             broken.push("a refused client asked again within a minute");
         }
         match last.failure {
-            Some(Class::Throttled(wait)) if now < last.ended + wait => broken.push("a call within Retry-After"),
-            Some(Class::Throttled(_) | Class::RefreshTokenRefused | Class::ClientRefused) | None => {}
+            Some(Class::Throttled(wait)) if now < last.ended + wait => {
+                broken.push("a call within Retry-After")
+            }
+            Some(Class::Throttled(_) | Class::RefreshTokenRefused | Class::ClientRefused)
+            | None => {}
             Some(_) if since < seconds(1) => broken.push("a failed call repeated within a second"),
             Some(_) => {}
         }
@@ -280,7 +357,12 @@ impl Facts {
         if self.refused.contains(spends) {
             broken.push("a refused refresh token sent again");
         }
-        let is_allowed = match self.doubts.get(spends).map(Vec::as_slice).unwrap_or_default() {
+        let is_allowed = match self
+            .doubts
+            .get(spends)
+            .map(Vec::as_slice)
+            .unwrap_or_default()
+        {
             [] => true,
             [only] if now.saturating_since(*only) < GRACE => true,
             _ => self.has_little_to_lose(now),
@@ -293,11 +375,18 @@ impl Facts {
 
     /// The documented late retry: under a minute, or under a fifth of its life, is left of the token that serves.
     fn has_little_to_lose(&self, now: Moment) -> bool {
-        let Some(token) = self.credential.as_ref().and_then(|credential| credential.token().clone()) else {
+        let Some(token) = self
+            .credential
+            .as_ref()
+            .and_then(|credential| credential.token().clone())
+        else {
             return true;
         };
         let left = token.expires_at().saturating_since(now);
-        let lifetime = self.issued.get(header(&token)).map_or(Duration::ZERO, |(_, lifetime)| *lifetime);
+        let lifetime = self
+            .issued
+            .get(header(&token))
+            .map_or(Duration::ZERO, |(_, lifetime)| *lifetime);
         left <= seconds(60).max(lifetime / 5)
     }
 }
@@ -330,7 +419,10 @@ impl Issuer for Caller {
         Box::pin(async move {
             let (at, spends) = (self.world.clock.now(), refresh_token.expose());
             let answer = self.world.begin(self.process, spends);
-            let mut in_flight = InFlight { world: &self.world, is_answered: false };
+            let mut in_flight = InFlight {
+                world: &self.world,
+                is_answered: false,
+            };
             if !answer.latency.is_zero() {
                 self.world.clock.sleep_until(at + answer.latency).await;
             }
