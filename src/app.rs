@@ -22,7 +22,7 @@ use crate::{
     base::{clock::SharedClock, descriptors::Shares, process},
     config::Config,
     net::{
-        followed,
+        reload,
         socket::{Address, Bound},
         tls,
     },
@@ -85,7 +85,7 @@ fn greeting(
         Some(config.cert_file.clone()),
     );
     let make = move || tls::server_config(&config, proxy::ALPN);
-    Ok(Some(Arc::new(followed::Current::new(
+    Ok(Some(Arc::new(reload::Current::new(
         name,
         files,
         certificate,
@@ -114,7 +114,7 @@ pub struct App {
     proxy: Proxy,
     drain_delay: Duration,
     credential: Credential,
-    certificates: followed::Certificates,
+    certificates: reload::Certificates,
     addresses: Vec<Address>,
     admin_address: Option<Address>,
     draining: Arc<AtomicBool>,
@@ -206,7 +206,7 @@ impl App {
         let held = greetings
             .iter()
             .flatten()
-            .map(|greeting| Arc::clone(greeting) as Arc<dyn followed::Held>);
+            .map(|greeting| Arc::clone(greeting) as Arc<dyn reload::Held>);
         let held = held
             .chain(shared.iter().filter_map(upstream::Shared::held))
             .chain(refresher.held());
@@ -223,9 +223,9 @@ impl App {
         held.extend(
             admin_token
                 .iter()
-                .map(|token| Arc::<admin::Token>::clone(token) as Arc<dyn followed::Held>),
+                .map(|token| Arc::<admin::Token>::clone(token) as Arc<dyn reload::Held>),
         );
-        let (keeper, certificates) = followed::Keeper::new(held, clock);
+        let (keeper, certificates) = reload::Keeper::new(held, clock);
         let draining = Arc::new(AtomicBool::new(false));
         let admin = match config.admin.zip(admin_bound) {
             None => None,

@@ -35,7 +35,7 @@ use tokio::{
 use crate::{
     base::secret::Secret,
     net::{
-        followed,
+        reload,
         socket::{Bound, Listener as Socket},
         tls,
     },
@@ -58,7 +58,7 @@ pub struct Config {
 }
 
 /// The token as its file has it.
-pub type Token = followed::Current<Secret>;
+pub type Token = reload::Current<Secret>;
 
 /// Why the token's file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -106,7 +106,7 @@ pub struct Sources {
     /// The upstreams, in the order of the configuration.
     pub upstreams: Vec<upstream::Config>,
     /// The certificates that we show.
-    pub certificates: followed::Certificates,
+    pub certificates: reload::Certificates,
     /// Where JSON answers are searched for a code.
     pub json_pointer: String,
     /// Set when this process is about to end.
@@ -433,12 +433,12 @@ mod tests {
         for bad in ["", "two words", "two\nlines"] {
             write(bad);
             assert!(
-                followed::Held::reload(&*token).is_err() && token.load().expose() == "first",
+                reload::Held::reload(&*token).is_err() && token.load().expose() == "first",
                 "{bad:?}"
             );
         }
         write("second\n");
-        assert!(followed::Held::reload(&*token).unwrap() && token.load().expose() == "second");
+        assert!(reload::Held::reload(&*token).unwrap() && token.load().expose() == "second");
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 pub mod backoff;
 pub mod clock;
+pub(crate) mod coop;
 #[cfg(test)]
 pub(crate) mod corpus;
 pub mod counter;
@@ -12,5 +13,4 @@ pub mod process;
 pub mod secret;
 pub mod shutdown;
 pub mod ticker;
-pub(crate) mod turn;
 pub mod watch;

@@ -23,7 +23,7 @@ pub use self::limits::Rate;
 use super::{error::Error, rules::Rules};
 use crate::{
     base::{clock::SharedClock, secret::Secret},
-    net::{certificate::Names, followed, tls},
+    net::{certificate::Names, reload, tls},
 };
 
 /// One client. Everything that is set must hold for a request to be its; of `header` and `basic`, one is enough.
@@ -85,7 +85,7 @@ struct Known {
 }
 
 /// What each client must show, as the files of the keys have it.
-pub(crate) type Keys = followed::Current<Vec<Vec<Proof>>>;
+pub(crate) type Keys = reload::Current<Vec<Vec<Proof>>>;
 
 /// Why the files of keys cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -14,7 +14,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{connection::PREFACE, metrics::Metrics, monitor::Monitor};
-use crate::base::turn::Turn;
+use crate::base::coop::Turn;
 
 /// How much is heard before others have their turn.
 struct Share {

@@ -11,7 +11,7 @@ use super::{
     IssuerConfig,
     answer::{Class, Failure},
 };
-use crate::net::{followed, tls};
+use crate::net::{reload, tls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer that is read.
@@ -45,7 +45,7 @@ pub enum Error {
 /// One interface of the issuer.
 #[derive(Debug)]
 pub(super) struct Channel {
-    client: Arc<followed::Current<Client>>,
+    client: Arc<reload::Current<Client>>,
     /// Its host is `tls.server_name` if that is set.
     url: Url,
     /// What to send as `Host` when the URL's is not the issuer's own.
@@ -89,7 +89,7 @@ impl Channel {
         let files: Vec<_> = files.into_iter().flatten().collect();
         let timeout = config.timeout;
         let make = move || client(tls.as_ref(), timeout, alias.clone());
-        let client = followed::Current::new(
+        let client = reload::Current::new(
             "issuer:client".to_owned(),
             files,
             certificate.flatten(),
@@ -103,8 +103,8 @@ impl Channel {
     }
 
     /// What follows the files of `tls`. Whoever holds it reads them again when they change.
-    pub(super) fn held(&self) -> Arc<dyn followed::Held> {
-        Arc::clone(&self.client) as Arc<dyn followed::Held>
+    pub(super) fn held(&self) -> Arc<dyn reload::Held> {
+        Arc::clone(&self.client) as Arc<dyn reload::Held>
     }
 
     /// Reads the files of `tls` again. If they cannot be used, the client stays as it was.

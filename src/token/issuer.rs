@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     base::{clock::SharedClock, secret::Secret},
-    net::followed,
+    net::reload,
 };
 
 /// A boxed future, so that issuers and stores can be trait objects.
@@ -121,7 +121,7 @@ impl HttpIssuer {
     }
 
     /// What follows the files of the issuer's `tls`.
-    pub(super) fn held(&self) -> Arc<dyn followed::Held> {
+    pub(super) fn held(&self) -> Arc<dyn reload::Held> {
         self.channel.held()
     }
 

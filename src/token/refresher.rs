@@ -35,7 +35,7 @@ use crate::{
         secret::Secret,
         watch::Watch,
     },
-    net::followed::Held,
+    net::reload::Held,
 };
 
 /// Calls of a refused client are at least this far apart.

@@ -17,7 +17,7 @@ use tokio_util::either::Either;
 
 use super::{Config, Endpoint, HTTP2, Http2, Tls};
 use crate::{
-    base::turn::Turn,
+    base::coop::Turn,
     net::{
         socket::{self, Stream},
         tls::{self, said_by_tls},

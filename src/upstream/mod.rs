@@ -25,7 +25,7 @@ pub use self::{
 };
 use crate::{
     base::ticker::Ticker,
-    net::{followed, tls},
+    net::{reload, tls},
 };
 
 /// One upstream: the endpoints that serve the same files, and how to talk to them.
@@ -111,7 +111,7 @@ pub enum Host {
 #[derive(Debug, Clone)]
 pub struct Shared {
     config: Arc<Config>,
-    greetings: Option<Arc<followed::Current<Greetings>>>,
+    greetings: Option<Arc<reload::Current<Greetings>>>,
     endpoints: Vec<SharedEndpoint>,
     sockets: Arc<Sockets>,
 }
@@ -127,7 +127,7 @@ struct SharedEndpoint {
 /// How to greet, and which name to send and to verify.
 #[derive(Debug, Clone)]
 struct Tls {
-    greetings: Arc<followed::Current<Greetings>>,
+    greetings: Arc<reload::Current<Greetings>>,
     server_name: ServerName<'static>,
 }
 
@@ -211,17 +211,17 @@ impl Shared {
     }
 
     /// What follows the files of `tls`, if an endpoint needs them.
-    pub fn held(&self) -> Option<Arc<dyn followed::Held>> {
-        Some(Arc::clone(self.greetings.as_ref()?) as Arc<dyn followed::Held>)
+    pub fn held(&self) -> Option<Arc<dyn reload::Held>> {
+        Some(Arc::clone(self.greetings.as_ref()?) as Arc<dyn reload::Held>)
     }
 }
 
 impl Greetings {
-    fn following(config: &Config) -> Result<followed::Current<Self>, tls::Error> {
+    fn following(config: &Config) -> Result<reload::Current<Self>, tls::Error> {
         let name = format!("upstream:{}:client", config.name);
         let (tls, http2) = (config.tls.clone(), config.http2);
         let make = move || Self::new(&tls, http2);
-        followed::Current::new(
+        reload::Current::new(
             name,
             config.tls.files(),
             config.tls.client_cert_file.clone(),

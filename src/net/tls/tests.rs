@@ -11,7 +11,7 @@ use rustls::{
 };
 
 use super::*;
-use crate::net::followed::{Current, Held as _};
+use crate::net::reload::{Current, Held as _};
 
 struct Files {
     folder: tempfile::TempDir,

@@ -148,7 +148,7 @@ fn keys_follow_their_files_and_what_is_no_key_changes_nothing() {
         write(content);
         assert_eq!(shows("first"), "b", "nobody has read it yet");
         assert_eq!(
-            followed::Held::reload(&*clients.keys()).unwrap_or_default(),
+            reload::Held::reload(&*clients.keys()).unwrap_or_default(),
             is_taken,
             "{content:?}"
         );
@@ -159,7 +159,7 @@ fn keys_follow_their_files_and_what_is_no_key_changes_nothing() {
         ["401", "b", "a"]
     );
     std::fs::remove_file(&file).unwrap();
-    let error = followed::Held::reload(&*clients.keys()).unwrap_err();
+    let error = reload::Held::reload(&*clients.keys()).unwrap_err();
     assert!(error.contains("key") && shows("second") == "b", "{error}");
 }
 

@@ -1,6 +1,6 @@
 //! What is made of files and follows them: TLS settings, the keys of clients, the token of the admin endpoint.
 
-mod keeper;
+mod reloader;
 
 use std::{
     fmt,
@@ -11,7 +11,7 @@ use std::{
 use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
 
-pub use self::keeper::{Certificates, Keeper};
+pub use self::reloader::{Certificates, Keeper};
 use super::tls::{Error, Validity, read};
 
 /// What was made of a few files, and is made again when they have changed. What cannot be used is not taken over: a pair
