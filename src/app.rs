@@ -19,7 +19,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 
 use crate::{
     admin,
-    base::{clock::SharedClock, descriptors::Shares, process},
+    base::{clock::SharedClock, descriptors::DescriptorBudget, process},
     config::Config,
     net::{
         reload,
@@ -85,7 +85,7 @@ fn greeting(
         Some(config.cert_file.clone()),
     );
     let make = move || tls::server_config(&config, proxy::ALPN);
-    Ok(Some(Arc::new(reload::Current::new(
+    Ok(Some(Arc::new(reload::Reloadable::new(
         name,
         files,
         certificate,
@@ -94,9 +94,9 @@ fn greeting(
 }
 
 /// Lowers `proxy.max_connections` to what the limit of open files allows, and says so.
-fn share_descriptors(config: &mut proxy::Config) -> Shares {
+fn share_descriptors(config: &mut proxy::Config) -> DescriptorBudget {
     let (limit, configured) = (process::descriptor_limit(), config.limits.connections);
-    let shares = Shares::new(limit, config.workers, config.listeners.len(), configured);
+    let shares = DescriptorBudget::new(limit, config.workers, config.listeners.len(), configured);
     if shares.clients < configured {
         tracing::warn!(
             "the limit of open files, {limit}, allows {} connections from apps, fewer than proxy.max_connections \
@@ -114,12 +114,12 @@ pub struct App {
     proxy: Proxy,
     drain_delay: Duration,
     credential: Credential,
-    certificates: reload::Certificates,
+    reload: reload::ReloadHandle,
     addresses: Vec<Address>,
     admin_address: Option<Address>,
     draining: Arc<AtomicBool>,
     refresher: Task,
-    keeper: Task,
+    reloader: Task,
     admin: Option<Task>,
 }
 
@@ -203,29 +203,29 @@ impl App {
             .zip(&config.proxy.listeners)
             .map(|(bound, listener)| greeting(bound, listener.tls.as_ref()));
         let greetings = greetings.collect::<Result<Vec<_>, _>>()?;
-        let held = greetings
+        let reloadables = greetings
             .iter()
             .flatten()
-            .map(|greeting| Arc::clone(greeting) as Arc<dyn reload::Held>);
-        let held = held
-            .chain(shared.iter().filter_map(upstream::Shared::held))
-            .chain(refresher.held());
-        let mut held: Vec<_> = held.collect();
+            .map(|greeting| Arc::clone(greeting) as Arc<dyn reload::Reload>);
+        let reloadables = reloadables
+            .chain(shared.iter().filter_map(upstream::Shared::reloadable))
+            .chain(refresher.reloadable());
+        let mut reloadables: Vec<_> = reloadables.collect();
         let bound = bound.into_iter().zip(greetings).collect();
         let proxy = Proxy::start(config.proxy, bound, shared, credential.clone(), token_wait)?;
-        held.push(proxy.held());
+        reloadables.push(proxy.reloadable());
         let admin_token = config
             .admin
             .as_ref()
             .map(admin::Config::token)
             .transpose()?
             .flatten();
-        held.extend(
+        reloadables.extend(
             admin_token
                 .iter()
-                .map(|token| Arc::<admin::Token>::clone(token) as Arc<dyn reload::Held>),
+                .map(|token| Arc::<admin::Token>::clone(token) as Arc<dyn reload::Reload>),
         );
-        let (keeper, certificates) = reload::Keeper::new(held, clock);
+        let (reloader, reload) = reload::Reloader::new(reloadables, clock);
         let draining = Arc::new(AtomicBool::new(false));
         let admin = match config.admin.zip(admin_bound) {
             None => None,
@@ -234,7 +234,7 @@ impl App {
                     credential: credential.clone(),
                     workers: proxy.metrics(),
                     upstreams,
-                    certificates: certificates.clone(),
+                    reload: reload.clone(),
                     json_pointer,
                     draining: Arc::clone(&draining),
                 };
@@ -249,17 +249,17 @@ impl App {
             }
         };
         let refresher = Task::spawn(|stop| refresher.run(async { drop(stop.await) }));
-        let keeper = Task::spawn(|stop| keeper.run(async { drop(stop.await) }));
+        let reloader = Task::spawn(|stop| reloader.run(async { drop(stop.await) }));
         Ok(Self {
             proxy,
             drain_delay,
             credential,
-            certificates,
+            reload,
             addresses,
             admin_address,
             draining,
             refresher,
-            keeper,
+            reloader,
             admin,
         })
     }
@@ -267,7 +267,7 @@ impl App {
     /// Has everything read again that comes from files beside the configuration: secrets, the state file, certificates, clients' keys.
     pub fn reload_files(&self) {
         self.credential.reload();
-        self.certificates.reload();
+        self.reload.reload();
     }
 
     /// Where apps reach the proxy, with the ports that were chosen for 0.
@@ -293,7 +293,7 @@ impl App {
                 ("what keeps the token fresh", Some(&mut self.refresher)),
                 (
                     "what keeps certificates and the keys of clients up to date",
-                    Some(&mut self.keeper),
+                    Some(&mut self.reloader),
                 ),
                 ("the admin endpoint", self.admin.as_mut()),
             ];
@@ -307,7 +307,7 @@ impl App {
         .await
     }
 
-    /// Ends in order: not ready any more, a while for load balancers to notice, requests in flight, the token's keeper (a
+    /// Ends in order: not ready any more, a while for load balancers to notice, requests in flight, the token refresher (a
     /// refresh that was sent is waited for and stored), the admin endpoint last.
     pub async fn shut_down(self) {
         self.draining.store(true, Relaxed);
@@ -316,7 +316,7 @@ impl App {
         }
         self.proxy.drain().await;
         self.refresher.end().await;
-        self.keeper.end().await;
+        self.reloader.end().await;
         if let Some(admin) = self.admin {
             admin.end().await;
         }

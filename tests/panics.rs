@@ -83,7 +83,7 @@ static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 /// Counts, and still tells of a test that fails.
 fn watch() {
     let usual = panic::take_hook();
-    panics::watch();
+    panics::install_hook();
     let counting = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         counting(info);

@@ -28,7 +28,7 @@ use crate::{
 /// All numbers at this moment.
 pub(super) fn render(sources: &Sources, draining: bool) -> Response<Full<Bytes>> {
     let mut registry = Registry::default();
-    let certificates = sources.certificates.validities();
+    let certificates = sources.reload.certificates();
     let scrape = Scrape {
         credential: sources.credential.snapshot(),
         certificates: certificates

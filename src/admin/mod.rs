@@ -58,7 +58,7 @@ pub struct Config {
 }
 
 /// The token as its file has it.
-pub type Token = reload::Current<Secret>;
+pub type Token = reload::Reloadable<Secret>;
 
 /// Why the token's file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -106,7 +106,7 @@ pub struct Sources {
     /// The upstreams, in the order of the configuration.
     pub upstreams: Vec<upstream::Config>,
     /// The certificates that we show.
-    pub certificates: reload::Certificates,
+    pub reload: reload::ReloadHandle,
     /// Where JSON answers are searched for a code.
     pub json_pointer: String,
     /// Set when this process is about to end.
@@ -117,28 +117,28 @@ pub struct Sources {
 #[derive(Debug)]
 pub struct Server {
     socket: Socket,
-    places: Arc<Places>,
-    desk: Arc<Desk>,
+    limiter: Arc<ConnectionLimiter>,
+    handler: Arc<Handler>,
 }
 
 /// The places of connections.
 #[derive(Debug)]
-struct Places {
+struct ConnectionLimiter {
     free: Arc<Semaphore>,
     addresses: Addresses,
 }
 
 /// One of them, given back when dropped.
 #[derive(Debug)]
-struct Place {
-    places: Arc<Places>,
+struct ConnectionSlot {
+    limiter: Arc<ConnectionLimiter>,
     source: Source,
-    _taken: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 /// Who answers.
 #[derive(Debug)]
-struct Desk {
+struct Handler {
     gate: Gate,
     reach: Reach,
     token: Option<Arc<Token>>,
@@ -167,17 +167,17 @@ impl Server {
             .into_listeners(1)?
             .pop()
             .ok_or(io::ErrorKind::NotFound)?;
-        let desk = Desk {
+        let handler = Handler {
             gate,
             reach,
             token,
             sources,
         };
-        let places = Places::new(connections);
+        let limiter = ConnectionLimiter::new(connections);
         Ok(Self {
-            socket: seed.into_listener()?,
-            places,
-            desk: Arc::new(desk),
+            socket: seed.register()?,
+            limiter,
+            handler: Arc::new(handler),
         })
     }
 
@@ -188,15 +188,15 @@ impl Server {
         loop {
             let accepted = tokio::select! {
                 () = &mut stop => break,
-                accepted = self.places.admit(|| self.socket.accept()) => accepted,
+                accepted = self.limiter.admit(|| self.socket.accept()) => accepted,
             };
             while connections.try_join_next().is_some() {}
             match accepted {
-                Ok((stream, place)) => {
-                    let desk = Arc::clone(&self.desk);
+                Ok((stream, slot)) => {
+                    let handler = Arc::clone(&self.handler);
                     connections.spawn(async move {
-                        serve(stream, |request| desk.answer(request)).await;
-                        drop(place);
+                        serve(stream, |request| handler.respond(request)).await;
+                        drop(slot);
                     });
                 }
                 // Out of descriptors, say. Trying again at once would only heat the processor.
@@ -210,7 +210,7 @@ impl Server {
     }
 }
 
-impl Places {
+impl ConnectionLimiter {
     fn new(number: usize) -> Arc<Self> {
         // Health checks must get through beside whoever holds connections open, and opens new ones.
         let addresses = Addresses::new((number / 4).max(1));
@@ -221,11 +221,14 @@ impl Places {
     }
 
     /// The next connection that there is a place for. One from an address that has its share is closed.
-    async fn admit<S, F>(self: &Arc<Self>, accept: impl Fn() -> F) -> io::Result<(S, Place)>
+    async fn admit<S, F>(
+        self: &Arc<Self>,
+        accept: impl Fn() -> F,
+    ) -> io::Result<(S, ConnectionSlot)>
     where
         F: Future<Output = io::Result<(S, Option<SocketAddr>)>>,
     {
-        let taken = Arc::clone(&self.free)
+        let permit = Arc::clone(&self.free)
             .acquire_owned()
             .await
             .map_err(io::Error::other)?;
@@ -234,10 +237,10 @@ impl Places {
             if let Some(source) = self.addresses.take(peer) {
                 return Ok((
                     stream,
-                    Place {
-                        places: Arc::clone(self),
+                    ConnectionSlot {
+                        limiter: Arc::clone(self),
                         source,
-                        _taken: taken,
+                        _permit: permit,
                     },
                 ));
             }
@@ -245,9 +248,9 @@ impl Places {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.places.addresses.give_back(self.source);
+        self.limiter.addresses.give_back(self.source);
     }
 }
 
@@ -276,8 +279,8 @@ where
     }
 }
 
-impl Desk {
-    fn answer(&self, request: &Parts) -> Response<Full<Bytes>> {
+impl Handler {
+    fn respond(&self, request: &Parts) -> Response<Full<Bytes>> {
         if let Err(error) = self.gate.check(request, &KnownHost::default()) {
             return error.to_response().map(Full::new);
         }
@@ -433,17 +436,17 @@ mod tests {
         for bad in ["", "two words", "two\nlines"] {
             write(bad);
             assert!(
-                reload::Held::reload(&*token).is_err() && token.load().expose() == "first",
+                reload::Reload::reload(&*token).is_err() && token.load().expose() == "first",
                 "{bad:?}"
             );
         }
         write("second\n");
-        assert!(reload::Held::reload(&*token).unwrap() && token.load().expose() == "second");
+        assert!(reload::Reload::reload(&*token).unwrap() && token.load().expose() == "second");
     }
 
     #[tokio::test]
     async fn one_address_does_not_take_the_places_of_all() {
-        let places = Places::new(8);
+        let limiter = ConnectionLimiter::new(8);
         let queue = std::sync::Mutex::new(["a", "a", "a", "a", "b", "a", "a", "b"].into_iter());
         let accept = || async {
             let name = queue
@@ -458,13 +461,13 @@ mod tests {
             };
             Ok((name, Some((ip, 5000).into())))
         };
-        let (first, place) = places.admit(accept).await.unwrap();
-        let (second, _held) = places.admit(accept).await.unwrap();
-        let (third, _held) = places.admit(accept).await.unwrap();
+        let (first, slot) = limiter.admit(accept).await.unwrap();
+        let (second, _held) = limiter.admit(accept).await.unwrap();
+        let (third, _held) = limiter.admit(accept).await.unwrap();
         assert_eq!([first, second, third], ["a", "a", "b"]);
-        drop(place);
-        let (fourth, _held) = places.admit(accept).await.unwrap();
-        let (fifth, _held) = places.admit(accept).await.unwrap();
+        drop(slot);
+        let (fourth, _held) = limiter.admit(accept).await.unwrap();
+        let (fifth, _held) = limiter.admit(accept).await.unwrap();
         assert_eq!([fourth, fifth], ["a", "b"]);
     }
 

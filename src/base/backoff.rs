@@ -22,13 +22,13 @@ impl Backoff {
     }
 
     /// The wait after one more failure.
-    pub fn after_failure(&mut self) -> Duration {
+    pub fn next_delay(&mut self) -> Duration {
         self.ceiling = self.ceiling.saturating_mul(2).min(self.longest);
         between(self.shortest, self.ceiling)
     }
 
     /// The wait after one more failure when there is no time to lose: at most `limit`. Such a wait doubles nothing.
-    pub fn hurried(&self, limit: Duration) -> Duration {
+    pub fn delay_within(&self, limit: Duration) -> Duration {
         between(
             self.shortest,
             limit.min(self.ceiling.saturating_mul(2)).min(self.longest),
@@ -65,14 +65,14 @@ mod tests {
         for _ in 0..200 {
             let mut backoff = Backoff::new(SECOND, FIVE_MINUTES);
             for ceiling in [2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
-                let wait = backoff.after_failure();
+                let wait = backoff.next_delay();
                 assert!(
                     wait >= SECOND && wait <= Duration::from_secs(ceiling),
                     "{wait:?} of {ceiling} s"
                 );
             }
             backoff.reset();
-            assert!(backoff.after_failure() <= 2 * SECOND);
+            assert!(backoff.next_delay() <= 2 * SECOND);
         }
     }
 
@@ -80,9 +80,9 @@ mod tests {
     fn waits_are_spread_over_the_whole_range() {
         let mut backoff = Backoff::new(SECOND, FIVE_MINUTES);
         for _ in 0..20 {
-            backoff.after_failure();
+            backoff.next_delay();
         }
-        let waits: Vec<_> = (0..1000).map(|_| backoff.after_failure()).collect();
+        let waits: Vec<_> = (0..1000).map(|_| backoff.next_delay()).collect();
         assert!(waits.iter().any(|wait| *wait < Duration::from_secs(40)));
         assert!(waits.iter().any(|wait| *wait > Duration::from_secs(260)));
     }
@@ -91,13 +91,13 @@ mod tests {
     fn hurried_waits_are_short_and_double_nothing() {
         let mut backoff = Backoff::new(SECOND, FIVE_MINUTES);
         for _ in 0..20 {
-            assert!(backoff.hurried(5 * SECOND) <= 2 * SECOND);
+            assert!(backoff.delay_within(5 * SECOND) <= 2 * SECOND);
         }
         for _ in 0..20 {
-            backoff.after_failure();
+            backoff.next_delay();
         }
         for _ in 0..200 {
-            let wait = backoff.hurried(5 * SECOND);
+            let wait = backoff.delay_within(5 * SECOND);
             assert!(wait >= SECOND && wait <= 5 * SECOND);
         }
     }

@@ -1,4 +1,7 @@
-//! Whoever always has something to do gives others their turn.
+//! Cooperative yielding for tasks whose input never runs dry.
+//!
+//! Tokio's own budget covers its resources, not our work on what they deliver: a peer that keeps a
+//! socket readable would keep its task running for ever, and with it the whole worker.
 
 use std::{
     pin::pin,
@@ -11,51 +14,55 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 
-/// What a task has done since others had their turn.
+/// The work that a task may do before it yields to the other tasks of its thread. The unit of work
+/// is the caller's: bytes, frames.
 #[derive(Debug, Default)]
-pub(crate) struct Turn {
-    done: usize,
-    others: Arc<Others>,
+pub(crate) struct CoopBudget {
+    spent: usize,
+    pending_yield: Arc<PendingYield>,
 }
 
-/// Whether others have their turn. What wakes this task meanwhile does not end it.
+/// A yield under way. Only the runtime's deferred wake ends it: a wake of the task for any other
+/// reason must not, or input that is always ready would cut every yield short.
 #[derive(Debug, Default)]
-struct Others {
-    have_turn: AtomicBool,
+struct PendingYield {
+    is_active: AtomicBool,
     task: AtomicWaker,
 }
 
-impl Turn {
-    /// Ready when it is this task's turn, which ends when more than `most` was done.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<()> {
-        if self.done > most {
-            self.done = 0;
-            self.others.have_turn.store(true, Relaxed);
-            let waker = Waker::from(Arc::clone(&self.others));
-            // Wakes when all that are ready have run, those included whose sockets have become so.
+impl CoopBudget {
+    /// Ready while the task may go on. Once more than `limit` is spent it yields: pending until the
+    /// other ready tasks have run, with the budget full again afterwards.
+    pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<()> {
+        if self.spent > limit {
+            self.spent = 0;
+            self.pending_yield.is_active.store(true, Relaxed);
+            let waker = Waker::from(Arc::clone(&self.pending_yield));
+            // Tokio defers this wake until the driver was polled, so that tasks whose sockets have
+            // become ready in the meantime run first, too.
             let _ = pin!(tokio::task::yield_now()).poll(&mut Context::from_waker(&waker));
         }
-        if self.others.have_turn.load(Relaxed) {
-            self.others.task.register(cx.waker());
+        if self.pending_yield.is_active.load(Relaxed) {
+            self.pending_yield.task.register(cx.waker());
             return Poll::Pending;
         }
         Poll::Ready(())
     }
 
-    /// So much more was done.
-    pub(crate) fn did(&mut self, work: usize) {
-        self.done += work;
+    /// Charges work to the budget.
+    pub(crate) fn spend(&mut self, work: usize) {
+        self.spent += work;
     }
 
-    /// There was nothing to do, so that others have had their turn anyway.
-    pub(crate) fn gave_way(&mut self) {
-        self.done = 0;
+    /// Fills the budget: the input ran dry, so the task is about to wait anyway.
+    pub(crate) fn reset(&mut self) {
+        self.spent = 0;
     }
 }
 
-impl Wake for Others {
+impl Wake for PendingYield {
     fn wake(self: Arc<Self>) {
-        self.have_turn.store(false, Relaxed);
+        self.is_active.store(false, Relaxed);
         self.task.wake();
     }
 }
@@ -69,25 +76,25 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn others_have_their_turn_however_often_a_task_is_woken() {
-        const TURN: usize = 8;
+    async fn other_tasks_run_however_often_a_busy_task_is_woken() {
+        const LIMIT: usize = 8;
         let (done, most) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
         let busy = {
             let done = Rc::clone(&done);
             async move {
-                let mut turn = Turn::default();
+                let mut budget = CoopBudget::default();
                 for _ in 0..1000 {
                     poll_fn(|cx| {
                         cx.waker().wake_by_ref();
-                        turn.poll(cx, TURN)
+                        budget.poll_ready(cx, LIMIT)
                     })
                     .await;
-                    turn.did(1);
+                    budget.spend(1);
                     done.set(done.get() + 1);
                 }
             }
         };
-        let beside = {
+        let observer = {
             let most = Rc::clone(&most);
             async move {
                 loop {
@@ -98,14 +105,14 @@ mod tests {
         };
         LocalSet::new()
             .run_until(async {
-                let beside = spawn_local(beside);
+                let observer = spawn_local(observer);
                 spawn_local(busy).await.unwrap();
-                beside.abort();
+                observer.abort();
             })
             .await;
-        // Who of the two comes first may change from turn to turn.
+        // The order of the two tasks may change from one yield to the next.
         assert!(
-            (1..=2 * (TURN + 1)).contains(&most.get()),
+            (1..=2 * (LIMIT + 1)).contains(&most.get()),
             "{} at once",
             most.get()
         );

@@ -11,7 +11,7 @@ const WORKER: usize = 4;
 
 /// A number of connections for each user of descriptors. Together they fit into the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shares {
+pub struct DescriptorBudget {
     /// Connections of apps.
     pub clients: usize,
     /// Connections to all upstreams together, idle ones included.
@@ -20,7 +20,7 @@ pub struct Shares {
     pub admin: usize,
 }
 
-impl Shares {
+impl DescriptorBudget {
     /// Divides `limit`: each of up to `clients` connections may need one to the upstream.
     pub fn new(limit: u64, workers: usize, listeners: usize, clients: usize) -> Self {
         // More are never open at once, and counters stay within their bounds.
@@ -42,27 +42,30 @@ mod tests {
 
     #[test]
     fn the_smaller_of_limit_and_configuration_wins() {
-        assert_eq!(Shares::new(1 << 20, 2, 1, 10_000).clients, 10_000);
-        assert_eq!(Shares::new(u64::MAX, 2, 1, 10_000_000).clients, 10_000_000);
+        assert_eq!(DescriptorBudget::new(1 << 20, 2, 1, 10_000).clients, 10_000);
         assert_eq!(
-            Shares::new(1024, 2, 1, 10_000),
-            Shares {
+            DescriptorBudget::new(u64::MAX, 2, 1, 10_000_000).clients,
+            10_000_000
+        );
+        assert_eq!(
+            DescriptorBudget::new(1024, 2, 1, 10_000),
+            DescriptorBudget {
                 clients: 431,
                 upstream: 431,
                 admin: 64
             }
         );
         assert_eq!(
-            Shares::new(1024, 2, 1, 100),
-            Shares {
+            DescriptorBudget::new(1024, 2, 1, 100),
+            DescriptorBudget {
                 clients: 100,
                 upstream: 762,
                 admin: 64
             }
         );
         assert_eq!(
-            Shares::new(256, 2, 1, 10_000),
-            Shares {
+            DescriptorBudget::new(256, 2, 1, 10_000),
+            DescriptorBudget {
                 clients: 79,
                 upstream: 79,
                 admin: 32
@@ -74,7 +77,7 @@ mod tests {
     fn all_shares_fit_into_the_limit_and_nobody_gets_nothing() {
         for limit in (0..3000).chain([u64::MAX]) {
             for (workers, listeners, configured) in [(1, 1, 1), (2, 3, 500), (64, 2, 10_000)] {
-                let shares = Shares::new(limit, workers, listeners, configured);
+                let shares = DescriptorBudget::new(limit, workers, listeners, configured);
                 assert!(
                     shares.clients >= 1 && shares.upstream >= 1 && shares.admin >= 1,
                     "{limit}: {shares:?}"

@@ -13,7 +13,7 @@ use std::{
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
 /// From now on, panics are counted and logged instead of being printed. A second call changes nothing.
-pub fn watch() {
+pub fn install_hook() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         panic::set_hook(Box::new(|info| {
@@ -29,7 +29,7 @@ pub fn watch() {
     });
 }
 
-/// How many there were since [`watch`].
+/// How many there were since [`install_hook`].
 pub fn count() -> u64 {
     COUNT.load(Relaxed)
 }

@@ -102,7 +102,7 @@ pub fn raise_descriptor_limit() -> std::io::Result<()> {
 }
 
 /// Whether this user may make files in a folder, as far as the system tells beforehand.
-pub fn may_write(folder: &std::path::Path) -> bool {
+pub fn is_writable(folder: &std::path::Path) -> bool {
     #[cfg(unix)]
     {
         use rustix::fs::{Access, access};

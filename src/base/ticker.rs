@@ -168,8 +168,8 @@ impl Deadline {
     }
 
     /// A remote control for places that must be `Send`.
-    pub fn remote(&self) -> Remote {
-        Remote {
+    pub fn handle(&self) -> DeadlineHandle {
+        DeadlineHandle {
             due: Arc::clone(&self.entry.due),
             now: Arc::clone(&self.ticker.now),
         }
@@ -184,12 +184,12 @@ impl Drop for Deadline {
 
 /// Sets and lifts a [`Deadline`] from a place that must be `Send`, such as an IO wrapper.
 #[derive(Debug, Clone)]
-pub struct Remote {
+pub struct DeadlineHandle {
     due: Arc<AtomicU64>,
     now: Arc<AtomicU64>,
 }
 
-impl Remote {
+impl DeadlineHandle {
     /// The number of the current sweep.
     pub fn now(&self) -> u64 {
         self.now.load(Relaxed)
@@ -270,7 +270,7 @@ mod tests {
                     .await
                     .is_err()
             );
-            deadline.remote().arm(Duration::from_secs(1).into());
+            deadline.handle().arm(Duration::from_secs(1).into());
             assert!(
                 timeout(Duration::from_millis(900), deadline.due())
                     .await

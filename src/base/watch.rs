@@ -20,7 +20,7 @@ const APPEAR: Duration = Duration::from_secs(1);
 
 /// Watches the folders of a few files.
 #[derive(Debug)]
-pub struct Watch {
+pub struct FileWatcher {
     /// Folders rather than files: a file that is replaced, or that a symbolic link leads to, changes without an event
     /// of its own. Kubernetes mounts secrets so.
     folders: Vec<PathBuf>,
@@ -33,7 +33,7 @@ pub struct Watch {
     polls_at: Moment,
 }
 
-impl Watch {
+impl FileWatcher {
     /// Watches the folders of these files. Without a file nothing ever changes.
     pub fn new<'a>(files: impl IntoIterator<Item = &'a Path>, clock: SharedClock) -> Self {
         let mut folders: Vec<_> = files
@@ -133,19 +133,19 @@ mod tests {
     use super::*;
     use crate::base::clock::{Clock as _, Simulated, system};
 
-    fn watch(file: &Path, clock: SharedClock) -> Watch {
-        Watch::new([file], clock)
+    fn watch(file: &Path, clock: SharedClock) -> FileWatcher {
+        FileWatcher::new([file], clock)
     }
 
     /// Told of the change, and of nothing after it.
-    async fn told(watch: &mut Watch) {
+    async fn told(watch: &mut FileWatcher) {
         tokio::time::timeout(Duration::from_secs(20), watch.changed())
             .await
             .expect("told in time");
         quiet(watch).await;
     }
 
-    async fn quiet(watch: &mut Watch) {
+    async fn quiet(watch: &mut FileWatcher) {
         while tokio::time::timeout(SETTLE * 2, watch.changed())
             .await
             .is_ok()

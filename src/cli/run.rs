@@ -17,7 +17,7 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
         Err(code) => return code,
     };
     log::init(&loaded.config.log);
-    panics::watch();
+    panics::install_hook();
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }

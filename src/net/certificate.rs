@@ -5,12 +5,12 @@ use x509_parser::{extensions::GeneralName, parse_x509_certificate};
 
 /// The names in a certificate that was verified.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Names {
+pub struct CertificateNames {
     common_name: Option<String>,
     dns: Vec<String>,
 }
 
-impl Names {
+impl CertificateNames {
     /// The subject's common name, if it has exactly one (RFC 5280 §4.1.2.6), and the DNS names (§4.2.1.6). What cannot be
     /// read is not there.
     pub fn of(certificate: &CertificateDer<'_>) -> Self {
@@ -49,7 +49,7 @@ mod tests {
 
     use super::*;
 
-    fn names(common: &[&str], dns: &[&str]) -> Names {
+    fn names(common: &[&str], dns: &[&str]) -> CertificateNames {
         let mut params = CertificateParams::new(
             dns.iter()
                 .map(|name| (*name).to_owned())
@@ -67,7 +67,7 @@ mod tests {
             "backup@example.com".try_into().unwrap(),
         ));
         let key = KeyPair::generate().unwrap();
-        Names::of(params.self_signed(&key).unwrap().der())
+        CertificateNames::of(params.self_signed(&key).unwrap().der())
     }
 
     #[test]
@@ -89,9 +89,9 @@ mod tests {
     #[test]
     fn what_is_no_certificate_has_no_names() {
         assert_eq!(
-            Names::of(&CertificateDer::from(vec![0x30, 0x03, 0x02, 0x01])),
-            Names::default()
+            CertificateNames::of(&CertificateDer::from(vec![0x30, 0x03, 0x02, 0x01])),
+            CertificateNames::default()
         );
-        assert!(!Names::default().contains(""));
+        assert!(!CertificateNames::default().contains(""));
     }
 }

@@ -1,4 +1,5 @@
-//! What is made of files and follows them: TLS settings, the keys of clients, the token of the admin endpoint.
+//! Values built from files and rebuilt when the files change: TLS settings, client keys, the admin
+//! token.
 
 mod reloader;
 
@@ -11,48 +12,51 @@ use std::{
 use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
 
-pub use self::reloader::{Certificates, Keeper};
+pub use self::reloader::{ReloadHandle, Reloader};
 use super::tls::{Error, Validity, read};
 
-/// What was made of a few files, and is made again when they have changed. What cannot be used is not taken over: a pair
-/// of certificate and key is written one after the other.
-pub struct Current<T> {
+/// A value built from a few files, replaced atomically when they have changed. Unusable contents
+/// replace nothing: a certificate and its key are written one after the other, so that a reload may
+/// see a pair that does not match.
+pub struct Reloadable<T> {
     name: String,
     files: Vec<PathBuf>,
     certificate: Option<PathBuf>,
-    make: Box<dyn Fn() -> Result<T, String> + Send + Sync>,
-    made: ArcSwap<Made<T>>,
+    build: Box<dyn Fn() -> Result<T, String> + Send + Sync>,
+    current: ArcSwap<Built<T>>,
 }
 
-struct Made<T> {
+struct Built<T> {
     value: Arc<T>,
     validity: Option<Validity>,
     digest: digest::Digest,
 }
 
-/// Something that follows files, whatever is made of them.
-pub trait Held: Send + Sync + fmt::Debug {
-    /// What it is for: `listener:ADDRESS`, `upstream:NAME:client`, `issuer:client`, `clients` or `admin`.
+/// A [`Reloadable`] of any type.
+pub trait Reload: Send + Sync + fmt::Debug {
+    /// The use of the value: `listener:ADDRESS`, `upstream:NAME:client`, `issuer:client`, `clients`
+    /// or `admin`. Appears in logs and, for certificates, as the metric label `use`.
     fn name(&self) -> &str;
 
-    /// What it is made of.
+    /// The files that the value is built from.
     fn files(&self) -> &[PathBuf];
 
-    /// The file of the certificate that we show, if there is one.
+    /// The file of the certificate that the proxy presents, if there is one.
     fn certificate(&self) -> Option<&Path>;
 
-    /// How long the certificate in use is good. `None`: there is none, or it cannot be read.
+    /// The validity of the certificate in use; `None` without a certificate, or if it cannot be
+    /// parsed.
     fn validity(&self) -> Option<Validity>;
 
-    /// Reads the files; true if they have changed and what they hold is in use from now on. Blocks.
+    /// Reads the files; true if they have changed and the new value is in use. Blocks.
     ///
     /// # Errors
-    /// When they cannot be used, which leaves everything as it was.
+    /// When the files cannot be used; the former value stays in use.
     fn reload(&self) -> Result<bool, String>;
 }
 
-impl<T> Current<T> {
-    /// Makes it for the first time. `certificate` is the one among the files that we show.
+impl<T> Reloadable<T> {
+    /// Builds the first value. `certificate` is the one among the files that the proxy presents.
     ///
     /// # Errors
     /// When a file cannot be read or used.
@@ -60,38 +64,38 @@ impl<T> Current<T> {
         name: String,
         files: impl IntoIterator<Item = PathBuf>,
         certificate: Option<PathBuf>,
-        make: impl Fn() -> Result<T, E> + Send + Sync + 'static,
+        build: impl Fn() -> Result<T, E> + Send + Sync + 'static,
     ) -> Result<Self, E> {
         let files: Vec<_> = files.into_iter().collect();
         let digest = digest(&files)?;
-        let value = Arc::new(make()?);
-        let made = Made {
+        let value = Arc::new(build()?);
+        let built = Built {
             value,
             validity: validity(certificate.as_deref()),
             digest,
         };
-        let make = Box::new(move || make().map_err(|error| error.to_string()));
+        let build = Box::new(move || build().map_err(|error| error.to_string()));
         Ok(Self {
             name,
             files,
             certificate,
-            make,
-            made: ArcSwap::from_pointee(made),
+            build,
+            current: ArcSwap::from_pointee(built),
         })
     }
 
-    /// The newest that could be used.
+    /// The value in use.
     pub fn load(&self) -> Arc<T> {
-        Arc::clone(&self.made.load().value)
+        Arc::clone(&self.current.load().value)
     }
 
-    /// Whether this is the newest. Cheaper than to take it.
-    pub fn is_newest(&self, value: &Arc<T>) -> bool {
-        Arc::ptr_eq(&self.made.load().value, value)
+    /// Whether `value` is the one in use. Cheaper than [`Reloadable::load`].
+    pub fn is_current(&self, value: &Arc<T>) -> bool {
+        Arc::ptr_eq(&self.current.load().value, value)
     }
 }
 
-impl<T: Send + Sync> Held for Current<T> {
+impl<T: Send + Sync> Reload for Reloadable<T> {
     fn name(&self) -> &str {
         &self.name
     }
@@ -105,17 +109,18 @@ impl<T: Send + Sync> Held for Current<T> {
     }
 
     fn validity(&self) -> Option<Validity> {
-        self.made.load().validity
+        self.current.load().validity
     }
 
     fn reload(&self) -> Result<bool, String> {
-        // Taken before the files are used: should they change in between, the next look finds another one.
+        // Race: the files may change between the digest and the build. The digest comes first, so
+        // that the next reload finds another one and builds again.
         let digest = digest(&self.files).map_err(|error| error.to_string())?;
-        if digest.as_ref() == self.made.load().digest.as_ref() {
+        if digest.as_ref() == self.current.load().digest.as_ref() {
             return Ok(false);
         }
-        let value = Arc::new((self.make)()?);
-        self.made.store(Arc::new(Made {
+        let value = Arc::new((self.build)()?);
+        self.current.store(Arc::new(Built {
             value,
             validity: validity(self.certificate.as_deref()),
             digest,
@@ -124,9 +129,9 @@ impl<T: Send + Sync> Held for Current<T> {
     }
 }
 
-impl<T> fmt::Debug for Current<T> {
+impl<T> fmt::Debug for Reloadable<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Current")
+        f.debug_struct("Reloadable")
             .field("name", &self.name)
             .field("files", &self.files)
             .finish_non_exhaustive()
@@ -137,13 +142,14 @@ fn validity(certificate: Option<&Path>) -> Option<Validity> {
     certificate.and_then(|certificate| Validity::of_file(certificate).ok().flatten())
 }
 
-/// Of the files' contents, so that one that was merely touched ends no session.
+/// Hashes the contents, so that a new modification time alone causes no rebuild: one would end the
+/// TLS sessions that can be resumed.
 fn digest(files: &[PathBuf]) -> Result<digest::Digest, Error> {
     let mut context = digest::Context::new(&digest::SHA256);
     for file in files {
-        let text = read(file)?;
-        context.update(&text.len().to_be_bytes());
-        context.update(&text);
+        let contents = read(file)?;
+        context.update(&contents.len().to_be_bytes());
+        context.update(&contents);
     }
     Ok(context.finish())
 }

@@ -107,7 +107,7 @@ impl Bound {
     ///
     /// # Errors
     /// Whatever the system says.
-    pub fn into_listeners(self, workers: usize) -> io::Result<Vec<ListenerSeed>> {
+    pub fn into_listeners(self, workers: usize) -> io::Result<Vec<UnregisteredListener>> {
         let mut sockets = Vec::with_capacity(workers);
         for _ in 1..workers {
             sockets.push(self.another()?);
@@ -119,7 +119,7 @@ impl Bound {
         }
         Ok(sockets
             .into_iter()
-            .map(|socket| ListenerSeed { socket, local })
+            .map(|socket| UnregisteredListener { socket, local })
             .collect())
     }
 
@@ -147,17 +147,17 @@ impl Bound {
 
 /// A listening socket on its way to the worker that will accept from it.
 #[derive(Debug)]
-pub struct ListenerSeed {
+pub struct UnregisteredListener {
     socket: Socket,
     local: bool,
 }
 
-impl ListenerSeed {
+impl UnregisteredListener {
     /// Registers the socket with the runtime of the calling task.
     ///
     /// # Errors
     /// Whatever the system says.
-    pub fn into_listener(self) -> io::Result<Listener> {
+    pub fn register(self) -> io::Result<Listener> {
         #[cfg(unix)]
         if self.local {
             return tokio::net::UnixListener::from_std(self.socket.into()).map(Listener::Unix);
@@ -295,7 +295,7 @@ impl Stream {
     }
 
     /// Sends last words on a connection that will not be served, as far as they fit at once.
-    pub fn turn_away(&self, words: &[u8]) {
+    pub fn reject(&self, words: &[u8]) {
         let socket = match self {
             Self::Tcp(stream) => SockRef::from(stream),
             #[cfg(unix)]
@@ -427,7 +427,7 @@ mod tests {
             .into_listeners(2)
             .unwrap()
             .into_iter()
-            .map(|seed| seed.into_listener().unwrap())
+            .map(|seed| seed.register().unwrap())
             .collect();
         let mut taken = [0, 0];
         for _ in 0..64 {

@@ -21,7 +21,7 @@ use rustls::{
 };
 use zeroize::Zeroizing;
 
-pub use self::validity::{Concern, Validity};
+pub use self::validity::{Validity, ValidityWarning};
 
 /// The oldest version of TLS that is spoken.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -182,7 +182,7 @@ pub fn client_config(config: &Config, alpn: &[&[u8]]) -> Result<ClientConfig, Er
         Some(path) => roots_of_file(path)?,
         None => roots_of_system()?,
     };
-    let mut client = showing_certificate(config, roots)?;
+    let mut client = with_client_auth(config, roots)?;
     client.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(client)
 }
@@ -193,10 +193,10 @@ pub fn client_config(config: &Config, alpn: &[&[u8]]) -> Result<ClientConfig, Er
 /// When one of the files cannot be read or used.
 pub fn check(config: &Config) -> Result<(), Error> {
     let roots = config.ca_file.as_deref().map(roots_of_file).transpose()?;
-    showing_certificate(config, roots.unwrap_or_else(RootCertStore::empty)).map(drop)
+    with_client_auth(config, roots.unwrap_or_else(RootCertStore::empty)).map(drop)
 }
 
-fn showing_certificate(config: &Config, roots: RootCertStore) -> Result<ClientConfig, Error> {
+fn with_client_auth(config: &Config, roots: RootCertStore) -> Result<ClientConfig, Error> {
     let builder = builder(config.min_version)?.with_root_certificates(roots);
     match (&config.client_cert_file, &config.client_key_file) {
         (Some(certificate), Some(key)) => builder
@@ -260,14 +260,14 @@ pub fn server_config(config: &ServerConfig, alpn: &[&[u8]]) -> Result<rustls::Se
 ///
 /// # Errors
 /// When the provider lacks the protocol versions.
-pub fn client_config_without_trust() -> Result<ClientConfig, Error> {
+pub fn client_config_without_roots() -> Result<ClientConfig, Error> {
     Ok(builder(MinVersion::default())?
         .with_root_certificates(RootCertStore::empty())
         .with_no_client_auth())
 }
 
 /// What to do about a server that a handshake failed with, as the end of a sentence; empty where there is no advice.
-pub fn advice(error: &rustls::Error) -> &'static str {
+pub fn server_advice(error: &rustls::Error) -> &'static str {
     use CertificateError::{
         BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext,
         NotValidYet, NotValidYetContext, Other, UnknownIssuer,
@@ -303,7 +303,7 @@ pub fn advice(error: &rustls::Error) -> &'static str {
 }
 
 /// The same about a client that a handshake failed with.
-pub fn advice_about_client(error: &rustls::Error) -> &'static str {
+pub fn client_advice(error: &rustls::Error) -> &'static str {
     use CertificateError::{
         BadSignature, Expired, ExpiredContext, InvalidPurpose, InvalidPurposeContext, NotValidYet,
         NotValidYetContext, Other, UnknownIssuer,
@@ -361,7 +361,7 @@ fn is_of_version_1(error: &rustls::OtherError) -> bool {
 }
 
 /// What rustls said, where it was the cause.
-pub fn said_by_tls(error: &io::Error) -> Option<&rustls::Error> {
+pub fn cause(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref().and_then(|cause| cause.downcast_ref())
 }
 

@@ -23,7 +23,7 @@ pub use self::limits::Rate;
 use super::{error::Error, rules::Rules};
 use crate::{
     base::{clock::SharedClock, secret::Secret},
-    net::{certificate::Names, reload, tls},
+    net::{certificate::CertificateNames, reload, tls},
 };
 
 /// One client. Everything that is set must hold for a request to be its; of `header` and `basic`, one is enough.
@@ -85,7 +85,7 @@ struct Known {
 }
 
 /// What each client must show, as the files of the keys have it.
-pub(crate) type Keys = reload::Current<Vec<Vec<Proof>>>;
+pub(crate) type Keys = reload::Reloadable<Vec<Vec<Proof>>>;
 
 /// Why the files of keys cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -218,7 +218,7 @@ impl Clients {
     }
 
     /// A connection from this address (none: a local socket) that showed a certificate with these names.
-    pub(crate) fn visitor(&self, address: Option<IpAddr>, names: &Names) -> Visitor {
+    pub(crate) fn visitor(&self, address: Option<IpAddr>, names: &CertificateNames) -> Visitor {
         let address = address.map(|address| address.to_canonical());
         let may_be = |known: &Known| {
             let Client {
@@ -260,7 +260,7 @@ impl Clients {
             caller,
             proofs,
         }) = &*visitor.accepted.borrow()
-            && self.keys.is_newest(proofs)
+            && self.keys.is_current(proofs)
             && let Some(again) = caller.way.and_then(|way| self.ways[way].shown(headers))
             && verify_slices_are_equal(again, shown).is_ok()
         {

@@ -14,7 +14,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{connection::PREFACE, metrics::Metrics, monitor::Monitor};
-use crate::base::coop::Turn;
+use crate::base::coop::CoopBudget;
 
 /// How much is heard before others have their turn.
 struct Share {
@@ -201,7 +201,7 @@ pub(crate) struct Hearing<T> {
     refusals: Refusals,
     metrics: Arc<Metrics>,
     monitor: Arc<Monitor>,
-    turn: Turn,
+    budget: CoopBudget,
 }
 
 impl<T> Hearing<T> {
@@ -213,7 +213,7 @@ impl<T> Hearing<T> {
             refusals,
             metrics,
             monitor,
-            turn: Turn::default(),
+            budget: CoopBudget::default(),
         }
     }
 
@@ -233,18 +233,18 @@ impl<T: AsyncRead + Unpin> AsyncRead for Hearing<T> {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let share = this.monitor.conduct().share();
-        ready!(this.turn.poll(cx, share.frames as usize));
+        ready!(this.budget.poll_ready(cx, share.frames as usize));
         let most = buf.remaining().min(this.frames.skip + share.bytes);
         let mut piece = ReadBuf::new(buf.initialize_unfilled_to(most));
         let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, &mut piece) else {
-            this.turn.gave_way();
+            this.budget.reset();
             return Poll::Pending;
         };
         read?;
         let frames = this.frames.count(piece.filled());
         let read = piece.filled().len();
         buf.advance(read);
-        this.turn.did(frames as usize);
+        this.budget.spend(frames as usize);
         this.monitor.heard(frames);
         Poll::Ready(Ok(()))
     }

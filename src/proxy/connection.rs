@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     base::ticker::Deadline,
-    net::{certificate::Names, socket::Stream},
+    net::{certificate::CertificateNames, socket::Stream},
 };
 
 /// The largest piece of a body that is read at once.
@@ -49,8 +49,8 @@ const FIRST_READ: usize = 4096;
 pub(crate) async fn serve(worker: Rc<Worker>, stream: Transport, client: Client, gate: Rc<Gate>) {
     let (read_due, write_due) = (worker.ticker.deadline(), worker.ticker.deadline());
     let monitor = Monitor::new(
-        read_due.remote(),
-        write_due.remote(),
+        read_due.handle(),
+        write_due.handle(),
         Arc::clone(&worker.limits),
     );
     let monitor = Arc::new(monitor);
@@ -97,7 +97,7 @@ fn visitor(worker: &Worker, client: &Client, stream: &Transport) -> Visitor {
     };
     let names = shown
         .and_then(|chain| chain.first())
-        .map(Names::of)
+        .map(CertificateNames::of)
         .unwrap_or_default();
     worker
         .clients

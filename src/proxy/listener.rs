@@ -76,7 +76,7 @@ fn take(
         // Who speaks TLS would not understand the words.
         match greeting {
             Some(_) => drop(stream),
-            None => stream.turn_away(TURNED_AWAY),
+            None => stream.reject(TURNED_AWAY),
         }
         return;
     };
@@ -99,7 +99,7 @@ fn take(
             }
             // Whoever goes away again, as health checks and browsers do, is no news.
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
-                let advice = tls::said_by_tls(&error).map_or("", tls::advice_about_client);
+                let advice = tls::cause(&error).map_or("", tls::client_advice);
                 worker.connection_failed(
                     ConnectionRejection::Handshake,
                     peer,

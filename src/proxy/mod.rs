@@ -75,7 +75,7 @@ const GOODBYE: Duration = Duration::from_secs(5);
 pub const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
 
 /// A listener's TLS, as its files have it.
-pub type Greeting = Arc<reload::Current<rustls::ServerConfig>>;
+pub type Greeting = Arc<reload::Reloadable<rustls::ServerConfig>>;
 
 /// The running data path.
 #[derive(Debug)]
@@ -159,7 +159,7 @@ impl Proxy {
     }
 
     /// What follows files: the keys of clients.
-    pub fn held(&self) -> Arc<dyn reload::Held> {
+    pub fn reloadable(&self) -> Arc<dyn reload::Reload> {
         Arc::<clients::Keys>::clone(&self.keys)
     }
 

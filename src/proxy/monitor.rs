@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{Config, conduct::Conduct, framing::Fault, metrics::Lateness};
-use crate::base::ticker::{Remote, Ticks};
+use crate::base::ticker::{DeadlineHandle, Ticks};
 
 /// Where a connection stands, from its client's side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,8 +109,8 @@ impl Patience {
 /// Reading and writing have deadlines of their own: a client that owes us bytes may be taking some at the same time.
 #[derive(Debug)]
 pub(crate) struct Monitor {
-    read_due: Remote,
-    write_due: Remote,
+    read_due: DeadlineHandle,
+    write_due: DeadlineHandle,
     phase: AtomicU8,
     /// Counts the exchanges: what ends one late must not end the next.
     exchange: AtomicU32,
@@ -132,12 +132,20 @@ pub(crate) struct Monitor {
 
 impl Monitor {
     /// A new connection: its first byte is due.
-    pub(crate) fn new(read_due: Remote, write_due: Remote, limits: Arc<Limits>) -> Self {
+    pub(crate) fn new(
+        read_due: DeadlineHandle,
+        write_due: DeadlineHandle,
+        limits: Arc<Limits>,
+    ) -> Self {
         Self::with(Arc::default(), read_due, write_due, limits)
     }
 
     /// A new stream on an HTTP/2 connection.
-    pub(crate) fn of_stream(connection: &Self, read_due: Remote, write_due: Remote) -> Self {
+    pub(crate) fn of_stream(
+        connection: &Self,
+        read_due: DeadlineHandle,
+        write_due: DeadlineHandle,
+    ) -> Self {
         Self::with(
             Arc::clone(&connection.conduct),
             read_due,
@@ -148,8 +156,8 @@ impl Monitor {
 
     fn with(
         conduct: Arc<Conduct>,
-        read_due: Remote,
-        write_due: Remote,
+        read_due: DeadlineHandle,
+        write_due: DeadlineHandle,
         limits: Arc<Limits>,
     ) -> Self {
         read_due.arm(if limits.is_draining() {

@@ -48,7 +48,7 @@ pub(crate) async fn serve(
     };
     let service = service_fn(|request| {
         let (read, write) = (worker.ticker.deadline(), worker.ticker.deadline());
-        let monitor = Arc::new(Monitor::of_stream(&monitor, read.remote(), write.remote()));
+        let monitor = Arc::new(Monitor::of_stream(&monitor, read.handle(), write.handle()));
         let exchange = Exchange::new(&worker, &peer, Carrier::Stream, &monitor);
         *streams.begun.borrow_mut() = Some((Due { read, write }, monitor));
         shield::handle(Rc::clone(&worker), exchange, request)

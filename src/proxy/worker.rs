@@ -49,7 +49,7 @@ use crate::{
         clock::{Moment, SharedClock},
         ticker::{Ticker, Ticks},
     },
-    net::socket::ListenerSeed,
+    net::socket::UnregisteredListener,
     token::{Credential, Token},
     upstream::{self, Endpoint, Upstream},
 };
@@ -142,7 +142,7 @@ pub(crate) fn start(
     index: usize,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
-    listeners: Vec<(ListenerSeed, Gate, Option<Greeting>)>,
+    listeners: Vec<(UnregisteredListener, Gate, Option<Greeting>)>,
     drain: watch::Receiver<bool>,
 ) -> io::Result<oneshot::Receiver<()>> {
     let (ended, has_ended) = oneshot::channel();
@@ -171,7 +171,7 @@ pub(crate) fn start(
 async fn run(
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
-    listeners: Vec<(ListenerSeed, Gate, Option<Greeting>)>,
+    listeners: Vec<(UnregisteredListener, Gate, Option<Greeting>)>,
     mut drain: watch::Receiver<bool>,
 ) {
     let (worker, abandoned) = Worker::new(shared, metrics);
@@ -183,7 +183,7 @@ async fn run(
         lasting.spawn_local(upstream.give_way());
     }
     for (seed, gate, greeting) in listeners {
-        match seed.into_listener() {
+        match seed.register() {
             Ok(listener) => {
                 let mut drain = drain.clone();
                 let stop = async move {

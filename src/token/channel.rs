@@ -45,7 +45,7 @@ pub enum Error {
 /// One interface of the issuer.
 #[derive(Debug)]
 pub(super) struct Channel {
-    client: Arc<reload::Current<Client>>,
+    client: Arc<reload::Reloadable<Client>>,
     /// Its host is `tls.server_name` if that is set.
     url: Url,
     /// What to send as `Host` when the URL's is not the issuer's own.
@@ -89,7 +89,7 @@ impl Channel {
         let files: Vec<_> = files.into_iter().flatten().collect();
         let timeout = config.timeout;
         let make = move || client(tls.as_ref(), timeout, alias.clone());
-        let client = reload::Current::new(
+        let client = reload::Reloadable::new(
             "issuer:client".to_owned(),
             files,
             certificate.flatten(),
@@ -103,15 +103,15 @@ impl Channel {
     }
 
     /// What follows the files of `tls`. Whoever holds it reads them again when they change.
-    pub(super) fn held(&self) -> Arc<dyn reload::Held> {
-        Arc::clone(&self.client) as Arc<dyn reload::Held>
+    pub(super) fn reloadable(&self) -> Arc<dyn reload::Reload> {
+        Arc::clone(&self.client) as Arc<dyn reload::Reload>
     }
 
     /// Reads the files of `tls` again. If they cannot be used, the client stays as it was.
     pub(super) async fn reload(&self) {
-        let held = self.held();
-        // What is wrong is told by the keeper of the refresher's client, which has the same files.
-        let _ = tokio::task::spawn_blocking(move || held.reload()).await;
+        let client = self.reloadable();
+        // The reloader logs errors: the refresher's client, which it watches, has the same files.
+        let _ = tokio::task::spawn_blocking(move || client.reload()).await;
     }
 
     /// A `POST`; without a query the URL stays as it is.
@@ -146,7 +146,7 @@ fn client(
 ) -> Result<Client, Error> {
     let tls = match tls {
         Some(tls) => tls::client_config(tls, &[b"http/1.1"])?,
-        None => tls::client_config_without_trust()?,
+        None => tls::client_config_without_roots()?,
     };
     let mut builder = Client::builder()
         .tls_backend_preconfigured(tls)
@@ -286,5 +286,8 @@ fn root_cause(error: &reqwest::Error) -> Option<String> {
         wrapped = inner;
     }
     let said_by_tls = wrapped.downcast_ref();
-    Some(format!("{cause}{}", said_by_tls.map_or("", tls::advice)))
+    Some(format!(
+        "{cause}{}",
+        said_by_tls.map_or("", tls::server_advice)
+    ))
 }

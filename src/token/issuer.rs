@@ -121,8 +121,8 @@ impl HttpIssuer {
     }
 
     /// What follows the files of the issuer's `tls`.
-    pub(super) fn held(&self) -> Arc<dyn reload::Held> {
-        self.channel.held()
+    pub(super) fn reloadable(&self) -> Arc<dyn reload::Reload> {
+        self.channel.reloadable()
     }
 
     /// Reads the files of `tls` again. If they cannot be used, what was in them before stays in use.

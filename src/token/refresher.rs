@@ -33,9 +33,9 @@ use crate::{
         backoff::{self, Backoff},
         clock::{Moment, SharedClock},
         secret::Secret,
-        watch::Watch,
+        watch::FileWatcher,
     },
-    net::reload::Held,
+    net::reload::Reload,
 };
 
 /// Calls of a refused client are at least this far apart.
@@ -74,9 +74,9 @@ pub struct Refresher {
     seed: Option<Seed>,
     /// Where configured refresh tokens come from.
     seed_file: Option<PathBuf>,
-    watch: Watch,
+    watch: FileWatcher,
     /// The TLS settings of the issuer's client.
-    held: Option<Arc<dyn Held>>,
+    reloadable: Option<Arc<dyn Reload>>,
     /// The newest seed was refused, and the chain goes on.
     seed_refused: bool,
     /// Fingerprints of refresh tokens that the issuer refused, so that none is sent again.
@@ -116,12 +116,12 @@ impl Refresher {
             .flatten()
             .unwrap_or_default();
         let store = file.map(|file| Arc::new(file) as Arc<dyn Store>);
-        let held = issuer.held();
+        let reloadable = issuer.reloadable();
         let (refresher, credential) =
             Self::with(config, clock, Box::new(issuer), first_tokens, store, record);
         Ok((
             Self {
-                held: Some(held),
+                reloadable: Some(reloadable),
                 ..refresher
             },
             credential,
@@ -129,8 +129,8 @@ impl Refresher {
     }
 
     /// What follows the files of the issuer's `tls`. Whoever takes it reads them again when they change.
-    pub fn held(&self) -> Option<Arc<dyn Held>> {
-        self.held.clone()
+    pub fn reloadable(&self) -> Option<Arc<dyn Reload>> {
+        self.reloadable.clone()
     }
 
     fn with(
@@ -142,7 +142,7 @@ impl Refresher {
         record: Record,
     ) -> (Self, Credential) {
         let writer = Writer::new(store.clone(), Arc::clone(&clock));
-        let watch = Watch::new(config.files(), Arc::clone(&clock));
+        let watch = FileWatcher::new(config.files(), Arc::clone(&clock));
         let shared = Shared::new(
             config.name,
             clock,
@@ -176,7 +176,7 @@ impl Refresher {
                 .and_then(Secret::file)
                 .map(ToOwned::to_owned),
             watch,
-            held: None,
+            reloadable: None,
             seed_refused: false,
             refused: VecDeque::new(),
             lock: None,

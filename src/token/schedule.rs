@@ -41,12 +41,12 @@ pub(super) fn cooldown(configured: Duration, lifetime: Duration) -> Duration {
 /// In the last minute at most five seconds; earlier at most until then; with nothing left the usual backoff.
 pub(super) fn wait_after_failure(backoff: &mut Backoff, left: Duration) -> Duration {
     if left.is_zero() {
-        backoff.after_failure()
+        backoff.next_delay()
     } else if left <= LAST_MINUTE {
-        backoff.hurried(LAST_MINUTE_WAIT)
+        backoff.delay_within(LAST_MINUTE_WAIT)
     } else {
         backoff
-            .after_failure()
+            .next_delay()
             .min((left - LAST_MINUTE).max(LEAST_SPACING))
     }
 }
@@ -107,7 +107,7 @@ mod tests {
         let exhausted = || {
             let mut backoff = Backoff::new(seconds(1), seconds(300));
             for _ in 0..20 {
-                backoff.after_failure();
+                backoff.next_delay();
             }
             backoff
         };

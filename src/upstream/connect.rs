@@ -17,10 +17,10 @@ use tokio_util::either::Either;
 
 use super::{Config, Endpoint, HTTP2, Http2, Tls};
 use crate::{
-    base::coop::Turn,
+    base::coop::CoopBudget,
     net::{
         socket::{self, Stream},
-        tls::{self, said_by_tls},
+        tls,
     },
 };
 
@@ -52,7 +52,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The TLS handshake failed.
-    #[error("TLS handshake with {endpoint} failed: {source}{}", said_by_tls(.source).map_or("", tls::advice))]
+    #[error("TLS handshake with {endpoint} failed: {source}{}", tls::cause(.source).map_or("", tls::server_advice))]
     Tls {
         /// Whom we called.
         endpoint: String,
@@ -96,7 +96,7 @@ impl Error {
             return false;
         };
         matches!(
-            said_by_tls(source),
+            tls::cause(source),
             Some(rustls::Error::InvalidCertificate(_))
         )
     }
@@ -225,7 +225,7 @@ pub(super) type Io = TokioIo<Patient>;
 pub(super) struct Patient {
     transport: Transport,
     write_failed: bool,
-    turn: Turn,
+    budget: CoopBudget,
 }
 
 impl Patient {
@@ -233,7 +233,7 @@ impl Patient {
         Self {
             transport,
             write_failed: false,
-            turn: Turn::default(),
+            budget: CoopBudget::default(),
         }
     }
 
@@ -276,12 +276,12 @@ impl AsyncRead for Patient {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.turn.poll(cx, TURN));
+        ready!(this.budget.poll_ready(cx, TURN));
         let before = buf.filled().len();
         let read = Pin::new(&mut this.transport).poll_read(cx, buf);
         match read {
-            Poll::Ready(_) => this.turn.did(READ.max(buf.filled().len() - before)),
-            Poll::Pending => this.turn.gave_way(),
+            Poll::Ready(_) => this.budget.spend(READ.max(buf.filled().len() - before)),
+            Poll::Pending => this.budget.reset(),
         }
         read
     }

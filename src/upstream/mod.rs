@@ -111,7 +111,7 @@ pub enum Host {
 #[derive(Debug, Clone)]
 pub struct Shared {
     config: Arc<Config>,
-    greetings: Option<Arc<reload::Current<Greetings>>>,
+    greetings: Option<Arc<reload::Reloadable<Greetings>>>,
     endpoints: Vec<SharedEndpoint>,
     sockets: Arc<Sockets>,
 }
@@ -127,7 +127,7 @@ struct SharedEndpoint {
 /// How to greet, and which name to send and to verify.
 #[derive(Debug, Clone)]
 struct Tls {
-    greetings: Arc<reload::Current<Greetings>>,
+    greetings: Arc<reload::Reloadable<Greetings>>,
     server_name: ServerName<'static>,
 }
 
@@ -211,17 +211,17 @@ impl Shared {
     }
 
     /// What follows the files of `tls`, if an endpoint needs them.
-    pub fn held(&self) -> Option<Arc<dyn reload::Held>> {
-        Some(Arc::clone(self.greetings.as_ref()?) as Arc<dyn reload::Held>)
+    pub fn reloadable(&self) -> Option<Arc<dyn reload::Reload>> {
+        Some(Arc::clone(self.greetings.as_ref()?) as Arc<dyn reload::Reload>)
     }
 }
 
 impl Greetings {
-    fn following(config: &Config) -> Result<reload::Current<Self>, tls::Error> {
+    fn following(config: &Config) -> Result<reload::Reloadable<Self>, tls::Error> {
         let name = format!("upstream:{}:client", config.name);
         let (tls, http2) = (config.tls.clone(), config.http2);
         let make = move || Self::new(&tls, http2);
-        reload::Current::new(
+        reload::Reloadable::new(
             name,
             config.tls.files(),
             config.tls.client_cert_file.clone(),

@@ -10,7 +10,7 @@ use rustls::pki_types::{
 use crate::{
     base::clock,
     config::{findings::fault, keys, reader::Reader, values},
-    net::tls::{self, Concern, Error, MinVersion, Validity},
+    net::tls::{self, Error, MinVersion, Validity, ValidityWarning},
 };
 
 /// How to trust and to greet a server.
@@ -85,17 +85,17 @@ fn min_version(r: &mut Reader, key: &str) -> MinVersion {
 fn warn_of_dates(r: &mut Reader, key: &str, certificate: Option<&Path>) {
     let validity =
         certificate.and_then(|certificate| Validity::of_file(certificate).ok().flatten());
-    if let Some(concern) = validity.and_then(|validity| validity.concern(clock::system().wall())) {
-        let instead = match concern {
-            Concern::NotYet(_) => "check this machine's clock, or wait",
-            Concern::Soon(..) | Concern::Expired(_) => {
+    if let Some(warning) = validity.and_then(|validity| validity.warning(clock::system().wall())) {
+        let instead = match warning {
+            ValidityWarning::NotYetValid(_) => "check this machine's clock, or wait",
+            ValidityWarning::ExpiresSoon(..) | ValidityWarning::Expired(_) => {
                 "put a new one into the file; a running proxy takes it over"
             }
         };
         r.warning(
             r.place(key),
             key,
-            fault(format!("names a certificate that {concern}"), instead),
+            fault(format!("names a certificate that {warning}"), instead),
         );
     }
 }

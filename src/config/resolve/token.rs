@@ -238,7 +238,7 @@ fn folder_fault(file: &Path) -> Option<String> {
         .next()?;
     match metadata {
         metadata if !metadata.is_dir() => Some(format!("{} is not a folder", folder.display())),
-        metadata if metadata.permissions().readonly() || !process::may_write(folder) => Some(
+        metadata if metadata.permissions().readonly() || !process::is_writable(folder) => Some(
             format!("the folder {} is read-only for this user", folder.display()),
         ),
         _ => None,

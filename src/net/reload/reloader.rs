@@ -1,5 +1,4 @@
-//! The task that keeps what is made of files up to date with them, and warns of
-//! certificates that come to their end.
+//! The task that reloads values when their files change, and warns of certificates about to expire.
 
 use std::{
     collections::BTreeSet,
@@ -10,175 +9,176 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::Held;
+use super::Reload;
 use crate::{
     base::{
         clock::{Moment, SharedClock},
-        watch::Watch,
+        watch::FileWatcher,
     },
-    net::tls::{Concern, Validity},
+    net::tls::{Validity, ValidityWarning},
 };
 
-/// How often dates are looked at that nothing else brings up.
-const LOOK: Duration = Duration::from_secs(24 * 3600);
+/// Time between two checks of the certificates' validity.
+const CHECK_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
-/// Reads files again when they change.
+/// Reloads values when their files change, and on request.
 #[derive(Debug)]
-pub struct Keeper {
-    certificates: Certificates,
+pub struct Reloader {
+    handle: ReloadHandle,
     clock: SharedClock,
-    watch: Watch,
-    looks_at: Moment,
-    /// In the order of what is held: why the files cannot be used, and what was said of the certificate.
-    told: Vec<Told>,
+    watch: FileWatcher,
+    next_check: Moment,
+    /// One for each value, in the same order.
+    logged: Vec<Logged>,
 }
 
+/// What was logged last about a value, so that nothing is logged twice.
 #[derive(Debug, Default, Clone)]
-struct Told {
-    unusable: Option<String>,
-    concern: Option<Concern>,
+struct Logged {
+    error: Option<String>,
+    warning: Option<ValidityWarning>,
 }
 
-/// What is in use. A cheap handle.
+/// Gives access to the values of a [`Reloader`]; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Certificates {
-    held: Arc<[Arc<dyn Held>]>,
-    wake: Arc<Notify>,
+pub struct ReloadHandle {
+    values: Arc<[Arc<dyn Reload>]>,
+    requested: Arc<Notify>,
 }
 
-impl Certificates {
-    /// Has the files read again soon, whether they seem to have changed or not.
+impl ReloadHandle {
+    /// Requests that all files be read again, whether an event has reported a change or not.
     pub fn reload(&self) {
-        self.wake.notify_one();
+        self.requested.notify_one();
     }
 
-    /// The certificates that we show: what for, and how long they are good, if that can be told.
-    pub fn validities(&self) -> impl Iterator<Item = (&str, Option<Validity>)> {
-        let shown = self.held.iter().filter(|held| held.certificate().is_some());
-        shown.map(|held| (held.name(), held.validity()))
+    /// The certificates that the proxy presents: their use, and their validity if it is known.
+    pub fn certificates(&self) -> impl Iterator<Item = (&str, Option<Validity>)> {
+        self.values
+            .iter()
+            .filter(|value| value.certificate().is_some())
+            .map(|value| (value.name(), value.validity()))
     }
 }
 
-impl Keeper {
-    /// Begins to watch. What is wrong with the certificates now was told by whoever checked the configuration.
+impl Reloader {
+    /// Begins to watch the files of `values`. Logs nothing about the certificates as they are now:
+    /// the check of the configuration has done so.
     pub fn new(
-        held: impl IntoIterator<Item = Arc<dyn Held>>,
+        values: impl IntoIterator<Item = Arc<dyn Reload>>,
         clock: SharedClock,
-    ) -> (Self, Certificates) {
-        let held: Arc<[_]> = held
+    ) -> (Self, ReloadHandle) {
+        let values: Arc<[_]> = values
             .into_iter()
-            .filter(|held| !held.files().is_empty())
+            .filter(|value| !value.files().is_empty())
             .collect();
-        let watch = Watch::new(
-            held.iter()
-                .flat_map(|held| held.files())
-                .map(PathBuf::as_path),
-            Arc::clone(&clock),
-        );
+        let files = values.iter().flat_map(|value| value.files());
+        let watch = FileWatcher::new(files.map(PathBuf::as_path), Arc::clone(&clock));
         let now = clock.wall();
-        let told = held
+        let logged = values
             .iter()
-            .map(|held| Told {
-                unusable: None,
-                concern: concern(&**held, now),
+            .map(|value| Logged {
+                error: None,
+                warning: warning(&**value, now),
             })
             .collect();
-        let certificates = Certificates {
-            held,
-            wake: Arc::default(),
+        let handle = ReloadHandle {
+            values,
+            requested: Arc::default(),
         };
-        let looks_at = clock.now() + LOOK;
+        let next_check = clock.now() + CHECK_INTERVAL;
         (
             Self {
-                certificates: certificates.clone(),
+                handle: handle.clone(),
                 clock,
                 watch,
-                looks_at,
-                told,
+                next_check,
+                logged,
             },
-            certificates,
+            handle,
         )
     }
 
     /// Runs until `stop` resolves.
     pub async fn run(mut self, stop: impl Future<Output = ()>) {
         let mut stop = std::pin::pin!(stop);
-        let (clock, wake) = (Arc::clone(&self.clock), Arc::clone(&self.certificates.wake));
+        let clock = Arc::clone(&self.clock);
+        let requested = Arc::clone(&self.handle.requested);
         loop {
             tokio::select! {
                 biased;
                 () = &mut stop => return,
-                () = wake.notified() => self.reload().await,
+                () = requested.notified() => self.reload().await,
                 () = self.watch.changed() => self.reload().await,
-                () = clock.sleep_until(self.looks_at) => {
-                    self.looks_at = clock.now() + LOOK;
-                    self.warn();
+                () = clock.sleep_until(self.next_check) => {
+                    self.next_check = clock.now() + CHECK_INTERVAL;
+                    self.check_certificates();
                 }
             }
         }
     }
 
     async fn reload(&mut self) {
-        let held = Arc::clone(&self.certificates.held);
-        for (held, told) in held.iter().zip(&mut self.told) {
-            let reading = Arc::clone(held);
-            let Ok(read) = tokio::task::spawn_blocking(move || reading.reload()).await else {
+        let values = Arc::clone(&self.handle.values);
+        for (value, logged) in values.iter().zip(&mut self.logged) {
+            let blocking = Arc::clone(value);
+            let Ok(reloaded) = tokio::task::spawn_blocking(move || blocking.reload()).await else {
                 continue;
             };
-            let name = held.name();
-            match read {
+            let name = value.name();
+            match reloaded {
                 Ok(is_new) => {
-                    told.unusable = None;
+                    logged.error = None;
                     if is_new {
-                        tracing::info!(r#use = name, files = ?held.files(), "changed files are in use");
-                        told.concern = None;
-                        warn(&**held, told, self.clock.wall());
+                        tracing::info!(r#use = name, files = ?value.files(), "changed files are in use");
+                        logged.warning = None;
+                        warn(&**value, logged, self.clock.wall());
                     }
                 }
                 Err(error) => {
-                    if told.unusable.as_ref() != Some(&error) {
+                    if logged.error.as_ref() != Some(&error) {
                         tracing::warn!(
                             r#use = name,
                             error,
-                            "changed files cannot be used: what was made of them before stays in use until the next change"
+                            "changed files cannot be used: the former contents stay in use until the next change"
                         );
                     }
-                    told.unusable = Some(error);
+                    logged.error = Some(error);
                 }
             }
         }
     }
 
-    fn warn(&mut self) {
+    fn check_certificates(&mut self) {
         let now = self.clock.wall();
-        // One file may be used for the upstream and the issuer alike.
+        // The upstream and the issuer may use the same file.
         let mut seen = BTreeSet::new();
-        for (held, told) in self.certificates.held.iter().zip(&mut self.told) {
-            if held.certificate().is_some_and(|file| seen.insert(file)) {
-                warn(&**held, told, now);
+        for (value, logged) in self.handle.values.iter().zip(&mut self.logged) {
+            if value.certificate().is_some_and(|file| seen.insert(file)) {
+                warn(&**value, logged, now);
             }
         }
     }
 }
 
-/// One line at each of the thresholds, and one a day when it is too late.
-fn warn(held: &dyn Held, told: &mut Told, now: SystemTime) {
-    let concern = concern(held, now);
-    if let Some(concern) = concern
-        && (told.concern != Some(concern) || matches!(concern, Concern::Expired(_)))
+/// Logs a line at each threshold, and one at each check after the expiry.
+fn warn(value: &dyn Reload, logged: &mut Logged, now: SystemTime) {
+    let warning = warning(value, now);
+    if let Some(warning) = warning
+        && (logged.warning != Some(warning) || matches!(warning, ValidityWarning::Expired(_)))
     {
-        let file = held.certificate().map(|file| file.display().to_string());
+        let file = value.certificate().map(|file| file.display().to_string());
         tracing::warn!(
-            r#use = held.name(),
+            r#use = value.name(),
             file,
-            "a certificate {concern}: put a new one into its file"
+            "a certificate {warning}: put a new one into its file"
         );
     }
-    told.concern = concern;
+    logged.warning = warning;
 }
 
-fn concern(held: &dyn Held, now: SystemTime) -> Option<Concern> {
-    held.validity().and_then(|validity| validity.concern(now))
+fn warning(value: &dyn Reload, now: SystemTime) -> Option<ValidityWarning> {
+    value.validity().and_then(|validity| validity.warning(now))
 }
 
 #[cfg(test)]
@@ -195,15 +195,15 @@ mod tests {
         log::capture::Log,
     };
 
-    /// What a file holds is played.
+    /// A value whose validity and reloads are set by the test.
     #[derive(Debug)]
-    struct Played {
+    struct Scripted {
         files: [PathBuf; 1],
         not_after: Mutex<SystemTime>,
         next: Mutex<Result<bool, String>>,
     }
 
-    impl Held for Played {
+    impl Reload for Scripted {
         fn name(&self) -> &str {
             "listener:x"
         }
@@ -230,32 +230,32 @@ mod tests {
     }
 
     struct Bench {
-        held: Arc<Played>,
-        certificates: Certificates,
+        value: Arc<Scripted>,
+        handle: ReloadHandle,
         clock: Arc<Simulated>,
         log: Log,
         _folder: tempfile::TempDir,
     }
 
     impl Bench {
-        /// A keeper of one certificate that is good for so long.
+        /// A reloader of one certificate that is valid for `left`.
         fn new(left: Duration) -> Self {
             let log = Log::capture();
             let folder = tempfile::tempdir().expect("a folder");
             let clock = Arc::new(Simulated::new());
-            let held = Arc::new(Played {
+            let value = Arc::new(Scripted {
                 files: [folder.path().join("server.pem")],
                 not_after: Mutex::new(clock.wall() + left),
                 next: Mutex::new(Ok(false)),
             });
-            let (keeper, certificates) = Keeper::new(
-                [Arc::clone(&held) as Arc<dyn Held>],
+            let (reloader, handle) = Reloader::new(
+                [Arc::clone(&value) as Arc<dyn Reload>],
                 Arc::clone(&clock) as SharedClock,
             );
-            tokio::spawn(keeper.run(std::future::pending()));
+            tokio::spawn(reloader.run(std::future::pending()));
             Self {
-                held,
-                certificates,
+                value,
+                handle,
                 clock,
                 log,
                 _folder: folder,
@@ -266,25 +266,25 @@ mod tests {
             self.clock.sleep_until(self.clock.now() + time).await;
         }
 
-        /// The next reading of the files comes to this.
-        async fn reads(&self, next: Result<bool, String>) {
-            *self.held.next.lock().expect("a lock") = next;
-            self.certificates.reload();
+        /// Reloads with this result.
+        async fn reload(&self, next: Result<bool, String>) {
+            *self.value.next.lock().expect("a lock") = next;
+            self.handle.reload();
             self.pass(Duration::from_secs(1)).await;
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_person_is_warned_at_each_threshold_and_every_day_when_it_is_too_late() {
-        let bench = Bench::new(LOOK * 7 / 2);
-        bench.pass(LOOK / 2).await;
+    async fn a_warning_is_logged_at_each_threshold_and_every_day_after_the_expiry() {
+        let bench = Bench::new(CHECK_INTERVAL * 7 / 2);
+        bench.pass(CHECK_INTERVAL / 2).await;
         assert_eq!(
             bench.log.lines("a certificate"),
             0,
-            "the start is for whoever checks the configuration"
+            "at the start the check of the configuration warns"
         );
         for (day, warnings) in [(1, 1), (2, 1), (3, 2), (4, 3), (5, 4)] {
-            bench.pass(LOOK).await;
+            bench.pass(CHECK_INTERVAL).await;
             assert_eq!(
                 bench.log.lines("a certificate"),
                 warnings,
@@ -293,22 +293,24 @@ mod tests {
             );
         }
         let text = bench.log.text();
-        for told in [
+        for expected in [
             "expires within 3 days",
             "expires within a day",
             "expired on",
             "listener:x",
             "server.pem",
         ] {
-            assert!(text.contains(told), "{told} in:\n{text}");
+            assert!(text.contains(expected), "{expected} in:\n{text}");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_cannot_be_used_is_told_once_and_what_can_is_looked_at() {
-        let bench = Bench::new(LOOK * 100);
+    async fn an_error_is_logged_once_and_a_new_certificate_is_checked() {
+        let bench = Bench::new(CHECK_INTERVAL * 100);
         for _ in 0..2 {
-            bench.reads(Err("they do not go together".to_owned())).await;
+            bench
+                .reload(Err("they do not go together".to_owned()))
+                .await;
             assert_eq!(
                 bench.log.lines("they do not go together"),
                 1,
@@ -316,10 +318,10 @@ mod tests {
                 bench.log.text()
             );
         }
-        bench.reads(Err("it cannot be read".to_owned())).await;
-        assert_eq!(bench.log.lines("stays in use"), 2, "{}", bench.log.text());
-        *bench.held.not_after.lock().expect("a lock") = bench.clock.wall() + LOOK * 10;
-        bench.reads(Ok(true)).await;
+        bench.reload(Err("it cannot be read".to_owned())).await;
+        assert_eq!(bench.log.lines("stay in use"), 2, "{}", bench.log.text());
+        *bench.value.not_after.lock().expect("a lock") = bench.clock.wall() + CHECK_INTERVAL * 10;
+        bench.reload(Ok(true)).await;
         assert_eq!(
             bench.log.lines("changed files are in use"),
             1,
@@ -332,7 +334,7 @@ mod tests {
             "{}",
             bench.log.text()
         );
-        bench.reads(Ok(false)).await;
+        bench.reload(Ok(false)).await;
         assert_eq!(bench.log.lines("WARN"), 3, "{}", bench.log.text());
     }
 }

@@ -11,7 +11,7 @@ use rustls::{
 };
 
 use super::*;
-use crate::net::reload::{Current, Held as _};
+use crate::net::reload::{Reload as _, Reloadable};
 
 struct Files {
     folder: tempfile::TempDir,
@@ -140,7 +140,7 @@ fn shake_hands(
         server.read_tls(&mut &wire[..]).expect("memory");
         server
             .process_new_packets()
-            .map_err(|error| format!("server: {error}{}", advice_about_client(&error)))?;
+            .map_err(|error| format!("server: {error}{}", client_advice(&error)))?;
         wire.clear();
         server.write_tls(&mut wire).expect("memory");
         client.read_tls(&mut &wire[..]).expect("memory");
@@ -365,7 +365,7 @@ fn every_error_of_a_server_names_its_file() {
 fn followed(
     files: &Files,
     authority: &CertifiedIssuer<'static, KeyPair>,
-) -> (Current<rustls::ServerConfig>, Config) {
+) -> (Reloadable<rustls::ServerConfig>, Config) {
     let ca = files.write("ca.pem", &authority.pem());
     let (cert_file, key_file) = identity(files, authority, "server");
     let client_ca_file = Some(files.write("apps.pem", &authority.pem()));
@@ -384,7 +384,7 @@ fn followed(
     };
     let made_of = config.files().collect::<Vec<_>>();
     let certificate = Some(config.cert_file.clone());
-    let current = Current::new("listener:x".to_owned(), made_of, certificate, move || {
+    let current = Reloadable::new("listener:x".to_owned(), made_of, certificate, move || {
         server_config(&config, &[])
     });
     (current.expect("usable"), client)

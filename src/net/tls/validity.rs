@@ -26,11 +26,11 @@ pub struct Validity {
 
 /// What a person should know of a certificate. The later ones are the more urgent ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Concern {
+pub enum ValidityWarning {
     /// It begins later, or this machine's clock is wrong.
-    NotYet(SystemTime),
+    NotYetValid(SystemTime),
     /// It ends within so many days.
-    Soon(u64, SystemTime),
+    ExpiresSoon(u64, SystemTime),
     /// It has ended.
     Expired(SystemTime),
 }
@@ -61,26 +61,28 @@ impl Validity {
     }
 
     /// What a person should know at this time, if anything.
-    pub fn concern(&self, now: SystemTime) -> Option<Concern> {
+    pub fn warning(&self, now: SystemTime) -> Option<ValidityWarning> {
         let Ok(left) = self.not_after.duration_since(now) else {
-            return Some(Concern::Expired(self.not_after));
+            return Some(ValidityWarning::Expired(self.not_after));
         };
         if self.not_before > now {
-            return Some(Concern::NotYet(self.not_before));
+            return Some(ValidityWarning::NotYetValid(self.not_before));
         }
         let days = WARNING_DAYS
             .into_iter()
             .find(|days| left < DAY * u32::try_from(*days).unwrap_or(u32::MAX))?;
-        Some(Concern::Soon(days, self.not_after))
+        Some(ValidityWarning::ExpiresSoon(days, self.not_after))
     }
 }
 
-impl fmt::Display for Concern {
+impl fmt::Display for ValidityWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotYet(begin) => write!(f, "is not valid before {}", date(*begin)),
-            Self::Soon(1, end) => write!(f, "expires within a day, on {}", date(*end)),
-            Self::Soon(days, end) => write!(f, "expires within {days} days, on {}", date(*end)),
+            Self::NotYetValid(begin) => write!(f, "is not valid before {}", date(*begin)),
+            Self::ExpiresSoon(1, end) => write!(f, "expires within a day, on {}", date(*end)),
+            Self::ExpiresSoon(days, end) => {
+                write!(f, "expires within {days} days, on {}", date(*end))
+            }
             Self::Expired(end) => write!(f, "expired on {}", date(*end)),
         }
     }
@@ -166,11 +168,11 @@ mod tests {
             ),
             ("2024-08-01", "expired on 2024-07-31T00:00:00Z"),
         ] {
-            let concern = validity
-                .concern(at(now))
-                .map(|concern| concern.to_string())
+            let warning = validity
+                .warning(at(now))
+                .map(|warning| warning.to_string())
                 .unwrap_or_default();
-            assert_eq!(concern, told, "{now}");
+            assert_eq!(warning, told, "{now}");
         }
     }
 
@@ -180,8 +182,8 @@ mod tests {
             Validity::of_chain(&[certificate((1951, 1, 1), (1960, 1, 1))]).expect("readable");
         assert_eq!(
             validity
-                .concern(at("2024-01-01"))
-                .map(|concern| concern.to_string())
+                .warning(at("2024-01-01"))
+                .map(|warning| warning.to_string())
                 .as_deref(),
             Some("expired on 1970-01-01T00:00:00Z")
         );
@@ -189,8 +191,8 @@ mod tests {
             Validity::of_chain(&[certificate((9999, 12, 31), (9999, 12, 31))]).expect("readable");
         assert_eq!(
             validity
-                .concern(at("2024-01-01"))
-                .map(|concern| concern.to_string())
+                .warning(at("2024-01-01"))
+                .map(|warning| warning.to_string())
                 .as_deref(),
             Some("is not valid before 9999-12-31T00:00:00Z")
         );

@@ -96,7 +96,7 @@ fn a_key_is_shown_in_its_clients_ways_and_no_other() {
         (&[("authorization", "Basic key-d")], "401"),
         (&[("authorization", "Basic")], "401"),
     ] {
-        let visitor = clients.visitor(None, &Names::default());
+        let visitor = clients.visitor(None, &CertificateNames::default());
         assert_eq!(who(&clients, &visitor, fields), expected, "{fields:?}");
     }
 }
@@ -107,7 +107,7 @@ fn what_was_accepted_once_on_a_connection_does_not_vouch_for_anything_else() {
         by_header("a", "x-api-key", "key-a"),
         by_header("b", "x-other", "key-b"),
     ]);
-    let visitor = clients.visitor(None, &Names::default());
+    let visitor = clients.visitor(None, &CertificateNames::default());
     for (fields, expected) in [
         (&[("x-api-key", "key-a")][..], "a"),
         (&[("x-api-key", "key-a")], "a"),
@@ -135,7 +135,7 @@ fn keys_follow_their_files_and_what_is_no_key_changes_nothing() {
             ..by_header("b", "x-api-key", "")
         },
     ]);
-    let visitor = clients.visitor(None, &Names::default());
+    let visitor = clients.visitor(None, &CertificateNames::default());
     let shows = |key: &str| who(&clients, &visitor, &[("x-api-key", key)]);
     assert_eq!(shows("first"), "b");
     for (content, is_taken) in [
@@ -148,7 +148,7 @@ fn keys_follow_their_files_and_what_is_no_key_changes_nothing() {
         write(content);
         assert_eq!(shows("first"), "b", "nobody has read it yet");
         assert_eq!(
-            reload::Held::reload(&*clients.keys()).unwrap_or_default(),
+            reload::Reload::reload(&*clients.keys()).unwrap_or_default(),
             is_taken,
             "{content:?}"
         );
@@ -159,7 +159,7 @@ fn keys_follow_their_files_and_what_is_no_key_changes_nothing() {
         ["401", "b", "a"]
     );
     std::fs::remove_file(&file).unwrap();
-    let error = reload::Held::reload(&*clients.keys()).unwrap_err();
+    let error = reload::Reload::reload(&*clients.keys()).unwrap_err();
     assert!(error.contains("key") && shows("second") == "b", "{error}");
 }
 
@@ -183,7 +183,7 @@ fn networks_and_names_must_hold_beside_the_key() {
         },
     ]);
     let key = [("x-api-key", "key")];
-    let nobody = Names::default();
+    let nobody = CertificateNames::default();
     for (from, expected, without_key) in [
         (address("192.0.2.77"), "office", "401"),
         (address("::ffff:192.0.2.77"), "office", "401"),
@@ -208,7 +208,7 @@ fn a_refusal_says_how_to_show_a_key() {
         },
         by_header("d", "authorization", "d"),
     ]);
-    let visitor = clients.visitor(None, &Names::default());
+    let visitor = clients.visitor(None, &CertificateNames::default());
     let answer = clients
         .recognise(&visitor, &HeaderMap::new())
         .unwrap_err()
@@ -232,7 +232,7 @@ fn a_refusal_says_how_to_show_a_key() {
 fn nothing_prints_a_key() {
     let clients = [by_header("a", "x-api-key", "k3y-of-a")];
     let known = all(&clients);
-    let visitor = known.visitor(None, &Names::default());
+    let visitor = known.visitor(None, &CertificateNames::default());
     assert_eq!(who(&known, &visitor, &[("x-api-key", "k3y-of-a")]), "a");
     let printed = format!("{clients:?} {known:?} {visitor:?}");
     let digest = format!("{:?}", digest(&SHA256, b"k3y-of-a").as_ref());

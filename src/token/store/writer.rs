@@ -133,7 +133,7 @@ impl Writer {
             }
             Err(error) => {
                 self.failures += 1;
-                self.retry_at = self.clock.now() + self.backoff.after_failure();
+                self.retry_at = self.clock.now() + self.backoff.next_delay();
                 if !std::mem::replace(&mut self.is_alarmed, true) {
                     tracing::error!(
                         %error,
