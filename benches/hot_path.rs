@@ -1,6 +1,6 @@
 //! What every request pays: taking the token, and rewriting its head.
 
-#[path = "../tests/common/credential.rs"]
+#[path = "../tests/it/common/credential.rs"]
 mod credential;
 
 use std::{hint::black_box, time::Duration};

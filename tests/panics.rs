@@ -1,10 +1,13 @@
-//! A panic costs one request, and is told; a panic in what has to last ends the process.
+//! A panic costs one request, and is counted and logged; a panic in a task that must not end ends the process. A crate of
+//! its own: the panic hook and the count of panics belong to the process.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     reason = "a test fails by panicking"
 )]
 
+#[path = "it/common/mod.rs"]
+#[allow(dead_code, reason = "the helpers of all integration tests")]
 mod common;
 
 use std::{

@@ -1,6 +1,6 @@
 //! Reading the token allocates nothing. A binary of its own, since it counts every allocation.
 
-#[path = "common/credential.rs"]
+#[path = "it/common/credential.rs"]
 mod credential;
 
 use std::hint::black_box;

@@ -1,0 +1,495 @@
+//! Killed at any moment, the program neither loses its tokens nor spends one in a way that revokes them.
+#![cfg(target_os = "linux")]
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::{SocketAddr, TcpStream},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use bearer_proxy::{
+    base::clock,
+    cloud::{Cloud, Config},
+};
+use rustix::process::Signal;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    task::{JoinSet, LocalSet},
+    time::sleep,
+};
+
+use crate::common::{
+    LIMIT, eventually,
+    process::{Running, free_address, program},
+    ready,
+};
+
+/// Tokens of a second leave little else to do than to wait: so many proxies, each with a cloud of its own, at once.
+const LANES: usize = 5;
+const GRACE: Duration = Duration::from_secs(5);
+/// Each way between the proxy and a slow issuer.
+const SLOW: Duration = Duration::from_millis(200);
+
+/// The system calls that change something around the state file, by their names on all architectures, and how many of them to try in each
+/// half of a refresh.
+const CALLS: [(&str, usize, usize); 8] = [
+    ("?mkdir,?mkdirat", 3, 1),
+    ("?flock", 2, 0),
+    ("?open", 3, 0),
+    ("?openat", 2, 2),
+    ("?write", 4, 2),
+    ("?fsync", 2, 2),
+    ("?rename,?renameat,?renameat2", 1, 1),
+    ("?close", 3, 2),
+];
+
+/// Where to kill: as a thread begins its nth of these calls.
+#[derive(Clone, Copy)]
+struct Target {
+    calls: &'static str,
+    nth: usize,
+    /// Counted from when the intent is stored: the calls that store the answer. Otherwise from before the refresh: those
+    /// that take the lock, and store the intent.
+    answer: bool,
+}
+
+/// Every target on this architecture.
+fn targets() -> Vec<Target> {
+    let here = CALLS
+        .iter()
+        .filter(|(calls, ..)| cfg!(target_arch = "x86_64") || *calls != "?open");
+    let each = |most, calls, answer| (1..=most).map(move |nth| Target { calls, nth, answer });
+    here.flat_map(|&(calls, intent, answer)| {
+        each(intent, calls, false).chain(each(answer, calls, true))
+    })
+    .collect()
+}
+
+/// How much to do: `name` in the environment, for long runs.
+fn amount(name: &str, usual: usize) -> usize {
+    std::env::var(name).map_or(usual, |text| text.parse().unwrap())
+}
+
+/// The part of an amount that falls to a lane.
+fn share(amount: usize, lane: usize) -> usize {
+    (lane..amount).step_by(LANES).count()
+}
+
+/// Works in all lanes at once.
+async fn in_lanes<T: 'static, F: Future<Output = T> + 'static>(
+    work: impl Fn(usize) -> F,
+) -> Vec<T> {
+    let local = LocalSet::new();
+    let mut lanes = JoinSet::new();
+    for lane in 0..LANES {
+        lanes.spawn_local_on(work(lane), &local);
+    }
+    local.run_until(lanes.join_all()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fault_11_killed_at_every_system_call_of_persisting() {
+    let kills = amount("SOAK_KILLS", 100);
+    // The plan goes round in each lane; the lanes begin at different places.
+    let plan = targets();
+    let results = in_lanes(|lane| {
+        let begin = lane * plan.len() / LANES;
+        kill_at_each(
+            plan.iter()
+                .copied()
+                .cycle()
+                .skip(begin)
+                .take(share(kills, lane))
+                .collect(),
+        )
+    })
+    .await;
+    let (mut hits, mut lost) = (BTreeMap::<&str, usize>::new(), 0);
+    for (hit, more_lost) in results {
+        hit.into_iter()
+            .for_each(|calls| *hits.entry(calls).or_default() += 1);
+        lost += more_lost;
+    }
+    let on_the_path: usize = hits.values().sum();
+    println!(
+        "{kills} kills, {on_the_path} of them at a call for the state, {lost} answers lost: {hits:?}"
+    );
+    assert!(
+        plan.iter().all(|target| hits.contains_key(target.calls)),
+        "a kind of call was never hit: {hits:?}"
+    );
+    assert!(
+        on_the_path * 2 >= kills,
+        "too few kills hit the state: {hits:?}"
+    );
+    assert!(
+        lost * 8 >= kills,
+        "too few kills lost an answer: {lost} of {kills}"
+    );
+}
+
+/// Kills one proxy at each of these calls in turn. Answers which kinds of calls for the state were hit, and how many
+/// grants were lost.
+async fn kill_at_each(jobs: Vec<Target>) -> (Vec<&'static str>, usize) {
+    let bench = Bench::start(GRACE, SLOW / 2).await;
+    let mut hits = Vec::new();
+    for (kill, target) in jobs.into_iter().enumerate() {
+        let mut running = bench.in_service().await;
+        let before = bench.state();
+        if target.answer {
+            eventually("a refresh begins", async || bench.state().is_open()).await;
+        }
+        let last_call = kill_at(&mut running, target, &bench).await;
+        if last_call.contains(bench.state_file.parent().unwrap().to_str().unwrap()) {
+            hits.push(target.calls);
+        }
+        bench.check_after_kill(&before, kill + 1);
+    }
+    let _running = bench.in_service().await;
+    assert_eq!(bench.cloud.families_revoked(), 0);
+    (hits, bench.lost())
+}
+
+/// Kills the process at the target, counted from now on. Answers the call at which it died.
+///
+/// The main thread, which stores nothing but closes timers and writes the log, is left out.
+async fn kill_at(
+    running: &mut Running,
+    Target { calls, nth, .. }: Target,
+    bench: &Bench,
+) -> String {
+    let (trace, words) = (
+        bench.folder.path().join("trace"),
+        bench.folder.path().join("strace"),
+    );
+    let pid = running.0.id().to_string();
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let threads = threads.map(|thread| thread.unwrap().file_name().into_string().unwrap());
+    let others = threads
+        .filter(|thread| *thread != pid)
+        .flat_map(|thread| ["-p".to_owned(), thread]);
+    let child = Command::new("strace")
+        .args(["-y", "-s", "8", "-e", &format!("trace={calls}"), "-e"])
+        .arg(format!("inject={calls}:signal=SIGKILL:when={nth}"))
+        .arg("-o")
+        .arg(&trace)
+        .args(others)
+        .stdin(Stdio::null())
+        .stderr(fs::File::create(&words).unwrap())
+        .spawn()
+        .expect("strace is needed: scripts/test installs it");
+    let mut strace = Running(child);
+    let status = running.ended().await;
+    let words = fs::read_to_string(&words).unwrap();
+    assert!(status.to_string().contains("SIGKILL"), "{status}: {words}");
+    strace.ended().await;
+    let trace = fs::read_to_string(&trace).unwrap();
+    let begins =
+        |line: &&str| line.contains('(') && !line.contains("resumed>") && !line.contains("+++");
+    trace
+        .lines()
+        .rev()
+        .find(begins)
+        .unwrap_or_else(|| panic!("nothing traced: {words}"))
+        .to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_every_few_refreshes_of_a_slow_issuer_no_family_is_revoked() {
+    let cycles = amount("SOAK_CYCLES", 50);
+    let results = in_lanes(|lane| kill_every_few(share(cycles, lane))).await;
+    let sum = |part: fn(&Kills) -> usize| results.iter().map(part).sum::<usize>();
+    let (kills, open, lost) = (
+        sum(|kills| kills.all),
+        sum(|kills| kills.open),
+        sum(|kills| kills.lost),
+    );
+    let refreshes = sum(|kills| kills.refreshes);
+    println!(
+        "{refreshes} refreshes, {kills} kills, {open} of them with an open intent, {lost} answers lost"
+    );
+    assert!(
+        refreshes >= cycles && kills * 4 >= cycles,
+        "{refreshes} refreshes, {kills} kills"
+    );
+    assert!(
+        open * 3 >= kills,
+        "only {open} of {kills} kills hit an open intent"
+    );
+    assert!(
+        lost * 8 >= kills,
+        "only {lost} of {kills} kills lost an answer"
+    );
+}
+
+struct Kills {
+    all: usize,
+    /// With an intent in the file.
+    open: usize,
+    /// After the grant, before it was stored.
+    lost: usize,
+    refreshes: usize,
+}
+
+/// Lives through so many refreshes and is killed at each second or third one.
+async fn kill_every_few(cycles: usize) -> Kills {
+    let bench = Bench::start(GRACE, SLOW).await;
+    let (mut kills, mut open) = (0, 0);
+    while bench.granted() < cycles {
+        let mut running = bench.in_service().await;
+        let granted = bench.granted() + kills % 2;
+        eventually("refreshes go on", async || bench.granted() >= granted).await;
+        let before = bench.state();
+        if kills % 3 != 2 {
+            eventually("a refresh begins", async || bench.state().is_open()).await;
+        }
+        // Now early, now late in the call: both before and after the issuer has spent the token.
+        sleep(SLOW * 2 * (kills as u32 * 3 % 8) / 8).await;
+        running.signal(Signal::KILL);
+        running.ended().await;
+        kills += 1;
+        open += usize::from(bench.state().is_open());
+        bench.check_after_kill(&before, kills);
+    }
+    let _running = bench.in_service().await;
+    assert_eq!(bench.cloud.families_revoked(), 0);
+    Kills {
+        all: kills,
+        open,
+        lost: bench.lost(),
+        refreshes: bench.granted(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn told_to_stop_in_the_middle_of_a_slow_refresh_it_stores_the_answer_first() {
+    let bench = Bench::start(Duration::ZERO, SLOW).await;
+    for round in 0..amount("SOAK_STOPS", 8) {
+        let mut running = bench.in_service().await;
+        eventually("a refresh begins", async || bench.state().is_open()).await;
+        let granted = bench.granted();
+        running.signal(Signal::TERM);
+        assert!(
+            bench.state().is_open(),
+            "round {round}: the refresh was over before the signal"
+        );
+        assert_eq!(running.ended().await.code(), Some(0));
+        assert_eq!(
+            bench.granted(),
+            granted + 1,
+            "round {round}: another refresh, or none"
+        );
+        assert!(
+            !bench.state().is_open() && bench.lost() == 0,
+            "round {round}: the answer was not stored"
+        );
+    }
+    let _running = bench.in_service().await;
+    assert_eq!((bench.cloud.families_revoked(), bench.lost()), (0, 0));
+}
+
+/// Without grace, the refresh token that a killed process spent is dead, and trying it again revokes its family. A JWT key
+/// begins a new one without a person.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_any_grace_a_jwt_brings_it_back_each_time() {
+    let jwt = "jwt.key = \"0123456789abcdef0123456789abcdef\"\n";
+    let bench = Bench::start_with(Duration::ZERO, SLOW, jwt).await;
+    let rounds = amount("SOAK_REVIVALS", 6);
+    let mut running = bench.in_service().await;
+    let mut slowest = Duration::ZERO;
+    for _ in 0..rounds {
+        eventually("a refresh begins", async || bench.state().is_open()).await;
+        let granted = bench.granted();
+        eventually("its token is spent", async || bench.granted() > granted).await;
+        running.signal(Signal::KILL);
+        running.ended().await;
+        let killed = tokio::time::Instant::now();
+        running = bench.in_service().await;
+        slowest = slowest.max(killed.elapsed());
+    }
+    let revoked = bench.cloud.families_revoked();
+    println!(
+        "{rounds} kills of a spent token, {revoked} families revoked, back in service after {slowest:?} at most"
+    );
+    assert!(
+        revoked * 2 >= rounds as u64,
+        "only {revoked} families were revoked: nothing was tested"
+    );
+    assert!(slowest < LIMIT / 2, "back in service after {slowest:?}");
+}
+
+/// A strict cloud with tokens of a second, and the folder of the proxy in front of it.
+struct Bench {
+    cloud: Cloud,
+    folder: tempfile::TempDir,
+    state_file: PathBuf,
+    admin: SocketAddr,
+}
+
+impl Bench {
+    /// Ends with the first tokens stored. `slow` is the time that each way to the issuer takes.
+    async fn start(reuse_grace: Duration, slow: Duration) -> Self {
+        Self::start_with(reuse_grace, slow, "").await
+    }
+
+    /// The same with more lines in `[token]`.
+    async fn start_with(reuse_grace: Duration, slow: Duration, more: &str) -> Self {
+        let config = Config {
+            token_lifetime: Duration::from_secs(1),
+            reuse_grace,
+            ..Config::new("demo", "secret")
+        };
+        let cloud = Cloud::start(config, clock::system()).await.unwrap();
+        let issuer = if slow.is_zero() {
+            cloud.origin().to_owned()
+        } else {
+            relay(cloud.origin(), slow).await
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let state_file = folder.path().join("state/token.json");
+        let admin = free_address();
+        let text = format!(
+            "[proxy]\nlisten = [\"{}\"]\n[upstream]\nendpoints = [\"{}\"]\n\
+             [token]\nissuer = \"{issuer}\"\nclient_id = \"demo\"\nclient_secret = \"secret\"\n\
+             refresh_token = \"{}\"\nstate_file = \"{}\"\n{more}[admin]\nlisten = \"{admin}\"\n[log]\nlevel = \"error\"\n",
+            free_address(),
+            cloud.origin(),
+            cloud.seed(),
+            state_file.display(),
+        );
+        fs::write(folder.path().join("proxy.toml"), text).unwrap();
+        let bench = Self {
+            cloud,
+            folder,
+            state_file,
+            admin,
+        };
+        let mut running = start(bench.folder.path());
+        eventually("the first tokens are stored", async || {
+            bench.state_file.exists() && bench.state().generation >= 1
+        })
+        .await;
+        running.signal(Signal::KILL);
+        running.ended().await;
+        bench
+    }
+
+    /// A proxy that has refreshed, and stored what it got, since it was started, and is ready.
+    async fn in_service(&self) -> Running {
+        let (granted, generation) = (self.granted(), self.state().generation);
+        let running = start(self.folder.path());
+        eventually("it listens", async || {
+            TcpStream::connect(self.admin).is_ok()
+        })
+        .await;
+        let refreshed = |state: &Stored| state.generation > generation && !state.is_open();
+        eventually("it refreshes again", async || {
+            self.granted() > granted && refreshed(&self.state())
+        })
+        .await;
+        ready(self.admin).await;
+        running
+    }
+
+    fn granted(&self) -> usize {
+        self.cloud.issuer_successes().try_into().unwrap()
+    }
+
+    /// Grants that no process stored.
+    fn lost(&self) -> usize {
+        self.granted() - self.state().generation
+    }
+
+    /// What is stored, which has to be whole and private at every moment.
+    fn state(&self) -> Stored {
+        let text = fs::read_to_string(&self.state_file).expect("the state file is there");
+        let mode = fs::metadata(&self.state_file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let json: serde_json::Value =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        Stored {
+            generation: json["generation"].as_u64().unwrap().try_into().unwrap(),
+            refresh_token: json["refresh_token"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
+            intents: json["intents"].as_array().unwrap().len(),
+        }
+    }
+
+    /// The file is an old one or a new one, and no kill costs more than the one answer that was on its way.
+    fn check_after_kill(&self, before: &Stored, kills: usize) {
+        let after = self.state();
+        assert!(!after.refresh_token.is_empty(), "the refresh token is lost");
+        assert!(
+            after.generation >= before.generation,
+            "an older file came back"
+        );
+        let is_same = after.refresh_token == before.refresh_token;
+        assert_eq!(
+            is_same,
+            after.generation == before.generation,
+            "a mixture of two files"
+        );
+        assert!(
+            self.lost() <= kills,
+            "{} answers lost by {kills} kills",
+            self.lost()
+        );
+        assert_eq!(self.cloud.families_revoked(), 0);
+    }
+}
+
+struct Stored {
+    generation: usize,
+    refresh_token: String,
+    intents: usize,
+}
+
+impl Stored {
+    /// Whether a refresh token was about to be spent.
+    fn is_open(&self) -> bool {
+        self.intents > 0
+    }
+}
+
+fn start(folder: &Path) -> Running {
+    Running(program(folder).stderr(Stdio::null()).spawn().unwrap())
+}
+
+/// A slow way to the issuer. What was sent arrives, even when its sender has died meanwhile.
+async fn relay(origin: &str, delay: Duration) -> String {
+    let target: SocketAddr = origin.strip_prefix("http://").unwrap().parse().unwrap();
+    let address = crate::common::scripted(move |_, client| async move {
+        let (mut client_in, mut client_out) = client.into_split();
+        let (mut cloud_in, mut cloud_out) =
+            tokio::net::TcpStream::connect(target).await?.into_split();
+        let both = tokio::join!(
+            carry(&mut client_in, &mut cloud_out, delay), //
+            carry(&mut cloud_in, &mut client_out, delay),
+        );
+        both.0.and(both.1)
+    })
+    .await;
+    format!("http://{address}")
+}
+
+async fn carry(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    delay: Duration,
+) -> io::Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        let n = from.read(&mut buffer).await?;
+        if n == 0 {
+            return Ok(());
+        }
+        sleep(delay).await;
+        to.write_all(&buffer[..n]).await?;
+    }
+}

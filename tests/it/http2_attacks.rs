@@ -1,0 +1,188 @@
+//! HTTP/2 as a weapon: frames that cost their sender nothing. The attacker is shown out, memory stays, and who is beside is
+//! served.
+#![cfg(target_os = "linux")]
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+};
+
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, sink};
+
+use crate::common::{
+    Client, LIMIT, eventually,
+    frames::{
+        CANCEL, DATA, END_HEADERS, END_STREAM, GET, HEADERS, PING, POST, RST_STREAM, SETTINGS,
+        WINDOW_UPDATE, greeted, head, write,
+    },
+    get, grant,
+    process::Standing,
+    read_head, scripted,
+};
+
+const CONTINUATION: u8 = 9;
+
+/// More than a window that is open already has room for.
+const BEYOND: u32 = 0x7fff_ffff;
+
+/// What an attacker may add to what is resident, in KiB.
+const MOST: u64 = 10 * 1024;
+
+#[derive(Debug, Clone, Copy)]
+enum Attack {
+    /// Streams that are opened and reset: CVE-2023-44487.
+    RapidReset,
+    /// Streams that are opened, and that the server is made to reset: CVE-2025-8671.
+    MadeYouReset,
+    /// A head that never ends: CVE-2024-27316.
+    Continuation,
+    /// A body of nothing: CVE-2019-9518.
+    EmptyData,
+    /// Questions that have to be answered: CVE-2019-9512 and CVE-2019-9515.
+    Pings,
+    Settings,
+}
+
+impl Attack {
+    /// One blow.
+    async fn strike(
+        self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        round: u32,
+    ) -> std::io::Result<()> {
+        let number = 2 * round + 1;
+        let whole = END_HEADERS | END_STREAM;
+        match self {
+            Self::RapidReset => {
+                write(stream, HEADERS, whole, number, &head(GET, "/")).await?;
+                write(stream, RST_STREAM, 0, number, &CANCEL.to_be_bytes()).await
+            }
+            Self::MadeYouReset => {
+                write(stream, HEADERS, whole, number, &head(GET, "/")).await?;
+                // A window beyond its bounds is an error of the stream's: RFC 9113 §6.9.1.
+                write(stream, WINDOW_UPDATE, 0, number, &BEYOND.to_be_bytes()).await
+            }
+            Self::Continuation => {
+                if round == 0 {
+                    write(stream, HEADERS, END_STREAM, 1, &head(GET, "/")).await?;
+                }
+                let name = format!("x-{round:08}");
+                let mut block = vec![0x10, name.len() as u8];
+                block.extend(name.as_bytes());
+                block.extend(b"\x05value");
+                write(stream, CONTINUATION, 0, 1, &block.repeat(20)).await
+            }
+            Self::EmptyData => {
+                if round == 0 {
+                    write(stream, HEADERS, END_HEADERS, 1, &head(POST, "/upload")).await?;
+                }
+                write(stream, DATA, 0, 1, &[]).await
+            }
+            Self::Pings => write(stream, PING, 0, 0, &u64::from(round).to_be_bytes()).await,
+            Self::Settings => write(stream, SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0]).await,
+        }
+    }
+
+    /// Goes on until the attacker is shown out. False if that does not happen.
+    async fn run(self, address: SocketAddr, takes_answers: bool) -> bool {
+        let (mut read, mut stream) = greeted(address, &[]).await.into_split();
+        // Who does not take its answers is late at last.
+        let reading = takes_answers
+            .then(|| tokio::spawn(async move { tokio::io::copy(&mut read, &mut sink()).await }));
+        let striking = async {
+            for round in 0.. {
+                self.strike(&mut stream, round).await?;
+            }
+            Ok::<_, std::io::Error>(())
+        };
+        let ended = tokio::time::timeout(LIMIT, striking).await;
+        drop(reading);
+        matches!(ended, Ok(Err(_)))
+    }
+}
+
+async fn cloud() -> SocketAddr {
+    scripted(|_, mut stream| async move {
+        loop {
+            let head = read_head(&mut stream).await?;
+            if head.is_empty() {
+                return Ok(());
+            }
+            if head.starts_with("POST /api/refreshToken.do") {
+                stream.write_all(grant("token", 3600).as_bytes()).await?;
+            } else if head.starts_with("POST /upload") {
+                stream.read_to_end(&mut Vec::new()).await?;
+                return Ok(());
+            } else {
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    .await?;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_input_07_floods_of_frames() {
+    use Attack::{Continuation, EmptyData, MadeYouReset, Pings, RapidReset, Settings};
+    let attacks = [
+        RapidReset,
+        MadeYouReset,
+        Continuation,
+        EmptyData,
+        Pings,
+        Settings,
+    ];
+    for (attack, takes_answers) in attacks
+        .into_iter()
+        .flat_map(|attack| [(attack, false), (attack, true)])
+    {
+        let proxy = Standing::start(cloud().await, "workers = 1\nbody_idle_timeout = \"1s\"").await;
+        let mut good = Client::connect(proxy.address).await;
+        for _ in 0..200 {
+            assert_eq!(good.send(get("/")).await.unwrap().status(), 200);
+        }
+        let before = proxy.memory("VmRSS");
+        let (goes_on, served) = (
+            Arc::new(AtomicBool::new(true)),
+            Arc::new(AtomicUsize::new(0)),
+        );
+        let beside = tokio::spawn({
+            let (goes_on, served) = (Arc::clone(&goes_on), Arc::clone(&served));
+            async move {
+                while goes_on.load(SeqCst) {
+                    let answer = tokio::time::timeout(LIMIT, good.send(get("/")))
+                        .await
+                        .expect("in time")
+                        .unwrap();
+                    assert_eq!(answer.status(), 200);
+                    served.fetch_add(1, SeqCst);
+                }
+            }
+        });
+        let attackers: Vec<_> = (0..4)
+            .map(|_| tokio::spawn(attack.run(proxy.address, takes_answers)))
+            .collect();
+        let mut shown_out = 0;
+        for attacker in attackers {
+            shown_out += usize::from(attacker.await.unwrap());
+        }
+        let after = served.load(SeqCst);
+        eventually("the good client is served on", async || {
+            served.load(SeqCst) > after + 10
+        })
+        .await;
+        goes_on.store(false, SeqCst);
+        beside.await.unwrap();
+        let grown = proxy.memory("VmHWM").saturating_sub(before);
+        println!(
+            "{attack:?}, {takes_answers}: {shown_out} of 4 shown out, {after} requests beside them, {grown} KiB more resident"
+        );
+        assert!(grown < MOST, "{attack:?}: {grown} KiB");
+        assert_eq!(shown_out, 4, "{attack:?}");
+    }
+}

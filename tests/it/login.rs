@@ -1,0 +1,665 @@
+//! First tokens: `login` as a person uses it, and JWTs, against the simulated cloud.
+#![cfg(unix)]
+
+use std::{
+    ffi::OsString,
+    fs,
+    io::{BufRead as _, BufReader, Read as _},
+    net::{SocketAddr, TcpListener},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use bearer_proxy::{
+    base::clock,
+    cloud::{Cloud, Config, IssuerAnswer},
+    config::{self, Loaded, Source},
+    token::{Class, FirstTokens as _, jwt::JwtTokens},
+};
+use http::StatusCode;
+use tokio::io::AsyncWriteExt as _;
+use url::Url;
+
+use crate::common::{LIMIT, eventually, get, read_head, scripted, send};
+
+const SECRET: &str = "cl1ent-secret";
+
+async fn cloud(change: impl FnOnce(&mut Config)) -> Cloud {
+    let mut config = Config::new("my app", SECRET);
+    change(&mut config);
+    Cloud::start(config, clock::system()).await.unwrap()
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+/// A configuration without any token; returns where its proxy listens.
+fn configuration(folder: &Path, cloud: &str, more: &str) -> SocketAddr {
+    let port = free_port();
+    let text = format!(
+        "[proxy]\nlisten = [\"127.0.0.1:{port}\"]\n[upstream]\nendpoints = [\"{cloud}\"]\n\
+         [token]\nclient_id = \"my app\"\nclient_secret = \"{SECRET}\"\n{more}"
+    );
+    fs::write(folder.join("proxy.toml"), text).unwrap();
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+fn for_login(folder: &Path, cloud: &str, redirect_uri: &str) -> SocketAddr {
+    configuration(
+        folder,
+        cloud,
+        &format!("redirect_uri = \"{redirect_uri}\"\nstate_file = \"state/token.json\"\n"),
+    )
+}
+
+/// Ends the process with the test, however the test ends.
+struct Running(Child);
+
+impl Running {
+    fn start(folder: &Path, arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bearer-proxy"));
+        command
+            .args(arguments)
+            .current_dir(folder)
+            .env_clear()
+            .stdin(Stdio::null());
+        Self(
+            command
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap(),
+        )
+    }
+
+    /// The address that `login` prints.
+    fn address(&mut self) -> (Url, impl FnOnce() -> String + Send + 'static) {
+        let mut lines = BufReader::new(self.0.stdout.take().unwrap());
+        let mut seen = String::new();
+        let url = loop {
+            let mut line = String::new();
+            assert_ne!(
+                lines.read_line(&mut line).unwrap(),
+                0,
+                "no address in:\n{seen}{}",
+                self.errors()
+            );
+            seen.push_str(&line);
+            if line.starts_with("http") {
+                break line.trim().parse().unwrap();
+            }
+        };
+        let rest = move || {
+            lines.read_to_string(&mut seen).unwrap();
+            seen
+        };
+        (url, rest)
+    }
+
+    fn errors(&mut self) -> String {
+        let mut errors = String::new();
+        self.0
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut errors)
+            .unwrap();
+        errors
+    }
+
+    async fn ended(&mut self) -> i32 {
+        let mut code = None;
+        eventually("the process ends", async || {
+            code = self.0.try_wait().unwrap();
+            code.is_some()
+        })
+        .await;
+        code.unwrap().code().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn run(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bearer-proxy"));
+    let output = command
+        .args(arguments)
+        .current_dir(folder)
+        .env_clear()
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code().unwrap(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+fn address_of(url: &Url) -> SocketAddr {
+    url.socket_addrs(|| None).unwrap()[0]
+}
+
+fn target(url: &Url) -> &str {
+    &url[url::Position::BeforePath..]
+}
+
+/// What a browser does with the authorize address, up to the callback.
+async fn callback_of(url: &Url) -> Url {
+    let answer = send(address_of(url), get(target(url))).await;
+    assert_eq!(answer.status(), StatusCode::FOUND, "{answer:?}");
+    answer.headers()["location"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
+fn parameter(url: &Url, name: &str) -> String {
+    url.query_pairs()
+        .find(|(key, _)| key == name)
+        .unwrap()
+        .1
+        .into_owned()
+}
+
+fn state(folder: &Path) -> serde_json::Value {
+    serde_json::from_slice(&fs::read(folder.join("state/token.json")).unwrap()).unwrap()
+}
+
+fn assert_no_secret(words: &str, folder: &Path) {
+    let state = state(folder);
+    for secret in [
+        SECRET,
+        state["access_token"].as_str().unwrap(),
+        state["refresh_token"].as_str().unwrap(),
+    ] {
+        assert!(!words.contains(secret), "{secret} was printed:\n{words}");
+    }
+}
+
+async fn serves(folder: &Path, address: SocketAddr) {
+    let _proxy = Running::start(folder, &["run"]);
+    eventually("it listens", async || {
+        tokio::net::TcpStream::connect(address).await.is_ok()
+    })
+    .await;
+    assert_eq!(send(address, get("/api/file/list.do")).await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_in_a_browser_stores_tokens_with_which_the_proxy_serves() {
+    for host in ["127.0.0.1", "localhost"] {
+        let redirect_uri = format!("http://{host}:{}/callback", free_port());
+        let cloud = cloud(|config| config.redirect_uri = Some(redirect_uri.clone())).await;
+        let folder = tempfile::tempdir().unwrap();
+        let address = for_login(folder.path(), cloud.origin(), &redirect_uri);
+        let mut login = Running::start(folder.path(), &["login"]);
+        let (url, rest) = login.address();
+        assert_eq!(parameter(&url, "redirect_uri"), redirect_uri);
+        assert!(parameter(&url, "data").len() >= 32);
+
+        let callback = callback_of(&url).await;
+        let answer = send(address_of(&callback), get(target(&callback))).await;
+        assert_eq!(answer.status(), 200);
+        assert!(String::from_utf8_lossy(answer.body()).contains("The cloud has agreed"));
+        assert_eq!(login.ended().await, 0, "{}", login.errors());
+        let words = rest();
+        assert!(
+            words.contains("Stored the first tokens in") && words.contains("valid for 59m"),
+            "{words}"
+        );
+        assert_no_secret(&(words + &login.errors()), folder.path());
+
+        let mode = |name| {
+            fs::metadata(folder.path().join(name))
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777
+        };
+        assert_eq!(
+            [
+                mode("state"),
+                mode("state/token.json"),
+                mode("state/token.json.lock")
+            ],
+            [0o700, 0o600, 0o600]
+        );
+        serves(folder.path(), address).await;
+        assert_eq!(
+            cloud.issuer_calls(),
+            1,
+            "the stored access token is used, not refreshed"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_does_not_belong_to_the_login_is_refused_and_does_not_end_it() {
+    let redirect_uri = format!("http://127.0.0.1:{}/callback", free_port());
+    let cloud = cloud(|_| {}).await;
+    let folder = tempfile::tempdir().unwrap();
+    for_login(folder.path(), cloud.origin(), &redirect_uri);
+    let mut login = Running::start(folder.path(), &["login"]);
+    let (url, _rest) = login.address();
+    let callback = callback_of(&url).await;
+    let (address, code, data) = (
+        address_of(&callback),
+        parameter(&callback, "code"),
+        parameter(&callback, "data"),
+    );
+    for (path, status) in [
+        ("/".to_owned(), 404),
+        ("/favicon.ico".to_owned(), 404),
+        (format!("/callback/?code={code}&data={data}"), 404),
+        (format!("/callback?code={code}&data=wrong"), 400),
+        (format!("/callback?code={code}"), 400),
+        ("/callback?error=access_denied".to_owned(), 400),
+        (format!("/callback?data={data}"), 400),
+    ] {
+        assert_eq!(
+            send(address, get(&path)).await.status().as_u16(),
+            status,
+            "{path}"
+        );
+    }
+    let mut foreign = get(target(&callback));
+    foreign
+        .headers_mut()
+        .insert("host", "evil.example.com".parse().unwrap());
+    assert_eq!(send(address, foreign).await.status(), 421);
+    let mut post = get(target(&callback));
+    *post.method_mut() = http::Method::POST;
+    assert_eq!(send(address, post).await.status(), 405);
+    for garbage in [
+        &b"\0\xff\r\n\r\n"[..],
+        b"GET /callback?code=%ff%&data=%zz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET",
+    ] {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream.write_all(garbage).await.unwrap();
+    }
+    assert_eq!(cloud.issuer_calls(), 0, "no code was spent");
+    // A browser says that it comes from the cloud's page, which is right here.
+    let mut real = get(target(&callback));
+    real.headers_mut()
+        .insert("sec-fetch-site", "cross-site".parse().unwrap());
+    assert_eq!(send(address, real).await.status(), 200);
+    assert_eq!(login.ended().await, 0);
+    assert!(login.errors().contains("does not belong to this login"));
+    assert_eq!(cloud.issuer_successes(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_by_the_cloud_is_told() {
+    let redirect_uri = format!("http://127.0.0.1:{}/callback", free_port());
+    let folder = tempfile::tempdir().unwrap();
+    for_login(folder.path(), "http://127.0.0.1:1", &redirect_uri);
+    let mut login = Running::start(folder.path(), &["login"]);
+    let (url, _rest) = login.address();
+    let uri: Url = redirect_uri.parse().unwrap();
+    let refused = format!(
+        "/callback?error=access_denied&error_description=not+you%1b&data={}",
+        parameter(&url, "data")
+    );
+    assert_eq!(send(address_of(&uri), get(&refused)).await.status(), 200);
+    assert_eq!(login.ended().await, 1);
+    assert_eq!(
+        login.errors(),
+        "the cloud refused the login: access_denied (not you)\n"
+    );
+    assert!(!folder.path().join("state/token.json").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_code_carried_by_hand_is_spent_once() {
+    let redirect_uri = "https://app.example.com/back?a=b";
+    let cloud = cloud(|config| config.redirect_uri = Some(redirect_uri.to_owned())).await;
+    let folder = tempfile::tempdir().unwrap();
+    let address = for_login(folder.path(), cloud.origin(), redirect_uri);
+
+    let (status, out, error) = run(folder.path(), &["login"]);
+    assert_eq!((status, error.as_str()), (1, ""));
+    assert!(out.contains("bearer-proxy login --code CODE"), "{out}");
+    let url: Url = out
+        .lines()
+        .find(|line| line.starts_with("http"))
+        .unwrap()
+        .parse()
+        .unwrap();
+    let code = parameter(&callback_of(&url).await, "code");
+
+    let (status, out, error) = run(folder.path(), &["login", "--code", &code]);
+    assert_eq!(status, 0, "{error}");
+    assert_no_secret(&(out + &error), folder.path());
+    let first = state(folder.path());
+    serves(folder.path(), address).await;
+
+    let calls = cloud.issuer_calls();
+    let (status, out, error) = run(folder.path(), &["login", "--code", &code]);
+    assert_eq!((status, out.as_str()), (1, ""));
+    assert!(
+        error.contains("the code is expired or spent") && error.lines().count() == 1,
+        "{error}"
+    );
+    assert!(!error.contains(&code), "{error}");
+    assert_eq!(
+        (cloud.issuer_calls(), &state(folder.path())),
+        (calls + 1, &first),
+        "nothing was tried again or stored"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_code_is_never_sent_again_whatever_the_answer() {
+    let cloud = cloud(|_| {}).await;
+    let folder = tempfile::tempdir().unwrap();
+    for_login(
+        folder.path(),
+        cloud.origin(),
+        "https://app.example.com/back",
+    );
+    let raw = |body: &str| IssuerAnswer::Raw {
+        status: 200,
+        headers: Vec::new(),
+        body: body.to_owned().into(),
+    };
+    let answers = [
+        (IssuerAnswer::Status(503, Some(1)), "503"),
+        (IssuerAnswer::Status(504, None), "504"),
+        (raw("s3cret"), "not JSON"),
+        (
+            raw(r#"{"access_token":"s3cret"}"#),
+            "no refresh token at /refresh_token",
+        ),
+    ];
+    for (number, (answer, says)) in (1..).zip(answers) {
+        cloud.faults().script(&answer, 1);
+        // Like other texts in base64url, a code may begin with a hyphen.
+        let (status, _, error) = run(folder.path(), &["login", "--code", "-c0de"]);
+        assert_eq!(status, 1, "{error}");
+        assert!(
+            error.contains(says) && !error.contains("s3cret") && !error.contains("c0de"),
+            "{error}"
+        );
+        assert_eq!(cloud.issuer_calls(), number);
+    }
+    assert!(!folder.path().join("state/token.json").exists());
+    for_login(
+        folder.path(),
+        "http://127.0.0.1:1",
+        "https://app.example.com/back",
+    );
+    let (status, _, error) = run(folder.path(), &["login", "--code", "c0de"]);
+    assert!(
+        status == 1 && error.contains("cannot be reached") && !error.contains("c0de"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_a_login_needs_is_told_before_anything_happens() {
+    let folder = tempfile::tempdir().unwrap();
+    configuration(
+        folder.path(),
+        "http://127.0.0.1:1",
+        "refresh_token = \"r\"\n",
+    );
+    let (status, out, error) = run(folder.path(), &["login", "--code", "c0de"]);
+    assert_eq!((status, out.as_str()), (78, ""));
+    assert_eq!(error.lines().count(), 2, "{error}");
+    assert!(
+        error.contains("proxy.toml: token.redirect_uri: is missing")
+            && error.contains("token.state_file"),
+        "{error}"
+    );
+
+    let port = free_port();
+    let redirect_uri = format!("http://127.0.0.1:{port}/callback");
+    for_login(folder.path(), "http://127.0.0.1:1", &redirect_uri);
+    let occupant = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let (status, _, error) = run(folder.path(), &["login"]);
+    assert!(
+        status == 1 && error.contains("another program listens there already"),
+        "{error}"
+    );
+    drop(occupant);
+
+    fs::create_dir_all(folder.path().join("state")).unwrap();
+    fs::write(folder.path().join("state/token.json"), "garbage").unwrap();
+    let (status, out, error) = run(folder.path(), &["login"]);
+    assert_eq!(
+        (status, out.as_str()),
+        (1, ""),
+        "nobody is asked to log in in vain"
+    );
+    assert!(error.contains("token.json"), "{error}");
+}
+
+const JWT_KEY: &str = "jwt-s3cret-key";
+
+fn with_jwt(cloud: &str, more: &[(&str, &str)]) -> Loaded {
+    let overrides = [
+        ("proxy.listen", "127.0.0.1:0"),
+        ("upstream.endpoints", cloud),
+        ("token.client_id", "my app"),
+        ("token.client_secret", SECRET),
+        ("token.jwt.key", JWT_KEY),
+    ];
+    let overrides = overrides
+        .iter()
+        .chain(more)
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect();
+    let source = Source {
+        file: None,
+        env: Vec::<(OsString, OsString)>::new(),
+        overrides,
+    };
+    config::load(source).unwrap_or_else(|mistakes| panic!("{mistakes}"))
+}
+
+fn jwt_tokens(loaded: Loaded) -> JwtTokens {
+    let config = loaded.config;
+    JwtTokens::new(&config.first, &config.token.issuer, clock::system())
+        .unwrap()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_jwt_brings_first_tokens_in_both_shapes_of_answer() {
+    for redirects in [false, true] {
+        let redirect_uri = "https://app.example.com/back";
+        let cloud = cloud(|config| {
+            config.jwt_redirects = redirects;
+            config.redirect_uri = Some(redirect_uri.to_owned());
+        })
+        .await;
+        let tokens = jwt_tokens(with_jwt(
+            cloud.origin(),
+            &[("token.redirect_uri", redirect_uri)],
+        ));
+        // A code is good for once: each time another one is asked for.
+        for number in 1..=2 {
+            let grant = tokens.fetch().await.unwrap();
+            assert!(grant.refresh_token.is_some());
+            assert_eq!(cloud.issuer_successes(), number);
+        }
+        assert!(!format!("{tokens:?}").contains(JWT_KEY));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_request_says_who_and_is_signed() {
+    let (heads, mut seen) = tokio::sync::mpsc::unbounded_channel();
+    let issuer = scripted(move |_, mut stream| {
+        let heads = heads.clone();
+        async move {
+            let head = read_head(&mut stream).await?;
+            let body = if head.starts_with("GET") {
+                r#"{"code":"c0de"}"#
+            } else {
+                r#"{"access_token":"a"}"#
+            };
+            heads.send(head).unwrap();
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            stream.write_all(answer.as_bytes()).await
+        }
+    })
+    .await;
+    let more = [
+        ("token.jwt.babel_id", "a&b"),
+        ("token.jwt.claims", "{ n = 1 }"),
+        ("token.jwt.algorithm", "HS384"),
+    ];
+    let tokens = jwt_tokens(with_jwt(&format!("http://{issuer}"), &more));
+    tokens.fetch().await.unwrap();
+    let first = seen.recv().await.unwrap();
+    assert!(
+        !first.to_lowercase().contains("authorization:"),
+        "the client's secret is not for this interface: {first}"
+    );
+    let target = first.split(' ').nth(1).unwrap();
+    let url = Url::parse("http://issuer").unwrap().join(target).unwrap();
+    assert_eq!(url.path(), "/api/authorizeByJWT.do");
+    let names: Vec<_> = url
+        .query_pairs()
+        .map(|(name, _)| name.into_owned())
+        .collect();
+    assert_eq!(
+        names,
+        ["response_type", "client_id", "jwt_token", "babelId"]
+    );
+    assert_eq!(
+        [parameter(&url, "client_id"), parameter(&url, "babelId")],
+        ["my app", "a&b"]
+    );
+    let mut rules = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::HS384);
+    rules.set_required_spec_claims(&["exp"]);
+    let key = jsonwebtoken::DecodingKey::from_secret(JWT_KEY.as_bytes());
+    let jwt = jsonwebtoken::decode::<serde_json::Value>(parameter(&url, "jwt_token"), &key, &rules)
+        .unwrap();
+    assert_eq!(
+        (&jwt.claims["client_id"], &jwt.claims["n"]),
+        (&"my app".into(), &1.into())
+    );
+    assert_eq!(
+        jwt.claims["exp"].as_u64().unwrap() - jwt.claims["iat"].as_u64().unwrap(),
+        300
+    );
+    let second = seen.recv().await.unwrap();
+    assert!(
+        second.starts_with("POST /api/token.do?grant_type=authorization_code&code=c0de HTTP/1.1"),
+        "{second}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_jwt_that_brings_nothing_says_why_without_secrets() {
+    let cloud = cloud(|_| {}).await;
+    let wrong_client = jwt_tokens(with_jwt(cloud.origin(), &[("token.client_id", "other")]));
+    let nobody = jwt_tokens(with_jwt("http://127.0.0.1:1", &[]));
+    for (tokens, class, says) in [
+        (wrong_client, Class::Failing, "the issuer answered 400"),
+        (nobody, Class::Unreachable, "cannot be reached"),
+    ] {
+        let failure = tokio::time::timeout(LIMIT, tokens.fetch())
+            .await
+            .unwrap()
+            .unwrap_err();
+        assert_eq!(failure.class, class);
+        assert!(failure.detail.contains(says), "{}", failure.detail);
+        assert!(
+            !failure.detail.contains("eyJ") && !failure.detail.contains("jwt_token"),
+            "{}",
+            failure.detail
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replaced_keys_and_secrets_are_used_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (key, secret) = (folder.path().join("key"), folder.path().join("secret"));
+    fs::write(&key, "old").unwrap();
+    fs::write(&secret, "wrong").unwrap();
+    let cloud = cloud(|_| {}).await;
+    let text = format!(
+        "[proxy]\nlisten = [\"127.0.0.1:0\"]\n[upstream]\nendpoints = [\"{}\"]\n[token]\nclient_id = \"my app\"\n\
+         client_secret_file = \"secret\"\njwt.key_file = \"key\"\n",
+        cloud.origin()
+    );
+    fs::write(folder.path().join("proxy.toml"), text).unwrap();
+    let source = Source {
+        file: Some(folder.path().join("proxy.toml")),
+        env: Vec::new(),
+        overrides: Vec::new(),
+    };
+    let tokens = jwt_tokens(config::load(source).unwrap());
+    assert_eq!(
+        tokens.fetch().await.unwrap_err().class,
+        Class::ClientRefused
+    );
+    fs::write(&secret, SECRET).unwrap();
+    fs::remove_file(&key).unwrap();
+    tokens
+        .fetch()
+        .await
+        .expect("with the new secret, and with the key that was known");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_with_a_jwt_key_needs_no_other_token() {
+    let cloud = cloud(|_| {}).await;
+    let folder = tempfile::tempdir().unwrap();
+    let address = configuration(
+        folder.path(),
+        cloud.origin(),
+        &format!("jwt.key = \"{JWT_KEY}\"\n"),
+    );
+    serves(folder.path(), address).await;
+    assert_eq!(cloud.issuer_calls(), 1);
+}
+
+/// The sentence that `login` ends with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_proxy_picks_a_login_up_by_itself() {
+    let cloud = cloud(|_| {}).await;
+    let folder = tempfile::tempdir().unwrap();
+    let redirect_uri = "https://app.example.com/callback";
+    let address = for_login(folder.path(), cloud.origin(), redirect_uri);
+    let mut running = Running::start(folder.path(), &["run"]);
+    eventually("it listens", async || {
+        tokio::net::TcpStream::connect(address).await.is_ok()
+    })
+    .await;
+    assert_eq!(send(address, get("/api/echo.do")).await.status(), 503);
+    let authorize = format!(
+        "{}/api/authorize.do?response_type=code&client_id=my%20app&redirect_uri={redirect_uri}&data=x",
+        cloud.origin()
+    );
+    let code = parameter(&callback_of(&authorize.parse().unwrap()).await, "code");
+    let (status, _, error) = run(folder.path(), &["login", "--code", &code]);
+    assert_eq!(status, 0, "{error}");
+    eventually("it serves", async || {
+        send(address, get("/api/echo.do")).await.status() == 200
+    })
+    .await;
+    assert!(running.0.try_wait().unwrap().is_none(), "it was restarted");
+}

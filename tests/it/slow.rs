@@ -1,0 +1,514 @@
+//! Clients that are slow, too many, or gone: the others are served, and everything is given back.
+//!
+//! `SOAK_SLOW` sets how many slow clients there are (default 400), `SOAK_ABORTS` how many break off (default 3,000).
+#![cfg(target_os = "linux")]
+
+use std::{
+    net::SocketAddr,
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::{JoinHandle, JoinSet},
+    time::Instant,
+};
+
+use crate::common::{
+    Client, LIMIT, Proxy, eventually,
+    frames::{END_HEADERS, END_STREAM, GET, HEADERS, POST, greeted, head, write},
+    get, in_front_of, issuer,
+    process::Standing,
+    proxy, read_head, read_head_granting, scripted, send, tcp, text_at,
+    tls::{authority, identity},
+};
+
+fn amount(variable: &str, usual: usize) -> usize {
+    std::env::var(variable)
+        .ok()
+        .map_or(usual, |text| text.parse().unwrap())
+}
+
+/// A cloud and issuer: `/large` is 10 MB, uploads are read and answered.
+async fn cloud() -> SocketAddr {
+    scripted(|_, mut stream| async move {
+        loop {
+            let head = read_head_granting(&mut stream).await?;
+            let length = head.lines().find_map(|line| {
+                line.to_lowercase()
+                    .strip_prefix("content-length: ")?
+                    .parse()
+                    .ok()
+            });
+            if head.is_empty() {
+                return Ok(());
+            } else if head.starts_with("GET /large") {
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n")
+                    .await?;
+                for _ in 0..100 {
+                    stream.write_all(&[b'x'; 100_000]).await?;
+                }
+                continue;
+            } else if let Some(length) = length {
+                tokio::io::copy(&mut (&mut stream).take(length), &mut tokio::io::sink()).await?;
+            }
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                .await?;
+        }
+    })
+    .await
+}
+
+/// A client that asks without a pause; every answer must be 200.
+struct Good {
+    goes_on: Arc<AtomicBool>,
+    served: Arc<AtomicUsize>,
+    running: JoinHandle<()>,
+}
+
+impl Good {
+    async fn start(address: SocketAddr) -> Self {
+        let (goes_on, served) = (
+            Arc::new(AtomicBool::new(true)),
+            Arc::new(AtomicUsize::new(0)),
+        );
+        let (may, count) = (Arc::clone(&goes_on), Arc::clone(&served));
+        let running = tokio::spawn(async move {
+            let mut client = Client::connect(address).await;
+            while may.load(SeqCst) {
+                let answer = tokio::time::timeout(LIMIT, client.send(get("/")))
+                    .await
+                    .expect("in time")
+                    .unwrap();
+                assert_eq!(answer.status(), 200);
+                count.fetch_add(1, SeqCst);
+                // And on a new connection.
+                let answer = send(address, get("/")).await;
+                assert_eq!(answer.status(), 200);
+                count.fetch_add(1, SeqCst);
+            }
+        });
+        let good = Self {
+            goes_on,
+            served,
+            running,
+        };
+        eventually("the good client is served", async || {
+            good.served.load(SeqCst) > 10
+        })
+        .await;
+        good
+    }
+
+    /// Ends it, and tells how often it was served.
+    async fn end(self) -> usize {
+        self.goes_on.store(false, SeqCst);
+        self.running.await.unwrap();
+        self.served.load(SeqCst)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Slow {
+    Silent,
+    OneLetter,
+    HalfAPreface,
+    Head,
+    Body,
+    Reader,
+    IdleHttp2,
+    BodyOnHttp2,
+    Handshake,
+}
+
+impl Slow {
+    const ALL: [Self; 9] = [
+        Self::Silent,
+        Self::OneLetter,
+        Self::HalfAPreface,
+        Self::Head,
+        Self::Body,
+        Self::Reader,
+        Self::IdleHttp2,
+        Self::BodyOnHttp2,
+        Self::Handshake,
+    ];
+
+    /// Connects, is slow, and waits for its end.
+    async fn run(self, plain: SocketAddr, tls: SocketAddr) {
+        let at = if matches!(self, Self::Handshake) {
+            tls
+        } else {
+            plain
+        };
+        let mut stream = match self {
+            Self::IdleHttp2 | Self::BodyOnHttp2 => greeted(at, &[]).await,
+            _ => TcpStream::connect(at).await.unwrap(),
+        };
+        match self {
+            Self::Silent | Self::IdleHttp2 => {}
+            Self::OneLetter => stream.write_all(b"P").await.unwrap(),
+            Self::HalfAPreface => stream.write_all(b"PRI * HTTP/2.0\r\n").await.unwrap(),
+            Self::Body => {
+                stream
+                    .write_all(
+                        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf",
+                    )
+                    .await
+                    .unwrap();
+            }
+            Self::BodyOnHttp2 => write(&mut stream, HEADERS, END_HEADERS, 1, &head(POST, "/"))
+                .await
+                .unwrap(),
+            // A record of 512 bytes, of which one comes.
+            Self::Handshake => stream.write_all(&[0x16, 3, 1, 2, 0, 1]).await.unwrap(),
+            Self::Reader => {
+                stream
+                    .write_all(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    .await
+                    .unwrap();
+                // It reads nothing, and sees the end when it sends more.
+                while stream.write_all(b"GET").await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(100)).await; // polling for the end, which the test limits
+                }
+                return;
+            }
+            Self::Head => {
+                // A line every now and then does not make it a request.
+                let mut trickle = "GET / HTTP/1.1\r\nHost: localhost\r\n".to_owned();
+                while stream.write_all(trickle.as_bytes()).await.is_ok() {
+                    "X-Slow: yes\r\n".clone_into(&mut trickle);
+                    tokio::time::sleep(Duration::from_millis(100)).await; // the pace of the attack
+                }
+                return;
+            }
+        }
+        let end = tokio::time::timeout(LIMIT, stream.read_to_end(&mut Vec::new())).await;
+        assert!(end.is_ok(), "{self:?} is left open");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fault_23_slow_clients_are_closed_by_their_deadline_and_good_ones_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let (chain, key) = identity(&authority(), "localhost", false);
+    let (cert_file, key_file) = (
+        folder.path().join("server.pem"),
+        folder.path().join("server.key"),
+    );
+    std::fs::write(&cert_file, chain).unwrap();
+    std::fs::write(&key_file, key).unwrap();
+    let (issuer, cloud) = (issuer().await, cloud().await);
+    let more = [
+        ("token.issuer", issuer.as_str()),
+        ("listener[0].address", "127.0.0.1:0"),
+        ("listener[1].address", "127.0.0.1:0"),
+        ("listener[1].tls.cert_file", cert_file.to_str().unwrap()),
+        ("listener[1].tls.key_file", key_file.to_str().unwrap()),
+        ("proxy.first_byte_timeout", "1s"),
+        ("proxy.head_timeout", "1s"),
+        ("proxy.body_idle_timeout", "1s"),
+        // The good client rests on one connection while it uses another.
+        ("proxy.idle_timeout", "5s"),
+    ];
+    let proxy: Proxy = proxy(&format!("http://{cloud}"), &more);
+    proxy.ready().await;
+    let good = Good::start(proxy.address).await;
+    let tls = tcp(&proxy.app.addresses()[1]);
+
+    let each = amount("SOAK_SLOW", 400) / Slow::ALL.len();
+    let slow = Slow::ALL
+        .into_iter()
+        .flat_map(|slow| std::iter::repeat_n(slow, each));
+    let slow: Vec<_> = slow
+        .map(|slow| tokio::spawn(slow.run(proxy.address, tls)))
+        .collect();
+    for slow in slow {
+        tokio::time::timeout(2 * LIMIT, slow)
+            .await
+            .expect("all of them are closed")
+            .unwrap();
+    }
+    println!(
+        "{} good answers beside {} slow clients",
+        good.end().await,
+        each * Slow::ALL.len()
+    );
+    eventually("no connection is left", async || {
+        proxy.metric("bearer_proxy_connections_open").await == 0.0
+    })
+    .await;
+    eventually("no request is left", async || {
+        proxy.metric("bearer_proxy_requests_in_flight").await == 0.0
+    })
+    .await;
+}
+
+/// The known tool, in its three ways of being slow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slowhttptest_with_a_thousand_connections_disturbs_nobody() {
+    let timeouts = "head_timeout = \"2s\"\nbody_idle_timeout = \"2s\"\nfirst_byte_timeout = \"2s\"";
+    let proxy = Standing::start(cloud().await, timeouts).await;
+    for (mode, path) in [("-H", "/"), ("-B", "/"), ("-X", "/large")] {
+        let good = Good::start(proxy.address).await;
+        let mut tool = Command::new("slowhttptest");
+        tool.args([
+            mode, "-c", "1000", "-r", "1000", "-i", "1", "-l", "4", "-p", "3", "-x", "8", "-v", "0",
+        ])
+        .args(["-u", &format!("http://{}{path}", proxy.address)])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+        let mut tool = tool
+            .spawn()
+            .expect("slowhttptest, which scripts/test installs");
+        let most = Arc::new(AtomicUsize::new(0));
+        eventually("the tool ends", async || {
+            most.fetch_max(proxy.descriptors(), SeqCst);
+            tool.try_wait().unwrap().is_some()
+        })
+        .await;
+        println!(
+            "{mode}: {} good answers, {} descriptors at most",
+            good.end().await,
+            most.load(SeqCst)
+        );
+        assert!(most.load(SeqCst) > 500, "the attack took place");
+        eventually("its connections are closed", async || {
+            proxy.descriptors() < 100
+        })
+        .await;
+    }
+}
+
+/// Connects, sends half of what it announced, and goes away: by a close, or by a reset.
+async fn abort(address: SocketAddr, number: usize) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let (size, rest) = [(100, 50), (100_000, 50_000), (900_000, 400_000)][number % 3];
+    let head = format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n");
+    // It may be answered before, and closed.
+    let _ = stream.write_all(head.as_bytes()).await;
+    let _ = stream.write_all(&vec![b'x'; rest]).await;
+    if number.is_multiple_of(2) {
+        let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fault_32_clients_that_break_off_leave_nothing_behind() {
+    let proxy = Standing::start_thrifty(cloud().await, "").await;
+    let wave = async |times: usize| {
+        for round in 0..times.div_ceil(20) {
+            let all: Vec<_> = (0..20)
+                .map(|n| tokio::spawn(abort(proxy.address, 20 * round + n)))
+                .collect();
+            for one in all {
+                one.await.unwrap();
+            }
+        }
+        eventually("nothing of them is left", async || {
+            let metrics = text_at(proxy.admin, "/metrics").await;
+            metrics.contains("bearer_proxy_connections_open 0.0\n")
+                && metrics.contains("bearer_proxy_requests_in_flight 0.0\n")
+        })
+        .await;
+    };
+    let ask = async || {
+        assert_eq!(send(proxy.address, get("/")).await.status(), 200);
+        proxy.memory("VmRSS")
+    };
+    // What is kept for the next one is there after a while.
+    let times = amount("SOAK_ABORTS", 3000) / 3;
+    wave(times).await;
+    wave(times).await;
+    let mut memory = u64::MAX;
+    for _ in 0..100 {
+        memory = memory.min(ask().await);
+    }
+    let descriptors = proxy.descriptors();
+    wave(times).await;
+    // The allocator may hold some of it for a while; a leak it never gives back.
+    eventually("memory is as it was", async || {
+        ask().await <= memory + memory / 20
+    })
+    .await;
+    eventually("so are descriptors", async || {
+        proxy.descriptors() <= descriptors + 2
+    })
+    .await;
+    println!("{times} more: {descriptors} descriptors, {memory} KiB, as before");
+}
+
+/// A cloud that does so much at a time, and no more.
+async fn busy_cloud(at_once: usize, each: Duration) -> (SocketAddr, Arc<AtomicUsize>) {
+    let (places, done) = (
+        Arc::new(tokio::sync::Semaphore::new(at_once)),
+        Arc::new(AtomicUsize::new(0)),
+    );
+    let count = Arc::clone(&done);
+    let address = scripted(move |_, mut stream| {
+        let (places, done) = (Arc::clone(&places), Arc::clone(&count));
+        async move {
+            while !read_head_granting(&mut stream).await?.is_empty() {
+                let place = places.acquire().await.unwrap();
+                tokio::time::sleep(each).await; // the work that each request is to this cloud
+                drop(place);
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    .await?;
+                done.fetch_add(1, SeqCst);
+            }
+            Ok(())
+        }
+    })
+    .await;
+    (address, done)
+}
+
+/// So many clients ask without a pause for a while. Returns the answers by kind: served, turned away.
+async fn load(address: SocketAddr, clients: usize, length: Duration) -> (usize, usize) {
+    let end = Instant::now() + length;
+    let asking: Vec<_> = (0..clients)
+        .map(|_| {
+            tokio::spawn(async move {
+                let (mut served, mut turned_away) = (0, 0);
+                let mut client = Client::connect(address).await;
+                while Instant::now() < end {
+                    let answer = tokio::time::timeout(LIMIT, client.send(get("/")))
+                        .await
+                        .expect("in time")
+                        .unwrap();
+                    match answer.status().as_u16() {
+                        200 => served += 1,
+                        503 => {
+                            assert_eq!(answer.headers()["retry-after"], "1");
+                            turned_away += 1;
+                            tokio::time::sleep(Duration::from_millis(5)).await; // a client that heeds it a little
+                        }
+                        other => panic!("{other}"),
+                    }
+                }
+                (served, turned_away)
+            })
+        })
+        .collect();
+    let mut sum = (0, 0);
+    for one in asking {
+        let (served, turned_away) = one.await.unwrap();
+        sum = (sum.0 + served, sum.1 + turned_away);
+    }
+    sum
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fault_30_beyond_what_it_can_take_the_rest_is_turned_away() {
+    const CAPACITY: usize = 20;
+    let (cloud, done) = busy_cloud(CAPACITY, Duration::from_millis(50)).await;
+    let proxy = Standing::start(cloud, &format!("max_requests = {CAPACITY}")).await;
+    let length = Duration::from_secs(2);
+    let (peak, none) = load(proxy.address, CAPACITY, length).await;
+    assert_eq!(none, 0);
+    let memory = proxy.memory("VmRSS");
+    done.store(0, SeqCst);
+    let (served, turned_away) = load(proxy.address, 2 * CAPACITY, length).await;
+    let grown = proxy.memory("VmHWM").saturating_sub(memory);
+    println!(
+        "{peak} served at the peak; {served} and {turned_away} turned away at twice that, {grown} KiB more"
+    );
+    assert!(turned_away > 0 && done.load(SeqCst) == served);
+    assert!(10 * served >= 9 * peak, "{served} of {peak}");
+    assert!(grown < 10 * 1024, "{grown} KiB");
+}
+
+/// One that asks for more than its share of streams is told so, and the rest waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_beyond_their_number_are_refused() {
+    let (cloud, _) = busy_cloud(1000, Duration::from_millis(300)).await;
+    let proxy = Standing::start(cloud, "max_streams = 3").await;
+    let mut stream = greeted(proxy.address, &[]).await;
+    for number in [1, 3, 5, 7] {
+        write(
+            &mut stream,
+            HEADERS,
+            END_HEADERS | END_STREAM,
+            number,
+            &head(GET, "/"),
+        )
+        .await
+        .unwrap();
+    }
+    let refused = crate::common::frames::until(&mut stream, crate::common::frames::RST_STREAM, 7)
+        .await
+        .expect("a refusal");
+    assert_eq!(refused.reason(), crate::common::frames::REFUSED_STREAM);
+    let metrics = text_at(proxy.admin, "/metrics").await;
+    assert!(
+        metrics.contains("bearer_proxy_streams_refused_total 1\n"),
+        "{metrics}"
+    );
+    crate::common::frames::until(&mut stream, HEADERS, 1)
+        .await
+        .expect("an answer");
+}
+
+/// Measured in what the upstream gets rid of while somebody else waits for an answer: so it holds on a slow machine as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn interim_answers_without_an_end_hold_up_nobody_else() {
+    let flooded = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&flooded);
+    let address = scripted(move |_, mut stream| {
+        let flooded = Arc::clone(&count);
+        async move {
+            let interim = format!(
+                "HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n",
+                "x".repeat(1000)
+            )
+            .repeat(64);
+            while read_head(&mut stream).await?.starts_with("GET /other ") {
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    .await?;
+            }
+            loop {
+                stream.write_all(interim.as_bytes()).await?;
+                flooded.fetch_add(interim.len(), SeqCst);
+            }
+        }
+    })
+    .await;
+    let proxy = Arc::new(
+        in_front_of(
+            address,
+            &[("proxy.workers", "1"), ("upstream.response_timeout", "3s")],
+        )
+        .await,
+    );
+    assert_eq!(proxy.get("/other").await.status(), 200);
+    let mut floods = JoinSet::new();
+    for _ in 0..4 {
+        let proxy = Arc::clone(&proxy);
+        floods.spawn(async move { proxy.get("/flood").await.status() });
+    }
+    eventually("a flood", async || flooded.load(SeqCst) > 16 << 20).await;
+    let (before, mut others) = (flooded.load(SeqCst), 0);
+    let first = loop {
+        assert_eq!(proxy.get("/other").await.status(), 200);
+        others += 1;
+        if let Some(flood) = floods.try_join_next() {
+            break flood;
+        }
+    };
+    let each = (flooded.load(SeqCst) - before) / others;
+    assert!(each < 16 << 20, "{each} bytes for each of {others} answers");
+    assert_eq!(first.unwrap(), 504);
+    while let Some(flood) = floods.join_next().await {
+        assert_eq!(flood.unwrap(), 504);
+    }
+}
