@@ -15,7 +15,7 @@ pub(super) fn readiness(credential: &Snapshot, draining: bool) -> Response<Full<
     let reason = if draining {
         "draining"
     } else {
-        credential.reason.as_str()
+        credential.reason.label()
     };
     let status = if ready {
         StatusCode::OK
@@ -25,6 +25,6 @@ pub(super) fn readiness(credential: &Snapshot, draining: bool) -> Response<Full<
     let since = date(credential.since);
     super::json(
         status,
-        &json!({ "ready": ready, "state": credential.state.as_str(), "reason": reason, "since": since }),
+        &json!({ "ready": ready, "state": credential.state.label(), "reason": reason, "since": since }),
     )
 }

@@ -416,7 +416,7 @@ impl Scrape {
         let refreshes: Series = credential
             .refreshes
             .iter()
-            .map(|(outcome, n)| (named(&[("outcome", outcome.as_str())]), *n))
+            .map(|(outcome, n)| (named(&[("outcome", outcome.label())]), *n))
             .collect();
         writer.counters(
             "token_refreshes",
@@ -445,7 +445,7 @@ impl Scrape {
             .iter()
             .map(|state| {
                 (
-                    named(&[("state", state.as_str())]),
+                    named(&[("state", state.label())]),
                     f64::from(u8::from(*state == credential.state)),
                 )
             })
@@ -455,7 +455,7 @@ impl Scrape {
             .iter()
             .map(|reason| {
                 (
-                    named(&[("reason", reason.as_str())]),
+                    named(&[("reason", reason.label())]),
                     f64::from(u8::from(*reason == credential.reason)),
                 )
             })

@@ -30,8 +30,8 @@ fn credential(snapshot: &Snapshot, now: SystemTime) -> Value {
     };
     json!({
         "name": snapshot.name,
-        "state": snapshot.state.as_str(),
-        "reason": snapshot.reason.as_str(),
+        "state": snapshot.state.label(),
+        "reason": snapshot.reason.label(),
         "since": date(snapshot.since),
         "problem": snapshot.problem,
         "generation": snapshot.generation,
@@ -46,7 +46,7 @@ fn credential(snapshot: &Snapshot, now: SystemTime) -> Value {
         },
         "last_refreshes": snapshot.last_refreshes.iter().map(|refresh| json!({
             "at": date(refresh.at),
-            "outcome": refresh.outcome.as_str(),
+            "outcome": refresh.outcome.label(),
             "milliseconds": u64::try_from(refresh.duration.as_millis()).unwrap_or(u64::MAX),
         })).collect::<Vec<_>>(),
     })

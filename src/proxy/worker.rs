@@ -284,7 +284,7 @@ impl Worker {
         newest
             .map(|token| self.carry(&token))
             .ok_or_else(|| Error::NoToken {
-                reason: self.credential.snapshot().reason.as_str(),
+                reason: self.credential.snapshot().reason.label(),
                 retry_after: self.credential.retry_after(),
             })
     }

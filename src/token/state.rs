@@ -9,101 +9,54 @@ use super::{
     answer::{Class, Failure},
     cache::Version,
 };
-use crate::base::clock::Moment;
+use crate::base::{
+    clock::Moment,
+    labels::{PerLabel, labels},
+};
 
-/// The state of a credential.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum State {
-    /// No token yet.
-    Starting,
-    /// All is well.
-    Fresh,
-    /// The token is usable, but refreshing it fails.
-    Stale,
-    /// No usable token; refreshing goes on being tried.
-    Expired,
-    /// The issuer refused the credential: a person must act. What is still valid keeps serving.
-    Dead,
-}
-
-impl State {
-    /// Every state, in the order of a credential's life.
-    pub const ALL: [Self; 5] = [
-        Self::Starting,
-        Self::Fresh,
-        Self::Stale,
-        Self::Expired,
-        Self::Dead,
-    ];
-
-    /// The name in status, metrics and logs.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Fresh => "fresh",
-            Self::Stale => "stale",
-            Self::Expired => "expired",
-            Self::Dead => "dead",
-        }
+labels! {
+    /// The state of a credential.
+    pub enum State {
+        /// No token yet.
+        Starting => "starting",
+        /// All is well.
+        Fresh => "fresh",
+        /// The token is usable, but refreshing it fails.
+        Stale => "stale",
+        /// No usable token; refreshing goes on being tried.
+        Expired => "expired",
+        /// The issuer refused the credential: a person must act. What is still valid keeps serving.
+        Dead => "dead",
     }
 }
 
-/// Why a credential is in its state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// Nothing is wrong.
-    Ok,
-    /// A token is being fetched.
-    Refreshing,
-    /// There is no refresh token, neither configured nor stored.
-    NoCredential,
-    /// The issuer cannot be reached, or does not answer.
-    IssuerUnreachable,
-    /// The issuer answers with an error.
-    IssuerFailing,
-    /// The issuer asked us to wait.
-    IssuerThrottling,
-    /// The issuer's success is unreadable.
-    IssuerGarbled,
-    /// The refresh token is expired, revoked or spent.
-    RefreshTokenRefused,
-    /// The client's id or secret is wrong, or the client may not refresh.
-    ClientRefused,
-    /// The refresh token may be spent, and `token.grace_retry` forbids to try.
-    OutcomeUnknown,
+labels! {
+    /// Why a credential is in its state.
+    pub enum Reason {
+        /// Nothing is wrong.
+        Ok => "ok",
+        /// A token is being fetched.
+        Refreshing => "refreshing",
+        /// There is no refresh token, neither configured nor stored.
+        NoCredential => "no_credential",
+        /// The issuer cannot be reached, or does not answer.
+        IssuerUnreachable => "issuer_unreachable",
+        /// The issuer answers with an error.
+        IssuerFailing => "issuer_failing",
+        /// The issuer asked us to wait.
+        IssuerThrottling => "issuer_throttling",
+        /// The issuer's success is unreadable.
+        IssuerGarbled => "issuer_garbled",
+        /// The refresh token is expired, revoked or spent.
+        RefreshTokenRefused => "refresh_token_refused",
+        /// The client's id or secret is wrong, or the client may not refresh.
+        ClientRefused => "client_refused",
+        /// The refresh token may be spent, and `token.grace_retry` forbids to try.
+        OutcomeUnknown => "outcome_unknown",
+    }
 }
 
 impl Reason {
-    /// Every reason.
-    pub const ALL: [Self; 10] = [
-        Self::Ok,
-        Self::Refreshing,
-        Self::NoCredential,
-        Self::IssuerUnreachable,
-        Self::IssuerFailing,
-        Self::IssuerThrottling,
-        Self::IssuerGarbled,
-        Self::RefreshTokenRefused,
-        Self::ClientRefused,
-        Self::OutcomeUnknown,
-    ];
-
-    /// The name in status, metrics and logs.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Refreshing => "refreshing",
-            Self::NoCredential => "no_credential",
-            Self::IssuerUnreachable => "issuer_unreachable",
-            Self::IssuerFailing => "issuer_failing",
-            Self::IssuerThrottling => "issuer_throttling",
-            Self::IssuerGarbled => "issuer_garbled",
-            Self::RefreshTokenRefused => "refresh_token_refused",
-            Self::ClientRefused => "client_refused",
-            Self::OutcomeUnknown => "outcome_unknown",
-        }
-    }
-
     /// The state that goes with a problem.
     pub(super) const fn state(self, usable: bool, had_token: bool) -> State {
         match self {
@@ -149,48 +102,23 @@ impl Status {
     }
 }
 
-/// How one issuer call ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// A new token.
-    Success,
-    /// `invalid_grant`.
-    RefreshTokenRefused,
-    /// `invalid_client` or `unauthorized_client`.
-    ClientRefused,
-    /// 429 or 503 with `Retry-After`.
-    Throttled,
-    /// A 2xx that cannot be used.
-    Garbled,
-    /// No answer to a request that went out.
-    Ambiguous,
-    /// Anything else.
-    Transient,
-}
-
-impl Outcome {
-    /// Every outcome.
-    pub const ALL: [Self; 7] = [
-        Self::Success,
-        Self::RefreshTokenRefused,
-        Self::ClientRefused,
-        Self::Throttled,
-        Self::Garbled,
-        Self::Ambiguous,
-        Self::Transient,
-    ];
-
-    /// The label in metrics and status.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Success => "success",
-            Self::RefreshTokenRefused => "refresh_token_refused",
-            Self::ClientRefused => "client_refused",
-            Self::Throttled => "throttled",
-            Self::Garbled => "garbled",
-            Self::Ambiguous => "ambiguous",
-            Self::Transient => "transient",
-        }
+labels! {
+    /// How one issuer call ended.
+    pub enum Outcome {
+        /// A new token.
+        Success => "success",
+        /// `invalid_grant`.
+        RefreshTokenRefused => "refresh_token_refused",
+        /// `invalid_client` or `unauthorized_client`.
+        ClientRefused => "client_refused",
+        /// 429 or 503 with `Retry-After`.
+        Throttled => "throttled",
+        /// A 2xx that cannot be used.
+        Garbled => "garbled",
+        /// No answer to a request that went out.
+        Ambiguous => "ambiguous",
+        /// Anything else.
+        Transient => "transient",
     }
 }
 
@@ -314,7 +242,7 @@ pub(super) struct Ledger {
     /// A person's wish for a refresh is heard from then on.
     pub(super) next_request: Moment,
     last_refreshes: VecDeque<Refresh>,
-    counts: [u64; Outcome::ALL.len()],
+    counts: PerLabel<Outcome, u64>,
     durations: Durations,
 }
 
@@ -330,7 +258,7 @@ impl Ledger {
             next_attempt: None,
             next_request: Moment::default(),
             last_refreshes: VecDeque::with_capacity(Self::REMEMBERED),
-            counts: [0; Outcome::ALL.len()],
+            counts: PerLabel::default(),
             durations: Durations::default(),
         }
     }
@@ -339,9 +267,7 @@ impl Ledger {
         self.last_refreshes.truncate(Self::REMEMBERED - 1);
         self.last_refreshes.push_front(refresh);
         self.durations.add(refresh.duration);
-        for (outcome, count) in Outcome::ALL.iter().zip(&mut self.counts) {
-            *count += u64::from(*outcome == refresh.outcome);
-        }
+        self.counts[refresh.outcome] += 1;
     }
 
     pub(super) fn last_refreshes(&self) -> Vec<Refresh> {
@@ -349,7 +275,10 @@ impl Ledger {
     }
 
     pub(super) fn refreshes(&self) -> Vec<(Outcome, u64)> {
-        Outcome::ALL.into_iter().zip(self.counts).collect()
+        self.counts
+            .iter()
+            .map(|(outcome, count)| (outcome, *count))
+            .collect()
     }
 
     pub(super) fn durations(&self) -> Durations {

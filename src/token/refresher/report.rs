@@ -77,9 +77,9 @@ impl Refresher {
     fn log(&self, from: State, to: Status) {
         let (credential, from, state, reason) = (
             &self.shared.name,
-            from.as_str(),
-            to.state.as_str(),
-            to.reason.as_str(),
+            from.label(),
+            to.state.label(),
+            to.reason.label(),
         );
         let detail = self.problem.as_ref().map_or("", |problem| &problem.detail);
         match to.state {
