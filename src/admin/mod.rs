@@ -6,36 +6,24 @@ mod page;
 mod status;
 
 use std::{
-    convert::Infallible,
     future::Future,
     io,
     net::SocketAddr,
     path::PathBuf,
-    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
 use bytes::Bytes;
-use http::{
-    HeaderValue, Method, Request, Response, StatusCode, header, request::Parts, uri::Scheme,
-};
+use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts, uri::Scheme};
 use http_body_util::Full;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    task::JoinSet,
-};
 
 use crate::{
     base::secret::Secret,
     net::{
-        reload,
+        http_server, reload,
         socket::{Bound, Listener as Socket},
         tls,
     },
@@ -117,23 +105,15 @@ pub struct Sources {
 #[derive(Debug)]
 pub struct Server {
     socket: Socket,
-    limiter: Arc<ConnectionLimiter>,
+    max_connections: usize,
     handler: Arc<Handler>,
 }
 
-/// The places of connections.
-#[derive(Debug)]
-struct ConnectionLimiter {
-    free: Arc<Semaphore>,
-    addresses: Addresses,
-}
-
-/// One of them, given back when dropped.
+/// A connection's share of what its address may hold, given back when dropped.
 #[derive(Debug)]
 struct ConnectionSlot {
-    limiter: Arc<ConnectionLimiter>,
+    addresses: Arc<Addresses>,
     source: Source,
-    _permit: OwnedSemaphorePermit,
 }
 
 /// Who answers.
@@ -145,12 +125,8 @@ struct Handler {
     sources: Sources,
 }
 
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
-const END_TIMEOUT: Duration = Duration::from_secs(1);
-
 impl Server {
-    /// Takes over what was bound for it. Serves `connections` at a time.
+    /// Takes over what was bound for it. Serves at most `max_connections` at a time.
     ///
     /// # Errors
     /// Whatever the system says.
@@ -158,7 +134,7 @@ impl Server {
         guard: Guard,
         token: Option<Arc<Token>>,
         bound: Bound,
-        connections: usize,
+        max_connections: usize,
         sources: Sources,
     ) -> io::Result<Self> {
         let reach = reach(bound.address());
@@ -173,109 +149,37 @@ impl Server {
             token,
             sources,
         };
-        let limiter = ConnectionLimiter::new(connections);
         Ok(Self {
             socket: seed.register()?,
-            limiter,
+            max_connections,
             handler: Arc::new(handler),
         })
     }
 
     /// Serves until `stop` resolves.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let mut connections = JoinSet::new();
-        let mut stop = pin!(stop);
-        loop {
-            let accepted = tokio::select! {
-                () = &mut stop => break,
-                accepted = self.limiter.admit(|| self.socket.accept()) => accepted,
-            };
-            while connections.try_join_next().is_some() {}
-            match accepted {
-                Ok((stream, slot)) => {
-                    let handler = Arc::clone(&self.handler);
-                    connections.spawn(async move {
-                        serve(stream, |request| handler.respond(request)).await;
-                        drop(slot);
-                    });
-                }
-                // Out of descriptors, say. Trying again at once would only heat the processor.
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-            }
-        }
-        connections.abort_all();
-        let ended = async { while connections.join_next().await.is_some() {} };
-        // Aborted tasks end at their next step; nothing here is worth waiting longer for.
-        let _ = tokio::time::timeout(END_TIMEOUT, ended).await;
+        let admit = admission(self.max_connections);
+        let respond = move |request: &Parts| self.handler.respond(request);
+        http_server::serve(self.socket, self.max_connections, admit, respond, stop).await;
     }
 }
 
-impl ConnectionLimiter {
-    fn new(number: usize) -> Arc<Self> {
-        // Health checks must get through beside whoever holds connections open, and opens new ones.
-        let addresses = Addresses::new((number / 4).max(1));
-        Arc::new(Self {
-            free: Arc::new(Semaphore::new(number)),
-            addresses,
+/// Admits a quarter of all connections from each address: health checks must get through beside a client that holds as many
+/// as it can.
+fn admission(max_connections: usize) -> impl Fn(Option<SocketAddr>) -> Option<ConnectionSlot> {
+    let addresses = Arc::new(Addresses::new((max_connections / 4).max(1)));
+    move |peer| {
+        let source = addresses.take(peer)?;
+        Some(ConnectionSlot {
+            addresses: Arc::clone(&addresses),
+            source,
         })
-    }
-
-    /// The next connection that there is a place for. One from an address that has its share is closed.
-    async fn admit<S, F>(
-        self: &Arc<Self>,
-        accept: impl Fn() -> F,
-    ) -> io::Result<(S, ConnectionSlot)>
-    where
-        F: Future<Output = io::Result<(S, Option<SocketAddr>)>>,
-    {
-        let permit = Arc::clone(&self.free)
-            .acquire_owned()
-            .await
-            .map_err(io::Error::other)?;
-        loop {
-            let (stream, peer) = accept().await?;
-            if let Some(source) = self.addresses.take(peer) {
-                return Ok((
-                    stream,
-                    ConnectionSlot {
-                        limiter: Arc::clone(self),
-                        source,
-                        _permit: permit,
-                    },
-                ));
-            }
-        }
     }
 }
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.limiter.addresses.give_back(self.source);
-    }
-}
-
-/// Serves a connection for as long as it may hold its place: some clients never take what they asked for.
-async fn serve<S>(stream: S, answer: impl Fn(&Parts) -> Response<Full<Bytes>>)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let service = service_fn(|request: Request<Incoming>| {
-        let (head, _) = request.into_parts();
-        let response = answer(&head);
-        async { Ok::<_, Infallible>(response) }
-    });
-    let serving = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut serving = pin!(serving);
-    // What went wrong on such a connection is for its client to report.
-    if tokio::time::timeout(CONNECTION_TIMEOUT, serving.as_mut())
-        .await
-        .is_err()
-    {
-        serving.as_mut().graceful_shutdown();
-        let _ = tokio::time::timeout(END_TIMEOUT, serving).await;
+        self.addresses.give_back(self.source);
     }
 }
 
@@ -410,8 +314,6 @@ fn respond(status: StatusCode, content_type: &'static str, body: Bytes) -> Respo
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
     use super::*;
 
     #[test]
@@ -444,65 +346,14 @@ mod tests {
         assert!(reload::Reload::reload(&*token).unwrap() && token.load().expose() == "second");
     }
 
-    #[tokio::test]
-    async fn one_address_does_not_take_the_places_of_all() {
-        let limiter = ConnectionLimiter::new(8);
-        let queue = std::sync::Mutex::new(["a", "a", "a", "a", "b", "a", "a", "b"].into_iter());
-        let accept = || async {
-            let name = queue
-                .lock()
-                .unwrap()
-                .next()
-                .ok_or(io::ErrorKind::NotFound)?;
-            let ip = if name == "a" {
-                [192, 0, 2, 1]
-            } else {
-                [192, 0, 2, 2]
-            };
-            Ok((name, Some((ip, 5000).into())))
-        };
-        let (first, slot) = limiter.admit(accept).await.unwrap();
-        let (second, _held) = limiter.admit(accept).await.unwrap();
-        let (third, _held) = limiter.admit(accept).await.unwrap();
-        assert_eq!([first, second, third], ["a", "a", "b"]);
-        drop(slot);
-        let (fourth, _held) = limiter.admit(accept).await.unwrap();
-        let (fifth, _held) = limiter.admit(accept).await.unwrap();
-        assert_eq!([fourth, fifth], ["a", "b"]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_does_not_finish_a_head_gives_the_place_back() {
-        for begun in ["", "GET / HTTP/1.1\r\nHost: "] {
-            let (mut client, server) = tokio::io::duplex(1024);
-            let serving = tokio::spawn(serve(server, |_| {
-                respond(StatusCode::OK, "text/plain", Bytes::new())
-            }));
-            client.write_all(begun.as_bytes()).await.unwrap();
-            assert!(
-                tokio::time::timeout(HEAD_TIMEOUT + END_TIMEOUT, serving)
-                    .await
-                    .is_ok(),
-                "still served: {begun}"
-            );
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_does_not_take_an_answer_gives_the_place_back() {
-        let (mut client, server) = tokio::io::duplex(1024);
-        let serving = tokio::spawn(serve(server, |_| {
-            respond(StatusCode::OK, "text/plain", vec![b'x'; 4096].into())
-        }));
-        client
-            .write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            .await
-            .unwrap();
-        assert_eq!(client.read_u8().await.unwrap(), b'H');
-        let limit = CONNECTION_TIMEOUT + 2 * END_TIMEOUT;
-        assert!(
-            tokio::time::timeout(limit, serving).await.is_ok(),
-            "still served"
-        );
+    #[test]
+    fn one_address_does_not_take_the_places_of_all() {
+        let admit = admission(8);
+        let from = |last: u8| admit(Some(([192, 0, 2, last], 5000).into()));
+        let (first, _second) = (from(1).unwrap(), from(1).unwrap());
+        assert!(from(1).is_none());
+        let _other = from(2).unwrap();
+        drop(first);
+        assert!(from(1).is_some());
     }
 }

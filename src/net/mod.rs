@@ -2,6 +2,7 @@
 
 pub mod certificate;
 pub mod http2;
+pub mod http_server;
 pub mod reload;
 pub mod socket;
 pub mod tls;

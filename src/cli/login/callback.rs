@@ -1,30 +1,23 @@
 //! The place on this machine to which the cloud sends the browser back. What comes in is hostile until `data` proves it.
 
 use std::{
-    convert::Infallible,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
-    time::Duration,
 };
 
-use bytes::Bytes;
-use http::{
-    HeaderValue, Method, Request, Response, StatusCode, header, request::Parts, uri::Scheme,
-};
+use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts, uri::Scheme};
 use http_body_util::Full;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::mpsc,
-    task::JoinSet,
-};
+use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
 use url::{Host, Url};
 
 use crate::{
     base::secret::Secret,
     cli::complain,
+    net::{
+        http_server::{self, HttpResponse},
+        socket::Listener,
+    },
     proxy::{
         Guard,
         guard::{Gate, KnownHost, Reach},
@@ -35,9 +28,6 @@ use crate::{
 const CODE_LIMIT: usize = 4096;
 /// Browsers open a few connections ahead of need.
 const CONNECTIONS: usize = 32;
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the browser may take to fetch its last page.
-const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A listener that waits for one code.
 pub(super) struct Callback {
@@ -85,7 +75,7 @@ impl Callback {
         });
         let mut listening = JoinSet::new();
         for listener in listeners {
-            listening.spawn(serve(listener, Arc::clone(&desk)));
+            listening.spawn(serve(Listener::Tcp(listener), Arc::clone(&desk)));
         }
         Ok(Self { codes, listening })
     }
@@ -105,8 +95,7 @@ impl Callback {
     pub(super) async fn finish(mut self) {
         // The listeners see that nobody wants a code any more.
         self.codes.close();
-        let ended = async { while self.listening.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(END_TIMEOUT, ended).await;
+        while self.listening.join_next().await.is_some() {}
     }
 }
 
@@ -135,38 +124,18 @@ fn addresses(uri: &Url) -> Option<Vec<SocketAddr>> {
         .then(|| ips.into_iter().map(|ip| (ip, port).into()).collect())
 }
 
-async fn serve(listener: TcpListener, desk: Arc<Desk>) {
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            () = desk.sender.closed() => break,
-            accepted = listener.accept(), if connections.len() < CONNECTIONS => accepted,
-            Some(_) = connections.join_next() => continue,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                connections.spawn(answer(stream, Arc::clone(&desk)));
-            }
-            // Out of descriptors, say. Trying again at once would only heat the processor.
-            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-        }
-    }
-    while connections.join_next().await.is_some() {}
-}
-
-async fn answer(stream: TcpStream, desk: Arc<Desk>) {
-    let service = service_fn(|request: Request<Incoming>| {
-        let (head, _) = request.into_parts();
-        let response = desk.answer(&head);
-        async { Ok::<_, Infallible>(response) }
-    });
-    let serving = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service);
-    // What went wrong on such a connection is for its client to report.
-    let _ = serving.await;
+/// Serves until the receiver of the code is closed.
+async fn serve(listener: Listener, desk: Arc<Desk>) {
+    let sender = desk.sender.clone();
+    let respond = move |request: &Parts| desk.answer(request);
+    http_server::serve(
+        listener,
+        CONNECTIONS,
+        |_| Some(()),
+        respond,
+        sender.closed(),
+    )
+    .await;
 }
 
 /// Answers requests.
@@ -178,7 +147,7 @@ struct Desk {
 }
 
 impl Desk {
-    fn answer(&self, request: &Parts) -> Response<Full<Bytes>> {
+    fn answer(&self, request: &Parts) -> HttpResponse {
         if self
             .gate
             .check_host(request, &KnownHost::default())
@@ -274,7 +243,7 @@ fn printable(words: &str) -> String {
 }
 
 /// Says nothing that came from outside.
-fn page(status: StatusCode, words: &'static str) -> Response<Full<Bytes>> {
+fn page(status: StatusCode, words: &'static str) -> HttpResponse {
     let html = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>bearer-proxy login</title><p>{words}</p></html>\n"
     );
