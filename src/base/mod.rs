@@ -7,6 +7,7 @@ pub(crate) mod coop;
 pub(crate) mod corpus;
 pub mod counter;
 pub mod descriptors;
+pub mod host;
 pub mod labels;
 pub mod log;
 pub mod panics;

@@ -8,7 +8,7 @@ use clap::Args;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::{Cloud, Config, Event, IssuerAnswer};
-use crate::base::clock::SharedClock;
+use crate::base::{clock::SharedClock, host};
 
 /// How the simulated cloud is set up.
 #[derive(Debug, Clone, Args)]
@@ -131,7 +131,7 @@ fn check_addresses(args: &SimulateArgs) -> Result<(), String> {
         ("--listen", args.listen),
         ("--document-listen", args.document_listen),
     ] {
-        if !args.allow_remote && !address.ip().is_loopback() {
+        if !args.allow_remote && !host::is_loopback(address.ip()) {
             return Err(format!(
                 "{flag} {address}: other machines could reach this cloud, whose secrets are public. \
                  Use 127.0.0.1, or add --allow-remote."

@@ -12,7 +12,7 @@ use std::{num::NonZero, thread};
 
 use tracing::level_filters::LevelFilter;
 
-use self::listeners::{Listening, is_local};
+use self::listeners::Listening;
 use super::{Config, findings::fault, keys, reader::Reader, values};
 use crate::{
     admin,
@@ -243,7 +243,7 @@ pub(super) fn admin(r: &mut Reader, guard: Guard) -> Option<admin::Config> {
     };
     let place = r.place("admin.listen");
     r.anchor_socket(&mut address, &place);
-    if !is_local(&address) && token.is_none() {
+    if !address.is_local() && token.is_none() {
         let reason = "can be reached from other machines: without admin.token only /healthz, /readyz and /metrics are served there";
         r.warning(
             place,

@@ -17,7 +17,7 @@ pub(super) use token::{
     algorithm, claims, code, is_pem, json_pointer, key_material, parameter_name,
 };
 pub(super) use web::{
-    address, endpoint, error_status, host_header, host_name, is_local, own_name, path_rule, prefix,
+    address, endpoint, error_status, host_header, host_name, own_name, path_rule, prefix,
     redirect_uri, server_name, socket_address, url_path, web_origin,
 };
 

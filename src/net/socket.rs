@@ -16,6 +16,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
+use crate::base::host;
+
 /// Where a listener listens: `127.0.0.1:8080`, `[::1]:8080` or `unix:/run/bearer-proxy.sock`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
@@ -38,7 +40,7 @@ impl Address {
     /// Whether only this machine can reach it.
     pub fn is_local(&self) -> bool {
         match self {
-            Self::Tcp(address) => address.ip().is_loopback(),
+            Self::Tcp(address) => host::is_loopback(address.ip()),
             Self::Unix(_) => true,
         }
     }

@@ -12,7 +12,7 @@ use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
 use url::{Host, Url};
 
 use crate::{
-    base::secret::Secret,
+    base::{host, secret::Secret},
     cli::complain,
     net::{
         http_server::{self, HttpResponse},
@@ -114,13 +114,13 @@ fn cannot_listen(address: SocketAddr, error: &io::Error) -> String {
 fn addresses(uri: &Url) -> Option<Vec<SocketAddr>> {
     let ips: Vec<IpAddr> = match uri.host()? {
         Host::Ipv4(ip) => vec![ip.into()],
-        Host::Ipv6(ip) => vec![ip.into()],
+        Host::Ipv6(ip) => vec![ip.to_canonical()],
         Host::Domain("localhost") => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
         Host::Domain(_) => return None,
     };
     let port = uri.port_or_known_default()?;
     ips.iter()
-        .all(IpAddr::is_loopback)
+        .all(|ip| host::is_loopback(*ip))
         .then(|| ips.into_iter().map(|ip| (ip, port).into()).collect())
 }
 
@@ -310,6 +310,7 @@ mod tests {
             "http://127.0.0.1:8765/callback",
             "http://localhost/",
             "http://[::1]:1/x?y=z",
+            "http://[::ffff:127.0.0.1]:8765/",
             "http://127.1.2.3:9/",
         ] {
             assert!(can_listen_at(uri), "{uri}");

@@ -134,7 +134,7 @@ fn refuse_strangers(
                             around it lets only the right clients through";
     let address = &listener.address;
     let is_guarded = !r.tables("client").is_empty();
-    if open != Some(false) || is_local(address) || is_guarded {
+    if open != Some(false) || address.is_local() || is_guarded {
         return;
     }
     let reason = format!(
@@ -178,7 +178,7 @@ pub(super) fn recommend_header(r: &mut Reader, listening: &[Listening]) {
         } = listener;
         let is_known_otherwise =
             guard.is_off || guard.required_header.is_some() || r.is_given("proxy.required_header");
-        let is_named = !is_local(address) || !guard.allowed_hosts.is_empty();
+        let is_named = !address.is_local() || !guard.allowed_hosts.is_empty();
         if tls.is_some() || matches!(address, Address::Unix(_)) || !is_named || is_known_otherwise {
             continue;
         }
@@ -241,13 +241,5 @@ fn overlap(a: &Address, b: &Address) -> bool {
             a.port() == b.port() && a.port() != 0 && same_ip
         }
         (a, b) => a == b,
-    }
-}
-
-/// Whether only this machine can reach it.
-pub(super) fn is_local(address: &Address) -> bool {
-    match address {
-        Address::Tcp(address) => address.ip().to_canonical().is_loopback(),
-        Address::Unix(_) => true,
     }
 }

@@ -1,9 +1,8 @@
 //! `[[route]]` and `[[rewrite]]`: where requests go, and which addresses in answers come home.
 
-use std::net::IpAddr;
-
 use super::{listeners::Listening, upstream::warn_if_clear};
 use crate::{
+    base::host,
     config::{findings::fault, keys, reader::Reader, suggest, values},
     net::socket::Address,
     proxy::{Rewrite, Route, Rules, rules::Rule},
@@ -249,9 +248,8 @@ pub(super) fn warn_of_refused_hosts(
             matches!(one.listener.address, Address::Unix(_))
                 || one.listener.guard.allowed_hosts.contains(host)
         };
-        let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
-        if !is_address
-            && !values::is_local(host)
+        if host::literal(host).is_none()
+            && !host::is_localhost(host)
             && !listening.is_empty()
             && !listening.iter().any(is_allowed)
         {

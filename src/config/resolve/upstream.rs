@@ -4,6 +4,7 @@ use http::uri::Scheme;
 
 use super::tls;
 use crate::{
+    base::host,
     config::{
         findings::{Fault, Place, fault},
         keys,
@@ -59,7 +60,7 @@ fn upstream(r: &mut Reader, section: &str, name: &str) -> Config {
     Config {
         name: name.to_owned(),
         endpoints,
-        host: r.read(&key("host"), host).unwrap_or(Host::Endpoint),
+        host: r.read(&key("host"), host_setting).unwrap_or(Host::Endpoint),
         connect_to: r.read(&key("connect_to"), values::socket_address),
         connect_timeout: r.positive_duration(&key("connect_timeout")),
         handshake_timeout: r.positive_duration(&key("handshake_timeout")),
@@ -82,7 +83,7 @@ fn upstream(r: &mut Reader, section: &str, name: &str) -> Config {
     }
 }
 
-fn host(value: &Value) -> Result<Host, Fault> {
+fn host_setting(value: &Value) -> Result<Host, Fault> {
     match values::text(value)? {
         "endpoint" => Ok(Host::Endpoint),
         "client" => Ok(Host::Client),
@@ -91,7 +92,7 @@ fn host(value: &Value) -> Result<Host, Fault> {
 }
 
 pub(super) fn warn_if_clear(r: &mut Reader, endpoint: &Endpoint, place: &Place, key: &str) {
-    if endpoint.scheme == Scheme::HTTP && !values::is_local(&endpoint.host) {
+    if endpoint.scheme == Scheme::HTTP && !host::is_local(&endpoint.host) {
         let reason = "is plain http to another machine: tokens and secrets can be read on the way";
         r.warning(
             place.clone(),

@@ -10,6 +10,7 @@ use url::Url;
 
 use super::{Read, integer, text, text_like};
 use crate::{
+    base::host,
     config::{findings::fault, raw::Value},
     net::socket::Address,
     proxy::rules::Rule,
@@ -33,23 +34,28 @@ pub(in crate::config) fn address(value: &Value) -> Read<Address> {
             path => Ok(Address::Unix(PathBuf::from(path))),
         };
     }
-    let localhost = text
-        .strip_prefix("localhost:")
-        .and_then(|port| port.parse().ok())
-        .map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-    let address = text.parse().ok().or(localhost);
+    let address = match host::parse(text) {
+        Some(("localhost", Some(port))) => Some((Ipv4Addr::LOCALHOST, port).into()),
+        _ => ip_and_port(text),
+    };
     address
         .map(Address::Tcp)
         .ok_or_else(|| fault("is not an address to listen on", EXAMPLE))
 }
 
+/// An IPv4-mapped address becomes the IPv4 address: a socket that is bound for IPv6 alone refuses it.
+fn ip_and_port(text: &str) -> Option<SocketAddr> {
+    let mut address: SocketAddr = text.parse().ok()?;
+    address.set_ip(address.ip().to_canonical());
+    Some(address)
+}
+
 /// An IP address and a port to dial.
 pub(in crate::config) fn socket_address(value: &Value) -> Read<SocketAddr> {
     const INSTEAD: &str = r#"write an IP address and a port, as in "192.0.2.10:443""#;
-    match text_like(value, INSTEAD)?.parse::<SocketAddr>() {
-        Ok(address) if address.port() != 0 => Ok(address),
-        Ok(_) | Err(_) => Err(fault("is not an IP address with a port", INSTEAD)),
-    }
+    ip_and_port(text_like(value, INSTEAD)?)
+        .filter(|address| address.port() != 0)
+        .ok_or_else(|| fault("is not an IP address with a port", INSTEAD))
 }
 
 /// `https://cloud.example.com` or `http://…`: scheme, host, port, and nothing else.
@@ -104,15 +110,6 @@ fn endpoint_of(url: &Url) -> Option<Endpoint> {
         origin: format!("{}://{authority}", url.scheme()),
         authority: HeaderValue::try_from(authority).ok()?,
     })
-}
-
-/// Whether traffic to this host stays on this machine.
-pub(in crate::config) fn is_local(host: &str) -> bool {
-    host == "localhost"
-        || host.ends_with(".localhost")
-        || host
-            .parse::<IpAddr>()
-            .is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// What `Origin` may carry: `https://app.example.com`, in lower case.
@@ -181,10 +178,7 @@ fn parse_authority(text: &str) -> Option<(String, Option<u16>)> {
     if let Ok(IpAddr::V6(address)) = text.parse() {
         return Some((format!("[{address}]"), None));
     }
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, Some(port.parse().ok()?)),
-        Some(_) | None => (text, None),
-    };
+    let (host, port) = host::parse(text).filter(|_| !text.ends_with(':'))?;
     let host = match url::Host::parse(host).ok()? {
         url::Host::Domain(name) if name.contains('*') => return None,
         host => host.to_string(),
@@ -315,6 +309,7 @@ mod tests {
         for (text, expected) in [
             ("127.0.0.1:8080", "127.0.0.1:8080"),
             ("[::1]:0", "[::1]:0"),
+            ("[::ffff:127.0.0.1]:80", "127.0.0.1:80"),
             ("localhost:8080", "127.0.0.1:8080"),
         ] {
             assert_eq!(
@@ -416,7 +411,14 @@ mod tests {
         );
         assert!(own_name(&words("192.0.2.1")).is_ok());
         assert!(own_name(&words("0.0.0.0")).is_err() && own_name(&words("::")).is_err());
-        for text in ["*.example.com", "http://example.com", "a b", "a/b", ""] {
+        for text in [
+            "*.example.com",
+            "http://example.com",
+            "a b",
+            "a/b",
+            "",
+            "a:",
+        ] {
             assert!(host_name(&words(text)).is_err(), "{text}");
         }
         assert_eq!(
@@ -440,13 +442,6 @@ mod tests {
         ] {
             assert!(web_origin(&words(text)).is_err(), "{text}");
         }
-        assert!(
-            is_local("localhost")
-                && is_local("127.9.9.9")
-                && is_local("::1")
-                && is_local("::ffff:127.0.0.1")
-        );
-        assert!(!is_local("cloud.example.com") && !is_local("10.0.0.1"));
     }
 
     #[test]
