@@ -79,6 +79,11 @@ impl Reader {
         self.raw.entry(path).is_some()
     }
 
+    /// Whether a secret was given, by its own key or by its twin `…_file`.
+    pub(super) fn is_secret_given(&self, path: &str) -> bool {
+        self.is_given(path) || keys::twin(path).is_some_and(|twin| self.is_given(&twin))
+    }
+
     /// Whether any key of a section that has no defaults was given.
     pub(super) fn has_section(&self, section: &str) -> bool {
         keys::of_section(section).any(|path| self.is_given(&path))

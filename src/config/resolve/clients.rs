@@ -98,7 +98,7 @@ fn given<T>(r: &mut Reader, key: &str, parse: fn(&Value) -> Result<T, Fault>) ->
 fn check_proof(r: &mut Reader, section: &str, key: Option<&Secret>) {
     let key_of = |name: &str| format!("{section}.{name}");
     let has = |r: &Reader, name: &str| r.is_given(&key_of(name));
-    let has_key = has(r, "key") || has(r, "key_file");
+    let has_key = r.is_secret_given(&key_of("key"));
     let (has_header, has_basic) = (has(r, "header"), has(r, "basic"));
     let secret_place = r.place_of_secret(&key_of("key"));
     if has_key && !has_header && !has_basic {

@@ -30,7 +30,7 @@ pub(super) fn jwt_section(r: &mut Reader) -> Option<Jwt> {
     if !r.has_section("token.jwt") {
         return None;
     }
-    if !r.is_given(KEY) && !r.is_given("token.jwt.key_file") {
+    if !r.is_secret_given(KEY) {
         let instead = "write the JWT key of the developer account, or name a file that holds it with key_file";
         let variables = "set BEARER_PROXY__TOKEN__JWT__KEY, or BEARER_PROXY__TOKEN__JWT__KEY_FILE to a file that holds it";
         let fault = fault("is missing", instead).or_variable(variables);

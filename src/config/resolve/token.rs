@@ -158,7 +158,7 @@ fn fields(r: &mut Reader) -> Fields {
 /// Without first tokens nothing ever works; without a state file, a rotated refresh token is lost.
 fn check_first_token(r: &mut Reader, state_file: Option<&Path>) {
     const KEY: &str = "token.refresh_token";
-    let configured = r.is_given(KEY) || r.is_given("token.refresh_token_file");
+    let configured = r.is_secret_given(KEY);
     let has_state_file = r.is_given("token.state_file");
     if configured && !has_state_file {
         let reason =
