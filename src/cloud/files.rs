@@ -15,7 +15,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
 
-use super::{body::AnswerBody, issuer::random_token, lock};
+use super::{body::AnswerBody, lock, tokens::random_token};
 use crate::base::clock::Moment;
 
 /// How long an address on the document host can be used.

@@ -12,7 +12,7 @@ use hyper::{
 };
 use serde_json::{Value, json};
 
-use super::{Event, Host, Received, State, body::AnswerBody, interfaces, lock, oauth};
+use super::{Event, Host, Received, State, body::AnswerBody, file_api, lock, oauth_api};
 
 pub(super) type Answer = Response<AnswerBody>;
 
@@ -31,11 +31,11 @@ pub(super) async fn answer(state: &State, host: Host, request: Request<Incoming>
         .filter(|rest| rest.starts_with('/'))
         .unwrap_or(&received.path);
     let answer = match (host, path) {
-        (Host::Document, path) => interfaces::document(state, path, request).await,
-        (Host::Cloud, "/api/authorize.do") => oauth::authorize(state, &request),
-        (Host::Cloud, "/api/authorizeByJWT.do") => oauth::authorize_by_jwt(state, &request),
+        (Host::Document, path) => file_api::document(state, path, request).await,
+        (Host::Cloud, "/api/authorize.do") => oauth_api::authorize(state, &request),
+        (Host::Cloud, "/api/authorizeByJWT.do") => oauth_api::authorize_by_jwt(state, &request),
         (Host::Cloud, path @ ("/api/token.do" | "/api/refreshToken.do")) => {
-            oauth::token(state, path, request).await
+            oauth_api::token(state, path, request).await
         }
         (Host::Cloud, path) => guarded(state, path, &received, request).await,
     };
@@ -71,7 +71,7 @@ async fn guarded(
         state.clock.sleep_until(now + latency).await;
     }
     if !rejected {
-        return interfaces::cloud(state, path, received.serial, request).await;
+        return file_api::cloud(state, path, received.serial, request).await;
     }
     state.send(Event::Rejected {
         path: received.path.clone(),

@@ -31,14 +31,14 @@
 //! | any method, `/api/echo.do` | `method`, `path`, `query`, `headers` (tokens shown as `token #<serial>`), `authorization_count`, `body_length`, `body_sha256` |
 //! | `GET /api/bytes.do?size=` | so many bytes: 0, 1, … 250, 0, 1, … |
 
-mod args;
 mod body;
 mod faults;
+mod file_api;
 mod files;
 mod http;
-mod interfaces;
-mod issuer;
-mod oauth;
+mod oauth_api;
+mod simulate;
+mod tokens;
 
 use std::{
     collections::VecDeque,
@@ -62,12 +62,12 @@ use tokio::{
 };
 
 pub use self::{
-    args::{SimulateArgs, simulate},
     faults::{Faults, IssuerAnswer},
+    simulate::{SimulateArgs, simulate},
 };
 use self::{
     files::Files,
-    issuer::{Issuer, Rules, random_token},
+    tokens::{Issuer, Rules, random_token},
 };
 use crate::base::clock::SharedClock;
 

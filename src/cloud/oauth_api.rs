@@ -16,8 +16,8 @@ use super::{
     Event, IssuerAnswer, State,
     body::AnswerBody,
     http::{self, Answer, Parameters, failure, redirect, set, success},
-    issuer::{Grant, Refusal},
     lock,
+    tokens::{Grant, Refusal},
 };
 
 /// The largest form that a token interface reads.
