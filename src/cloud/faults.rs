@@ -1,39 +1,39 @@
-//! What can go wrong at a cloud, on demand.
+//! Faults that a simulated cloud shows on demand.
 
 use std::{collections::VecDeque, time::Duration};
 
 use crate::base::clock::Moment;
 
-/// What the cloud does wrong from now on. The default is nothing.
+/// The faults from now on; by default none.
 #[derive(Debug, Clone, Default)]
 pub struct Faults {
-    /// How the next calls of the token interfaces are answered, one entry a call; when empty, properly.
+    /// The responses to the next calls of the token interfaces, one entry a call. When empty, they work.
     pub issuer_script: VecDeque<IssuerAnswer>,
-    /// Time that each call of a token interface takes, before anything is granted.
+    /// Delay of each call of a token interface, before tokens are granted.
     pub issuer_latency: Duration,
-    /// Time that each call of a file interface takes.
+    /// Delay of each call of a file interface.
     pub files_latency: Duration,
-    /// Until this moment, every bearer token is refused.
+    /// Until this moment, every bearer token is rejected.
     pub reject_until: Option<Moment>,
-    /// So many calls of file interfaces are refused, whatever their bearer token.
+    /// The number of calls of file interfaces to reject, whatever their bearer token.
     pub reject_next: u32,
-    /// Calls whose path begins with one of these are refused, whatever their bearer token.
+    /// Calls whose path begins with one of these are rejected, whatever their bearer token.
     pub reject_paths: Vec<String>,
-    /// A refusal is an HTTP 200 with `{"success":false,"code":401}` in the body.
+    /// A rejection is an HTTP 200 with `{"success":false,"code":401}` in the body.
     pub in_body_failures: bool,
-    /// A `POST` with a bad bearer token is answered as soon as its head is there; its body is left unread and the
-    /// connection closed. Otherwise the body is read first.
+    /// The response to a `POST` with a bad bearer token is sent right after the request's head; the body is not read, and
+    /// the connection closes. Otherwise the body is read first.
     pub early_401: bool,
 }
 
-/// A scripted answer of a token interface. Nothing is granted or spent by such a call.
+/// A scripted response of a token interface. Such a call neither grants nor spends anything.
 #[derive(Debug, Clone)]
 pub enum IssuerAnswer {
-    /// This status with a short JSON body and, if given, a `Retry-After` of so many seconds.
+    /// This status with a short JSON body and, if given, a `Retry-After` of this many seconds.
     Status(u16, Option<u64>),
-    /// Silence until the caller gives up.
+    /// No response, until the client closes the connection.
     Hang,
-    /// Exactly this. What cannot be a status, a header name or a value is left out.
+    /// Exactly this. An illegal status becomes 500; illegal header names and values are left out.
     Raw {
         /// The status.
         status: u16,
@@ -42,23 +42,23 @@ pub enum IssuerAnswer {
         /// The body.
         body: Vec<u8>,
     },
-    /// A 200 whose JSON never ends.
+    /// A 200 whose JSON does not end.
     Endless,
 }
 
 impl Faults {
-    /// The next `calls` of a token interface are answered like this.
+    /// The next `calls` of a token interface get this response.
     pub fn script(&mut self, answer: &IssuerAnswer, calls: usize) {
         self.issuer_script
             .extend(std::iter::repeat_n(answer.clone(), calls));
     }
 
-    /// Nothing goes wrong any more.
+    /// Removes all faults.
     pub fn clear(&mut self) {
         *self = Self::default();
     }
 
-    /// Whether this call is to be refused, whatever its token; counts it.
+    /// Whether to reject this call whatever its token. Counts down `reject_next`.
     pub(super) fn rejects(&mut self, path: &str, now: Moment) -> bool {
         if self.reject_next > 0 {
             self.reject_next -= 1;

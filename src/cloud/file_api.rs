@@ -1,4 +1,4 @@
-//! The file interfaces and the document host.
+//! The interfaces of the files, at the cloud and at the document host.
 
 use std::{io, ops::Range};
 
@@ -12,26 +12,26 @@ use hyper::{
 use serde_json::{Map, Value, json};
 
 use super::{
-    State,
-    body::AnswerBody,
+    body::ResponseBody,
     files::Name,
-    http::{Answer, Parameters, failure, set, success},
+    http::{CloudResponse, Parameters, failure, set, success},
+    state::State,
 };
 
-/// The interfaces of the cloud itself; the bearer token has been checked.
+/// The interfaces at the cloud. The caller has checked the bearer token.
 pub(super) async fn cloud(
     state: &State,
     path: &str,
     serial: Option<u64>,
     request: Request<Incoming>,
-) -> Answer {
+) -> CloudResponse {
     let parameters = Parameters::of(&request);
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let deletes = matches!(
         *request.method(),
         Method::GET | Method::POST | Method::DELETE
     );
-    let answer = match path {
+    let response = match path {
         "/api/echo.do" => echo(serial, request).await,
         "/api/bytes.do" if reads => bytes(&parameters),
         "/api/file/list.do" if reads => list(state).await,
@@ -44,32 +44,36 @@ pub(super) async fn cloud(
         | "/api/file/info.do"
         | "/api/file/preUploadFile.do"
         | "/api/file/download.do"
-        | "/api/file/delete.do" => return wrong_method(),
-        _ => return no_interface(),
+        | "/api/file/delete.do" => return method_not_allowed(),
+        _ => return not_found(),
     };
-    answer.unwrap_or_else(|error| failed(&error))
+    response.unwrap_or_else(|error| failed(&error))
 }
 
 /// The document host: `/api/file/<ticket>/uploadFile.do` and `/api/file/<ticket>/downloadFile.do`.
-pub(super) async fn document(state: &State, path: &str, request: Request<Incoming>) -> Answer {
+pub(super) async fn document(
+    state: &State,
+    path: &str,
+    request: Request<Incoming>,
+) -> CloudResponse {
     let Some((ticket, interface)) = path
         .strip_prefix("/api/file/")
         .and_then(|rest| rest.split_once('/'))
     else {
-        return no_interface();
+        return not_found();
     };
-    let answer = match (interface, request.method()) {
+    let response = match (interface, request.method()) {
         ("uploadFile.do", &Method::POST | &Method::PUT) => upload(state, ticket, request).await,
         ("downloadFile.do", &Method::GET | &Method::HEAD) => {
             download(state, ticket, &request).await
         }
-        ("uploadFile.do" | "downloadFile.do", _) => return wrong_method(),
-        _ => return no_interface(),
+        ("uploadFile.do" | "downloadFile.do", _) => return method_not_allowed(),
+        _ => return not_found(),
     };
-    answer.unwrap_or_else(|error| failed(&error))
+    response.unwrap_or_else(|error| failed(&error))
 }
 
-async fn echo(serial: Option<u64>, request: Request<Incoming>) -> io::Result<Answer> {
+async fn echo(serial: Option<u64>, request: Request<Incoming>) -> io::Result<CloudResponse> {
     let (head, mut body) = request.into_parts();
     let mut headers = Map::new();
     for name in head.headers.keys() {
@@ -109,15 +113,15 @@ async fn echo(serial: Option<u64>, request: Request<Incoming>) -> io::Result<Ans
     })))
 }
 
-fn bytes(parameters: &Parameters) -> io::Result<Answer> {
+fn bytes(parameters: &Parameters) -> io::Result<CloudResponse> {
     let size = parameters.first("size").and_then(|size| size.parse().ok());
     let size = size.ok_or_else(|| bad_input("size must be a number of bytes"))?;
-    let mut answer = Response::new(AnswerBody::Pattern(0..size));
-    set(&mut answer, CONTENT_TYPE, "application/octet-stream");
-    Ok(answer)
+    let mut response = Response::new(ResponseBody::Pattern(0..size));
+    set(&mut response, CONTENT_TYPE, "application/octet-stream");
+    Ok(response)
 }
 
-async fn list(state: &State) -> io::Result<Answer> {
+async fn list(state: &State) -> io::Result<CloudResponse> {
     let files = state.files.list().await?;
     let files: Vec<Value> = files
         .iter()
@@ -126,13 +130,13 @@ async fn list(state: &State) -> io::Result<Answer> {
     Ok(success(json!({ "files": files })))
 }
 
-async fn info(state: &State, parameters: &Parameters) -> io::Result<Answer> {
+async fn info(state: &State, parameters: &Parameters) -> io::Result<CloudResponse> {
     let name = file_id(parameters)?;
     let size = state.files.size(&name).await?;
     Ok(success(description(&name, size)))
 }
 
-async fn announce_upload(state: &State, parameters: &Parameters) -> io::Result<Answer> {
+async fn announce_upload(state: &State, parameters: &Parameters) -> io::Result<CloudResponse> {
     let name = if parameters.first("file_id").is_some() {
         let name = file_id(parameters)?;
         state.files.size(&name).await?;
@@ -149,7 +153,7 @@ async fn announce_upload(state: &State, parameters: &Parameters) -> io::Result<A
     Ok(success(json!({ "upload_token": upload_token, "url": url })))
 }
 
-async fn announce_download(state: &State, parameters: &Parameters) -> io::Result<Answer> {
+async fn announce_download(state: &State, parameters: &Parameters) -> io::Result<CloudResponse> {
     let name = file_id(parameters)?;
     state.files.size(&name).await?;
     let ticket = state.files.announce_download(name, state.clock.now())?;
@@ -158,12 +162,16 @@ async fn announce_download(state: &State, parameters: &Parameters) -> io::Result
     ))
 }
 
-async fn delete(state: &State, parameters: &Parameters) -> io::Result<Answer> {
+async fn delete(state: &State, parameters: &Parameters) -> io::Result<CloudResponse> {
     state.files.delete(&file_id(parameters)?).await?;
     Ok(success(json!({})))
 }
 
-async fn upload(state: &State, ticket: &str, request: Request<Incoming>) -> io::Result<Answer> {
+async fn upload(
+    state: &State,
+    ticket: &str,
+    request: Request<Incoming>,
+) -> io::Result<CloudResponse> {
     let parameters = Parameters::of(&request);
     let token = parameters.first("upload_token").unwrap_or_default();
     let Some(name) = state.files.take_upload(ticket, token, state.clock.now()) else {
@@ -176,7 +184,11 @@ async fn upload(state: &State, ticket: &str, request: Request<Incoming>) -> io::
     Ok(success(description(&name, size)))
 }
 
-async fn download(state: &State, ticket: &str, request: &Request<Incoming>) -> io::Result<Answer> {
+async fn download(
+    state: &State,
+    ticket: &str,
+    request: &Request<Incoming>,
+) -> io::Result<CloudResponse> {
     let Some(name) = state.files.download(ticket, state.clock.now()) else {
         return Ok(failure(
             StatusCode::FORBIDDEN,
@@ -195,47 +207,47 @@ async fn download(state: &State, ticket: &str, request: &Request<Incoming>) -> i
             let shown = format!("bytes {}-{}/{size}", part.start, part.end - 1);
             (StatusCode::PARTIAL_CONTENT, Some(shown), part)
         }
-        Some(Part::Outside) => (
+        Some(Part::Unsatisfiable) => (
             StatusCode::RANGE_NOT_SATISFIABLE,
             Some(format!("bytes */{size}")),
             0..0,
         ),
-        Some(Part::Everything) | None => (StatusCode::OK, None, 0..size),
+        Some(Part::Whole) | None => (StatusCode::OK, None, 0..size),
     };
-    let mut answer = Response::new(content.part(part).await?);
-    *answer.status_mut() = status;
-    set(&mut answer, CONTENT_TYPE, "application/octet-stream");
-    set(&mut answer, ACCEPT_RANGES, "bytes");
+    let mut response = Response::new(content.part(part).await?);
+    *response.status_mut() = status;
+    set(&mut response, CONTENT_TYPE, "application/octet-stream");
+    set(&mut response, ACCEPT_RANGES, "bytes");
     if let Some(content_range) = content_range {
-        set(&mut answer, CONTENT_RANGE, &content_range);
+        set(&mut response, CONTENT_RANGE, &content_range);
     }
-    Ok(answer)
+    Ok(response)
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Part {
-    Everything,
+    Whole,
     Range(Range<u64>),
-    Outside,
+    Unsatisfiable,
 }
 
-/// Reads a `Range` of one part (RFC 9110 §14.1.2). What is not one means everything.
+/// Parses a `Range` of one part (RFC 9110 §14.1.2). Any other value selects the whole file.
 fn part_of(range: &str, size: u64) -> Part {
     let Some((first, last)) = range
         .strip_prefix("bytes=")
         .and_then(|range| range.trim().split_once('-'))
     else {
-        return Part::Everything;
+        return Part::Whole;
     };
     let (first, last) = match (first, first.parse::<u64>(), last, last.parse::<u64>()) {
-        ("", _, _, Ok(0)) => return Part::Outside,
+        ("", _, _, Ok(0)) => return Part::Unsatisfiable,
         ("", _, _, Ok(suffix)) => (size.saturating_sub(suffix), u64::MAX),
         (_, Ok(first), "", _) => (first, u64::MAX),
         (_, Ok(first), _, Ok(last)) if first <= last => (first, last),
-        _ => return Part::Everything,
+        _ => return Part::Whole,
     };
     if first >= size {
-        Part::Outside
+        Part::Unsatisfiable
     } else {
         Part::Range(first..last.saturating_add(1).min(size))
     }
@@ -257,18 +269,15 @@ fn bad_input(message: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, message.to_owned())
 }
 
-fn wrong_method() -> Answer {
-    failure(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "this interface does not take that method",
-    )
+fn method_not_allowed() -> CloudResponse {
+    failure(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
 }
 
-fn no_interface() -> Answer {
-    failure(StatusCode::NOT_FOUND, "there is no such interface")
+fn not_found() -> CloudResponse {
+    failure(StatusCode::NOT_FOUND, "no such interface")
 }
 
-fn failed(error: &io::Error) -> Answer {
+fn failed(error: &io::Error) -> CloudResponse {
     let status = match error.kind() {
         io::ErrorKind::NotFound => StatusCode::NOT_FOUND,
         io::ErrorKind::InvalidInput => StatusCode::BAD_REQUEST,
@@ -291,15 +300,15 @@ mod tests {
             ("bytes=-30", Part::Range(0..10)),
             ("bytes=5-99", Part::Range(5..10)),
             ("bytes=5-18446744073709551615", Part::Range(5..10)),
-            ("bytes=10-", Part::Outside),
-            ("bytes=-0", Part::Outside),
-            ("bytes=3-2", Part::Everything),
-            ("bytes=0-1,3-4", Part::Everything),
-            ("bytes=-", Part::Everything),
-            ("lines=1-2", Part::Everything),
+            ("bytes=10-", Part::Unsatisfiable),
+            ("bytes=-0", Part::Unsatisfiable),
+            ("bytes=3-2", Part::Whole),
+            ("bytes=0-1,3-4", Part::Whole),
+            ("bytes=-", Part::Whole),
+            ("lines=1-2", Part::Whole),
         ] {
             assert_eq!(part_of(range, 10), expected, "{range}");
         }
-        assert_eq!(part_of("bytes=-1", 0), Part::Outside);
+        assert_eq!(part_of("bytes=-1", 0), Part::Unsatisfiable);
     }
 }

@@ -1,11 +1,10 @@
-//! The files of the simulated cloud: one flat folder, in memory or on disk, and the tickets of the document host.
+//! The files of the simulated cloud: one flat folder, in memory or on disk; and the tickets for uploads and downloads.
 
 use std::{
     collections::{BTreeMap, HashMap},
     io,
     ops::Range,
     path::{Path, PathBuf},
-    sync::Mutex,
     time::Duration,
 };
 
@@ -13,12 +12,13 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
 
-use super::{body::AnswerBody, lock, tokens::random_token};
+use super::{body::ResponseBody, tokens::random_token};
 use crate::base::clock::Moment;
 
-/// How long an address on the document host can be used.
+/// How long a URL on the document host is valid.
 const TICKET_LIFETIME: Duration = Duration::from_secs(60 * 60);
 
 /// A file name that cannot leave the folder, name a device, or hide.
@@ -52,15 +52,15 @@ impl Name {
         } else {
             Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "this is not a file name that the cloud accepts",
+                "the cloud does not accept this file name",
             ))
         }
     }
 
-    /// The name that a file id stands for.
+    /// The name that a file id encodes.
     ///
     /// # Errors
-    /// `NotFound` for what cannot be an id of this cloud.
+    /// `NotFound` if it is not an id of this cloud.
     pub(super) fn from_id(id: &str) -> io::Result<Self> {
         let name = URL_SAFE_NO_PAD
             .decode(id)
@@ -130,7 +130,8 @@ impl Files {
     pub(super) async fn list(&self) -> io::Result<Vec<(Name, u64)>> {
         let folder = match &self.store {
             Store::Memory { files, .. } => {
-                return Ok(lock(files)
+                return Ok(files
+                    .lock()
                     .iter()
                     .map(|(name, bytes)| (name.clone(), bytes.len() as u64))
                     .collect());
@@ -159,7 +160,8 @@ impl Files {
     /// The size of a file.
     pub(super) async fn size(&self, name: &Name) -> io::Result<u64> {
         match &self.store {
-            Store::Memory { files, .. } => lock(files)
+            Store::Memory { files, .. } => files
+                .lock()
                 .get(name)
                 .map(|bytes| bytes.len() as u64)
                 .ok_or_else(not_found),
@@ -170,7 +172,8 @@ impl Files {
     /// Opens a file.
     pub(super) async fn open(&self, name: &Name) -> io::Result<Content> {
         match &self.store {
-            Store::Memory { files, .. } => lock(files)
+            Store::Memory { files, .. } => files
+                .lock()
                 .get(name)
                 .cloned()
                 .map(Content::Memory)
@@ -188,7 +191,9 @@ impl Files {
     /// Deletes a file.
     pub(super) async fn delete(&self, name: &Name) -> io::Result<()> {
         match &self.store {
-            Store::Memory { files, .. } => lock(files).remove(name).map(drop).ok_or_else(not_found),
+            Store::Memory { files, .. } => {
+                files.lock().remove(name).map(drop).ok_or_else(not_found)
+            }
             Store::Folder(folder) => {
                 let path = folder.join(name.as_str());
                 size_on_disk(&path).await?;
@@ -197,12 +202,12 @@ impl Files {
         }
     }
 
-    /// Stores a body as a file, in place of any older one of that name. A body that breaks off leaves no trace.
+    /// Stores a body as a file, in place of any older one of that name. A body that ends in an error leaves no file.
     pub(super) async fn write(&self, name: Name, body: Incoming) -> io::Result<u64> {
         match &self.store {
             Store::Memory { files, limit } => {
                 let bytes = collect(body, *limit).await?;
-                let mut files = lock(files);
+                let mut files = files.lock();
                 let others: usize = files
                     .iter()
                     .filter(|(other, _)| **other != name)
@@ -219,10 +224,10 @@ impl Files {
         }
     }
 
-    /// Announces an upload: the ticket in its address, and its upload token.
+    /// Announces an upload. Returns the ticket for its URL, and its upload token.
     pub(super) fn announce_upload(&self, name: Name, now: Moment) -> io::Result<(String, String)> {
         let (ticket, token) = (random_token()?, random_token()?);
-        let mut uploads = lock(&self.uploads);
+        let mut uploads = self.uploads.lock();
         uploads.retain(|_, upload| now < upload.expires);
         uploads.insert(
             ticket.clone(),
@@ -235,9 +240,9 @@ impl Files {
         Ok((ticket, token))
     }
 
-    /// Takes an announced upload. A second attempt finds nothing.
+    /// Takes an announced upload; a ticket is good for one.
     pub(super) fn take_upload(&self, ticket: &str, token: &str, now: Moment) -> Option<Name> {
-        let mut uploads = lock(&self.uploads);
+        let mut uploads = self.uploads.lock();
         uploads
             .get(ticket)
             .filter(|upload| upload.token == token && now < upload.expires)?;
@@ -247,7 +252,7 @@ impl Files {
     /// A ticket with which a file can be downloaded for an hour.
     pub(super) fn announce_download(&self, name: Name, now: Moment) -> io::Result<String> {
         let ticket = random_token()?;
-        let mut downloads = lock(&self.downloads);
+        let mut downloads = self.downloads.lock();
         downloads.retain(|_, (_, expires)| now < *expires);
         downloads.insert(ticket.clone(), (name, now + TICKET_LIFETIME));
         Ok(ticket)
@@ -255,7 +260,8 @@ impl Files {
 
     /// The file that a ticket is for.
     pub(super) fn download(&self, ticket: &str, now: Moment) -> Option<Name> {
-        lock(&self.downloads)
+        self.downloads
+            .lock()
             .get(ticket)
             .filter(|(_, expires)| now < *expires)
             .map(|(name, _)| name.clone())
@@ -271,21 +277,21 @@ impl Content {
     }
 
     /// This part of the file, which must lie within it.
-    pub(super) async fn part(self, range: Range<u64>) -> io::Result<AnswerBody> {
+    pub(super) async fn part(self, range: Range<u64>) -> io::Result<ResponseBody> {
         match self {
-            Self::Memory(bytes) => Ok(AnswerBody::Whole(
+            Self::Memory(bytes) => Ok(ResponseBody::Whole(
                 bytes.slice(range.start as usize..range.end as usize),
             )),
             Self::File(mut file, _) => {
                 file.seek(io::SeekFrom::Start(range.start)).await?;
-                Ok(AnswerBody::File(file, range.end - range.start))
+                Ok(ResponseBody::File(file, range.end - range.start))
             }
         }
     }
 }
 
 fn not_found() -> io::Error {
-    io::Error::new(io::ErrorKind::NotFound, "there is no such file")
+    io::Error::new(io::ErrorKind::NotFound, "no such file")
 }
 
 /// Links and folders are not files of the cloud: they could lead out of the folder.
@@ -313,7 +319,7 @@ async fn collect(mut body: Incoming, limit: usize) -> io::Result<Bytes> {
     Ok(bytes.freeze())
 }
 
-/// A file that is removed unless it has been renamed; its name is hidden, so nobody lists or opens it.
+/// A file that is removed unless it has been renamed; its name is hidden, so that it is neither listed nor opened.
 struct Temporary(PathBuf);
 
 impl Drop for Temporary {

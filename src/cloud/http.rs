@@ -1,107 +1,16 @@
-//! One request, one answer: which interface it is for, whose token it carries, and what answers look like.
-
-use std::sync::atomic::Ordering::Relaxed;
+//! Helpers for requests and responses: credentials, parameters, the JSON envelope.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use http_body_util::BodyExt as _;
 use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode,
-    body::Incoming,
-    header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE},
+    HeaderMap, Request, Response, StatusCode,
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION},
 };
 use serde_json::{Value, json};
 
-use super::{Event, Host, Received, State, body::AnswerBody, file_api, lock, oauth_api};
+use super::body::ResponseBody;
 
-pub(super) type Answer = Response<AnswerBody>;
-
-/// Answers a request and remembers it.
-pub(super) async fn answer(state: &State, host: Host, request: Request<Incoming>) -> Answer {
-    let mut received = Received {
-        method: request.method().to_string(),
-        path: request.uri().path().to_owned(),
-        authorization_count: request.headers().get_all(AUTHORIZATION).iter().count(),
-        serial: bearer(request.headers()).and_then(|token| lock(&state.issuer).serial(token)),
-        status: 0,
-    };
-    let path = received
-        .path
-        .strip_prefix("/nd")
-        .filter(|rest| rest.starts_with('/'))
-        .unwrap_or(&received.path);
-    let answer = match (host, path) {
-        (Host::Document, path) => file_api::document(state, path, request).await,
-        (Host::Cloud, "/api/authorize.do") => oauth_api::authorize(state, &request),
-        (Host::Cloud, "/api/authorizeByJWT.do") => oauth_api::authorize_by_jwt(state, &request),
-        (Host::Cloud, path @ ("/api/token.do" | "/api/refreshToken.do")) => {
-            oauth_api::token(state, path, request).await
-        }
-        (Host::Cloud, path) => guarded(state, path, &received, request).await,
-    };
-    received.status = answer.status().as_u16();
-    state.remember(received);
-    answer
-}
-
-/// The file interfaces, behind the bearer check (RFC 6750).
-async fn guarded(
-    state: &State,
-    path: &str,
-    received: &Received,
-    mut request: Request<Incoming>,
-) -> Answer {
-    state.file_requests.fetch_add(1, Relaxed);
-    let now = state.clock.now();
-    let valid = bearer(request.headers())
-        .and_then(|token| lock(&state.issuer).valid(token, now))
-        .is_some();
-    let (rejected, in_body, early, latency) = {
-        let mut faults = lock(&state.faults);
-        let rejected = faults.rejects(&received.path, now) || !valid;
-        (
-            rejected,
-            faults.in_body_failures,
-            faults.early_401,
-            faults.files_latency,
-        )
-    };
-    let early = early && rejected && request.method() == Method::POST;
-    if !early && !latency.is_zero() {
-        state.clock.sleep_until(now + latency).await;
-    }
-    if !rejected {
-        return file_api::cloud(state, path, received.serial, request).await;
-    }
-    state.send(Event::Rejected {
-        path: received.path.clone(),
-    });
-    if !early {
-        drain(request.body_mut()).await;
-    }
-    let mut answer = failure(
-        StatusCode::UNAUTHORIZED,
-        "the access token is missing, expired or revoked",
-    );
-    if in_body {
-        *answer.status_mut() = StatusCode::OK;
-    } else {
-        set(
-            &mut answer,
-            WWW_AUTHENTICATE,
-            r#"Bearer error="invalid_token""#,
-        );
-    }
-    if early {
-        set(&mut answer, CONNECTION, "close");
-    }
-    answer
-}
-
-/// Reads a body to its end. One that breaks off is as good as ended: the answer finds nobody.
-async fn drain(body: &mut Incoming) {
-    while let Some(Ok(_)) = body.frame().await {}
-}
+pub(super) type CloudResponse = Response<ResponseBody>;
 
 /// The bearer token, if there is exactly one `Authorization` line (RFC 6750 §2).
 pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -154,15 +63,19 @@ impl Parameters {
     }
 }
 
-pub(super) fn json(status: StatusCode, value: &Value) -> Answer {
-    let mut answer = Response::new(AnswerBody::Whole(value.to_string().into()));
-    *answer.status_mut() = status;
-    set(&mut answer, CONTENT_TYPE, "application/json;charset=UTF-8");
-    answer
+pub(super) fn json(status: StatusCode, value: &Value) -> CloudResponse {
+    let mut response = Response::new(ResponseBody::Whole(value.to_string().into()));
+    *response.status_mut() = status;
+    set(
+        &mut response,
+        CONTENT_TYPE,
+        "application/json;charset=UTF-8",
+    );
+    response
 }
 
 /// The envelope of a success around these fields.
-pub(super) fn success(mut fields: Value) -> Answer {
+pub(super) fn success(mut fields: Value) -> CloudResponse {
     if let Some(fields) = fields.as_object_mut() {
         fields.insert("code".to_owned(), 0.into());
         fields.insert("success".to_owned(), true.into());
@@ -171,23 +84,23 @@ pub(super) fn success(mut fields: Value) -> Answer {
 }
 
 /// The envelope of a failure.
-pub(super) fn failure(status: StatusCode, message: &str) -> Answer {
+pub(super) fn failure(status: StatusCode, message: &str) -> CloudResponse {
     json(
         status,
         &json!({ "code": status.as_u16(), "success": false, "message": message }),
     )
 }
 
-pub(super) fn redirect(location: &str) -> Answer {
-    let mut answer = Response::new(AnswerBody::Whole(Bytes::new()));
-    *answer.status_mut() = StatusCode::FOUND;
-    set(&mut answer, hyper::header::LOCATION, location);
-    answer
+pub(super) fn redirect(location: &str) -> CloudResponse {
+    let mut response = Response::new(ResponseBody::Whole(Bytes::new()));
+    *response.status_mut() = StatusCode::FOUND;
+    set(&mut response, LOCATION, location);
+    response
 }
 
-/// Sets a header; a value that cannot stand in one is left out.
-pub(super) fn set(answer: &mut Answer, name: HeaderName, value: &str) {
+/// Sets a header; an illegal value is left out.
+pub(super) fn set(response: &mut CloudResponse, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
-        answer.headers_mut().insert(name, value);
+        response.headers_mut().insert(name, value);
     }
 }

@@ -1,4 +1,4 @@
-//! The interfaces of the issuer (RFC 6749, in the dialect of the private cloud).
+//! The interfaces of the issuer: RFC 6749 with the private cloud's paths and parameters.
 
 use std::{future, sync::atomic::Ordering::Relaxed};
 
@@ -13,21 +13,21 @@ use serde_json::{Value, json};
 use url::Url;
 
 use super::{
-    Event, IssuerAnswer, State,
-    body::AnswerBody,
-    http::{self, Answer, Parameters, failure, redirect, set, success},
-    lock,
-    tokens::{Grant, Refusal},
+    body::ResponseBody,
+    faults::IssuerAnswer,
+    http::{self, CloudResponse, Parameters, failure, redirect, set, success},
+    state::{Event, State},
+    tokens::{Grant, GrantError},
 };
 
-/// The largest form that a token interface reads.
+/// Bytes that a token interface reads of a form.
 const FORM_LIMIT: usize = 64 * 1024;
 
 /// `authorize.do`: the user is always logged in and always consents.
-pub(super) fn authorize<T>(state: &State, request: &Request<T>) -> Answer {
+pub(super) fn authorize<T>(state: &State, request: &Request<T>) -> CloudResponse {
     let parameters = Parameters::of(request);
-    if let Err(answer) = check_client(state, request, &parameters) {
-        return answer;
+    if let Err(response) = check_client(state, request, &parameters) {
+        return response;
     }
     let Some(redirect_uri) = parameters.first("redirect_uri") else {
         return failure(StatusCode::BAD_REQUEST, "redirect_uri is missing");
@@ -47,10 +47,10 @@ pub(super) fn authorize<T>(state: &State, request: &Request<T>) -> Answer {
 }
 
 /// `authorizeByJWT.do`: a code without a browser. The signature of the JWT is not checked.
-pub(super) fn authorize_by_jwt<T>(state: &State, request: &Request<T>) -> Answer {
+pub(super) fn authorize_by_jwt<T>(state: &State, request: &Request<T>) -> CloudResponse {
     let parameters = Parameters::of(request);
-    if let Err(answer) = check_client(state, request, &parameters) {
-        return answer;
+    if let Err(response) = check_client(state, request, &parameters) {
+        return response;
     }
     let named = parameters.first("jwt_token").and_then(client_of_jwt);
     if named.as_deref() != Some(state.config.client_id.as_str()) {
@@ -69,17 +69,17 @@ pub(super) fn authorize_by_jwt<T>(state: &State, request: &Request<T>) -> Answer
         };
         return send_code(state, redirect_uri, parameters.first("data"));
     }
-    match lock(&state.issuer).code(None, state.clock.now()) {
+    match state.issuer.lock().code(None, state.clock.now()) {
         Ok(code) => success(json!({ "data": { "code": code } })),
         Err(_) => failure(StatusCode::INTERNAL_SERVER_ERROR, "no random bytes"),
     }
 }
 
 /// `token.do` and `refreshToken.do`.
-pub(super) async fn token(state: &State, path: &str, request: Request<Incoming>) -> Answer {
+pub(super) async fn token(state: &State, path: &str, request: Request<Incoming>) -> CloudResponse {
     state.issuer_calls.fetch_add(1, Relaxed);
     let (latency, scripted) = {
-        let mut faults = lock(&state.faults);
+        let mut faults = state.faults.lock();
         (faults.issuer_latency, faults.issuer_script.pop_front())
     };
     if !latency.is_zero() {
@@ -104,7 +104,7 @@ pub(super) async fn token(state: &State, path: &str, request: Request<Incoming>)
             state.send(Event::RefreshRefused {
                 error: error.code().to_owned(),
             });
-            error.answer()
+            error.response()
         }
     }
 }
@@ -129,7 +129,7 @@ impl OAuthError {
         }
     }
 
-    fn answer(&self) -> Answer {
+    fn response(&self) -> CloudResponse {
         let (status, description) = match self {
             Self::InvalidRequest(description) => (StatusCode::BAD_REQUEST, *description),
             Self::InvalidClient => (
@@ -142,23 +142,23 @@ impl OAuthError {
             ),
             Self::UnsupportedGrantType => (
                 StatusCode::BAD_REQUEST,
-                "this interface has another grant_type",
+                "this interface does not support that grant_type",
             ),
             Self::ServerError => (StatusCode::INTERNAL_SERVER_ERROR, "no random bytes"),
         };
-        let mut answer = http::json(
+        let mut response = http::json(
             status,
             &json!({ "error": self.code(), "error_description": description }),
         );
-        set(&mut answer, CACHE_CONTROL, "no-store");
+        set(&mut response, CACHE_CONTROL, "no-store");
         if let Self::InvalidClient = self {
             set(
-                &mut answer,
+                &mut response,
                 WWW_AUTHENTICATE,
                 r#"Basic realm="cloud", charset="UTF-8""#,
             );
         }
-        answer
+        response
     }
 }
 
@@ -184,21 +184,24 @@ async fn grant(state: &State, path: &str, request: Request<Incoming>) -> Result<
     let granted = match (path, grant_type) {
         ("/api/token.do", "authorization_code") => {
             let code = required("code", "code is missing")?;
-            lock(&state.issuer).exchange(code, parameters.first("redirect_uri"), now)
+            state
+                .issuer
+                .lock()
+                .exchange(code, parameters.first("redirect_uri"), now)
         }
         ("/api/refreshToken.do", "refresh_token") => {
             let token = required("refresh_token", "refresh_token is missing")?;
-            lock(&state.issuer).refresh(token, now)
+            state.issuer.lock().refresh(token, now)
         }
         _ => return Err(OAuthError::UnsupportedGrantType),
     };
-    granted.map_err(|refusal| match refusal {
-        Refusal::Invalid => OAuthError::InvalidGrant,
-        Refusal::Reused => {
+    granted.map_err(|error| match error {
+        GrantError::Invalid => OAuthError::InvalidGrant,
+        GrantError::Reused => {
             state.family_revoked();
             OAuthError::InvalidGrant
         }
-        Refusal::NoRandomness => OAuthError::ServerError,
+        GrantError::NoRandomness => OAuthError::ServerError,
     })
 }
 
@@ -215,14 +218,15 @@ async fn read_parameters(request: Request<Incoming>) -> Result<Parameters, OAuth
     let body = Limited::new(request.into_body(), FORM_LIMIT)
         .collect()
         .await;
-    let body = body.map_err(|_| OAuthError::InvalidRequest("the body broke off or is too long"))?;
+    let body =
+        body.map_err(|_| OAuthError::InvalidRequest("the body is incomplete or too long"))?;
     if form {
         parameters.add(&body.to_bytes());
     }
     Ok(parameters)
 }
 
-fn tokens(grant: &Grant) -> Answer {
+fn tokens(grant: &Grant) -> CloudResponse {
     let Grant {
         access_token,
         refresh_token,
@@ -230,20 +234,20 @@ fn tokens(grant: &Grant) -> Answer {
         ..
     } = grant;
     let fields = json!({ "access_token": access_token, "refresh_token": refresh_token, "expires_in": lifetime.as_secs() });
-    let mut answer = http::json(StatusCode::OK, &fields);
-    set(&mut answer, CACHE_CONTROL, "no-store");
-    answer
+    let mut response = http::json(StatusCode::OK, &fields);
+    set(&mut response, CACHE_CONTROL, "no-store");
+    response
 }
 
 #[expect(
     clippy::result_large_err,
-    reason = "the error is the answer, made once a request"
+    reason = "the error is the response, built at most once a request"
 )]
 fn check_client<T>(
     state: &State,
     request: &Request<T>,
     parameters: &Parameters,
-) -> Result<(), Answer> {
+) -> Result<(), CloudResponse> {
     if request.method() != Method::GET {
         return Err(failure(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -262,7 +266,7 @@ fn check_client<T>(
     Ok(())
 }
 
-fn send_code(state: &State, redirect_uri: &str, data: Option<&str>) -> Answer {
+fn send_code(state: &State, redirect_uri: &str, data: Option<&str>) -> CloudResponse {
     let Some(mut location) = Url::parse(redirect_uri)
         .ok()
         .filter(|uri| matches!(uri.scheme(), "http" | "https"))
@@ -272,7 +276,10 @@ fn send_code(state: &State, redirect_uri: &str, data: Option<&str>) -> Answer {
             "redirect_uri is not an absolute http or https URL",
         );
     };
-    let Ok(code) = lock(&state.issuer).code(Some(redirect_uri.to_owned()), state.clock.now())
+    let Ok(code) = state
+        .issuer
+        .lock()
+        .code(Some(redirect_uri.to_owned()), state.clock.now())
     else {
         return failure(StatusCode::INTERNAL_SERVER_ERROR, "no random bytes");
     };
@@ -300,21 +307,21 @@ fn name_of(scripted: &IssuerAnswer) -> String {
         IssuerAnswer::Status(status, _) | IssuerAnswer::Raw { status, .. } => {
             format!("HTTP {status}")
         }
-        IssuerAnswer::Hang => "no answer".to_owned(),
-        IssuerAnswer::Endless => "an endless answer".to_owned(),
+        IssuerAnswer::Hang => "no response".to_owned(),
+        IssuerAnswer::Endless => "an endless response".to_owned(),
     }
 }
 
-async fn play(scripted: IssuerAnswer) -> Answer {
+async fn play(scripted: IssuerAnswer) -> CloudResponse {
     let status = |status| StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     match scripted {
         IssuerAnswer::Status(code, retry_after) => {
-            let mut answer =
+            let mut response =
                 http::json(status(code), &json!({ "error": "temporarily_unavailable" }));
             if let Some(seconds) = retry_after {
-                answer.headers_mut().insert(RETRY_AFTER, seconds.into());
+                response.headers_mut().insert(RETRY_AFTER, seconds.into());
             }
-            answer
+            response
         }
         IssuerAnswer::Hang => future::pending().await,
         IssuerAnswer::Raw {
@@ -322,24 +329,24 @@ async fn play(scripted: IssuerAnswer) -> Answer {
             headers,
             body,
         } => {
-            let mut answer = Response::new(AnswerBody::Whole(body.into()));
-            *answer.status_mut() = status(code);
+            let mut response = Response::new(ResponseBody::Whole(body.into()));
+            *response.status_mut() = status(code);
             for (name, value) in headers {
                 if let (Ok(name), Ok(value)) = (
                     name.parse::<HeaderName>(),
                     HeaderValue::from_bytes(value.as_bytes()),
                 ) {
-                    answer.headers_mut().append(name, value);
+                    response.headers_mut().append(name, value);
                 }
             }
-            answer
+            response
         }
         IssuerAnswer::Endless => {
-            let mut answer = Response::new(AnswerBody::Endless(
+            let mut response = Response::new(ResponseBody::Endless(
                 r#"{"access_token":"a","expires_in":3600,"#,
             ));
-            set(&mut answer, CONTENT_TYPE, "application/json");
-            answer
+            set(&mut response, CONTENT_TYPE, "application/json");
+            response
         }
     }
 }

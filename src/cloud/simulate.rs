@@ -7,34 +7,34 @@ use std::{
 use clap::Args;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::{Cloud, Config, Event, IssuerAnswer};
+use super::{config::Config, faults::IssuerAnswer, server::Cloud, state::Event};
 use crate::base::{clock::SharedClock, host};
 
 /// How the simulated cloud is set up.
 #[derive(Debug, Clone, Args)]
 pub struct SimulateArgs {
-    /// Where the cloud listens
+    /// Address of the cloud
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8400")]
     pub listen: SocketAddr,
-    /// Where the document host listens, to which files are uploaded and from which they are downloaded
+    /// Address of the document host, for uploads and downloads
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8401")]
     pub document_listen: SocketAddr,
-    /// The document host's origin as apps reach it, if that is not its address
+    /// The document host's origin as apps reach it [default: its address]
     #[arg(long, value_name = "ORIGIN")]
     pub document_origin: Option<String>,
     /// Allow addresses that other machines can reach
     #[arg(long)]
     pub allow_remote: bool,
-    /// How long an access token lives
+    /// Lifetime of an access token
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
     pub token_lifetime: Duration,
-    /// How long a refresh token lives
+    /// Lifetime of a refresh token
     #[arg(long, value_name = "DURATION", default_value = "30d", value_parser = humantime::parse_duration)]
     pub refresh_lifetime: Duration,
-    /// Keep the refresh token when it is used
+    /// Do not replace the refresh token when it is used
     #[arg(long)]
     pub no_rotation: bool,
-    /// How long a replaced refresh token may be used again before that revokes every token of its family
+    /// How long a replaced refresh token may be used again; after that, its use revokes all tokens of its family
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     pub reuse_grace: Duration,
     /// The client's id
@@ -46,27 +46,27 @@ pub struct SimulateArgs {
     /// Keep files in this folder instead of in memory
     #[arg(long, value_name = "DIR")]
     pub folder: Option<PathBuf>,
-    /// Time that each call of the issuer takes
+    /// Delay of each call of the issuer
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     pub issuer_latency: Duration,
-    /// Time that each call of a file interface takes
+    /// Delay of each call of a file interface
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     pub files_latency: Duration,
-    /// Answer the first N calls of the issuer with 500
+    /// Respond 500 to the first N calls of the issuer
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub issuer_errors: u32,
-    /// Refuse every access token for this long after the start
+    /// Reject every access token for this long after the start
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     pub reject_for: Duration,
-    /// Refuse access tokens by a 200 with the failure in its body
+    /// Reject access tokens with a 200 whose JSON body states the failure
     #[arg(long)]
     pub in_body_failures: bool,
 }
 
-/// Runs a simulated cloud until `stop`; writes what is where, then a line for each event.
+/// Runs a simulated cloud until `stop`. Writes its addresses and examples, then a line for each event.
 ///
 /// # Errors
-/// When an address is not a loopback one and that is not allowed, or the cloud cannot start, in words for the user.
+/// When an address is not a loopback one and that is not allowed, or the cloud cannot start: the message for the user.
 pub async fn simulate(
     args: SimulateArgs,
     clock: SharedClock,
@@ -98,7 +98,7 @@ pub async fn simulate(
             event = events.recv() => event,
         };
         match event {
-            Ok(event) => print(out, &format!("{}\n", line(&event)))?,
+            Ok(event) => print(out, &format!("{}\n", describe(&event)))?,
             Err(RecvError::Lagged(missed)) => print(out, &format!("({missed} more)\n"))?,
             Err(RecvError::Closed) => break,
         }
@@ -141,7 +141,7 @@ fn check_addresses(args: &SimulateArgs) -> Result<(), String> {
     Ok(())
 }
 
-/// What is where, and what to try: double quotes only, so that the lines also work in PowerShell (as `curl.exe`).
+/// The addresses and some examples. Double quotes only: the lines also work in PowerShell (as `curl.exe`).
 fn introduction(args: &SimulateArgs, cloud: &Cloud) -> String {
     let SimulateArgs {
         client_id,
@@ -171,7 +171,7 @@ fn introduction(args: &SimulateArgs, cloud: &Cloud) -> String {
     text
 }
 
-fn line(event: &Event) -> String {
+fn describe(event: &Event) -> String {
     match event {
         Event::Refreshed { serial, lifetime } => {
             format!(
@@ -180,7 +180,7 @@ fn line(event: &Event) -> String {
             )
         }
         Event::RefreshRefused { error } => format!("refused a refresh: {error}"),
-        Event::FamilyRevoked => "revoked a family: a refresh token was used twice".to_owned(),
+        Event::FamilyRevoked => "revoked a family: a spent refresh token was used again".to_owned(),
         Event::Rejected { path } => format!("401 for {path}"),
     }
 }

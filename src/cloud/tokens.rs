@@ -1,4 +1,4 @@
-//! What the issuer remembers: codes, refresh tokens in families, access tokens. Pure: it is told the time, knows no HTTP.
+//! The issuer's codes, refresh tokens in families, and access tokens. Pure: the time is a parameter, and there is no HTTP.
 
 use std::{collections::HashMap, io, time::Duration};
 
@@ -6,14 +6,14 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use crate::base::clock::Moment;
 
-/// How long an authorization code lives.
+/// Lifetime of an authorization code.
 const CODE_LIFETIME: Duration = Duration::from_secs(5 * 60);
-/// How long a dead access token can still be told from one that never was.
-const MEMORY: Duration = Duration::from_secs(60 * 60);
+/// How long an expired access token keeps its serial.
+const SERIAL_KEPT: Duration = Duration::from_secs(60 * 60);
 
-/// The rules by which tokens are granted.
+/// The configured rules for granting tokens.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rules {
+pub(super) struct GrantRules {
     pub(super) token_lifetime: Duration,
     pub(super) refresh_lifetime: Duration,
     pub(super) rotate: bool,
@@ -22,7 +22,7 @@ pub(super) struct Rules {
 
 /// The grant state machine.
 pub(super) struct Issuer {
-    rules: Rules,
+    rules: GrantRules,
     codes: HashMap<String, Code>,
     refresh_tokens: HashMap<String, RefreshToken>,
     access_tokens: HashMap<String, AccessToken>,
@@ -49,35 +49,35 @@ struct AccessToken {
     revoked: bool,
 }
 
-/// A fresh pair of tokens.
+/// A new pair of tokens.
 pub(super) struct Grant {
     pub(super) access_token: String,
     pub(super) refresh_token: String,
     pub(super) lifetime: Duration,
-    /// Counts the access tokens of this cloud, from 1.
+    /// The number of the access token, from 1.
     pub(super) serial: u64,
 }
 
 /// Why there is no grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum GrantError {
     /// The code or refresh token is unknown, expired, spent, or meant for another redirect URI.
     Invalid,
-    /// A spent refresh token came back: its whole family is revoked (RFC 9700 §4.14.2).
+    /// A spent refresh token was used again: its whole family is revoked (RFC 9700 §4.14.2).
     Reused,
-    /// The system gave no random bytes.
+    /// The system has no random bytes.
     NoRandomness,
 }
 
-impl From<io::Error> for Refusal {
+impl From<io::Error> for GrantError {
     fn from(_: io::Error) -> Self {
         Self::NoRandomness
     }
 }
 
 impl Issuer {
-    /// An issuer at whom each of `seeds` is a valid refresh token of a family of its own.
-    pub(super) fn new(rules: Rules, seeds: &[String], now: Moment) -> Self {
+    /// An issuer for which each of `seeds` is a valid refresh token of its own family.
+    pub(super) fn new(rules: GrantRules, seeds: &[String], now: Moment) -> Self {
         let mut issuer = Self {
             rules,
             codes: HashMap::new(),
@@ -88,12 +88,12 @@ impl Issuer {
         };
         for seed in seeds {
             let family = issuer.new_family();
-            issuer.remember(seed.clone(), family, now);
+            issuer.insert_refresh_token(seed.clone(), family, now);
         }
         issuer
     }
 
-    /// A new authorization code, bound to the redirect URI that it was asked for with, if any.
+    /// A new authorization code, bound to the redirect URI of its request, if there was one.
     pub(super) fn code(&mut self, redirect_uri: Option<String>, now: Moment) -> io::Result<String> {
         self.codes.retain(|_, code| now < code.expires);
         let code = random_token()?;
@@ -107,25 +107,25 @@ impl Issuer {
         Ok(code)
     }
 
-    /// Exchanges a code for the first tokens of a new family. The attempt spends the code, whatever comes of it.
+    /// Exchanges a code for the first tokens of a new family. The attempt spends the code even if it fails.
     pub(super) fn exchange(
         &mut self,
         code: &str,
         redirect_uri: Option<&str>,
         now: Moment,
-    ) -> Result<Grant, Refusal> {
-        let code = self.codes.remove(code).ok_or(Refusal::Invalid)?;
+    ) -> Result<Grant, GrantError> {
+        let code = self.codes.remove(code).ok_or(GrantError::Invalid)?;
         let other_uri = code.redirect_uri.is_some() && code.redirect_uri.as_deref() != redirect_uri;
         if now >= code.expires || other_uri {
-            return Err(Refusal::Invalid);
+            return Err(GrantError::Invalid);
         }
         let family = self.new_family();
         self.grant(family, None, now)
     }
 
     /// Exchanges a refresh token for new tokens.
-    pub(super) fn refresh(&mut self, token: &str, now: Moment) -> Result<Grant, Refusal> {
-        let Rules {
+    pub(super) fn refresh(&mut self, token: &str, now: Moment) -> Result<Grant, GrantError> {
+        let GrantRules {
             rotate,
             reuse_grace,
             ..
@@ -134,12 +134,12 @@ impl Issuer {
             .refresh_tokens
             .get_mut(token)
             .filter(|known| now < known.expires)
-            .ok_or(Refusal::Invalid)?;
+            .ok_or(GrantError::Invalid)?;
         let family = known.family;
         match known.spent {
             Some(spent) if reuse_grace.is_zero() || now.saturating_since(spent) > reuse_grace => {
                 self.revoke_family(family);
-                Err(Refusal::Reused)
+                Err(GrantError::Reused)
             }
             None if rotate => {
                 known.spent = Some(now);
@@ -163,14 +163,14 @@ impl Issuer {
         self.access_tokens.get(token).map(|known| known.serial)
     }
 
-    /// Makes every access token invalid; refresh tokens stay.
+    /// Makes every access token invalid; refresh tokens stay valid.
     pub(super) fn revoke_access_tokens(&mut self) {
         self.access_tokens
             .values_mut()
             .for_each(|token| token.revoked = true);
     }
 
-    /// Makes every token invalid. Answers how many families there were.
+    /// Makes every token invalid. Returns the number of families.
     pub(super) fn revoke_families(&mut self) -> u64 {
         let mut families: Vec<u64> = self
             .refresh_tokens
@@ -183,13 +183,13 @@ impl Issuer {
         families.len() as u64
     }
 
-    fn grant(&mut self, family: u64, keep: Option<&str>, now: Moment) -> Result<Grant, Refusal> {
+    fn grant(&mut self, family: u64, keep: Option<&str>, now: Moment) -> Result<Grant, GrantError> {
         self.refresh_tokens.retain(|_, token| now < token.expires);
         self.access_tokens
-            .retain(|_, token| now < token.expires + MEMORY);
+            .retain(|_, token| now < token.expires + SERIAL_KEPT);
         let access_token = random_token()?;
         let refresh_token = keep.map_or_else(random_token, |token| Ok(token.to_owned()))?;
-        self.remember(refresh_token.clone(), family, now);
+        self.insert_refresh_token(refresh_token.clone(), family, now);
         self.serials += 1;
         let serial = self.serials;
         let lifetime = self.rules.token_lifetime;
@@ -208,7 +208,7 @@ impl Issuer {
         })
     }
 
-    fn remember(&mut self, refresh_token: String, family: u64, now: Moment) {
+    fn insert_refresh_token(&mut self, refresh_token: String, family: u64, now: Moment) {
         let expires = now + self.rules.refresh_lifetime;
         self.refresh_tokens.insert(
             refresh_token,
@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     const HOUR: Duration = Duration::from_secs(3600);
-    const RULES: Rules = Rules {
+    const RULES: GrantRules = GrantRules {
         token_lifetime: HOUR,
         refresh_lifetime: Duration::MAX,
         rotate: true,
@@ -258,7 +258,7 @@ mod tests {
         Moment::since_boot(Duration::from_secs(seconds))
     }
 
-    fn issuer(rules: Rules) -> Issuer {
+    fn issuer(rules: GrantRules) -> Issuer {
         Issuer::new(rules, &["seed".to_owned()], at(0))
     }
 
@@ -282,10 +282,13 @@ mod tests {
         let mut issuer = Issuer::new(RULES, &["seed".to_owned(), "other".to_owned()], at(0));
         let grant = issuer.refresh("seed", at(1)).ok().unwrap();
         let other = issuer.refresh("other", at(1)).ok().unwrap();
-        assert_eq!(issuer.refresh("seed", at(2)).err(), Some(Refusal::Reused));
+        assert_eq!(
+            issuer.refresh("seed", at(2)).err(),
+            Some(GrantError::Reused)
+        );
         assert_eq!(
             issuer.refresh(&grant.refresh_token, at(2)).err(),
-            Some(Refusal::Invalid)
+            Some(GrantError::Invalid)
         );
         assert_eq!(issuer.valid(&grant.access_token, at(2)), None);
         assert_eq!(issuer.serial(&grant.access_token), Some(1));
@@ -295,23 +298,26 @@ mod tests {
 
     #[test]
     fn within_the_grace_reuse_rotates_again_and_after_it_revokes() {
-        let mut issuer = issuer(Rules {
+        let mut issuer = issuer(GrantRules {
             reuse_grace: Duration::from_secs(10),
             ..RULES
         });
         let first = issuer.refresh("seed", at(1)).ok().unwrap();
         let again = issuer.refresh("seed", at(11)).ok().unwrap();
         assert_ne!(first.refresh_token, again.refresh_token);
-        assert_eq!(issuer.refresh("seed", at(12)).err(), Some(Refusal::Reused));
+        assert_eq!(
+            issuer.refresh("seed", at(12)).err(),
+            Some(GrantError::Reused)
+        );
         assert_eq!(
             issuer.refresh(&again.refresh_token, at(12)).err(),
-            Some(Refusal::Invalid)
+            Some(GrantError::Invalid)
         );
     }
 
     #[test]
     fn without_rotation_the_same_refresh_token_stays() {
-        let mut issuer = issuer(Rules {
+        let mut issuer = issuer(GrantRules {
             rotate: false,
             ..RULES
         });
@@ -329,7 +335,7 @@ mod tests {
 
     #[test]
     fn tokens_expire() {
-        let mut issuer = issuer(Rules {
+        let mut issuer = issuer(GrantRules {
             refresh_lifetime: 2 * HOUR,
             ..RULES
         });
@@ -338,7 +344,7 @@ mod tests {
         assert_eq!(issuer.valid(&grant.access_token, at(3600)), None);
         assert_eq!(
             issuer.refresh(&grant.refresh_token, at(7200)).err(),
-            Some(Refusal::Invalid)
+            Some(GrantError::Invalid)
         );
         assert!(issuer.refresh(&grant.refresh_token, at(7199)).is_ok());
     }
@@ -350,16 +356,16 @@ mod tests {
         assert!(issuer.exchange(&code, Some("http://app/"), at(1)).is_ok());
         assert_eq!(
             issuer.exchange(&code, Some("http://app/"), at(1)).err(),
-            Some(Refusal::Invalid)
+            Some(GrantError::Invalid)
         );
         let code = issuer.code(Some("http://app/".to_owned()), at(1)).unwrap();
         assert_eq!(
             issuer.exchange(&code, Some("http://evil/"), at(1)).err(),
-            Some(Refusal::Invalid)
+            Some(GrantError::Invalid)
         );
         assert_eq!(
             issuer.exchange(&code, Some("http://app/"), at(1)).err(),
-            Some(Refusal::Invalid)
+            Some(GrantError::Invalid)
         );
     }
 
@@ -370,7 +376,7 @@ mod tests {
         assert!(issuer.exchange(&early, None, at(299)).is_ok());
         assert_eq!(
             issuer.exchange(&late, None, at(300)).err(),
-            Some(Refusal::Invalid)
+            Some(GrantError::Invalid)
         );
     }
 
@@ -385,7 +391,7 @@ mod tests {
         assert_eq!(issuer.valid(&next.access_token, at(0)), None);
         assert_eq!(
             issuer.refresh(&next.refresh_token, at(0)).err(),
-            Some(Refusal::Invalid)
+            Some(GrantError::Invalid)
         );
     }
 }
