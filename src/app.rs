@@ -27,7 +27,7 @@ use crate::{
         tls,
     },
     proxy::{self, Proxy, seen},
-    token::{self, Credential, FirstTokens, Refresher, jwt::JwtTokens},
+    token::{self, Credential, FirstTokens, Refresher, jwt_grant::JwtTokens},
     upstream,
 };
 

@@ -17,7 +17,7 @@ use super::{CONFIG, ConfigFile, FAILED, block_on, complain, say};
 use crate::{
     base::{clock, secret::Secret},
     config::{Config, Loaded},
-    token::{exchange::Exchange, login::Login},
+    token::{code_grant::Exchange, login::Login},
 };
 
 #[derive(Debug, Args)]

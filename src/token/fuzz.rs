@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::{
     Class, Fields,
-    answer::{Presented, Reader, is_legal_bearer},
+    token_response::{Presented, Reader, is_legal_bearer},
 };
 
 /// An answer of the issuer's: a byte chooses its status, a line is its `Retry-After`, the rest is its body.

@@ -7,12 +7,12 @@ use http::{HeaderValue, header};
 use url::Url;
 use zeroize::Zeroizing;
 
-pub use super::channel::Error;
+pub use super::endpoint::Error;
 use super::{
     BasicEncoding, IssuerConfig, Parameters,
-    answer::{Failure, Grant, Presented, Reader},
     cache::authorization,
-    channel::{self, Channel, parameters},
+    endpoint::{self, Channel, parameters},
+    token_response::{Failure, Grant, Presented, Reader},
 };
 use crate::{
     base::{clock::SharedClock, secret::Secret},
@@ -111,7 +111,7 @@ impl HttpIssuer {
                 .body(grant.to_string()),
         };
         let request = request.header(header::AUTHORIZATION, self.authorization.clone());
-        let answer = channel::send(request).await?;
+        let answer = endpoint::send(request).await?;
         self.reader.read(
             answer.status,
             &answer.headers,

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    answer::Grant,
     store::{Access, Error as StoreError, FileStore, Lock, Origin, Store as _, fingerprint},
+    token_response::Grant,
 };
 use crate::base::{
     clock::{Moment, SharedClock},

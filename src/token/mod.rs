@@ -16,16 +16,15 @@
 //! | `login.rs` | first tokens that a person got, stored beside a running refresher |
 //! | `store/` | where tokens outlive the process |
 
-mod answer;
 mod cache;
-mod channel;
+pub mod code_grant;
 mod credential;
-pub mod exchange;
-mod first;
+mod endpoint;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod initial_grant;
 pub mod issuer;
-pub mod jwt;
+pub mod jwt_grant;
 pub mod login;
 mod refresher;
 mod schedule;
@@ -33,6 +32,7 @@ mod state;
 mod store;
 #[cfg(test)]
 mod testing;
+mod token_response;
 
 use std::{
     path::{Path, PathBuf},
@@ -40,13 +40,13 @@ use std::{
 };
 
 pub use self::{
-    answer::{Class, Failure, Grant},
     cache::{Token, Version},
     credential::{Credential, MAX_WAITERS, RefreshRefused, Rejection},
-    first::FirstTokens,
+    initial_grant::FirstTokens,
     refresher::{Error, Refresher},
     state::{Durations, Outcome, Persistence, Reason, Refresh, Snapshot, State, Status},
     store::Error as StoreError,
+    token_response::{Class, Failure, Grant},
 };
 use crate::base::secret::Secret;
 
@@ -115,9 +115,9 @@ pub struct IssuerConfig {
 #[derive(Debug, Clone)]
 pub struct FirstConfig {
     /// How codes become tokens.
-    pub exchange: exchange::Config,
+    pub exchange: code_grant::Config,
     /// How to get codes without a person, if that is configured.
-    pub jwt: Option<jwt::Config>,
+    pub jwt: Option<jwt_grant::Config>,
 }
 
 /// Where the grant's parameters go.

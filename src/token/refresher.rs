@@ -1,7 +1,7 @@
 //! The one task that calls the issuer. Single flight by construction: nobody else can.
 
-mod chain;
 mod plan;
+mod reload;
 mod report;
 
 use std::{
@@ -15,18 +15,18 @@ use std::{
 use tokio::sync::watch;
 
 use self::{
-    chain::Ours,
     plan::{Attempt, Source},
+    reload::Ours,
 };
 use super::{
     Config, FirstTokens,
-    answer::{Class, Failure, Grant},
     cache::authorization,
     credential::{Credential, Shared},
     issuer::{self, HttpIssuer, Issuer},
     schedule,
     state::{Ledger, Outcome, Problem, Reason, Refresh, State, Status},
     store::{self, Access, FileStore, Lock, Origin, Record, Seed, Store, Writer},
+    token_response::{Class, Failure, Grant},
 };
 use crate::{
     base::{

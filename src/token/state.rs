@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    answer::{Class, Failure},
     cache::Version,
+    token_response::{Class, Failure},
 };
 use crate::base::{
     clock::Moment,

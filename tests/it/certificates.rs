@@ -10,7 +10,7 @@ use std::{
 use bearer_proxy::{
     base::clock,
     config::{self, Source},
-    token::{Class, FirstTokens as _, jwt::JwtTokens},
+    token::{Class, FirstTokens as _, jwt_grant::JwtTokens},
 };
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

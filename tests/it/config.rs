@@ -16,7 +16,7 @@ use bearer_proxy::{
         AccessLog, Client, Exhausted, ForwardedHeaders, Limits, Listener, RetryJson, Rewrite,
         Route, Rules, rules::Rule,
     },
-    token::{BasicEncoding, Fields, Parameters, jwt::User},
+    token::{BasicEncoding, Fields, Parameters, jwt_grant::User},
     upstream::{Cookies, Host, Http2},
 };
 use jsonwebtoken::Algorithm;

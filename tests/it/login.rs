@@ -15,7 +15,7 @@ use bearer_proxy::{
     base::clock,
     cloud::{Cloud, Config, IssuerAnswer},
     config::{self, Loaded, Source},
-    token::{Class, FirstTokens as _, jwt::JwtTokens},
+    token::{Class, FirstTokens as _, jwt_grant::JwtTokens},
 };
 use http::StatusCode;
 use tokio::io::AsyncWriteExt as _;

@@ -7,8 +7,8 @@ use crate::{
     base::secret::Secret,
     config::{findings::fault, reader::Reader, values},
     token::{
-        self, exchange,
-        jwt::{self, User},
+        self, code_grant,
+        jwt_grant::{self, User},
     },
     upstream,
 };
@@ -19,7 +19,7 @@ pub(super) struct Jwt {
     algorithm: Algorithm,
     user: Option<User>,
     claims: serde_json::Map<String, serde_json::Value>,
-    names: jwt::Names,
+    names: jwt_grant::Names,
 }
 
 /// `None` if there is no such section, and after a mistake.
@@ -42,7 +42,7 @@ pub(super) fn jwt_section(r: &mut Reader) -> Option<Jwt> {
         algorithm => Some(algorithm.unwrap_or_default()),
     };
     if let Some((key, algorithm)) = key.as_ref().zip(algorithm)
-        && jwt::check_key(algorithm, key).is_err()
+        && jwt_grant::check_key(algorithm, key).is_err()
     {
         let reason = format!("is no private key in PEM form that fits {algorithm:?}");
         let instead = "write the key that the cloud's administrator gave you, or the algorithm that it is meant for";
@@ -61,9 +61,9 @@ pub(super) fn jwt_section(r: &mut Reader) -> Option<Jwt> {
     })
 }
 
-fn names(r: &mut Reader) -> jwt::Names {
+fn names(r: &mut Reader) -> jwt_grant::Names {
     let mut name = |path| r.read(path, values::parameter_name).unwrap_or_default();
-    jwt::Names {
+    jwt_grant::Names {
         client_id: name("token.jwt.names.client_id"),
         jwt_token: name("token.jwt.names.jwt_token"),
         email: name("token.jwt.names.email"),
@@ -120,7 +120,7 @@ pub(super) fn first_tokens(
         .and_then(|value| values::endpoint(value).ok());
     let endpoint = own.as_ref().or_else(|| upstream.endpoints.first())?;
     let url = |path: Option<String>| interface(endpoint, &path?);
-    let exchange = exchange::Config {
+    let exchange = code_grant::Config {
         authorize_url: url(authorize)?,
         token_url: url(token)?,
         redirect_uri,
@@ -133,7 +133,7 @@ pub(super) fn first_tokens(
              user,
              claims,
              names,
-         }| jwt::Config {
+         }| jwt_grant::Config {
             url,
             key,
             algorithm,

@@ -9,7 +9,7 @@ use crate::{
         findings::fault,
         raw::{Entry, Value},
     },
-    token::jwt::OWN_CLAIMS,
+    token::jwt_grant::OWN_CLAIMS,
 };
 
 /// How JWTs are signed, RFC 7518 §3.1.

@@ -1,15 +1,15 @@
 //! The refresher under paused time, with a scripted issuer and a scripted store.
 
-mod bench;
-mod doubt;
+mod chains;
+mod harness;
+mod intents;
 mod properties;
-mod sources;
 
 use std::{io, time::Duration};
 
 use tokio::time::Instant;
 
-use self::bench::{Bench, Setup, failure, grant, refused, seconds};
+use self::harness::{Bench, Setup, failure, grant, refused, seconds};
 use super::*;
 use crate::{
     base::{
@@ -71,7 +71,7 @@ async fn a_failing_issuer_is_retried_with_backoff_and_the_token_serves_until_its
     bench.pass(DAY).await;
 
     let calls = bench.calls();
-    let last_minute = |call: &bench::Call| {
+    let last_minute = |call: &harness::Call| {
         call.at < expires_at && expires_at.saturating_since(call.at) <= seconds(60)
     };
     for pair in calls[1..].windows(2) {
@@ -511,7 +511,7 @@ async fn tokens_are_stored_before_they_are_published() {
 
 #[tokio::test(start_paused = true)]
 async fn a_token_that_cannot_be_stored_is_published_and_its_write_retried() {
-    let log = bench::Log::capture();
+    let log = harness::Log::capture();
     let full = |n| {
         if n <= 10 {
             Err(io::ErrorKind::StorageFull.into())
@@ -776,7 +776,7 @@ async fn a_missing_refresh_token_in_the_answer_keeps_the_old_one() {
 
 #[tokio::test(start_paused = true)]
 async fn one_log_line_a_transition_and_none_a_retry() {
-    let log = bench::Log::capture();
+    let log = harness::Log::capture();
     let bench = Setup::new(|n| match n {
         1 | 500.. => Ok(grant(n, HOUR)),
         _ => failure(Class::Unreachable),

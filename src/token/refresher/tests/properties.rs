@@ -1,11 +1,11 @@
 //! Whatever the issuer answers, the clocks do and people change: what is promised of a credential holds.
 
-mod world;
+mod model;
 
 use proptest::{prelude::*, test_runner::Config as Cases};
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use self::world::{Answer, World};
+use self::model::{Answer, World};
 use super::*;
 use crate::token::{Token, testing};
 

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use super::{Access, Intent, Record, from_millis, millis, to_millis};
 use crate::{
     base::{clock::Moment, secret::Secret},
-    token::answer::is_legal_bearer,
+    token::token_response::is_legal_bearer,
 };
 
 const FORMAT: u32 = 1;

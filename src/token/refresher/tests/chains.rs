@@ -65,7 +65,7 @@ async fn refused_first_tokens_are_asked_for_once_a_minute() {
 
 #[tokio::test(start_paused = true)]
 async fn a_new_seed_that_is_refused_leaves_the_old_chain_in_place() {
-    let log = bench::Log::capture();
+    let log = harness::Log::capture();
     let bench = Setup::new(|n| Ok(grant(n, HOUR))).start();
     let old = bench.token().await;
     let bad = |n| {
@@ -239,7 +239,7 @@ async fn processes_that_share_a_state_file_spend_each_token_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lock_is_waited_for_and_what_was_stored_meanwhile_is_adopted() {
-    let log = bench::Log::capture();
+    let log = harness::Log::capture();
     let bench = Setup::new(|n| Ok(grant(n, HOUR))).start();
     let token = bench.token().await;
     let mut newer = bench.stored();
@@ -323,7 +323,7 @@ async fn a_backup_is_not_taken_for_news() {
 
 #[tokio::test(start_paused = true)]
 async fn the_age_of_a_refresh_token_is_told_and_warned_of() {
-    let log = bench::Log::capture();
+    let log = harness::Log::capture();
     let untold = |n| {
         Ok(Grant {
             refresh_token: None,

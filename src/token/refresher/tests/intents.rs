@@ -53,7 +53,7 @@ async fn an_intent_is_durable_before_the_call_and_closed_by_the_new_tokens() {
 
 #[tokio::test(start_paused = true)]
 async fn an_intent_that_cannot_be_written_raises_an_alarm_and_stops_nothing() {
-    let log = bench::Log::capture();
+    let log = harness::Log::capture();
     let full = |_| Err(io::ErrorKind::StorageFull.into());
     let bench = Setup::new(|n| Ok(grant(n, HOUR)))
         .store(|_| Duration::ZERO, full)

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::{
     IssuerConfig,
-    answer::{Class, Failure},
+    token_response::{Class, Failure},
 };
 use crate::net::{reload, tls};
 

@@ -15,10 +15,10 @@ use zeroize::Zeroizing;
 
 use super::{
     FirstConfig, FirstTokens, IssuerConfig,
-    answer::{Class, Failure, Grant, Presented, refusal},
-    channel::{self, Answer, Channel, parameters},
-    exchange::Exchange,
+    code_grant::Exchange,
+    endpoint::{self, Answer, Channel, parameters},
     issuer::Error,
+    token_response::{Class, Failure, Grant, Presented, refusal},
 };
 use crate::base::{clock::SharedClock, secret::Secret};
 
@@ -138,7 +138,7 @@ impl JwtTokens {
         ];
         let query = parameters(pairs.into_iter().chain(user));
         self.channel.reload().await;
-        let answer = channel::send(self.channel.get(&query)).await?;
+        let answer = endpoint::send(self.channel.get(&query)).await?;
         let code = self.config.code(&answer, self.clock.wall())?;
         let mut exchange = self.exchange.lock().await;
         exchange.reload().await;

@@ -3,8 +3,8 @@
 use std::fmt::Debug;
 
 use super::{
-    answer::{Failure, Grant},
     issuer::BoxFuture,
+    token_response::{Failure, Grant},
 };
 
 /// A way to get first tokens without a person and without a refresh token.

@@ -15,7 +15,7 @@ use crate::{
     token::{
         Class, Credential, Failure, Grant, StoreError, Token, Version,
         issuer::{BoxFuture, Issuer},
-        refresher::tests::bench::seconds,
+        refresher::tests::harness::seconds,
         store::{Access, Lock, Origin, Record, Store},
     },
 };

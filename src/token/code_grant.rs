@@ -4,9 +4,9 @@ use url::Url;
 
 use super::{
     IssuerConfig,
-    answer::{Failure, Grant, Presented},
-    channel::parameters,
+    endpoint::parameters,
     issuer::{Error, HttpIssuer},
+    token_response::{Failure, Grant, Presented},
 };
 use crate::base::{clock::SharedClock, secret::Secret};
 
