@@ -27,7 +27,7 @@ use crate::{
         tls,
     },
     proxy::{self, Proxy, seen},
-    token::{self, Credential, FirstTokens, Refresher, jwt_grant::JwtTokens},
+    token::{self, Credential, InitialGrant, Refresher, jwt_grant::JwtGrant},
     upstream,
 };
 
@@ -187,15 +187,15 @@ impl App {
             .map(|upstream| upstream.config().clone())
             .collect();
         let token_wait = config.token.wait;
-        let first_tokens = JwtTokens::new(
-            &config.first,
+        let initial_grant = JwtGrant::new(
+            &config.initial_grant,
             &config.token.issuer,
             SharedClock::clone(&clock),
         )
         .map_err(token::Error::from)?
-        .map(|tokens| Box::new(tokens) as Box<dyn FirstTokens>);
+        .map(|grant| Box::new(grant) as Box<dyn InitialGrant>);
         let (refresher, credential) =
-            Refresher::new(config.token, first_tokens, SharedClock::clone(&clock))?;
+            Refresher::new(config.token, initial_grant, SharedClock::clone(&clock))?;
         let drain_delay = config.proxy.drain_delay;
         let json_pointer = seen::pointer(config.proxy.retry.json.as_ref()).to_owned();
         let greetings = bound

@@ -12,8 +12,8 @@ use bearer_proxy::{
     base::{clock, secret::Secret},
     net::tls,
     token::{
-        BasicEncoding, Class, Config, Failure, Fields, Grant, IssuerConfig, Parameters,
-        Persistence, Refresher, State, issuer::HttpIssuer,
+        BasicEncoding, Config, Failure, FailureClass, IssuerConfig, ParameterLocation, Persistence,
+        Refresher, ResponseFields, State, TokenResponse, issuer::TokenEndpoint,
     },
 };
 use tokio::{
@@ -35,9 +35,9 @@ fn config(url: &str) -> IssuerConfig {
         refresh_url: url.parse().expect("a URL"),
         client_id: ID.to_owned(),
         client_secret: Secret::new(SECRET),
-        parameters: Parameters::Query,
+        parameters: ParameterLocation::Query,
         basic_encoding: BasicEncoding::Raw,
-        fields: Fields::default(),
+        fields: ResponseFields::default(),
         timeout: Duration::from_secs(10),
         default_expires_in: Duration::from_secs(300),
         tls: tls::Config::default(),
@@ -122,8 +122,8 @@ fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     value
 }
 
-async fn call(config: &IssuerConfig) -> Result<Grant, Failure> {
-    let issuer = HttpIssuer::new(config, clock::system()).expect("a client");
+async fn call(config: &IssuerConfig) -> Result<TokenResponse, Failure> {
+    let issuer = TokenEndpoint::new(config, clock::system()).expect("a client");
     let token = Secret::new(TOKEN);
     let result = tokio::time::timeout(DEADLINE, issuer.refresh(&token))
         .await
@@ -136,7 +136,7 @@ async fn call(config: &IssuerConfig) -> Result<Grant, Failure> {
 }
 
 /// What one scripted answer comes to.
-async fn class_of(answer: impl Into<Vec<u8>>) -> Class {
+async fn class_of(answer: impl Into<Vec<u8>>) -> FailureClass {
     let server = Server::answering(vec![answer.into()]).await;
     let class = call(&config(&server.url)).await.expect_err("refused").class;
     server.requests().await;
@@ -212,7 +212,7 @@ async fn the_request_is_what_the_cloud_documents() {
 async fn parameters_in_a_form_and_a_form_encoded_client() {
     let server = Server::answering(vec![ok(GOOD)]).await;
     let form = IssuerConfig {
-        parameters: Parameters::Form,
+        parameters: ParameterLocation::Form,
         basic_encoding: BasicEncoding::Form,
         ..config(&server.url)
     };
@@ -251,7 +251,7 @@ async fn bad_input_15_redirects_of_the_issuer_are_never_followed() {
     ] {
         let answer =
             format!("HTTP/1.1 {code}\r\nLocation: http://{location}/\r\nContent-Length: 0\r\n\r\n");
-        assert_eq!(class_of(answer).await, Class::Failing);
+        assert_eq!(class_of(answer).await, FailureClass::Failing);
         // The call has ended: whatever it would have connected to, it has.
         assert_eq!(
             elsewhere.accept().expect_err("nobody comes").kind(),
@@ -263,8 +263,8 @@ async fn bad_input_15_redirects_of_the_issuer_are_never_followed() {
 #[tokio::test]
 async fn an_endless_body_is_cut() {
     for (head, class) in [
-        ("200 OK", Class::Garbled),
-        ("500 Internal Server Error", Class::Failing),
+        ("200 OK", FailureClass::Garbled),
+        ("500 Internal Server Error", FailureClass::Failing),
     ] {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}/", listener.local_addr().expect("an address"));
@@ -326,7 +326,7 @@ async fn bad_input_13_and_14_bad_answers_never_become_tokens() {
     ] {
         assert_eq!(
             class_of(garbage.clone()).await,
-            Class::Garbled,
+            FailureClass::Garbled,
             "{}",
             String::from_utf8_lossy(&garbage)
         );
@@ -337,7 +337,7 @@ async fn bad_input_13_and_14_bad_answers_never_become_tokens() {
         "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"access",
         "HTTP/1.1 2",
     ] {
-        assert_eq!(class_of(broken).await, Class::Ambiguous, "{broken}");
+        assert_eq!(class_of(broken).await, FailureClass::Ambiguous, "{broken}");
     }
 }
 
@@ -347,22 +347,22 @@ async fn refusals_are_told_apart() {
         format!(r#"{{"error":"invalid_grant","error_description":"{SECRET} {TOKEN_ENCODED}"}}"#);
     assert_eq!(
         class_of(status("400 Bad Request", &echo)).await,
-        Class::RefreshTokenRefused
+        FailureClass::RefreshTokenRefused
     );
     let refused = status("401 Unauthorized", r#"{"error":"invalid_client"}"#);
-    assert_eq!(class_of(refused).await, Class::ClientRefused);
+    assert_eq!(class_of(refused).await, FailureClass::ClientRefused);
     assert_eq!(
         class_of(status("403 Forbidden", "blocked by the firewall")).await,
-        Class::Failing
+        FailureClass::Failing
     );
     assert_eq!(
         class_of(status("502 Bad Gateway", "")).await,
-        Class::Ambiguous
+        FailureClass::Ambiguous
     );
     let throttled = "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n";
     assert_eq!(
         class_of(throttled).await,
-        Class::Throttled(Duration::from_secs(7))
+        FailureClass::Throttled(Duration::from_secs(7))
     );
 }
 
@@ -375,7 +375,7 @@ async fn a_silent_issuer_is_left_at_the_timeout() {
         ..config(&url)
     };
     let failure = call(&issuer).await.expect_err("no answer");
-    assert_eq!(failure.class, Class::Ambiguous);
+    assert_eq!(failure.class, FailureClass::Ambiguous);
     assert!(failure.detail.contains("in time"), "{}", failure.detail);
 }
 
@@ -390,7 +390,7 @@ async fn an_issuer_that_is_not_there_was_told_nothing() {
     let failure = call(&config(&format!("http://127.0.0.1:{port}/")))
         .await
         .expect_err("refused");
-    assert_eq!(failure.class, Class::Unreachable);
+    assert_eq!(failure.class, FailureClass::Unreachable);
     assert!(failure.detail.contains("refused"), "{}", failure.detail);
 }
 
@@ -509,7 +509,7 @@ async fn tls_that_cannot_be_trusted_is_told_nothing() {
     let mut issuer = config(&format!("https://localhost:{port}/"));
     issuer.tls.ca_file = Some(folder.path().join("ca.pem"));
     let failure = call(&issuer).await.expect_err("the wrong name");
-    assert_eq!(failure.class, Class::Unreachable);
+    assert_eq!(failure.class, FailureClass::Unreachable);
     assert!(failure.detail.contains("cert"), "{}", failure.detail);
     assert!(
         server.await.expect("no panic").is_none(),
@@ -523,7 +523,7 @@ async fn tls_that_cannot_be_trusted_is_told_nothing() {
     issuer.tls.ca_file = Some(other.path().join("ca.pem"));
     assert_eq!(
         call(&issuer).await.expect_err("unknown").class,
-        Class::Unreachable
+        FailureClass::Unreachable
     );
     assert!(
         server.await.expect("no panic").is_none(),

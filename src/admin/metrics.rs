@@ -22,7 +22,7 @@ use crate::{
         panics, process,
     },
     proxy::{Metrics, metrics::CONNECTION_REJECTIONS},
-    token::{Durations, Persistence, Reason, Snapshot, State},
+    token::{DurationHistogram, Persistence, Reason, Snapshot, State},
 };
 
 /// All numbers at this moment.
@@ -424,7 +424,7 @@ impl Scrape {
             &refreshes,
         )?;
         let durations = &credential.refresh_durations;
-        let (bounds, counts) = (&Durations::BOUNDS, durations.counts());
+        let (bounds, counts) = (&DurationHistogram::BOUNDS, durations.counts());
         writer.histogram(
             "token_refresh_duration_seconds",
             "Calls of the issuer",

@@ -32,7 +32,7 @@ use crate::{
         addresses::{Addresses, Source},
         guard::{Gate, KnownHost, Reach, reach},
     },
-    token::{Credential, RefreshRefused},
+    token::{Credential, ManualRefreshError},
     upstream,
 };
 
@@ -252,7 +252,7 @@ impl Handler {
     fn refresh(&self) -> Response<Full<Bytes>> {
         match self.sources.credential.refresh_now() {
             Ok(()) => text(StatusCode::ACCEPTED, "refreshing\n"),
-            Err(RefreshRefused::TooEarly { retry_after }) => {
+            Err(ManualRefreshError::TooEarly { retry_after }) => {
                 let mut refusal = text(
                     StatusCode::TOO_MANY_REQUESTS,
                     "it is too early for another refresh\n",
@@ -263,7 +263,7 @@ impl Handler {
                     .insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
                 refusal
             }
-            Err(RefreshRefused::NoCredential) => text(
+            Err(ManualRefreshError::NoCredential) => text(
                 StatusCode::CONFLICT,
                 "there is no refresh token that the issuer would take: configure a new one (files are read again now)\n",
             ),

@@ -17,7 +17,7 @@ use super::{CONFIG, ConfigFile, FAILED, block_on, complain, say};
 use crate::{
     base::{clock, secret::Secret},
     config::{Config, Loaded},
-    token::{code_grant::Exchange, login::Login},
+    token::{code_grant::CodeGrant, login::Login},
 };
 
 #[derive(Debug, Args)]
@@ -42,7 +42,7 @@ pub(super) fn login(config: &ConfigFile, args: LoginArgs) -> ExitCode {
     }
     let config = loaded.config;
     let (Some(redirect_uri), Some(state_file)) = (
-        config.first.exchange.redirect_uri.clone(),
+        config.initial_grant.code.redirect_uri.clone(),
         config.token.state_file.clone(),
     ) else {
         return ExitCode::from(CONFIG);
@@ -65,7 +65,7 @@ fn missing(loaded: &Loaded) -> Vec<String> {
     let config = &loaded.config;
     let needed = [
         (
-            config.first.exchange.redirect_uri.is_none(),
+            config.initial_grant.code.redirect_uri.is_none(),
             r#"token.redirect_uri: is missing (write it exactly as it is registered at the cloud, as in "http://127.0.0.1:8765/callback")"#,
         ),
         (
@@ -87,8 +87,12 @@ async fn log_in(
     code: Option<Secret>,
 ) -> Result<(), String> {
     let clock = clock::system();
-    let exchange = Exchange::new(&config.first.exchange, &config.token.issuer, clock.clone());
-    let exchange = exchange.map_err(|error| error.to_string())?;
+    let code_grant = CodeGrant::new(
+        &config.initial_grant.code,
+        &config.token.issuer,
+        clock.clone(),
+    );
+    let code_grant = code_grant.map_err(|error| error.to_string())?;
     // Before a person does anything in vain.
     Login::begin(&state_file, clock.clone()).map_err(|error| error.to_string())?;
     let (code, callback) = match code {
@@ -99,7 +103,7 @@ async fn log_in(
         }
     };
     let login = Login::begin(&state_file, clock).map_err(|error| error.to_string())?;
-    let result = exchange.tokens(&code).await;
+    let result = code_grant.exchange(&code).await;
     if let Some(callback) = callback {
         callback.finish().await;
     }
@@ -133,8 +137,8 @@ async fn ask_in_a_browser(
     let data = random_data()?;
     let mut callback = Callback::listen(redirect_uri, data.clone()).await?;
     let url = config
-        .first
-        .exchange
+        .initial_grant
+        .code
         .authorize_url(&config.token.issuer.client_id, &data);
     let opened = if open(&url) {
         " (it should open by itself)"
@@ -167,8 +171,8 @@ async fn ask_in_a_browser(
 fn explain(config: &Config, redirect_uri: &str) {
     let url = match random_data() {
         Ok(data) => config
-            .first
-            .exchange
+            .initial_grant
+            .code
             .authorize_url(&config.token.issuer.client_id, &data),
         Err(error) => return complain(format_args!("{error}")),
     };

@@ -46,7 +46,7 @@ pub struct Config {
     /// The credential.
     pub token: token::Config,
     /// Where the credential's first tokens come from.
-    pub first: token::FirstConfig,
+    pub initial_grant: token::InitialGrantConfig,
     /// The admin listener, unless there is none.
     pub admin: Option<admin::Config>,
     /// Logging.

@@ -35,7 +35,7 @@ pub(super) fn config(r: &mut Reader) -> Option<Config> {
     let plain = upstreams.first()?;
     let jwt = first::jwt_section(r);
     let token = token::token(r, plain);
-    let first = first::first_tokens(r, plain, jwt);
+    let initial_grant = first::initial_grant(r, plain, jwt);
     let admin = admin(r, guard);
     listeners::refuse_overlaps(r, &listening, admin.as_ref());
     let proxy = proxy::Config {
@@ -50,7 +50,7 @@ pub(super) fn config(r: &mut Reader) -> Option<Config> {
         proxy,
         upstreams,
         token: token?,
-        first: first?,
+        initial_grant: initial_grant?,
         admin,
         log,
     })

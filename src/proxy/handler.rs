@@ -152,7 +152,7 @@ impl Passage<'_> {
                 .map(|answer| self.relay(answer));
         }
         let mut token = self.worker.token(received).await?;
-        if self.body.is_better_held_back() && token.ends_soon(received) {
+        if self.body.is_better_held_back() && token.expires_soon(received) {
             token = Box::pin(self.longer_lived(token)).await?;
         }
         let answer = self.attempt(Some(token.header())).await?;

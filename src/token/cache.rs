@@ -53,9 +53,9 @@ impl fmt::Display for Version {
 pub struct Token {
     version: Version,
     header: HeaderValue,
-    minted_at: Moment,
+    published_at: Moment,
     expires_at: Moment,
-    lineage: Lineage,
+    history: RefreshHistory,
     marks: AtomicU8,
 }
 
@@ -66,29 +66,29 @@ const REPLAY_ACCEPTED: u8 = 2;
 /// A replay under it was an authorization failure: refreshing did not help.
 const REPLAY_REJECTED: u8 = 4;
 /// Somebody was promised a newer one.
-const REFRESH_WANTED: u8 = 8;
+const REFRESH_REQUESTED: u8 = 8;
 
 /// What a token inherits from those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Lineage {
-    because_of_rejection: bool,
+pub(super) struct RefreshHistory {
+    after_rejection: bool,
     base_cooldown: Duration,
     cooldown: Duration,
     /// Futile refreshes in a row before this token.
     futile: u32,
     /// A futile predecessor's cooldown, still running: a scheduled refresh in between does not end it.
-    quiet_until: Option<Moment>,
+    cooldown_until: Option<Moment>,
 }
 
-impl Lineage {
+impl RefreshHistory {
     /// Of a token without predecessors.
     pub(super) const fn first(cooldown: Duration) -> Self {
         Self {
-            because_of_rejection: false,
+            after_rejection: false,
             base_cooldown: cooldown,
             cooldown,
             futile: 0,
-            quiet_until: None,
+            cooldown_until: None,
         }
     }
 
@@ -96,18 +96,18 @@ impl Lineage {
     pub(super) fn after(token: &Token, base_cooldown: Duration) -> Self {
         let futile = match token.marks() {
             marks if marks & REPLAY_ACCEPTED != 0 => 0,
-            marks if marks & REPLAY_REJECTED != 0 => token.lineage.futile.saturating_add(1),
-            _ => token.lineage.futile,
+            marks if marks & REPLAY_REJECTED != 0 => token.history.futile.saturating_add(1),
+            _ => token.history.futile,
         };
         let doubled = base_cooldown
             .saturating_mul(2_u32.saturating_pow(futile))
             .min(LONGEST_COOLDOWN);
         Self {
-            because_of_rejection: token.is_refresh_wanted(),
+            after_rejection: token.is_refresh_requested(),
             base_cooldown,
             cooldown: doubled.max(base_cooldown),
             futile,
-            quiet_until: token.futile_until(),
+            cooldown_until: token.futile_until(),
         }
     }
 }
@@ -117,16 +117,16 @@ impl Token {
     pub(super) fn new(
         version: Version,
         header: HeaderValue,
-        minted_at: Moment,
+        published_at: Moment,
         expires_at: Moment,
-        lineage: Lineage,
+        history: RefreshHistory,
     ) -> Self {
         Self {
             version,
             header,
-            minted_at,
+            published_at,
             expires_at,
-            lineage,
+            history,
             marks: AtomicU8::new(0),
         }
     }
@@ -162,10 +162,10 @@ impl Token {
     }
 
     /// Whether it was made for longer and has less than a minute left.
-    pub fn ends_soon(&self, now: Moment) -> bool {
+    pub fn expires_soon(&self, now: Moment) -> bool {
         const MINUTE: Duration = Duration::from_secs(60);
         self.expires_at.saturating_since(now) < MINUTE
-            && self.expires_at.saturating_since(self.minted_at) > 2 * MINUTE
+            && self.expires_at.saturating_since(self.published_at) > 2 * MINUTE
     }
 
     /// A 2xx came back under it.
@@ -186,40 +186,40 @@ impl Token {
     /// Whether refreshing it because of a rejection is worth a call now. A *futile* token, or one that is *unproven*
     /// (minted because of a rejection, and no 2xx yet), must be a cooldown old.
     pub(super) fn is_worth_refreshing(&self, now: Moment) -> bool {
-        let unproven = self.lineage.because_of_rejection && self.marks() & PROVEN == 0;
-        let unproven_until = unproven.then(|| self.minted_at + self.cooldown());
+        let unproven = self.history.after_rejection && self.marks() & PROVEN == 0;
+        let unproven_until = unproven.then(|| self.published_at + self.cooldown());
         unproven_until
             .max(self.futile_until())
             .is_none_or(|until| now >= until)
     }
 
     /// Notes that a newer token is wanted; true for the first to ask.
-    pub(super) fn want_refresh(&self) -> bool {
-        !self.is_refresh_wanted()
-            && self.marks.fetch_or(REFRESH_WANTED, Relaxed) & REFRESH_WANTED == 0
+    pub(super) fn request_refresh(&self) -> bool {
+        !self.is_refresh_requested()
+            && self.marks.fetch_or(REFRESH_REQUESTED, Relaxed) & REFRESH_REQUESTED == 0
     }
 
-    pub(super) fn is_refresh_wanted(&self) -> bool {
-        self.marks() & REFRESH_WANTED != 0
+    pub(super) fn is_refresh_requested(&self) -> bool {
+        self.marks() & REFRESH_REQUESTED != 0
     }
 
     fn futile_until(&self) -> Option<Moment> {
         let marks = self.marks();
         if marks & REPLAY_REJECTED != 0 {
-            Some(self.minted_at + self.cooldown())
+            Some(self.published_at + self.cooldown())
         } else if marks & REPLAY_ACCEPTED != 0 {
             None
         } else {
-            self.lineage.quiet_until
+            self.history.cooldown_until
         }
     }
 
     /// An accepted replay undoes all doubling.
     fn cooldown(&self) -> Duration {
         if self.marks() & REPLAY_ACCEPTED != 0 {
-            self.lineage.base_cooldown
+            self.history.base_cooldown
         } else {
-            self.lineage.cooldown
+            self.history.cooldown
         }
     }
 
@@ -262,20 +262,26 @@ mod tests {
         Moment::since_boot(Duration::from_secs(seconds))
     }
 
-    fn token(minted_at: Moment, lineage: Lineage) -> Token {
-        let expires_at = minted_at + Duration::from_secs(3600);
+    fn token(published_at: Moment, history: RefreshHistory) -> Token {
+        let expires_at = published_at + Duration::from_secs(3600);
         let header = authorization("Bearer", "abc").expect("legal");
-        Token::new(Version::new(1, 1), header, minted_at, expires_at, lineage)
+        Token::new(
+            Version::new(1, 1),
+            header,
+            published_at,
+            expires_at,
+            history,
+        )
     }
 
-    /// The token minted at `minted_at` because somebody wanted to replace `token`.
-    fn refreshed(token: &Token, minted_at: Moment) -> Token {
-        token.want_refresh();
-        scheduled(token, minted_at)
+    /// The token minted at `published_at` because somebody wanted to replace `token`.
+    fn refreshed(token: &Token, published_at: Moment) -> Token {
+        token.request_refresh();
+        scheduled(token, published_at)
     }
 
-    fn scheduled(previous: &Token, minted_at: Moment) -> Token {
-        token(minted_at, Lineage::after(previous, COOLDOWN))
+    fn scheduled(previous: &Token, published_at: Moment) -> Token {
+        token(published_at, RefreshHistory::after(previous, COOLDOWN))
     }
 
     #[test]
@@ -287,14 +293,14 @@ mod tests {
 
     #[test]
     fn a_token_is_usable_until_its_expiry() {
-        let token = token(at(0), Lineage::first(COOLDOWN));
+        let token = token(at(0), RefreshHistory::first(COOLDOWN));
         assert!(token.usable(at(3599)));
         assert!(!token.usable(at(3600)));
     }
 
     #[test]
     fn the_header_is_sensitive_and_prints_nothing() {
-        let token = token(at(0), Lineage::first(COOLDOWN));
+        let token = token(at(0), RefreshHistory::first(COOLDOWN));
         assert_eq!(token.header().as_bytes(), b"Bearer abc");
         assert!(!format!("{token:?}").contains("abc"));
         assert!(authorization("Bearer", "a\r\nX: y").is_err());
@@ -302,21 +308,21 @@ mod tests {
 
     #[test]
     fn only_the_first_to_want_a_refresh_is_told_so() {
-        let token = token(at(0), Lineage::first(COOLDOWN));
-        assert!(token.want_refresh());
-        assert!(!token.want_refresh());
+        let token = token(at(0), RefreshHistory::first(COOLDOWN));
+        assert!(token.request_refresh());
+        assert!(!token.request_refresh());
     }
 
     #[test]
     fn a_scheduled_token_is_refreshed_at_once() {
-        let first = token(at(0), Lineage::first(COOLDOWN));
+        let first = token(at(0), RefreshHistory::first(COOLDOWN));
         assert!(first.is_worth_refreshing(at(0)));
         assert!(scheduled(&first, at(100)).is_worth_refreshing(at(100)));
     }
 
     #[test]
     fn an_unproven_token_waits_for_its_cooldown_or_a_success() {
-        let unproven = refreshed(&token(at(0), Lineage::first(COOLDOWN)), at(100));
+        let unproven = refreshed(&token(at(0), RefreshHistory::first(COOLDOWN)), at(100));
         assert!(!unproven.is_worth_refreshing(at(109)));
         assert!(unproven.is_worth_refreshing(at(110)));
         unproven.accepted();
@@ -325,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_futile_token_waits_even_when_other_requests_succeed() {
-        let futile = refreshed(&token(at(0), Lineage::first(COOLDOWN)), at(100));
+        let futile = refreshed(&token(at(0), RefreshHistory::first(COOLDOWN)), at(100));
         futile.replay_rejected();
         futile.accepted();
         assert!(!futile.is_worth_refreshing(at(109)));
@@ -335,7 +341,7 @@ mod tests {
     #[test]
     fn futile_refreshes_double_the_cooldown_to_five_minutes_and_an_accepted_replay_resets_it() {
         let mut now = at(0);
-        let mut last = token(now, Lineage::first(COOLDOWN));
+        let mut last = token(now, RefreshHistory::first(COOLDOWN));
         for seconds in [10, 20, 40, 80, 160, 300, 300] {
             let next = refreshed(&last, now);
             next.replay_rejected();
@@ -359,7 +365,7 @@ mod tests {
 
     #[test]
     fn a_scheduled_refresh_neither_ends_nor_extends_a_cooldown() {
-        let futile = refreshed(&token(at(0), Lineage::first(COOLDOWN)), at(100));
+        let futile = refreshed(&token(at(0), RefreshHistory::first(COOLDOWN)), at(100));
         futile.replay_rejected();
         let next = scheduled(&futile, at(105));
         next.accepted();
@@ -373,14 +379,14 @@ mod tests {
     #[test]
     fn a_configured_cooldown_beyond_five_minutes_is_kept() {
         let long = Duration::from_secs(600);
-        let first = token(at(0), Lineage::first(long));
+        let first = token(at(0), RefreshHistory::first(long));
         first.replay_rejected();
-        assert_eq!(Lineage::after(&first, long).cooldown, long);
+        assert_eq!(RefreshHistory::after(&first, long).cooldown, long);
     }
 
     #[test]
     fn marking_twice_is_marking_once() {
-        let token = token(at(0), Lineage::first(COOLDOWN));
+        let token = token(at(0), RefreshHistory::first(COOLDOWN));
         token.accepted();
         token.accepted();
         assert_eq!(token.marks(), PROVEN);

@@ -4,9 +4,9 @@ use url::Url;
 
 use super::{
     IssuerConfig,
-    endpoint::parameters,
-    issuer::{Error, HttpIssuer},
-    token_response::{Failure, Grant, Presented},
+    endpoint::encode_parameters,
+    issuer::{Error, TokenEndpoint},
+    token_response::{Failure, GrantType, TokenResponse},
 };
 use crate::base::{clock::SharedClock, secret::Secret};
 
@@ -29,7 +29,7 @@ impl Config {
             .as_deref()
             .map(|uri| ("redirect_uri", uri));
         let pairs = [("response_type", "code"), ("client_id", client_id)];
-        let query = parameters(
+        let query = encode_parameters(
             pairs
                 .into_iter()
                 .chain(redirect_uri)
@@ -43,18 +43,23 @@ impl Config {
 
 /// The token interface: `POST {token_url}?grant_type=authorization_code&code=…`, HTTP Basic.
 #[derive(Debug)]
-pub struct Exchange {
-    issuer: HttpIssuer,
+pub struct CodeGrant {
+    issuer: TokenEndpoint,
     redirect_uri: Option<String>,
 }
 
-impl Exchange {
+impl CodeGrant {
     /// Builds the client; speaks to nobody yet.
     ///
     /// # Errors
     /// When the TLS settings cannot be used.
     pub fn new(config: &Config, issuer: &IssuerConfig, clock: SharedClock) -> Result<Self, Error> {
-        let issuer = HttpIssuer::at(&config.token_url, Presented::Code, issuer, clock)?;
+        let issuer = TokenEndpoint::at(
+            &config.token_url,
+            GrantType::AuthorizationCode,
+            issuer,
+            clock,
+        )?;
         Ok(Self {
             issuer,
             redirect_uri: config.redirect_uri.clone(),
@@ -65,7 +70,7 @@ impl Exchange {
     ///
     /// # Errors
     /// With what follows from the failure, and words for people that contain no secret.
-    pub async fn tokens(&self, code: &Secret) -> Result<Grant, Failure> {
+    pub async fn exchange(&self, code: &Secret) -> Result<TokenResponse, Failure> {
         let redirect_uri = self
             .redirect_uri
             .as_deref()
@@ -75,7 +80,7 @@ impl Exchange {
             ("code", code.expose()),
         ];
         self.issuer
-            .grant(pairs.into_iter().chain(redirect_uri))
+            .request_tokens(pairs.into_iter().chain(redirect_uri))
             .await
     }
 

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     cache::{Token, Version},
-    state::{Ledger, Reason, Snapshot, State, Status},
+    state::{Reason, Snapshot, State, Status, Telemetry},
 };
 use crate::base::clock::SharedClock;
 
@@ -43,7 +43,7 @@ pub enum Rejection {
 
 /// Why a person's wish for a refresh is not granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RefreshRefused {
+pub enum ManualRefreshError {
     /// Too early: after the last refresh, within a backoff, or within a wait that the issuer asked for.
     TooEarly {
         /// Time until the wish would be granted.
@@ -68,7 +68,7 @@ pub(super) struct Shared {
     pub(super) changed: AtomicBool,
     cooldown: Duration,
     waiters: AtomicUsize,
-    ledger: Mutex<Ledger>,
+    telemetry: Mutex<Telemetry>,
 }
 
 impl Shared {
@@ -76,7 +76,7 @@ impl Shared {
         name: String,
         clock: SharedClock,
         cooldown: Duration,
-        ledger: Ledger,
+        telemetry: Telemetry,
     ) -> Self {
         Self {
             name,
@@ -87,13 +87,15 @@ impl Shared {
             changed: AtomicBool::new(false),
             cooldown,
             waiters: AtomicUsize::new(0),
-            ledger: Mutex::new(ledger),
+            telemetry: Mutex::new(telemetry),
         }
     }
 
-    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+    pub(super) fn telemetry(&self) -> MutexGuard<'_, Telemetry> {
         // The books are still the best there is after a panic.
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        self.telemetry
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -130,7 +132,7 @@ impl Credential {
                 if !token.is_worth_refreshing(now) {
                     return Rejection::Futile;
                 }
-                if token.want_refresh() {
+                if token.request_refresh() {
                     self.shared.wake.notify_one();
                 }
                 Rejection::Refreshing
@@ -146,7 +148,7 @@ impl Credential {
     /// `None` after `wait`, or at once when none will come without a person, or when too many wait already. Waits on
     /// the runtime's time: a request that is suspended with the machine need not know it.
     pub async fn newer_than(&self, version: Option<Version>, wait: Duration) -> Option<Arc<Token>> {
-        let _place = Place::take(&self.shared.waiters)?;
+        let _place = WaiterSlot::take(&self.shared.waiters)?;
         tokio::time::timeout(wait, self.published_after(version))
             .await
             .ok()
@@ -157,12 +159,12 @@ impl Credential {
         let mut status = self.status.clone();
         loop {
             // Marks the status as seen before the cache is read: a token that is published in between wakes us again.
-            let needs_a_person = status.borrow_and_update().needs_a_person();
+            let needs_operator = status.borrow_and_update().needs_operator();
             if let Some(token) = self.usable_above(version) {
                 return Some(token);
             }
             // An error means that the refresher has ended.
-            if needs_a_person || status.changed().await.is_err() {
+            if needs_operator || status.changed().await.is_err() {
                 return None;
             }
         }
@@ -179,7 +181,7 @@ impl Credential {
 
     /// For a 503 without a token: when a new attempt may be worth it, 1 s to 5 min, in whole seconds.
     pub fn retry_after(&self) -> Duration {
-        let next = self.shared.ledger().next_attempt;
+        let next = self.shared.telemetry().next_attempt;
         let wait = next.map_or(LONGEST_RETRY_AFTER, |next| {
             next.saturating_since(self.shared.clock.now())
         });
@@ -196,23 +198,23 @@ impl Credential {
     ///
     /// # Errors
     /// When it is too early for one, or when there is nothing to refresh with.
-    pub fn refresh_now(&self) -> Result<(), RefreshRefused> {
+    pub fn refresh_now(&self) -> Result<(), ManualRefreshError> {
         self.reload();
         let reason = self.status.borrow().reason;
         if matches!(
             reason,
             Reason::RefreshTokenRefused | Reason::NoCredential | Reason::OutcomeUnknown
         ) {
-            return Err(RefreshRefused::NoCredential);
+            return Err(ManualRefreshError::NoCredential);
         }
         let now = self.shared.clock.now();
-        let mut ledger = self.shared.ledger();
-        let retry_after = ledger.next_request.saturating_since(now);
+        let mut telemetry = self.shared.telemetry();
+        let retry_after = telemetry.next_request.saturating_since(now);
         if !retry_after.is_zero() {
-            return Err(RefreshRefused::TooEarly { retry_after });
+            return Err(ManualRefreshError::TooEarly { retry_after });
         }
-        ledger.next_request = now + self.shared.cooldown;
-        drop(ledger);
+        telemetry.next_request = now + self.shared.cooldown;
+        drop(telemetry);
         self.shared.requested.store(true, Relaxed);
         self.shared.wake.notify_one();
         Ok(())
@@ -228,7 +230,7 @@ impl Credential {
             .as_ref()
             .filter(|token| token.usable(now))
             .map(|token| token.expires_at().saturating_since(now));
-        let ledger = self.shared.ledger();
+        let telemetry = self.shared.telemetry();
         Snapshot {
             name: self.shared.name.clone(),
             // The refresher may be in the middle of a call and not have noticed the expiry.
@@ -243,17 +245,19 @@ impl Credential {
                 status.reason
             },
             since: status.since,
-            problem: ledger.problem.clone(),
+            problem: telemetry.problem.clone(),
             generation: token.map_or(0, |token| token.version().generation()),
             expires_in,
             expires_at: expires_in.map(|left| wall + left),
-            refresh_token_expires_at: ledger.refresh_token_expires_at,
-            seed_refused: ledger.seed_refused,
-            last_refreshes: ledger.last_refreshes(),
-            persistence: ledger.persistence,
-            next_attempt_in: ledger.next_attempt.map(|next| next.saturating_since(now)),
-            refreshes: ledger.refreshes(),
-            refresh_durations: ledger.durations(),
+            refresh_token_expires_at: telemetry.refresh_token_expires_at,
+            seed_refused: telemetry.seed_refused,
+            last_refreshes: telemetry.last_refreshes(),
+            persistence: telemetry.persistence,
+            next_attempt_in: telemetry
+                .next_attempt
+                .map(|next| next.saturating_since(now)),
+            refreshes: telemetry.refreshes(),
+            refresh_durations: telemetry.durations(),
         }
     }
 
@@ -264,9 +268,9 @@ impl Credential {
 }
 
 /// A place among the waiters, given back on drop.
-struct Place<'a>(&'a AtomicUsize);
+struct WaiterSlot<'a>(&'a AtomicUsize);
 
-impl<'a> Place<'a> {
+impl<'a> WaiterSlot<'a> {
     fn take(waiters: &'a AtomicUsize) -> Option<Self> {
         let place = Self(waiters);
         // Above the limit the place is given back at once, by the drop.
@@ -274,7 +278,7 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for WaiterSlot<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
@@ -291,9 +295,9 @@ mod tests {
     #[test]
     fn places_are_bounded_and_given_back() {
         let waiters = AtomicUsize::new(MAX_WAITERS - 1);
-        let last = Place::take(&waiters).expect("one is left");
-        assert!(Place::take(&waiters).is_none());
-        assert!(Place::take(&waiters).is_none());
+        let last = WaiterSlot::take(&waiters).expect("one is left");
+        assert!(WaiterSlot::take(&waiters).is_none());
+        assert!(WaiterSlot::take(&waiters).is_none());
         drop(last);
         assert_eq!(waiters.load(Relaxed), MAX_WAITERS - 1);
     }

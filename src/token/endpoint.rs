@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::{
     IssuerConfig,
-    token_response::{Class, Failure},
+    token_response::{Failure, FailureClass},
 };
 use crate::net::{reload, tls};
 
@@ -44,7 +44,7 @@ pub enum Error {
 
 /// One interface of the issuer.
 #[derive(Debug)]
-pub(super) struct Channel {
+pub(super) struct Endpoint {
     client: Arc<reload::Reloadable<Client>>,
     /// Its host is `tls.server_name` if that is set.
     url: Url,
@@ -53,13 +53,13 @@ pub(super) struct Channel {
 }
 
 /// A complete answer, not yet judged.
-pub(super) struct Answer {
+pub(super) struct EndpointResponse {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Zeroizing<Vec<u8>>,
 }
 
-impl Channel {
+impl Endpoint {
     /// Builds the client; speaks to nobody yet.
     pub(super) fn new(interface: &Url, config: &IssuerConfig) -> Result<Self, Error> {
         let mut url = interface.clone();
@@ -170,7 +170,7 @@ fn client(
 }
 
 /// Sends it once and reads the answer. Ends within the configured timeout.
-pub(super) async fn send(request: RequestBuilder) -> Result<Answer, Failure> {
+pub(super) async fn send(request: RequestBuilder) -> Result<EndpointResponse, Failure> {
     let mut response = request.send().await.map_err(failure)?;
     let status = response.status();
     let headers = std::mem::take(response.headers_mut());
@@ -180,7 +180,7 @@ pub(super) async fn send(request: RequestBuilder) -> Result<Answer, Failure> {
         Err(_) if !status.is_success() => Zeroizing::default(),
         Err(failure) => return Err(failure),
     };
-    Ok(Answer {
+    Ok(EndpointResponse {
         status,
         headers,
         body,
@@ -188,7 +188,7 @@ pub(super) async fn send(request: RequestBuilder) -> Result<Answer, Failure> {
 }
 
 /// `name=value&name=value`, percent-encoded.
-pub(super) fn parameters<'a>(
+pub(super) fn encode_parameters<'a>(
     pairs: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Zeroizing<String> {
     let mut text = Zeroizing::new(String::new());
@@ -230,7 +230,7 @@ async fn read_body(response: &mut reqwest::Response) -> Result<Zeroizing<Vec<u8>
     while let Some(chunk) = response.chunk().await.map_err(failure)? {
         if body.len() + chunk.len() > BODY_LIMIT {
             return Err(Failure::new(
-                Class::Garbled,
+                FailureClass::Garbled,
                 format!("the issuer's answer exceeds {} KiB", BODY_LIMIT / 1024),
             ));
         }
@@ -245,22 +245,22 @@ fn failure(error: reqwest::Error) -> Failure {
     let error = error.without_url();
     let (class, mut detail) = if error.is_connect() {
         (
-            Class::Unreachable,
+            FailureClass::Unreachable,
             "the issuer cannot be reached".to_owned(),
         )
     } else if error.is_timeout() {
         (
-            Class::Ambiguous,
+            FailureClass::Ambiguous,
             "the issuer did not answer in time".to_owned(),
         )
     } else if error.is_builder() {
         (
-            Class::Failing,
+            FailureClass::Failing,
             "the request to the issuer cannot be built".to_owned(),
         )
     } else {
         (
-            Class::Ambiguous,
+            FailureClass::Ambiguous,
             "the issuer's answer was cut off or is not HTTP".to_owned(),
         )
     };

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::{
-    Class, Fields,
-    token_response::{Presented, Reader, is_legal_bearer},
+    FailureClass, ResponseFields,
+    token_response::{GrantType, ResponseParser, is_valid_access_token},
 };
 
 /// An answer of the issuer's: a byte chooses its status, a line is its `Retry-After`, the rest is its body.
@@ -28,10 +28,10 @@ pub fn answer(data: &[u8]) {
             .ok()
             .map(|value| (header::RETRY_AFTER, value)),
     );
-    let reader = Reader {
-        fields: Fields::default(),
+    let reader = ResponseParser {
+        fields: ResponseFields::default(),
         default_expires_in: Duration::from_secs(300),
-        presented: Presented::RefreshToken,
+        grant_type: GrantType::RefreshToken,
     };
     // All of them are valid statuses.
     match reader.read(
@@ -41,7 +41,7 @@ pub fn answer(data: &[u8]) {
         SystemTime::UNIX_EPOCH,
     ) {
         Ok(grant) => {
-            assert!(is_legal_bearer(grant.access_token.expose()));
+            assert!(is_valid_access_token(grant.access_token.expose()));
             assert!((1..=365 * 24 * 3600).contains(&grant.lifetime.as_secs()));
             assert!(
                 grant
@@ -57,7 +57,7 @@ pub fn answer(data: &[u8]) {
                     .all(|byte| byte.is_ascii_graphic() || byte == b' '),
                 "it is all our own words"
             );
-            if let Class::Throttled(wait) = failure.class {
+            if let FailureClass::Throttled(wait) = failure.class {
                 assert!((1..=300).contains(&wait.as_secs()));
             }
         }

@@ -9,10 +9,10 @@ use zeroize::Zeroizing;
 
 pub use super::endpoint::Error;
 use super::{
-    BasicEncoding, IssuerConfig, Parameters,
+    BasicEncoding, IssuerConfig, ParameterLocation,
     cache::authorization,
-    endpoint::{self, Channel, parameters},
-    token_response::{Failure, Grant, Presented, Reader},
+    endpoint::{self, Endpoint, encode_parameters},
+    token_response::{Failure, GrantType, ResponseParser, TokenResponse},
 };
 use crate::{
     base::{clock::SharedClock, secret::Secret},
@@ -25,7 +25,10 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// Who turns a refresh token into an access token.
 pub(super) trait Issuer: Send {
     /// Spends the refresh token. Ends within the configured timeout.
-    fn refresh<'a>(&'a self, refresh_token: &'a Secret) -> BoxFuture<'a, Result<Grant, Failure>>;
+    fn refresh<'a>(
+        &'a self,
+        refresh_token: &'a Secret,
+    ) -> BoxFuture<'a, Result<TokenResponse, Failure>>;
 
     /// Reads the client's secret again from where it came; true if it is another one now.
     fn reload_client_secret(&mut self) -> BoxFuture<'_, bool>;
@@ -33,35 +36,35 @@ pub(super) trait Issuer: Send {
 
 /// An interface of the issuer that grants tokens: `POST {url}`, HTTP Basic.
 #[derive(Debug)]
-pub struct HttpIssuer {
-    channel: Channel,
+pub struct TokenEndpoint {
+    endpoint: Endpoint,
     authorization: HeaderValue,
     client_id: String,
     client_secret: Secret,
-    parameters: Parameters,
+    parameters: ParameterLocation,
     basic_encoding: BasicEncoding,
-    reader: Reader,
+    reader: ResponseParser,
     clock: SharedClock,
 }
 
-impl HttpIssuer {
+impl TokenEndpoint {
     /// Builds the client of the refresh interface; speaks to nobody yet.
     ///
     /// # Errors
     /// When the TLS settings cannot be used.
     pub fn new(config: &IssuerConfig, clock: SharedClock) -> Result<Self, Error> {
-        Self::at(&config.refresh_url, Presented::RefreshToken, config, clock)
+        Self::at(&config.refresh_url, GrantType::RefreshToken, config, clock)
     }
 
     /// Builds the client of an interface of the same issuer.
     pub(super) fn at(
         interface: &Url,
-        presented: Presented,
+        grant_type: GrantType,
         config: &IssuerConfig,
         clock: SharedClock,
     ) -> Result<Self, Error> {
         Ok(Self {
-            channel: Channel::new(interface, config)?,
+            endpoint: Endpoint::new(interface, config)?,
             authorization: basic(
                 &config.client_id,
                 &config.client_secret,
@@ -71,10 +74,10 @@ impl HttpIssuer {
             client_secret: config.client_secret.clone(),
             parameters: config.parameters,
             basic_encoding: config.basic_encoding,
-            reader: Reader {
+            reader: ResponseParser {
                 fields: config.fields.clone(),
                 default_expires_in: config.default_expires_in,
-                presented,
+                grant_type,
             },
             clock,
         })
@@ -84,8 +87,8 @@ impl HttpIssuer {
     ///
     /// # Errors
     /// With what follows from the failure, and words for people that contain no secret.
-    pub async fn refresh(&self, refresh_token: &Secret) -> Result<Grant, Failure> {
-        self.grant([
+    pub async fn refresh(&self, refresh_token: &Secret) -> Result<TokenResponse, Failure> {
+        self.request_tokens([
             ("grant_type", "refresh_token"),
             ("refresh_token", refresh_token.expose()),
         ])
@@ -93,19 +96,19 @@ impl HttpIssuer {
     }
 
     /// One call with these parameters, in this order.
-    pub(super) async fn grant<'a>(
+    pub(super) async fn request_tokens<'a>(
         &self,
         pairs: impl IntoIterator<Item = (&'a str, &'a str)>,
-    ) -> Result<Grant, Failure> {
-        let grant = parameters(pairs);
+    ) -> Result<TokenResponse, Failure> {
+        let grant = encode_parameters(pairs);
         let request = match self.parameters {
             // Some servers answer 411 to a POST that does not state its empty body.
-            Parameters::Query => self
-                .channel
+            ParameterLocation::Query => self
+                .endpoint
                 .post(Some(&grant))
                 .header(header::CONTENT_LENGTH, "0"),
-            Parameters::Form => self
-                .channel
+            ParameterLocation::Form => self
+                .endpoint
                 .post(None)
                 .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
                 .body(grant.to_string()),
@@ -122,12 +125,12 @@ impl HttpIssuer {
 
     /// What follows the files of the issuer's `tls`.
     pub(super) fn reloadable(&self) -> Arc<dyn reload::Reload> {
-        self.channel.reloadable()
+        self.endpoint.reloadable()
     }
 
     /// Reads the files of `tls` again. If they cannot be used, what was in them before stays in use.
     pub(super) async fn reload_tls(&self) {
-        self.channel.reload().await;
+        self.endpoint.reload().await;
     }
 
     pub(super) async fn reload_client_secret(&mut self) -> bool {
@@ -147,8 +150,11 @@ impl HttpIssuer {
     }
 }
 
-impl Issuer for HttpIssuer {
-    fn refresh<'a>(&'a self, refresh_token: &'a Secret) -> BoxFuture<'a, Result<Grant, Failure>> {
+impl Issuer for TokenEndpoint {
+    fn refresh<'a>(
+        &'a self,
+        refresh_token: &'a Secret,
+    ) -> BoxFuture<'a, Result<TokenResponse, Failure>> {
         Box::pin(self.refresh(refresh_token))
     }
 

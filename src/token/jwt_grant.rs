@@ -14,11 +14,11 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use super::{
-    FirstConfig, FirstTokens, IssuerConfig,
-    code_grant::Exchange,
-    endpoint::{self, Answer, Channel, parameters},
+    InitialGrant, InitialGrantConfig, IssuerConfig,
+    code_grant::CodeGrant,
+    endpoint::{self, Endpoint, EndpointResponse, encode_parameters},
     issuer::Error,
-    token_response::{Class, Failure, Grant, Presented, refusal},
+    token_response::{Failure, FailureClass, GrantType, TokenResponse, refusal},
 };
 use crate::base::{clock::SharedClock, secret::Secret};
 
@@ -27,7 +27,7 @@ const JWT_LIFETIME: Duration = Duration::from_secs(300);
 /// The longest code that is accepted, in bytes.
 const CODE_LIMIT: usize = 4096;
 /// Claims that are made here and cannot be configured.
-pub const OWN_CLAIMS: [&str; 3] = ["client_id", "iat", "exp"];
+pub const RESERVED_CLAIMS: [&str; 3] = ["client_id", "iat", "exp"];
 
 /// How to get codes without a person.
 #[derive(Debug, Clone)]
@@ -43,14 +43,14 @@ pub struct Config {
     /// Further claims.
     pub claims: Map<String, Value>,
     /// What this deployment calls things.
-    pub names: Names,
+    pub names: ParameterNames,
     /// Where the code is in a JSON answer: JSON pointers (RFC 6901), tried in this order.
     pub code_fields: Vec<String>,
 }
 
-/// Names of URL parameters.
+/// ParameterNames of URL parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Names {
+pub struct ParameterNames {
     /// The client's id, also as a claim.
     pub client_id: String,
     /// The JWT.
@@ -79,55 +79,55 @@ pub enum User {
 /// The key does not fit the algorithm. Says nothing of the key.
 #[derive(Debug, thiserror::Error)]
 #[error("the key is no private key in PEM form that fits the algorithm")]
-pub struct UnfitKey;
+pub struct InvalidKey;
 
 /// Whether JWTs can be signed with it.
 ///
 /// # Errors
 /// When they cannot.
-pub fn check_key(algorithm: Algorithm, key: &Secret) -> Result<(), UnfitKey> {
+pub fn check_key(algorithm: Algorithm, key: &Secret) -> Result<(), InvalidKey> {
     sign(algorithm, key, &Map::new()).map(drop)
 }
 
 /// First tokens by JWT.
 #[derive(Debug)]
-pub struct JwtTokens {
+pub struct JwtGrant {
     config: Config,
     client_id: String,
-    channel: Channel,
-    exchange: Mutex<Exchange>,
+    endpoint: Endpoint,
+    code_grant: Mutex<CodeGrant>,
     clock: SharedClock,
 }
 
-impl JwtTokens {
+impl JwtGrant {
     /// `None` unless JWTs are configured. Speaks to nobody yet.
     ///
     /// # Errors
     /// When the TLS settings cannot be used.
     pub fn new(
-        first: &FirstConfig,
+        config: &InitialGrantConfig,
         issuer: &IssuerConfig,
         clock: SharedClock,
     ) -> Result<Option<Self>, Error> {
-        let Some(config) = first.jwt.clone() else {
+        let Some(jwt) = config.jwt.clone() else {
             return Ok(None);
         };
-        let exchange = Mutex::new(Exchange::new(
-            &first.exchange,
+        let code_grant = Mutex::new(CodeGrant::new(
+            &config.code,
             issuer,
             SharedClock::clone(&clock),
         )?);
-        let channel = Channel::new(&config.url, issuer)?;
+        let endpoint = Endpoint::new(&jwt.url, issuer)?;
         Ok(Some(Self {
-            config,
+            config: jwt,
             client_id: issuer.client_id.clone(),
-            channel,
-            exchange,
+            endpoint,
+            code_grant,
             clock,
         }))
     }
 
-    async fn tokens(&self) -> Result<Grant, Failure> {
+    async fn obtain(&self) -> Result<TokenResponse, Failure> {
         let jwt = self.jwt().await?;
         let names = &self.config.names;
         let user = self.config.user.as_ref().map(|user| names.of(user));
@@ -136,13 +136,13 @@ impl JwtTokens {
             (names.client_id.as_str(), self.client_id.as_str()),
             (&names.jwt_token, &jwt),
         ];
-        let query = parameters(pairs.into_iter().chain(user));
-        self.channel.reload().await;
-        let answer = endpoint::send(self.channel.get(&query)).await?;
+        let query = encode_parameters(pairs.into_iter().chain(user));
+        self.endpoint.reload().await;
+        let answer = endpoint::send(self.endpoint.get(&query)).await?;
         let code = self.config.code(&answer, self.clock.wall())?;
-        let mut exchange = self.exchange.lock().await;
-        exchange.reload().await;
-        exchange.tokens(&code).await
+        let mut code_grant = self.code_grant.lock().await;
+        code_grant.reload().await;
+        code_grant.exchange(&code).await
     }
 
     async fn jwt(&self) -> Result<Zeroizing<String>, Failure> {
@@ -161,7 +161,7 @@ impl JwtTokens {
         let key = self.current_key().await;
         sign(self.config.algorithm, &key, &claims).map_err(|error| {
             Failure::new(
-                Class::Failing,
+                FailureClass::Failing,
                 format!("no JWT can be signed: {error}: check token.jwt.key"),
             )
         })
@@ -180,13 +180,15 @@ impl JwtTokens {
     }
 }
 
-impl FirstTokens for JwtTokens {
-    fn fetch(&self) -> Pin<Box<dyn Future<Output = Result<Grant, Failure>> + Send + '_>> {
-        Box::pin(self.tokens())
+impl InitialGrant for JwtGrant {
+    fn request_tokens(
+        &self,
+    ) -> Pin<Box<dyn Future<Output = Result<TokenResponse, Failure>> + Send + '_>> {
+        Box::pin(self.obtain())
     }
 }
 
-impl Names {
+impl ParameterNames {
     fn of<'a>(&'a self, user: &'a User) -> (&'a str, &'a str) {
         match user {
             User::Email(email) => (&self.email, email),
@@ -200,7 +202,7 @@ fn sign(
     algorithm: Algorithm,
     key: &Secret,
     claims: &Map<String, Value>,
-) -> Result<Zeroizing<String>, UnfitKey> {
+) -> Result<Zeroizing<String>, InvalidKey> {
     let bytes = key.expose().as_bytes();
     let key = match algorithm {
         Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => {
@@ -211,13 +213,17 @@ fn sign(
         _ => EncodingKey::from_rsa_pem(bytes),
     };
     // The library's words may quote the key.
-    let jwt = jsonwebtoken::encode(&Header::new(algorithm), claims, &key.map_err(|_| UnfitKey)?);
-    jwt.map(Zeroizing::new).map_err(|_| UnfitKey)
+    let jwt = jsonwebtoken::encode(
+        &Header::new(algorithm),
+        claims,
+        &key.map_err(|_| InvalidKey)?,
+    );
+    jwt.map(Zeroizing::new).map_err(|_| InvalidKey)
 }
 
 impl Config {
     /// The code in either shape of answer: a redirect whose target carries it, or JSON.
-    fn code(&self, answer: &Answer, wall: SystemTime) -> Result<Secret, Failure> {
+    fn code(&self, answer: &EndpointResponse, wall: SystemTime) -> Result<Secret, Failure> {
         let found = match answer.status {
             StatusCode::MOVED_PERMANENTLY
             | StatusCode::FOUND
@@ -227,7 +233,7 @@ impl Config {
             status if status.is_success() => self.code_in_json(&answer.body)?,
             status => {
                 return Err(refusal(
-                    Presented::Jwt,
+                    GrantType::Jwt,
                     status,
                     &answer.headers,
                     &answer.body,
@@ -237,7 +243,7 @@ impl Config {
         };
         if found.expose().len() > CODE_LIMIT {
             return Err(Failure::new(
-                Class::Failing,
+                FailureClass::Failing,
                 "the code that the cloud gave for the JWT is too long",
             ));
         }
@@ -256,7 +262,7 @@ impl Config {
         match (codes.next(), codes.next()) {
             (Some((_, code)), None) => Ok(Secret::new(code)),
             (None, _) | (_, Some(_)) => Err(Failure::new(
-                Class::Failing,
+                FailureClass::Failing,
                 "the cloud answered the JWT with a redirect that carries no code: is this interface enabled, and are \
                  the keys in [token.jwt] right?",
             )),
@@ -264,7 +270,7 @@ impl Config {
     }
 
     fn code_in_json(&self, body: &[u8]) -> Result<Secret, Failure> {
-        let failing = |detail: String| Err(Failure::new(Class::Failing, detail));
+        let failing = |detail: String| Err(Failure::new(FailureClass::Failing, detail));
         let Ok(mut answer) = serde_json::from_slice::<Value>(body) else {
             return failing("the cloud's answer to the JWT is not JSON".to_owned());
         };
@@ -310,7 +316,7 @@ mod tests {
             headers.insert(header::LOCATION, location.parse().expect("a value"));
         }
         let status = StatusCode::from_u16(status).expect("a status");
-        let answer = Answer {
+        let answer = EndpointResponse {
             status,
             headers,
             body: Zeroizing::new(body.as_bytes().to_vec()),
@@ -330,7 +336,7 @@ mod tests {
             algorithm: Algorithm::HS256,
             user: None,
             claims: Map::new(),
-            names: Names {
+            names: ParameterNames {
                 client_id: name("client_id"),
                 jwt_token: name("jwt_token"),
                 email: name("email"),
@@ -344,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_deployment_may_call_things_otherwise() {
-        let answer = |location: &str, body: &[u8]| Answer {
+        let answer = |location: &str, body: &[u8]| EndpointResponse {
             status: if location.is_empty() {
                 StatusCode::OK
             } else {
@@ -417,7 +423,7 @@ mod tests {
         ] {
             assert_eq!(
                 answered(302, location, "").expect_err("no code").class,
-                Class::Failing,
+                FailureClass::Failing,
                 "{location:?}"
             );
         }
@@ -435,7 +441,7 @@ mod tests {
             &"[".repeat(10_000),
         ] {
             let failure = answered(200, None, body).expect_err("no code");
-            assert_eq!(failure.class, Class::Failing, "{body}");
+            assert_eq!(failure.class, FailureClass::Failing, "{body}");
             assert!(!failure.detail.contains("s3cret"), "{}", failure.detail);
         }
         let refused = answered(200, None, r#"{"code":1001,"success":false}"#).expect_err("refused");
@@ -449,12 +455,15 @@ mod tests {
         let class = |status, body| answered(status, None, body).expect_err("refused").class;
         assert_eq!(
             class(401, r#"{"error":"invalid_client"}"#),
-            Class::ClientRefused
+            FailureClass::ClientRefused
         );
-        assert_eq!(class(400, r#"{"error":"invalid_grant"}"#), Class::Failing);
-        assert_eq!(class(401, ""), Class::Failing);
-        assert_eq!(class(404, ""), Class::Failing);
-        assert_eq!(class(504, ""), Class::Ambiguous);
+        assert_eq!(
+            class(400, r#"{"error":"invalid_grant"}"#),
+            FailureClass::Failing
+        );
+        assert_eq!(class(401, ""), FailureClass::Failing);
+        assert_eq!(class(404, ""), FailureClass::Failing);
+        assert_eq!(class(504, ""), FailureClass::Ambiguous);
     }
 
     fn pem(algorithm: &'static rcgen::SignatureAlgorithm) -> Secret {

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    store::{Access, Error as StoreError, FileStore, Lock, Origin, Store as _, fingerprint},
-    token_response::Grant,
+    store::{AccessToken, Error as StoreError, FileStore, Grant, Lock, Store as _, fingerprint},
+    token_response::TokenResponse,
 };
 use crate::base::{
     clock::{Moment, SharedClock},
@@ -61,10 +61,14 @@ impl Login {
     ///
     /// # Errors
     /// When the state file cannot be locked, read or written.
-    pub async fn store(self, grant: Grant, configured: Option<&Secret>) -> Result<Duration, Error> {
+    pub async fn store(
+        self,
+        grant: TokenResponse,
+        configured: Option<&Secret>,
+    ) -> Result<Duration, Error> {
         let (sent_at, obtained_at) = self.since;
         let expires_at = sent_at + grant.lifetime;
-        let access = Access {
+        let access = AccessToken {
             token: grant.access_token,
             lifetime: grant.lifetime,
             obtained_at,
@@ -88,7 +92,7 @@ impl Login {
             grant.refresh_token,
             grant.refresh_lifetime,
             access,
-            Origin::First,
+            Grant::Initial,
         );
         store.save(Arc::new(record)).await.map_err(Error::Write)?;
         Ok(expires_at.saturating_since(self.clock.now()))
@@ -110,8 +114,8 @@ mod tests {
     use super::*;
     use crate::{base::clock, token::store::Record};
 
-    fn grant(number: u32) -> Grant {
-        Grant {
+    fn grant(number: u32) -> TokenResponse {
+        TokenResponse {
             access_token: Secret::new(format!("access{number}")),
             refresh_token: Some(Secret::new(format!("refresh{number}"))),
             lifetime: Duration::from_secs(3600),

@@ -41,12 +41,12 @@ use std::{
 
 pub use self::{
     cache::{Token, Version},
-    credential::{Credential, MAX_WAITERS, RefreshRefused, Rejection},
-    initial_grant::FirstTokens,
+    credential::{Credential, MAX_WAITERS, ManualRefreshError, Rejection},
+    initial_grant::InitialGrant,
     refresher::{Error, Refresher},
-    state::{Durations, Outcome, Persistence, Reason, Refresh, Snapshot, State, Status},
+    state::{DurationHistogram, Outcome, Persistence, Reason, Refresh, Snapshot, State, Status},
     store::Error as StoreError,
-    token_response::{Class, Failure, Grant},
+    token_response::{Failure, FailureClass, TokenResponse},
 };
 use crate::base::secret::Secret;
 
@@ -98,11 +98,11 @@ pub struct IssuerConfig {
     /// The client's secret.
     pub client_secret: Secret,
     /// Where the grant's parameters go.
-    pub parameters: Parameters,
+    pub parameters: ParameterLocation,
     /// How id and secret are encoded before Base64.
     pub basic_encoding: BasicEncoding,
     /// Where the answer's fields are.
-    pub fields: Fields,
+    pub fields: ResponseFields,
     /// Limit for a whole call.
     pub timeout: Duration,
     /// The lifetime of a token whose answer names none.
@@ -113,16 +113,16 @@ pub struct IssuerConfig {
 
 /// Where the credential's first tokens come from.
 #[derive(Debug, Clone)]
-pub struct FirstConfig {
+pub struct InitialGrantConfig {
     /// How codes become tokens.
-    pub exchange: code_grant::Config,
+    pub code: code_grant::Config,
     /// How to get codes without a person, if that is configured.
     pub jwt: Option<jwt_grant::Config>,
 }
 
 /// Where the grant's parameters go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Parameters {
+pub enum ParameterLocation {
     /// Into the URL, as the cloud documents it.
     Query,
     /// Into an `application/x-www-form-urlencoded` body, as RFC 6749 §6 has it.
@@ -140,7 +140,7 @@ pub enum BasicEncoding {
 
 /// JSON pointers (RFC 6901) to the fields of the issuer's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fields {
+pub struct ResponseFields {
     /// Default `/access_token`.
     pub access_token: String,
     /// Default `/refresh_token`.
@@ -151,7 +151,7 @@ pub struct Fields {
     pub refresh_expires_in: String,
 }
 
-impl Default for Fields {
+impl Default for ResponseFields {
     fn default() -> Self {
         let field = |name| format!("/{name}");
         Self {

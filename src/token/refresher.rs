@@ -16,17 +16,17 @@ use tokio::sync::watch;
 
 use self::{
     plan::{Attempt, Source},
-    reload::Ours,
+    reload::LockState,
 };
 use super::{
-    Config, FirstTokens,
+    Config, InitialGrant,
     cache::authorization,
     credential::{Credential, Shared},
-    issuer::{self, HttpIssuer, Issuer},
+    issuer::{self, Issuer, TokenEndpoint},
     schedule,
-    state::{Ledger, Outcome, Problem, Reason, Refresh, State, Status},
-    store::{self, Access, FileStore, Lock, Origin, Record, Seed, Store, Writer},
-    token_response::{Class, Failure, Grant},
+    state::{Outcome, Problem, Reason, Refresh, State, Status, Telemetry},
+    store::{self, AccessToken, FileStore, Grant, Lock, Record, RefreshToken, Store, Writer},
+    token_response::{Failure, FailureClass, TokenResponse},
 };
 use crate::{
     base::{
@@ -61,7 +61,7 @@ pub struct Refresher {
     shared: Arc<Shared>,
     status: watch::Sender<Status>,
     issuer: Box<dyn Issuer>,
-    first_tokens: Option<Box<dyn FirstTokens>>,
+    initial_grant: Option<Box<dyn InitialGrant>>,
     store: Option<Arc<dyn Store>>,
     writer: Writer,
     margin: Option<Duration>,
@@ -71,7 +71,7 @@ pub struct Refresher {
     /// What is known of the chain; what is stored lags behind while writing fails.
     record: Record,
     /// A configured refresh token that was never tried: it goes first, and the chain goes on if it is refused.
-    seed: Option<Seed>,
+    seed: Option<RefreshToken>,
     /// Where configured refresh tokens come from.
     seed_file: Option<PathBuf>,
     watch: FileWatcher,
@@ -104,10 +104,10 @@ impl Refresher {
     /// When the state file or the TLS settings cannot be used. The message says what to do.
     pub fn new(
         config: Config,
-        first_tokens: Option<Box<dyn FirstTokens>>,
+        initial_grant: Option<Box<dyn InitialGrant>>,
         clock: SharedClock,
     ) -> Result<(Self, Credential), Error> {
-        let issuer = HttpIssuer::new(&config.issuer, Arc::clone(&clock))?;
+        let issuer = TokenEndpoint::new(&config.issuer, Arc::clone(&clock))?;
         let file = config.state_file.clone().map(FileStore::new);
         let record = file
             .as_ref()
@@ -117,8 +117,14 @@ impl Refresher {
             .unwrap_or_default();
         let store = file.map(|file| Arc::new(file) as Arc<dyn Store>);
         let reloadable = issuer.reloadable();
-        let (refresher, credential) =
-            Self::with(config, clock, Box::new(issuer), first_tokens, store, record);
+        let (refresher, credential) = Self::with(
+            config,
+            clock,
+            Box::new(issuer),
+            initial_grant,
+            store,
+            record,
+        );
         Ok((
             Self {
                 reloadable: Some(reloadable),
@@ -137,7 +143,7 @@ impl Refresher {
         config: Config,
         clock: SharedClock,
         issuer: Box<dyn Issuer>,
-        first_tokens: Option<Box<dyn FirstTokens>>,
+        initial_grant: Option<Box<dyn InitialGrant>>,
         store: Option<Arc<dyn Store>>,
         record: Record,
     ) -> (Self, Credential) {
@@ -147,7 +153,7 @@ impl Refresher {
             config.name,
             clock,
             config.cooldown,
-            Ledger::new(writer.persistence()),
+            Telemetry::new(writer.persistence()),
         );
         let status = Status {
             state: State::Starting,
@@ -161,7 +167,7 @@ impl Refresher {
             shared: Arc::clone(&shared),
             status,
             issuer,
-            first_tokens,
+            initial_grant,
             store,
             writer,
             margin: config.refresh_margin,
@@ -234,7 +240,7 @@ impl Refresher {
         if self.is_client_refused() {
             self.has_new_secret |= self.issuer.reload_client_secret().await;
         }
-        self.reread(Ours::Yes).await;
+        self.reload_record(LockState::Held).await;
         self.assess();
         if self.due().is_none_or(|due| self.shared.clock.now() < due) {
             return;
@@ -244,20 +250,21 @@ impl Refresher {
         };
         // Durable before the call: a crash in the middle must not look as if nothing had been sent.
         if let Some(spent) = &attempt.spends {
-            self.record.intend(&spent.fingerprint, &*self.shared.clock);
+            self.record
+                .open_intent(&spent.fingerprint, &*self.shared.clock);
             self.writer.save(self.record.clone()).await;
         }
         // The lifetime counts from before the request: the issuer's clock started somewhere after it.
         let sent_at = self.shared.clock.now();
         let sent_at_wall = self.shared.clock.wall();
         {
-            let mut ledger = self.shared.ledger();
-            ledger.next_attempt = Some(sent_at);
-            ledger.next_request = sent_at + self.cooldown;
+            let mut telemetry = self.shared.telemetry();
+            telemetry.next_attempt = Some(sent_at);
+            telemetry.next_request = sent_at + self.cooldown;
         }
-        let result = match (&attempt.spends, &self.first_tokens) {
+        let result = match (&attempt.spends, &self.initial_grant) {
             (Some(spent), _) => self.issuer.refresh(&spent.token).await,
-            (None, Some(first_tokens)) => first_tokens.fetch().await,
+            (None, Some(initial_grant)) => initial_grant.request_tokens().await,
             (None, None) => return,
         };
         self.shared.requested.store(false, Relaxed);
@@ -265,7 +272,7 @@ impl Refresher {
             .as_ref()
             .map_or_else(|failure| failure.class.into(), |_| Outcome::Success);
         let duration = self.shared.clock.now().saturating_since(sent_at);
-        self.shared.ledger().record(Refresh {
+        self.shared.telemetry().record(Refresh {
             at: sent_at_wall,
             outcome,
             duration,
@@ -279,17 +286,20 @@ impl Refresher {
     /// Stores the new tokens, then publishes them.
     async fn succeeded(
         &mut self,
-        grant: Grant,
+        grant: TokenResponse,
         attempt: Attempt,
         sent_at: Moment,
         sent_at_wall: SystemTime,
     ) {
         let lifetime = grant.lifetime;
         let Ok(header) = authorization("Bearer", grant.access_token.expose()) else {
-            let failure = Failure::new(Class::Garbled, "the access token cannot stand in a header");
+            let failure = Failure::new(
+                FailureClass::Garbled,
+                "the access token cannot stand in a header",
+            );
             return self.failed(failure, attempt, sent_at).await;
         };
-        let access = Access {
+        let access = AccessToken {
             token: grant.access_token,
             lifetime,
             obtained_at: sent_at_wall,
@@ -300,9 +310,9 @@ impl Refresher {
                 .map(|id| (id.to_owned(), sent_at + lifetime)),
         };
         let origin = match attempt.spends {
-            Some(seed) if attempt.is_seed => Origin::Seed(seed),
-            Some(_) => Origin::Chain,
-            None => Origin::First,
+            Some(seed) if attempt.is_seed => Grant::Seed(seed),
+            Some(_) => Grant::Chain,
+            None => Grant::Initial,
         };
         if let Some(from) = origin.begins_with() {
             tracing::info!(
@@ -320,7 +330,7 @@ impl Refresher {
         self.publish(header, sent_at + lifetime, lifetime);
         let margin = schedule::margin(lifetime, self.margin, backoff::random());
         self.refresh_at = schedule::refresh_at(sent_at, lifetime, margin);
-        self.is_well();
+        self.clear_failures();
         tracing::debug!(
             credential = self.shared.name,
             generation = self.record.generation,
@@ -329,7 +339,7 @@ impl Refresher {
         );
     }
 
-    fn is_well(&mut self) {
+    fn clear_failures(&mut self) {
         self.backoff.reset();
         self.problem = None;
         self.has_new_secret = false;
@@ -347,18 +357,18 @@ impl Refresher {
         if !attempt.is_seed {
             self.refresh_at = Moment::default();
         }
-        if failure.class == Class::RefreshTokenRefused && self.refused(&attempt).await {
+        if failure.class == FailureClass::RefreshTokenRefused && self.refused(&attempt).await {
             self.not_before = now;
             return;
         }
         self.not_before = match failure.class {
             // Whoever issues first tokens may think better of it. Otherwise `due` plans no further call.
-            Class::RefreshTokenRefused => sent_at + REFUSED_CLIENT_WAIT,
+            FailureClass::RefreshTokenRefused => sent_at + REFUSED_CLIENT_WAIT,
             // Other troubles in between do not make a refused client a better one.
             _ if self.is_client_refused() => {
                 (sent_at + REFUSED_CLIENT_WAIT).max(now + failure.retry_after())
             }
-            Class::ClientRefused => {
+            FailureClass::ClientRefused => {
                 let was_tried = std::mem::take(&mut self.has_new_secret);
                 self.has_new_secret = !was_tried && self.issuer.reload_client_secret().await;
                 if self.has_new_secret {
@@ -368,18 +378,23 @@ impl Refresher {
                 }
                 sent_at + REFUSED_CLIENT_WAIT
             }
-            Class::Throttled(wait) => now + wait,
-            Class::Garbled | Class::Ambiguous if self.is_worth_repeating(&attempt) => {
+            FailureClass::Throttled(wait) => now + wait,
+            FailureClass::Garbled | FailureClass::Ambiguous
+                if self.is_worth_repeating(&attempt) =>
+            {
                 (sent_at + LEAST_SPACING).max(now)
             }
-            Class::Garbled | Class::Ambiguous | Class::Unreachable | Class::Failing => {
+            FailureClass::Garbled
+            | FailureClass::Ambiguous
+            | FailureClass::Unreachable
+            | FailureClass::Failing => {
                 let left = self
                     .expiry()
                     .map_or(Duration::ZERO, |expiry| expiry.saturating_since(now));
                 now + schedule::wait_after_failure(&mut self.backoff, left)
             }
         };
-        if !self.is_client_refused() || failure.class == Class::RefreshTokenRefused {
+        if !self.is_client_refused() || failure.class == FailureClass::RefreshTokenRefused {
             self.problem = Some(failure.into());
         }
         self.assess();
@@ -389,13 +404,16 @@ impl Refresher {
     async fn close_intent(&mut self, failure: &Failure, attempt: &Attempt) {
         let Some(spent) = &attempt.spends else { return };
         match failure.class {
-            Class::Ambiguous | Class::Garbled => return,
-            Class::RefreshTokenRefused => {
+            FailureClass::Ambiguous | FailureClass::Garbled => return,
+            FailureClass::RefreshTokenRefused => {
                 self.record.intents.clone_from(&attempt.intents_before);
-                self.record.forget_intent(&spent.fingerprint);
+                self.record.close_intent_of(&spent.fingerprint);
             }
             // This attempt spent nothing; an earlier one may have.
-            Class::ClientRefused | Class::Throttled(_) | Class::Unreachable | Class::Failing => {
+            FailureClass::ClientRefused
+            | FailureClass::Throttled(_)
+            | FailureClass::Unreachable
+            | FailureClass::Failing => {
                 self.record.intents.clone_from(&attempt.intents_before);
             }
         }
@@ -423,7 +441,7 @@ impl Refresher {
             self.writer.save(self.record.clone()).await;
             return true;
         }
-        if matches!(source, Some(Source::FirstTokens)) {
+        if matches!(source, Some(Source::InitialGrant)) {
             tracing::warn!(
                 credential = self.shared.name,
                 "the issuer refused the refresh token: first tokens are fetched"

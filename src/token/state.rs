@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     cache::Version,
-    token_response::{Class, Failure},
+    token_response::{Failure, FailureClass},
 };
 use crate::base::{
     clock::Moment,
@@ -69,15 +69,15 @@ impl Reason {
     }
 }
 
-impl From<Class> for Reason {
-    fn from(class: Class) -> Self {
+impl From<FailureClass> for Reason {
+    fn from(class: FailureClass) -> Self {
         match class {
-            Class::RefreshTokenRefused => Self::RefreshTokenRefused,
-            Class::ClientRefused => Self::ClientRefused,
-            Class::Throttled(_) => Self::IssuerThrottling,
-            Class::Garbled => Self::IssuerGarbled,
-            Class::Ambiguous | Class::Unreachable => Self::IssuerUnreachable,
-            Class::Failing => Self::IssuerFailing,
+            FailureClass::RefreshTokenRefused => Self::RefreshTokenRefused,
+            FailureClass::ClientRefused => Self::ClientRefused,
+            FailureClass::Throttled(_) => Self::IssuerThrottling,
+            FailureClass::Garbled => Self::IssuerGarbled,
+            FailureClass::Ambiguous | FailureClass::Unreachable => Self::IssuerUnreachable,
+            FailureClass::Failing => Self::IssuerFailing,
         }
     }
 }
@@ -97,7 +97,7 @@ pub struct Status {
 
 impl Status {
     /// Whether no newer token will come unless a person acts.
-    pub fn needs_a_person(&self) -> bool {
+    pub fn needs_operator(&self) -> bool {
         self.state == State::Dead || self.reason == Reason::NoCredential
     }
 }
@@ -122,15 +122,15 @@ labels! {
     }
 }
 
-impl From<Class> for Outcome {
-    fn from(class: Class) -> Self {
+impl From<FailureClass> for Outcome {
+    fn from(class: FailureClass) -> Self {
         match class {
-            Class::RefreshTokenRefused => Self::RefreshTokenRefused,
-            Class::ClientRefused => Self::ClientRefused,
-            Class::Throttled(_) => Self::Throttled,
-            Class::Garbled => Self::Garbled,
-            Class::Ambiguous => Self::Ambiguous,
-            Class::Unreachable | Class::Failing => Self::Transient,
+            FailureClass::RefreshTokenRefused => Self::RefreshTokenRefused,
+            FailureClass::ClientRefused => Self::ClientRefused,
+            FailureClass::Throttled(_) => Self::Throttled,
+            FailureClass::Garbled => Self::Garbled,
+            FailureClass::Ambiguous => Self::Ambiguous,
+            FailureClass::Unreachable | FailureClass::Failing => Self::Transient,
         }
     }
 }
@@ -162,13 +162,13 @@ pub enum Persistence {
 
 /// Calls by duration.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Durations {
+pub struct DurationHistogram {
     counts: [u64; Self::BOUNDS.len() + 1],
     /// In seconds.
     sum: f64,
 }
 
-impl Durations {
+impl DurationHistogram {
     /// Upper bounds of the buckets, in seconds; one more bucket has no bound.
     pub const BOUNDS: [f64; 9] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
@@ -221,7 +221,7 @@ pub struct Snapshot {
     /// Calls by outcome, since the program's start.
     pub refreshes: Vec<(Outcome, u64)>,
     /// Calls by duration, since the program's start.
-    pub refresh_durations: Durations,
+    pub refresh_durations: DurationHistogram,
 }
 
 impl Snapshot {
@@ -233,7 +233,7 @@ impl Snapshot {
 
 /// The refresher's books, which snapshots copy. Behind a lock that the data path never takes.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(super) struct Telemetry {
     pub(super) problem: Option<String>,
     pub(super) refresh_token_expires_at: Option<SystemTime>,
     pub(super) seed_refused: bool,
@@ -243,10 +243,10 @@ pub(super) struct Ledger {
     pub(super) next_request: Moment,
     last_refreshes: VecDeque<Refresh>,
     counts: PerLabel<Outcome, u64>,
-    durations: Durations,
+    durations: DurationHistogram,
 }
 
-impl Ledger {
+impl Telemetry {
     const REMEMBERED: usize = 20;
 
     pub(super) fn new(persistence: Persistence) -> Self {
@@ -259,7 +259,7 @@ impl Ledger {
             next_request: Moment::default(),
             last_refreshes: VecDeque::with_capacity(Self::REMEMBERED),
             counts: PerLabel::default(),
-            durations: Durations::default(),
+            durations: DurationHistogram::default(),
         }
     }
 
@@ -281,7 +281,7 @@ impl Ledger {
             .collect()
     }
 
-    pub(super) fn durations(&self) -> Durations {
+    pub(super) fn durations(&self) -> DurationHistogram {
         self.durations.clone()
     }
 }
@@ -332,7 +332,7 @@ mod tests {
 
     #[test]
     fn the_ledger_is_bounded_and_counts_everything() {
-        let mut ledger = Ledger::new(Persistence::Off);
+        let mut telemetry = Telemetry::new(Persistence::Off);
         for n in 0..100_u64 {
             let at = SystemTime::UNIX_EPOCH + Duration::from_secs(n);
             let outcome = if n % 4 == 0 {
@@ -340,29 +340,29 @@ mod tests {
             } else {
                 Outcome::Success
             };
-            ledger.record(Refresh {
+            telemetry.record(Refresh {
                 at,
                 outcome,
                 duration: Duration::from_millis(200),
             });
         }
-        let last = ledger.last_refreshes();
-        assert_eq!(last.len(), Ledger::REMEMBERED);
+        let last = telemetry.last_refreshes();
+        assert_eq!(last.len(), Telemetry::REMEMBERED);
         assert_eq!(last[0].at, SystemTime::UNIX_EPOCH + Duration::from_secs(99));
-        let counts = ledger.refreshes();
+        let counts = telemetry.refreshes();
         assert!(
             counts.contains(&(Outcome::Success, 75)) && counts.contains(&(Outcome::Garbled, 25))
         );
         assert_eq!(
-            ledger.durations().counts(),
+            telemetry.durations().counts(),
             [0, 0, 0, 0, 100, 0, 0, 0, 0, 0]
         );
-        assert!((ledger.durations().sum() - 20.0).abs() < 1e-6);
+        assert!((telemetry.durations().sum() - 20.0).abs() < 1e-6);
     }
 
     #[test]
     fn durations_beyond_every_bound_are_counted_too() {
-        let mut durations = Durations::default();
+        let mut durations = DurationHistogram::default();
         durations.add(Duration::from_secs(60));
         durations.add(Duration::from_secs(10));
         assert_eq!(durations.counts()[8..], [1, 1]);

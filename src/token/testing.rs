@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{BasicEncoding, Config, Fields, IssuerConfig, Parameters};
+use super::{BasicEncoding, Config, IssuerConfig, ParameterLocation, ResponseFields};
 use crate::base::secret::Secret;
 
 pub(super) fn config(refresh_token: Option<Secret>) -> Config {
@@ -12,9 +12,9 @@ pub(super) fn config(refresh_token: Option<Secret>) -> Config {
             refresh_url: "http://127.0.0.1:1/".parse().expect("a URL"),
             client_id: "id".to_owned(),
             client_secret: Secret::new("client secret"),
-            parameters: Parameters::Query,
+            parameters: ParameterLocation::Query,
             basic_encoding: BasicEncoding::Raw,
-            fields: Fields::default(),
+            fields: ResponseFields::default(),
             timeout: Duration::from_secs(10),
             default_expires_in: Duration::from_secs(300),
             tls: crate::net::tls::Config::default(),

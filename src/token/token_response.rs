@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderMap, StatusCode, header};
 use serde_json::Value;
 
-use super::Fields;
+use super::ResponseFields;
 use crate::base::secret::Secret;
 
 /// The largest token that is accepted, in bytes.
@@ -18,7 +18,7 @@ const SHORTEST_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// What a successful refresh brought.
 #[derive(Debug, Clone)]
-pub struct Grant {
+pub struct TokenResponse {
     /// Legal as a header value.
     pub access_token: Secret,
     /// `None`: the one that was spent stays good.
@@ -33,14 +33,14 @@ pub struct Grant {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// What follows from it.
-    pub class: Class,
+    pub class: FailureClass,
     /// For people; made of our own words only.
     pub detail: String,
 }
 
 /// Failures, by what follows from them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
+pub enum FailureClass {
     /// `invalid_grant`: no further call until a person acts.
     RefreshTokenRefused,
     /// `invalid_client` or `unauthorized_client`: hardly any further call until a person acts.
@@ -58,7 +58,7 @@ pub enum Class {
 }
 
 impl Failure {
-    pub(super) fn new(class: Class, detail: impl Into<String>) -> Self {
+    pub(super) fn new(class: FailureClass, detail: impl Into<String>) -> Self {
         Self {
             class,
             detail: detail.into(),
@@ -68,41 +68,41 @@ impl Failure {
     /// The wait that the issuer asked for.
     pub(super) fn retry_after(&self) -> Duration {
         match self.class {
-            Class::Throttled(wait) => wait,
+            FailureClass::Throttled(wait) => wait,
             _ => Duration::ZERO,
         }
     }
 
     fn garbled(detail: impl Into<String>) -> Self {
-        Self::new(Class::Garbled, detail)
+        Self::new(FailureClass::Garbled, detail)
     }
 }
 
 /// What a call presents to the issuer. It decides what a refusal means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Presented {
+pub(super) enum GrantType {
     RefreshToken,
     /// An authorization code.
-    Code,
+    AuthorizationCode,
     /// A JWT, to get a code for it.
     Jwt,
 }
 
-impl Presented {
+impl GrantType {
     /// `invalid_grant`, RFC 6749 §5.2.
-    fn invalid(self) -> (Class, &'static str) {
+    fn invalid(self) -> (FailureClass, &'static str) {
         match self {
             Self::RefreshToken => (
-                Class::RefreshTokenRefused,
+                FailureClass::RefreshTokenRefused,
                 "the refresh token is expired, revoked or spent; get a new one",
             ),
             // Another code may be good: this is no reason to give up for ever.
-            Self::Code => (
-                Class::Failing,
+            Self::AuthorizationCode => (
+                FailureClass::Failing,
                 "the code is expired or spent, or was asked for with another redirect_uri; get a new one",
             ),
             Self::Jwt => (
-                Class::Failing,
+                FailureClass::Failing,
                 "the JWT is not accepted: check the keys in [token.jwt]",
             ),
         }
@@ -112,7 +112,7 @@ impl Presented {
     fn path_key(self) -> &'static str {
         match self {
             Self::RefreshToken => "token.refresh_path",
-            Self::Code => "token.token_path",
+            Self::AuthorizationCode => "token.token_path",
             Self::Jwt => "token.jwt_path",
         }
     }
@@ -120,13 +120,13 @@ impl Presented {
 
 /// How answers are read.
 #[derive(Debug, Clone)]
-pub(super) struct Reader {
-    pub(super) fields: Fields,
+pub(super) struct ResponseParser {
+    pub(super) fields: ResponseFields,
     pub(super) default_expires_in: Duration,
-    pub(super) presented: Presented,
+    pub(super) grant_type: GrantType,
 }
 
-impl Reader {
+impl ResponseParser {
     /// Judges a complete answer. `wall` is for a `Retry-After` date when the answer has no `Date` to compare it with.
     pub(super) fn read(
         &self,
@@ -134,15 +134,15 @@ impl Reader {
         headers: &HeaderMap,
         body: &[u8],
         wall: SystemTime,
-    ) -> Result<Grant, Failure> {
+    ) -> Result<TokenResponse, Failure> {
         if status.is_success() {
             self.grant(body)
         } else {
-            Err(refusal(self.presented, status, headers, body, wall))
+            Err(refusal(self.grant_type, status, headers, body, wall))
         }
     }
 
-    fn grant(&self, body: &[u8]) -> Result<Grant, Failure> {
+    fn grant(&self, body: &[u8]) -> Result<TokenResponse, Failure> {
         let mut answer: Value = serde_json::from_slice(body).map_err(|_| {
             Failure::garbled(format!(
                 "the issuer's answer is not JSON ({} bytes)",
@@ -162,13 +162,13 @@ impl Reader {
         let access_token = take_token(&mut answer, &pointers.access_token)?.ok_or_else(|| {
             Failure::garbled(format!("no access token at {}", pointers.access_token))
         })?;
-        if !is_legal_bearer(access_token.expose()) {
+        if !is_valid_access_token(access_token.expose()) {
             return Err(Failure::garbled(
                 "the access token has characters that no header may carry",
             ));
         }
         let refresh_token = take_token(&mut answer, &pointers.refresh_token)?;
-        Ok(Grant {
+        Ok(TokenResponse {
             access_token,
             refresh_token,
             lifetime,
@@ -178,7 +178,7 @@ impl Reader {
 }
 
 /// Whether a token can stand in an `Authorization` field: visible ASCII only, not empty, not absurdly long.
-pub(super) fn is_legal_bearer(token: &str) -> bool {
+pub(super) fn is_valid_access_token(token: &str) -> bool {
     !token.is_empty()
         && token.len() <= TOKEN_LIMIT
         && token.bytes().all(|byte| byte.is_ascii_graphic())
@@ -231,7 +231,7 @@ fn lifetime_of(value: &Value) -> Option<Duration> {
 
 /// What follows from an answer that is neither a success nor, where one is expected, a redirect.
 pub(super) fn refusal(
-    presented: Presented,
+    grant_type: GrantType,
     status: StatusCode,
     headers: &HeaderMap,
     body: &[u8],
@@ -242,36 +242,36 @@ pub(super) fn refusal(
         StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED => match oauth_error(body) {
             // RFC 6749 §5.2.
             Some("invalid_grant") => {
-                let (class, words) = presented.invalid();
+                let (class, words) = grant_type.invalid();
                 Failure::new(class, format!("{answered} invalid_grant: {words}"))
             }
             Some(error @ ("invalid_client" | "unauthorized_client")) => Failure::new(
-                Class::ClientRefused,
+                FailureClass::ClientRefused,
                 format!("{answered} {error}: check token.client_id and token.client_secret"),
             ),
-            Some(error) => Failure::new(Class::Failing, format!("{answered} {error}")),
-            None => Failure::new(Class::Failing, answered),
+            Some(error) => Failure::new(FailureClass::Failing, format!("{answered} {error}")),
+            None => Failure::new(FailureClass::Failing, answered),
         },
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
             match retry_after(headers, wall) {
                 Some(wait) => Failure::new(
-                    Class::Throttled(wait),
+                    FailureClass::Throttled(wait),
                     format!("{answered}, come back in {} s", wait.as_secs()),
                 ),
-                None => Failure::new(Class::Failing, answered),
+                None => Failure::new(FailureClass::Failing, answered),
             }
         }
         StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => {
-            Failure::new(Class::Ambiguous, answered)
+            Failure::new(FailureClass::Ambiguous, answered)
         }
         status if status.is_redirection() => Failure::new(
-            Class::Failing,
+            FailureClass::Failing,
             format!(
                 "{answered}, a redirect; credentials never follow one: check token.issuer and {}",
-                presented.path_key()
+                grant_type.path_key()
             ),
         ),
-        _ => Failure::new(Class::Failing, answered),
+        _ => Failure::new(FailureClass::Failing, answered),
     }
 }
 
@@ -316,24 +316,24 @@ mod tests {
 
     use super::*;
 
-    fn reader() -> Reader {
-        Reader {
-            fields: Fields::default(),
+    fn reader() -> ResponseParser {
+        ResponseParser {
+            fields: ResponseFields::default(),
             default_expires_in: Duration::from_secs(300),
-            presented: Presented::RefreshToken,
+            grant_type: GrantType::RefreshToken,
         }
     }
 
-    fn grant(body: &Value) -> Result<Grant, Failure> {
+    fn grant(body: &Value) -> Result<TokenResponse, Failure> {
         read(200, &HeaderMap::new(), body.to_string().as_bytes())
     }
 
-    fn read(status: u16, headers: &HeaderMap, body: &[u8]) -> Result<Grant, Failure> {
+    fn read(status: u16, headers: &HeaderMap, body: &[u8]) -> Result<TokenResponse, Failure> {
         let status = StatusCode::from_u16(status).expect("a status");
         reader().read(status, headers, body, SystemTime::UNIX_EPOCH)
     }
 
-    fn class(status: u16, body: &str) -> Class {
+    fn class(status: u16, body: &str) -> FailureClass {
         read(status, &HeaderMap::new(), body.as_bytes())
             .expect_err("refused")
             .class
@@ -372,7 +372,7 @@ mod tests {
         ] {
             assert_eq!(
                 lifetime(bad.clone()).expect_err("rejected").class,
-                Class::Garbled,
+                FailureClass::Garbled,
                 "{bad}"
             );
         }
@@ -414,14 +414,14 @@ mod tests {
             &too_long,
         ] {
             let failure = grant(&json!({"access_token": bad})).expect_err("rejected");
-            assert_eq!(failure.class, Class::Garbled, "{bad:?}");
+            assert_eq!(failure.class, FailureClass::Garbled, "{bad:?}");
         }
         for bad in [json!(null), json!(1), json!({}), json!(["a"])] {
             assert_eq!(
                 grant(&json!({"access_token": bad}))
                     .expect_err("rejected")
                     .class,
-                Class::Garbled
+                FailureClass::Garbled
             );
         }
     }
@@ -441,7 +441,7 @@ mod tests {
             grant(&json!({"access_token": "a", "refresh_token": "ü+%&="})).expect("granted");
         assert_eq!(rotated.refresh_token.expect("rotated").expose(), "ü+%&=");
         let strange = grant(&json!({"access_token": "a", "refresh_token": 7}));
-        assert_eq!(strange.expect_err("rejected").class, Class::Garbled);
+        assert_eq!(strange.expect_err("rejected").class, FailureClass::Garbled);
     }
 
     #[test]
@@ -456,19 +456,22 @@ mod tests {
             assert!(with(good).is_ok());
         }
         for bad in [json!("mac"), json!("DPoP"), json!(1), json!("")] {
-            assert_eq!(with(bad).expect_err("rejected").class, Class::Garbled);
+            assert_eq!(
+                with(bad).expect_err("rejected").class,
+                FailureClass::Garbled
+            );
         }
     }
 
     #[test]
     fn fields_are_found_at_their_pointers_and_nowhere_else() {
-        let fields = Fields {
+        let fields = ResponseFields {
             access_token: "/data/token".into(),
             refresh_token: "/data/next".into(),
             expires_in: "/data/ttl".into(),
             refresh_expires_in: "/data/next_ttl".into(),
         };
-        let reader = Reader { fields, ..reader() };
+        let reader = ResponseParser { fields, ..reader() };
         let read = |body: Value| {
             reader.read(
                 StatusCode::OK,
@@ -497,7 +500,7 @@ mod tests {
             "{}",
             &"[".repeat(10_000),
         ] {
-            assert_eq!(class(200, garbage), Class::Garbled, "{garbage}");
+            assert_eq!(class(200, garbage), FailureClass::Garbled, "{garbage}");
         }
     }
 
@@ -506,36 +509,36 @@ mod tests {
         for status in [400, 401] {
             assert_eq!(
                 class(status, r#"{"error":"invalid_grant"}"#),
-                Class::RefreshTokenRefused
+                FailureClass::RefreshTokenRefused
             );
             assert_eq!(
                 class(status, r#"{"error":"invalid_client"}"#),
-                Class::ClientRefused
+                FailureClass::ClientRefused
             );
             assert_eq!(
                 class(status, r#"{"error":"unauthorized_client"}"#),
-                Class::ClientRefused
+                FailureClass::ClientRefused
             );
             assert_eq!(
                 class(status, r#"{"error":"invalid_request"}"#),
-                Class::Failing
+                FailureClass::Failing
             );
-            assert_eq!(class(status, "<html>denied</html>"), Class::Failing);
+            assert_eq!(class(status, "<html>denied</html>"), FailureClass::Failing);
             assert_eq!(
                 class(status, r#"{"error":{"invalid_grant":1}}"#),
-                Class::Failing
+                FailureClass::Failing
             );
-            assert_eq!(class(status, r#"["invalid_grant"]"#), Class::Failing);
+            assert_eq!(class(status, r#"["invalid_grant"]"#), FailureClass::Failing);
         }
         for status in [302, 403, 404, 418, 429, 500, 503] {
             assert_eq!(
                 class(status, r#"{"error":"invalid_grant"}"#),
-                Class::Failing,
+                FailureClass::Failing,
                 "{status}"
             );
         }
-        assert_eq!(class(502, ""), Class::Ambiguous);
-        assert_eq!(class(504, ""), Class::Ambiguous);
+        assert_eq!(class(502, ""), FailureClass::Ambiguous);
+        assert_eq!(class(504, ""), FailureClass::Ambiguous);
     }
 
     #[test]
@@ -555,9 +558,9 @@ mod tests {
                 headers.insert(*name, HeaderValue::from_str(value).expect("a value"));
             }
             match read(status, &headers, b"").expect_err("refused").class {
-                Class::Throttled(wait) => Some(wait.as_secs()),
+                FailureClass::Throttled(wait) => Some(wait.as_secs()),
                 class => {
-                    assert_eq!(class, Class::Failing);
+                    assert_eq!(class, FailureClass::Failing);
                     None
                 }
             }

@@ -10,7 +10,7 @@ use std::{
 use bearer_proxy::{
     base::clock,
     config::{self, Source},
-    token::{Class, FirstTokens as _, jwt_grant::JwtTokens},
+    token::{FailureClass, InitialGrant as _, jwt_grant::JwtGrant},
 };
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -275,11 +275,17 @@ async fn first_tokens_without_a_person_follow_new_certificates_too() {
     })
     .unwrap()
     .config;
-    let tokens = JwtTokens::new(&config.first, &config.token.issuer, clock::system())
+    let tokens = JwtGrant::new(&config.initial_grant, &config.token.issuer, clock::system())
         .unwrap()
         .unwrap();
-    assert_eq!(tokens.fetch().await.unwrap_err().class, Class::Unreachable);
+    assert_eq!(
+        tokens.request_tokens().await.unwrap_err().class,
+        FailureClass::Unreachable
+    );
     assert_eq!(told.load(SeqCst), 0);
     write(folder.path(), "ca.pem", &right.pem());
-    assert_eq!(tokens.fetch().await.unwrap().access_token.expose(), "token");
+    assert_eq!(
+        tokens.request_tokens().await.unwrap().access_token.expose(),
+        "token"
+    );
 }

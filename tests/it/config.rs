@@ -16,7 +16,7 @@ use bearer_proxy::{
         AccessLog, Client, Exhausted, ForwardedHeaders, Limits, Listener, RetryJson, Rewrite,
         Route, Rules, rules::Rule,
     },
-    token::{BasicEncoding, Fields, Parameters, jwt_grant::User},
+    token::{BasicEncoding, ParameterLocation, ResponseFields, jwt_grant::User},
     upstream::{Cookies, Host, Http2},
 };
 use jsonwebtoken::Algorithm;
@@ -257,22 +257,22 @@ fn defaults_are_those_promised() {
     );
     assert_eq!(
         (issuer.parameters, issuer.basic_encoding),
-        (Parameters::Query, BasicEncoding::Raw)
+        (ParameterLocation::Query, BasicEncoding::Raw)
     );
     assert_eq!(
         (issuer.timeout, issuer.default_expires_in),
         (seconds(10), seconds(300))
     );
-    let first = config.first;
+    let initial_grant = config.initial_grant;
     assert_eq!(
-        first.exchange.authorize_url.as_str(),
+        initial_grant.code.authorize_url.as_str(),
         "https://cloud.example.com/api/authorize.do"
     );
     assert_eq!(
-        first.exchange.token_url.as_str(),
+        initial_grant.code.token_url.as_str(),
         "https://cloud.example.com/api/token.do"
     );
-    assert!(first.exchange.redirect_uri.is_none() && first.jwt.is_none());
+    assert!(initial_grant.code.redirect_uri.is_none() && initial_grant.jwt.is_none());
     assert_eq!(
         (
             issuer.fields.access_token.as_str(),
@@ -287,7 +287,7 @@ fn defaults_are_those_promised() {
         ),
         ("/expires_in", "/refresh_expires_in")
     );
-    assert_eq!(issuer.fields, Fields::default());
+    assert_eq!(issuer.fields, ResponseFields::default());
 
     let admin = config.admin.unwrap();
     assert_eq!(
@@ -530,7 +530,7 @@ fn every_key_arrives_where_it_belongs() {
     );
     assert_eq!(
         (issuer.parameters, issuer.basic_encoding),
-        (Parameters::Form, BasicEncoding::Form)
+        (ParameterLocation::Form, BasicEncoding::Form)
     );
     assert_eq!(
         (issuer.timeout, issuer.default_expires_in),
@@ -547,20 +547,20 @@ fn every_key_arrives_where_it_belongs() {
     );
     assert_eq!(issuer.tls.server_name.as_deref(), Some("login.internal"));
     assert_eq!(issuer.tls.min_version, tls::MinVersion::Tls13);
-    let first = config.first;
+    let initial_grant = config.initial_grant;
     assert_eq!(
-        first.exchange.redirect_uri.as_deref(),
+        initial_grant.code.redirect_uri.as_deref(),
         Some("https://app.example.com/back?a=b")
     );
     assert_eq!(
-        first.exchange.authorize_url.as_str(),
+        initial_grant.code.authorize_url.as_str(),
         "https://login.example.com:9443/oauth/authorize"
     );
     assert_eq!(
-        first.exchange.token_url.as_str(),
+        initial_grant.code.token_url.as_str(),
         "https://login.example.com:9443/oauth/token"
     );
-    let jwt = first.jwt.unwrap();
+    let jwt = initial_grant.jwt.unwrap();
     assert_eq!(jwt.url.as_str(), "https://login.example.com:9443/oauth/jwt");
     assert_eq!(
         (jwt.algorithm, jwt.user),
@@ -1582,10 +1582,10 @@ fn first_tokens_may_come_later_by_login_or_by_themselves_by_jwt() {
         loaded.warnings
     );
     assert_eq!(
-        loaded.config.first.exchange.redirect_uri.as_deref(),
+        loaded.config.initial_grant.code.redirect_uri.as_deref(),
         Some(redirect_uri.1)
     );
-    assert!(loaded.config.first.jwt.is_none());
+    assert!(loaded.config.initial_grant.jwt.is_none());
 
     let key = ("BEARER_PROXY__TOKEN__JWT__KEY", "jwtk3y");
     let claims = (
@@ -1594,7 +1594,7 @@ fn first_tokens_may_come_later_by_login_or_by_themselves_by_jwt() {
     );
     let loaded = without(&[key, claims]).unwrap();
     assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
-    let jwt = loaded.config.first.jwt.unwrap();
+    let jwt = loaded.config.initial_grant.jwt.unwrap();
     assert_eq!(
         (jwt.algorithm, jwt.user, jwt.key.expose()),
         (Algorithm::HS256, None, "jwtk3y")
@@ -1628,11 +1628,11 @@ fn a_private_key_in_pem_form_has_lines() {
     };
     let of_file = load("key_file = 'key.pem'\nalgorithm = 'ES256'").unwrap();
     assert_eq!(
-        of_file.config.first.jwt.unwrap().key.expose(),
+        of_file.config.initial_grant.jwt.unwrap().key.expose(),
         pem.trim_end()
     );
     let in_words = load(&format!("key = \"\"\"\n{pem}\"\"\"\nalgorithm = 'ES256'")).unwrap();
-    assert_eq!(in_words.config.first.jwt.unwrap().key.expose(), pem);
+    assert_eq!(in_words.config.initial_grant.jwt.unwrap().key.expose(), pem);
     for lines in [
         "key_file = 'key.pem'\nalgorithm = 'RS256'",
         "key_file = 'key.pem'\nalgorithm = 'ES384'",

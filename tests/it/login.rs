@@ -15,7 +15,7 @@ use bearer_proxy::{
     base::clock,
     cloud::{Cloud, Config, IssuerAnswer},
     config::{self, Loaded, Source},
-    token::{Class, FirstTokens as _, jwt_grant::JwtTokens},
+    token::{FailureClass, InitialGrant as _, jwt_grant::JwtGrant},
 };
 use http::StatusCode;
 use tokio::io::AsyncWriteExt as _;
@@ -472,9 +472,9 @@ fn with_jwt(cloud: &str, more: &[(&str, &str)]) -> Loaded {
     config::load(source).unwrap_or_else(|mistakes| panic!("{mistakes}"))
 }
 
-fn jwt_tokens(loaded: Loaded) -> JwtTokens {
+fn jwt_tokens(loaded: Loaded) -> JwtGrant {
     let config = loaded.config;
-    JwtTokens::new(&config.first, &config.token.issuer, clock::system())
+    JwtGrant::new(&config.initial_grant, &config.token.issuer, clock::system())
         .unwrap()
         .unwrap()
 }
@@ -494,7 +494,7 @@ async fn a_jwt_brings_first_tokens_in_both_shapes_of_answer() {
         ));
         // A code is good for once: each time another one is asked for.
         for number in 1..=2 {
-            let grant = tokens.fetch().await.unwrap();
+            let grant = tokens.request_tokens().await.unwrap();
             assert!(grant.refresh_token.is_some());
             assert_eq!(cloud.issuer_successes(), number);
         }
@@ -529,7 +529,7 @@ async fn the_request_says_who_and_is_signed() {
         ("token.jwt.algorithm", "HS384"),
     ];
     let tokens = jwt_tokens(with_jwt(&format!("http://{issuer}"), &more));
-    tokens.fetch().await.unwrap();
+    tokens.request_tokens().await.unwrap();
     let first = seen.recv().await.unwrap();
     assert!(
         !first.to_lowercase().contains("authorization:"),
@@ -576,10 +576,14 @@ async fn a_jwt_that_brings_nothing_says_why_without_secrets() {
     let wrong_client = jwt_tokens(with_jwt(cloud.origin(), &[("token.client_id", "other")]));
     let nobody = jwt_tokens(with_jwt("http://127.0.0.1:1", &[]));
     for (tokens, class, says) in [
-        (wrong_client, Class::Failing, "the issuer answered 400"),
-        (nobody, Class::Unreachable, "cannot be reached"),
+        (
+            wrong_client,
+            FailureClass::Failing,
+            "the issuer answered 400",
+        ),
+        (nobody, FailureClass::Unreachable, "cannot be reached"),
     ] {
-        let failure = tokio::time::timeout(LIMIT, tokens.fetch())
+        let failure = tokio::time::timeout(LIMIT, tokens.request_tokens())
             .await
             .unwrap()
             .unwrap_err();
@@ -613,13 +617,13 @@ async fn replaced_keys_and_secrets_are_used_at_once() {
     };
     let tokens = jwt_tokens(config::load(source).unwrap());
     assert_eq!(
-        tokens.fetch().await.unwrap_err().class,
-        Class::ClientRefused
+        tokens.request_tokens().await.unwrap_err().class,
+        FailureClass::ClientRefused
     );
     fs::write(&secret, SECRET).unwrap();
     fs::remove_file(&key).unwrap();
     tokens
-        .fetch()
+        .request_tokens()
         .await
         .expect("with the new secret, and with the key that was known");
 }

@@ -19,7 +19,7 @@ pub(super) struct Jwt {
     algorithm: Algorithm,
     user: Option<User>,
     claims: serde_json::Map<String, serde_json::Value>,
-    names: jwt_grant::Names,
+    names: jwt_grant::ParameterNames,
 }
 
 /// `None` if there is no such section, and after a mistake.
@@ -61,9 +61,9 @@ pub(super) fn jwt_section(r: &mut Reader) -> Option<Jwt> {
     })
 }
 
-fn names(r: &mut Reader) -> jwt_grant::Names {
+fn names(r: &mut Reader) -> jwt_grant::ParameterNames {
     let mut name = |path| r.read(path, values::parameter_name).unwrap_or_default();
-    jwt_grant::Names {
+    jwt_grant::ParameterNames {
         client_id: name("token.jwt.names.client_id"),
         jwt_token: name("token.jwt.names.jwt_token"),
         email: name("token.jwt.names.email"),
@@ -101,11 +101,11 @@ fn user(r: &mut Reader) -> Option<User> {
         .or(babel_id.map(|(_, name)| User::BabelId(name)))
 }
 
-pub(super) fn first_tokens(
+pub(super) fn initial_grant(
     r: &mut Reader,
     upstream: &upstream::Config,
     jwt: Option<Jwt>,
-) -> Option<token::FirstConfig> {
+) -> Option<token::InitialGrantConfig> {
     let code_fields = r
         .list("token.fields.code", values::json_pointer)
         .into_iter()
@@ -120,7 +120,7 @@ pub(super) fn first_tokens(
         .and_then(|value| values::endpoint(value).ok());
     let endpoint = own.as_ref().or_else(|| upstream.endpoints.first())?;
     let url = |path: Option<String>| interface(endpoint, &path?);
-    let exchange = code_grant::Config {
+    let code = code_grant::Config {
         authorize_url: url(authorize)?,
         token_url: url(token)?,
         redirect_uri,
@@ -143,5 +143,5 @@ pub(super) fn first_tokens(
             code_fields,
         },
     );
-    Some(token::FirstConfig { exchange, jwt })
+    Some(token::InitialGrantConfig { code, jwt })
 }

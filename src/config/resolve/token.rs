@@ -14,7 +14,7 @@ use crate::{
     config::{findings::fault, reader::Reader, values},
     net,
     proxy::rules,
-    token::{self, BasicEncoding, Fields, IssuerConfig, Parameters},
+    token::{self, BasicEncoding, IssuerConfig, ParameterLocation, ResponseFields},
     upstream::{self, Endpoint},
 };
 
@@ -120,7 +120,10 @@ fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
     let client_secret = r.secret("token.client_secret");
     let parameters = r.choice(
         "token.parameters",
-        [("query", Parameters::Query), ("form", Parameters::Form)],
+        [
+            ("query", ParameterLocation::Query),
+            ("form", ParameterLocation::Form),
+        ],
     );
     let timeout = r.positive_duration("token.timeout");
     let default_expires_in = r.positive_duration("token.default_expires_in");
@@ -145,9 +148,9 @@ pub(super) fn interface(issuer: &Endpoint, path: &str) -> Option<Url> {
     Some(url)
 }
 
-fn fields(r: &mut Reader) -> Fields {
+fn fields(r: &mut Reader) -> ResponseFields {
     let mut field = |path| r.read(path, values::json_pointer).unwrap_or_default();
-    Fields {
+    ResponseFields {
         access_token: field("token.fields.access_token"),
         refresh_token: field("token.fields.refresh_token"),
         expires_in: field("token.fields.expires_in"),

@@ -9,7 +9,7 @@ use crate::{
         findings::fault,
         raw::{Entry, Value},
     },
-    token::jwt_grant::OWN_CLAIMS,
+    token::jwt_grant::RESERVED_CLAIMS,
 };
 
 /// How JWTs are signed, RFC 7518 §3.1.
@@ -48,7 +48,7 @@ pub(in crate::config) fn claims(value: &Value) -> Read<Map<String, Json>> {
         );
     };
     for (name, _) in elements {
-        if let Some(own) = OWN_CLAIMS.iter().find(|own| *own == name) {
+        if let Some(own) = RESERVED_CLAIMS.iter().find(|own| *own == name) {
             return Err(fault(
                 format!("sets {own}, which the proxy sets by itself"),
                 "remove it",

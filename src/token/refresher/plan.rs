@@ -7,7 +7,7 @@ use crate::{
     base::{clock::Moment, secret::Secret},
     token::{
         state::{Problem, Reason},
-        store::{Intent, Seed, fingerprint},
+        store::{Intent, RefreshToken, fingerprint},
     },
 };
 
@@ -20,18 +20,18 @@ const LAST_SHARE: u32 = 5;
 /// Where the next tokens come from.
 pub(super) enum Source<'a> {
     /// A configured refresh token that was never tried.
-    Seed(&'a Seed),
+    Seed(&'a RefreshToken),
     /// The chain's refresh token.
     Chain(&'a Secret),
     /// No refresh token at all.
-    FirstTokens,
+    InitialGrant,
 }
 
 /// One call, from its decision to its end.
 #[derive(Debug)]
 pub(super) struct Attempt {
     /// The refresh token that it spends, if any.
-    pub(super) spends: Option<Seed>,
+    pub(super) spends: Option<RefreshToken>,
     pub(super) is_seed: bool,
     /// What was in question before.
     pub(super) intents_before: Vec<Intent>,
@@ -47,18 +47,20 @@ impl Refresher {
                 .token
                 .load()
                 .as_ref()
-                .is_some_and(|token| token.is_refresh_wanted());
+                .is_some_and(|token| token.is_refresh_requested());
         let at = match self.source()? {
-            Source::Seed(seed) if self.is_doubtful(&seed.fingerprint) && !is_requested => {
+            Source::Seed(seed) if self.is_possibly_spent(&seed.fingerprint) && !is_requested => {
                 self.last_chance()
             }
-            Source::Chain(token) if self.is_doubtful(&fingerprint(token)) && !is_requested => {
+            Source::Chain(token)
+                if self.is_possibly_spent(&fingerprint(token)) && !is_requested =>
+            {
                 self.last_chance()
             }
             Source::Seed(_) => Moment::default(),
             // A wish brings the schedule forward, never the end of a backoff.
-            Source::Chain(_) | Source::FirstTokens if is_wanted => Moment::default(),
-            Source::Chain(_) | Source::FirstTokens => self.refresh_at,
+            Source::Chain(_) | Source::InitialGrant if is_wanted => Moment::default(),
+            Source::Chain(_) | Source::InitialGrant => self.refresh_at,
         };
         Some(at.max(self.not_before))
     }
@@ -75,20 +77,20 @@ impl Refresher {
                 .then_some(Source::Chain(token))
         };
         seed.or_else(chain)
-            .or_else(|| self.first_tokens.is_some().then_some(Source::FirstTokens))
+            .or_else(|| self.initial_grant.is_some().then_some(Source::InitialGrant))
     }
 
     pub(super) fn attempt(&self) -> Option<Attempt> {
         let (spends, is_seed) = match self.source()? {
             Source::Seed(seed) => (Some(seed.clone()), true),
             Source::Chain(token) => (
-                Some(Seed {
+                Some(RefreshToken {
                     token: token.clone(),
                     fingerprint: fingerprint(token),
                 }),
                 false,
             ),
-            Source::FirstTokens => (None, false),
+            Source::InitialGrant => (None, false),
         };
         Some(Attempt {
             spends,
@@ -100,8 +102,8 @@ impl Refresher {
     /// After a call whose outcome is unknown: whether what follows need not wait.
     pub(super) fn is_worth_repeating(&self, attempt: &Attempt) -> bool {
         attempt.spends.as_ref().is_some_and(|spent| {
-            !self.is_doubtful(&spent.fingerprint)
-                || matches!(self.source(), Some(Source::FirstTokens))
+            !self.is_possibly_spent(&spent.fingerprint)
+                || matches!(self.source(), Some(Source::InitialGrant))
         })
     }
 
@@ -111,7 +113,7 @@ impl Refresher {
         if self.source().is_some() {
             let is_over = match reason {
                 Some(Reason::NoCredential | Reason::OutcomeUnknown) => true,
-                Some(Reason::RefreshTokenRefused) => self.first_tokens.is_none(),
+                Some(Reason::RefreshTokenRefused) => self.initial_grant.is_none(),
                 _ => false,
             };
             if is_over {
@@ -146,12 +148,13 @@ impl Refresher {
     /// A refresh token that was refused is never sent again. One that may be spent is not sent again if first tokens can
     /// be had instead, or if that is forbidden.
     fn may_spend(&self, fingerprint: &String) -> bool {
-        let is_better_left = !self.grace_retry || self.first_tokens.is_some();
-        !(self.refused.contains(fingerprint) || is_better_left && self.is_doubtful(fingerprint))
+        let is_better_left = !self.grace_retry || self.initial_grant.is_some();
+        !(self.refused.contains(fingerprint)
+            || is_better_left && self.is_possibly_spent(fingerprint))
     }
 
     /// Whether it may be spent, and it is too late for the issuer to forgive a repetition.
-    fn is_doubtful(&self, fingerprint: &str) -> bool {
+    fn is_possibly_spent(&self, fingerprint: &str) -> bool {
         self.record.intent(fingerprint).is_some_and(|intent| {
             let is_young = intent
                 .age(&*self.shared.clock)

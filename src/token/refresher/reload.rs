@@ -12,17 +12,17 @@ use super::Refresher;
 use crate::{
     base::{backoff, clock::Moment, secret::Secret},
     token::{
-        cache::{Lineage, Token, authorization},
+        cache::{RefreshHistory, Token, authorization},
         schedule,
-        store::{Record, Seed, fingerprint},
+        store::{Record, RefreshToken, fingerprint},
     },
 };
 
 /// Whether it is our turn: without the lock, another process may be in the middle of its call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ours {
-    Yes,
-    No,
+pub(super) enum LockState {
+    Held,
+    NotHeld,
 }
 
 impl Refresher {
@@ -30,12 +30,12 @@ impl Refresher {
     pub(super) fn restore(&mut self, configured: Option<Secret>) {
         self.install();
         // Whether those are of a process that died, or of one that is just at it, shows with the lock.
-        if self.record.is_in_doubt() {
+        if self.record.has_open_intent() {
             self.refresh_at = Moment::default();
         }
         self.record.intents.clear();
         if let Some(configured) = configured {
-            let is_new = self.plant(configured);
+            let is_new = self.offer_seed(configured);
             let name = if is_new {
                 "the configured one"
             } else {
@@ -52,21 +52,21 @@ impl Refresher {
         if let Some(file) = self.seed_file.clone()
             && let Ok(Ok(configured)) =
                 tokio::task::spawn_blocking(|| Secret::from_file(file)).await
-            && self.plant(configured)
+            && self.offer_seed(configured)
         {
             tracing::info!(
                 credential = self.shared.name,
                 "a new refresh token is configured: it is tried"
             );
         }
-        self.reread(Ours::No).await;
+        self.reload_record(LockState::NotHeld).await;
         self.assess();
     }
 
     /// A configured refresh token that began no chain yet, and was not refused, is tried at once; true for such a one.
     /// Any other is older than what is stored.
-    pub(super) fn plant(&mut self, configured: Secret) -> bool {
-        let seed = Seed {
+    pub(super) fn offer_seed(&mut self, configured: Secret) -> bool {
+        let seed = RefreshToken {
             fingerprint: fingerprint(&configured),
             token: configured,
         };
@@ -83,7 +83,7 @@ impl Refresher {
     }
 
     /// Another process may have refreshed, or be dead in the middle of it.
-    pub(super) async fn reread(&mut self, ours: Ours) {
+    pub(super) async fn reload_record(&mut self, ours: LockState) {
         let Some(store) = &self.store else { return };
         match store.load().await {
             Ok(Some(stored)) => {
@@ -100,26 +100,26 @@ impl Refresher {
         }
     }
 
-    fn compare(&mut self, stored: Record, ours: Ours) {
+    fn compare(&mut self, stored: Record, ours: LockState) {
         if let Some(token) = stored
             .refresh_token
             .clone()
-            .filter(|_| stored.is_handmade())
+            .filter(|_| stored.is_handwritten())
         {
-            self.plant(token);
+            self.offer_seed(token);
         }
         match stored.version().cmp(&self.record.version()) {
-            Ordering::Greater => self.adopt(stored),
+            Ordering::Greater => self.take_over(stored),
             // What is not written yet is newer than what is read.
-            Ordering::Equal if ours == Ours::Yes && self.writer.is_idle() => {
-                if !self.record.is_in_doubt() && stored.is_in_doubt() {
+            Ordering::Equal if ours == LockState::Held && self.writer.is_idle() => {
+                if !self.record.has_open_intent() && stored.has_open_intent() {
                     let credential = &self.shared.name;
                     tracing::warn!(
                         credential,
                         "a process died in the middle of a refresh: the refresh token may be spent"
                     );
                 }
-                self.record.take_notes(stored);
+                self.record.merge_notes(stored);
             }
             // A backup, say: its refresh token is spent.
             Ordering::Equal | Ordering::Less => {}
@@ -127,7 +127,7 @@ impl Refresher {
     }
 
     /// Goes on with what another process stored.
-    fn adopt(&mut self, stored: Record) {
+    fn take_over(&mut self, stored: Record) {
         tracing::info!(
             credential = self.shared.name,
             generation = stored.generation,
@@ -138,7 +138,7 @@ impl Refresher {
             .take_if(|seed| self.record.has_adopted(&seed.fingerprint));
         self.shared.requested.store(false, Relaxed);
         self.refresh_at = Moment::default();
-        self.is_well();
+        self.clear_failures();
         self.install();
         self.assess();
     }
@@ -166,17 +166,17 @@ impl Refresher {
 
     pub(super) fn publish(&self, header: HeaderValue, expires_at: Moment, lifetime: Duration) {
         let cooldown = schedule::cooldown(self.cooldown, lifetime);
-        let lineage = match self.shared.token.load().as_ref() {
-            Some(replaced) => Lineage::after(replaced, cooldown),
-            None => Lineage::first(cooldown),
+        let history = match self.shared.token.load().as_ref() {
+            Some(replaced) => RefreshHistory::after(replaced, cooldown),
+            None => RefreshHistory::first(cooldown),
         };
-        let minted_at = self.shared.clock.now();
+        let published_at = self.shared.clock.now();
         let token = Token::new(
             self.record.version(),
             header,
-            minted_at,
+            published_at,
             expires_at,
-            lineage,
+            history,
         );
         self.shared.token.store(Some(Arc::new(token)));
     }

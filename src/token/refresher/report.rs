@@ -19,14 +19,14 @@ impl Refresher {
         let token = self.shared.token.load();
         let state = reason.state(self.expiry().is_some(), token.is_some());
         {
-            let mut ledger = self.shared.ledger();
-            ledger.problem = self.problem.as_ref().map(|problem| problem.detail.clone());
-            ledger.refresh_token_expires_at =
+            let mut telemetry = self.shared.telemetry();
+            telemetry.problem = self.problem.as_ref().map(|problem| problem.detail.clone());
+            telemetry.refresh_token_expires_at =
                 self.record.refresh_token_expiry(self.refresh_lifetime);
-            ledger.seed_refused = self.seed_refused;
-            ledger.persistence = self.writer.persistence();
-            ledger.next_attempt = self.due();
-            ledger.next_request = ledger.next_request.max(self.not_before);
+            telemetry.seed_refused = self.seed_refused;
+            telemetry.persistence = self.writer.persistence();
+            telemetry.next_attempt = self.due();
+            telemetry.next_request = telemetry.next_request.max(self.not_before);
         }
         let version = token.as_ref().map(|token| token.version());
         let old = *self.status.borrow();

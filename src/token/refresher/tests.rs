@@ -16,7 +16,7 @@ use crate::{
         clock::{Clock as _, Jump},
         secret::Secret,
     },
-    token::{Persistence, RefreshRefused, Rejection, store::fingerprint},
+    token::{ManualRefreshError, Persistence, Rejection, store::fingerprint},
 };
 
 const HOUR: Duration = seconds(3600);
@@ -58,7 +58,7 @@ async fn a_failing_issuer_is_retried_with_backoff_and_the_token_serves_until_its
         if n == 1 {
             Ok(grant(n, HOUR))
         } else {
-            failure(Class::Failing)
+            failure(FailureClass::Failing)
         }
     })
     .start();
@@ -98,7 +98,7 @@ async fn it_recovers_within_one_backoff_step() {
         if n == 31 {
             Ok(grant(n, HOUR))
         } else {
-            failure(Class::Unreachable)
+            failure(FailureClass::Unreachable)
         }
     })
     .start();
@@ -118,7 +118,7 @@ async fn it_recovers_within_one_backoff_step() {
 
 #[tokio::test(start_paused = true)]
 async fn the_expiry_is_told_when_it_comes_also_between_calls() {
-    let throttled = Class::Throttled(seconds(300));
+    let throttled = FailureClass::Throttled(seconds(300));
     let bench = Setup::new(move |n| {
         if n == 1 {
             Ok(grant(n, seconds(60)))
@@ -160,7 +160,7 @@ async fn a_rejection_of_a_doubtful_token_that_expired_is_worth_waiting() {
 
 #[tokio::test(start_paused = true)]
 async fn nothing_shortens_a_retry_after() {
-    let throttled = Class::Throttled(seconds(120));
+    let throttled = FailureClass::Throttled(seconds(120));
     let bench = Setup::new(move |n| {
         if n == 2 {
             failure(throttled)
@@ -179,7 +179,7 @@ async fn nothing_shortens_a_retry_after() {
         bench.credential.rejected(token.version());
         assert!(matches!(
             bench.credential.refresh_now(),
-            Err(RefreshRefused::TooEarly { .. })
+            Err(ManualRefreshError::TooEarly { .. })
         ));
         bench.pass(seconds(1)).await;
     }
@@ -195,7 +195,7 @@ async fn rejections_do_not_shorten_a_backoff() {
         if n == 1 {
             Ok(grant(n, DAY))
         } else {
-            failure(Class::Failing)
+            failure(FailureClass::Failing)
         }
     })
     .start();
@@ -215,7 +215,7 @@ async fn a_refused_refresh_token_ends_all_calls_but_not_the_service() {
         if n == 1 {
             Ok(grant(n, HOUR))
         } else {
-            failure(Class::RefreshTokenRefused)
+            failure(FailureClass::RefreshTokenRefused)
         }
     })
     .start();
@@ -234,7 +234,7 @@ async fn a_refused_refresh_token_ends_all_calls_but_not_the_service() {
     assert_eq!(Instant::now(), before, "nobody waits for a dead credential");
     assert_eq!(
         bench.credential.refresh_now(),
-        Err(RefreshRefused::NoCredential)
+        Err(ManualRefreshError::NoCredential)
     );
     bench.pass(7 * DAY).await;
     assert_eq!(bench.calls().len(), 2);
@@ -281,7 +281,7 @@ async fn a_refused_client_calls_once_a_minute_and_comes_back() {
 async fn a_changed_client_secret_is_tried_once_at_once() {
     let bench = Setup::new(|n| {
         if n <= 1 {
-            failure(Class::ClientRefused)
+            failure(FailureClass::ClientRefused)
         } else {
             Ok(grant(n, HOUR))
         }
@@ -293,7 +293,7 @@ async fn a_changed_client_secret_is_tried_once_at_once() {
     assert_eq!(bench.gaps(), [Duration::ZERO]);
     assert_ne!(statuses.borrow_and_update().state, State::Dead);
 
-    let bench = Setup::new(|_| failure(Class::ClientRefused))
+    let bench = Setup::new(|_| failure(FailureClass::ClientRefused))
         .client_secrets(1000)
         .start();
     bench.until(State::Dead, Reason::ClientRefused).await;
@@ -358,7 +358,7 @@ async fn a_waiter_that_goes_away_cancels_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn waiting_ends_at_its_deadline() {
-    let bench = Setup::new(|_| failure(Class::Unreachable)).start();
+    let bench = Setup::new(|_| failure(FailureClass::Unreachable)).start();
     let before = Instant::now();
     assert!(
         bench
@@ -470,7 +470,7 @@ async fn short_lifetimes_never_cause_more_than_a_call_a_second() {
     let bench = Setup::new(|n| Ok(grant(n, seconds(1)))).start();
     bench.pass(seconds(60)).await;
     assert!(bench.calls().len() <= 61, "{}", bench.calls().len());
-    let bench = Setup::new(|_| failure(Class::Garbled)).start();
+    let bench = Setup::new(|_| failure(FailureClass::Garbled)).start();
     bench.pass(seconds(60)).await;
     assert_eq!(
         bench.count(Outcome::Garbled),
@@ -693,7 +693,7 @@ async fn a_new_seed_begins_a_new_chain_while_the_stored_token_serves() {
 
 #[tokio::test(start_paused = true)]
 async fn a_seed_that_was_never_good_is_not_adopted() {
-    let bench = Setup::new(|_| failure(Class::RefreshTokenRefused)).start();
+    let bench = Setup::new(|_| failure(FailureClass::RefreshTokenRefused)).start();
     bench.until(State::Dead, Reason::RefreshTokenRefused).await;
     assert!(bench.saves().is_empty());
 }
@@ -739,7 +739,7 @@ async fn without_a_refresh_token_nothing_is_called_and_nobody_waits() {
 async fn a_person_may_ask_once_a_cooldown() {
     let bench = Setup::new(|n| Ok(grant(n, HOUR))).start();
     let token = bench.token().await;
-    let Err(RefreshRefused::TooEarly { retry_after }) = bench.credential.refresh_now() else {
+    let Err(ManualRefreshError::TooEarly { retry_after }) = bench.credential.refresh_now() else {
         panic!("too early")
     };
     assert!(retry_after > seconds(9) && retry_after <= seconds(10));
@@ -747,7 +747,7 @@ async fn a_person_may_ask_once_a_cooldown() {
     assert_eq!(bench.credential.refresh_now(), Ok(()));
     assert!(matches!(
         bench.credential.refresh_now(),
-        Err(RefreshRefused::TooEarly { .. })
+        Err(ManualRefreshError::TooEarly { .. })
     ));
     let newer = bench
         .credential
@@ -764,7 +764,7 @@ async fn a_person_may_ask_once_a_cooldown() {
 #[tokio::test(start_paused = true)]
 async fn a_missing_refresh_token_in_the_answer_keeps_the_old_one() {
     let bench = Setup::new(|n| {
-        Ok(Grant {
+        Ok(TokenResponse {
             refresh_token: None,
             ..grant(n, HOUR)
         })
@@ -779,7 +779,7 @@ async fn one_log_line_a_transition_and_none_a_retry() {
     let log = harness::Log::capture();
     let bench = Setup::new(|n| match n {
         1 | 500.. => Ok(grant(n, HOUR)),
-        _ => failure(Class::Unreachable),
+        _ => failure(FailureClass::Unreachable),
     })
     .start();
     bench.until(State::Fresh, Reason::Ok).await;
@@ -798,7 +798,7 @@ async fn one_log_line_a_transition_and_none_a_retry() {
 async fn the_snapshot_tells_all_but_secrets() {
     let bench = Setup::new(|n| {
         if n == 2 {
-            failure(Class::Failing)
+            failure(FailureClass::Failing)
         } else {
             Ok(grant(n, HOUR))
         }

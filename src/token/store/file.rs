@@ -38,9 +38,9 @@ impl FileStore {
         };
         // With the lock, since nobody is writing then.
         if let Some(_lock) = try_lock(&self.path).map_err(unwritable)? {
-            remove_leftovers(&self.path);
+            remove_temporary_files(&self.path);
         }
-        try_writing(&self.path).map_err(unwritable)?;
+        probe_write(&self.path).map_err(unwritable)?;
         Ok(record)
     }
 
@@ -117,7 +117,7 @@ impl Store for FileStore {
 }
 
 /// Makes a file where records are made, and takes it away again.
-fn try_writing(path: &Path) -> io::Result<()> {
+fn probe_write(path: &Path) -> io::Result<()> {
     let temporary = temporary_of(path);
     platform::create_new(&temporary)?;
     fs::remove_file(temporary)
@@ -156,7 +156,7 @@ fn replace(path: &Path, record: &Record) -> io::Result<()> {
 /// other's.
 fn temporary_of(path: &Path) -> PathBuf {
     let unique = getrandom::u64().unwrap_or_else(|_| std::process::id().into());
-    folder_of(path).join(format!("{}{:016x}.tmp", leftover_prefix(path), unique))
+    folder_of(path).join(format!("{}{:016x}.tmp", temporary_prefix(path), unique))
 }
 
 fn write_durably(path: &Path, contents: &[u8]) -> io::Result<()> {
@@ -167,8 +167,8 @@ fn write_durably(path: &Path, contents: &[u8]) -> io::Result<()> {
 
 /// Temporary files of a process that was killed. One that another process is just writing, its lock lost, may go too:
 /// its rename then fails, and it writes again.
-fn remove_leftovers(path: &Path) {
-    let prefix = leftover_prefix(path);
+fn remove_temporary_files(path: &Path) {
+    let prefix = temporary_prefix(path);
     let Ok(entries) = fs::read_dir(folder_of(path)) else {
         return;
     };
@@ -184,7 +184,7 @@ fn remove_leftovers(path: &Path) {
 }
 
 /// `.token.json.` for `token.json`.
-fn leftover_prefix(path: &Path) -> String {
+fn temporary_prefix(path: &Path) -> String {
     format!(
         ".{}.",
         path.file_name().unwrap_or_default().to_string_lossy()

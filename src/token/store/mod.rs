@@ -8,7 +8,7 @@ use std::{io, path::PathBuf, sync::Arc};
 
 pub(super) use self::{
     file::FileStore,
-    record::{Access, Intent, Origin, Record, Seed, fingerprint},
+    record::{AccessToken, Grant, Intent, Record, RefreshToken, fingerprint},
     writer::Writer,
 };
 use super::issuer::BoxFuture;

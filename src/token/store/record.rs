@@ -35,7 +35,7 @@ pub(in crate::token) struct Record {
     pub(in crate::token) refresh_token_expires_at: Option<SystemTime>,
     /// When this refresh token came: a different one than before.
     pub(in crate::token) refresh_token_since: Option<SystemTime>,
-    pub(in crate::token) access: Option<Access>,
+    pub(in crate::token) access: Option<AccessToken>,
     /// At most one for each refresh token that is still in question: the chain's, and configured ones, which may be
     /// configured again.
     pub(in crate::token) intents: Vec<Intent>,
@@ -58,25 +58,25 @@ pub(in crate::token) struct Intent {
 
 /// A configured refresh token that begins a new chain.
 #[derive(Debug, Clone)]
-pub(in crate::token) struct Seed {
+pub(in crate::token) struct RefreshToken {
     pub(in crate::token) token: Secret,
     pub(in crate::token) fingerprint: String,
 }
 
 /// What new tokens were had for.
 #[derive(Debug)]
-pub(in crate::token) enum Origin {
+pub(in crate::token) enum Grant {
     /// The chain's refresh token.
     Chain,
     /// A configured refresh token: a new chain.
-    Seed(Seed),
+    Seed(RefreshToken),
     /// No refresh token at all: a new chain.
-    First,
+    Initial,
 }
 
 /// An access token, and what is known about its age.
 #[derive(Debug, Clone)]
-pub(in crate::token) struct Access {
+pub(in crate::token) struct AccessToken {
     pub(in crate::token) token: Secret,
     pub(in crate::token) lifetime: Duration,
     pub(in crate::token) obtained_at: SystemTime,
@@ -95,7 +95,7 @@ impl Record {
     }
 
     /// Whether people or other programs wrote it: as good as a configured refresh token.
-    pub(in crate::token) fn is_handmade(&self) -> bool {
+    pub(in crate::token) fn is_handwritten(&self) -> bool {
         self.epoch == 0
     }
 
@@ -104,25 +104,25 @@ impl Record {
         &mut self,
         rotated: Option<Secret>,
         refresh_lifetime: Option<Duration>,
-        access: Access,
-        origin: Origin,
+        access: AccessToken,
+        origin: Grant,
     ) {
-        if self.is_handmade()
+        if self.is_handwritten()
             && let Some(token) = &self.refresh_token
         {
             self.adopt(fingerprint(token));
         }
-        if self.is_handmade() || !matches!(origin, Origin::Chain) {
+        if self.is_handwritten() || !matches!(origin, Grant::Chain) {
             self.epoch = to_millis(access.obtained_at).max(self.epoch.saturating_add(1));
         }
         self.generation = self.generation.saturating_add(1);
         let spent = match origin {
-            Origin::Chain => self.refresh_token.clone(),
-            Origin::Seed(seed) => {
+            Grant::Chain => self.refresh_token.clone(),
+            Grant::Seed(seed) => {
                 self.adopt(seed.fingerprint);
                 Some(seed.token)
             }
-            Origin::First => None,
+            Grant::Initial => None,
         };
         let newest = rotated.or_else(|| spent.clone());
         let is_another =
@@ -160,7 +160,7 @@ impl Record {
     }
 
     /// Whether the chain's own refresh token may be spent.
-    pub(in crate::token) fn is_in_doubt(&self) -> bool {
+    pub(in crate::token) fn has_open_intent(&self) -> bool {
         self.chain_fingerprint()
             .is_some_and(|chain| self.intent(&chain).is_some())
     }
@@ -170,7 +170,7 @@ impl Record {
     }
 
     /// The refresh token of that fingerprint is about to be sent.
-    pub(in crate::token) fn intend(&mut self, fingerprint: &str, clock: &dyn Clock) {
+    pub(in crate::token) fn open_intent(&mut self, fingerprint: &str, clock: &dyn Clock) {
         if let Some(intent) = self
             .intents
             .iter_mut()
@@ -197,12 +197,12 @@ impl Record {
     }
 
     /// The outcome is known.
-    pub(in crate::token) fn forget_intent(&mut self, fingerprint: &str) {
+    pub(in crate::token) fn close_intent_of(&mut self, fingerprint: &str) {
         self.intents.retain(|intent| intent.spends != fingerprint);
     }
 
     /// What another process noted about the same chain.
-    pub(in crate::token) fn take_notes(&mut self, stored: Self) {
+    pub(in crate::token) fn merge_notes(&mut self, stored: Self) {
         self.intents = stored.intents;
         self.adopted = stored.adopted;
     }
@@ -223,7 +223,7 @@ pub(in crate::token) struct Expiry {
     pub(in crate::token) is_certain: bool,
 }
 
-impl Access {
+impl AccessToken {
     /// The expiry on this boot's clock.
     pub(in crate::token) fn expiry(&self, clock: &dyn Clock) -> Expiry {
         let now = clock.now();
@@ -252,13 +252,13 @@ impl Access {
     }
 }
 
-impl Origin {
+impl Grant {
     /// What a new chain begins with, for people.
     pub(in crate::token) fn begins_with(&self) -> Option<&'static str> {
         match self {
             Self::Chain => None,
             Self::Seed(_) => Some("the configured refresh token"),
-            Self::First => Some("first tokens"),
+            Self::Initial => Some("first tokens"),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bearer_proxy::{
     base::{clock, secret::Secret},
     net::tls,
-    token::{BasicEncoding, Config, Fields, IssuerConfig, Parameters},
+    token::{BasicEncoding, Config, IssuerConfig, ParameterLocation, ResponseFields},
 };
 
 /// A credential with a usable token, as a restart finds it.
@@ -32,9 +32,9 @@ pub(crate) fn config(folder: &std::path::Path) -> Config {
             refresh_url: "http://127.0.0.1:1/".parse().expect("a URL"),
             client_id: "id".to_owned(),
             client_secret: Secret::new("secret"),
-            parameters: Parameters::Query,
+            parameters: ParameterLocation::Query,
             basic_encoding: BasicEncoding::Raw,
-            fields: Fields::default(),
+            fields: ResponseFields::default(),
             timeout: Duration::from_secs(10),
             default_expires_in: Duration::from_secs(300),
             tls: tls::Config::default(),

@@ -6,7 +6,7 @@ use super::*;
 async fn first_tokens_begin_a_chain_when_there_is_no_refresh_token() {
     let bench = Setup::new(|n| Ok(grant(n, HOUR)))
         .no_refresh_token()
-        .first_tokens(|n| Ok(grant(n + 200, HOUR)))
+        .initial_grant(|n| Ok(grant(n + 200, HOUR)))
         .start();
     bench.token().await;
     bench.until(State::Fresh, Reason::Ok).await;
@@ -19,9 +19,9 @@ async fn first_tokens_begin_a_chain_when_there_is_no_refresh_token() {
 
 #[tokio::test(start_paused = true)]
 async fn first_tokens_take_over_when_the_refresh_token_is_refused() {
-    let bench = Setup::new(|_| failure(Class::RefreshTokenRefused))
+    let bench = Setup::new(|_| failure(FailureClass::RefreshTokenRefused))
         .latency(seconds(1))
-        .first_tokens(|n| Ok(grant(n + 200, HOUR)))
+        .initial_grant(|n| Ok(grant(n + 200, HOUR)))
         .start();
     let mut statuses = bench.credential.subscribe();
     assert!(
@@ -38,7 +38,10 @@ async fn first_tokens_take_over_when_the_refresh_token_is_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn refused_first_tokens_are_asked_for_once_a_minute() {
-    for class in [Class::RefreshTokenRefused, Class::ClientRefused] {
+    for class in [
+        FailureClass::RefreshTokenRefused,
+        FailureClass::ClientRefused,
+    ] {
         let answer = move |n| {
             if n <= 5 {
                 failure(class)
@@ -48,7 +51,7 @@ async fn refused_first_tokens_are_asked_for_once_a_minute() {
         };
         let bench = Setup::new(|n| Ok(grant(n, HOUR)))
             .no_refresh_token()
-            .first_tokens(answer)
+            .initial_grant(answer)
             .start();
         bench.until(State::Dead, class.into()).await;
         bench.until(State::Fresh, Reason::Ok).await;
@@ -70,7 +73,7 @@ async fn a_new_seed_that_is_refused_leaves_the_old_chain_in_place() {
     let old = bench.token().await;
     let bad = |n| {
         if n == 1 {
-            failure(Class::RefreshTokenRefused)
+            failure(FailureClass::RefreshTokenRefused)
         } else {
             Ok(grant(n + 100, HOUR))
         }
@@ -107,7 +110,7 @@ async fn dead(file: &std::path::Path) -> Bench {
     std::fs::write(file, "bad").expect("written");
     let answer = |n| {
         if n == 1 {
-            failure(Class::RefreshTokenRefused)
+            failure(FailureClass::RefreshTokenRefused)
         } else {
             Ok(grant(n, HOUR))
         }
@@ -128,7 +131,7 @@ async fn a_new_refresh_token_in_its_file_revives_a_dead_credential() {
         bench.credential.reload();
         assert_eq!(
             bench.credential.refresh_now(),
-            Err(RefreshRefused::NoCredential)
+            Err(ManualRefreshError::NoCredential)
         );
         bench.pass(HOUR).await;
         assert_eq!(bench.calls().len(), 1);
@@ -165,7 +168,7 @@ async fn files_are_looked_at_without_being_told() {
 
 #[tokio::test(start_paused = true)]
 async fn tokens_that_another_process_stores_revive_a_dead_credential() {
-    let bench = Setup::new(|_| failure(Class::RefreshTokenRefused)).start();
+    let bench = Setup::new(|_| failure(FailureClass::RefreshTokenRefused)).start();
     bench.until(State::Dead, Reason::RefreshTokenRefused).await;
     let logged_in = Setup::new(|n| Ok(grant(n + 200, HOUR))).start();
     logged_in.token().await;
@@ -197,7 +200,7 @@ async fn a_state_file_by_hand_is_as_good_as_a_configured_refresh_token() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_client_is_probed_once_a_minute_whoever_asks() {
-    let bench = Setup::new(|_| failure(Class::ClientRefused)).start();
+    let bench = Setup::new(|_| failure(FailureClass::ClientRefused)).start();
     bench.until(State::Dead, Reason::ClientRefused).await;
     for _ in 0..600 {
         bench.credential.reload();
@@ -249,7 +252,7 @@ async fn a_lock_is_waited_for_and_what_was_stored_meanwhile_is_adopted() {
         Some(Secret::new("their refresh token")),
         None,
         access,
-        Origin::Chain,
+        Grant::Chain,
     );
     bench.pass(seconds(60)).await;
     bench.hold_lock(true);
@@ -325,7 +328,7 @@ async fn a_backup_is_not_taken_for_news() {
 async fn the_age_of_a_refresh_token_is_told_and_warned_of() {
     let log = harness::Log::capture();
     let untold = |n| {
-        Ok(Grant {
+        Ok(TokenResponse {
             refresh_token: None,
             refresh_lifetime: None,
             ..grant(n, HOUR)

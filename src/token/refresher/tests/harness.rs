@@ -19,8 +19,8 @@ use crate::{
         secret::Secret,
     },
     token::{
-        Class, Config, Credential, Failure, FirstTokens, Grant, Outcome, Reason, State, StoreError,
-        Token,
+        Config, Credential, Failure, FailureClass, InitialGrant, Outcome, Reason, State,
+        StoreError, Token, TokenResponse,
         issuer::{BoxFuture, Issuer},
         refresher::Refresher,
         store::{Lock, Record, Store},
@@ -36,8 +36,8 @@ pub(super) const fn seconds(n: u64) -> Duration {
 }
 
 /// What a good issuer answers to its nth call.
-pub(super) fn grant(n: usize, lifetime: Duration) -> Grant {
-    Grant {
+pub(super) fn grant(n: usize, lifetime: Duration) -> TokenResponse {
+    TokenResponse {
         access_token: Secret::new(format!("access-{n}")),
         refresh_token: Some(Secret::new(format!("refresh-{n}"))),
         lifetime,
@@ -45,20 +45,20 @@ pub(super) fn grant(n: usize, lifetime: Duration) -> Grant {
     }
 }
 
-pub(super) fn failure(class: Class) -> Result<Grant, Failure> {
+pub(super) fn failure(class: FailureClass) -> Result<TokenResponse, Failure> {
     Err(Failure::new(class, "as scripted"))
 }
 
 /// A refused client, with other troubles in between.
-pub(super) fn refused(n: usize) -> Result<Grant, Failure> {
+pub(super) fn refused(n: usize) -> Result<TokenResponse, Failure> {
     failure(if n.is_multiple_of(3) {
-        Class::Unreachable
+        FailureClass::Unreachable
     } else {
-        Class::ClientRefused
+        FailureClass::ClientRefused
     })
 }
 
-type Answer = Box<dyn Fn(usize) -> Result<Grant, Failure> + Send + Sync>;
+type Answer = Box<dyn Fn(usize) -> Result<TokenResponse, Failure> + Send + Sync>;
 type WriteTime = Box<dyn Fn(usize) -> Duration + Send + Sync>;
 type WriteResult = Box<dyn Fn(usize) -> io::Result<()> + Send + Sync>;
 
@@ -87,7 +87,7 @@ pub(super) struct Setup {
     write_time: WriteTime,
     write_result: WriteResult,
     refresh_token: Option<Secret>,
-    first_tokens: Option<Answer>,
+    initial_grant: Option<Answer>,
     grace_retry: bool,
     record: Option<Record>,
     machine: Option<(Arc<Simulated>, Arc<Disk>)>,
@@ -95,7 +95,7 @@ pub(super) struct Setup {
 
 impl Setup {
     pub(super) fn new(
-        answer: impl Fn(usize) -> Result<Grant, Failure> + Send + Sync + 'static,
+        answer: impl Fn(usize) -> Result<TokenResponse, Failure> + Send + Sync + 'static,
     ) -> Self {
         Self {
             answer: Box::new(answer),
@@ -104,7 +104,7 @@ impl Setup {
             write_time: Box::new(|_| Duration::ZERO),
             write_result: Box::new(|_| Ok(())),
             refresh_token: Some(Secret::new("seed")),
-            first_tokens: None,
+            initial_grant: None,
             grace_retry: true,
             record: None,
             machine: None,
@@ -150,12 +150,12 @@ impl Setup {
     }
 
     /// First tokens can be had; such calls spend nothing.
-    pub(super) fn first_tokens(
+    pub(super) fn initial_grant(
         self,
-        answer: impl Fn(usize) -> Result<Grant, Failure> + Send + Sync + 'static,
+        answer: impl Fn(usize) -> Result<TokenResponse, Failure> + Send + Sync + 'static,
     ) -> Self {
         Self {
-            first_tokens: Some(Box::new(answer)),
+            initial_grant: Some(Box::new(answer)),
             ..self
         }
     }
@@ -208,7 +208,7 @@ impl Setup {
             disk: Arc::clone(&disk),
             credential: OnceLock::new(),
         });
-        let first_tokens = self.first_tokens.map(|answer| {
+        let initial_grant = self.initial_grant.map(|answer| {
             let script = Script {
                 clock: Arc::clone(&clock),
                 answer,
@@ -227,9 +227,9 @@ impl Setup {
                 script: Arc::clone(&issuer),
                 client_secrets: (0..self.client_secrets).collect(),
             }),
-            first_tokens
+            initial_grant
                 .clone()
-                .map(|script| Box::new(script) as Box<dyn FirstTokens>),
+                .map(|script| Box::new(script) as Box<dyn InitialGrant>),
             Some(Arc::new(Arc::clone(&store))),
             disk.record().unwrap_or_default(),
         );
@@ -242,7 +242,7 @@ impl Setup {
             clock,
             credential,
             issuer,
-            first_tokens,
+            initial_grant,
             store,
             running: Some((stop, task)),
         }
@@ -253,7 +253,7 @@ pub(super) struct Bench {
     pub(super) clock: Arc<Simulated>,
     pub(super) credential: Credential,
     issuer: Arc<Script>,
-    first_tokens: Option<Arc<Script>>,
+    initial_grant: Option<Arc<Script>>,
     store: Arc<Shelf>,
     running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
@@ -315,7 +315,7 @@ impl Bench {
 
     /// Calls for first tokens.
     pub(super) fn first_calls(&self) -> Vec<Call> {
-        self.first_tokens
+        self.initial_grant
             .as_ref()
             .map_or_else(Vec::new, |script| script.calls.lock().unwrap().clone())
     }
@@ -397,7 +397,7 @@ struct Script {
 }
 
 impl Script {
-    async fn call(&self, spent: String) -> Result<Grant, Failure> {
+    async fn call(&self, spent: String) -> Result<TokenResponse, Failure> {
         let n = {
             let mut calls = self.calls.lock().unwrap();
             calls.push(Call {
@@ -421,7 +421,10 @@ struct ScriptedIssuer {
 }
 
 impl Issuer for ScriptedIssuer {
-    fn refresh<'a>(&'a self, refresh_token: &'a Secret) -> BoxFuture<'a, Result<Grant, Failure>> {
+    fn refresh<'a>(
+        &'a self,
+        refresh_token: &'a Secret,
+    ) -> BoxFuture<'a, Result<TokenResponse, Failure>> {
         Box::pin(self.script.call(refresh_token.expose().to_owned()))
     }
 
@@ -437,8 +440,8 @@ impl std::fmt::Debug for Script {
     }
 }
 
-impl FirstTokens for Arc<Script> {
-    fn fetch(&self) -> BoxFuture<'_, Result<Grant, Failure>> {
+impl InitialGrant for Arc<Script> {
+    fn request_tokens(&self) -> BoxFuture<'_, Result<TokenResponse, Failure>> {
         Box::pin(self.call(String::new()))
     }
 }

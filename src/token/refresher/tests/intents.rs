@@ -12,11 +12,11 @@ async fn killed(age: Duration, setup: Setup) -> Bench {
     bench.pass(seconds(1)).await;
     assert_eq!(bench.calls().len(), 2);
     let killed = bench
-        .crash(Setup::new(|_| failure(Class::Unreachable)).no_refresh_token())
+        .crash(Setup::new(|_| failure(FailureClass::Unreachable)).no_refresh_token())
         .await;
     // Nothing has happened yet: the record is as the killed process left it.
     let killed = killed
-        .crash(Setup::new(|_| failure(Class::Unreachable)).no_refresh_token())
+        .crash(Setup::new(|_| failure(FailureClass::Unreachable)).no_refresh_token())
         .await;
     killed.clock.suspend(age.saturating_sub(seconds(1)));
     killed.crash(setup).await
@@ -70,10 +70,10 @@ async fn an_intent_that_cannot_be_written_raises_an_alarm_and_stops_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_known_outcome_closes_the_intent() {
     for class in [
-        Class::Unreachable,
-        Class::Failing,
-        Class::Throttled(seconds(300)),
-        Class::RefreshTokenRefused,
+        FailureClass::Unreachable,
+        FailureClass::Failing,
+        FailureClass::Throttled(seconds(300)),
+        FailureClass::RefreshTokenRefused,
     ] {
         let bench = Setup::new(move |_| failure(class)).start();
         bench.pass(Duration::from_millis(100)).await;
@@ -83,7 +83,7 @@ async fn a_known_outcome_closes_the_intent() {
             "{class:?}"
         );
     }
-    for class in [Class::Ambiguous, Class::Garbled] {
+    for class in [FailureClass::Ambiguous, FailureClass::Garbled] {
         let bench = Setup::new(move |_| failure(class)).start();
         bench.pass(Duration::from_millis(100)).await;
         assert_eq!(bench.stored().intents.len(), 1, "{class:?}");
@@ -125,8 +125,8 @@ async fn after_a_crash_a_person_may_take_the_risk() {
 
 #[tokio::test(start_paused = true)]
 async fn after_a_crash_an_old_intent_leads_to_first_tokens_if_they_can_be_had() {
-    let setup = Setup::new(|_| failure(Class::RefreshTokenRefused))
-        .first_tokens(|n| Ok(grant(n + 200, HOUR)));
+    let setup = Setup::new(|_| failure(FailureClass::RefreshTokenRefused))
+        .initial_grant(|n| Ok(grant(n + 200, HOUR)));
     let bench = killed(seconds(60), setup).await;
     let old = bench.usable().expect("the stored token");
     bench.pass(seconds(1)).await;
@@ -164,7 +164,7 @@ async fn without_permission_a_doubtful_token_is_never_sent_again() {
         if n == 1 {
             Ok(grant(n, HOUR))
         } else {
-            failure(Class::Ambiguous)
+            failure(FailureClass::Ambiguous)
         }
     });
     let bench = lost.no_grace_retry().start();
@@ -175,7 +175,7 @@ async fn without_permission_a_doubtful_token_is_never_sent_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_answer_is_asked_for_once_more_within_the_grace() {
-    for class in [Class::Ambiguous, Class::Garbled] {
+    for class in [FailureClass::Ambiguous, FailureClass::Garbled] {
         let bench = Setup::new(move |n| {
             if n == 2 {
                 failure(class)
@@ -197,7 +197,7 @@ async fn answers_that_stay_lost_are_asked_for_again_when_there_is_little_to_lose
         if n == 1 {
             Ok(grant(n, HOUR))
         } else {
-            failure(Class::Ambiguous)
+            failure(FailureClass::Ambiguous)
         }
     })
     .start();
@@ -221,7 +221,7 @@ async fn an_answer_that_is_lost_by_a_timeout_is_not_repeated_too_late() {
         if n == 1 {
             Ok(grant(n, HOUR))
         } else {
-            failure(Class::Ambiguous)
+            failure(FailureClass::Ambiguous)
         }
     });
     let bench = lost.latency(seconds(10)).start();
@@ -235,7 +235,7 @@ async fn an_answer_that_is_lost_by_a_timeout_is_not_repeated_too_late() {
 async fn an_issuer_that_is_away_after_a_crash_does_not_settle_the_doubt() {
     let away = |n| {
         if n == 1 {
-            failure(Class::Unreachable)
+            failure(FailureClass::Unreachable)
         } else {
             Ok(grant(n + 100, HOUR))
         }

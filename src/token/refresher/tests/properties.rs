@@ -77,19 +77,19 @@ fn step() -> impl Strategy<Value = Step> {
 fn answer() -> impl Strategy<Value = Answer> {
     let latency = prop_oneof![Just(0_u64), 1..9_000_u64].prop_map(Duration::from_millis);
     let failure = prop_oneof![
-        2 => Just(Class::Garbled),
-        1 => Just(Class::Failing),
-        1 => Just(Class::Unreachable),
-        2 => (1..=300_u64).prop_map(|n| Class::Throttled(seconds(n))),
-        2 => Just(Class::RefreshTokenRefused),
-        2 => Just(Class::ClientRefused),
-        2 => Just(Class::Ambiguous),
+        2 => Just(FailureClass::Garbled),
+        1 => Just(FailureClass::Failing),
+        1 => Just(FailureClass::Unreachable),
+        2 => (1..=300_u64).prop_map(|n| FailureClass::Throttled(seconds(n))),
+        2 => Just(FailureClass::RefreshTokenRefused),
+        2 => Just(FailureClass::ClientRefused),
+        2 => Just(FailureClass::Ambiguous),
     ];
     prop_oneof![
         4 => (latency.clone(), any::<bool>(), lifetime())
             .prop_map(|(latency, rotates, lifetime)| Answer { latency, outcome: Ok((rotates, lifetime)) }),
         4 => (latency, failure).prop_map(|(latency, class)| Answer { latency, outcome: Err(class) }),
-        1 => Just(Answer { latency: seconds(10), outcome: Err(Class::Ambiguous) }),
+        1 => Just(Answer { latency: seconds(10), outcome: Err(FailureClass::Ambiguous) }),
     ]
 }
 

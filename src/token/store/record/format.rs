@@ -5,10 +5,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{Access, Intent, Record, from_millis, millis, to_millis};
+use super::{AccessToken, Intent, Record, from_millis, millis, to_millis};
 use crate::{
     base::{clock::Moment, secret::Secret},
-    token::token_response::is_legal_bearer,
+    token::token_response::is_valid_access_token,
 };
 
 const FORMAT: u32 = 1;
@@ -115,7 +115,7 @@ struct Format {
 
 impl Format {
     /// An access token of unknown age is worth nothing: `None`.
-    fn take_access(&mut self) -> Result<Option<Access>, String> {
+    fn take_access(&mut self) -> Result<Option<AccessToken>, String> {
         let (Some(token), Some(lifetime), Some(obtained_at)) = (
             self.access_token.take().map(Secret::new),
             self.lifetime_ms,
@@ -123,14 +123,14 @@ impl Format {
         ) else {
             return Ok(None);
         };
-        if !is_legal_bearer(token.expose()) {
+        if !is_valid_access_token(token.expose()) {
             return Err("its access token has characters that no header may carry".to_owned());
         }
         let boot_expiry = self
             .expires_at_boot_ms
             .map(|at| Moment::since_boot(Duration::from_millis(at)));
         let boot = self.boot_id.take().zip(boot_expiry);
-        Ok(Some(Access {
+        Ok(Some(AccessToken {
             token,
             lifetime: Duration::from_millis(lifetime),
             obtained_at,

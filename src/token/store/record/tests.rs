@@ -10,7 +10,7 @@ fn record(clock: &dyn Clock) -> Record {
         refresh_token: Some(Secret::new("r+%&=ü\"\n")),
         refresh_token_expires_at: from_millis(1_760_000_000_000),
         refresh_token_since: from_millis(1_750_000_000_000),
-        access: Some(Access {
+        access: Some(AccessToken {
             token: Secret::new("abc"),
             lifetime: HOUR,
             obtained_at: clock.wall(),
@@ -22,11 +22,11 @@ fn record(clock: &dyn Clock) -> Record {
         intents: Vec::new(),
     };
     record.adopt(fingerprint(&Secret::new("seed")));
-    record.intend("a fingerprint", clock);
+    record.open_intent("a fingerprint", clock);
     record
 }
 
-fn reread(record: &Record) -> Record {
+fn reparsed(record: &Record) -> Record {
     Record::from_json(&record.to_json().expect("JSON")).expect("readable")
 }
 
@@ -39,7 +39,7 @@ fn machine(boot: Option<&str>, uptime: Duration, calendar: Duration) -> Simulate
 #[tokio::test(start_paused = true)]
 async fn a_record_survives_its_json() {
     let clock = Simulated::new();
-    let (old, new) = (record(&clock), reread(&record(&clock)));
+    let (old, new) = (record(&clock), reparsed(&record(&clock)));
     assert_eq!((new.epoch, new.generation), (old.epoch, old.generation));
     assert_eq!(new.refresh_token.expect("kept").expose(), "r+%&=ü\"\n");
     assert_eq!(new.refresh_token_expires_at, old.refresh_token_expires_at);
@@ -58,7 +58,7 @@ fn serialising_never_reallocates() {
     record.refresh_token = Some(Secret::new("\u{1}".repeat(16 * 1024)));
     for n in 0..ADOPTED_LIMIT + 10 {
         record.adopt(fingerprint(&Secret::new(n.to_string())));
-        record.intend(&fingerprint(&Secret::new(n.to_string())), &clock);
+        record.open_intent(&fingerprint(&Secret::new(n.to_string())), &clock);
     }
     let json = record.to_json().expect("JSON");
     assert_eq!(record.adopted.len(), ADOPTED_LIMIT);
@@ -74,10 +74,10 @@ fn serialising_never_reallocates() {
 async fn an_intent_knows_its_age_over_a_restart_and_counts_its_attempts() {
     let (second, clock) = (Duration::from_secs(1), machine(Some("a"), HOUR, 48 * HOUR));
     let mut record = Record::default();
-    record.intend("x", &clock);
+    record.open_intent("x", &clock);
     let later = machine(Some("a"), HOUR + second, Duration::ZERO);
-    record.intend("x", &later);
-    let intent = reread(&record).intent("x").expect("kept").clone();
+    record.open_intent("x", &later);
+    let intent = reparsed(&record).intent("x").expect("kept").clone();
     assert_eq!(
         (intent.attempts, intent.age(&later)),
         (2, Some(second)),
@@ -96,36 +96,38 @@ async fn the_chains_own_doubt_outlives_those_of_configured_tokens() {
         refresh_token: Some(Secret::new("chain")),
         ..Record::default()
     };
-    record.intend(&chain, &clock);
+    record.open_intent(&chain, &clock);
     for n in 0..2 * INTENTS_LIMIT {
-        record.intend(&n.to_string(), &clock);
+        record.open_intent(&n.to_string(), &clock);
     }
     assert_eq!(record.intents.len(), INTENTS_LIMIT);
-    assert!(record.is_in_doubt() && record.intent("31").is_some() && record.intent("0").is_none());
+    assert!(
+        record.has_open_intent() && record.intent("31").is_some() && record.intent("0").is_none()
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn new_tokens_settle_the_doubt_about_their_own_chain_alone() {
     let clock = Simulated::new();
-    let access = || Access {
+    let access = || AccessToken {
         token: Secret::new("a"),
         lifetime: HOUR,
         obtained_at: clock.wall(),
         boot: None,
     };
-    let seed = |name: &str| Seed {
+    let seed = |name: &str| RefreshToken {
         token: Secret::new(name),
         fingerprint: fingerprint(&Secret::new(name)),
     };
-    for origin in [Origin::Chain, Origin::Seed(seed("b")), Origin::First] {
+    for origin in [Grant::Chain, Grant::Seed(seed("b")), Grant::Initial] {
         let mut record = Record {
             refresh_token: Some(Secret::new("chain")),
             ..Record::default()
         };
         for token in ["chain", "a", "b"] {
-            record.intend(&seed(token).fingerprint, &clock);
+            record.open_intent(&seed(token).fingerprint, &clock);
         }
-        let is_seed = matches!(origin, Origin::Seed(_));
+        let is_seed = matches!(origin, Grant::Seed(_));
         record.advance(Some(Secret::new("next")), None, access(), origin);
         assert!(record.intent(&seed("chain").fingerprint).is_none());
         assert!(
@@ -139,32 +141,32 @@ async fn new_tokens_settle_the_doubt_about_their_own_chain_alone() {
 #[test]
 fn a_refresh_token_is_as_old_as_its_last_change() {
     let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-    let access = |obtained_at| Access {
+    let access = |obtained_at| AccessToken {
         token: Secret::new("a"),
         lifetime: HOUR,
         obtained_at,
         boot: None,
     };
     let mut record = Record::default();
-    let seed = Seed {
+    let seed = RefreshToken {
         token: Secret::new("r"),
         fingerprint: fingerprint(&Secret::new("r")),
     };
-    record.advance(None, None, access(at(10)), Origin::Seed(seed));
+    record.advance(None, None, access(at(10)), Grant::Seed(seed));
     assert_eq!(record.refresh_token_expiry(HOUR), Some(at(3610)));
     for same in [None, Some(Secret::new("r"))] {
-        record.advance(same, None, access(at(20)), Origin::Chain);
+        record.advance(same, None, access(at(20)), Grant::Chain);
         assert_eq!(record.refresh_token_expiry(HOUR), Some(at(3610)));
     }
-    record.advance(Some(Secret::new("s")), None, access(at(30)), Origin::Chain);
+    record.advance(Some(Secret::new("s")), None, access(at(30)), Grant::Chain);
     assert_eq!(record.refresh_token_expiry(HOUR), Some(at(3630)));
-    record.advance(None, Some(2 * HOUR), access(at(40)), Origin::Chain);
+    record.advance(None, Some(2 * HOUR), access(at(40)), Grant::Chain);
     assert_eq!(
         record.refresh_token_expiry(HOUR),
         Some(at(7240)),
         "the issuer knows better"
     );
-    record.advance(None, None, access(at(50)), Origin::First);
+    record.advance(None, None, access(at(50)), Grant::Initial);
     assert!(
         record.refresh_token.is_none(),
         "a new chain takes nothing over"

@@ -13,10 +13,10 @@ use crate::{
         secret::Secret,
     },
     token::{
-        Class, Credential, Failure, Grant, StoreError, Token, Version,
+        Credential, Failure, FailureClass, StoreError, Token, TokenResponse, Version,
         issuer::{BoxFuture, Issuer},
         refresher::tests::harness::seconds,
-        store::{Access, Lock, Origin, Record, Store},
+        store::{AccessToken, Grant, Lock, Record, Store},
     },
 };
 
@@ -27,7 +27,7 @@ const GRACE: Duration = seconds(5);
 #[derive(Debug, Clone)]
 pub(super) struct Answer {
     pub(super) latency: Duration,
-    pub(super) outcome: Result<(bool, Duration), Class>,
+    pub(super) outcome: Result<(bool, Duration), FailureClass>,
 }
 
 pub(super) struct World {
@@ -66,7 +66,7 @@ struct Facts {
 struct Call {
     at: Moment,
     ended: Moment,
-    failure: Option<Class>,
+    failure: Option<FailureClass>,
 }
 
 impl World {
@@ -154,7 +154,7 @@ impl World {
         let now = self.clock.now();
         facts.granted += 1;
         let n = facts.granted;
-        let access = Access {
+        let access = AccessToken {
             token: Secret::new(format!("theirs-{n}")),
             lifetime,
             obtained_at: self.clock.wall(),
@@ -173,7 +173,7 @@ impl World {
             Some(Secret::new(format!("refresh-{n}"))),
             None,
             access,
-            Origin::Chain,
+            Grant::Chain,
         );
         facts.disk = Some(record);
     }
@@ -274,8 +274,8 @@ impl World {
         &self,
         at: Moment,
         spends: &str,
-        outcome: &Result<(bool, Duration), Class>,
-    ) -> Result<Grant, Failure> {
+        outcome: &Result<(bool, Duration), FailureClass>,
+    ) -> Result<TokenResponse, Failure> {
         let mut facts = self.facts();
         let ended = self.clock.now();
         facts.last = Some(Call {
@@ -295,7 +295,7 @@ impl World {
                 if *rotates {
                     facts.replaced.insert(spends.to_owned());
                 }
-                Ok(Grant {
+                Ok(TokenResponse {
                     access_token: Secret::new(format!("access-{n}")),
                     refresh_token: rotates.then(|| Secret::new(format!("refresh-{n}"))),
                     lifetime: *lifetime,
@@ -304,15 +304,15 @@ impl World {
             }
             Err(class) => {
                 match class {
-                    Class::Ambiguous | Class::Garbled => {}
-                    Class::RefreshTokenRefused => {
+                    FailureClass::Ambiguous | FailureClass::Garbled => {}
+                    FailureClass::RefreshTokenRefused => {
                         facts.doubts.remove(spends);
                         facts.refused.insert(spends.to_owned());
                         facts.is_client_refused = false;
                     }
                     _ => {
                         facts.doubts.get_mut(spends).map(Vec::pop);
-                        facts.is_client_refused |= *class == Class::ClientRefused;
+                        facts.is_client_refused |= *class == FailureClass::ClientRefused;
                     }
                 }
                 Err(Failure::new(*class, "as generated"))
@@ -338,10 +338,14 @@ impl Facts {
             broken.push("a refused client asked again within a minute");
         }
         match last.failure {
-            Some(Class::Throttled(wait)) if now < last.ended + wait => {
+            Some(FailureClass::Throttled(wait)) if now < last.ended + wait => {
                 broken.push("a call within Retry-After")
             }
-            Some(Class::Throttled(_) | Class::RefreshTokenRefused | Class::ClientRefused)
+            Some(
+                FailureClass::Throttled(_)
+                | FailureClass::RefreshTokenRefused
+                | FailureClass::ClientRefused,
+            )
             | None => {}
             Some(_) if since < seconds(1) => broken.push("a failed call repeated within a second"),
             Some(_) => {}
@@ -415,7 +419,10 @@ impl Drop for InFlight<'_> {
 }
 
 impl Issuer for Caller {
-    fn refresh<'a>(&'a self, refresh_token: &'a Secret) -> BoxFuture<'a, Result<Grant, Failure>> {
+    fn refresh<'a>(
+        &'a self,
+        refresh_token: &'a Secret,
+    ) -> BoxFuture<'a, Result<TokenResponse, Failure>> {
         Box::pin(async move {
             let (at, spends) = (self.world.clock.now(), refresh_token.expose());
             let answer = self.world.begin(self.process, spends);
