@@ -9,7 +9,7 @@ use bearer_proxy::{
     base::clock,
     proxy::{
         ForwardedHeaders,
-        headers::{Client, Rewrite, outbound},
+        message::headers::{Client, Rewrite, outbound},
     },
     token::Refresher,
     upstream::{Endpoint, Host},

@@ -26,7 +26,7 @@ use crate::{
         socket::{Address, Bound},
         tls,
     },
-    proxy::{self, Proxy, seen},
+    proxy::{self, Proxy, message::observed as seen},
     token::{self, Credential, InitialGrant, Refresher, jwt_grant::JwtGrant},
     upstream,
 };

@@ -29,8 +29,8 @@ use crate::{
     },
     proxy::{
         Guard, Listener, Metrics,
-        addresses::{Addresses, Source},
-        guard::{Gate, KnownHost, Reach, reach},
+        connection::limits::{Addresses, Source},
+        policy::guard::{Gate, KnownHost, Reach, reach},
     },
     token::{Credential, ManualRefreshError},
     upstream,

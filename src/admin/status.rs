@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::Sources;
 use crate::{
-    proxy::seen::{self, Note},
+    proxy::message::observed::{self as seen, Note},
     token::{Persistence, Snapshot},
     upstream,
 };

@@ -11,6 +11,7 @@ pub mod host;
 pub mod labels;
 pub mod log;
 pub mod panics;
+pub mod per_second;
 pub mod process;
 pub mod secret;
 pub mod shutdown;

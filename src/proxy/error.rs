@@ -5,8 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
-use super::framing::Fault;
-use crate::upstream;
+use crate::{proxy::framing::Fault, upstream};
 
 /// Why a request got an answer from us instead of one from the cloud.
 #[derive(Debug, thiserror::Error)]

@@ -1,5 +1,10 @@
 //! One request and its answer: what all parts of the way share.
 
+pub(crate) mod continue_gate;
+pub(crate) mod recording;
+pub(crate) mod request_body;
+pub(crate) mod upgrade;
+
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
@@ -10,16 +15,20 @@ use http::HeaderName;
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
-use super::{
-    clients::{Caller, Permit, Visitor},
-    guard::{Gate, KnownHost},
-    headers::Client,
-    monitor::Monitor,
-    route,
-    tunnel::Tunnel,
-    worker::Worker,
+use crate::{
+    base::ticker::Deadline,
+    proxy::{
+        connection::state::Monitor,
+        exchange::upgrade::Tunnel,
+        message::headers::Client,
+        policy::{
+            clients::{Caller, Permit, Visitor},
+            guard::{Gate, KnownHost},
+        },
+        route,
+        worker::Worker,
+    },
 };
-use crate::base::ticker::Deadline;
 
 /// Who is at the other end of a connection, and by which door it came.
 #[derive(Debug)]

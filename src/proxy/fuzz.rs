@@ -5,15 +5,21 @@ use std::rc::Rc;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Uri, header, request, uri::Scheme};
 
-use super::{
-    ForwardedHeaders, Guard, Rewrite,
-    framing::{Fault, Framing, Limits},
-    guard::{Gate, KnownHost, Reach},
-    headers::{self, Client},
-    rewrite::{Rewrites, Stream},
-    rules::{Rules, issuer_segment},
+use crate::{
+    proxy::{
+        ForwardedHeaders, Guard, Rewrite,
+        framing::{Fault, Framing, Limits},
+        message::{
+            headers::{self, Client},
+            urls::{Rewrites, Stream},
+        },
+        policy::{
+            guard::{Gate, KnownHost, Reach},
+            rules::{Rules, issuer_segment},
+        },
+    },
+    upstream::{Endpoint, Host},
 };
-use crate::upstream::{Endpoint, Host};
 
 const LIMITS: Limits = Limits {
     target: 1000,

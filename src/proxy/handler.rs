@@ -5,23 +5,24 @@ use std::{convert::Infallible, rc::Rc};
 use http::{HeaderValue, Request, Response, StatusCode, Version, header, request};
 use hyper::body::{Body as _, Incoming};
 
-use super::{
-    Exhausted,
-    body::{Account, ResponseBody},
-    conduct,
-    error::Error,
-    exchange::{Carrier, Exchange},
-    forward::Passage,
-    headers,
-    judge::Verdict,
-    multiplex,
-    refusal::{Refusal, is_proof},
-    relay::Relay,
-    replay::RequestBody,
-    tunnel::Upgrade,
-    worker::{Carried, Worker},
+use crate::{
+    base::clock::Moment,
+    proxy::{
+        Exhausted,
+        connection::flood as conduct,
+        error::Error,
+        exchange::{Carrier, Exchange, request_body::RequestBody, upgrade::Upgrade},
+        forward::{
+            attempt::Passage,
+            response::Relay,
+            response_body::{Account, ResponseBody},
+            retry::{Refusal, is_proof},
+        },
+        message::{headers, judge::Verdict},
+        server::http2 as multiplex,
+        worker::{Carried, Worker},
+    },
 };
-use crate::base::clock::Moment;
 
 /// Answers one request, whatever happens.
 ///

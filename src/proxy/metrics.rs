@@ -4,9 +4,13 @@ use std::sync::Arc;
 
 use http::StatusCode;
 
-use super::{Config, error, rewrite::Treatment, route, seen::Seen};
 use crate::{
     base::counter::{Counter, Histogram},
+    proxy::{
+        Config, error,
+        message::{observed::Seen, urls::Treatment},
+        route,
+    },
     upstream,
 };
 

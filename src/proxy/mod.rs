@@ -1,40 +1,18 @@
 //! The data path: a request's life, on single-threaded workers.
 
-pub(crate) mod addresses;
-mod body;
-mod clients;
-mod conduct;
-mod connection;
-mod cors;
+pub(crate) mod connection;
 mod error;
 mod exchange;
-mod expect;
 mod forward;
 mod framing;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
-pub(crate) mod guard;
 mod handler;
-pub mod headers;
-mod intake;
-mod judge;
-mod lingering;
-mod listener;
+pub mod message;
 pub mod metrics;
-mod monitor;
-mod multiplex;
-mod pace;
-mod privacy;
-mod recording;
-mod refusal;
-mod relay;
-mod replay;
-mod rewrite;
+pub mod policy;
 mod route;
-pub mod rules;
-pub mod seen;
-mod shield;
-mod tunnel;
+mod server;
 mod worker;
 
 use std::{
@@ -49,11 +27,19 @@ use std::{
 use http::{HeaderName, HeaderValue, StatusCode, uri::Scheme};
 use tokio::sync::{oneshot, watch};
 
-use self::{addresses::Places, clients::Clients};
+use self::{
+    connection::limits::Places,
+    policy::{
+        clients::{self, Clients},
+        guard,
+    },
+};
 pub use self::{
-    clients::{Client, Rate},
     metrics::Metrics,
-    rules::Rules,
+    policy::{
+        clients::{Client, Rate},
+        rules::Rules,
+    },
 };
 use crate::{
     net::{

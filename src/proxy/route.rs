@@ -4,8 +4,11 @@ use std::{rc::Rc, time::Duration};
 
 use http::{Uri, header, request, uri::PathAndQuery};
 
-use super::{Rewrite, Route as Config, Rules, rewrite::Rewrites, rules};
-use crate::{base::ticker::Ticks, upstream};
+use crate::{
+    base::ticker::Ticks,
+    proxy::{Rewrite, Route as Config, Rules, message::urls::Rewrites, policy::rules},
+    upstream,
+};
 
 /// All routes, the most specific ones first, and the one that takes what no other does.
 #[derive(Debug)]

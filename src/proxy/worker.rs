@@ -25,31 +25,27 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{
-    AccessLog, Config, Greeting,
-    addresses::Places,
-    clients::{Caller, Clients},
-    error::{self, Error},
-    exchange::{Abandoned, Exchange},
-    guard::Gate,
-    lingering,
-    listener::{Place, accept},
-    metrics::{CONNECTION_REJECTIONS, ConnectionRejection, Metrics},
-    monitor::{self, Monitor},
-    pace::EachSecond,
-    privacy::Privacy,
-    recording,
-    replay::AttemptBody,
-    rewrite::Rewrites,
-    route::{Route, Routes},
-    seen::{self, Look},
-};
 use crate::{
     base::{
         clock::{Moment, SharedClock},
+        per_second::EachSecond,
         ticker::{Ticker, Ticks},
     },
     net::socket::UnregisteredListener,
+    proxy::{
+        AccessLog, Config, Greeting,
+        connection::{limits::Places, lingering, state as monitor, state::Monitor},
+        error::{self, Error},
+        exchange::{Abandoned, Exchange, recording, request_body::AttemptBody},
+        message::{cache_control::Privacy, observed as seen, observed::Look, urls::Rewrites},
+        metrics::{CONNECTION_REJECTIONS, ConnectionRejection, Metrics},
+        policy::{
+            clients::{Caller, Clients},
+            guard::Gate,
+        },
+        route::{Route, Routes},
+        server::listener::{Place, accept},
+    },
     token::{Credential, Token},
     upstream::{self, Endpoint, Upstream},
 };

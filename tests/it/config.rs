@@ -14,7 +14,7 @@ use bearer_proxy::{
     net::tls,
     proxy::{
         AccessLog, Client, Exhausted, ForwardedHeaders, Limits, Listener, RetryJson, Rewrite,
-        Route, Rules, rules::Rule,
+        Route, Rules, policy::rules::Rule,
     },
     token::{BasicEncoding, ParameterLocation, ResponseFields, jwt_grant::User},
     upstream::{Cookies, Host, Http2},

@@ -20,7 +20,7 @@ use crate::{
     },
     proxy::{
         Guard,
-        guard::{Gate, KnownHost, Reach},
+        policy::guard::{Gate, KnownHost, Reach},
     },
 };
 

@@ -5,7 +5,7 @@ use crate::{
     base::host,
     config::{findings::fault, keys, reader::Reader, suggest, values},
     net::socket::Address,
-    proxy::{Rewrite, Route, Rules, rules::Rule},
+    proxy::{Rewrite, Route, Rules, policy::rules::Rule},
     upstream,
 };
 

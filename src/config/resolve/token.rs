@@ -13,7 +13,7 @@ use crate::{
     base::{process, secret::Secret},
     config::{findings::fault, reader::Reader, values},
     net,
-    proxy::rules,
+    proxy::policy::rules,
     token::{self, BasicEncoding, IssuerConfig, ParameterLocation, ResponseFields},
     upstream::{self, Endpoint},
 };

@@ -13,7 +13,7 @@ use crate::{
     base::host,
     config::{findings::fault, raw::Value},
     net::socket::Address,
-    proxy::rules::Rule,
+    proxy::policy::rules::Rule,
     upstream::Endpoint,
 };
 

@@ -1,0 +1,185 @@
+//! How many connections are open, in all and from each address. Asked when a connection begins and ends, never by a request.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use crate::proxy::{Limits, metrics::ConnectionRejection};
+
+/// Where a connection comes from, as far as it counts; `None`: from this machine.
+pub(crate) type Source = Option<IpAddr>;
+
+/// The places of connections, for all workers together.
+#[derive(Debug)]
+pub(crate) struct Places {
+    limit: usize,
+    taken: AtomicUsize,
+    addresses: Addresses,
+}
+
+impl Places {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        let addresses = Addresses::new(limits.connections_per_address);
+        Self {
+            limit: limits.connections,
+            taken: AtomicUsize::new(0),
+            addresses,
+        }
+    }
+
+    /// Takes one, to be given back when the connection has ended.
+    ///
+    /// # Errors
+    /// When there is none, which limit that is due to.
+    pub(crate) fn take(&self, peer: Option<SocketAddr>) -> Result<Source, ConnectionRejection> {
+        let source = self
+            .addresses
+            .take(peer)
+            .ok_or(ConnectionRejection::FullForAddress)?;
+        if self.taken.fetch_add(1, Relaxed) < self.limit {
+            return Ok(source);
+        }
+        self.give_back(source);
+        Err(ConnectionRejection::Full)
+    }
+
+    pub(crate) fn give_back(&self, source: Source) {
+        self.taken.fetch_sub(1, Relaxed);
+        self.addresses.give_back(source);
+    }
+}
+
+/// The counts of each address. A lock, since connections of one address come to every worker.
+#[derive(Debug)]
+pub(crate) struct Addresses {
+    limit: usize,
+    open: Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl Addresses {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            open: Mutex::default(),
+        }
+    }
+
+    /// Counts one more connection; `None` if there are too many from there.
+    pub(crate) fn take(&self, peer: Option<SocketAddr>) -> Option<Source> {
+        let Some(source) = peer.and_then(|peer| source(peer.ip())) else {
+            return Some(None);
+        };
+        let mut open = self.lock();
+        let count = open.entry(source).or_default();
+        (*count < self.limit).then(|| *count += 1)?;
+        Some(Some(source))
+    }
+
+    pub(crate) fn give_back(&self, source: Source) {
+        let Some(source) = source else { return };
+        if let Entry::Occupied(mut entry) = self.lock().entry(source) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<IpAddr, usize>> {
+        // Nothing panics while it is held.
+        self.open
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// What counts as one address: whoever has one of IPv6 has the whole /64 around it.
+fn source(ip: IpAddr) -> Source {
+    match ip.to_canonical() {
+        ip if ip.is_loopback() => None,
+        IpAddr::V6(ip) => Some(IpAddr::V6(Ipv6Addr::from_bits(
+            ip.to_bits() & !u128::from(u64::MAX),
+        ))),
+        ip => Some(ip),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_address_has_its_places_and_gives_them_back() {
+        let addresses = Addresses::new(2);
+        let take = |ip: &str| {
+            addresses.take(Some(
+                (ip.parse::<IpAddr>().expect("an address"), 5000).into(),
+            ))
+        };
+        for ip in ["192.0.2.1", "2001:db8::1", "192.0.2.2"] {
+            assert!(
+                take(ip).is_some() && take(ip).is_some() && take(ip).is_none(),
+                "{ip}"
+            );
+        }
+        assert_eq!(
+            (take("::ffff:192.0.2.1"), take("2001:db8::ffff")),
+            (None, None)
+        );
+        assert!(take("2001:db8:0:1::1").is_some());
+        let ip = "192.0.2.1".parse().expect("an address");
+        let source = Some(ip);
+        addresses.give_back(source);
+        assert_eq!((take("192.0.2.1"), take("192.0.2.1")), (Some(source), None));
+        addresses.give_back(source);
+        addresses.give_back(source);
+        assert_eq!(addresses.lock().get(&ip), None);
+        for _ in 0..10 {
+            assert_eq!(
+                (take("127.0.0.1"), take("::1"), addresses.take(None)),
+                (Some(None), Some(None), Some(None))
+            );
+        }
+    }
+
+    #[test]
+    fn both_limits_hold_and_who_is_turned_away_takes_no_place() {
+        let addresses = Addresses::new(2);
+        let places = Places {
+            limit: 3,
+            taken: AtomicUsize::new(0),
+            addresses,
+        };
+        let take = |ip: &str| {
+            places.take(Some(
+                (ip.parse::<IpAddr>().expect("an address"), 5000).into(),
+            ))
+        };
+        let (first, second) = (
+            take("192.0.2.1").expect("a place"),
+            take("192.0.2.1").expect("a place"),
+        );
+        for _ in 0..5 {
+            assert!(matches!(
+                take("192.0.2.1"),
+                Err(ConnectionRejection::FullForAddress)
+            ));
+        }
+        let third = take("192.0.2.2").expect("a place");
+        for ip in ["192.0.2.2", "192.0.2.3", "127.0.0.1", "192.0.2.3"] {
+            assert!(matches!(take(ip), Err(ConnectionRejection::Full)), "{ip}");
+        }
+        places.give_back(first);
+        let local = take("127.0.0.1").expect("a place");
+        assert!(take("192.0.2.3").is_err());
+        for source in [second, third, local] {
+            places.give_back(source);
+        }
+        assert!(places.addresses.lock().is_empty() && places.taken.load(Relaxed) == 0);
+    }
+}

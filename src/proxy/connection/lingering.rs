@@ -1,0 +1,47 @@
+//! Bodies that nobody wants any more: they are read all the same, within bounds, so that their clients see the answer.
+
+use std::time::Duration;
+
+use http_body_util::BodyExt as _;
+use tokio::sync::mpsc;
+
+use crate::proxy::exchange::Abandoned;
+
+/// Bounds for reading one out: in all, and for each silence.
+const LINGER: Duration = Duration::from_secs(30);
+const LINGER_SILENCE: Duration = Duration::from_secs(5);
+
+/// How long a client that was not asked for its body may take to send some of it all the same. Those that wait for the
+/// close of the connection wait as long.
+const UNASKED_SILENCE: Duration = Duration::from_millis(500);
+
+/// Reads abandoned bodies to their end, within bounds; beyond them the connection closes.
+pub(crate) async fn read_out(mut abandoned: mpsc::UnboundedReceiver<Abandoned>) {
+    while let Some(Abandoned {
+        mut body,
+        monitor,
+        exchange,
+        is_unasked,
+    }) = abandoned.recv().await
+    {
+        tokio::task::spawn_local(async move {
+            let mut silence = if is_unasked {
+                UNASKED_SILENCE
+            } else {
+                LINGER_SILENCE
+            };
+            let reading = async {
+                loop {
+                    match tokio::time::timeout(silence, body.frame()).await {
+                        Ok(Some(Ok(_))) => silence = LINGER_SILENCE,
+                        Ok(None) => return true,
+                        Ok(Some(Err(_))) | Err(_) => return false,
+                    }
+                }
+            };
+            if tokio::time::timeout(LINGER, reading).await == Ok(true) {
+                monitor.end_exchange(exchange);
+            }
+        });
+    }
+}

@@ -1,0 +1,6 @@
+//! One client connection's state, deadlines and limits.
+
+pub(crate) mod flood;
+pub(crate) mod limits;
+pub(crate) mod lingering;
+pub(crate) mod state;

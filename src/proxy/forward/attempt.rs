@@ -1,0 +1,331 @@
+//! One attempt: a request goes to an endpoint with one token, and its answer's head comes back.
+
+use std::{
+    future::poll_fn,
+    pin::pin,
+    sync::Arc,
+    task::{Poll, ready},
+};
+
+use http::{HeaderValue, Request, StatusCode, Version, header, request, response};
+use hyper::{body::Incoming, client::conn::TrySendError};
+
+use crate::{
+    proxy::{
+        error::Error,
+        exchange::{
+            Exchange, continue_gate as expect,
+            continue_gate::Gate,
+            request_body::{AttemptBody, RequestBody},
+            upgrade::Upgrade,
+        },
+        message::headers::{self, Rewrite},
+        metrics::{RetryOutcome, RetryReason},
+        route::Route,
+        worker::Worker,
+    },
+    upstream::{self, Lease, Turn, Upstream},
+};
+
+/// A request on its way, whatever becomes of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Passage<'a> {
+    pub(crate) worker: &'a Worker,
+    pub(crate) exchange: &'a Exchange,
+    pub(crate) route: &'a Route,
+    pub(crate) head: &'a request::Parts,
+    pub(crate) body: &'a RequestBody,
+    pub(crate) upgrade: Option<&'a Upgrade>,
+}
+
+/// An upstream's answer, its body not read yet.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) head: response::Parts,
+    pub(crate) body: Incoming,
+    pub(crate) lease: Lease<AttemptBody>,
+}
+
+impl Passage<'_> {
+    /// Sends the request and waits for the head of its answer.
+    ///
+    /// A pooled connection may have been closed by the upstream a moment ago. If nothing of the request was written, or if
+    /// it is idempotent and can be sent again whole, it goes out once more on a new connection.
+    pub(crate) async fn attempt(
+        self,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Answer, Error> {
+        if self.body.is_better_held_back() {
+            return Box::pin(self.attempt_held_back(authorization)).await;
+        }
+        self.attempt_as(Start::AtOnce, authorization).await
+    }
+
+    async fn attempt_held_back(self, authorization: Option<&HeaderValue>) -> Result<Answer, Error> {
+        let answer = self.attempt_as(Start::WhenWanted, authorization).await?;
+        if answer.head.status != StatusCode::EXPECTATION_FAILED || !self.body.can_repeat() {
+            return Ok(answer);
+        }
+        // RFC 9110 §10.1.1: what cannot be expected is asked for again without.
+        drop(answer);
+        Box::pin(self.attempt_as(Start::AtOnce, authorization)).await
+    }
+
+    async fn attempt_as(
+        self,
+        start: Start,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Answer, Error> {
+        // One turn an attempt: a connection that is reused and one that is dialled lead to the same endpoint.
+        let turn = self.upstream().turn();
+        if let Some(lease) = self.pooled(turn).await {
+            match self.send(lease, start, authorization).await {
+                Ok(answer) => return Ok(answer),
+                Err(Failure {
+                    error,
+                    again: false,
+                }) => return Err(error),
+                Err(Failure { again: true, .. }) => {}
+            }
+            let second = Box::pin(self.on_new_connection(turn, start, authorization)).await;
+            let outcome = if second.is_ok() {
+                RetryOutcome::Accepted
+            } else {
+                RetryOutcome::Failed
+            };
+            self.worker
+                .metrics
+                .retried(RetryReason::ConnectionLost, outcome);
+            return second;
+        }
+        Box::pin(self.on_new_connection(turn, start, authorization)).await
+    }
+
+    fn upstream(&self) -> &Upstream<AttemptBody> {
+        &self.worker.upstreams[self.route.upstream]
+    }
+
+    /// A connection that has served before and is not known to be closed.
+    ///
+    /// A request that must not be sent twice first lets the runtime look for news from the network: a close that has
+    /// arrived already is then known.
+    async fn pooled(&self, turn: Turn) -> Option<Lease<AttemptBody>> {
+        let mut lease = self.upstream().reuse(turn, self.upgrade.is_some())?;
+        while !self.head.method.is_idempotent() {
+            tokio::task::yield_now().await;
+            if lease.is_open() {
+                break;
+            }
+            lease = self.upstream().reuse(turn, self.upgrade.is_some())?;
+        }
+        Some(lease)
+    }
+
+    async fn on_new_connection(
+        self,
+        turn: Turn,
+        start: Start,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Answer, Error> {
+        let mut dials = MAX_DIALS;
+        loop {
+            dials -= 1;
+            let dialled = self.upstream().dial(turn, self.upgrade.is_some()).await;
+            let lease = dialled.map_err(|error| self.worker.upstream_unreachable(error))?;
+            match self.send(lease, start, authorization).await {
+                Ok(answer) => return Ok(answer),
+                Err(Failure { again: true, .. }) if dials > 0 => {}
+                Err(Failure { error, .. }) => return Err(error),
+            }
+        }
+    }
+
+    async fn send(
+        self,
+        mut lease: Lease<AttemptBody>,
+        start: Start,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Answer, Failure> {
+        let Self {
+            worker,
+            exchange,
+            body,
+            ..
+        } = self;
+        let gate = (start == Start::WhenWanted && !lease.is_http2()).then(Arc::<Gate>::default);
+        let request = self.request(&lease, gate.as_ref(), authorization);
+        match &gate {
+            Some(_) if !lease.ignores_expect(worker.clock.now()) => {
+                exchange.answer_due.arm(expect::PATIENCE.into())
+            }
+            None if body.is_empty() => exchange.client_finished(true),
+            gate => {
+                gate.iter().for_each(|gate| gate.open());
+                // The upstream must take some of it. On HTTP/2, it may not even let the stream begin.
+                exchange.answer_due.arm(exchange.limits.get().body_idle);
+            }
+        }
+        let sent = {
+            let mut sending = pin!(lease.send(request));
+            poll_fn(|cx| match sending.as_mut().poll(cx) {
+                Poll::Ready(sent) => Poll::Ready(Some(sent)),
+                Poll::Pending => {
+                    ready!(exchange.answer_due.poll_due(cx));
+                    let Some(gate) = gate.as_ref().filter(|gate| !gate.is_open()) else {
+                        return Poll::Ready(None);
+                    };
+                    exchange.answer_due.arm(exchange.limits.get().body_idle);
+                    gate.open();
+                    exchange.answer_due.poll_due(cx).map(|()| None)
+                }
+            })
+            .await
+        };
+        exchange.answer_due.disarm();
+        if let Some(gate) = gate.filter(|gate| gate.is_open()) {
+            lease.remember_expect(gate.is_wanted(), worker.clock.now());
+        }
+        match sent {
+            Some(Ok(response)) => {
+                let (head, answer) = response.into_parts();
+                if !headers::is_unambiguous(&head, self.upgrade.is_some()) {
+                    body.end();
+                    worker.upstream_failed(lease.endpoint(), Error::InvalidAnswer.label());
+                    return Err(Failure {
+                        error: Error::InvalidAnswer,
+                        again: false,
+                    });
+                }
+                if headers::speaks_for_somebody(&head.headers) {
+                    lease.retire();
+                }
+                body.answered();
+                Ok(Answer {
+                    head,
+                    body: answer,
+                    lease,
+                })
+            }
+            Some(Err(failed)) => Err(self.failure(failed, &lease)),
+            None => {
+                body.end();
+                // It may be the connection that is dead.
+                lease.retire();
+                worker.upstream_failed(lease.endpoint(), Error::ResponseTimeout.label());
+                Err(Failure {
+                    error: Error::ResponseTimeout,
+                    again: false,
+                })
+            }
+        }
+    }
+
+    fn failure(
+        &self,
+        mut failed: TrySendError<Request<AttemptBody>>,
+        lease: &Lease<AttemptBody>,
+    ) -> Failure {
+        let is_unwritten = failed.take_message().is_some();
+        let failed = failed.into_error();
+        let error = classify(&failed, self.body);
+        let is_lost = lease.is_reused()
+            && (is_unwritten
+                || self.head.method.is_idempotent() && matches!(error, Error::BrokenOff));
+        let again = (is_lost || upstream::is_unprocessed(&failed)) && self.body.can_repeat();
+        if !again {
+            self.body.end();
+            self.worker.upstream_failed(lease.endpoint(), error.label());
+        }
+        Failure { error, again }
+    }
+
+    fn request(
+        &self,
+        lease: &Lease<AttemptBody>,
+        gate: Option<&Arc<Gate>>,
+        authorization: Option<&HeaderValue>,
+    ) -> Request<AttemptBody> {
+        let rewrite = Rewrite {
+            endpoint: lease.endpoint(),
+            host: &self.upstream().config().host,
+            forwarded: self.worker.config.forwarded_headers,
+            client: &self.exchange.peer.client,
+            mark: &self.worker.mark,
+            withheld: &self.worker.withheld,
+            authorization,
+        };
+        let mut request = Request::new(self.body.attempt(gate.cloned(), lease.is_http2()));
+        *request.method_mut() = self.head.method.clone();
+        *request.uri_mut() = self.route.target(&self.head.uri);
+        *request.version_mut() = Version::HTTP_11;
+        *request.headers_mut() = headers::outbound(self.head, &rewrite);
+        if let Some(gate) = gate {
+            gate.ask(&mut request);
+        }
+        if self.route.is_rewritten {
+            // Parts of an answer, and compressed ones, cannot be rewritten.
+            request.headers_mut().remove(header::RANGE);
+            request.headers_mut().remove(header::IF_RANGE);
+        }
+        if self.route.is_rewritten || self.worker.config.retry.json.is_some() && self.route.inject {
+            request.headers_mut().insert(
+                header::ACCEPT_ENCODING,
+                HeaderValue::from_static("identity"),
+            );
+        }
+        if headers::takes_trailers(&self.head.headers) {
+            request
+                .headers_mut()
+                .insert(header::CONNECTION, HeaderValue::from_static("te"));
+            request
+                .headers_mut()
+                .insert(header::TE, HeaderValue::from_static("trailers"));
+        }
+        if let Some(upgrade) = self.upgrade {
+            request
+                .headers_mut()
+                .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            request
+                .headers_mut()
+                .insert(header::UPGRADE, upgrade.protocol.clone());
+        }
+        if self.body.is_chunked() {
+            // Without it, hyper sends no body at all with methods that usually have none.
+            request.headers_mut().insert(
+                header::TRANSFER_ENCODING,
+                HeaderValue::from_static("chunked"),
+            );
+        }
+        if lease.is_http2() {
+            headers::for_http2(&mut request, &lease.endpoint().scheme);
+        }
+        request
+    }
+}
+
+/// When a request's body follows its head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    AtOnce,
+    /// When the upstream asks for it, or has had the time to.
+    WhenWanted,
+}
+
+struct Failure {
+    error: Error,
+    /// It can be sent again, on a new connection, and nothing is done twice.
+    again: bool,
+}
+
+/// New connections for one request: a server may refuse it on more than one, and do so again and again.
+const MAX_DIALS: u32 = 3;
+
+fn classify(error: &hyper::Error, body: &RequestBody) -> Error {
+    if body.has_failed() {
+        Error::ClientBody
+    } else if error.is_parse() {
+        Error::InvalidAnswer
+    } else {
+        Error::BrokenOff
+    }
+}

@@ -1,0 +1,169 @@
+//! An answer on its way from the upstream to the client.
+
+use std::{collections::VecDeque, rc::Rc};
+
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header, response};
+use http_body_util::BodyExt as _;
+use hyper::body::Frame;
+
+use crate::{
+    proxy::{
+        exchange::request_body::AttemptBody,
+        forward::{
+            attempt::{Answer, Passage},
+            response_body::{Rest, is_cut},
+        },
+        message::{
+            headers::{self, Home},
+            urls as rewrite,
+            urls::Treatment,
+        },
+    },
+    upstream::{Cookies, Endpoint, Lease},
+};
+
+/// What is read of an answer before it is known what becomes of it; a larger one is passed on instead.
+pub(crate) const READ_AHEAD_LIMIT: usize = 64 * 1024;
+
+/// An answer, ready for the client.
+pub(crate) struct Relay {
+    pub(crate) head: response::Parts,
+    pub(crate) ahead: VecDeque<Frame<Bytes>>,
+    pub(crate) rest: Option<Rest>,
+    pub(crate) rewriter: Option<rewrite::Stream>,
+}
+
+impl Relay {
+    /// An answer without a body.
+    pub(crate) fn of_head(head: response::Parts) -> Self {
+        Self {
+            head,
+            ahead: VecDeque::new(),
+            rest: None,
+            rewriter: None,
+        }
+    }
+}
+
+/// How far an answer was read.
+pub(crate) enum ReadAhead {
+    /// To its end; the connection is free.
+    Whole(Relay, Lease<AttemptBody>),
+    /// It is too large, or too slow, to be kept: it can only be passed on.
+    Endless(Relay),
+    /// Its connection broke before its end, so that it cannot be shown to anybody.
+    Broken,
+}
+
+impl Passage<'_> {
+    /// Makes an answer ready, its body unread.
+    pub(crate) fn relay(&self, answer: Answer) -> Relay {
+        let Answer {
+            mut head,
+            body,
+            lease,
+        } = answer;
+        let protocol = head.headers.get(header::UPGRADE).cloned();
+        let rewriter = self.prepare(&mut head, lease.endpoint());
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            head.headers
+                .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            head.headers
+                .extend(protocol.map(|protocol| (header::UPGRADE, protocol)));
+            let upstream = head.extensions.remove();
+            let tunnel = self.upgrade.zip(upstream).and_then(|(upgrade, upstream)| {
+                let permit = self.exchange.permit.take();
+                upgrade.agreed(upstream, lease, permit)
+            });
+            *self.exchange.tunnel.borrow_mut() = tunnel;
+            return Relay::of_head(head);
+        }
+        Relay {
+            head,
+            ahead: VecDeque::new(),
+            rest: Some(Rest { body, lease }),
+            rewriter,
+        }
+    }
+
+    /// The head as the client gets it, and what brings the addresses in its body home.
+    fn prepare(&self, head: &mut response::Parts, endpoint: &Endpoint) -> Option<rewrite::Stream> {
+        let rewrites = &self.worker.rewrites;
+        let host = self.head.headers.get(header::HOST);
+        let home = Home {
+            client: &self.exchange.peer.client,
+            host,
+            prefix: self.route.home(),
+        };
+        let privacy = self.route.inject.then_some(self.worker.privacy);
+        headers::inbound(head, endpoint, &self.route.origins, &home, privacy);
+        if self.worker.upstreams[self.route.upstream].config().cookies == Cookies::Drop {
+            head.headers.remove(header::SET_COOKIE);
+        }
+        rewrite::bring_cookies_home(&mut head.headers, &endpoint.host, rewrites);
+        if rewrites.is_empty() || !self.route.is_rewritten {
+            return None;
+        }
+        let treatment = rewrites.treat(head);
+        self.worker.metrics.treated(treatment);
+        (treatment == Treatment::Rewritten)
+            .then(|| rewrite::Stream::new(Rc::clone(rewrites), home.base()))
+    }
+
+    /// Reads an answer's body as far as it may be kept.
+    pub(crate) async fn read_ahead(&self, answer: Answer) -> ReadAhead {
+        let Answer {
+            mut head,
+            mut body,
+            lease,
+        } = answer;
+        let rewriter = self.prepare(&mut head, lease.endpoint());
+        let mut ahead = VecDeque::new();
+        let mut length = 0;
+        self.exchange.waiting_for_upstream();
+        let is_whole = loop {
+            let frame = tokio::select! {
+                biased;
+                frame = body.frame() => frame,
+                () = self.exchange.answer_due.due() => break false,
+            };
+            match frame {
+                None if !is_cut(&body, &lease, self.body) => break true,
+                Some(Ok(mut frame)) => {
+                    length += frame.data_ref().map_or(0, Bytes::len);
+                    if let Some(trailers) = frame.trailers_mut() {
+                        headers::clean_trailers(trailers, &[]);
+                    }
+                    ahead.push_back(frame);
+                    if length > READ_AHEAD_LIMIT {
+                        break false;
+                    }
+                }
+                None | Some(Err(_)) => {
+                    self.exchange.answer_due.disarm();
+                    self.worker.upstream_failed(lease.endpoint(), "truncated");
+                    return ReadAhead::Broken;
+                }
+            }
+        };
+        self.exchange.answer_due.disarm();
+        if !is_whole {
+            return ReadAhead::Endless(Relay {
+                head,
+                ahead,
+                rest: Some(Rest { body, lease }),
+                rewriter,
+            });
+        }
+        ReadAhead::Whole(
+            Relay {
+                head,
+                ahead,
+                rest: None,
+                rewriter,
+            },
+            lease,
+        )
+    }
+}

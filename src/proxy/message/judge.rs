@@ -1,0 +1,187 @@
+//! Is an answer an authorization failure, and may its request be sent again? Pure.
+
+use http::{HeaderMap, Method, StatusCode, header};
+use http_auth::parser::ChallengeParser;
+use serde_json::Value;
+
+use crate::proxy::{Retry, RetryJson};
+
+/// What an answer means for our token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The token was good, or the answer says nothing about it.
+    Relay,
+    /// The token was refused.
+    AuthorizationFailure,
+}
+
+/// Judges an answer to a request that carried our token.
+pub(crate) fn judge(status: StatusCode, headers: &HeaderMap, retry: &Retry) -> Verdict {
+    if retry.statuses.contains(&status) && !blames_something_else(headers) {
+        Verdict::AuthorizationFailure
+    } else {
+        Verdict::Relay
+    }
+}
+
+/// Whether JSON says that the token was refused, under a status that does not.
+pub(crate) fn refuses(json: &[u8], rule: &RetryJson) -> bool {
+    let Ok(answer) = serde_json::from_slice::<Value>(json) else {
+        return false;
+    };
+    answer
+        .pointer(&rule.pointer)
+        .is_some_and(|code| rule.values.iter().any(|value| is_same(code, value)))
+}
+
+/// Some clouds write their numbers as texts, and not always.
+fn is_same(code: &Value, value: &Value) -> bool {
+    let words = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    };
+    words(code).is_some_and(|code| words(value) == Some(code))
+}
+
+/// Whether the request may be sent again after such an answer.
+///
+/// A 401 states that the request was not applied (RFC 9110 §15.5.2), so every method may. Another status may have come
+/// after the deed.
+pub(crate) fn may_repeat(status: StatusCode, method: &Method, retry: &Retry) -> bool {
+    status == StatusCode::UNAUTHORIZED || retry.any_method || method.is_idempotent()
+}
+
+/// Whether a Bearer challenge names an error other than `invalid_token` (RFC 6750 §3.1): a fresh token would not help.
+fn blames_something_else(headers: &HeaderMap) -> bool {
+    let mut named = false;
+    for value in headers.get_all(header::WWW_AUTHENTICATE) {
+        let Ok(words) = value.to_str() else { continue };
+        for challenge in ChallengeParser::new(words).map_while(Result::ok) {
+            if !challenge.scheme.eq_ignore_ascii_case("Bearer") {
+                continue;
+            }
+            for (name, error) in &challenge.params {
+                if name.eq_ignore_ascii_case("error") {
+                    if error.to_unescaped() == "invalid_token" {
+                        return false;
+                    }
+                    named = true;
+                }
+            }
+        }
+    }
+    named
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn retry() -> Retry {
+        Retry {
+            statuses: vec![StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN],
+            json: None,
+            any_method: false,
+            body_limit: 0,
+            total_limit: 0,
+            exhausted: None,
+        }
+    }
+
+    #[test]
+    fn challenges() {
+        use Verdict::{AuthorizationFailure, Relay};
+        let table: &[(u16, &[&str], Verdict)] = &[
+            (401, &[], AuthorizationFailure),
+            (403, &[], AuthorizationFailure),
+            (200, &[], Relay),
+            (404, &["Bearer error=\"invalid_token\""], Relay),
+            (401, &["Bearer"], AuthorizationFailure),
+            (
+                401,
+                &["Bearer realm=\"x\", error=\"invalid_token\""],
+                AuthorizationFailure,
+            ),
+            (401, &["bearer ERROR=invalid_token"], AuthorizationFailure),
+            (
+                401,
+                &["Bearer error=\"insufficient_scope\", scope=\"files\""],
+                Relay,
+            ),
+            (401, &["Bearer error=\"invalid_request\""], Relay),
+            (
+                401,
+                &["Basic realm=\"error=insufficient_scope\""],
+                AuthorizationFailure,
+            ),
+            (
+                401,
+                &["Basic realm=\"a\", Bearer error=\"insufficient_scope\""],
+                Relay,
+            ),
+            (
+                401,
+                &[
+                    "Bearer error=\"insufficient_scope\"",
+                    "Bearer error=\"invalid_token\"",
+                ],
+                AuthorizationFailure,
+            ),
+            (401, &["\"garbage"], AuthorizationFailure),
+        ];
+        for (status, challenges, expected) in table {
+            let mut headers = HeaderMap::new();
+            for challenge in *challenges {
+                headers.append(header::WWW_AUTHENTICATE, challenge.parse().unwrap());
+            }
+            let status = StatusCode::from_u16(*status).unwrap();
+            assert_eq!(
+                judge(status, &headers, &retry()),
+                *expected,
+                "{status} {challenges:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn refusals_in_json() {
+        let rule = RetryJson {
+            pointer: "/error/code".to_owned(),
+            values: vec![401.into(), "expired".into()],
+        };
+        for (json, expected) in [
+            (r#"{"error":{"code":401}}"#, true),
+            (r#"{"error":{"code":"401"}}"#, true),
+            (r#"{"error":{"code":"expired"}}"#, true),
+            (r#"{"error":{"code":4010}}"#, false),
+            (r#"{"error":{"code":401.5}}"#, false),
+            (r#"{"error":{"code":null}}"#, false),
+            (r#"{"code":401}"#, false),
+            (r#"{"error":{"code":401}"#, false),
+            ("", false),
+        ] {
+            assert_eq!(refuses(json.as_bytes(), &rule), expected, "{json}");
+        }
+    }
+
+    #[test]
+    fn a_401_frees_every_method_and_other_statuses_only_idempotent_ones() {
+        let forbidden = StatusCode::FORBIDDEN;
+        assert!(may_repeat(
+            StatusCode::UNAUTHORIZED,
+            &Method::POST,
+            &retry()
+        ));
+        assert!(!may_repeat(forbidden, &Method::POST, &retry()));
+        assert!(may_repeat(forbidden, &Method::PUT, &retry()));
+        assert!(may_repeat(
+            forbidden,
+            &Method::POST,
+            &Retry {
+                any_method: true,
+                ..retry()
+            }
+        ));
+    }
+}

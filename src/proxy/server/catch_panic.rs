@@ -1,0 +1,53 @@
+//! A panic ends one request, not the worker that carries many.
+
+use std::{convert::Infallible, panic::AssertUnwindSafe, rc::Rc};
+
+use futures_util::FutureExt as _;
+use http::{HeaderValue, Request, Response, header};
+use hyper::body::Incoming;
+
+use crate::proxy::{
+    error::Error,
+    exchange::{Carrier, Exchange, request_body::RequestBody},
+    forward::response_body::{Account, ResponseBody},
+    handler,
+    worker::Worker,
+};
+
+/// Answers a request, be it with 500. One that panics later, while its answer is on its way, breaks its stream or its
+/// connection: tokio ends the task.
+pub(crate) async fn handle(
+    worker: Rc<Worker>,
+    exchange: Rc<Exchange>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    let handling = handler::handle(Rc::clone(&worker), Rc::clone(&exchange), request);
+    // What it borrowed is given back while the panic unwinds, and what it left half done is dropped with it.
+    match AssertUnwindSafe(handling).catch_unwind().await {
+        Ok(response) => response,
+        Err(_) => Ok(apology(&worker, &exchange)),
+    }
+}
+
+fn apology(worker: &Rc<Worker>, exchange: &Rc<Exchange>) -> Response<ResponseBody> {
+    let error = Error::Internal;
+    worker.refused(&error, exchange);
+    let number = exchange.monitor.begin_exchange();
+    let account = Account::open(
+        worker,
+        exchange,
+        number,
+        RequestBody::none(),
+        worker.clock.now(),
+    );
+    let mut response = error
+        .to_response()
+        .map(|words| ResponseBody::ours(words, account));
+    if exchange.carrier == Carrier::Connection {
+        // Whether its body was read to the end, nobody knows.
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}

@@ -1,0 +1,132 @@
+//! Accepting connections, until it is time to stop.
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    net::SocketAddr,
+    pin::pin,
+    rc::Rc,
+    task::Poll,
+    time::Duration,
+};
+
+use tokio_rustls::TlsAcceptor;
+use tokio_util::either::Either;
+
+use crate::{
+    net::{
+        socket::{Listener, Stream, is_exhaustion},
+        tls,
+    },
+    proxy::{
+        Greeting, connection::limits::Source, message::headers::Client,
+        metrics::ConnectionRejection, policy::guard::Gate, server::connection, worker::Worker,
+    },
+};
+
+/// How long to leave a listener alone when the process or the machine has run out of something.
+const EXHAUSTION_PAUSE: Duration = Duration::from_millis(100);
+
+const TURNED_AWAY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+
+/// Serves what arrives at one listener until `stop` resolves. Connections that are in the queue then are served too: closing
+/// the listener would reset them.
+pub(crate) async fn accept(
+    worker: Rc<Worker>,
+    listener: Listener,
+    gate: Rc<Gate>,
+    greeting: Option<Greeting>,
+    stop: impl Future<Output = ()>,
+) {
+    let mut stop = pin!(stop);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = &mut stop => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => take(&worker, stream, peer, &gate, greeting.as_ref()),
+            Err(error) if is_exhaustion(&error) => {
+                worker.connection_failed(ConnectionRejection::AcceptFailed, None, Some(&error));
+                tokio::time::sleep(EXHAUSTION_PAUSE).await;
+            }
+            // The client has gone away again.
+            Err(_) => {}
+        }
+    }
+    let queued = || {
+        poll_fn(|cx| match pin!(listener.accept()).poll(cx) {
+            Poll::Ready(Ok(queued)) => Poll::Ready(Some(queued)),
+            Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(None),
+        })
+    };
+    while let Some((stream, peer)) = queued().await {
+        take(&worker, stream, peer, &gate, greeting.as_ref());
+    }
+}
+
+fn take(
+    worker: &Rc<Worker>,
+    stream: Stream,
+    peer: Option<SocketAddr>,
+    gate: &Rc<Gate>,
+    greeting: Option<&Greeting>,
+) {
+    let Some(place) = worker.place_for_connection(peer) else {
+        // Who speaks TLS would not understand the words.
+        match greeting {
+            Some(_) => drop(stream),
+            None => stream.reject(TURNED_AWAY),
+        }
+        return;
+    };
+    let client = Client::new(peer, gate.scheme().clone());
+    let (worker, gate) = (Rc::clone(worker), Rc::clone(gate));
+    let Some(acceptor) = greeting.map(|greeting| TlsAcceptor::from(greeting.load())) else {
+        let serving = connection::serve(worker, Either::Left(stream), client, gate);
+        tokio::task::spawn_local(async move {
+            serving.await;
+            drop(place);
+        });
+        return;
+    };
+    tokio::task::spawn_local(async move {
+        // The handshake is the beginning of the first request.
+        let limit = worker.config.first_byte_timeout + worker.config.head_timeout;
+        match tokio::time::timeout(limit, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => {
+                connection::serve(worker, Either::Right(Box::new(stream)), client, gate).await
+            }
+            // Whoever goes away again, as health checks and browsers do, is no news.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                let advice = tls::cause(&error).map_or("", tls::client_advice);
+                worker.connection_failed(
+                    ConnectionRejection::Handshake,
+                    peer,
+                    Some(&format_args!("{error}{advice}")),
+                );
+            }
+            Ok(Err(_)) | Err(_) => {
+                worker.metrics.connections_rejected[ConnectionRejection::Handshake as usize].add(1)
+            }
+        }
+        drop(place);
+    });
+}
+
+/// A connection's place among `proxy.max_connections` and those of its address, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) source: Source,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Self { worker, source } = self;
+        worker.shared.places.give_back(*source);
+        worker.metrics.connections_open.sub(1);
+    }
+}
