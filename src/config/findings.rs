@@ -8,18 +8,18 @@ use super::keys;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
     /// Where it stands.
-    pub place: Place,
+    pub pos: SourcePos,
     /// The key, `section.name`; empty when the whole file is meant.
     pub key: String,
     /// What is wrong.
     pub reason: String,
     /// What to write instead, or what to do.
-    pub instead: String,
+    pub hint: String,
 }
 
 /// Where a value was given. The order is that of precedence, and that in which findings are printed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
+pub enum SourcePos {
     /// Nowhere: there is neither a file nor a variable.
     Nowhere,
     /// The file as a whole.
@@ -39,7 +39,7 @@ pub enum Place {
     CommandLine,
 }
 
-impl Place {
+impl SourcePos {
     /// Whether both were given in the same way: by the file, by the environment, or on the command line.
     pub(super) fn same_source(&self, other: &Self) -> bool {
         std::mem::discriminant(self) == std::mem::discriminant(other)
@@ -48,47 +48,48 @@ impl Place {
 
 /// Why a value cannot be used, before it is known where it stands.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(super) struct Problem {
     pub(super) reason: String,
     /// In the file's words.
-    pub(super) instead: String,
+    pub(super) hint: String,
     /// Where a variable needs other words than the file without its quotes.
     pub(super) for_variable: Option<String>,
 }
 
-/// Shorthand for a [`Fault`].
-pub(super) fn fault(reason: impl Into<String>, instead: impl Into<String>) -> Fault {
-    Fault {
+/// Shorthand for a [`Problem`].
+pub(super) fn problem(reason: impl Into<String>, hint: impl Into<String>) -> Problem {
+    Problem {
         reason: reason.into(),
-        instead: instead.into(),
+        hint: hint.into(),
         for_variable: None,
     }
 }
 
-impl Fault {
+impl Problem {
     /// The same, with advice that speaks of variables where the value is in one.
-    pub(super) fn or_variable(self, instead: impl Into<String>) -> Self {
+    pub(super) fn or_variable(self, hint: impl Into<String>) -> Self {
         Self {
-            for_variable: Some(instead.into()),
+            for_variable: Some(hint.into()),
             ..self
         }
     }
 
-    pub(super) fn at(self, place: Place, key: &str) -> Finding {
-        let instead = match place {
+    pub(super) fn at(self, pos: SourcePos, key: &str) -> Finding {
+        let hint = match pos {
             // Quotes are the file's: in a variable they would be part of the value.
-            Place::Environment(_) => self
+            SourcePos::Environment(_) => self
                 .for_variable
-                .unwrap_or_else(|| self.instead.replace('"', "")),
-            Place::Nowhere | Place::File(_) | Place::Position { .. } | Place::CommandLine => {
-                self.instead
-            }
+                .unwrap_or_else(|| self.hint.replace('"', "")),
+            SourcePos::Nowhere
+            | SourcePos::File(_)
+            | SourcePos::Position { .. }
+            | SourcePos::CommandLine => self.hint,
         };
         Finding {
-            place,
-            key: keys::shown(key).into_owned(),
+            pos,
+            key: keys::without_index(key).into_owned(),
             reason: self.reason,
-            instead,
+            hint,
         }
     }
 }
@@ -126,20 +127,15 @@ impl fmt::Display for Mistakes {
 impl fmt::Display for Finding {
     /// `file:line:column: key: reason (what to write instead)`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.place.fmt(f)?;
+        self.pos.fmt(f)?;
         if !self.key.is_empty() {
             write!(f, "{}: ", printable(&self.key))?;
         }
-        write!(
-            f,
-            "{} ({})",
-            printable(&self.reason),
-            printable(&self.instead)
-        )
+        write!(f, "{} ({})", printable(&self.reason), printable(&self.hint))
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for SourcePos {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Nowhere => Ok(()),
@@ -176,16 +172,16 @@ mod tests {
 
     #[test]
     fn one_line_each_and_sorted_by_position() {
-        let position = |line, column| Place::Position {
+        let position = |line, column| SourcePos::Position {
             file: Arc::from(Path::new("a\nb.toml")),
             line,
             column,
         };
         let mistakes = Mistakes::new(vec![
-            fault("is odd", "do this").at(Place::Environment("X".to_owned()), "k"),
-            fault("is odd", "do this").at(position(10, 2), "k"),
-            fault("is odd", "do this").at(position(9, 30), "a\u{1b}[31m"),
-            fault("is odd", "do this").at(position(10, 2), "k"),
+            problem("is odd", "do this").at(SourcePos::Environment("X".to_owned()), "k"),
+            problem("is odd", "do this").at(position(10, 2), "k"),
+            problem("is odd", "do this").at(position(9, 30), "a\u{1b}[31m"),
+            problem("is odd", "do this").at(position(10, 2), "k"),
         ]);
         assert_eq!(
             mistakes.to_string(),

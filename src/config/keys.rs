@@ -72,8 +72,8 @@ impl Key {
     }
 
     /// Whether the key belongs to one of several tables of the same name, `[[route]]`. Variables cannot tell those apart.
-    pub fn is_listed(&self) -> bool {
-        LISTS.iter().any(|list| is_within(self.path, list))
+    pub fn is_in_array(&self) -> bool {
+        ARRAYS.iter().any(|list| is_within(self.path, list))
     }
 
     /// The environment variable that sets this key, unless it is [listed](Self::is_listed).
@@ -107,7 +107,7 @@ pub fn keys() -> &'static [Key] {
 pub(super) const PREFIX: &str = "BEARER_PROXY__";
 
 /// The sections that may stand several times, with double square brackets.
-pub(super) const LISTS: [&str; 4] = ["listener", "route", "rewrite", "client"];
+pub(super) const ARRAYS: [&str; 4] = ["listener", "route", "rewrite", "client"];
 
 /// Further upstreams by name. Each has the keys of [`UPSTREAM`].
 pub(super) const UPSTREAMS: &str = "upstreams";
@@ -118,7 +118,7 @@ pub(super) const DEFAULT: &str = "default";
 
 /// The key at `upstream.host`, `upstreams.NAME.host` or `route[3].host`.
 pub(super) fn find(path: &str) -> Option<&'static Key> {
-    let path = in_table(path);
+    let path = table_path(path);
     KEYS.iter().find(|key| key.path == path)
 }
 
@@ -131,32 +131,32 @@ pub(super) fn twin(path: &str) -> Option<String> {
 
 /// Whether keys, or sections with keys, live below this name.
 pub(super) fn is_section(path: &str) -> bool {
-    let path = in_table(path);
+    let path = table_path(path);
     KEYS.iter().any(|key| is_within(key.path, &path))
 }
 
 /// The paths of all keys directly in a section, which may be `upstreams.NAME` or `route[3]`.
-pub(super) fn of_section(section: &str) -> impl Iterator<Item = String> {
-    let in_table = in_table(section).into_owned();
+pub(super) fn keys_in(section: &str) -> impl Iterator<Item = String> {
+    let table_path = table_path(section).into_owned();
     KEYS.iter()
-        .filter(move |key| key.section() == in_table)
+        .filter(move |key| key.section() == table_path)
         .map(move |key| format!("{section}.{}", key.name()))
 }
 
 /// The paths of all keys below a section, in its sections as well.
 pub(super) fn below(section: &str) -> impl Iterator<Item = (String, &'static Key)> {
-    let in_table = in_table(section).into_owned();
+    let table_path = table_path(section).into_owned();
     KEYS.iter().filter_map(move |key| {
         let rest = key
             .path
-            .strip_prefix(in_table.as_str())
+            .strip_prefix(table_path.as_str())
             .filter(|rest| rest.starts_with('.'))?;
         Some((format!("{section}{rest}"), key))
     })
 }
 
 /// A path as the table has it.
-pub(super) fn in_table(path: &str) -> Cow<'_, str> {
+pub(super) fn table_path(path: &str) -> Cow<'_, str> {
     match path
         .strip_prefix(UPSTREAMS)
         .and_then(|rest| rest.strip_prefix('.'))
@@ -165,29 +165,29 @@ pub(super) fn in_table(path: &str) -> Cow<'_, str> {
             Some((_, rest)) => Cow::Owned(format!("{UPSTREAM}.{rest}")),
             None => Cow::Borrowed(UPSTREAM),
         },
-        None => shown(path),
+        None => without_index(path),
     }
 }
 
 /// A path as people read it: the line says which of several tables is meant.
-pub(super) fn shown(path: &str) -> Cow<'_, str> {
-    match listed(path) {
+pub(super) fn without_index(path: &str) -> Cow<'_, str> {
+    match split_index(path) {
         Some((list, _, rest)) => Cow::Owned(format!("{list}{rest}")),
         None => Cow::Borrowed(path),
     }
 }
 
 /// `route[3].host`, taken apart into `route`, 3 and `.host`.
-pub(super) fn listed(path: &str) -> Option<(&'static str, usize, &str)> {
+pub(super) fn split_index(path: &str) -> Option<(&'static str, usize, &str)> {
     let (name, rest) = path.split_once('[')?;
     let (index, rest) = rest.split_once(']')?;
-    let list = LISTS.into_iter().find(|list| *list == name)?;
+    let list = ARRAYS.into_iter().find(|list| *list == name)?;
     Some((list, index.parse().ok()?, rest))
 }
 
 /// What stands above the keys of a section.
 pub(super) fn header(section: &str) -> String {
-    if LISTS.contains(&section) {
+    if ARRAYS.contains(&section) {
         format!("[[{section}]]")
     } else {
         format!("[{section}]")
@@ -517,11 +517,14 @@ mod tests {
         );
         assert!(!is_section("upstreams.docs.host") && !is_section("token[0]"));
         assert_eq!(
-            (shown("route[3].host"), shown("token[3].host")),
+            (
+                without_index("route[3].host"),
+                without_index("token[3].host")
+            ),
             ("route.host".into(), "token[3].host".into())
         );
         assert_eq!(
-            of_section("rewrite[1]").collect::<Vec<_>>(),
+            keys_in("rewrite[1]").collect::<Vec<_>>(),
             ["rewrite[1].from", "rewrite[1].to"]
         );
     }

@@ -24,15 +24,15 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use self::{
-    findings::{Fault, fault},
-    raw::Raw,
-    reader::Reader,
-};
 pub use self::{
-    findings::{Finding, Mistakes, Place},
+    findings::{Finding, Mistakes, SourcePos},
     keys::{Key, Kind, Presence, keys},
     starter::{administrator_request, cloud_origin, starter},
+};
+use self::{
+    findings::{Problem, problem},
+    raw::Raw,
+    reader::Reader,
 };
 use crate::{admin, base::log, proxy, token, upstream};
 
@@ -129,16 +129,16 @@ where
     if let Some(file) = &source.file {
         match read_file(file) {
             Ok(text) => raw.add_file(file, &text),
-            Err(fault) => {
+            Err(problem) => {
                 return Err(Mistakes::new(vec![
-                    fault.at(Place::File(file.as_path().into()), ""),
+                    problem.at(SourcePos::File(file.as_path().into()), ""),
                 ]));
             }
         }
     }
     let any_variable = raw.add_environment(source.env.into_iter());
     if source.file.is_none() && !any_variable && source.overrides.is_empty() {
-        let nothing = fault(
+        let nothing = problem(
             format!(
                 "no configuration: this folder has no {FILE_NAME}, and no BEARER_PROXY__… variable is set"
             ),
@@ -146,7 +146,9 @@ where
         );
         let ignored = raw.mistakes.into_iter().chain(raw.warnings);
         return Err(Mistakes::new(
-            ignored.chain([nothing.at(Place::Nowhere, "")]).collect(),
+            ignored
+                .chain([nothing.at(SourcePos::Nowhere, "")])
+                .collect(),
         ));
     }
     for (path, text) in source.overrides {
@@ -155,21 +157,21 @@ where
     Ok(raw)
 }
 
-fn read_file(file: &Path) -> Result<Zeroizing<String>, Fault> {
+fn read_file(file: &Path) -> Result<Zeroizing<String>, Problem> {
     const LIMIT: u64 = 1024 * 1024;
     let mut bytes = Zeroizing::new(Vec::new());
     if let Err(error) =
         File::open(file).and_then(|opened| opened.take(LIMIT + 1).read_to_end(&mut bytes))
     {
-        let instead = if error.kind() == io::ErrorKind::NotFound {
+        let hint = if error.kind() == io::ErrorKind::NotFound {
             "check the path, or write a first file with `bearer-proxy init`"
         } else {
             "check the path and the permissions"
         };
-        return Err(fault(format!("cannot be read: {error}"), instead));
+        return Err(problem(format!("cannot be read: {error}"), hint));
     }
     if bytes.len() as u64 > LIMIT {
-        return Err(fault("is larger than 1 MiB", "name a configuration file"));
+        return Err(problem("is larger than 1 MiB", "name a configuration file"));
     }
     let text = std::str::from_utf8(&bytes).map_err(|error| {
         let line = bytes
@@ -178,7 +180,7 @@ fn read_file(file: &Path) -> Result<Zeroizing<String>, Fault> {
             .filter(|byte| **byte == b'\n')
             .count()
             + 1;
-        fault(
+        problem(
             format!("is not UTF-8 text, line {line}"),
             "save it as UTF-8 in the editor",
         )

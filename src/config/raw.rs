@@ -13,22 +13,22 @@ use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
 use super::{
-    findings::{Finding, Place, fault},
+    findings::{Finding, SourcePos, problem},
     keys::{self, Kind, Presence},
-    suggest::{self, Meant},
-    syntax::{Broken, Positions},
+    suggest::{self, Guess},
+    syntax::{SourceText, SyntaxErrors},
 };
 
 /// Every value given, the one of the highest precedence where there are several.
 pub(super) struct Raw {
     entries: BTreeMap<String, Entry>,
-    sections: BTreeMap<String, Place>,
+    sections: BTreeMap<String, SourcePos>,
     /// The paths of named upstreams: `upstreams.NAME`.
     upstreams: BTreeSet<String>,
     /// The paths of tables of which there may be several: `route[3]`.
     tables: BTreeMap<(&'static str, usize), String>,
     /// Where something that is missing would go: the end of the file.
-    end: Option<Place>,
+    end: Option<SourcePos>,
     /// Whether the file could be read to its end, so that what is not there is really missing.
     pub(super) complete: bool,
     pub(super) mistakes: Vec<Finding>,
@@ -37,7 +37,7 @@ pub(super) struct Raw {
 
 pub(super) struct Entry {
     pub(super) value: Value,
-    pub(super) place: Place,
+    pub(super) pos: SourcePos,
 }
 
 /// A value as it was given. It does not print itself, and its text is wiped on drop: any of them may be a secret.
@@ -90,24 +90,24 @@ impl Raw {
     }
 
     /// Where a key that was not given belongs.
-    pub(super) fn place_for(&self, path: &str) -> Place {
+    pub(super) fn pos_for(&self, path: &str) -> SourcePos {
         let mut section = path;
         while let Some((outer, _)) = section.rsplit_once('.') {
-            if let Some(place) = self.sections.get(outer) {
-                return place.clone();
+            if let Some(pos) = self.sections.get(outer) {
+                return pos.clone();
             }
             section = outer;
         }
         self.end
             .clone()
-            .unwrap_or_else(|| Place::Environment(keys::variable(path)))
+            .unwrap_or_else(|| SourcePos::Environment(keys::variable(path)))
     }
 
     /// Gives every key that is still without a value its default.
     pub(super) fn add_defaults(&mut self) {
         let plain = keys::keys()
             .iter()
-            .filter(|key| !key.is_listed())
+            .filter(|key| !key.is_in_array())
             .map(|key| (key.path.to_owned(), key));
         let sections = self.upstreams.iter().chain(self.tables.values());
         let all: Vec<_> = plain
@@ -116,10 +116,10 @@ impl Raw {
         for (path, key) in all {
             if let Presence::Default(text) = key.presence
                 && !self.entries.contains_key(&path)
-                && let Some(value) = Value::from_table_text(text)
+                && let Some(value) = Value::from_toml_text(text)
             {
-                let place = self.place_for(&path);
-                self.entries.insert(path, Entry { value, place });
+                let pos = self.pos_for(&path);
+                self.entries.insert(path, Entry { value, pos });
             }
         }
     }
@@ -128,7 +128,7 @@ impl Raw {
     pub(super) fn add_file(&mut self, file: &Path, text: &str) {
         // Some editors on Windows begin a file with a byte order mark; columns count without it.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let positions = Positions {
+        let positions = SourceText {
             file: Arc::from(file),
             text,
         };
@@ -138,37 +138,36 @@ impl Raw {
         self.add_table("", table.get_ref(), &positions);
 
         // What the parser makes of the rest of a broken line would only confuse.
-        let broken = Broken::new(&errors, &positions);
-        self.mistakes
-            .retain(|mistake| !broken.covers(&mistake.place));
+        let broken = SyntaxErrors::new(&errors, &positions);
+        self.mistakes.retain(|mistake| !broken.covers(&mistake.pos));
         self.entries
-            .retain(|_, entry| !entry.places().any(|place| broken.covers(place)));
+            .retain(|_, entry| !entry.positions().any(|pos| broken.covers(pos)));
         self.mistakes.extend(broken.mistakes(&positions));
     }
 
-    fn add_table(&mut self, prefix: &str, table: &DeTable<'_>, positions: &Positions<'_>) {
+    fn add_table(&mut self, prefix: &str, table: &DeTable<'_>, positions: &SourceText<'_>) {
         for (name, value) in table {
             let path = if prefix.is_empty() {
                 name.get_ref().to_string()
             } else {
                 format!("{prefix}.{}", name.get_ref())
             };
-            let place = positions.at(name.span().start);
+            let pos = positions.at(name.span().start);
             // `"proxy.listen" = …` is one odd name, not a key in a section.
             let is_odd = name.get_ref().contains(['.', '[']);
-            let list = keys::LISTS.into_iter().find(|list| *list == path);
+            let list = keys::ARRAYS.into_iter().find(|list| *list == path);
             if let Some(list) = list {
-                self.add_list(list, value.get_ref(), place, positions);
+                self.add_list(list, value.get_ref(), pos, positions);
                 continue;
             }
             match value.get_ref() {
                 given if !is_odd && keys::find(&path).is_some() => {
-                    let place = positions.at(value.span().start);
+                    let pos = positions.at(value.span().start);
                     self.set(
                         &path,
                         Entry {
                             value: Value::from_toml(given, positions),
-                            place,
+                            pos,
                         },
                     );
                 }
@@ -176,7 +175,7 @@ impl Raw {
                     self.add_upstreams(inner, positions)
                 }
                 DeValue::Table(inner) if !is_odd && keys::is_section(&path) => {
-                    self.sections.insert(path.clone(), place);
+                    self.sections.insert(path.clone(), pos);
                     self.add_table(&path, inner, positions);
                 }
                 _ if !is_odd && (keys::is_section(&path) || path == keys::UPSTREAMS) => {
@@ -185,13 +184,13 @@ impl Raw {
                     } else {
                         keys::header(&path)
                     };
-                    let instead = format!("write the line {header} once, and its keys below");
+                    let hint = format!("write the line {header} once, and its keys below");
                     self.mistakes
-                        .push(fault("is a section, not a value", instead).at(place, &path));
+                        .push(problem("is a section, not a value", hint).at(pos, &path));
                 }
                 _ => self
                     .mistakes
-                    .push(suggest::unknown_key(prefix, name.get_ref()).at(place, &path)),
+                    .push(suggest::unknown_key(prefix, name.get_ref()).at(pos, &path)),
             }
         }
     }
@@ -201,57 +200,57 @@ impl Raw {
         &mut self,
         list: &'static str,
         given: &DeValue<'_>,
-        place: Place,
-        positions: &Positions<'_>,
+        pos: SourcePos,
+        positions: &SourceText<'_>,
     ) {
         let header = keys::header(list);
         let DeValue::Array(elements) = given else {
-            let instead = format!("write {header}, with double brackets, and its keys below");
+            let hint = format!("write {header}, with double brackets, and its keys below");
             self.mistakes
-                .push(fault("may stand several times", instead).at(place, list));
+                .push(problem("may stand several times", hint).at(pos, list));
             return;
         };
         for (index, element) in elements.iter().enumerate() {
-            let place = positions.at(element.span().start);
+            let pos = positions.at(element.span().start);
             let DeValue::Table(inner) = element.get_ref() else {
-                let instead = format!("write {header}, and its keys below");
+                let hint = format!("write {header}, and its keys below");
                 self.mistakes
-                    .push(fault("is no table", instead).at(place, list));
+                    .push(problem("is no table", hint).at(pos, list));
                 continue;
             };
             let path = format!("{list}[{index}]");
-            self.sections.insert(path.clone(), place);
+            self.sections.insert(path.clone(), pos);
             self.tables.insert((list, index), path.clone());
             self.add_table(&path, inner, positions);
         }
     }
 
     /// Reads `[upstreams.NAME]`.
-    fn add_upstreams(&mut self, named: &DeTable<'_>, positions: &Positions<'_>) {
+    fn add_upstreams(&mut self, named: &DeTable<'_>, positions: &SourceText<'_>) {
         for (name, value) in named {
             let path = format!("{}.{}", keys::UPSTREAMS, name.get_ref());
-            let place = positions.at(name.span().start);
-            let fault = match value.get_ref() {
-                DeValue::Table(_) if name.get_ref() == keys::DEFAULT => fault(
+            let pos = positions.at(name.span().start);
+            let problem = match value.get_ref() {
+                DeValue::Table(_) if name.get_ref() == keys::DEFAULT => problem(
                     "is the name of the plain [upstream]",
                     "write [upstream], or choose another name",
                 ),
-                DeValue::Table(_) if !is_name(name.get_ref()) => fault(
+                DeValue::Table(_) if !is_upstream_name(name.get_ref()) => problem(
                     "is not a name for an upstream",
                     "use letters, digits, - and _, as in [upstreams.documents]",
                 ),
                 DeValue::Table(inner) => {
-                    self.sections.insert(path.clone(), place);
+                    self.sections.insert(path.clone(), pos);
                     self.upstreams.insert(path.clone());
                     self.add_table(&path, inner, positions);
                     continue;
                 }
-                _ => fault(
+                _ => problem(
                     "is no section",
                     "write [upstreams.NAME], with a name of your choice, and the keys below",
                 ),
             };
-            self.mistakes.push(fault.at(place, &path));
+            self.mistakes.push(problem.at(pos, &path));
         }
     }
 
@@ -269,11 +268,11 @@ impl Raw {
             } else {
                 name.to_owned()
             };
-            let place = Place::Environment(name.clone());
+            let pos = SourcePos::Environment(name.clone());
             if !name.starts_with(keys::PREFIX) {
-                match suggest::meant_variable(&name) {
-                    Some(Meant::Certainly(fault)) => self.mistakes.push(fault.at(place, "")),
-                    Some(Meant::Perhaps(fault)) => self.warnings.push(fault.at(place, "")),
+                match suggest::misspelled_variable(&name) {
+                    Some(Guess::Certain(problem)) => self.mistakes.push(problem.at(pos, "")),
+                    Some(Guess::Likely(problem)) => self.warnings.push(problem.at(pos, "")),
                     None => {}
                 }
                 continue;
@@ -282,12 +281,12 @@ impl Raw {
             match (self.path_of_variable(&name), value.into_string()) {
                 (None, _) => self
                     .mistakes
-                    .push(suggest::unknown_variable(&name).at(place, "")),
+                    .push(suggest::unknown_variable(&name).at(pos, "")),
                 (Some(path), Err(_)) => {
                     self.mistakes
-                        .push(fault("is not UTF-8 text", "set it to text").at(place, &path));
+                        .push(problem("is not UTF-8 text", "set it to text").at(pos, &path));
                 }
-                (Some(path), Ok(text)) => self.set_words(&path, text, place),
+                (Some(path), Ok(text)) => self.set_text(&path, text, pos),
             }
         }
         any
@@ -296,7 +295,7 @@ impl Raw {
     /// The key that a variable sets. Variables have no small letters and no hyphens: where an upstream's name has some, the
     /// file's spelling counts.
     fn path_of_variable(&self, name: &str) -> Option<String> {
-        let mut settable = keys::keys().iter().filter(|key| !key.is_listed());
+        let mut settable = keys::keys().iter().filter(|key| !key.is_in_array());
         if let Some(key) = settable.find(|key| key.variable() == name) {
             return Some(key.path.to_owned());
         }
@@ -313,7 +312,7 @@ impl Raw {
                 .find(|path| keys::variable(path) == variable)
                 .cloned();
             let upstream = upstream.to_ascii_lowercase();
-            let is_good = is_name(&upstream) && upstream != keys::DEFAULT;
+            let is_good = is_upstream_name(&upstream) && upstream != keys::DEFAULT;
             let section =
                 in_file.or_else(|| is_good.then(|| format!("{}.{upstream}", keys::UPSTREAMS)))?;
             Some(format!("{section}{}", path.strip_prefix(keys::UPSTREAM)?))
@@ -322,19 +321,19 @@ impl Raw {
 
     /// Reads what the command line says of a key. Keys of lists are written with a number: `route[0].prefix`.
     pub(super) fn add_override(&mut self, path: &str, text: String) {
-        let is_known =
-            keys::find(path).is_some_and(|key| key.is_listed() == keys::listed(path).is_some());
+        let is_known = keys::find(path)
+            .is_some_and(|key| key.is_in_array() == keys::split_index(path).is_some());
         if is_known {
-            self.set_words(path, text, Place::CommandLine);
+            self.set_text(path, text, SourcePos::CommandLine);
         } else {
             self.mistakes
-                .push(fault("unknown key", "see --help").at(Place::CommandLine, path));
+                .push(problem("unknown key", "see --help").at(SourcePos::CommandLine, path));
         }
     }
 
-    fn set_words(&mut self, path: &str, text: String, place: Place) {
+    fn set_text(&mut self, path: &str, text: String, pos: SourcePos) {
         let Some(key) = keys::find(path) else { return };
-        if let Some((list, index, rest)) = keys::listed(path) {
+        if let Some((list, index, rest)) = keys::split_index(path) {
             self.tables
                 .insert((list, index), path[..path.len() - rest.len()].to_owned());
         } else if let Some((name, _)) = path
@@ -343,8 +342,8 @@ impl Raw {
         {
             self.upstreams.insert(format!("{}.{name}", keys::UPSTREAMS));
         }
-        let value = Value::from_words(key.kind, text, &place);
-        self.set(path, Entry { value, place });
+        let value = Value::from_text(key.kind, text, &pos);
+        self.set(path, Entry { value, pos });
     }
 
     /// Later sources win, also over the other name of the same secret.
@@ -353,7 +352,7 @@ impl Raw {
             && self
                 .entries
                 .get(&twin)
-                .is_some_and(|other| !other.place.same_source(&entry.place))
+                .is_some_and(|other| !other.pos.same_source(&entry.pos))
         {
             self.entries.remove(&twin);
         }
@@ -362,7 +361,7 @@ impl Raw {
 }
 
 /// What an upstream may be called.
-fn is_name(name: &str) -> bool {
+fn is_upstream_name(name: &str) -> bool {
     !name.is_empty()
         && name
             .chars()
@@ -370,29 +369,29 @@ fn is_name(name: &str) -> bool {
 }
 
 impl Entry {
-    fn from_toml(value: &DeValue<'_>, span: Range<usize>, positions: &Positions<'_>) -> Self {
+    fn from_toml(value: &DeValue<'_>, span: Range<usize>, positions: &SourceText<'_>) -> Self {
         Self {
             value: Value::from_toml(value, positions),
-            place: positions.at(span.start),
+            pos: positions.at(span.start),
         }
     }
 
     /// Where the value stands, and its elements if it has some.
-    fn places(&self) -> impl Iterator<Item = &Place> {
+    fn positions(&self) -> impl Iterator<Item = &SourcePos> {
         let (list, table) = match &self.value {
             Value::List(elements) => (elements.as_slice(), &[][..]),
             Value::Table(elements) => (&[][..], elements.as_slice()),
             _ => (&[][..], &[][..]),
         };
         let elements = list.iter().chain(table.iter().map(|(_, element)| element));
-        std::iter::once(&self.place).chain(elements.map(|element| &element.place))
+        std::iter::once(&self.pos).chain(elements.map(|element| &element.pos))
     }
 }
 
 impl Value {
     /// What a text is that stands for a value of this kind; where it is no such value, it stays text, and whoever
     /// reads the key complains.
-    fn from_words(kind: Kind, text: String, place: &Place) -> Self {
+    fn from_text(kind: Kind, text: String, pos: &SourcePos) -> Self {
         let number = |text: &str| text.trim().parse().ok().map(Value::Integer);
         let list = |element: &dyn Fn(&str) -> Value| {
             let parts = text
@@ -403,7 +402,7 @@ impl Value {
                 parts
                     .map(|part| Entry {
                         value: element(part),
-                        place: place.clone(),
+                        pos: pos.clone(),
                     })
                     .collect(),
             )
@@ -416,14 +415,14 @@ impl Value {
             Kind::Bool if text.trim() == "true" => Self::Bool(true),
             Kind::Bool if text.trim() == "false" => Self::Bool(false),
             Kind::Integer => number(&text).unwrap_or_else(|| Self::Text(text.into())),
-            Kind::Table => Self::from_table_text(&text).unwrap_or_else(|| Self::Text(text.into())),
+            Kind::Table => Self::from_toml_text(&text).unwrap_or_else(|| Self::Text(text.into())),
             Kind::Bool | Kind::Text | Kind::File | Kind::Secret => Self::Text(text.into()),
         }
     }
 
     /// The value that a text of the table of keys stands for.
-    pub(super) fn from_table_text(text: &str) -> Option<Self> {
-        let positions = Positions {
+    pub(super) fn from_toml_text(text: &str) -> Option<Self> {
+        let positions = SourceText {
             file: Arc::from(Path::new("")),
             text,
         };
@@ -432,7 +431,7 @@ impl Value {
             .map(|value| Self::from_toml(value.get_ref(), &positions))
     }
 
-    fn from_toml(value: &DeValue<'_>, positions: &Positions<'_>) -> Self {
+    fn from_toml(value: &DeValue<'_>, positions: &SourceText<'_>) -> Self {
         match value {
             DeValue::String(text) => Self::Text(text.to_string().into()),
             DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    findings::{Fault, Finding, Mistakes, Place, fault},
+    findings::{Finding, Mistakes, Problem, SourcePos, problem},
     keys::{self, Presence},
     raw::{Raw, Value},
     values,
@@ -58,19 +58,19 @@ impl Reader {
         }
     }
 
-    pub(super) fn mistake(&mut self, place: Place, key: &str, fault: Fault) {
-        self.mistakes.push(fault.at(place, key));
+    pub(super) fn mistake(&mut self, pos: SourcePos, key: &str, problem: Problem) {
+        self.mistakes.push(problem.at(pos, key));
     }
 
-    pub(super) fn warning(&mut self, place: Place, key: &str, fault: Fault) {
-        self.warnings.push(fault.at(place, key));
+    pub(super) fn warning(&mut self, pos: SourcePos, key: &str, problem: Problem) {
+        self.warnings.push(problem.at(pos, key));
     }
 
     /// A mistake that consists in a key's absence. Of a file that could not be read to its end, nothing is known to
     /// be absent.
-    pub(super) fn missing(&mut self, place: Place, key: &str, fault: Fault) {
+    pub(super) fn missing(&mut self, pos: SourcePos, key: &str, problem: Problem) {
         if self.raw.complete {
-            self.mistake(place, key, fault);
+            self.mistake(pos, key, problem);
         }
     }
 
@@ -85,8 +85,8 @@ impl Reader {
     }
 
     /// Whether any key of a section that has no defaults was given.
-    pub(super) fn has_section(&self, section: &str) -> bool {
-        keys::of_section(section).any(|path| self.is_given(&path))
+    pub(super) fn has_keys(&self, section: &str) -> bool {
+        keys::keys_in(section).any(|path| self.is_given(&path))
     }
 
     /// The paths of the named upstreams: `upstreams.NAME`.
@@ -100,61 +100,61 @@ impl Reader {
     }
 
     /// Whether a section was begun, be it with no key in it.
-    pub(super) fn stands(&self, section: &str) -> bool {
-        self.raw.has_section(section) || self.has_section(section)
+    pub(super) fn section_exists(&self, section: &str) -> bool {
+        self.raw.has_section(section) || self.has_keys(section)
     }
 
     /// Where an element of a list was given.
-    pub(super) fn place_of_element(&self, path: &str, index: usize) -> Place {
+    pub(super) fn pos_of_element(&self, path: &str, index: usize) -> SourcePos {
         let element = self.raw.entry(path).and_then(|entry| match &entry.value {
             Value::List(elements) => elements.get(index),
             _ => None,
         });
-        element.map_or_else(|| self.place(path), |element| element.place.clone())
+        element.map_or_else(|| self.pos(path), |element| element.pos.clone())
     }
 
     /// A key's value as it was given, for what is read and reported elsewhere.
-    pub(super) fn value_of(&self, path: &str) -> Option<&Value> {
+    pub(super) fn raw_value(&self, path: &str) -> Option<&Value> {
         self.raw.entry(path).map(|entry| &entry.value)
     }
 
     /// Where a key was given, or would be.
-    pub(super) fn place(&self, path: &str) -> Place {
+    pub(super) fn pos(&self, path: &str) -> SourcePos {
         self.raw
             .entry(path)
-            .map_or_else(|| self.raw.place_for(path), |entry| entry.place.clone())
+            .map_or_else(|| self.raw.pos_for(path), |entry| entry.pos.clone())
     }
 
     /// Where a secret was given, in words or by file.
-    pub(super) fn place_of_secret(&self, path: &str) -> Place {
+    pub(super) fn pos_of_secret(&self, path: &str) -> SourcePos {
         let twin = keys::twin(path).filter(|twin| self.is_given(twin));
-        self.place(twin.as_deref().unwrap_or(path))
+        self.pos(twin.as_deref().unwrap_or(path))
     }
 
     /// Where the first key of a section was given.
-    pub(super) fn place_of_section(&self, section: &str) -> Place {
-        let given = keys::of_section(section).find(|path| self.is_given(path));
-        given.map_or_else(|| self.raw.place_for(section), |path| self.place(&path))
+    pub(super) fn pos_of_section(&self, section: &str) -> SourcePos {
+        let given = keys::keys_in(section).find(|path| self.is_given(path));
+        given.map_or_else(|| self.raw.pos_for(section), |path| self.pos(&path))
     }
 
     /// A key's value, unless it is absent or wrong.
     pub(super) fn read<T>(
         &mut self,
         path: &str,
-        parse: impl Fn(&Value) -> Result<T, Fault>,
+        parse: impl Fn(&Value) -> Result<T, Problem>,
     ) -> Option<T> {
         let Some(entry) = self.raw.entry(path) else {
-            self.note_if_required(path);
+            self.report_if_required(path);
             return None;
         };
-        let place = entry.place.clone();
+        let pos = entry.pos.clone();
         let result = if values::is_placeholder(&entry.value) {
             Err(not_filled_in())
         } else {
             parse(&entry.value)
         };
         result
-            .map_err(|fault| self.mistake(place, path, fault))
+            .map_err(|problem| self.mistake(pos, path, problem))
             .ok()
     }
 
@@ -162,26 +162,26 @@ impl Reader {
     pub(super) fn list<T>(
         &mut self,
         path: &str,
-        parse: impl Fn(&Value) -> Result<T, Fault>,
-    ) -> Vec<(T, Place)> {
+        parse: impl Fn(&Value) -> Result<T, Problem>,
+    ) -> Vec<(T, SourcePos)> {
         let Some(entry) = self.raw.entry(path) else {
-            self.note_if_required(path);
+            self.report_if_required(path);
             return Vec::new();
         };
         let Value::List(elements) = &entry.value else {
-            let fault = if values::is_placeholder(&entry.value) {
+            let problem = if values::is_placeholder(&entry.value) {
                 not_filled_in()
             } else {
-                fault(
+                problem(
                     "is a single value, not a list",
                     "put it in square brackets, as in [ … ]",
                 )
             };
-            let place = entry.place.clone();
-            self.mistake(place, path, fault);
+            let pos = entry.pos.clone();
+            self.mistake(pos, path, problem);
             return Vec::new();
         };
-        let mut faults = Vec::new();
+        let mut problems = Vec::new();
         let mut read = Vec::new();
         for element in elements {
             let value = &element.value;
@@ -190,27 +190,27 @@ impl Reader {
             } else {
                 parse(value)
             } {
-                Ok(value) => read.push((value, element.place.clone())),
-                Err(fault) => faults.push(fault.at(element.place.clone(), path)),
+                Ok(value) => read.push((value, element.pos.clone())),
+                Err(problem) => problems.push(problem.at(element.pos.clone(), path)),
             }
         }
-        self.mistakes.extend(faults);
+        self.mistakes.extend(problems);
         read
     }
 
     /// A list that must not be empty.
-    pub(super) fn some_of<T>(
+    pub(super) fn non_empty_list<T>(
         &mut self,
         path: &str,
-        parse: impl Fn(&Value) -> Result<T, Fault>,
-    ) -> Vec<(T, Place)> {
+        parse: impl Fn(&Value) -> Result<T, Problem>,
+    ) -> Vec<(T, SourcePos)> {
         if let Some(entry) = self.raw.entry(path)
             && matches!(&entry.value, Value::List(elements) if elements.is_empty())
         {
-            let place = entry.place.clone();
-            let fault =
-                hint(path, "is empty").unwrap_or_else(|| fault("is empty", "write at least one"));
-            self.mistake(place, path, fault);
+            let pos = entry.pos.clone();
+            let problem = missing_value(path, "is empty")
+                .unwrap_or_else(|| problem("is empty", "write at least one"));
+            self.mistake(pos, path, problem);
         }
         self.list(path, parse)
     }
@@ -252,13 +252,13 @@ impl Reader {
     /// A path; relative ones start at the folder of the file that they were given in.
     pub(super) fn path(&mut self, path: &str) -> Option<PathBuf> {
         let file = self.read(path, values::path)?;
-        Some(from_folder_of(&self.place(path), &file))
+        Some(from_folder_of(&self.pos(path), &file))
     }
 
     /// A local socket's path starts at the folder of the file that it was given in, like any other.
-    pub(super) fn anchor_socket(&self, address: &mut Address, place: &Place) {
+    pub(super) fn resolve_socket_path(&self, address: &mut Address, pos: &SourcePos) {
         if let Address::Unix(path) = address {
-            *path = from_folder_of(place, path);
+            *path = from_folder_of(pos, path);
         }
     }
 
@@ -275,7 +275,7 @@ impl Reader {
     fn secret_of(
         &mut self,
         path: &str,
-        words: impl Fn(&Value) -> Result<&str, Fault>,
+        words: impl Fn(&Value) -> Result<&str, Problem>,
         may_have_lines: impl Fn(&str) -> bool,
     ) -> Option<Secret> {
         let in_words = |r: &mut Self| r.read(path, |value| words(value).map(Secret::new));
@@ -286,13 +286,13 @@ impl Reader {
             (true, true) => {
                 let reason = format!(
                     "{} and {} are both set",
-                    keys::shown(path),
-                    keys::shown(&twin)
+                    keys::without_index(path),
+                    keys::without_index(&twin)
                 );
                 self.mistake(
-                    self.place(&twin),
+                    self.pos(&twin),
                     &twin,
-                    fault(reason, "keep one of the two"),
+                    problem(reason, "keep one of the two"),
                 );
                 None
             }
@@ -309,46 +309,43 @@ impl Reader {
         may_have_lines: impl Fn(&str) -> bool,
     ) -> Option<Secret> {
         let file = self.path(path)?;
-        let place = self.place(path);
+        let pos = self.pos(path);
         match Secret::from_file(file) {
             Ok(secret) if !secret.is_one_line() && !may_have_lines(secret.expose()) => {
                 let reason = "names a file with more than one line, or with control characters";
                 self.mistake(
-                    place,
+                    pos,
                     path,
-                    fault(reason, "the file must hold the secret and nothing else"),
+                    problem(reason, "the file must hold the secret and nothing else"),
                 );
                 None
             }
             Ok(secret) => Some(secret),
             Err(error) => {
-                let instead = format!(
+                let hint = format!(
                     "check path and permissions; the secret itself would be {}",
-                    keys::shown(twin)
+                    keys::without_index(twin)
                 );
-                let fault = fault(
-                    format!("names a file that cannot be read: {error}"),
-                    instead,
-                )
-                .or_variable(format!(
-                    "check path and permissions; the secret itself would be {}",
-                    keys::variable(twin)
-                ));
-                self.mistake(place, path, fault);
+                let problem = problem(format!("names a file that cannot be read: {error}"), hint)
+                    .or_variable(format!(
+                        "check path and permissions; the secret itself would be {}",
+                        keys::variable(twin)
+                    ));
+                self.mistake(pos, path, problem);
                 None
             }
         }
     }
 
-    fn note_if_required(&mut self, path: &str) {
-        if let Some(fault) = hint(path, "is missing") {
-            self.missing(self.place(path), path, fault);
+    fn report_if_required(&mut self, path: &str) {
+        if let Some(problem) = missing_value(path, "is missing") {
+            self.missing(self.pos(path), path, problem);
         }
     }
 }
 
 /// What to say of a key that must have a value and has none.
-fn hint(path: &str, reason: &str) -> Option<Fault> {
+fn missing_value(path: &str, reason: &str) -> Option<Problem> {
     let key = keys::find(path)?;
     let Presence::Required { shown, hint } = key.presence else {
         return None;
@@ -357,7 +354,7 @@ fn hint(path: &str, reason: &str) -> Option<Fault> {
     let (section, _) = path.rsplit_once('.')?;
     let hint = hint.replace(
         &keys::header(key.section()),
-        &keys::header(&keys::shown(section)),
+        &keys::header(&keys::without_index(section)),
     );
     let file = key
         .twin()
@@ -368,23 +365,24 @@ fn hint(path: &str, reason: &str) -> Option<Fault> {
         keys::variable(path),
         shown.trim_matches(['[', ']', '"'])
     );
-    Some(fault(reason, hint).or_variable(variable))
+    Some(problem(reason, hint).or_variable(variable))
 }
 
-fn not_filled_in() -> Fault {
-    fault(
+fn not_filled_in() -> Problem {
+    problem(
         "not filled in yet",
         "replace the placeholder, angle brackets included",
     )
 }
 
-fn from_folder_of(place: &Place, file: &Path) -> PathBuf {
-    match place {
-        Place::Position { file: config, .. } => config
+fn from_folder_of(pos: &SourcePos, file: &Path) -> PathBuf {
+    match pos {
+        SourcePos::Position { file: config, .. } => config
             .parent()
             .map_or_else(|| file.to_owned(), |dir| dir.join(file)),
-        Place::Nowhere | Place::File(_) | Place::Environment(_) | Place::CommandLine => {
-            file.to_owned()
-        }
+        SourcePos::Nowhere
+        | SourcePos::File(_)
+        | SourcePos::Environment(_)
+        | SourcePos::CommandLine => file.to_owned(),
     }
 }

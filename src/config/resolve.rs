@@ -12,8 +12,8 @@ use std::{num::NonZero, thread};
 
 use tracing::level_filters::LevelFilter;
 
-use self::listeners::Listening;
-use super::{Config, findings::fault, keys, reader::Reader, values};
+use self::listeners::ListenerEntry;
+use super::{Config, findings::problem, keys, reader::Reader, values};
 use crate::{
     admin,
     base::log,
@@ -23,27 +23,27 @@ use crate::{
 /// Reads every key. `None` only after a mistake.
 pub(super) fn config(r: &mut Reader) -> Option<Config> {
     let guard = listeners::guard(r);
-    let mut listening = listeners::listeners(r, &guard);
-    let clients = clients::clients(r, &listening);
-    listeners::let_clients_in(&mut listening, &clients);
-    listeners::recommend_header(r, &listening);
+    let mut listeners = listeners::listeners(r, &guard);
+    let clients = clients::clients(r, &listeners);
+    listeners::relax_guards(&mut listeners, &clients);
+    listeners::recommend_required_header(r, &listeners);
     let upstreams = upstream::upstreams(r);
     let rewrites = routes::rewrites(r);
     let routes = routes::routes(r, &upstreams, &rewrites);
     routes::check(r, &upstreams, &routes, &rewrites);
-    routes::warn_of_refused_hosts(r, &routes, &listening);
+    routes::warn_of_unserved_hosts(r, &routes, &listeners);
     let plain = upstreams.first()?;
     let jwt = first::jwt_section(r);
     let token = token::token(r, plain);
     let initial_grant = first::initial_grant(r, plain, jwt);
     let admin = admin(r, guard);
-    listeners::refuse_overlaps(r, &listening, admin.as_ref());
+    listeners::reject_overlaps(r, &listeners, admin.as_ref());
     let proxy = proxy::Config {
         routes: routes.into_iter().flatten().collect(),
         rewrites: rewrites.into_iter().flatten().collect(),
         clients,
         issuer_segments: token::issuer_segments(r),
-        ..proxy(r, listening)
+        ..proxy(r, listeners)
     };
     let log = log(r);
     Some(Config {
@@ -56,13 +56,10 @@ pub(super) fn config(r: &mut Reader) -> Option<Config> {
     })
 }
 
-fn proxy(r: &mut Reader, listening: Vec<Listening>) -> proxy::Config {
+fn proxy(r: &mut Reader, listeners: Vec<ListenerEntry>) -> proxy::Config {
     let cores = || thread::available_parallelism().map_or(1, NonZero::get);
     proxy::Config {
-        listeners: listening
-            .into_iter()
-            .map(|listening| listening.listener)
-            .collect(),
+        listeners: listeners.into_iter().map(|entry| entry.listener).collect(),
         workers: r.count("proxy.workers", 1024).unwrap_or_else(cores),
         limits: limits(r),
         forwarded_headers: r.choice(
@@ -121,9 +118,9 @@ fn limits(r: &mut Reader) -> proxy::Limits {
     {
         let reason = "is not larger than proxy.max_uri_length, and the URI is a part of the head";
         r.missing(
-            r.place("proxy.max_head_size"),
+            r.pos("proxy.max_head_size"),
             "proxy.max_head_size",
-            fault(reason, "write more, or a shorter URI"),
+            problem(reason, "write more, or a shorter URI"),
         );
     }
     let mut count = |key: &str, most: u32| r.count(key, most).unwrap_or_default();
@@ -157,9 +154,9 @@ fn retry(r: &mut Reader) -> Retry {
         let reason =
             "is smaller than retry.body_limit, so that no body could be kept up to that limit";
         r.missing(
-            r.place("retry.total_limit"),
+            r.pos("retry.total_limit"),
             "retry.total_limit",
-            fault(reason, "write at least as much"),
+            problem(reason, "write at least as much"),
         );
     }
     Retry {
@@ -184,10 +181,10 @@ fn retry(r: &mut Reader) -> Retry {
 fn retry_json(r: &mut Reader) -> Option<RetryJson> {
     const POINTER: &str = "retry.json.pointer";
     const VALUES: &str = "retry.json.values";
-    if !r.stands("retry.json") {
+    if !r.section_exists("retry.json") {
         return None;
     }
-    for (needed, instead, example) in [
+    for (needed, hint, example) in [
         (
             POINTER,
             r#"write where the code stands, as in pointer = "/code""#,
@@ -202,15 +199,15 @@ fn retry_json(r: &mut Reader) -> Option<RetryJson> {
         if !r.is_given(needed) {
             let variable = format!("set {}={example}", keys::variable(needed));
             r.missing(
-                r.place(needed),
+                r.pos(needed),
                 needed,
-                fault("is missing", instead).or_variable(variable),
+                problem("is missing", hint).or_variable(variable),
             );
         }
     }
     let pointer = r.read(POINTER, values::json_pointer);
     let values = r
-        .some_of(VALUES, values::code)
+        .non_empty_list(VALUES, values::code)
         .into_iter()
         .map(|(code, _)| code)
         .collect();
@@ -224,31 +221,31 @@ fn retry_json(r: &mut Reader) -> Option<RetryJson> {
 pub(super) fn admin(r: &mut Reader, guard: Guard) -> Option<admin::Config> {
     let token = r.secret("admin.token");
     if token.as_ref().is_some_and(|token| !token.fits_header()) {
-        let fault = fault(
+        let problem = problem(
             "cannot stand in an HTTP header",
             "use letters, digits and punctuation without spaces",
         );
-        r.mistake(r.place_of_secret("admin.token"), "admin.token", fault);
+        r.mistake(r.pos_of_secret("admin.token"), "admin.token", problem);
     }
     let Some(mut address) = r.read("admin.listen", values::address) else {
         if token.is_some() && !r.is_given("admin.listen") {
-            let fault = fault(
+            let problem = problem(
                 "has no effect without admin.listen",
                 r#"write listen = "127.0.0.1:9180" in [admin]"#,
             )
             .or_variable("set BEARER_PROXY__ADMIN__LISTEN=127.0.0.1:9180");
-            r.warning(r.place_of_secret("admin.token"), "admin.token", fault);
+            r.warning(r.pos_of_secret("admin.token"), "admin.token", problem);
         }
         return None;
     };
-    let place = r.place("admin.listen");
-    r.anchor_socket(&mut address, &place);
+    let pos = r.pos("admin.listen");
+    r.resolve_socket_path(&mut address, &pos);
     if !address.is_local() && token.is_none() {
         let reason = "can be reached from other machines: without admin.token only /healthz, /readyz and /metrics are served there";
         r.warning(
-            place,
+            pos,
             "admin.listen",
-            fault(
+            problem(
                 reason,
                 "set admin.token or admin.token_file if more is needed",
             ),

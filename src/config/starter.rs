@@ -1,6 +1,6 @@
 //! The first configuration file for a real cloud, and what to ask that cloud's administrator for.
 
-use super::{findings::Fault, raw::Value, values};
+use super::{findings::Problem, raw::Value, values};
 
 /// The text of a first `proxy.toml`: the smallest useful one, with placeholders for what is not given.
 pub fn starter(cloud: Option<&str>, client_id: Option<&str>) -> String {
@@ -85,11 +85,7 @@ Without that command: open this in a browser, log in and agree. The browser ends
 pub fn cloud_origin(text: &str) -> Result<String, String> {
     values::endpoint(&Value::Text(text.to_owned().into()))
         .map(|endpoint| endpoint.origin)
-        .map_err(
-            |Fault {
-                 reason, instead, ..
-             }| format!("{reason} ({instead})"),
-        )
+        .map_err(|Problem { reason, hint, .. }| format!("{reason} ({hint})"))
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! What somebody may have meant who wrote a name that is not there.
 
 use super::{
-    findings::{Fault, fault},
+    findings::{Problem, problem},
     keys::{self, Key, is_within},
 };
 
-pub(super) fn unknown_key(section: &str, name: &str) -> Fault {
-    let instead = if section.is_empty() && !keys::keys().iter().any(|key| key.name() == name) {
+pub(super) fn unknown_key(section: &str, name: &str) -> Problem {
+    let hint = if section.is_empty() && !keys::keys().iter().any(|key| key.name() == name) {
         let mut sections: Vec<&str> = keys::keys()
             .iter()
             .filter_map(|key| key.path.split('.').next())
@@ -22,7 +22,7 @@ pub(super) fn unknown_key(section: &str, name: &str) -> Fault {
     } else {
         nearest_key(section, name)
     };
-    fault("unknown key", instead)
+    problem("unknown key", hint)
 }
 
 fn header(section: &str) -> String {
@@ -35,20 +35,23 @@ fn header(section: &str) -> String {
 
 fn nearest_key(section: &str, name: &str) -> String {
     // `[upstreams.docs]` has the keys of `[upstream]`.
-    let own_section = keys::in_table(section);
-    let home = |home: &str| match home.strip_prefix(&*own_section) {
-        Some(rest) if home == own_section || is_within(home, &own_section) => {
-            keys::header(&format!("{}{rest}", keys::shown(section)))
+    let own_section = keys::table_path(section);
+    let section_header = |section_header: &str| match section_header.strip_prefix(&*own_section) {
+        Some(rest) if section_header == own_section || is_within(section_header, &own_section) => {
+            keys::header(&format!("{}{rest}", keys::without_index(section)))
         }
-        _ => keys::header(home),
+        _ => keys::header(section_header),
     };
-    let mut homes: Vec<&str> = keys::keys()
+    let mut sections: Vec<&str> = keys::keys()
         .iter()
         .filter(|key| key.name() == name)
         .map(Key::section)
         .collect();
-    if homes.iter().any(|home| is_within(home, &own_section)) {
-        homes.retain(|home| is_within(home, &own_section));
+    if sections
+        .iter()
+        .any(|section_header| is_within(section_header, &own_section))
+    {
+        sections.retain(|section_header| is_within(section_header, &own_section));
     }
     let own = names_in(&own_section);
     let longer: Vec<&str> = own
@@ -59,10 +62,14 @@ fn nearest_key(section: &str, name: &str) -> String {
     if !longer.is_empty() {
         return format!("did you mean {}?", longer.join(" or "));
     }
-    if !homes.is_empty() {
+    if !sections.is_empty() {
         return format!(
             "belongs in {}",
-            homes.into_iter().map(home).collect::<Vec<_>>().join(" or ")
+            sections
+                .into_iter()
+                .map(section_header)
+                .collect::<Vec<_>>()
+                .join(" or ")
         );
     }
     if let Some(name) = nearest(name, own.iter().copied()) {
@@ -70,8 +77,12 @@ fn nearest_key(section: &str, name: &str) -> String {
     }
     let elsewhere = nearest(name, keys::keys().iter().map(Key::name));
     match elsewhere.and_then(|name| keys::keys().iter().find(|key| key.name() == name)) {
-        Some(key) => format!("did you mean {} in {}?", key.name(), home(key.section())),
-        None => format!("{} has {}", home(&own_section), own.join(", ")),
+        Some(key) => format!(
+            "did you mean {} in {}?",
+            key.name(),
+            section_header(key.section())
+        ),
+        None => format!("{} has {}", section_header(&own_section), own.join(", ")),
     }
 }
 
@@ -86,23 +97,23 @@ fn names_in(section: &str) -> Vec<&'static str> {
     names
 }
 
-pub(super) fn unknown_variable(name: &str) -> Fault {
+pub(super) fn unknown_variable(name: &str) -> Problem {
     let list = name
         .strip_prefix(keys::PREFIX)
         .and_then(|rest| rest.split("__").next());
-    if let Some(list) = keys::LISTS
+    if let Some(list) = keys::ARRAYS
         .into_iter()
         .find(|own| list.is_some_and(|list| list.eq_ignore_ascii_case(own)))
     {
-        let instead = format!("write {} in the configuration file", keys::header(list));
-        return fault(
+        let hint = format!("write {} in the configuration file", keys::header(list));
+        return problem(
             "belongs to one of several tables, which variables cannot tell apart",
-            instead,
+            hint,
         );
     }
-    let settable = || keys::keys().iter().filter(|key| !key.is_listed());
+    let settable = || keys::keys().iter().filter(|key| !key.is_in_array());
     let last_word = name.rsplit("__").next().unwrap_or(name);
-    let homes: Vec<String> = settable()
+    let sections: Vec<String> = settable()
         .filter(|key| key.name().eq_ignore_ascii_case(last_word))
         .map(Key::variable)
         .collect();
@@ -113,8 +124,8 @@ pub(super) fn unknown_variable(name: &str) -> Fault {
             .to_owned()
     };
     let rests: Vec<String> = settable().map(|key| rest(&key.variable())).collect();
-    let instead = if !homes.is_empty() {
-        format!("did you mean {}?", homes.join(" or "))
+    let hint = if !sections.is_empty() {
+        format!("did you mean {}?", sections.join(" or "))
     } else if let Some(nearest) = nearest(&rest(name), rests.iter().map(String::as_str)) {
         format!("did you mean {}{nearest}?", keys::PREFIX)
     } else {
@@ -123,19 +134,19 @@ pub(super) fn unknown_variable(name: &str) -> Fault {
             keys::PREFIX
         )
     };
-    fault("no key has this name", instead)
+    problem("no key has this name", hint)
 }
 
 /// What to say of a variable that is not one of ours and was probably meant to be.
-pub(super) enum Meant {
+pub(super) enum Guess {
     /// A key's variable but for underscores and case.
-    Certainly(Fault),
+    Certain(Problem),
     /// A key's name without its section. Other programs may have such variables.
-    Perhaps(Fault),
+    Likely(Problem),
 }
 
 /// Looks at a variable that does not begin as ours do.
-pub(super) fn meant_variable(name: &str) -> Option<Meant> {
+pub(super) fn misspelled_variable(name: &str) -> Option<Guess> {
     const REASON: &str = "is not read: a variable of ours has two underscores between its parts";
     let words = |name: &str| {
         let words: Vec<_> = name
@@ -147,22 +158,22 @@ pub(super) fn meant_variable(name: &str) -> Option<Meant> {
     };
     let given = words(name);
     let rest = given.strip_prefix("BEARER_PROXY_")?;
-    let settable = || keys::keys().iter().filter(|key| !key.is_listed());
+    let settable = || keys::keys().iter().filter(|key| !key.is_in_array());
     if let Some(key) = settable().find(|key| words(&key.variable()) == given) {
-        return Some(Meant::Certainly(fault(
+        return Some(Guess::Certain(problem(
             REASON,
             format!("did you mean {}?", key.variable()),
         )));
     }
-    let homes: Vec<String> = settable()
+    let sections: Vec<String> = settable()
         .filter(|key| key.name().eq_ignore_ascii_case(rest))
         .map(Key::variable)
         .collect();
-    let instead = format!("did you mean {}?", homes.join(" or "));
-    if homes.is_empty() {
+    let hint = format!("did you mean {}?", sections.join(" or "));
+    if sections.is_empty() {
         None
     } else {
-        Some(Meant::Perhaps(fault(REASON, instead)))
+        Some(Guess::Likely(problem(REASON, hint)))
     }
 }
 

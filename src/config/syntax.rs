@@ -4,18 +4,18 @@ use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 
 use toml::de::Error;
 
-use super::findings::{Fault, Finding, Place, fault};
+use super::findings::{Finding, Problem, SourcePos, problem};
 
 /// The lines that are no TOML, and those that mean nothing because of them.
-pub(super) struct Broken<'a> {
+pub(super) struct SyntaxErrors<'a> {
     /// One line, one mistake: where, and what the parser says. It reports the shape of a line before what is in it.
     lines: BTreeMap<usize, (usize, &'a str)>,
     /// Keys below a broken section line count as keys of the section above it, where they make no sense.
-    strays: Vec<Range<usize>>,
+    dropped: Vec<Range<usize>>,
 }
 
-impl<'a> Broken<'a> {
-    pub(super) fn new(errors: &'a [Error], positions: &Positions<'_>) -> Self {
+impl<'a> SyntaxErrors<'a> {
+    pub(super) fn new(errors: &'a [Error], positions: &SourceText<'_>) -> Self {
         let mut lines = BTreeMap::new();
         for error in errors {
             let start = error.span().map_or(0, |span| span.start);
@@ -28,16 +28,16 @@ impl<'a> Broken<'a> {
         let is_section =
             |number: &usize| line(*number).starts_with('[') && !lines.contains_key(number);
         // Of what stands behind a good section line, and of a second section of the same name, the parser makes sense.
-        let is_stray = |number: &usize, message: &str| {
-            was_section(line(*number))
+        let is_dropped = |number: &usize, message: &str| {
+            looks_like_section(line(*number))
                 && !message.starts_with("unexpected key")
                 && !message.starts_with("duplicate key")
         };
         let broken = lines
             .iter()
-            .filter(|(number, (_, message))| is_stray(number, message));
+            .filter(|(number, (_, message))| is_dropped(number, message));
         // The next section can be taken for a part of the broken one.
-        let strays: Vec<_> = broken
+        let dropped: Vec<_> = broken
             .map(|(number, _)| {
                 number + 1
                     ..(number + 1..=text.len())
@@ -46,29 +46,30 @@ impl<'a> Broken<'a> {
                         + 1
             })
             .collect();
-        let is_stray = |number: &usize| strays.iter().any(|stray| stray.contains(number));
+        let is_dropped = |number: &usize| dropped.iter().any(|range| range.contains(number));
         lines.retain(|number, (_, message)| {
-            !(message.starts_with("duplicate key") && is_stray(number))
+            !(message.starts_with("duplicate key") && is_dropped(number))
         });
-        Self { lines, strays }
+        Self { lines, dropped }
     }
 
     /// Whether what was read there is an accident.
-    pub(super) fn covers(&self, place: &Place) -> bool {
-        let Place::Position { line, .. } = place else {
+    pub(super) fn covers(&self, pos: &SourcePos) -> bool {
+        let SourcePos::Position { line, .. } = pos else {
             return false;
         };
-        self.lines.contains_key(line) || self.strays.iter().any(|stray| stray.contains(line))
+        self.lines.contains_key(line) || self.dropped.iter().any(|range| range.contains(line))
     }
 
-    pub(super) fn mistakes(&self, positions: &Positions<'_>) -> Vec<Finding> {
+    pub(super) fn mistakes(&self, positions: &SourceText<'_>) -> Vec<Finding> {
         // A list without an end turns every line below it into the same error.
         let mut last = "";
         let mut mistakes = Vec::new();
         for &(start, message) in self.lines.values() {
             if message != last || !message.starts_with("missing comma") {
-                mistakes
-                    .push(syntax_fault(message, positions.text, start).at(positions.at(start), ""));
+                mistakes.push(
+                    syntax_problem(message, positions.text, start).at(positions.at(start), ""),
+                );
             }
             last = message;
         }
@@ -77,23 +78,23 @@ impl<'a> Broken<'a> {
 }
 
 /// Whether somebody meant to begin a section: `[upstream`, `upstream]`, `{upstream}`, `upstream:`.
-fn was_section(line: &str) -> bool {
+fn looks_like_section(line: &str) -> bool {
     let is_named = line.contains(|c: char| c.is_ascii_alphabetic());
     is_named && (line.starts_with(['[', '{']) || !line.contains('=') && line.ends_with([']', ':']))
 }
 
 /// Turns the parser's byte offsets into lines and columns.
-pub(super) struct Positions<'a> {
+pub(super) struct SourceText<'a> {
     pub(super) file: Arc<Path>,
     pub(super) text: &'a str,
 }
 
-impl Positions<'_> {
-    pub(super) fn at(&self, offset: usize) -> Place {
+impl SourceText<'_> {
+    pub(super) fn at(&self, offset: usize) -> SourcePos {
         let before = self.text.get(..offset).unwrap_or(self.text);
         let line_start = before.rfind('\n').map_or(0, |index| index + 1);
         let column = before[line_start..].chars().count() + 1;
-        Place::Position {
+        SourcePos::Position {
             file: Arc::clone(&self.file),
             line: self.line(offset),
             column,
@@ -111,7 +112,7 @@ impl Positions<'_> {
 }
 
 /// The parser's messages name what it expected and never quote the text, which may be a secret.
-fn syntax_fault(message: &str, text: &str, offset: usize) -> Fault {
+fn syntax_problem(message: &str, text: &str, offset: usize) -> Problem {
     let line_start = text
         .get(..offset)
         .and_then(|before| before.rfind('\n'))
@@ -121,20 +122,20 @@ fn syntax_fault(message: &str, text: &str, offset: usize) -> Fault {
         .get(line_start..)
         .and_then(|rest| rest.lines().next())
         .unwrap_or_default();
-    let instead = if near.ends_with('\\')
+    let hint = if near.ends_with('\\')
         || text
             .get(offset..)
             .is_some_and(|rest| rest.starts_with('\\'))
     {
-        BACKSLASH
+        BACKSLASH_HINT
     } else if message.contains("expected `\"`") || message.contains("expected `'`") {
         "end a text with the quote that it begins with, on the same line"
-    } else if was_section(line.trim()) && !message.starts_with("duplicate key") {
+    } else if looks_like_section(line.trim()) && !message.starts_with("duplicate key") {
         "a section begins with a line like [upstream]"
     } else if message.contains("array") {
         "put commas between the elements of a list, and ] at its end"
     } else if message.contains("unicode value digits") {
-        BACKSLASH
+        BACKSLASH_HINT
     } else if message.contains("must be quoted") {
         "put the value in quotes"
     } else if message.starts_with("duplicate key") {
@@ -142,9 +143,9 @@ fn syntax_fault(message: &str, text: &str, offset: usize) -> Fault {
     } else {
         r#"a line is key = "text", key = number, key = ["text", "text"], [section], or # a comment"#
     };
-    fault(format!("this is not TOML: {message}"), instead)
+    problem(format!("this is not TOML: {message}"), hint)
 }
 
 /// What to say when a Windows path stands in double quotes.
-pub(super) const BACKSLASH: &str = "a backslash in double quotes begins an escape: write the path in single quotes, \
+pub(super) const BACKSLASH_HINT: &str = "a backslash in double quotes begins an escape: write the path in single quotes, \
      as in 'C:\\proxy\\token.json', or with forward slashes";

@@ -8,49 +8,49 @@ mod web;
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    findings::{Fault, fault},
+    findings::{Problem, problem},
     raw::Value,
-    syntax::BACKSLASH,
+    syntax::BACKSLASH_HINT,
 };
-pub(super) use client::{key_header, network, own_header, rate, user_name};
+pub(super) use client::{custom_header, key_header, network, rate, user_name};
 pub(super) use token::{
     algorithm, claims, code, is_pem, json_pointer, key_material, parameter_name,
 };
 pub(super) use web::{
-    address, endpoint, error_status, host_header, host_name, own_name, path_rule, prefix,
-    redirect_uri, server_name, socket_address, url_path, web_origin,
+    address, endpoint, error_status, host_header, host_name, path_rule, prefix, redirect_uri,
+    served_host, server_name, socket_address, url_path, web_origin,
 };
 
-type Read<T> = Result<T, Fault>;
+type Read<T> = Result<T, Problem>;
 
 /// Text of at least one character, without control characters.
 pub(super) fn text(value: &Value) -> Read<&str> {
     match value {
         Value::Text(text) if text.is_empty() => {
-            Err(fault("is empty", "write a value, or remove the key")
+            Err(problem("is empty", "write a value, or remove the key")
                 .or_variable("give it a value, or unset it"))
         }
-        Value::Text(text) if text.contains(char::is_control) => Err(fault(
+        Value::Text(text) if text.contains(char::is_control) => Err(problem(
             "holds a line end, a tab or another control character",
             "write one line of plain text",
         )),
         Value::Text(text) => Ok(text),
-        Value::Integer(_) | Value::Bool(_) => Err(fault(
-            format!("is {}, not text", value.what()),
+        Value::Integer(_) | Value::Bool(_) => Err(problem(
+            format!("is {}, not text", value.kind_name()),
             "put it in quotes",
         )),
-        Value::List(_) | Value::Table(_) | Value::Other(_) => Err(fault(
-            format!("is {}, not text", value.what()),
+        Value::List(_) | Value::Table(_) | Value::Other(_) => Err(problem(
+            format!("is {}, not text", value.kind_name()),
             r#"write one text, as in key = "text""#,
         )),
     }
 }
 
 /// Text that has a form of its own, of which an example says more than "put it in quotes".
-fn text_like<'a>(value: &'a Value, example: &str) -> Read<&'a str> {
-    text(value).map_err(|fault| Fault {
-        instead: example.to_owned(),
-        ..fault
+fn text_with_hint<'a>(value: &'a Value, example: &str) -> Read<&'a str> {
+    text(value).map_err(|problem| Problem {
+        hint: example.to_owned(),
+        ..problem
     })
 }
 
@@ -78,7 +78,7 @@ pub(super) fn path(value: &Value) -> Read<PathBuf> {
     if let Value::Text(text) = value
         && text.contains(char::is_control)
     {
-        return Err(fault("holds a control character", BACKSLASH)
+        return Err(problem("holds a control character", BACKSLASH_HINT)
             .or_variable("set it to a path without one"));
     }
     text(value).map(PathBuf::from)
@@ -88,8 +88,8 @@ pub(super) fn boolean(value: &Value) -> Read<bool> {
     match value {
         Value::Bool(value) => Ok(*value),
         Value::Text(_) | Value::Integer(_) | Value::List(_) | Value::Table(_) | Value::Other(_) => {
-            Err(fault(
-                format!("is {}", value.what()),
+            Err(problem(
+                format!("is {}", value.kind_name()),
                 "write true or false, without quotes",
             )
             .or_variable("write true or false"))
@@ -104,18 +104,18 @@ pub(super) fn integer(value: &Value, least: u32, most: u32) -> Read<u32> {
             .ok()
             .filter(|number| (least..=most).contains(number))
             .ok_or_else(|| {
-                fault(
+                problem(
                     "is out of range",
                     format!("write a number from {least} to {most}"),
                 )
             }),
         Value::Text(_) | Value::Bool(_) | Value::List(_) | Value::Table(_) | Value::Other(_) => {
-            let instead = format!("write a number from {least} to {most}");
-            Err(fault(
-                format!("is {}", value.what()),
-                format!("{instead}, without quotes"),
+            let hint = format!("write a number from {least} to {most}");
+            Err(problem(
+                format!("is {}", value.kind_name()),
+                format!("{hint}, without quotes"),
             )
-            .or_variable(instead))
+            .or_variable(hint))
         }
     }
 }
@@ -125,12 +125,12 @@ pub(super) fn duration(value: &Value) -> Read<Duration> {
     const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
     const EXAMPLE: &str = r#"write a number and a unit (ms, s, m, h, d), as in "90s""#;
     if let Some(number) = value.bare_number() {
-        return Err(fault(
+        return Err(problem(
             "has no unit",
             format!(r#"write "{number}s" for seconds"#),
         ));
     }
-    let text = text_like(value, EXAMPLE)?;
+    let text = text_with_hint(value, EXAMPLE)?;
     // The parser's sum of parts can overflow, which takes more characters than a duration of sense has.
     let parsed = if text.len() <= 24 {
         humantime::parse_duration(text.trim()).ok()
@@ -138,8 +138,8 @@ pub(super) fn duration(value: &Value) -> Read<Duration> {
         None
     };
     match parsed {
-        None => Err(fault("is not a duration", EXAMPLE)),
-        Some(duration) if duration > YEAR => Err(fault("is longer than a year", EXAMPLE)),
+        None => Err(problem("is not a duration", EXAMPLE)),
+        Some(duration) if duration > YEAR => Err(problem("is longer than a year", EXAMPLE)),
         Some(duration) => Ok(duration),
     }
 }
@@ -147,7 +147,7 @@ pub(super) fn duration(value: &Value) -> Read<Duration> {
 /// A duration above zero.
 pub(super) fn positive_duration(value: &Value) -> Read<Duration> {
     match duration(value)? {
-        Duration::ZERO => Err(fault(
+        Duration::ZERO => Err(problem(
             "must be longer than nothing",
             r#"write for example "10s""#,
         )),
@@ -169,12 +169,12 @@ pub(super) fn size(value: &Value) -> Read<usize> {
         ("gib", 1 << 30),
     ];
     if let Some(number) = value.bare_number() {
-        return Err(fault(
+        return Err(problem(
             "has no unit",
             format!(r#"write "{number}B" for bytes, or for example "1MiB""#),
         ));
     }
-    let text = text_like(value, EXAMPLE)?.trim();
+    let text = text_with_hint(value, EXAMPLE)?.trim();
     let digits = text
         .find(|c: char| !c.is_ascii_digit())
         .unwrap_or(text.len());
@@ -189,14 +189,14 @@ pub(super) fn size(value: &Value) -> Read<usize> {
         .ok()
         .zip(factor)
         .and_then(|(number, factor)| number.checked_mul(factor));
-    bytes.ok_or_else(|| fault("is not a size", EXAMPLE))
+    bytes.ok_or_else(|| problem("is not a size", EXAMPLE))
 }
 
 /// A size between two others, in bytes.
 pub(super) fn size_within(value: &Value, least: usize, most: usize) -> Read<usize> {
     let size = size(value)?;
     let range = || {
-        fault(
+        problem(
             "is out of range",
             format!(r#"write a size from "{least}B" to "{most}B""#),
         )
@@ -213,23 +213,23 @@ pub(super) fn choice<T: Copy>(value: &Value, choices: &[(&str, T)]) -> Read<T> {
         .iter()
         .map(|(word, _)| format!("{word:?}"))
         .collect();
-    let instead = format!("write {}", words.join(" or "));
-    let given = text_like(value, &instead)?;
+    let hint = format!("write {}", words.join(" or "));
+    let given = text_with_hint(value, &hint)?;
     choices
         .iter()
         .find(|(word, _)| *word == given)
         .map(|(_, meaning)| *meaning)
-        .ok_or_else(|| fault("is none of the words known here", &instead))
+        .ok_or_else(|| problem("is none of the words known here", &hint))
 }
 impl Value {
-    fn what(&self) -> &'static str {
+    fn kind_name(&self) -> &'static str {
         match self {
             Self::Text(_) => "text",
             Self::Integer(_) => "a number",
             Self::Bool(_) => "true or false",
             Self::List(_) => "a list",
             Self::Table(_) => "a table",
-            Self::Other(what) => what,
+            Self::Other(kind_name) => kind_name,
         }
     }
 
@@ -253,8 +253,8 @@ mod tests {
         Value::Text(text.to_owned().into())
     }
 
-    pub(super) fn instead<T>(read: Read<T>) -> String {
-        read.err().map(|fault| fault.instead).unwrap_or_default()
+    pub(super) fn hint<T>(read: Read<T>) -> String {
+        read.err().map(|problem| problem.hint).unwrap_or_default()
     }
 
     #[test]
@@ -286,13 +286,10 @@ mod tests {
             assert!(duration(&words(text)).is_err(), "{text}");
         }
         assert_eq!(
-            instead(duration(&Value::Integer(90))),
+            hint(duration(&Value::Integer(90))),
             r#"write "90s" for seconds"#
         );
-        assert_eq!(
-            instead(duration(&words("90"))),
-            r#"write "90s" for seconds"#
-        );
+        assert_eq!(hint(duration(&words("90"))), r#"write "90s" for seconds"#);
         assert!(positive_duration(&words("0s")).is_err());
         assert_eq!(
             positive_duration(&words("1ms")),
@@ -324,7 +321,7 @@ mod tests {
             assert!(size(&words(text)).is_err(), "{text}");
         }
         assert_eq!(
-            instead(size(&Value::Integer(4096))),
+            hint(size(&Value::Integer(4096))),
             r#"write "4096B" for bytes, or for example "1MiB""#
         );
     }
@@ -335,7 +332,7 @@ mod tests {
         assert_eq!(integer(&Value::Integer(3), 1, 3), Ok(3));
         for number in [0, 4, -1, i64::MAX, i64::MIN] {
             assert_eq!(
-                instead(integer(&Value::Integer(number), 1, 3)),
+                hint(integer(&Value::Integer(number), 1, 3)),
                 "write a number from 1 to 3",
                 "{number}"
             );
@@ -343,7 +340,7 @@ mod tests {
         assert!(integer(&words("2"), 1, 3).is_err());
         assert_eq!(boolean(&Value::Bool(true)), Ok(true));
         assert_eq!(
-            instead(boolean(&words("yes"))),
+            hint(boolean(&words("yes"))),
             "write true or false, without quotes"
         );
     }

@@ -897,7 +897,7 @@ fn every_key_of_the_table_is_read() {
     const WRONG: &str = "\u{7}";
     for key in config::keys() {
         let variable = key.variable();
-        if key.is_listed() {
+        if key.is_in_array() {
             let (list, rest) = key.path.split_once('.').unwrap();
             let overrides = vec![(format!("{list}[0].{rest}"), WRONG.to_owned())];
             let source = Source {
@@ -1180,7 +1180,7 @@ fn the_shipped_file_documents_every_key_and_no_other() {
             Presence::Default(_) => {
                 assert!(!given.contains_key(key.path), "{} is the default", key.path)
             }
-            Presence::Required { .. } if key.is_listed() => {
+            Presence::Required { .. } if key.is_in_array() => {
                 assert!(
                     !given.contains_key(key.path),
                     "{} is in a section that nobody needs",
@@ -1537,7 +1537,7 @@ fn the_starter_waits_to_be_filled_in_and_for_nothing_else() {
     let warnings = load(&file, &[]).unwrap().warnings;
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert!(
-        warnings[0].instead.contains("bearer-proxy login"),
+        warnings[0].hint.contains("bearer-proxy login"),
         "{warnings:?}"
     );
 }
@@ -1660,7 +1660,7 @@ fn every_secret_key() -> Vec<&'static Key> {
 fn a_secret_of_the_wrong_type_or_under_a_wrong_name_is_not_shown() {
     for key in every_secret_key() {
         let name = key.name();
-        let section = if key.is_listed() {
+        let section = if key.is_in_array() {
             format!("[{}]", key.section())
         } else {
             key.section().to_owned()

@@ -2,10 +2,10 @@
 
 use jsonwebtoken::Algorithm;
 
-use super::token::interface;
+use super::token::interface_url;
 use crate::{
     base::secret::Secret,
-    config::{findings::fault, reader::Reader, values},
+    config::{findings::problem, reader::Reader, values},
     token::{
         self, code_grant,
         jwt_grant::{self, User},
@@ -27,14 +27,14 @@ pub(super) fn jwt_section(r: &mut Reader) -> Option<Jwt> {
     const KEY: &str = "token.jwt.key";
     // They have defaults, and are read whether or not they are needed.
     let names = names(r);
-    if !r.has_section("token.jwt") {
+    if !r.has_keys("token.jwt") {
         return None;
     }
     if !r.is_secret_given(KEY) {
-        let instead = "write the JWT key of the developer account, or name a file that holds it with key_file";
+        let hint = "write the JWT key of the developer account, or name a file that holds it with key_file";
         let variables = "set BEARER_PROXY__TOKEN__JWT__KEY, or BEARER_PROXY__TOKEN__JWT__KEY_FILE to a file that holds it";
-        let fault = fault("is missing", instead).or_variable(variables);
-        r.missing(r.place_of_section("token.jwt"), KEY, fault);
+        let problem = problem("is missing", hint).or_variable(variables);
+        r.missing(r.pos_of_section("token.jwt"), KEY, problem);
     }
     let key = r.key(KEY);
     let algorithm = match r.read("token.jwt.algorithm", values::algorithm) {
@@ -45,8 +45,8 @@ pub(super) fn jwt_section(r: &mut Reader) -> Option<Jwt> {
         && jwt_grant::check_key(algorithm, key).is_err()
     {
         let reason = format!("is no private key in PEM form that fits {algorithm:?}");
-        let instead = "write the key that the cloud's administrator gave you, or the algorithm that it is meant for";
-        r.mistake(r.place_of_secret(KEY), KEY, fault(reason, instead));
+        let hint = "write the key that the cloud's administrator gave you, or the algorithm that it is meant for";
+        r.mistake(r.pos_of_secret(KEY), KEY, problem(reason, hint));
     }
     let user = user(r);
     let claims = r
@@ -89,9 +89,9 @@ fn user(r: &mut Reader) -> Option<User> {
     for pair in given.windows(2) {
         let reason = format!("names a user, and so does {}", pair[0]);
         r.mistake(
-            r.place(pair[1]),
+            r.pos(pair[1]),
             pair[1],
-            fault(reason, "keep one of email, phone and babel_id"),
+            problem(reason, "keep one of email, phone and babel_id"),
         );
     }
     let email = email.map(|(_, name)| User::Email(name));
@@ -116,10 +116,10 @@ pub(super) fn initial_grant(
     let [authorize, token, by_jwt] = paths.map(|path| r.read(path, values::url_path));
     // A mistake in it is told where the issuer is read.
     let own = r
-        .value_of("token.issuer")
+        .raw_value("token.issuer")
         .and_then(|value| values::endpoint(value).ok());
     let endpoint = own.as_ref().or_else(|| upstream.endpoints.first())?;
-    let url = |path: Option<String>| interface(endpoint, &path?);
+    let url = |path: Option<String>| interface_url(endpoint, &path?);
     let code = code_grant::Config {
         authorize_url: url(authorize)?,
         token_url: url(token)?,

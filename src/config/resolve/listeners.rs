@@ -6,7 +6,7 @@ use super::tls;
 use crate::{
     admin,
     config::{
-        findings::{Fault, Place, fault},
+        findings::{Problem, SourcePos, problem},
         raw::Value,
         reader::Reader,
         values,
@@ -16,18 +16,18 @@ use crate::{
 };
 
 /// A listener and where its address was given.
-pub(super) struct Listening {
+pub(super) struct ListenerEntry {
     pub(super) listener: Listener,
     key: &'static str,
-    place: Place,
+    pos: SourcePos,
 }
 
 /// The guard's exceptions in `[proxy]`: they hold wherever nothing else is said.
 pub(super) fn guard(r: &mut Reader) -> Guard {
     Guard {
-        allowed_hosts: allowed(r, "proxy.allowed_hosts", values::own_name),
+        allowed_hosts: allowed(r, "proxy.allowed_hosts", values::served_host),
         allowed_origins: allowed(r, "proxy.allowed_origins", values::web_origin),
-        required_header: r.read("proxy.required_header", values::own_header),
+        required_header: r.read("proxy.required_header", values::custom_header),
         is_off: false,
     }
 }
@@ -35,7 +35,7 @@ pub(super) fn guard(r: &mut Reader) -> Guard {
 fn allowed(
     r: &mut Reader,
     path: &str,
-    parse: fn(&Value) -> Result<String, Fault>,
+    parse: fn(&Value) -> Result<String, Problem>,
 ) -> BTreeSet<String> {
     r.list(path, parse)
         .into_iter()
@@ -44,35 +44,35 @@ fn allowed(
 }
 
 /// The listeners, in the short form or in the long one.
-pub(super) fn listeners(r: &mut Reader, guard: &Guard) -> Vec<Listening> {
+pub(super) fn listeners(r: &mut Reader, guard: &Guard) -> Vec<ListenerEntry> {
     const SHORT: &str = "proxy.listen";
     let open = r.read("proxy.allow_unauthenticated", values::boolean);
     let tables = r.tables("listener");
     if tables.is_empty() {
-        let mut listening = Vec::new();
-        for (mut address, place) in r.some_of(SHORT, values::address) {
-            r.anchor_socket(&mut address, &place);
+        let mut listeners = Vec::new();
+        for (mut address, pos) in r.non_empty_list(SHORT, values::address) {
+            r.resolve_socket_path(&mut address, &pos);
             let listener = Listener {
                 address,
                 guard: guard.clone(),
                 tls: None,
             };
-            let new = Listening {
+            let new = ListenerEntry {
                 listener,
                 key: SHORT,
-                place,
+                pos,
             };
-            refuse_strangers(r, &new, open);
-            listening.push(new);
+            require_authentication(r, &new, open);
+            listeners.push(new);
         }
-        return listening;
+        return listeners;
     }
     if r.is_given(SHORT) {
-        let instead = "keep one of the two: each [[listener]] has an address of its own";
+        let hint = "keep one of the two: each [[listener]] has an address of its own";
         r.mistake(
-            r.place(SHORT),
+            r.pos(SHORT),
             SHORT,
-            fault("is set, and there is [[listener]] as well", instead),
+            problem("is set, and there is [[listener]] as well", hint),
         );
     }
     tables
@@ -81,7 +81,12 @@ pub(super) fn listeners(r: &mut Reader, guard: &Guard) -> Vec<Listening> {
         .collect()
 }
 
-fn listener(r: &mut Reader, section: &str, guard: &Guard, open: Option<bool>) -> Option<Listening> {
+fn listener(
+    r: &mut Reader,
+    section: &str,
+    guard: &Guard,
+    open: Option<bool>,
+) -> Option<ListenerEntry> {
     let key = |name: &str| format!("{section}.{name}");
     let (hosts, origins, own_open) = (
         key("allowed_hosts"),
@@ -90,7 +95,7 @@ fn listener(r: &mut Reader, section: &str, guard: &Guard, open: Option<bool>) ->
     );
     let mut guard = guard.clone();
     if r.is_given(&hosts) {
-        guard.allowed_hosts = allowed(r, &hosts, values::own_name);
+        guard.allowed_hosts = allowed(r, &hosts, values::served_host);
     }
     if r.is_given(&origins) {
         guard.allowed_origins = allowed(r, &origins, values::web_origin);
@@ -102,32 +107,28 @@ fn listener(r: &mut Reader, section: &str, guard: &Guard, open: Option<bool>) ->
     };
     let tls = tls::server(r, &key("tls"));
     let mut address = r.read(&key("address"), values::address)?;
-    let place = r.place(&key("address"));
-    r.anchor_socket(&mut address, &place);
-    let new = Listening {
+    let pos = r.pos(&key("address"));
+    r.resolve_socket_path(&mut address, &pos);
+    let new = ListenerEntry {
         listener: Listener {
             address,
             guard,
             tls,
         },
         key: "listener.address",
-        place,
+        pos,
     };
     // A mistake in that key is no reason to complain of what it is for.
     if !r.is_given(&key("tls.client_ca_file")) {
-        refuse_strangers(r, &new, open);
+        require_authentication(r, &new, open);
     }
     Some(new)
 }
 
 /// Whoever reaches a data listener acts with the proxy's token.
-fn refuse_strangers(
+fn require_authentication(
     r: &mut Reader,
-    Listening {
-        listener,
-        key,
-        place,
-    }: &Listening,
+    ListenerEntry { listener, key, pos }: &ListenerEntry,
     open: Option<bool>,
 ) {
     const VARIABLE: &str = "listen on 127.0.0.1, or set BEARER_PROXY__PROXY__ALLOW_UNAUTHENTICATED=true if the network \
@@ -140,7 +141,7 @@ fn refuse_strangers(
     let reason = format!(
         "{address} can be reached from other machines, and whoever reaches it acts with the proxy's token"
     );
-    let instead = if *key == "proxy.listen" {
+    let hint = if *key == "proxy.listen" {
         "listen on 127.0.0.1, say who may call by [[client]], or write allow_unauthenticated = true in [proxy] if the \
          network around it lets only the right clients through"
     } else {
@@ -148,29 +149,24 @@ fn refuse_strangers(
          true here if the network around it lets only the right clients through"
     };
     r.missing(
-        place.clone(),
+        pos.clone(),
         key,
-        fault(reason, instead).or_variable(VARIABLE),
+        problem(reason, hint).or_variable(VARIABLE),
     );
 }
 
 /// Where every client shows what no page can, the guard has nothing to guard.
-pub(super) fn let_clients_in(listening: &mut [Listening], clients: &[Client]) {
+pub(super) fn relax_guards(listeners: &mut [ListenerEntry], clients: &[Client]) {
     let is_off = !clients.is_empty() && clients.iter().all(Client::is_beyond_pages);
-    for one in listening {
+    for one in listeners {
         one.listener.guard.is_off = is_off;
     }
 }
 
 /// Where browsers tell nothing of the page that calls: they send `Origin` and `Sec-Fetch-Site` with plain requests only to
 /// addresses that they trust, https and this machine's own.
-pub(super) fn recommend_header(r: &mut Reader, listening: &[Listening]) {
-    for Listening {
-        listener,
-        key,
-        place,
-    } in listening
-    {
+pub(super) fn recommend_required_header(r: &mut Reader, listeners: &[ListenerEntry]) {
+    for ListenerEntry { listener, key, pos } in listeners {
         let Listener {
             address,
             guard,
@@ -186,37 +182,37 @@ pub(super) fn recommend_header(r: &mut Reader, listening: &[Listening]) {
             "{address} is plain http under names for which browsers do not tell which page calls: any page could send \
              requests there unseen"
         );
-        let instead = r#"if the apps can send a header of their own, write required_header = "x-bearer-proxy" in [proxy]"#;
+        let hint = r#"if the apps can send a header of their own, write required_header = "x-bearer-proxy" in [proxy]"#;
         let variable = "if the apps can send a header of their own, set BEARER_PROXY__PROXY__REQUIRED_HEADER=x-bearer-proxy";
         r.warning(
-            place.clone(),
+            pos.clone(),
             key,
-            fault(reason, instead).or_variable(variable),
+            problem(reason, hint).or_variable(variable),
         );
     }
 }
 
-pub(super) fn refuse_overlaps(
+pub(super) fn reject_overlaps(
     r: &mut Reader,
-    listening: &[Listening],
+    listeners: &[ListenerEntry],
     admin: Option<&admin::Config>,
 ) {
     let admin = admin.map(|admin| {
         (
             &admin.listener.address,
             "admin.listen",
-            r.place("admin.listen"),
+            r.pos("admin.listen"),
         )
     });
-    let data = listening
+    let data = listeners
         .iter()
-        .map(|one| (&one.listener.address, one.key, one.place.clone()));
-    for (index, (address, key, place)) in data.chain(admin).enumerate() {
-        let earlier = listening
+        .map(|one| (&one.listener.address, one.key, one.pos.clone()));
+    for (index, (address, key, pos)) in data.chain(admin).enumerate() {
+        let earlier = listeners
             .iter()
             .take(index)
             .find(|earlier| overlap(&earlier.listener.address, address));
-        if let Some(Listening {
+        if let Some(ListenerEntry {
             listener,
             key: taken,
             ..
@@ -226,7 +222,7 @@ pub(super) fn refuse_overlaps(
                 "{address} is taken already, by {} in {taken}",
                 listener.address
             );
-            r.mistake(place, key, fault(reason, "use another port"));
+            r.mistake(pos, key, problem(reason, "use another port"));
         }
     }
 }

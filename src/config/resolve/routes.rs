@@ -1,9 +1,9 @@
 //! `[[route]]` and `[[rewrite]]`: where requests go, and which addresses in answers come home.
 
-use super::{listeners::Listening, upstream::warn_if_clear};
+use super::{listeners::ListenerEntry, upstream::warn_if_plain_http};
 use crate::{
     base::host,
-    config::{findings::fault, keys, reader::Reader, suggest, values},
+    config::{findings::problem, keys, reader::Reader, suggest, values},
     net::socket::Address,
     proxy::{Rewrite, Route, Rules, policy::rules::Rule},
     upstream,
@@ -26,9 +26,9 @@ pub(super) fn rewrites(r: &mut Reader) -> Vec<Option<Rewrite>> {
         {
             let reason = format!("{from} is rewritten already");
             r.mistake(
-                r.place(&from_key),
+                r.pos(&from_key),
                 &from_key,
-                fault(reason, "keep one [[rewrite]] for it"),
+                problem(reason, "keep one [[rewrite]] for it"),
             );
         }
         rewrites.push(from.zip(to).map(|(from, to)| Rewrite { from, to }));
@@ -55,11 +55,11 @@ pub(super) fn routes(
                 .into_iter()
                 .find(|key| r.is_given(key));
             let key = key.unwrap_or_default();
-            let instead = "keep one of the two, or give it another prefix or host";
+            let hint = "keep one of the two, or give it another prefix or host";
             r.mistake(
-                r.place(&key),
+                r.pos(&key),
                 &key,
-                fault("an earlier route has the same host and prefix", instead),
+                problem("an earlier route has the same host and prefix", hint),
             );
         }
         routes.push(route);
@@ -76,13 +76,8 @@ fn route(
     let key = |name: &str| format!("{section}.{name}");
     let (prefix_key, host_key) = (key("prefix"), key("host"));
     if !r.is_given(&prefix_key) && !r.is_given(&host_key) {
-        let instead =
-            r#"write which paths it is for, as in prefix = "/_document", or for which host"#;
-        r.missing(
-            r.place(&prefix_key),
-            &prefix_key,
-            fault("is missing", instead),
-        );
+        let hint = r#"write which paths it is for, as in prefix = "/_document", or for which host"#;
+        r.missing(r.pos(&prefix_key), &prefix_key, problem("is missing", hint));
     }
     let prefix = r.read(&prefix_key, values::prefix);
     let host = r.read(&host_key, values::host_name);
@@ -127,7 +122,7 @@ pub(super) fn path_rules(r: &mut Reader, key: &str) -> Vec<Rule> {
     if !r.is_given(key) {
         return Vec::new();
     }
-    r.some_of(key, values::path_rule)
+    r.non_empty_list(key, values::path_rule)
         .into_iter()
         .map(|(rule, _)| rule)
         .collect()
@@ -142,17 +137,13 @@ fn upstream_of(r: &mut Reader, key: &str, upstreams: &[upstream::Config]) -> Opt
     let position = upstreams.iter().position(|upstream| upstream.name == name);
     if position.is_none() {
         let names = upstreams.iter().map(|upstream| upstream.name.as_str());
-        let instead = match suggest::nearest(&name, names) {
+        let hint = match suggest::nearest(&name, names) {
             Some(nearest) => format!("did you mean {nearest:?}?"),
             None => {
                 "write a section [upstreams.NAME] with its endpoints, and that name here".to_owned()
             }
         };
-        r.missing(
-            r.place(key),
-            key,
-            fault("no upstream has this name", instead),
-        );
+        r.missing(r.pos(key), key, problem("no upstream has this name", hint));
     }
     position
 }
@@ -173,21 +164,21 @@ pub(super) fn check(
             .filter(|route| route.upstream == index)
             .peekable();
         if used_by.peek().is_none() && all_read {
-            let instead = format!(
+            let hint = format!(
                 "write upstream = {:?} in a [[route]], or remove it",
                 upstream.name
             );
             r.warning(
-                r.place_of_section(&section),
+                r.pos_of_section(&section),
                 &section,
-                fault("is used by no route", instead),
+                problem("is used by no route", hint),
             );
         }
         if used_by.any(|route| route.inject) {
             let key = format!("{section}.endpoints");
             for (index, endpoint) in upstream.endpoints.iter().enumerate() {
-                let place = r.place_of_element(&key, index);
-                warn_if_clear(r, endpoint, &place, &key);
+                let pos = r.pos_of_element(&key, index);
+                warn_if_plain_http(r, endpoint, &pos, &key);
             }
         }
     }
@@ -198,11 +189,11 @@ pub(super) fn check(
         let is_reached = to.is_empty() || routes.iter().flatten().any(|route| route.prefix == *to);
         if all_read && !is_reached {
             let key = format!("{section}.to");
-            let instead = format!("write {}", route_that_leads_to(from, to, upstreams));
+            let hint = format!("write {}", route_that_leads_to(from, to, upstreams));
             r.missing(
-                r.place(&key),
+                r.pos(&key),
                 &key,
-                fault(format!("no route has the prefix {to:?}"), instead),
+                problem(format!("no route has the prefix {to:?}"), hint),
             );
         }
     }
@@ -235,30 +226,30 @@ fn route_that_leads_to(from: &str, to: &str, upstreams: &[upstream::Config]) -> 
 }
 
 /// The guard refuses names that it does not know, whatever route there is for them.
-pub(super) fn warn_of_refused_hosts(
+pub(super) fn warn_of_unserved_hosts(
     r: &mut Reader,
     routes: &[Option<Route>],
-    listening: &[Listening],
+    listeners: &[ListenerEntry],
 ) {
     for (section, route) in r.tables("route").iter().zip(routes) {
         let Some(host) = route.as_ref().and_then(|route| route.host.as_deref()) else {
             continue;
         };
-        let is_allowed = |one: &Listening| {
+        let is_allowed = |one: &ListenerEntry| {
             matches!(one.listener.address, Address::Unix(_))
                 || one.listener.guard.allowed_hosts.contains(host)
         };
         if host::literal(host).is_none()
             && !host::is_localhost(host)
-            && !listening.is_empty()
-            && !listening.iter().any(is_allowed)
+            && !listeners.is_empty()
+            && !listeners.iter().any(is_allowed)
         {
             let key = format!("{section}.host");
-            let instead = format!("write allowed_hosts = [{host:?}] in [proxy]");
+            let hint = format!("write allowed_hosts = [{host:?}] in [proxy]");
             r.warning(
-                r.place(&key),
+                r.pos(&key),
                 &key,
-                fault("requests with this name get 421", instead),
+                problem("requests with this name get 421", hint),
             );
         }
     }

@@ -9,7 +9,7 @@ use rustls::pki_types::{
 
 use crate::{
     base::clock,
-    config::{findings::fault, keys, reader::Reader, values},
+    config::{findings::problem, keys, reader::Reader, values},
     net::tls::{self, Error, MinVersion, Validity, ValidityWarning},
 };
 
@@ -20,9 +20,9 @@ pub(super) fn client(r: &mut Reader, section: &str) -> tls::Config {
     let key_key = key("client_key_file");
     for (given, other) in [(&cert_key, &key_key), (&key_key, &cert_key)] {
         if r.is_given(given) && !r.is_given(other) {
-            let fault = fault("is one half of a pair", format!("give {other} as well"))
+            let problem = problem("is one half of a pair", format!("give {other} as well"))
                 .or_variable(format!("set {} as well", keys::variable(other)));
-            r.missing(r.place(given), given, fault);
+            r.missing(r.pos(given), given, problem);
         }
     }
     let config = tls::Config {
@@ -39,7 +39,7 @@ pub(super) fn client(r: &mut Reader, section: &str) -> tls::Config {
         ..config.clone()
     };
     if let Err(error) = tls::check(&trust) {
-        refuse(
+        reject(
             r,
             &key("ca_file"),
             &error,
@@ -54,23 +54,23 @@ pub(super) fn client(r: &mut Reader, section: &str) -> tls::Config {
         // Half a pair was told above.
         Ok(()) | Err(Error::HalfAPair { .. }) => {}
         Err(error @ Error::KeyPair { .. }) => {
-            refuse(
+            reject(
                 r,
                 &key_key,
                 &error,
                 "name the key that the certificate was made for",
             );
         }
-        Err(error) => refuse(r, &cert_key, &error, "save it again from where it came"),
+        Err(error) => reject(r, &cert_key, &error, "save it again from where it came"),
     }
     config
 }
 
-fn refuse(r: &mut Reader, key: &str, error: &Error, instead: &str) {
+fn reject(r: &mut Reader, key: &str, error: &Error, hint: &str) {
     r.mistake(
-        r.place(key),
+        r.pos(key),
         key,
-        fault(format!("cannot be used: {error}"), instead),
+        problem(format!("cannot be used: {error}"), hint),
     );
 }
 
@@ -86,16 +86,16 @@ fn warn_of_dates(r: &mut Reader, key: &str, certificate: Option<&Path>) {
     let validity =
         certificate.and_then(|certificate| Validity::of_file(certificate).ok().flatten());
     if let Some(warning) = validity.and_then(|validity| validity.warning(clock::system().wall())) {
-        let instead = match warning {
+        let hint = match warning {
             ValidityWarning::NotYetValid(_) => "check this machine's clock, or wait",
             ValidityWarning::ExpiresSoon(..) | ValidityWarning::Expired(_) => {
                 "put a new one into the file; a running proxy takes it over"
             }
         };
         r.warning(
-            r.place(key),
+            r.pos(key),
             key,
-            fault(format!("names a certificate that {warning}"), instead),
+            problem(format!("names a certificate that {warning}"), hint),
         );
     }
 }
@@ -103,29 +103,29 @@ fn warn_of_dates(r: &mut Reader, key: &str, certificate: Option<&Path>) {
 /// A file that begins to make sense: whether its certificates are any good shows with the others.
 fn pem_file<T: PemObject>(r: &mut Reader, key: &str, what: &str) -> Option<PathBuf> {
     let file = r.path(key)?;
-    let fault = match T::from_pem_file(&file) {
+    let problem = match T::from_pem_file(&file) {
         Ok(_) => return Some(file),
-        Err(PemError::Io(error)) => fault(
+        Err(PemError::Io(error)) => problem(
             format!("cannot read {}: {error}", file.display()),
             "check the path and the permissions",
         ),
-        Err(_) => fault(
+        Err(_) => problem(
             format!("{} holds no {what} in PEM form", file.display()),
             format!("name a file with -----BEGIN … {}-----", what.to_uppercase()),
         ),
     };
-    r.mistake(r.place(key), key, fault);
+    r.mistake(r.pos(key), key, problem);
     None
 }
 
 /// How to present ourselves to the clients of a listener, if it has such a table.
 pub(super) fn server(r: &mut Reader, section: &str) -> Option<tls::ServerConfig> {
-    if !r.stands(section) {
+    if !r.section_exists(section) {
         return None;
     }
     let key = |name: &str| format!("{section}.{name}");
     let (cert_key, key_key, ca_key) = (key("cert_file"), key("key_file"), key("client_ca_file"));
-    for (needed, instead) in [
+    for (needed, hint) in [
         (
             &cert_key,
             "name our certificate and those that vouch for it, in PEM form",
@@ -136,7 +136,7 @@ pub(super) fn server(r: &mut Reader, section: &str) -> Option<tls::ServerConfig>
         ),
     ] {
         if !r.is_given(needed) {
-            r.missing(r.place(needed), needed, fault("is missing", instead));
+            r.missing(r.pos(needed), needed, problem("is missing", hint));
         }
     }
     let certificate = pem_file::<CertificateDer<'_>>(r, &cert_key, "certificate");
@@ -151,7 +151,7 @@ pub(super) fn server(r: &mut Reader, section: &str) -> Option<tls::ServerConfig>
         min_version,
     };
     if let Err(error) = tls::server_config(&config, &[]) {
-        let (key, instead) = match &error {
+        let (key, hint) = match &error {
             Error::KeyPair { .. } => (key_key, "name the key that the certificate was made for"),
             Error::BadRoot { .. } | Error::ClientCa { .. } => {
                 (ca_key, "name certificates of authorities")
@@ -164,7 +164,7 @@ pub(super) fn server(r: &mut Reader, section: &str) -> Option<tls::ServerConfig>
             Error::NoKey { .. } => (key_key, "save it again from where it came"),
             _ => (cert_key, "save it again from where it came"),
         };
-        refuse(r, &key, &error, instead);
+        reject(r, &key, &error, hint);
     }
     Some(config)
 }

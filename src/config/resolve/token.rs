@@ -7,11 +7,11 @@ use url::Url;
 
 use super::{
     tls,
-    upstream::{warn_if_clear, warn_of_unused_tls},
+    upstream::{warn_if_plain_http, warn_of_unused_tls},
 };
 use crate::{
     base::{process, secret::Secret},
-    config::{findings::fault, reader::Reader, values},
+    config::{findings::problem, reader::Reader, values},
     net,
     proxy::policy::rules,
     token::{self, BasicEncoding, IssuerConfig, ParameterLocation, ResponseFields},
@@ -25,7 +25,7 @@ pub(super) fn token(r: &mut Reader, upstream: &upstream::Config) -> Option<token
     if let Some(file) = &state_file {
         check_state_file(r, file);
     }
-    check_first_token(r, state_file.as_deref());
+    check_initial_token(r, state_file.as_deref());
     let config = token::Config {
         name: "default".to_owned(),
         refresh_token,
@@ -49,12 +49,12 @@ fn seed(r: &mut Reader, state_file: Option<&Path>) -> Option<Secret> {
         && r.is_given(FILE)
         && is_gone(r)
     {
-        let gone = fault(
+        let gone = problem(
             "names a file that is not there; the stored tokens are used",
             "remove the key",
         )
         .or_variable("unset it");
-        r.warning(r.place(FILE), FILE, gone);
+        r.warning(r.pos(FILE), FILE, gone);
         return None;
     }
     r.secret("token.refresh_token")
@@ -71,7 +71,7 @@ pub(super) fn issuer_segments(r: &Reader) -> Vec<String> {
     // A mistake in one is told where it is read.
     let paths = paths
         .into_iter()
-        .filter_map(|path| values::url_path(r.value_of(path)?).ok());
+        .filter_map(|path| values::url_path(r.raw_value(path)?).ok());
     paths
         .filter_map(|path| rules::issuer_segment(&path))
         .collect()
@@ -81,7 +81,7 @@ fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
     let own_tls = tls::client(r, "token.tls");
     let own = r.read("token.issuer", values::endpoint);
     if let Some(endpoint) = &own {
-        warn_if_clear(r, endpoint, &r.place("token.issuer"), "token.issuer");
+        warn_if_plain_http(r, endpoint, &r.pos("token.issuer"), "token.issuer");
     }
     let tls_given = own_tls != net::tls::Config::default();
     let tls = if tls_given || r.is_given("token.issuer") {
@@ -109,11 +109,11 @@ fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
     );
     let client_id = r.text("token.client_id");
     if basic_encoding == BasicEncoding::Raw && client_id.contains(':') {
-        let instead = r#"if it is right, write basic_encoding = "form""#;
+        let hint = r#"if it is right, write basic_encoding = "form""#;
         r.missing(
-            r.place("token.client_id"),
+            r.pos("token.client_id"),
             "token.client_id",
-            fault("holds a colon, which HTTP Basic cannot carry", instead)
+            problem("holds a colon, which HTTP Basic cannot carry", hint)
                 .or_variable("if it is right, set BEARER_PROXY__TOKEN__BASIC_ENCODING=form"),
         );
     }
@@ -129,7 +129,7 @@ fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
     let default_expires_in = r.positive_duration("token.default_expires_in");
     let fields = fields(r);
     Some(IssuerConfig {
-        refresh_url: interface(endpoint?, &path?)?,
+        refresh_url: interface_url(endpoint?, &path?)?,
         client_id,
         client_secret: client_secret?,
         parameters,
@@ -142,7 +142,7 @@ fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
 }
 
 /// The URL of one of the issuer's interfaces.
-pub(super) fn interface(issuer: &Endpoint, path: &str) -> Option<Url> {
+pub(super) fn interface_url(issuer: &Endpoint, path: &str) -> Option<Url> {
     let mut url = Url::parse(&issuer.origin).ok()?;
     url.set_path(path);
     Some(url)
@@ -159,24 +159,24 @@ fn fields(r: &mut Reader) -> ResponseFields {
 }
 
 /// Without first tokens nothing ever works; without a state file, a rotated refresh token is lost.
-fn check_first_token(r: &mut Reader, state_file: Option<&Path>) {
+fn check_initial_token(r: &mut Reader, state_file: Option<&Path>) {
     const KEY: &str = "token.refresh_token";
     let configured = r.is_secret_given(KEY);
     let has_state_file = r.is_given("token.state_file");
     if configured && !has_state_file {
         let reason =
             "is not set: a refresh token that the cloud replaces is lost with the next restart";
-        let place = r.place("token.state_file");
+        let pos = r.pos("token.state_file");
         r.warning(
-            place,
+            pos,
             "token.state_file",
-            fault(reason, r#"write state_file = "state/token.json""#)
+            problem(reason, r#"write state_file = "state/token.json""#)
                 .or_variable("set BEARER_PROXY__TOKEN__STATE_FILE=state/token.json"),
         );
     }
     // After a mistake in the path nothing is known of the file.
     let is_stored = has_state_file && state_file.is_none_or(Path::exists);
-    if configured || is_stored || r.has_section("token.jwt") {
+    if configured || is_stored || r.has_keys("token.jwt") {
         return;
     }
     let reason = if has_state_file {
@@ -184,27 +184,27 @@ fn check_first_token(r: &mut Reader, state_file: Option<&Path>) {
     } else {
         "is missing"
     };
-    let place = r.place(KEY);
+    let pos = r.pos(KEY);
     if has_state_file && r.is_given("token.redirect_uri") {
         return r.warning(
-            place,
+            pos,
             KEY,
-            fault(
+            problem(
                 reason,
                 "run `bearer-proxy login`, before or after the start",
             ),
         );
     }
-    let instead = "write redirect_uri and state_file and run `bearer-proxy login`, or write the first refresh token";
+    let hint = "write redirect_uri and state_file and run `bearer-proxy login`, or write the first refresh token";
     let variables = "set BEARER_PROXY__TOKEN__REDIRECT_URI and BEARER_PROXY__TOKEN__STATE_FILE and run `bearer-proxy \
                      login`, or set this to the first refresh token";
-    r.missing(place, KEY, fault(reason, instead).or_variable(variables));
+    r.missing(pos, KEY, problem(reason, hint).or_variable(variables));
 }
 
 /// The file, or the nearest folder above it that exists, must be one that can be written to. Creates nothing.
 fn check_state_file(r: &mut Reader, file: &Path) {
     let unusable = match fs::symlink_metadata(file) {
-        Ok(metadata) if metadata.is_file() => folder_fault(file),
+        Ok(metadata) if metadata.is_file() => folder_problem(file),
         Ok(_) => Some("is a folder, a link or a device, not a file".to_owned()),
         Err(error)
             if matches!(
@@ -212,15 +212,15 @@ fn check_state_file(r: &mut Reader, file: &Path) {
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
             ) =>
         {
-            folder_fault(file)
+            folder_problem(file)
         }
         Err(error) => Some(format!("cannot be read: {error}")),
     };
     if let Some(reason) = unusable {
         r.mistake(
-            r.place("token.state_file"),
+            r.pos("token.state_file"),
             "token.state_file",
-            fault(
+            problem(
                 reason,
                 "name a file in a folder that the proxy may write to",
             ),
@@ -228,7 +228,7 @@ fn check_state_file(r: &mut Reader, file: &Path) {
     }
 }
 
-fn folder_fault(file: &Path) -> Option<String> {
+fn folder_problem(file: &Path) -> Option<String> {
     let above = file.ancestors().skip(1).map(|folder| {
         if folder == Path::new("") {
             Path::new(".")

@@ -6,7 +6,7 @@ use super::tls;
 use crate::{
     base::host,
     config::{
-        findings::{Fault, Place, fault},
+        findings::{Problem, SourcePos, problem},
         keys,
         raw::Value,
         reader::Reader,
@@ -20,8 +20,8 @@ use crate::{
 pub(super) fn upstreams(r: &mut Reader) -> Vec<Config> {
     let plain = upstream(r, keys::UPSTREAM, keys::DEFAULT);
     for (index, endpoint) in plain.endpoints.iter().enumerate() {
-        let place = r.place_of_element("upstream.endpoints", index);
-        warn_if_clear(r, endpoint, &place, "upstream.endpoints");
+        let pos = r.pos_of_element("upstream.endpoints", index);
+        warn_if_plain_http(r, endpoint, &pos, "upstream.endpoints");
     }
     let mut all = vec![plain];
     for section in r.upstreams() {
@@ -37,7 +37,7 @@ pub(super) fn upstreams(r: &mut Reader) -> Vec<Config> {
 fn upstream(r: &mut Reader, section: &str, name: &str) -> Config {
     let key = |name: &str| format!("{section}.{name}");
     let endpoints: Vec<Endpoint> = r
-        .some_of(&key("endpoints"), values::endpoint)
+        .non_empty_list(&key("endpoints"), values::endpoint)
         .into_iter()
         .map(|(endpoint, _)| endpoint)
         .collect();
@@ -83,7 +83,7 @@ fn upstream(r: &mut Reader, section: &str, name: &str) -> Config {
     }
 }
 
-fn host_setting(value: &Value) -> Result<Host, Fault> {
+fn host_setting(value: &Value) -> Result<Host, Problem> {
     match values::text(value)? {
         "endpoint" => Ok(Host::Endpoint),
         "client" => Ok(Host::Client),
@@ -91,22 +91,22 @@ fn host_setting(value: &Value) -> Result<Host, Fault> {
     }
 }
 
-pub(super) fn warn_if_clear(r: &mut Reader, endpoint: &Endpoint, place: &Place, key: &str) {
+pub(super) fn warn_if_plain_http(r: &mut Reader, endpoint: &Endpoint, pos: &SourcePos, key: &str) {
     if endpoint.scheme == Scheme::HTTP && !host::is_local(&endpoint.host) {
         let reason = "is plain http to another machine: tokens and secrets can be read on the way";
         r.warning(
-            place.clone(),
+            pos.clone(),
             key,
-            fault(reason, "use https:// if the cloud offers it"),
+            problem(reason, "use https:// if the cloud offers it"),
         );
     }
 }
 
 pub(super) fn warn_of_unused_tls(r: &mut Reader, section: &str, reason: &str) {
     r.warning(
-        r.place_of_section(section),
+        r.pos_of_section(section),
         section,
-        fault(
+        problem(
             format!("has no effect: {reason}"),
             "remove it, or use https://",
         ),

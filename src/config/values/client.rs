@@ -5,10 +5,10 @@ use std::{net::IpAddr, num::NonZeroU32, time::Duration};
 use http::{HeaderName, header};
 use ipnet::{IpNet, Ipv4Net};
 
-use super::{Read, text, text_like};
+use super::{Read, text, text_with_hint};
 use crate::{
     config::{
-        findings::{Fault, fault},
+        findings::{Problem, problem},
         raw::Value,
     },
     proxy::Rate,
@@ -47,15 +47,15 @@ const SENT_BY_BROWSERS: [&str; 28] = [
 ];
 
 /// The name of a header that only a program sends that was told to.
-pub(in crate::config) fn own_header(value: &Value) -> Read<HeaderName> {
+pub(in crate::config) fn custom_header(value: &Value) -> Read<HeaderName> {
     const EXAMPLE: &str = r#"write a name of your choice, as in "x-bearer-proxy""#;
-    let name: HeaderName = text_like(value, EXAMPLE)?
+    let name: HeaderName = text_with_hint(value, EXAMPLE)?
         .parse()
-        .map_err(|_| fault("is not a header's name", EXAMPLE))?;
+        .map_err(|_| problem("is not a header's name", EXAMPLE))?;
     let words = name.as_str();
     if SENT_BY_BROWSERS.contains(&words) || words.starts_with("sec-") || words.starts_with("proxy-")
     {
-        return Err(fault(
+        return Err(problem(
             "is a header that browsers and libraries send by themselves",
             EXAMPLE,
         ));
@@ -65,14 +65,14 @@ pub(in crate::config) fn own_header(value: &Value) -> Read<HeaderName> {
 
 /// The name of the header that carries a client's key.
 pub(in crate::config) fn key_header(value: &Value) -> Read<HeaderName> {
-    match own_header(value) {
+    match custom_header(value) {
         // Behind `Bearer`, which no browser sends by itself.
         Err(_) if matches!(value, Value::Text(text) if text.eq_ignore_ascii_case("authorization")) => {
             Ok(header::AUTHORIZATION)
         }
-        read => read.map_err(|fault| Fault {
-            instead: r#"write a name as in "x-api-key""#.to_owned(),
-            ..fault
+        read => read.map_err(|problem| Problem {
+            hint: r#"write a name as in "x-api-key""#.to_owned(),
+            ..problem
         }),
     }
 }
@@ -81,7 +81,7 @@ pub(in crate::config) fn key_header(value: &Value) -> Read<HeaderName> {
 pub(in crate::config) fn user_name(value: &Value) -> Read<String> {
     let name = text(value)?;
     if name.contains(':') {
-        return Err(fault(
+        return Err(problem(
             "holds a colon, which HTTP Basic cannot carry",
             "write a name without one",
         ));
@@ -92,15 +92,15 @@ pub(in crate::config) fn user_name(value: &Value) -> Read<String> {
 /// Addresses: `192.0.2.0/24`, or a single one.
 pub(in crate::config) fn network(value: &Value) -> Read<IpNet> {
     const EXAMPLE: &str = r#"write a network or an address, as in "192.0.2.0/24""#;
-    let text = text_like(value, EXAMPLE)?.trim();
+    let text = text_with_hint(value, EXAMPLE)?.trim();
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(address.to_canonical().into());
     }
     let network: IpNet = text
         .parse()
-        .map_err(|_| fault("is neither a network nor an address", EXAMPLE))?;
+        .map_err(|_| problem("is neither a network nor an address", EXAMPLE))?;
     if network.trunc() != network {
-        return Err(fault(
+        return Err(problem(
             "names an address within a network",
             format!("write {:?}", network.trunc().to_string()),
         ));
@@ -125,18 +125,18 @@ fn canonical(network: IpNet) -> IpNet {
 pub(in crate::config) fn rate(value: &Value) -> Read<Rate> {
     const EXAMPLE: &str = r#"write requests and s, m or h, as in "100/s" or "1000/m""#;
     const MOST: u32 = 1_000_000;
-    let text = text_like(value, EXAMPLE)?;
+    let text = text_with_hint(value, EXAMPLE)?;
     let (requests, unit) = text
         .split_once('/')
-        .ok_or_else(|| fault("is not a rate", EXAMPLE))?;
+        .ok_or_else(|| problem("is not a rate", EXAMPLE))?;
     let seconds = match unit.trim() {
         "s" => 1,
         "m" => 60,
         "h" => 3600,
-        _ => return Err(fault("is not a rate", EXAMPLE)),
+        _ => return Err(problem("is not a rate", EXAMPLE)),
     };
     match requests.trim().parse::<u32>().map(NonZeroU32::new) {
-        Ok(None) => Err(fault(
+        Ok(None) => Err(problem(
             "lets nothing through",
             "write at least 1, or remove the client",
         )),
@@ -144,18 +144,18 @@ pub(in crate::config) fn rate(value: &Value) -> Read<Rate> {
             requests,
             per: Duration::from_secs(seconds),
         }),
-        Ok(Some(_)) => Err(fault(
+        Ok(Some(_)) => Err(problem(
             format!("is more than {MOST}"),
             "remove the key: there is no limit without it",
         )),
-        Err(_) => Err(fault("is not a rate", EXAMPLE)),
+        Err(_) => Err(problem("is not a rate", EXAMPLE)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::values::tests::{instead, words};
+    use crate::config::values::tests::{hint, words};
 
     #[test]
     fn rates() {
@@ -206,7 +206,7 @@ mod tests {
             );
         }
         assert_eq!(
-            instead(network(&words("192.0.2.7/24"))),
+            hint(network(&words("192.0.2.7/24"))),
             r#"write "192.0.2.0/24""#
         );
         for text in [
@@ -238,7 +238,7 @@ mod tests {
         ] {
             assert!(key_header(&words(text)).is_err(), "{text}");
         }
-        assert!(own_header(&words("authorization")).is_err());
+        assert!(custom_header(&words("authorization")).is_err());
         assert!(user_name(&words("a b")).is_ok() && user_name(&words("a:b")).is_err());
     }
 }

@@ -3,10 +3,10 @@
 use jsonwebtoken::Algorithm;
 use serde_json::{Map, Value as Json};
 
-use super::{Read, text, text_like};
+use super::{Read, text, text_with_hint};
 use crate::{
     config::{
-        findings::fault,
+        findings::problem,
         raw::{Entry, Value},
     },
     token::jwt_grant::RESERVED_CLAIMS,
@@ -18,10 +18,10 @@ pub(in crate::config) fn algorithm(value: &Value) -> Read<Algorithm> {
         "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256",
         "ES384", "EdDSA",
     ];
-    let instead = format!("write one of {}", KNOWN.join(", "));
-    let text = text_like(value, &instead)?;
+    let hint = format!("write one of {}", KNOWN.join(", "));
+    let text = text_with_hint(value, &hint)?;
     text.parse()
-        .map_err(|_| fault("is none of the algorithms known here", instead))
+        .map_err(|_| problem("is none of the algorithms known here", hint))
 }
 
 /// A key: one line, or several as PEM has them.
@@ -44,12 +44,12 @@ pub(in crate::config) fn claims(value: &Value) -> Read<Map<String, Json>> {
     let Value::Table(elements) = value else {
         // In a variable it is written in the same way, quotes included.
         return Err(
-            fault(format!("is {}, not a table", value.what()), INSTEAD).or_variable(INSTEAD)
+            problem(format!("is {}, not a table", value.kind_name()), INSTEAD).or_variable(INSTEAD),
         );
     };
     for (name, _) in elements {
         if let Some(own) = RESERVED_CLAIMS.iter().find(|own| *own == name) {
-            return Err(fault(
+            return Err(problem(
                 format!("sets {own}, which the proxy sets by itself"),
                 "remove it",
             ));
@@ -57,9 +57,9 @@ pub(in crate::config) fn claims(value: &Value) -> Read<Map<String, Json>> {
     }
     match json(value) {
         Ok(Json::Object(claims)) => Ok(claims),
-        Ok(_) => Err(fault("is not a table", INSTEAD)),
-        Err(what) => Err(fault(
-            format!("holds {what}"),
+        Ok(_) => Err(problem("is not a table", INSTEAD)),
+        Err(kind_name) => Err(problem(
+            format!("holds {kind_name}"),
             "write texts, whole numbers, true, false, lists and tables of them",
         )),
     }
@@ -82,7 +82,7 @@ fn json(value: &Value) -> Result<Json, &'static str> {
             };
             Json::Object(elements.iter().map(member).collect::<Result<_, _>>()?)
         }
-        Value::Other(what) => return Err(*what),
+        Value::Other(kind_name) => return Err(*kind_name),
     })
 }
 
@@ -95,11 +95,11 @@ pub(in crate::config) fn json_pointer(value: &Value) -> Read<String> {
         .all(|rest| rest.starts_with(['0', '1']));
     match text.strip_prefix('/') {
         Some(_) if escapes_hold => Ok(text.to_owned()),
-        Some(_) => Err(fault(
+        Some(_) => Err(problem(
             "has a lone ~",
             "write ~0 for ~ and ~1 for / within a name",
         )),
-        None => Err(fault(
+        None => Err(problem(
             "is not a JSON pointer",
             r#"begin it with /, as in "/access_token" or "/data/access_token""#,
         )),
@@ -112,7 +112,7 @@ pub(in crate::config) fn parameter_name(value: &Value) -> Read<String> {
         name if !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic()) => {
             Ok(name.to_owned())
         }
-        _ => Err(fault(
+        _ => Err(problem(
             "is not a name",
             "write the name of a parameter as the cloud expects it, without spaces",
         )),
@@ -124,8 +124,8 @@ pub(in crate::config) fn code(value: &Value) -> Read<Json> {
     match value {
         Value::Integer(number) => Ok((*number).into()),
         Value::Text(_) => text(value).map(Json::from),
-        Value::Bool(_) | Value::List(_) | Value::Table(_) | Value::Other(_) => Err(fault(
-            format!("is {}", value.what()),
+        Value::Bool(_) | Value::List(_) | Value::Table(_) | Value::Other(_) => Err(problem(
+            format!("is {}", value.kind_name()),
             r#"write a number or a text, as in 401 or "TOKEN_EXPIRED""#,
         )),
     }

@@ -8,10 +8,10 @@ use std::{
 use http::{HeaderValue, StatusCode, uri::Scheme};
 use url::Url;
 
-use super::{Read, integer, text, text_like};
+use super::{Read, integer, text, text_with_hint};
 use crate::{
     base::host,
-    config::{findings::fault, raw::Value},
+    config::{findings::problem, raw::Value},
     net::socket::Address,
     proxy::policy::rules::Rule,
     upstream::Endpoint,
@@ -20,14 +20,14 @@ use crate::{
 /// Where to listen: `127.0.0.1:8080`, `[::1]:8080`, `localhost:8080` (IPv4), or `unix:` and a path.
 pub(in crate::config) fn address(value: &Value) -> Read<Address> {
     const EXAMPLE: &str = r#"write an IP address and a port, as in "127.0.0.1:8080", or "unix:/run/bearer-proxy.sock""#;
-    let text = text_like(value, EXAMPLE)?;
+    let text = text_with_hint(value, EXAMPLE)?;
     if let Some(path) = text.strip_prefix("unix:") {
         return match path {
-            _ if cfg!(not(unix)) => Err(fault(
+            _ if cfg!(not(unix)) => Err(problem(
                 "this system has no local sockets",
                 r#"write "127.0.0.1:8080""#,
             )),
-            "" => Err(fault(
+            "" => Err(problem(
                 "names no path",
                 r#"write "unix:/run/bearer-proxy.sock""#,
             )),
@@ -40,7 +40,7 @@ pub(in crate::config) fn address(value: &Value) -> Read<Address> {
     };
     address
         .map(Address::Tcp)
-        .ok_or_else(|| fault("is not an address to listen on", EXAMPLE))
+        .ok_or_else(|| problem("is not an address to listen on", EXAMPLE))
 }
 
 /// An IPv4-mapped address becomes the IPv4 address: a socket that is bound for IPv6 alone refuses it.
@@ -53,28 +53,29 @@ fn ip_and_port(text: &str) -> Option<SocketAddr> {
 /// An IP address and a port to dial.
 pub(in crate::config) fn socket_address(value: &Value) -> Read<SocketAddr> {
     const INSTEAD: &str = r#"write an IP address and a port, as in "192.0.2.10:443""#;
-    ip_and_port(text_like(value, INSTEAD)?)
+    ip_and_port(text_with_hint(value, INSTEAD)?)
         .filter(|address| address.port() != 0)
-        .ok_or_else(|| fault("is not an IP address with a port", INSTEAD))
+        .ok_or_else(|| problem("is not an IP address with a port", INSTEAD))
 }
 
 /// `https://cloud.example.com` or `http://…`: scheme, host, port, and nothing else.
 pub(in crate::config) fn endpoint(value: &Value) -> Read<Endpoint> {
     const EXAMPLE: &str = r#"write an address like "https://cloud.example.com""#;
-    let text = text_like(value, EXAMPLE)?.trim();
+    let text = text_with_hint(value, EXAMPLE)?.trim();
     if !text.contains("://") {
         let guess = Url::parse(&format!("https://{text}"))
             .ok()
             .and_then(|url| endpoint_of(&url));
-        let instead = guess.map_or_else(
+        let hint = guess.map_or_else(
             || EXAMPLE.to_owned(),
             |endpoint| format!("write {:?}", endpoint.origin),
         );
-        return Err(fault("has no scheme", instead));
+        return Err(problem("has no scheme", hint));
     }
-    let url = Url::parse(text).map_err(|error| fault(format!("is not a URL: {error}"), EXAMPLE))?;
+    let url =
+        Url::parse(text).map_err(|error| problem(format!("is not a URL: {error}"), EXAMPLE))?;
     let endpoint =
-        endpoint_of(&url).ok_or_else(|| fault("is neither https:// nor http://", EXAMPLE))?;
+        endpoint_of(&url).ok_or_else(|| problem("is neither https:// nor http://", EXAMPLE))?;
     let surplus = if !url.username().is_empty() || url.password().is_some() {
         "has a user name or a password; credentials belong in [token]"
     } else if url.path() != "/" {
@@ -82,11 +83,11 @@ pub(in crate::config) fn endpoint(value: &Value) -> Read<Endpoint> {
     } else if url.query().is_some() || url.fragment().is_some() {
         "has a query or a fragment"
     } else if url.port() == Some(0) {
-        return Err(fault("has port 0", EXAMPLE));
+        return Err(problem("has port 0", EXAMPLE));
     } else {
         return Ok(endpoint);
     };
-    Err(fault(surplus, format!("write {:?}", endpoint.origin)))
+    Err(problem(surplus, format!("write {:?}", endpoint.origin)))
 }
 
 fn endpoint_of(url: &Url) -> Option<Endpoint> {
@@ -131,7 +132,7 @@ pub(in crate::config) fn web_origin(value: &Value) -> Read<String> {
         {
             Ok(given.to_ascii_lowercase())
         }
-        Some(_) | None => Err(fault("is not an origin", EXAMPLE)),
+        Some(_) | None => Err(problem("is not an origin", EXAMPLE)),
     }
 }
 
@@ -141,18 +142,18 @@ pub(in crate::config) fn host_name(value: &Value) -> Read<String> {
     let text = text(value)?;
     match parse_authority(text) {
         Some((host, None)) => Ok(host),
-        Some((host, Some(_))) => Err(fault(
+        Some((host, Some(_))) => Err(problem(
             "has a port; every port of a name is meant",
             format!("write {host:?}"),
         )),
-        None => Err(fault("is not a host name", EXAMPLE)),
+        None => Err(problem("is not a host name", EXAMPLE)),
     }
 }
 
 /// A name by which we may be called.
-pub(in crate::config) fn own_name(value: &Value) -> Read<String> {
+pub(in crate::config) fn served_host(value: &Value) -> Read<String> {
     match host_name(value)?.as_str() {
-        "0.0.0.0" | "[::]" => Err(fault(
+        "0.0.0.0" | "[::]" => Err(problem(
             "is every address and none",
             "write the address or the name that apps use",
         )),
@@ -167,7 +168,7 @@ pub(in crate::config) fn host_header(value: &Value) -> Read<HeaderValue> {
             .ok()
     });
     host.ok_or_else(|| {
-        fault(
+        problem(
             "is no host name",
             r#"write "endpoint", "client", or a name like "files.example.com""#,
         )
@@ -196,7 +197,7 @@ pub(in crate::config) fn url_path(value: &Value) -> Read<String> {
     {
         Ok(text.to_owned())
     } else {
-        Err(fault(
+        Err(problem(
             "is not a path",
             r#"write a path without a query, as in "/api/refreshToken.do""#,
         ))
@@ -223,11 +224,14 @@ pub(in crate::config) fn path_rule(value: &Value) -> Read<Rule> {
             .filter(|_| method.bytes().all(|b| b.is_ascii_uppercase()))
     });
     match method {
-        _ if !is_path => Err(fault(
+        _ if !is_path => Err(problem(
             "is not a path without a query and encodings",
             EXAMPLES,
         )),
-        Some(None) => Err(fault("does not begin with a method in capitals", EXAMPLES)),
+        Some(None) => Err(problem(
+            "does not begin with a method in capitals",
+            EXAMPLES,
+        )),
         Some(Some(method)) => Ok(Rule::new(Some(method), path)),
         None => Ok(Rule::new(None, path)),
     }
@@ -236,7 +240,7 @@ pub(in crate::config) fn path_rule(value: &Value) -> Read<Rule> {
 /// The beginning of the paths that a route is for, without a slash at its end; `""` is all of them.
 pub(in crate::config) fn prefix(value: &Value) -> Read<String> {
     const EXAMPLE: &str = r#"write a path like "/_document""#;
-    let text = text_like(value, EXAMPLE)?;
+    let text = text_with_hint(value, EXAMPLE)?;
     let path = text.strip_suffix('/').unwrap_or(text);
     let reason = if !text.starts_with('/') {
         "does not begin with a slash"
@@ -259,21 +263,22 @@ pub(in crate::config) fn prefix(value: &Value) -> Read<String> {
     } else {
         return Ok(path.to_owned());
     };
-    Err(fault(reason, EXAMPLE))
+    Err(problem(reason, EXAMPLE))
 }
 
 /// Where the cloud sends a browser back to: an absolute URL, kept character by character, as the cloud compares it so.
 pub(in crate::config) fn redirect_uri(value: &Value) -> Read<String> {
     const EXAMPLE: &str =
         r#"write it exactly as it is registered, as in "http://127.0.0.1:8765/callback""#;
-    let text = text_like(value, EXAMPLE)?;
-    let url = Url::parse(text).map_err(|error| fault(format!("is not a URL: {error}"), EXAMPLE))?;
+    let text = text_with_hint(value, EXAMPLE)?;
+    let url =
+        Url::parse(text).map_err(|error| problem(format!("is not a URL: {error}"), EXAMPLE))?;
     // RFC 6749 §3.1.2.
     if url.fragment().is_some() {
-        return Err(fault("has a fragment", EXAMPLE));
+        return Err(problem("has a fragment", EXAMPLE));
     }
     if url.port() == Some(0) {
-        return Err(fault("has port 0", EXAMPLE));
+        return Err(problem("has port 0", EXAMPLE));
     }
     Ok(text.to_owned())
 }
@@ -284,7 +289,7 @@ pub(in crate::config) fn error_status(value: &Value) -> Read<StatusCode> {
     u16::try_from(status)
         .ok()
         .and_then(|status| StatusCode::from_u16(status).ok())
-        .ok_or_else(|| fault("is no status", "write for example 401"))
+        .ok_or_else(|| problem("is no status", "write for example 401"))
 }
 
 /// The name that a TLS certificate must carry.
@@ -292,7 +297,7 @@ pub(in crate::config) fn server_name(value: &Value) -> Read<String> {
     let text = text(value)?;
     match rustls::pki_types::ServerName::try_from(text) {
         Ok(_) => Ok(text.to_owned()),
-        Err(_) => Err(fault(
+        Err(_) => Err(problem(
             "is not a server name",
             r#"write a name without scheme and port, as in "cloud.example.com""#,
         )),
@@ -302,7 +307,7 @@ pub(in crate::config) fn server_name(value: &Value) -> Read<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::values::tests::{instead, words};
+    use crate::config::values::tests::{hint, words};
 
     #[test]
     fn addresses_to_listen_on() {
@@ -393,7 +398,7 @@ mod tests {
                 r#"write an address like "https://cloud.example.com""#,
             ),
         ] {
-            assert_eq!(instead(read(text)), expected, "{text}");
+            assert_eq!(hint(read(text)), expected, "{text}");
         }
     }
 
@@ -406,11 +411,11 @@ mod tests {
         assert_eq!(host_name(&words("::1")), Ok("[::1]".to_owned()));
         assert_eq!(host_name(&words("[::1]")), Ok("[::1]".to_owned()));
         assert_eq!(
-            instead(host_name(&words("files.example.com:80"))),
+            hint(host_name(&words("files.example.com:80"))),
             r#"write "files.example.com""#
         );
-        assert!(own_name(&words("192.0.2.1")).is_ok());
-        assert!(own_name(&words("0.0.0.0")).is_err() && own_name(&words("::")).is_err());
+        assert!(served_host(&words("192.0.2.1")).is_ok());
+        assert!(served_host(&words("0.0.0.0")).is_err() && served_host(&words("::")).is_err());
         for text in [
             "*.example.com",
             "http://example.com",
