@@ -1,33 +1,33 @@
-//! Time that counts suspend and ignores wall-clock jumps.
+//! Clocks: the boot clock, which counts suspend and ignores wall-clock jumps, and the wall clock.
 
 mod simulated;
 
 use std::{
-    future::Future,
     ops,
-    pin::Pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use futures_util::future::BoxFuture;
+
 pub use simulated::{Jump, Simulated};
 
-/// A moment on the boot clock: time since this machine started, suspend included.
+/// A point in time on the boot clock: the time since this machine started, suspend included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Moment(Duration);
 
 impl Moment {
-    /// The moment that lies this long after the machine's start.
+    /// The moment `elapsed` after the machine's start.
     pub const fn since_boot(elapsed: Duration) -> Self {
         Self(elapsed)
     }
 
-    /// Time from the machine's start to this moment.
+    /// The time from the machine's start to this moment.
     pub const fn elapsed_since_boot(self) -> Duration {
         self.0
     }
 
-    /// Time from `earlier` to this moment; zero if `earlier` is later.
+    /// The time from `earlier` to this moment; zero if `earlier` is later.
     pub const fn saturating_since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
@@ -40,25 +40,27 @@ impl ops::Add<Duration> for Moment {
     }
 }
 
-/// A clock, handed to whoever needs time, so that tests can move it.
+/// A source of time that is passed in, so that tests can simulate it.
 pub trait Clock: Send + Sync + std::fmt::Debug {
-    /// Now, on the boot clock.
+    /// The current time on the boot clock.
     fn now(&self) -> Moment;
-    /// Now, as people and other machines count it. For state files and logs only: it jumps.
+    /// The current calendar time. For state files, logs and certificates only: it may jump.
     fn wall(&self) -> SystemTime;
-    /// Resolves when the boot clock has reached `deadline`, at once if it has; within a second of a wake from suspend.
-    fn sleep_until(&self, deadline: Moment) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
-    /// Names this boot: boot-clock moments of another boot mean nothing. `None` where the platform cannot tell.
+    /// Resolves when the boot clock has reached `deadline`, at once if it has already; at most a
+    /// second late after a suspend.
+    fn sleep_until(&self, deadline: Moment) -> BoxFuture<'_, ()>;
+    /// Identifies this boot: moments of different boots cannot be compared. `None` where the
+    /// platform has no such id.
     fn boot_id(&self) -> Option<&str>;
 }
 
-/// A clock that can be shared.
+/// A clock shared by all parts of the program.
 pub type SharedClock = Arc<dyn Clock>;
 
-/// The machine's clock: `CLOCK_BOOTTIME` on Linux, `CLOCK_MONOTONIC` on other Unixes (on macOS it counts sleep), the
-/// performance counter on Windows.
+/// The machine's clock: `CLOCK_BOOTTIME` on Linux, `CLOCK_MONOTONIC` on other Unixes (on macOS it
+/// counts sleep), the performance counter on Windows.
 ///
-/// Its sleeps need a Tokio runtime with IO and time enabled.
+/// `sleep_until` needs a Tokio runtime with IO and time enabled.
 pub fn system() -> SharedClock {
     Arc::new(System { boot_id: boot_id() })
 }
@@ -78,7 +80,7 @@ impl Clock for System {
         SystemTime::now()
     }
 
-    fn sleep_until(&self, deadline: Moment) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+    fn sleep_until(&self, deadline: Moment) -> BoxFuture<'_, ()> {
         Box::pin(sleep_until(deadline))
     }
 
@@ -103,7 +105,8 @@ fn boot_time() -> Moment {
     Moment::since_boot(Duration::new(seconds, nanoseconds))
 }
 
-/// Counts from the program's start: without a boot id, nothing outlives the process that could tell the difference.
+/// Counts from the program's start: without a boot id no moment is stored beyond the process, so
+/// the origin does not matter.
 #[cfg(not(unix))]
 #[allow(clippy::disallowed_methods, reason = "this is the clock")]
 fn boot_time() -> Moment {
@@ -126,7 +129,7 @@ fn boot_id() -> Option<String> {
 
 #[cfg(target_os = "linux")]
 async fn sleep_until(deadline: Moment) {
-    // Out of file descriptors, say: the refresher must go on sleeping all the same.
+    // Without a free file descriptor, for example, the refresher must still be able to sleep.
     if wait_for_timer(deadline).await.is_err() {
         poll_until(deadline).await;
     }
@@ -165,15 +168,15 @@ async fn wait_for_timer(deadline: Moment) -> std::io::Result<()> {
         it_value: value,
     };
     timerfd_settime(&timer, TimerfdTimerFlags::ABSTIME, &once)?;
-    // Tokio deprecated this for types that may lie about their descriptor. An `OwnedFd` cannot, and the replacement is
-    // `unsafe`, which this crate forbids.
+    // Tokio deprecates this for types that could return another descriptor later. An `OwnedFd`
+    // cannot, and the replacement is `unsafe`, which this crate forbids.
     #[allow(deprecated, reason = "sound for an OwnedFd")]
     let timer = AsyncFd::with_interest(timer, Interest::READABLE)?;
     let _expired = timer.readable().await?;
     Ok(())
 }
 
-/// Timers of the runtime stop in suspend, so the clock is read again every second.
+/// The runtime's timers stop during suspend, so the boot clock is read every second.
 async fn poll_until(deadline: Moment) {
     const STEP: Duration = Duration::from_secs(1);
     loop {
@@ -206,7 +209,7 @@ mod tests {
             .await
             .expect("it wakes");
         assert!(clock.now() >= deadline);
-        // A deadline in the past, the machine's start included, is over at once.
+        // A deadline in the past, even the machine's start, resolves at once.
         clock.sleep_until(Moment::default()).await;
     }
 

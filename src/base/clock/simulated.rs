@@ -1,39 +1,37 @@
-//! A clock for tests: driven by Tokio's time, which tests can pause, plus suspends and wall-clock jumps on demand.
+//! A clock for tests: follows Tokio's time, which tests can pause, and simulates suspends and jumps
+//! of the wall clock.
 
-use std::{
-    future::Future,
-    pin::Pin,
-    sync::{Mutex, PoisonError},
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
 
 use super::{Clock, Moment};
 
-/// A clock that tests move.
+/// A clock controlled by tests.
 ///
-/// Under `#[tokio::test(start_paused = true)]` it advances whenever the runtime is idle, so that hours pass at once.
-/// [`Simulated::suspend`] makes time pass that Tokio's timers do not see, [`Simulated::jump_wall`] moves the calendar
-/// alone.
+/// Under `#[tokio::test(start_paused = true)]` it advances whenever the runtime is idle, so that
+/// hours pass at once. [`Simulated::suspend`] advances it without Tokio's timers,
+/// [`Simulated::jump_wall`] moves the wall clock alone.
 #[derive(Debug)]
 pub struct Simulated {
     boot_id: Option<String>,
     origin: Instant,
     uptime: Duration,
     wall: Mutex<SystemTime>,
-    /// Time spent in suspend. A watch, because a wake from suspend must reach whoever sleeps.
+    /// Time spent in suspend. A watch channel, because the end of a suspend must wake all sleepers.
     suspended: watch::Sender<Duration>,
 }
 
 impl Simulated {
-    /// A machine that has been up for an hour, in the year 2025.
+    /// A machine up for an hour, in the year 2025.
     pub fn new() -> Self {
         let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_750_000_000);
         Self::booted(Some("boot-1"), Duration::from_secs(3600), wall)
     }
 
-    /// A machine with this boot id, up for so long, whose calendar says `wall`.
+    /// A machine with this boot id and uptime, whose wall clock shows `wall`.
     pub fn booted(boot_id: Option<&str>, uptime: Duration, wall: SystemTime) -> Self {
         Self {
             boot_id: boot_id.map(str::to_owned),
@@ -44,27 +42,27 @@ impl Simulated {
         }
     }
 
-    /// The machine sleeps for so long and wakes again: both clocks have gone on, timers have not.
+    /// Simulates a suspend: both clocks advance by `time`, timers do not.
     pub fn suspend(&self, time: Duration) {
         self.suspended.send_modify(|suspended| *suspended += time);
     }
 
-    /// Somebody sets the calendar by so much, forwards or backwards.
+    /// Simulates a change of the wall clock.
     pub fn jump_wall(&self, direction: Jump, by: Duration) {
-        let mut wall = self.wall.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wall = self.wall.lock();
         *wall = match direction {
             Jump::Forwards => *wall + by,
             Jump::Backwards => *wall - by,
         };
     }
 
-    /// Time since this clock was made, suspend included.
+    /// The time since this clock was created, suspend included.
     fn elapsed(&self) -> Duration {
         self.origin.elapsed() + *self.suspended.borrow()
     }
 }
 
-/// Where [`Simulated::jump_wall`] goes.
+/// The direction of [`Simulated::jump_wall`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Jump {
     /// Into the future.
@@ -85,10 +83,10 @@ impl Clock for Simulated {
     }
 
     fn wall(&self) -> SystemTime {
-        *self.wall.lock().unwrap_or_else(PoisonError::into_inner) + self.elapsed()
+        *self.wall.lock() + self.elapsed()
     }
 
-    fn sleep_until(&self, deadline: Moment) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+    fn sleep_until(&self, deadline: Moment) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let mut suspends = self.suspended.subscribe();
             loop {
@@ -97,7 +95,8 @@ impl Clock for Simulated {
                 if left.is_zero() {
                     return;
                 }
-                // The sender lives in `self`: `changed` fails never. Either way the clock is read again.
+                // The sender is part of `self`, so `changed` cannot fail. After either result the
+                // clock is read again.
                 let _ = tokio::time::timeout(left, suspends.changed()).await;
             }
         })
@@ -140,7 +139,7 @@ mod tests {
         assert_eq!(
             timers.elapsed(),
             Duration::ZERO,
-            "timers have not seen the suspend"
+            "timers do not advance during suspend"
         );
     }
 

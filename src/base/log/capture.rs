@@ -1,15 +1,16 @@
-//! What is logged, for tests.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! Captures the log of a test.
 
 use std::{
     io,
-    sync::{Arc, LazyLock, Mutex},
+    sync::{Arc, LazyLock},
 };
 
+use parking_lot::Mutex;
 use tracing::{Dispatch, Level};
 
-/// Hears everything and writes nothing. While there is only one listener, tracing asks whichever thread first comes by a
-/// line whether anybody listens, and heeds the answer on all of them; with two, it asks the listeners.
+/// A second subscriber that discards everything. With a single one, tracing caches the interest in
+/// a call site as the first thread to reach it sees it, for all threads; with two it asks them each
+/// time.
 static SECOND: LazyLock<Dispatch> = LazyLock::new(|| {
     tracing_subscriber::fmt()
         .with_max_level(Level::TRACE)
@@ -18,7 +19,7 @@ static SECOND: LazyLock<Dispatch> = LazyLock::new(|| {
         .into()
 });
 
-/// Everything that is logged on this thread, at every level.
+/// All that is logged on this thread, at every level.
 pub(crate) struct Log {
     text: Arc<Mutex<Vec<u8>>>,
     _guard: tracing::subscriber::DefaultGuard,
@@ -29,7 +30,7 @@ impl Log {
         struct Sink(Arc<Mutex<Vec<u8>>>);
         impl io::Write for Sink {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                self.0.lock().unwrap().extend_from_slice(bytes);
+                self.0.lock().extend_from_slice(bytes);
                 Ok(bytes.len())
             }
             fn flush(&mut self) -> io::Result<()> {
@@ -51,7 +52,7 @@ impl Log {
     }
 
     pub(crate) fn text(&self) -> String {
-        String::from_utf8(self.text.lock().unwrap().clone()).expect("text")
+        String::from_utf8(self.text.lock().clone()).expect("text")
     }
 
     pub(crate) fn lines(&self, containing: &str) -> usize {
