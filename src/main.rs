@@ -1,4 +1,4 @@
-//! `bearer-proxy`, the program: see the library for everything it does.
+//! The `bearer-proxy` program. Everything it does is in the library.
 
 use std::process::ExitCode;
 

@@ -1,54 +1,55 @@
-//! How long to wait between attempts, so that a service in trouble is not trampled on.
+//! Exponential backoff: delays between attempts, so that retries do not overload a failing service.
 
 use std::time::Duration;
 
-/// Exponential backoff with full jitter: the longest wait doubles with every failure, the actual wait is drawn between
-/// the shortest and that, so that clients which failed together do not come back together.
+/// Exponential backoff with full jitter: the ceiling doubles with every failure, and the delay is
+/// drawn between `min` and the ceiling, so that clients that failed together do not retry together.
 #[derive(Debug, Clone)]
 pub struct Backoff {
-    shortest: Duration,
-    longest: Duration,
+    min: Duration,
+    max: Duration,
     ceiling: Duration,
 }
 
 impl Backoff {
-    /// Waits of at least `shortest` and at most `longest`.
-    pub const fn new(shortest: Duration, longest: Duration) -> Self {
+    /// Delays between `min` and `max`.
+    pub const fn new(min: Duration, max: Duration) -> Self {
         Self {
-            shortest,
-            longest,
-            ceiling: shortest,
+            min,
+            max,
+            ceiling: min,
         }
     }
 
-    /// The wait after one more failure.
+    /// The delay after one more failure. Doubles the ceiling.
     pub fn next_delay(&mut self) -> Duration {
-        self.ceiling = self.ceiling.saturating_mul(2).min(self.longest);
-        between(self.shortest, self.ceiling)
+        self.ceiling = self.ceiling.saturating_mul(2).min(self.max);
+        jitter(self.min, self.ceiling)
     }
 
-    /// The wait after one more failure when there is no time to lose: at most `limit`. Such a wait doubles nothing.
+    /// The delay after one more failure when time is short: at most `limit`. The ceiling stays as
+    /// it is.
     pub fn delay_within(&self, limit: Duration) -> Duration {
-        between(
-            self.shortest,
-            limit.min(self.ceiling.saturating_mul(2)).min(self.longest),
+        jitter(
+            self.min,
+            limit.min(self.ceiling.saturating_mul(2)).min(self.max),
         )
     }
 
-    /// All is well again: the next wait is a short one.
+    /// An attempt succeeded: the next delay starts from `min` again.
     pub fn reset(&mut self) {
-        self.ceiling = self.shortest;
+        self.ceiling = self.min;
     }
 }
 
-/// A random duration between the two; `shortest` if `longest` is not above it.
-fn between(shortest: Duration, longest: Duration) -> Duration {
-    shortest + longest.saturating_sub(shortest).mul_f64(random())
+/// A random duration between the two; `min` if `max` is not above it.
+fn jitter(min: Duration, max: Duration) -> Duration {
+    min + max.saturating_sub(min).mul_f64(random())
 }
 
 /// A random number, 0 ≤ n < 1.
 pub fn random() -> f64 {
-    // Without entropy everybody waits for the same time: worse manners, still correct.
+    // Without entropy the jitter is constant: retries may coincide, which is accepted.
     let bits = getrandom::u32().unwrap_or(u32::MAX / 2);
     f64::from(bits) / (f64::from(u32::MAX) + 1.0)
 }

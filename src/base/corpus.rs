@@ -1,8 +1,9 @@
-//! What fuzzers found worth keeping, tried again by the tests.
+//! Runs fuzz targets on their stored corpus, as part of the tests.
 
 use std::{fs, path::Path};
 
-/// Runs a fuzz target on each file of its corpus, on the beginnings of each, and on each with bytes changed.
+/// Runs a fuzz target on each file of its corpus, on prefixes of each, and on copies with one byte
+/// changed.
 pub(crate) fn each(target: &str, run: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("fuzz/corpus")

@@ -1,13 +1,15 @@
-//! Numbers that one worker writes and the admin listener reads.
+//! Counters and histograms that one worker writes and the admin endpoint reads.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
-/// A number with a single writer: a plain load and store, no locked instruction, no cache line that two workers fight for.
+/// A counter or gauge with a single writer: a plain load and store instead of a locked instruction,
+/// and no cache line that two workers write.
 ///
-/// Writing from two threads loses counts; each worker therefore has its own, and readers add them up.
+/// Two writing threads would lose counts. So each worker has its own counters, and readers add them
+/// up.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -17,12 +19,12 @@ impl Counter {
         self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
     }
 
-    /// Takes `n` off, for numbers that count what is there now.
+    /// Subtracts `n`, for gauges.
     pub fn sub(&self, n: u64) {
         self.0.store(self.0.load(Relaxed).wrapping_sub(n), Relaxed);
     }
 
-    /// The number now.
+    /// The current value.
     pub fn value(&self) -> u64 {
         self.0.load(Relaxed)
     }
@@ -33,7 +35,7 @@ pub const BUCKETS: [f64; 12] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
 ];
 
-/// Durations by size, with a single writer.
+/// A histogram of durations, with a single writer.
 #[derive(Debug, Default)]
 pub struct Histogram {
     buckets: [Counter; BUCKETS.len() + 1],
@@ -53,7 +55,8 @@ impl Histogram {
             .add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    /// What was counted so far; each bucket by itself, the last one without an upper bound.
+    /// The counts of the buckets, not cumulative, the last one without an upper bound; and the sum
+    /// of all durations.
     pub fn counts(&self) -> ([u64; BUCKETS.len() + 1], Duration) {
         (
             std::array::from_fn(|bucket| self.buckets[bucket].value()),

@@ -1,37 +1,39 @@
-//! Who may hold how many of the process's file descriptors. What keeps the process alive has its own, whatever the load.
+//! Divides the limit of open files between the users of file descriptors. The control runtime keeps
+//! a reserve that no load can take.
 
-/// Kept back for the refresher, the admin endpoint, the state file, the resolver; of a low limit, a quarter.
-const KEPT_BACK: usize = 128;
-/// Connections to the admin endpoint at a time: scrapers and people, not load.
+/// Reserved for the refresher, the admin endpoint, the state file and the resolver; at most a
+/// quarter of the limit.
+const RESERVE: usize = 128;
+/// Connections to the admin endpoint: scrapers and people, not load.
 const ADMIN: usize = 64;
-/// What is open whatever the load: the standard streams, watched files, and the control runtime's own.
+/// Always open: the standard streams, watched files, and the control runtime.
 const BASE: usize = 24;
-/// The same of one worker's runtime.
+/// Always open in each worker's runtime.
 const WORKER: usize = 4;
 
-/// A number of connections for each user of descriptors. Together they fit into the limit.
+/// The largest number of connections of each kind. Together they fit into the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DescriptorBudget {
-    /// Connections of apps.
+    /// Connections from clients.
     pub clients: usize,
-    /// Connections to all upstreams together, idle ones included.
+    /// Connections to all upstreams together, including idle ones.
     pub upstream: usize,
     /// Connections to the admin endpoint.
     pub admin: usize,
 }
 
 impl DescriptorBudget {
-    /// Divides `limit`: each of up to `clients` connections may need one to the upstream.
+    /// Divides `limit`. Each of up to `clients` connections may need one to the upstream.
     pub fn new(limit: u64, workers: usize, listeners: usize, clients: usize) -> Self {
-        // More are never open at once, and counters stay within their bounds.
+        // No system opens more at once, and the arithmetic stays within its bounds.
         let limit = limit.min(u64::from(u32::MAX)) as usize;
-        let kept_back = KEPT_BACK.min(limit / 4);
-        let free = limit.saturating_sub(kept_back + BASE + workers * (WORKER + listeners));
+        let reserve = RESERVE.min(limit / 4);
+        let free = limit.saturating_sub(reserve + BASE + workers * (WORKER + listeners));
         let clients = clients.min(free / 2).max(1);
         Self {
             clients,
             upstream: free.saturating_sub(clients).max(1),
-            admin: (kept_back / 2).clamp(1, ADMIN),
+            admin: (reserve / 2).clamp(1, ADMIN),
         }
     }
 }
@@ -74,19 +76,19 @@ mod tests {
     }
 
     #[test]
-    fn all_shares_fit_into_the_limit_and_nobody_gets_nothing() {
+    fn the_budget_fits_into_the_limit_and_no_part_is_zero() {
         for limit in (0..3000).chain([u64::MAX]) {
             for (workers, listeners, configured) in [(1, 1, 1), (2, 3, 500), (64, 2, 10_000)] {
-                let shares = DescriptorBudget::new(limit, workers, listeners, configured);
+                let budget = DescriptorBudget::new(limit, workers, listeners, configured);
                 assert!(
-                    shares.clients >= 1 && shares.upstream >= 1 && shares.admin >= 1,
-                    "{limit}: {shares:?}"
+                    budget.clients >= 1 && budget.upstream >= 1 && budget.admin >= 1,
+                    "{limit}: {budget:?}"
                 );
                 let own = BASE + workers * (WORKER + listeners);
-                let all = shares.clients + shares.upstream + shares.admin + own;
+                let all = budget.clients + budget.upstream + budget.admin + own;
                 assert!(
                     all as u64 <= limit || limit < own as u64 * 2,
-                    "{limit}, {workers} workers: {shares:?}"
+                    "{limit}, {workers} workers: {budget:?}"
                 );
             }
         }

@@ -5,30 +5,30 @@ pub(crate) mod capture;
 
 use tracing::level_filters::LevelFilter;
 
-/// What is logged, and how.
+/// The level and the format of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The least important level that is printed.
     pub level: LevelFilter,
-    /// How a line looks.
+    /// The format of a line.
     pub format: Format,
 }
 
-/// How a log line looks.
+/// The format of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// Text on a terminal, JSON otherwise.
     Auto,
-    /// Text for people.
+    /// Text.
     Text,
     /// One JSON object a line.
     Json,
 }
 
-/// Starts logging to standard error, for the rest of the process.
+/// Starts logging to standard error, for the rest of the process. A second call has no effect.
 ///
-/// Only this crate's own events are printed, whatever the level: libraries print URLs and headers, and with them tokens.
-/// A second call changes nothing.
+/// Only events of this crate are printed, at any level: libraries log URLs and headers, and with
+/// them tokens.
 pub fn init(config: &Config) {
     use std::io::IsTerminal as _;
 
@@ -50,6 +50,6 @@ pub fn init(config: &Config) {
         layer.json().flatten_event(true).boxed()
     };
     let subscriber = tracing_subscriber::registry().with(layer.with_filter(own));
-    // Fails only if there is a subscriber already.
+    // Fails only if a subscriber is set already.
     let _ = tracing::subscriber::set_global_default(subscriber);
 }

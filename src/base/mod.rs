@@ -1,4 +1,22 @@
-//! What every layer may use: time, secrets, backoff, shutdown, logging, changing files.
+//! What every layer may use. Imports nothing from the other layers.
+//!
+//! | file | contents |
+//! |---|---|
+//! | [`backoff`] | exponential backoff with jitter |
+//! | [`clock`] | the boot clock, the wall clock, and a simulated clock for tests |
+//! | `coop` | cooperative yielding for tasks whose input never runs dry |
+//! | `corpus` | runs fuzz targets on their stored corpus (tests only) |
+//! | [`counter`] | counters and histograms with a single writer |
+//! | [`descriptors`] | divides the limit of open files between the users of descriptors |
+//! | [`host`] | `host[:port]` parsed; which hosts are this machine |
+//! | [`labels`] | enums of metric labels, and tables with an entry for each label |
+//! | [`log`] | the log subscriber |
+//! | [`panics`] | counts and logs panics |
+//! | [`process`] | resource usage, resource limits, core dumps, file modes |
+//! | [`secret`] | secrets that never print themselves, and secret files |
+//! | [`shutdown`] | signals: termination, and SIGHUP |
+//! | [`ticker`] | coarse deadlines: one timer for each worker |
+//! | [`watch`] | notices that files have changed |
 
 pub mod backoff;
 pub mod clock;

@@ -1,5 +1,5 @@
-//! Panics: faults of ours. Each is counted, and the log tells where it was; what it said could hold a secret, and is not
-//! repeated.
+//! Panics are counted, and logged with their location. The panic message is not logged: it could
+//! contain a secret.
 
 use std::{
     panic,
@@ -12,24 +12,25 @@ use std::{
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
-/// From now on, panics are counted and logged instead of being printed. A second call changes nothing.
+/// Replaces the panic hook: panics are counted and logged instead of printed. A second call has no
+/// effect.
 pub fn install_hook() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         panic::set_hook(Box::new(|info| {
             COUNT.fetch_add(1, Relaxed);
-            let place = info.location().map(tracing::field::display);
+            let location = info.location().map(tracing::field::display);
             let thread = thread::current();
             tracing::error!(
-                place,
+                location,
                 thread = thread.name(),
-                "a mistake in this program (a panic): please report it"
+                "panic, a bug in this program: please report it"
             );
         }));
     });
 }
 
-/// How many there were since [`install_hook`].
+/// The number of panics since [`install_hook`].
 pub fn count() -> u64 {
     COUNT.load(Relaxed)
 }

@@ -1,25 +1,25 @@
-//! What the system knows of this process.
+//! This process: resource usage, resource limits, core dumps, file modes.
 
-/// The usual `process_*` numbers.
+/// The values of the standard `process_*` metrics.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Usage {
     /// User and system CPU time, in seconds.
     pub cpu_seconds: f64,
-    /// Memory in use, in bytes.
+    /// Resident memory, in bytes.
     pub resident_bytes: u64,
-    /// Address space, in bytes.
+    /// Virtual memory, in bytes.
     pub virtual_bytes: u64,
-    /// Start, in seconds since 1970.
+    /// Start time, in seconds since 1970.
     pub start_seconds: f64,
     /// Open file descriptors.
     pub open_descriptors: u64,
-    /// Limit of open file descriptors.
+    /// The limit of open file descriptors.
     pub descriptor_limit: u64,
     /// Threads.
     pub threads: u64,
 }
 
-/// Asks the system; `None` where it cannot be asked.
+/// The current usage; `None` where the platform does not provide it.
 #[cfg(target_os = "linux")]
 pub fn usage() -> Option<Usage> {
     use procfs::{CurrentSI, WithCurrentSystemInfo as _, process::LimitValue};
@@ -43,17 +43,17 @@ pub fn usage() -> Option<Usage> {
     })
 }
 
-/// Asks the system; `None` where it cannot be asked.
+/// The current usage; `None` where the platform does not provide it.
 #[cfg(not(target_os = "linux"))]
 pub fn usage() -> Option<Usage> {
     None
 }
 
-/// Keeps what is in this process's memory out of core dumps, debuggers and `/proc`, except for the superuser's. It holds for
-/// this program: one that it starts may be looked into again.
+/// Forbids core dumps of this process, and access to its memory through debuggers and `/proc`,
+/// except to the superuser. Programs that it executes are not protected.
 ///
 /// # Errors
-/// When the system refuses; what could be done is done.
+/// When a setting is refused; the others are made all the same.
 pub fn forbid_dumps() -> std::io::Result<()> {
     #[cfg(unix)]
     {
@@ -63,7 +63,7 @@ pub fn forbid_dumps() -> std::io::Result<()> {
             maximum: Some(0),
         };
         let limited = setrlimit(Resource::Core, none);
-        // A handler of core dumps (`|` in core_pattern) is called in spite of the limit; this stops it too.
+        // A core dump handler (`|` in core_pattern) ignores the limit; this setting stops it, too.
         #[cfg(target_os = "linux")]
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
         limited?;
@@ -71,7 +71,7 @@ pub fn forbid_dumps() -> std::io::Result<()> {
     Ok(())
 }
 
-/// How many file descriptors may be open.
+/// The limit of open file descriptors.
 pub fn descriptor_limit() -> u64 {
     #[cfg(unix)]
     return rustix::process::getrlimit(rustix::process::Resource::Nofile)
@@ -81,10 +81,11 @@ pub fn descriptor_limit() -> u64 {
     u64::MAX
 }
 
-/// Raises that limit as far as this user may: the usual one is for programs that ask for less.
+/// Raises the soft limit of open file descriptors to the hard limit: the default is too low for a
+/// proxy.
 ///
 /// # Errors
-/// When the system refuses; the limit is what it was.
+/// When the system refuses; the limit stays as it was.
 pub fn raise_descriptor_limit() -> std::io::Result<()> {
     #[cfg(unix)]
     {
@@ -101,7 +102,7 @@ pub fn raise_descriptor_limit() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether this user may make files in a folder, as far as the system tells beforehand.
+/// Whether this user may create files in a folder, as far as this can be checked without trying.
 pub fn is_writable(folder: &std::path::Path) -> bool {
     #[cfg(unix)]
     {
@@ -115,10 +116,11 @@ pub fn is_writable(folder: &std::path::Path) -> bool {
     }
 }
 
-/// Takes everybody else's access to a file away, where access is told by modes; elsewhere the folder decides.
+/// Restricts a file to its owner (mode 0600). Without file modes, the access rules of the folder
+/// apply.
 ///
 /// # Errors
-/// Whatever the system says.
+/// When the mode cannot be set.
 pub fn make_private(file: &std::fs::File) -> std::io::Result<()> {
     #[cfg(unix)]
     {
@@ -132,7 +134,7 @@ pub fn make_private(file: &std::fs::File) -> std::io::Result<()> {
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     #[test]
-    fn a_running_process_uses_something() {
+    fn a_running_process_has_usage() {
         let usage = super::usage().unwrap();
         assert!(
             usage.resident_bytes > 100_000 && usage.open_descriptors > 2 && usage.threads > 0,

@@ -1,10 +1,11 @@
-//! Secrets that cannot print themselves, and the files they come from.
+//! Secrets that never print themselves, and secret files.
 
 use std::{fmt, io, path::PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
 
-/// A configured secret and, where it was read from a file, that file, so that it can be read again after a rotation.
+/// A configured secret and, if it was read from a file, the path, so that it can be read again
+/// after a rotation.
 ///
 /// `Debug` prints no part of it; it does not implement `Serialize`; its memory is wiped on drop.
 #[derive(Clone)]
@@ -14,7 +15,7 @@ pub struct Secret {
 }
 
 impl Secret {
-    /// A secret given in words: a configuration value or an environment variable.
+    /// A secret given inline: as a configuration value or an environment variable.
     pub fn new(value: impl Into<String>) -> Self {
         Self {
             value: SecretString::from(value.into()),
@@ -22,8 +23,8 @@ impl Secret {
         }
     }
 
-    /// Reads a secret file: UTF-8; one line end and a byte order mark are dropped. A symlink is followed, as Kubernetes
-    /// mounts secrets that way.
+    /// Reads a secret file: UTF-8; one line end and a byte order mark are removed. Symbolic links
+    /// are followed: Kubernetes mounts secrets through them.
     ///
     /// # Errors
     /// When the file cannot be read, is not UTF-8, is empty, or is larger than 64 KiB.
@@ -35,32 +36,32 @@ impl Secret {
         })
     }
 
-    /// The secret as its file has it now; one that was given in words is what it was.
+    /// Reads the secret again from its file; one given inline is returned as it is.
     ///
     /// # Errors
-    /// As [`Secret::from_file`].
+    /// Like [`Secret::from_file`].
     pub fn read_again(&self) -> io::Result<Self> {
         self.file
             .clone()
             .map_or_else(|| Ok(self.clone()), Self::from_file)
     }
 
-    /// The words themselves. Every call of this is a place where a secret leaves its wrapper.
+    /// The plain text. Each call is a place where a secret leaves its wrapper.
     pub fn expose(&self) -> &str {
         self.value.expose_secret()
     }
 
-    /// Whether it holds no control characters, line ends among them.
+    /// Whether it contains no control characters, line ends included.
     pub fn is_one_line(&self) -> bool {
         !self.expose().contains(char::is_control)
     }
 
-    /// Whether it can stand in an HTTP header as one word.
+    /// Whether it fits into a header field as one word: visible ASCII characters only.
     pub fn fits_header(&self) -> bool {
         self.expose().bytes().all(|byte| byte.is_ascii_graphic())
     }
 
-    /// The file that this secret was read from.
+    /// The file that it was read from.
     pub fn file(&self) -> Option<&std::path::Path> {
         self.file.as_deref()
     }

@@ -1,8 +1,8 @@
-//! The wish of the system, or of a person, that this process end, or that it look at its files again.
+//! Signals: those that end the process, and SIGHUP, which reloads files.
 
 use std::io;
 
-/// Listens for the signals that ask a process to end.
+/// Listens for the signals that end the process: SIGTERM and SIGINT, or their Windows counterparts.
 #[derive(Debug)]
 pub struct Signals {
     #[cfg(unix)]
@@ -18,10 +18,10 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// From now on the signals no longer end the process by themselves.
+    /// Replaces the default handlers, which would end the process at once.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// When a handler cannot be installed.
     pub fn listen() -> io::Result<Self> {
         #[cfg(unix)]
         {
@@ -42,7 +42,7 @@ impl Signals {
         }
     }
 
-    /// Resolves at the next of them, with its name.
+    /// Waits for the next signal and returns its name.
     pub async fn next(&mut self) -> &'static str {
         #[cfg(unix)]
         tokio::select! {
@@ -58,7 +58,7 @@ impl Signals {
     }
 }
 
-/// Listens for SIGHUP: files have changed. Only Unix has it; elsewhere files are watched, and that is all.
+/// Listens for SIGHUP, the request to reload files. Unix only; elsewhere it never arrives.
 #[derive(Debug)]
 pub struct Hangup {
     #[cfg(unix)]
@@ -66,10 +66,10 @@ pub struct Hangup {
 }
 
 impl Hangup {
-    /// From now on the signal no longer ends the process.
+    /// Replaces the default handler, which would end the process.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// When the handler cannot be installed.
     pub fn listen() -> io::Result<Self> {
         #[cfg(unix)]
         {
@@ -82,7 +82,7 @@ impl Hangup {
         Ok(Self {})
     }
 
-    /// Resolves at the next one.
+    /// Waits for the next SIGHUP.
     pub async fn next(&mut self) {
         #[cfg(unix)]
         if self.hangup.recv().await.is_some() {

@@ -1,8 +1,10 @@
-//! Coarse deadlines for a single-threaded worker: one timer a worker instead of one a request.
+//! Coarse deadlines for a single-threaded worker: one timer for each worker instead of several for
+//! each request.
 //!
-//! A proxy needs a limit for each silence: a head that never ends, a body that stalls, an answer that does not come. A
-//! timer of its own for each costs a few hundred nanoseconds a request. Here, setting a limit is one store; a sweep every
-//! [`PERIOD`] finds what is overdue. The price is precision: a deadline fires up to two periods late, never early.
+//! A proxy needs a timeout for every wait: for the rest of a head, for more of a body, for a
+//! response. A Tokio timer for each costs a few hundred nanoseconds per request. Here, arming a
+//! deadline is one store, and a sweep every [`PERIOD`] wakes what is due. The accepted cost is
+//! precision: a deadline fires up to two periods late, never early.
 
 use std::{
     cell::RefCell,
@@ -19,17 +21,18 @@ use std::{
 use slab::Slab;
 use tokio::sync::Notify;
 
-/// Time between two sweeps.
+/// The time between two sweeps.
 pub const PERIOD: Duration = Duration::from_millis(100);
 
 const NEVER: u64 = u64::MAX;
 
-/// A length of time in sweeps, converted once so that no request divides.
+/// A duration in sweeps. Converted once from the configuration, so that no request needs a
+/// division.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticks(u64);
 
 impl From<Duration> for Ticks {
-    /// Rounds up, and one more for the period that is already running: never early.
+    /// Rounds up and adds one, as the current period is partly over: never early.
     fn from(length: Duration) -> Self {
         let periods = length.as_nanos().div_ceil(PERIOD.as_nanos());
         Self(u64::try_from(periods).unwrap_or(NEVER / 2).min(NEVER / 2) + 1)
@@ -48,7 +51,7 @@ impl From<u64> for Ticks {
     }
 }
 
-/// The worker's timer. It rests while nobody holds a [`Deadline`].
+/// The worker's timer. Sleeps while no [`Deadline`] exists.
 #[derive(Debug)]
 pub struct Ticker {
     now: Arc<AtomicU64>,
@@ -63,7 +66,7 @@ struct Entry {
 }
 
 impl Ticker {
-    /// A ticker that stands still until [`Ticker::run`] is polled.
+    /// A ticker that does not advance until [`Ticker::run`] is polled.
     pub fn new() -> Rc<Self> {
         Rc::new(Self {
             now: Arc::default(),
@@ -72,7 +75,7 @@ impl Ticker {
         })
     }
 
-    /// Registers a deadline, not yet armed.
+    /// Registers a deadline, disarmed.
     pub fn deadline(self: &Rc<Self>) -> Deadline {
         let entry = Rc::new(Entry {
             due: Arc::new(AtomicU64::new(NEVER)),
@@ -90,7 +93,7 @@ impl Ticker {
         }
     }
 
-    /// Sweeps for ever; the worker spawns it once.
+    /// Sweeps until dropped; the worker spawns it once.
     pub async fn run(self: Rc<Self>) {
         loop {
             while self.deadlines.borrow().is_empty() {
@@ -114,7 +117,8 @@ impl Ticker {
     }
 }
 
-/// A limit that can be set and lifted any number of times at the price of a store. Awaited by one task.
+/// A timeout that is armed and disarmed any number of times, at the cost of a store. One task
+/// awaits it.
 #[derive(Debug)]
 pub struct Deadline {
     entry: Rc<Entry>,
@@ -123,31 +127,31 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// Due after `length` from now.
+    /// Sets it to `length` from now.
     pub fn arm(&self, length: Ticks) {
         self.entry
             .due
             .store(self.ticker.now.load(Relaxed) + length.0, Relaxed);
     }
 
-    /// As [`Deadline::arm`], unless it is armed already.
+    /// Like [`Deadline::arm`], but leaves an armed deadline unchanged.
     pub fn arm_if_idle(&self, length: Ticks) {
         if self.entry.due.load(Relaxed) == NEVER {
             self.arm(length);
         }
     }
 
-    /// Never due.
+    /// Clears it: it is never due.
     pub fn disarm(&self) {
         self.entry.due.store(NEVER, Relaxed);
     }
 
-    /// Whether it is due now.
+    /// Whether it is due.
     pub fn is_due(&self) -> bool {
         self.entry.due.load(Relaxed) <= self.ticker.now.load(Relaxed)
     }
 
-    /// Ready when due. The last task that polled is the one that is woken.
+    /// Ready when due. Only the task that polled last is woken.
     pub fn poll_due(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.is_due() {
             return Poll::Ready(());
@@ -167,7 +171,7 @@ impl Deadline {
         poll_fn(|cx| self.poll_due(cx)).await;
     }
 
-    /// A remote control for places that must be `Send`.
+    /// A handle that is `Send`.
     pub fn handle(&self) -> DeadlineHandle {
         DeadlineHandle {
             due: Arc::clone(&self.entry.due),
@@ -182,7 +186,7 @@ impl Drop for Deadline {
     }
 }
 
-/// Sets and lifts a [`Deadline`] from a place that must be `Send`, such as an IO wrapper.
+/// Arms and disarms a [`Deadline`] from a type that must be `Send`, such as an IO wrapper.
 #[derive(Debug, Clone)]
 pub struct DeadlineHandle {
     due: Arc<AtomicU64>,
@@ -195,26 +199,26 @@ impl DeadlineHandle {
         self.now.load(Relaxed)
     }
 
-    /// As [`Deadline::arm`].
+    /// Like [`Deadline::arm`].
     pub fn arm(&self, length: Ticks) {
         self.due.store(self.now.load(Relaxed) + length.0, Relaxed);
     }
 
-    /// As [`Deadline::arm`], unless it is armed already.
+    /// Like [`Deadline::arm`], but leaves an armed deadline unchanged.
     pub fn arm_if_idle(&self, length: Ticks) {
         if self.due.load(Relaxed) == NEVER {
             self.arm(length);
         }
     }
 
-    /// Disarms it, and tells what was left, if it was armed.
+    /// Disarms it and returns the remaining time, if it was armed.
     pub fn pause(&self) -> Option<Ticks> {
         let due = self.due.load(Relaxed);
         self.disarm();
         (due != NEVER).then(|| Ticks(due.saturating_sub(self.now())))
     }
 
-    /// As [`Deadline::disarm`].
+    /// Like [`Deadline::disarm`].
     pub fn disarm(&self) {
         self.due.store(NEVER, Relaxed);
     }
@@ -254,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lifted_deadline_never_fires_and_a_pushed_one_later() {
+    async fn a_disarmed_deadline_never_fires_and_a_rearmed_one_fires_later() {
         with_ticker(async |ticker| {
             let deadline = ticker.deadline();
             deadline.arm(PERIOD.into());
@@ -282,12 +286,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn rests_while_nobody_waits() {
+    async fn sleeps_while_no_deadline_exists() {
         with_ticker(async |ticker| {
             drop(ticker.deadline());
             tokio::time::sleep(Duration::from_secs(3600)).await;
             let sweeps = ticker.now.load(Relaxed);
-            assert!(sweeps <= 1, "swept {sweeps} times for nobody");
+            assert!(sweeps <= 1, "{sweeps} sweeps without a deadline");
         })
         .await;
     }

@@ -1,40 +1,45 @@
-//! Notices that files change: by the system's events, and by looking again every now and then.
+//! Notices that files have changed: through events of the file system, and by polling.
 
 use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _, event::AccessKind};
+use notify::{
+    EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
+    event::{AccessKind, AccessMode},
+};
 use tokio::sync::mpsc;
 
 use super::clock::{Moment, SharedClock};
 
-/// Writers are given that long to finish. Whoever needs longer causes another event.
+/// Delay after an event, so that a writer can finish. A slower writer causes another event.
 const SETTLE: Duration = Duration::from_millis(200);
-/// Events get lost: network folders send none, and a folder that was replaced no more.
+/// The polling interval, for missing events: network file systems send none, nor does a folder that
+/// was replaced.
 const POLL: Duration = Duration::from_secs(30);
 
-/// A file's folder may not be there yet, as that of the state file before a `login` or the first refresh makes it.
-const APPEAR: Duration = Duration::from_secs(1);
+/// The polling interval while a folder does not exist: that of the state file is created by `login`
+/// or by the first refresh.
+const MISSING_POLL: Duration = Duration::from_secs(1);
 
-/// Watches the folders of a few files.
+/// Watches the folders of a set of files.
 #[derive(Debug)]
 pub struct FileWatcher {
-    /// Folders rather than files: a file that is replaced, or that a symbolic link leads to, changes without an event
-    /// of its own. Kubernetes mounts secrets so.
+    /// Folders rather than files: no event is sent for a watched file that is replaced, or reached
+    /// through a symbolic link that is replaced, as in secrets that Kubernetes mounts.
     folders: Vec<PathBuf>,
     unwatched: Vec<PathBuf>,
     watcher: Option<RecommendedWatcher>,
     events: mpsc::Receiver<()>,
     clock: SharedClock,
-    /// When what has changed will be told.
+    /// When `changed` resolves after an event.
     settles_at: Option<Moment>,
     polls_at: Moment,
 }
 
 impl FileWatcher {
-    /// Watches the folders of these files. Without a file nothing ever changes.
+    /// Watches the folders of these files. Without any file, `changed` never resolves.
     pub fn new<'a>(files: impl IntoIterator<Item = &'a Path>, clock: SharedClock) -> Self {
         let mut folders: Vec<_> = files
             .into_iter()
@@ -52,7 +57,7 @@ impl FileWatcher {
         let (sender, events) = mpsc::channel(1);
         let handler = move |event: notify::Result<notify::Event>| {
             if event.is_ok_and(|event| is_change(event.kind)) {
-                // Full: the news is on its way already.
+                // If the channel is full, a notification is already pending.
                 let _ = sender.try_send(());
             }
         };
@@ -76,20 +81,21 @@ impl FileWatcher {
         watch
     }
 
-    /// Resolves when something may have changed. May be dropped at any await: nothing is lost.
+    /// Resolves when a file may have changed. Cancel safe.
     pub async fn changed(&mut self) {
         if self.folders.is_empty() {
             return std::future::pending().await;
         }
         loop {
-            let until = self.settles_at.unwrap_or_else(|| self.looks_at());
+            let until = self.settles_at.unwrap_or_else(|| self.next_poll());
             tokio::select! {
                 biased;
                 () = self.clock.sleep_until(until) => {
                     let missing = self.unwatched.len();
                     self.watch_folders();
                     let has_appeared = self.unwatched.len() < missing;
-                    if self.settles_at.take().is_some() || has_appeared || self.polls_at <= self.clock.now() {
+                    let is_settled = self.settles_at.take().is_some();
+                    if is_settled || has_appeared || self.polls_at <= self.clock.now() {
                         self.polls_at = self.clock.now() + POLL;
                         return;
                     }
@@ -101,17 +107,18 @@ impl FileWatcher {
         }
     }
 
-    /// When to look without being told to: soon while a folder is missing, since its coming causes no event here.
-    fn looks_at(&self) -> Moment {
+    /// When to poll without an event: soon while a folder is missing, as its creation causes no
+    /// event.
+    fn next_poll(&self) -> Moment {
         let is_missing = self.watcher.is_some() && !self.unwatched.is_empty();
         if is_missing {
-            self.polls_at.min(self.clock.now() + APPEAR)
+            self.polls_at.min(self.clock.now() + MISSING_POLL)
         } else {
             self.polls_at
         }
     }
 
-    /// Those that are not watched yet, because they were not there.
+    /// Watches the folders that did not exist before.
     fn watch_folders(&mut self) {
         let Some(watcher) = &mut self.watcher else {
             return;
@@ -121,9 +128,12 @@ impl FileWatcher {
     }
 }
 
-/// Looking at a file is no change of it. Otherwise each look would cause the next one.
+/// Reading a file is not a change of it: otherwise each reload would cause the next one.
 fn is_change(kind: EventKind) -> bool {
-    !matches!(kind, EventKind::Access(kind) if !matches!(kind, AccessKind::Close(notify::event::AccessMode::Write)))
+    match kind {
+        EventKind::Access(access) => access == AccessKind::Close(AccessMode::Write),
+        _ => true,
+    }
 }
 
 #[cfg(test)]
@@ -137,11 +147,11 @@ mod tests {
         FileWatcher::new([file], clock)
     }
 
-    /// Told of the change, and of nothing after it.
-    async fn told(watch: &mut FileWatcher) {
+    /// The change is reported, and nothing after it.
+    async fn reports(watch: &mut FileWatcher) {
         tokio::time::timeout(Duration::from_secs(20), watch.changed())
             .await
-            .expect("told in time");
+            .expect("reported in time");
         quiet(watch).await;
     }
 
@@ -161,9 +171,9 @@ mod tests {
         }
         let mut watch = watch(&file, system());
         fs::write(&file, "two").expect("written");
-        told(&mut watch).await;
+        reports(&mut watch).await;
         fs::rename(new, &file).expect("renamed");
-        told(&mut watch).await;
+        reports(&mut watch).await;
         assert!(watch.unwatched.is_empty());
     }
 
@@ -183,12 +193,12 @@ mod tests {
         symlink("..2", at("..tmp")).expect("linked");
         let mut watch = watch(&at("token"), system());
         fs::rename(at("..tmp"), at("..data")).expect("swapped");
-        told(&mut watch).await;
+        reports(&mut watch).await;
         assert_eq!(fs::read_to_string(at("token")).expect("read"), "..2");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn reading_is_no_change_and_without_events_it_looks_again_after_a_while() {
+    async fn reading_is_no_change_and_without_events_files_are_polled() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("token");
         fs::write(&file, "one").expect("written");
@@ -210,15 +220,15 @@ mod tests {
         let mut watch = watch(&file, system());
         assert_eq!(watch.unwatched.len(), 1);
         fs::create_dir(folder.path().join("state")).expect("created");
-        told(&mut watch).await;
+        reports(&mut watch).await;
         assert!(watch.unwatched.is_empty());
         fs::write(&file, "two").expect("written");
-        told(&mut watch).await;
+        reports(&mut watch).await;
     }
 
     #[test]
-    fn access_is_told_from_change() {
-        use notify::event::{AccessMode, CreateKind, ModifyKind};
+    fn access_is_distinguished_from_change() {
+        use notify::event::{CreateKind, ModifyKind};
         assert!(
             is_change(EventKind::Modify(ModifyKind::Any))
                 && is_change(EventKind::Create(CreateKind::File))

@@ -1,9 +1,9 @@
-//! What a client's certificate says of it.
+//! The names in a client certificate.
 
 use rustls::pki_types::CertificateDer;
 use x509_parser::{extensions::GeneralName, parse_x509_certificate};
 
-/// The names in a certificate that was verified.
+/// The names in a verified certificate.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct CertificateNames {
     common_name: Option<String>,
@@ -11,8 +11,8 @@ pub struct CertificateNames {
 }
 
 impl CertificateNames {
-    /// The subject's common name, if it has exactly one (RFC 5280 §4.1.2.6), and the DNS names (§4.2.1.6). What cannot be
-    /// read is not there.
+    /// The common name of the subject, if it has exactly one (RFC 5280 §4.1.2.6), and the DNS names
+    /// (§4.2.1.6). Names that cannot be parsed are left out.
     pub fn of(certificate: &CertificateDer<'_>) -> Self {
         let Ok((_, certificate)) = parse_x509_certificate(certificate) else {
             return Self::default();
@@ -36,7 +36,8 @@ impl CertificateNames {
         }
     }
 
-    /// Whether this is the common name, character by character, or one of the DNS names, in any case.
+    /// Whether `name` is the common name (compared exactly) or one of the DNS names (ignoring
+    /// case).
     pub fn contains(&self, name: &str) -> bool {
         self.common_name.as_deref() == Some(name)
             || self.dns.iter().any(|dns| dns.eq_ignore_ascii_case(name))

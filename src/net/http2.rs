@@ -1,8 +1,8 @@
-//! What hyper keeps to itself about HTTP/2.
+//! Errors of HTTP/2, which hyper does not expose.
 
 use std::error::Error;
 
-/// The protocol's own error beneath one of hyper's, if it came from there.
+/// The HTTP/2 error that caused an error of hyper, if one did.
 pub fn cause(error: &hyper::Error) -> Option<&h2::Error> {
     let mut source = error.source();
     while let Some(error) = source {

@@ -1,4 +1,13 @@
-//! Sockets, TLS, the errors of HTTP/2, and what follows its files.
+//! Sockets and TLS, for clients, the upstream and the issuer alike.
+//!
+//! | file | contents |
+//! |---|---|
+//! | [`certificate`] | the names in a client certificate |
+//! | [`http2`] | finds the HTTP/2 error behind one of hyper's |
+//! | [`http_server`] | a small HTTP/1.1 server: the admin endpoint, the callback of `login` |
+//! | [`reload`] | values that are rebuilt when their files change: TLS settings, client keys |
+//! | [`socket`] | listening and connected sockets: TCP, and Unix sockets |
+//! | [`tls`] | TLS settings from files, the validity of certificates, advice on handshake errors |
 
 pub mod certificate;
 pub mod http2;

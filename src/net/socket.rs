@@ -1,4 +1,5 @@
-//! Listening and connected sockets, TCP and (on Unix) local ones. The only place that knows their platform.
+//! Listening and connected sockets: TCP, and on Unix also Unix sockets. The only file with
+//! platform-specific code for them.
 
 use std::{
     fmt,
@@ -18,12 +19,12 @@ use tokio::{
 
 use crate::base::host;
 
-/// Where a listener listens: `127.0.0.1:8080`, `[::1]:8080` or `unix:/run/bearer-proxy.sock`.
+/// The address of a listener: `127.0.0.1:8080`, `[::1]:8080` or `unix:/run/bearer-proxy.sock`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
     /// An IP address and a port; port 0 takes a free one.
     Tcp(SocketAddr),
-    /// A local socket, created with mode 0600.
+    /// A Unix socket, created with mode 0600.
     Unix(PathBuf),
 }
 
@@ -37,7 +38,7 @@ impl fmt::Display for Address {
 }
 
 impl Address {
-    /// Whether only this machine can reach it.
+    /// Whether it is reachable from this machine only.
     pub fn is_local(&self) -> bool {
         match self {
             Self::Tcp(address) => host::is_loopback(address.ip()),
@@ -48,37 +49,42 @@ impl Address {
 
 /// A bound address, before any worker accepts from it.
 ///
-/// Binding is exclusive, so that a second instance on the same port is refused although both would share it with their own
-/// workers: on Linux a second `SO_REUSEPORT` bind succeeds silently and would steal half of the connections.
+/// The bind is exclusive, although the workers of one instance share the port: on Linux a second
+/// instance could otherwise bind it with `SO_REUSEPORT`, too, and would silently receive half of
+/// the connections.
 #[derive(Debug)]
 pub struct Bound {
     address: Address,
     socket: Socket,
 }
 
-/// Connections that wait in the kernel until a worker takes them.
+/// Connections that wait in the kernel until a worker accepts them.
 const BACKLOG: i32 = 1024;
 
 impl Bound {
-    /// Binds `address` for this process alone. A local socket left behind by an instance that is gone is replaced.
+    /// Binds `address` for this process alone. Replaces a Unix socket that a former instance left
+    /// behind.
     ///
     /// # Errors
-    /// `AddrInUse` when another process serves there; `PermissionDenied` for ports below 1024 without the right to them.
+    /// `AddrInUse` when another process listens there; `PermissionDenied` for ports below 1024
+    /// without the privilege.
     pub fn new(address: &Address) -> io::Result<Self> {
         match address {
             Address::Tcp(address) => {
                 let socket = Socket::new(Domain::for_address(*address), Type::STREAM, None)?;
-                // Else a restart fails while connections of the last run are in TIME_WAIT. Windows means something else
-                // by this option: there it would let two instances share the port.
+                // Without it a restart fails while connections of the former run are in TIME_WAIT.
+                // On Windows the option has another meaning: two instances could share the port.
                 #[cfg(not(windows))]
                 socket.set_reuse_address(true)?;
                 if address.is_ipv6() {
                     socket.set_only_v6(!address.ip().is_unspecified())?;
                 }
                 socket.bind(&(*address).into())?;
-                // Two sockets may be bound side by side while neither listens; this is where the second one fails.
+                // Two sockets can be bound to one address while neither listens: the second
+                // instance fails here.
                 socket.listen(BACKLOG)?;
-                // From here on further sockets of ours may join; another instance tries without this option first.
+                // From here on the sockets of our other workers may share the port. Another
+                // instance binds without the option first, and fails.
                 #[cfg(target_os = "linux")]
                 socket.set_reuse_port(true)?;
                 let bound = socket.local_addr()?.as_socket().unwrap_or(*address);
@@ -97,18 +103,19 @@ impl Bound {
         }
     }
 
-    /// The address, with the port that the system chose in place of 0.
+    /// The address, with the port that the system chose for 0.
     pub fn address(&self) -> &Address {
         &self.address
     }
 
-    /// Turns into one listener for each worker.
+    /// Creates one listener for each worker.
     ///
-    /// On Linux each TCP listener has a queue of its own (`SO_REUSEPORT`) and the kernel spreads connections; elsewhere,
-    /// and for local sockets, all of them share one queue and whichever worker wakes first takes the connection.
+    /// On Linux each TCP listener has its own accept queue (`SO_REUSEPORT`), and the kernel
+    /// distributes the connections; elsewhere, and for Unix sockets, the listeners share one queue,
+    /// and the worker that wakes first accepts.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// When a further socket cannot be created or bound.
     pub fn into_listeners(self, workers: usize) -> io::Result<Vec<UnregisteredListener>> {
         let mut sockets = Vec::with_capacity(workers);
         for _ in 1..workers {
@@ -147,7 +154,7 @@ impl Bound {
     }
 }
 
-/// A listening socket on its way to the worker that will accept from it.
+/// A listening socket that is not yet registered with the runtime of its worker.
 #[derive(Debug)]
 pub struct UnregisteredListener {
     socket: Socket,
@@ -158,13 +165,13 @@ impl UnregisteredListener {
     /// Registers the socket with the runtime of the calling task.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// When the runtime cannot register it.
     pub fn register(self) -> io::Result<Listener> {
         #[cfg(unix)]
         if self.local {
             return tokio::net::UnixListener::from_std(self.socket.into()).map(Listener::Unix);
         }
-        debug_assert!(!self.local, "local sockets are bound on Unix only");
+        debug_assert!(!self.local, "Unix sockets are bound on Unix only");
         TcpListener::from_std(self.socket.into()).map(Listener::Tcp)
     }
 }
@@ -174,16 +181,16 @@ impl UnregisteredListener {
 pub enum Listener {
     /// TCP.
     Tcp(TcpListener),
-    /// A local socket.
+    /// A Unix socket.
     #[cfg(unix)]
     Unix(tokio::net::UnixListener),
 }
 
 impl Listener {
-    /// The next connection and, for TCP, the address it comes from.
+    /// Accepts the next connection and returns it with the peer's address (TCP only).
     ///
     /// # Errors
-    /// Those of `accept(2)`; the listener stays usable. See [`is_exhaustion`].
+    /// Those of `accept(2)`; the listener stays usable. See also [`is_exhaustion`].
     pub async fn accept(&self) -> io::Result<(Stream, Option<SocketAddr>)> {
         match self {
             Self::Tcp(listener) => {
@@ -200,19 +207,21 @@ impl Listener {
     }
 }
 
-/// What the kernel may hold of what was written and not sent. With the default, a few megabytes, a slow peer's progress
-/// comes in lumps of as much, which looks like silence.
+/// The limit of written but unsent bytes in the kernel. With the default of a few megabytes, the
+/// progress of a slow peer shows only every few megabytes, which looks like a stalled connection.
 #[cfg(target_os = "linux")]
 const UNSENT: u32 = 128 * 1024;
 
-/// Bytes go out when they are written, and in small lumps. A socket that refuses these settings is dead or works without.
+/// Sends small writes at once (`TCP_NODELAY`) and limits unsent bytes. Errors are ignored: the
+/// socket is closed already, or works without.
 fn tune(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     #[cfg(target_os = "linux")]
     let _ = SockRef::from(stream).set_tcp_notsent_lowat(UNSENT);
 }
 
-/// Whether `accept` failed because the machine or this process ran out of something: try again later, not at once.
+/// Whether `accept` failed for want of a resource, such as descriptors: retry after a pause, not at
+/// once.
 pub fn is_exhaustion(error: &io::Error) -> bool {
     !matches!(
         error.kind(),
@@ -222,10 +231,11 @@ pub fn is_exhaustion(error: &io::Error) -> bool {
     )
 }
 
-/// Connects to a name or an address, trying each address that it resolves to, all within `limit`.
+/// Connects to a name or an IP address. Tries each address that the name resolves to, all within
+/// `limit`.
 ///
 /// # Errors
-/// `TimedOut` after `limit`; else what the last address answered.
+/// `TimedOut` after `limit`; otherwise the error of the last address.
 pub async fn connect(host: &str, port: u16, limit: Duration) -> io::Result<Stream> {
     let connecting = async {
         let stream = match host.parse::<IpAddr>() {
@@ -240,10 +250,10 @@ pub async fn connect(host: &str, port: u16, limit: Duration) -> io::Result<Strea
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Connects to where a listener of this machine listens: an unspecified address is reached by loopback.
+/// Connects to a listener on this machine. An unspecified address is reached through loopback.
 ///
 /// # Errors
-/// As [`connect`].
+/// Like [`connect`].
 pub async fn connect_to_listener(address: &Address, limit: Duration) -> io::Result<Stream> {
     match address {
         Address::Tcp(address) => {
@@ -268,22 +278,23 @@ pub async fn connect_to_listener(address: &Address, limit: Duration) -> io::Resu
 pub enum Stream {
     /// TCP.
     Tcp(TcpStream),
-    /// A local socket.
+    /// A Unix socket.
     #[cfg(unix)]
     Unix(tokio::net::UnixStream),
 }
 
 impl Stream {
-    /// Makes the coming close a reset, so that the peer cannot take a cut answer for a complete one.
+    /// Makes the close of the connection a reset, so that the peer cannot mistake a truncated
+    /// response for a complete one.
     pub fn reset_on_close(&self) {
         if let Self::Tcp(stream) = self {
-            // If this fails the connection is gone already.
+            // If this fails the connection is closed already.
             let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }
     }
 
-    /// Whether the peer has broken the connection off, which is more than closing its side. Wakes the task when that may have
-    /// changed.
+    /// Whether the peer has reset the connection, as opposed to having closed its sending side.
+    /// Wakes the task when this may have changed.
     pub fn poll_reset(&self, cx: &mut Context<'_>) -> bool {
         let mut byte = [0];
         match self {
@@ -296,21 +307,23 @@ impl Stream {
         }
     }
 
-    /// Sends last words on a connection that will not be served, as far as they fit at once.
-    pub fn reject(&self, words: &[u8]) {
+    /// Sends a final response on a connection that is not served, as far as it can be written at
+    /// once, and closes the sending side.
+    pub fn reject(&self, response: &[u8]) {
         let socket = match self {
             Self::Tcp(stream) => SockRef::from(stream),
             #[cfg(unix)]
             Self::Unix(stream) => SockRef::from(stream),
         };
-        // Nobody is left to tell if this fails.
+        // If this fails, the peer has closed the connection.
         let _ = socket
-            .send(words)
+            .send(response)
             .and_then(|_| socket.shutdown(std::net::Shutdown::Write));
     }
 }
 
-macro_rules! each {
+/// Calls the same method on either kind of stream.
+macro_rules! either {
     ($stream:expr, $inner:ident => $call:expr) => {
         match $stream.get_mut() {
             Stream::Tcp($inner) => $call,
@@ -326,7 +339,7 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        each!(self, stream => Pin::new(stream).poll_read(cx, buf))
+        either!(self, stream => Pin::new(stream).poll_read(cx, buf))
     }
 }
 
@@ -336,7 +349,7 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        each!(self, stream => Pin::new(stream).poll_write(cx, buf))
+        either!(self, stream => Pin::new(stream).poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -344,7 +357,7 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        each!(self, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
+        either!(self, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -352,11 +365,11 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, stream => Pin::new(stream).poll_flush(cx))
+        either!(self, stream => Pin::new(stream).poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, stream => Pin::new(stream).poll_shutdown(cx))
+        either!(self, stream => Pin::new(stream).poll_shutdown(cx))
     }
 }
 
@@ -371,12 +384,12 @@ mod local {
 
     use socket2::{Domain, SockAddr, Socket, Type};
 
-    /// Binds a local socket that only this user can reach.
+    /// Binds a Unix socket that only this user can connect to.
     pub(super) fn bind(path: &Path) -> io::Result<Socket> {
         remove_stale(path)?;
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.bind(&SockAddr::unix(path)?)?;
-        // Nobody can connect before listen(2), so there is no moment at which others could.
+        // No connection is possible before listen(2), so other users have no time window.
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         socket.listen(super::BACKLOG)?;
         Ok(socket)
@@ -406,7 +419,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_instance_is_refused_whatever_the_first_one_shares() {
+    fn a_second_instance_is_refused_although_workers_share_the_port() {
         let first = Bound::new(&Address::Tcp("127.0.0.1:0".parse().unwrap())).unwrap();
         let address = first.address().clone();
         let before_listening = Bound::new(&address).unwrap_err();
@@ -436,7 +449,10 @@ mod tests {
             let (connected, index) = tokio::join!(
                 connect("127.0.0.1", address.port(), Duration::from_secs(5)),
                 async {
-                    tokio::select! { one = listeners[0].accept() => { one.unwrap(); 0 }, one = listeners[1].accept() => { one.unwrap(); 1 } }
+                    tokio::select! {
+                        accepted = listeners[0].accept() => { accepted.unwrap(); 0 }
+                        accepted = listeners[1].accept() => { accepted.unwrap(); 1 }
+                    }
                 }
             );
             connected.unwrap();
@@ -447,7 +463,7 @@ mod tests {
 
     #[cfg(unix)]
     #[tokio::test]
-    async fn a_local_socket_is_private_and_replaces_only_a_dead_one() {
+    async fn a_unix_socket_is_private_and_replaces_only_a_stale_one() {
         use std::os::unix::fs::PermissionsExt as _;
 
         let folder = tempfile::tempdir().unwrap();

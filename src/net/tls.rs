@@ -1,4 +1,5 @@
-//! TLS towards clients, the upstream and the issuer: rustls with the one provider (aws-lc-rs), chosen explicitly.
+//! TLS with clients, the upstream and the issuer: rustls with aws-lc-rs, its provider set
+//! explicitly.
 
 mod validity;
 
@@ -23,7 +24,7 @@ use zeroize::Zeroizing;
 
 pub use self::validity::{Validity, ValidityWarning};
 
-/// The oldest version of TLS that is spoken.
+/// The minimum version of TLS.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum MinVersion {
     /// TLS 1.2, RFC 5246.
@@ -44,23 +45,23 @@ impl MinVersion {
     }
 }
 
-/// How to trust and to greet a TLS server.
+/// TLS settings towards a server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Config {
-    /// Trust the certificates of this PEM file instead of the system's.
+    /// Trust anchors, PEM, that replace those of the system.
     pub ca_file: Option<PathBuf>,
-    /// Our certificate chain, when the server asks for one. Goes with `client_key_file`.
+    /// The certificate chain to present when the server requests one. Requires `client_key_file`.
     pub client_cert_file: Option<PathBuf>,
     /// The private key of `client_cert_file`.
     pub client_key_file: Option<PathBuf>,
-    /// The name to send and to verify, when it is not the URL's.
+    /// The server name to send (SNI) and to verify, if it differs from the host of the URL.
     pub server_name: Option<String>,
-    /// Servers that speak only older versions are refused.
+    /// Servers that support only older versions are refused.
     pub min_version: MinVersion,
 }
 
 impl Config {
-    /// The files that it names.
+    /// The configured files.
     pub fn files(&self) -> impl Iterator<Item = PathBuf> {
         [&self.ca_file, &self.client_cert_file, &self.client_key_file]
             .into_iter()
@@ -69,21 +70,21 @@ impl Config {
     }
 }
 
-/// How to present ourselves to TLS clients.
+/// TLS settings towards clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerConfig {
-    /// Our certificate chain, PEM.
+    /// The certificate chain to present, PEM.
     pub cert_file: PathBuf,
     /// The private key of `cert_file`.
     pub key_file: PathBuf,
-    /// Serve only clients that show a certificate which one of these vouches for, PEM.
+    /// Accept only clients with a certificate issued by one of these authorities, PEM.
     pub client_ca_file: Option<PathBuf>,
-    /// Clients that speak only older versions are refused.
+    /// Clients that support only older versions are refused.
     pub min_version: MinVersion,
 }
 
 impl ServerConfig {
-    /// The files that it names.
+    /// The configured files.
     pub fn files(&self) -> impl Iterator<Item = PathBuf> {
         [
             Some(&self.cert_file),
@@ -96,7 +97,7 @@ impl ServerConfig {
     }
 }
 
-/// Why a TLS configuration cannot be used. Every message names the file.
+/// Why TLS settings cannot be used. Each message names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file cannot be read.
@@ -104,79 +105,93 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// A file is not PEM.
-    #[error("{}: this is not valid PEM: {source}", path.display())]
+    #[error("{}: it is not valid PEM: {source}", path.display())]
     Pem {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         source: pem::Error,
     },
-    /// A certificate file without certificates.
-    #[error("{}: there is no certificate in it (a PEM file begins with -----BEGIN CERTIFICATE-----)", path.display())]
+    /// A file contains no certificate.
+    #[error(
+        "{}: there is no certificate in it (a PEM file begins with -----BEGIN CERTIFICATE-----)",
+        path.display()
+    )]
     NoCertificate {
         /// The file.
         path: PathBuf,
     },
-    /// A certificate that cannot be used as a trust anchor.
+    /// A certificate cannot be used as a trust anchor.
     #[error("{}: a certificate in it cannot be trusted: {source}", path.display())]
     BadRoot {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         source: rustls::Error,
     },
-    /// A key file without a key.
-    #[error("{}: there is no private key in it (PKCS#8, PKCS#1 or SEC1, as PEM, not encrypted)", path.display())]
+    /// A file contains no private key.
+    #[error(
+        "{}: there is no private key in it (PKCS#8, PKCS#1 or SEC1, as PEM, not encrypted)",
+        path.display()
+    )]
     NoKey {
         /// The file.
         path: PathBuf,
     },
-    /// The key does not belong to the certificate, or is of an unknown kind.
-    #[error("{} and {}: they do not go together: {source}", certificate.display(), key.display())]
+    /// The key does not match the certificate, or its type is not supported.
+    #[error(
+        "{} and {}: the key does not match the certificate: {source}",
+        certificate.display(),
+        key.display()
+    )]
     KeyPair {
         /// The certificate file.
         certificate: PathBuf,
         /// The key file.
         key: PathBuf,
-        /// What is wrong with them.
+        /// The cause.
         source: rustls::Error,
     },
-    /// A trust anchor that clients' certificates cannot be verified with.
-    #[error("{}: clients' certificates cannot be verified with it: {source}", path.display())]
+    /// Client certificates cannot be verified with the trust anchors.
+    #[error("{}: client certificates cannot be verified with it: {source}", path.display())]
     ClientCa {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         source: VerifierBuilderError,
     },
-    /// One of the two client files is missing.
-    #[error("{}: a client certificate needs both tls.client_cert_file and tls.client_key_file", present.display())]
+    /// Only one of the two client files is set.
+    #[error(
+        "{}: a client certificate needs both tls.client_cert_file and tls.client_key_file",
+        present.display()
+    )]
     HalfAPair {
-        /// The one that is there.
+        /// The file that is set.
         present: PathBuf,
     },
-    /// The system trusts nobody.
+    /// The system has no usable trust anchor.
     #[error(
-        "no trusted certificates were found on this system{reason}: install ca-certificates, or set tls.ca_file"
+        "no trusted certificates were found on this system{reason}: \
+         install ca-certificates, or set tls.ca_file"
     )]
     NoSystemRoots {
-        /// What the system said, if it said something.
+        /// The error of the system, in parentheses, if there was one.
         reason: String,
     },
-    /// The provider does not support the protocol versions.
+    /// The provider does not support the TLS versions.
     #[error("TLS cannot be set up: {0}")]
     Provider(rustls::Error),
 }
 
-/// A client configuration that trusts `ca_file`, or the system's certificates if there is none, and offers these
-/// protocols (RFC 7301; none: no offer).
+/// A client configuration that trusts `ca_file`, or the system's trust anchors without it, and
+/// offers the protocols `alpn` (RFC 7301; none: the extension is not sent).
 ///
 /// # Errors
-/// When a file cannot be read or used, or when nothing at all is trusted.
+/// When a file cannot be read or used, or when there is no trust anchor.
 pub fn client_config(config: &Config, alpn: &[&[u8]]) -> Result<ClientConfig, Error> {
     let roots = match &config.ca_file {
         Some(path) => roots_of_file(path)?,
@@ -187,7 +202,7 @@ pub fn client_config(config: &Config, alpn: &[&[u8]]) -> Result<ClientConfig, Er
     Ok(client)
 }
 
-/// Whether the files can be used. The system's certificates are left alone.
+/// Checks the files, but not the system's trust anchors.
 ///
 /// # Errors
 /// When one of the files cannot be read or used.
@@ -213,9 +228,12 @@ fn with_client_auth(config: &Config, roots: RootCertStore) -> Result<ClientConfi
     }
 }
 
-/// A server configuration that shows `cert_file`. With `client_ca_file` it refuses clients without a certificate that was
-/// issued by one of those, with each connection: a session that is resumed would outlive the certificate that began it. It
-/// offers these protocols (RFC 7301; none: no offer).
+/// A server configuration that presents `cert_file` and offers the protocols `alpn` (RFC 7301;
+/// none: the extension is not sent).
+///
+/// With `client_ca_file` it refuses clients without a certificate issued by one of these
+/// authorities, and resumes no sessions: a resumed session is not verified again, and would outlive
+/// the expiry of its certificate.
 ///
 /// # Errors
 /// When a file cannot be read or used.
@@ -256,17 +274,19 @@ pub fn server_config(config: &ServerConfig, alpn: &[&[u8]]) -> Result<rustls::Se
     Ok(server)
 }
 
-/// A client configuration that trusts nobody: for clients that want one although they will speak plain HTTP.
+/// A client configuration without trust anchors, for an HTTP client that requires one although its
+/// URLs are plain `http`.
 ///
 /// # Errors
-/// When the provider lacks the protocol versions.
+/// When the provider does not support the TLS versions.
 pub fn client_config_without_roots() -> Result<ClientConfig, Error> {
     Ok(builder(MinVersion::default())?
         .with_root_certificates(RootCertStore::empty())
         .with_no_client_auth())
 }
 
-/// What to do about a server that a handshake failed with, as the end of a sentence; empty where there is no advice.
+/// What to do when a handshake with a server has failed, in parentheses after the error message;
+/// empty where there is no advice.
 pub fn server_advice(error: &rustls::Error) -> &'static str {
     use CertificateError::{
         BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext,
@@ -274,12 +294,13 @@ pub fn server_advice(error: &rustls::Error) -> &'static str {
     };
     use PeerIncompatible::{ServerDoesNotSupportTls12Or13, ServerTlsVersionIsDisabledByOurConfig};
     match error {
-        // An authority that was made anew, under the same name, leaves a bad signature.
+        // A bad signature: an authority was created again under the same name.
         rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => {
-            " (nobody who is trusted here vouches for it: for a private authority, name its certificate in tls.ca_file)"
+            " (no trusted authority has issued it: for a private one, set tls.ca_file to its \
+             certificate)"
         }
         rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
-            " (check the address, or write the name that the certificate carries as tls.server_name)"
+            " (check the address, or set tls.server_name to a name in the certificate)"
         }
         rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => {
             " (the server needs a new certificate, or this machine's clock is wrong)"
@@ -287,22 +308,22 @@ pub fn server_advice(error: &rustls::Error) -> &'static str {
         rustls::Error::InvalidCertificate(NotValidYet | NotValidYetContext { .. }) => {
             " (this machine's clock may be wrong)"
         }
-        // Made by hand, most often: the whole of `openssl req -x509`.
+        // Typically a self-signed certificate of `openssl req -x509`.
         rustls::Error::InvalidCertificate(Other(other)) if is_authority(other) => {
-            " (the server shows the certificate of an authority: let it issue another one for the server, and name the \
-             authority's in tls.ca_file)"
+            " (the server presents the certificate of an authority: issue another one for the \
+             server with it, and set tls.ca_file to that of the authority)"
         }
         rustls::Error::PeerIncompatible(
             ServerDoesNotSupportTls12Or13 | ServerTlsVersionIsDisabledByOurConfig,
         )
         | rustls::Error::AlertReceived(AlertDescription::ProtocolVersion) => {
-            " (the server speaks no version that is allowed here: see tls.min_version)"
+            " (the server supports no TLS version that is allowed here: see tls.min_version)"
         }
         _ => "",
     }
 }
 
-/// The same about a client that a handshake failed with.
+/// Like [`server_advice`], when a handshake with a client has failed.
 pub fn client_advice(error: &rustls::Error) -> &'static str {
     use CertificateError::{
         BadSignature, Expired, ExpiredContext, InvalidPurpose, InvalidPurposeContext, NotValidYet,
@@ -314,10 +335,10 @@ pub fn client_advice(error: &rustls::Error) -> &'static str {
     };
     match error {
         rustls::Error::NoCertificatesPresented => {
-            " (tls.client_ca_file asks every client for a certificate: give the app one and its key)"
+            " (tls.client_ca_file requires a certificate: configure one and its key in the client)"
         }
         rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => {
-            " (no authority in tls.client_ca_file has issued the client's certificate)"
+            " (the client certificate was not issued by an authority in tls.client_ca_file)"
         }
         rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => {
             " (the client needs a new certificate, or this machine's clock is wrong)"
@@ -326,19 +347,20 @@ pub fn client_advice(error: &rustls::Error) -> &'static str {
             " (this machine's clock may be wrong)"
         }
         rustls::Error::InvalidCertificate(InvalidPurpose | InvalidPurposeContext { .. }) => {
-            " (the client's certificate is not meant for clients: its extended key usage has to name clientAuth)"
+            " (the client certificate is not valid for clients: its extended key usage must \
+             contain clientAuth)"
         }
         rustls::Error::InvalidCertificate(Other(other)) if is_authority(other) => {
-            " (the client shows the certificate of an authority, as `openssl req -x509` makes them: let that issue another \
-             one for the client)"
+            " (the client presents the certificate of an authority, as `openssl req -x509` \
+             creates it: issue another one for the client with it)"
         }
         rustls::Error::InvalidCertificate(Other(other)) if is_of_version_1(other) => {
-            " (the client's certificate is of version 1: issue one with extensions, which is of version 3)"
+            " (the client certificate has version 1: issue one with extensions, in version 3)"
         }
         rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
-            " (the client does not speak TLS: give it an address that begins with https://)"
+            " (the client does not use TLS: configure an address that begins with https:// in it)"
         }
-        // Without the first two extensions a client speaks neither 1.2 nor 1.3.
+        // Without the first two extensions a client supports neither TLS 1.2 nor 1.3.
         rustls::Error::PeerIncompatible(
             SignatureAlgorithmsExtensionRequired
             | SupportedVersionsExtensionRequired
@@ -346,7 +368,7 @@ pub fn client_advice(error: &rustls::Error) -> &'static str {
             | Tls12NotOfferedOrEnabled,
         )
         | rustls::Error::AlertReceived(AlertDescription::ProtocolVersion) => {
-            " (the client speaks no version that is allowed here: see tls.min_version)"
+            " (the client supports no TLS version that is allowed here: see tls.min_version)"
         }
         _ => "",
     }
@@ -360,16 +382,16 @@ fn is_of_version_1(error: &rustls::OtherError) -> bool {
     error.to_string().contains("UnsupportedCertVersion")
 }
 
-/// What rustls said, where it was the cause.
+/// The TLS error that caused an IO error, if one did.
 pub fn cause(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref().and_then(|cause| cause.downcast_ref())
 }
 
 fn builder(
-    least: MinVersion,
+    min_version: MinVersion,
 ) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, Error> {
     ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(least.versions())
+        .with_protocol_versions(min_version.versions())
         .map_err(Error::Provider)
 }
 
@@ -391,7 +413,7 @@ fn roots_of_file(path: &Path) -> Result<RootCertStore, Error> {
 fn roots_of_system() -> Result<RootCertStore, Error> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
-    // Systems carry certificates that nobody can parse: the others still count.
+    // System stores contain certificates that cannot be parsed: the others are used.
     let (usable, _unusable) = roots.add_parsable_certificates(found.certs);
     if usable == 0 {
         let reason = found
@@ -405,8 +427,8 @@ fn roots_of_system() -> Result<RootCertStore, Error> {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let text = read(path)?;
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&text)
+    let contents = read(path)?;
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&contents)
         .collect::<Result<_, _>>()
         .map_err(|source| Error::Pem {
             path: path.to_owned(),

@@ -73,7 +73,7 @@ async fn bad_input_24_whoever_cannot_prove_the_name_is_told_nothing() {
         (
             (trusted.pem(), trusted.key().serialize_pem()),
             "an authority's own",
-            "let it issue another one",
+            "issue another one",
         ),
     ] {
         let (address, told) = cloud(server_config(&trusted, shown, false)).await;

@@ -130,7 +130,8 @@ impl Reloader {
                 Ok(is_new) => {
                     logged.error = None;
                     if is_new {
-                        tracing::info!(r#use = name, files = ?value.files(), "changed files are in use");
+                        let files = value.files();
+                        tracing::info!(r#use = name, ?files, "changed files are in use");
                         logged.warning = None;
                         warn(&**value, logged, self.clock.wall());
                     }
@@ -140,7 +141,8 @@ impl Reloader {
                         tracing::warn!(
                             r#use = name,
                             error,
-                            "changed files cannot be used: the former contents stay in use until the next change"
+                            "changed files cannot be used: the former contents stay in use until \
+                             the next change"
                         );
                     }
                     logged.error = Some(error);
@@ -185,9 +187,10 @@ fn warning(value: &dyn Reload, now: SystemTime) -> Option<ValidityWarning> {
 mod tests {
     use std::{
         path::Path,
-        sync::Mutex,
         time::{Duration, SystemTime},
     };
+
+    use parking_lot::Mutex;
 
     use super::*;
     use crate::base::{
@@ -217,7 +220,7 @@ mod tests {
         }
 
         fn validity(&self) -> Option<Validity> {
-            let not_after = *self.not_after.lock().expect("a lock");
+            let not_after = *self.not_after.lock();
             Some(Validity {
                 not_before: SystemTime::UNIX_EPOCH,
                 not_after,
@@ -225,7 +228,7 @@ mod tests {
         }
 
         fn reload(&self) -> Result<bool, String> {
-            std::mem::replace(&mut *self.next.lock().expect("a lock"), Ok(false))
+            std::mem::replace(&mut *self.next.lock(), Ok(false))
         }
     }
 
@@ -268,7 +271,7 @@ mod tests {
 
         /// Reloads with this result.
         async fn reload(&self, next: Result<bool, String>) {
-            *self.value.next.lock().expect("a lock") = next;
+            *self.value.next.lock() = next;
             self.handle.reload();
             self.pass(Duration::from_secs(1)).await;
         }
@@ -309,10 +312,10 @@ mod tests {
         let bench = Bench::new(CHECK_INTERVAL * 100);
         for _ in 0..2 {
             bench
-                .reload(Err("they do not go together".to_owned()))
+                .reload(Err("the key does not match the certificate".to_owned()))
                 .await;
             assert_eq!(
-                bench.log.lines("they do not go together"),
+                bench.log.lines("the key does not match the certificate"),
                 1,
                 "{}",
                 bench.log.text()
@@ -320,7 +323,7 @@ mod tests {
         }
         bench.reload(Err("it cannot be read".to_owned())).await;
         assert_eq!(bench.log.lines("stay in use"), 2, "{}", bench.log.text());
-        *bench.value.not_after.lock().expect("a lock") = bench.clock.wall() + CHECK_INTERVAL * 10;
+        *bench.value.not_after.lock() = bench.clock.wall() + CHECK_INTERVAL * 10;
         bench.reload(Ok(true)).await;
         assert_eq!(
             bench.log.lines("changed files are in use"),

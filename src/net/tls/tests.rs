@@ -1,4 +1,5 @@
-//! TLS settings from files: what they come to, and what is said of those that cannot be used.
+//! TLS settings from files: their effect in handshakes, and the errors of those that cannot be
+//! used.
 
 use std::fs;
 
@@ -94,7 +95,7 @@ fn every_error_names_its_file() {
         (
             client(Some(&good), Some(&foreign_key)),
             &foreign_key,
-            "do not go together",
+            "does not match the certificate",
         ),
         (client(Some(&good), None), &good, "needs both"),
         (client(None, Some(&key)), &key, "needs both"),
@@ -108,14 +109,14 @@ fn every_error_names_its_file() {
 }
 
 #[test]
-fn a_private_ca_replaces_the_systems() {
+fn a_private_ca_replaces_those_of_the_system() {
     let files = Files::new();
     let (certificate, _) = pair();
     let roots = roots_of_file(&files.write("ca.pem", &certificate)).expect("usable");
     assert_eq!(roots.len(), 1);
 }
 
-/// A handshake in memory: what was agreed, or who refused.
+/// A handshake in memory: the negotiated version, or the side that refused and its error.
 fn handshake(
     client: ClientConfig,
     server: rustls::ServerConfig,
@@ -172,7 +173,7 @@ fn identity(
 }
 
 #[test]
-fn a_server_shows_its_certificate_and_asks_for_one_only_when_told_to() {
+fn a_server_presents_its_certificate_and_requests_one_only_if_configured() {
     let files = Files::new();
     let (ours, other) = (authority(), authority());
     let (ca, other_ca) = (
@@ -226,7 +227,7 @@ fn a_server_shows_its_certificate_and_asks_for_one_only_when_told_to() {
 }
 
 #[test]
-fn what_is_said_of_a_refused_client_tells_what_to_do() {
+fn the_error_about_a_refused_client_contains_advice() {
     let files = Files::new();
     let ours = authority();
     let (cert_file, key_file) = identity(&files, &ours, "server");
@@ -237,7 +238,7 @@ fn what_is_said_of_a_refused_client_tells_what_to_do() {
         client_ca_file,
         min_version: MinVersion::default(),
     };
-    let said_of = |shown: Option<(String, String)>| {
+    let error_of = |shown: Option<(String, String)>| {
         let (certificate, key) = shown.unzip();
         let client = Config {
             ca_file: server.client_ca_file.clone(),
@@ -258,10 +259,10 @@ fn what_is_said_of_a_refused_client_tells_what_to_do() {
         ))
     };
     for (shown, advice) in [
-        (None, "give the app one and its key"),
+        (None, "configure one and its key in the client"),
         (
             issued(&authority(), |_| {}),
-            "no authority in tls.client_ca_file has issued",
+            "not issued by an authority in tls.client_ca_file",
         ),
         (
             issued(&ours, |app| app.not_after = date_time_ymd(2021, 1, 1)),
@@ -281,13 +282,13 @@ fn what_is_said_of_a_refused_client_tells_what_to_do() {
             issued(&ours, |app| {
                 app.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)
             }),
-            "shows the certificate of an authority",
+            "presents the certificate of an authority",
         ),
     ] {
-        let said = said_of(shown);
+        let error = error_of(shown);
         assert!(
-            said.starts_with("server: ") && said.contains(advice),
-            "{advice}: {said}"
+            error.starts_with("server: ") && error.contains(advice),
+            "{advice}: {error}"
         );
     }
 }
@@ -345,7 +346,7 @@ fn every_error_of_a_server_names_its_file() {
                 ..good.clone()
             },
             &foreign_key,
-            "do not go together",
+            "does not match the certificate",
         ),
         (ca(&missing), &missing, "cannot be read"),
         (ca(&good.key_file), &good.key_file, "no certificate"),
@@ -361,8 +362,8 @@ fn every_error_of_a_server_names_its_file() {
     }
 }
 
-/// A listener's TLS that follows its files, and how to trust it with the certificate of a client.
-fn followed(
+/// The reloadable TLS settings of a listener, and those of a client that it accepts.
+fn reloadable(
     files: &Files,
     authority: &CertifiedIssuer<'static, KeyPair>,
 ) -> (Reloadable<rustls::ServerConfig>, Config) {
@@ -391,17 +392,17 @@ fn followed(
 }
 
 #[test]
-fn a_half_changed_pair_is_not_taken_over() {
+fn a_half_changed_pair_is_not_used() {
     let files = Files::new();
     let authority = authority();
-    let (current, _) = followed(&files, &authority);
+    let (current, _) = reloadable(&files, &authority);
     let before = current.load();
     assert_eq!(current.reload(), Ok(false), "nothing has changed");
     let fresh = identity(&files, &authority, "fresh");
     fs::copy(&fresh.0, files.folder.path().join("server.pem")).expect("copied");
     let error = current.reload().expect_err("the key is still the old one");
     assert!(
-        error.contains("server.pem") && error.contains("server.key") && error.contains("not go"),
+        error.contains("server.pem") && error.contains("server.key") && error.contains("not match"),
         "{error}"
     );
     fs::write(files.folder.path().join("server.key"), "-----BEGIN PRIV").expect("written");
@@ -421,10 +422,10 @@ fn a_half_changed_pair_is_not_taken_over() {
 }
 
 #[test]
-fn a_session_is_resumed_only_where_clients_show_no_certificate() {
+fn sessions_are_resumed_only_without_client_certificates() {
     let files = Files::new();
     let authority = authority();
-    let (closed, client) = followed(&files, &authority);
+    let (closed, client) = reloadable(&files, &authority);
     let (cert_file, key_file) = identity(&files, &authority, "server");
     let open = ServerConfig {
         cert_file,
@@ -458,7 +459,7 @@ fn a_session_is_resumed_only_where_clients_show_no_certificate() {
 }
 
 #[test]
-fn the_oldest_version_is_kept_by_both_sides() {
+fn min_version_holds_for_both_sides() {
     let files = Files::new();
     let authority = authority();
     let (cert_file, key_file) = identity(&files, &authority, "server");
@@ -493,9 +494,9 @@ fn the_oldest_version_is_kept_by_both_sides() {
             ..Config::default()
         };
         let ours = client_config(&config, &[]).expect("a client");
-        let agreed = handshake(ours, old_server());
-        assert_eq!(agreed.is_err(), is_refused, "{agreed:?}");
-        assert!(is_refused || agreed == tls12, "{agreed:?}");
+        let version = handshake(ours, old_server());
+        assert_eq!(version.is_err(), is_refused, "{version:?}");
+        assert!(is_refused || version == tls12, "{version:?}");
 
         let (cert_file, key_file) = (cert_file.clone(), key_file.clone());
         let config = ServerConfig {
@@ -505,14 +506,14 @@ fn the_oldest_version_is_kept_by_both_sides() {
             min_version,
         };
         let ours = server_config(&config, &[]).expect("a server");
-        let agreed = handshake(old_client(), ours);
+        let version = handshake(old_client(), ours);
         assert_eq!(
-            agreed
+            version
                 .as_ref()
-                .is_err_and(|said| said.contains("see tls.min_version")),
+                .is_err_and(|error| error.contains("see tls.min_version")),
             is_refused,
-            "{agreed:?}"
+            "{version:?}"
         );
-        assert!(is_refused || agreed == tls12, "{agreed:?}");
+        assert!(is_refused || version == tls12, "{version:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! From when until when certificates are good.
+//! The validity period of certificates, and warnings before it ends.
 
 use std::{
     fmt,
@@ -11,35 +11,36 @@ use x509_parser::{parse_x509_certificate, time::ASN1Time};
 
 use super::{Error, certificates};
 
-/// Days left at which a person is warned.
+/// Remaining days at which a warning is due.
 const WARNING_DAYS: [u64; 5] = [1, 3, 7, 14, 30];
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// From when until when a chain of certificates is good (RFC 5280 §4.1.2.5).
+/// The period in which all certificates of a chain are valid (RFC 5280 §4.1.2.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Validity {
-    /// When the last of them begins.
+    /// The latest `notBefore`.
     pub not_before: SystemTime,
-    /// When the first of them ends.
+    /// The earliest `notAfter`.
     pub not_after: SystemTime,
 }
 
-/// What a person should know of a certificate. The later ones are the more urgent ones.
+/// What is wrong with the validity of a certificate, or soon will be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValidityWarning {
-    /// It begins later, or this machine's clock is wrong.
+    /// It is not valid yet, or this machine's clock is wrong.
     NotYetValid(SystemTime),
-    /// It ends within so many days.
+    /// It expires within this number of days.
     ExpiresSoon(u64, SystemTime),
-    /// It has ended.
+    /// It has expired.
     Expired(SystemTime),
 }
 
 impl Validity {
-    /// Of all the certificates in a PEM file together. `None`: one of them cannot be read.
+    /// The validity of all certificates in a PEM file together; `None` if one of them cannot be
+    /// parsed.
     ///
     /// # Errors
-    /// When the file cannot be read or holds no certificate.
+    /// When the file cannot be read or contains no certificate.
     pub fn of_file(path: &Path) -> Result<Option<Self>, Error> {
         Ok(Self::of_chain(&certificates(path)?))
     }
@@ -60,7 +61,7 @@ impl Validity {
         all
     }
 
-    /// What a person should know at this time, if anything.
+    /// The warning that is due at `now`, if any.
     pub fn warning(&self, now: SystemTime) -> Option<ValidityWarning> {
         let Ok(left) = self.not_after.duration_since(now) else {
             return Some(ValidityWarning::Expired(self.not_after));
@@ -88,7 +89,8 @@ impl fmt::Display for ValidityWarning {
     }
 }
 
-/// Dates before 1970 are as good as 1970: they are over. A date's notation ends with the year 9999.
+/// Clamps to the years 1970 to 9999: an earlier date has passed either way, and a later one cannot
+/// be written in RFC 3339.
 fn moment(time: ASN1Time) -> SystemTime {
     const LAST: u64 = 253_402_300_799;
     let seconds = u64::try_from(time.timestamp()).unwrap_or_default();
@@ -120,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_is_good_while_all_of_it_is() {
+    fn a_chain_is_valid_while_all_of_its_certificates_are() {
         let chain = [
             certificate((2024, 1, 1), (2025, 1, 1)),
             certificate((2023, 1, 1), (2024, 7, 1)),
@@ -140,10 +142,10 @@ mod tests {
     }
 
     #[test]
-    fn what_a_person_is_told() {
+    fn warnings_are_due_at_each_threshold() {
         let chain = [certificate((2024, 1, 1), (2024, 7, 31))];
         let validity = Validity::of_chain(&chain).expect("readable");
-        for (now, told) in [
+        for (now, expected) in [
             ("2023-12-31", "is not valid before 2024-01-01T00:00:00Z"),
             ("2024-07-01", ""),
             (
@@ -172,12 +174,12 @@ mod tests {
                 .warning(at(now))
                 .map(|warning| warning.to_string())
                 .unwrap_or_default();
-            assert_eq!(warning, told, "{now}");
+            assert_eq!(warning, expected, "{now}");
         }
     }
 
     #[test]
-    fn the_oldest_and_the_newest_dates_can_be_told() {
+    fn the_oldest_and_the_newest_dates_can_be_written() {
         let validity =
             Validity::of_chain(&[certificate((1951, 1, 1), (1960, 1, 1))]).expect("readable");
         assert_eq!(
