@@ -1,4 +1,4 @@
-# The proxy in a container: static settings from the environment, state in a volume, no shell, no root.
+# Container image: settings from environment variables, state in a volume, no shell, no root.
 #
 #   docker build -t bearer-proxy .
 #   docker run -p 127.0.0.1:8080:8080 -v bearer-proxy-state:/state \
@@ -11,7 +11,7 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /build
 
-# Dependencies first: this layer is built anew only when they change.
+# Dependencies first, so that this layer is rebuilt only when they change.
 COPY Cargo.toml Cargo.lock ./
 COPY benches benches
 RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
@@ -19,11 +19,11 @@ RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
     && rm -r src
 
 COPY src src
-# The sources must look newer than what was built from the placeholders, whatever their own dates say.
+# cargo compares modification times: the sources must be newer than the placeholders above.
 RUN find src -name '*.rs' -exec touch {} + && cargo build --locked --profile dist
 
-# What the final image holds: the program, the libraries it is linked with, the certificates of public authorities, names
-# for the user, and a folder for state. No shell, no package manager.
+# The final image contains the program, the libraries that it is linked with, public CA
+# certificates, the user name, and a directory for state. No shell, no package manager.
 RUN mkdir -p /rootfs/usr/local/bin /rootfs/etc/ssl/certs /rootfs/state \
     && cp target/dist/bearer-proxy /rootfs/usr/local/bin/ \
     && ldd target/dist/bearer-proxy | grep -o '/[^ ]*' | xargs cp --parents --dereference --target-directory=/rootfs \
@@ -35,8 +35,9 @@ RUN mkdir -p /rootfs/usr/local/bin /rootfs/etc/ssl/certs /rootfs/state \
 FROM scratch
 COPY --from=build /rootfs /
 
-# A published port reaches the container from outside it, so it must listen on all its addresses. Publish it on the host's
-# loopback (-p 127.0.0.1:8080:8080) unless the network in front of it decides who may call.
+# A published port reaches the container from outside, so the proxy listens on all addresses.
+# Publish it on the host's loopback (-p 127.0.0.1:8080:8080), unless the network restricts the
+# clients.
 ENV BEARER_PROXY__PROXY__LISTEN=0.0.0.0:8080 \
     BEARER_PROXY__PROXY__ALLOW_UNAUTHENTICATED=true \
     BEARER_PROXY__TOKEN__STATE_FILE=/state/token.json \
@@ -47,6 +48,7 @@ VOLUME /state
 EXPOSE 8080
 USER 65532:65532
 STOPSIGNAL SIGTERM
-# Alive, not ready: restarting a proxy because the cloud is away could lose a token that is not written yet.
+# Liveness, not readiness: a restart because the cloud is unavailable could lose a token that is not
+# written yet.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5s CMD ["/usr/local/bin/bearer-proxy", "status", "--live"]
 ENTRYPOINT ["/usr/local/bin/bearer-proxy"]

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""What one client waits while others flood the same worker with HTTP/2 frames, as a ratio to its wait in peace.
+"""Latency of one client while others flood the same worker with HTTP/2 frames, as a ratio to its latency without them.
 
-The proxy has one worker, pinned to one core. The client, the upstream and four attackers share another, where the attackers
-get only what the rest leaves over (SCHED_IDLE), as if they were elsewhere. An attacker sends as fast as it is let, takes
-every answer, and begins again when it is shown out. Quiet and loud rounds are interleaved, since the machine's speed drifts;
-what counts is the median of the ratios. Needs Linux, nginx and taskset, and a release build of bearer-proxy.
+The proxy has one worker, pinned to one core. The client, the upstream and four attackers share another core, with the
+attackers at idle priority (SCHED_IDLE), as if they ran on other machines. An attacker sends as fast as it can, reads
+every response, and reconnects when its connection is closed. Rounds with and without attackers are interleaved, because
+the speed of the machine drifts; the result is the median of the ratios. Needs Linux, nginx and taskset, and a release
+build of bearer-proxy.
 
     cargo build --release && benches/beside_floods.py
 """
@@ -28,7 +29,7 @@ from compare_nginx import ROOT, cloud_config, free_ports, proxy_config, wait_unt
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 8, 9
 END_STREAM, END_HEADERS = 1, 4
-# GET or POST http://localhost/file, as HPACK writes it without its tables.
+# GET or POST http://localhost/file, in HPACK without the dynamic table.
 GET, POST = (method + b"\x86\x04\x05/file\x01\x09localhost" for method in (b"\x82", b"\x83"))
 
 
@@ -54,13 +55,13 @@ def attacks():
     }
 
 
-def flood(port, blows, core, until, shown_out):
+def flood(port, payload, core, until, disconnected):
     os.sched_setaffinity(0, {core})
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     while time.monotonic() < until.value:
         with socket.create_connection(("127.0.0.1", port)) as attacker:
             attacker.setblocking(False)
-            rest = memoryview(PREFACE + frame(SETTINGS, 0, 0) + blows)
+            rest = memoryview(PREFACE + frame(SETTINGS, 0, 0) + payload)
             try:
                 while rest and time.monotonic() < until.value:
                     readable, writable, _ = select.select([attacker], [attacker], [], 0.1)
@@ -70,12 +71,12 @@ def flood(port, blows, core, until, shown_out):
                         rest = rest[attacker.send(rest[: 1 << 16]):]
             except OSError:
                 pass
-        with shown_out.get_lock():
-            shown_out.value += 1
+        with disconnected.get_lock():
+            disconnected.value += 1
 
 
 def waits(port, seconds):
-    """What each request of a keep-alive client takes, with a pause between two."""
+    """Seconds per request of a keep-alive client that pauses between requests."""
     taken = []
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -84,14 +85,14 @@ def waits(port, seconds):
             time.sleep(0.001)
             begin = time.perf_counter()
             client.sendall(b"GET /file HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            answer = b""
-            while b"\r\n\r\n" not in answer or len(answer.split(b"\r\n\r\n", 1)[1]) < 1024:
+            response = b""
+            while b"\r\n\r\n" not in response or len(response.split(b"\r\n\r\n", 1)[1]) < 1024:
                 more = client.recv(1 << 16)
                 if not more:
                     sys.exit("the client beside the floods was cut off")
-                answer += more
-            if not answer.startswith(b"HTTP/1.1 200 "):
-                sys.exit(f"the client beside the floods got {answer[:40]}")
+                response += more
+            if not response.startswith(b"HTTP/1.1 200 "):
+                sys.exit(f"the client beside the floods got {response[:40]}")
             taken.append(time.perf_counter() - begin)
     return taken
 
@@ -124,15 +125,15 @@ def main():
                 servers.append(subprocess.Popen(["taskset", "-c", str(core), *command], stdout=subprocess.DEVNULL))
                 wait = time.monotonic() + 20
                 wait_until_it_serves(upstream_port if core == other_core else port, servers[-1], wait)
-            for attack, blows in attacks().items():
+            for attack, payload in attacks().items():
                 if args.attack not in (None, attack):
                     continue
-                blows, ratios, quiet, loud = blows(), [], [], []
-                shown_out = multiprocessing.Value("i", 0)
+                payload, ratios, quiet, loud = payload(), [], [], []
+                disconnected = multiprocessing.Value("i", 0)
                 for _ in range(args.runs):
                     quiet.append(late(waits(port, args.seconds)))
                     until = multiprocessing.Value("d", time.monotonic() + args.seconds + 0.3)
-                    attackers = [multiprocessing.Process(target=flood, args=(port, blows, other_core, until, shown_out)) for _ in range(4)]
+                    attackers = [multiprocessing.Process(target=flood, args=(port, payload, other_core, until, disconnected)) for _ in range(4)]
                     for attacker in attackers:
                         attacker.start()
                     time.sleep(0.2)
@@ -141,7 +142,7 @@ def main():
                         attacker.join()
                     ratios.append(loud[-1] / quiet[-1])
                 print(f"{attack}: p99 {statistics.median(quiet) * 1e3:.2f} ms alone, {statistics.median(loud) * 1e3:.2f} ms beside floods, "
-                      f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), {shown_out.value} attackers shown out", flush=True)
+                      f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), {disconnected.value} attackers disconnected", flush=True)
         finally:
             for server in servers:
                 server.terminate()

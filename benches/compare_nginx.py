@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""CPU time a request, as a ratio to nginx that injects a static header.
+"""CPU time per request, as a ratio to nginx that injects a static header.
 
-Both proxies stand in front of the same nginx that serves a file of 1 KiB. Each has one worker, pinned to one core; upstream
-and load share another. Runs are interleaved, since the machine's speed drifts; what counts is the median of the ratios.
-CPU time is utime + stime of the proxy's process. Needs nginx, wrk and taskset (Debian: nginx-light, wrk, util-linux), and a
+Both proxies use the same upstream, an nginx that serves a file of 1 KiB. Each has one worker, pinned to one core; upstream
+and load generator share another. Runs are interleaved, because the speed of the machine drifts; the result is the median
+of the ratios. CPU time is utime + stime of the proxy's process. Needs nginx, wrk and taskset (Debian: nginx-light, wrk, util-linux), and a
 release build of bearer-proxy.
 
     cargo build --release && benches/compare_nginx.py
@@ -49,7 +49,7 @@ http {{ access_log off; keepalive_requests 1000000000; {http} }}
 
 
 def cloud_config(folder, port):
-    """An nginx that serves a file of 1 KiB and gives out tokens."""
+    """An nginx that serves a file of 1 KiB and issues tokens."""
     (folder / "file").write_bytes(b"x" * 1024)
     grant = json.dumps({"access_token": TOKEN, "refresh_token": "r", "expires_in": 3600})
     return nginx_config(folder, "upstream", f"server {{ listen 127.0.0.1:{port}; root {folder}; location / {{ }} location /api/refreshToken.do {{ default_type application/json; return 200 '{grant}'; }} }}")
@@ -83,8 +83,8 @@ def wait_until_it_serves(port, process, deadline):
         if process.poll() is not None:
             sys.exit(f"a server ended with exit code {process.returncode}")
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/file", timeout=2) as answer:
-                if len(answer.read()) == 1024:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/file", timeout=2) as response:
+                if len(response.read()) == 1024:
                     return
         except (OSError, urllib.error.URLError):
             pass
@@ -144,7 +144,7 @@ def main():
                 of_nginx = measure(load_core, nginx_port, theirs, args.seconds, args.connections)
                 of_ours = measure(load_core, our_port, mine, args.seconds, args.connections)
                 ratios.append(of_ours / of_nginx)
-                print(f"run {run + 1}: nginx {of_nginx * 1e6:.1f} µs, bearer-proxy {of_ours * 1e6:.1f} µs CPU a request, ratio {ratios[-1]:.3f}", flush=True)
+                print(f"run {run + 1}: nginx {of_nginx * 1e6:.1f} µs, bearer-proxy {of_ours * 1e6:.1f} µs CPU per request, ratio {ratios[-1]:.3f}", flush=True)
         finally:
             for server in servers:
                 server.terminate()

@@ -8,7 +8,7 @@ import java.nio.file.Path;
 import java.security.MessageDigest;
 import java.util.HexFormat;
 
-/** Apps in Java: HttpURLConnection, and HttpClient, which asks for an upgrade to h2c unless told otherwise. */
+/** Java clients: HttpURLConnection, and HttpClient, which requests an upgrade to h2c by default. */
 public class Apps {
     static String expected;
 
@@ -33,15 +33,15 @@ public class Apps {
             HttpRequest.Builder request = HttpRequest.newBuilder(url);
             for (boolean expects : new boolean[] {false, true}) {
                 HttpRequest upload = request.copy().POST(HttpRequest.BodyPublishers.ofByteArray(body)).expectContinue(expects).build();
-                HttpResponse<String> answer = client.send(upload, HttpResponse.BodyHandlers.ofString());
-                check("HttpClient " + version + " " + expects, answer.statusCode(), answer.body());
+                HttpResponse<String> response = client.send(upload, HttpResponse.BodyHandlers.ofString());
+                check("HttpClient " + version + " " + expects, response.statusCode(), response.body());
             }
         }
     }
 
-    static void check(String what, int status, String answer) {
-        if (status != 200 || !answer.contains(expected)) {
-            System.err.println(what + ": " + status + " " + answer);
+    static void check(String what, int status, String response) {
+        if (status != 200 || !response.contains(expected)) {
+            System.err.println(what + ": " + status + " " + response);
             System.exit(1);
         }
     }

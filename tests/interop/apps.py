@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Apps in Python: `http.client` and `requests`, as they are used, with connections that are kept.
+"""Python clients: `http.client` and `requests`, with keep-alive connections.
 
 Usage: apps.py LIBRARY URL-OF-AN-ECHO FILE
 """
@@ -37,12 +37,12 @@ def with_requests():
         lambda: session.post(url, data=yield_bytes(), timeout=30),
         lambda: session.put(url, data=open(path, "rb"), auth=("app", "password"), timeout=30),
     ]:
-        answer = ask()
-        answer.raise_for_status()
-        answer.status, answer.read = answer.status_code, lambda answer=answer: answer.content
-        yield answer
+        response = ask()
+        response.raise_for_status()
+        response.status, response.read = response.status_code, lambda response=response: response.content
+        yield response
     assert session.head(url, timeout=30).status_code == 200
 
 
-answers = {"http.client": with_http_client, "requests": with_requests}[library]()
-assert [(answer.status, expected in answer.read()) for answer in answers] == [(200, True)] * 3
+responses = {"http.client": with_http_client, "requests": with_requests}[library]()
+assert [(response.status, expected in response.read()) for response in responses] == [(200, True)] * 3

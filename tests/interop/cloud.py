@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""A private cloud on Python's own HTTP server: its issuer, an echo, and files of any size.
+"""A private cloud on Python's HTTP server: an issuer, an echo, and files of any size.
 
-Prints the port it listens on. `GET /revoke` (asked directly, not through the proxy) makes every token that was granted so
-far a dead one.
+Prints the port that it listens on. `GET /revoke` (sent directly, not through the proxy) revokes all tokens that were
+granted so far.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ class Cloud(http.server.BaseHTTPRequestHandler):
             return self.headers.get_all("Authorization") == [f"Bearer python-{GRANTED}"]
 
     def handle_expect_100(self):
-        # A body that would be refused is not asked for.
+        # No 100 (Continue) for a request that gets a 401.
         if not self.is_allowed():
             self.refuse()
             return False
@@ -37,8 +37,8 @@ class Cloud(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
         self.say(401, {"code": 401, "success": False})
 
-    def say(self, status, answer):
-        body = json.dumps(answer).encode()
+    def say(self, status, response):
+        body = json.dumps(response).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

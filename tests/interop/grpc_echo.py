@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""gRPC: a server that echoes, and a client that calls it in all four ways.
+"""gRPC: an echo server, and a client that uses all four kinds of calls.
 
 Usage: grpc_echo.py server (prints its port), grpc_echo.py client ADDRESS
 """
@@ -17,8 +17,8 @@ def fail(context):
     context.abort(grpc.StatusCode.NOT_FOUND, "no such file: é")
 
 
-def answer_one(request, context):
-    assert dict(context.invocation_metadata())["authorization"].startswith("Bearer "), "no token came"
+def echo_one(request, context):
+    assert dict(context.invocation_metadata())["authorization"].startswith("Bearer "), "the request has no token"
     return fail(context) if request == b"fail" else request
 
 
@@ -36,7 +36,7 @@ def echo(requests, context):
 
 
 def server():
-    methods = dict(zip(KINDS, [answer_one, repeat, join, echo]))
+    methods = dict(zip(KINDS, [echo_one, repeat, join, echo]))
     handlers = {kind: getattr(grpc, f"{kind}_rpc_method_handler")(method) for kind, method in methods.items()}
     server = grpc.server(futures.ThreadPoolExecutor(16), options=[("grpc.max_receive_message_length", -1)])
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("Echo", handlers)])

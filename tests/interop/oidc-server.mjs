@@ -1,5 +1,5 @@
-// An OAuth server of other people's making, oidc-provider, and an interface that asks it about every token.
-// Prints its port and a first refresh token. scripts/interop copies it beside the folder where npm put oidc-provider.
+// A third-party OAuth server, oidc-provider, and an API that validates tokens with it. Prints its port
+// and a first refresh token. scripts/interop copies this file next to the node_modules of oidc-provider.
 import { createServer } from 'node:http';
 import { Provider } from 'oidc-provider';
 
@@ -19,7 +19,7 @@ server.listen(0, '127.0.0.1', async () => {
     }],
     findAccount: (_, accountId) => ({ accountId, claims: () => ({ sub: accountId }) }),
     issueRefreshToken: () => true,
-    // A refresh token that is used twice ends the whole grant.
+    // A refresh token that is used twice revokes the whole grant.
     rotateRefreshToken: true,
     ttl: { AccessToken: 2, Grant: 3600, IdToken: 60, RefreshToken: 3600 },
   });
@@ -35,7 +35,7 @@ async function api(provider, request, response) {
   response.writeHead(token ? 200 : 401).end();
 }
 
-// What a person's login would bring.
+// Replaces the login of a user.
 async function firstRefreshToken(provider) {
   const person = { accountId: 'demo', client: await provider.Client.find(client_id) };
   const grant = new provider.Grant({ accountId: person.accountId, clientId: client_id });

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""200 refreshes without a failure, asked for as fast as they come, while requests go on. Ends within about a minute.
+"""200 refreshes without a failure, as fast as the proxy allows, during requests. Ends within about a minute.
 
 Usage: oidc_refreshes.py URL-THROUGH-THE-PROXY ADMIN-URL
 """
@@ -24,17 +24,17 @@ def main(api, admin):
     while successes < WANTED and not failures and time.monotonic() < deadline:
         asked = status(admin + "/token/refresh", "POST")
         if asked not in (202, 429):
-            sys.exit(f"POST /token/refresh answered {asked}")
-        answer = status(api)
-        if answer != 200:
-            sys.exit(f"a request through the proxy answered {answer}")
+            sys.exit(f"POST /token/refresh: status {asked}")
+        response = status(api)
+        if response != 200:
+            sys.exit(f"a request through the proxy: status {response}")
         successes, failures = refreshes(admin)
     print(f"oidc-provider: {successes} refreshes, {failures} failures", end=" … ", flush=True)
     sys.exit(successes < WANTED or failures > 0)
 
 
 def refreshes(admin):
-    """Calls of the issuer so far: those that brought a token, and all others."""
+    """Calls to the issuer so far: the successful ones, and all others."""
     metrics = urllib.request.urlopen(admin + "/metrics", timeout=10).read().decode()
     series = r'^bearer_proxy_token_refreshes_total\{credential="default",outcome="(\w+)"\} (\d+)$'
     calls = {outcome: int(count) for outcome, count in re.findall(series, metrics, re.M)}
@@ -43,10 +43,10 @@ def refreshes(admin):
 
 
 def status(url, method="GET"):
-    """The status of the answer; None when there is none."""
+    """The status of the response; None if there is none."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=10) as answer:
-            return answer.status
+        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=10) as response:
+            return response.status
     except urllib.error.HTTPError as refusal:
         return refusal.code
     except OSError:
