@@ -1282,14 +1282,18 @@ fn add_certificates(folder: &Path) {
 }
 
 #[test]
-fn the_readmes_examples_load() {
-    let readme = fs::read_to_string("README.md").unwrap();
-    let mut examples: Vec<&str> = readme
+fn the_documents_examples_load() {
+    let documents = ["README.md", "docs/configuration.md", "docs/operations.md"]
+        .map(|document| fs::read_to_string(document).unwrap())
+        .concat();
+    let examples: Vec<&str> = documents
         .split("```toml\n")
         .skip(1)
         .filter_map(|rest| Some(rest.split_once("```")?.0))
         .collect();
-    assert_eq!(examples.len(), 4, "examples seen");
+    let [smallest, clients, routes, listener] = examples[..] else {
+        panic!("{} examples seen", examples.len())
+    };
     let folder = TempDir::new().unwrap();
     add_certificates(folder.path());
     fs::create_dir(folder.path().join("secrets")).unwrap();
@@ -1301,8 +1305,6 @@ fn the_readmes_examples_load() {
             .unwrap_or_else(|mistakes| panic!("{mistakes}"))
             .config
     };
-    let clients = examples.remove(0).to_owned();
-    let smallest = examples.remove(0).to_owned();
     fs::write(folder.path().join("secrets/backup_key"), "file-key").unwrap();
     assert_eq!(
         load(format!("{smallest}{clients}")).proxy.clients[0]
@@ -1312,7 +1314,7 @@ fn the_readmes_examples_load() {
             .expose(),
         "file-key"
     );
-    let with_routes = load(format!("{smallest}{}", examples[0]));
+    let with_routes = load(format!("{smallest}{routes}"));
     assert_eq!(
         (
             with_routes.proxy.routes.len(),
@@ -1321,9 +1323,8 @@ fn the_readmes_examples_load() {
         (1, 1)
     );
     let with_tls = load(format!(
-        "{}{}",
-        smallest.replace("listen = [", "# listen = ["),
-        examples[1]
+        "{}{listener}",
+        smallest.replace("listen = [", "# listen = [")
     ));
     assert!(with_tls.proxy.listeners[0].tls.is_some());
 }

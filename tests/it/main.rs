@@ -20,6 +20,7 @@ mod crashes;
 mod data_path;
 mod descriptors;
 mod differential;
+mod documents;
 mod faults;
 mod http2;
 mod http2_attacks;
