@@ -46,7 +46,7 @@ fn rewriting_a_head(criterion: &mut Criterion) {
         forwarded: ForwardedHeaders::XForwarded,
         client: &client,
         mark: &mark,
-        withheld: &[],
+        stripped: &[],
         authorization: Some(&authorization),
     };
     criterion.bench_function("rewriting a head", |bencher| {

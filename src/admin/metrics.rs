@@ -151,7 +151,7 @@ impl Numbers {
             })),
             late: added_up(workers.iter().flat_map(|worker| {
                 worker
-                    .latenesses()
+                    .client_timeouts()
                     .map(|(limit, n)| (vec![("limit", limit.to_owned())], n))
             })),
             upstream_connections: added_up(

@@ -28,9 +28,9 @@ use crate::{
         tls,
     },
     proxy::{
-        Guard, Listener, Metrics,
-        connection::limits::{Addresses, Source},
-        policy::guard::{Gate, KnownHost, Reach, reach},
+        GuardConfig, Listener, Metrics,
+        connection::limits::{PerAddressLimiter, SourceAddress},
+        policy::guard::{Exposure, Guard, KnownHost, exposure},
     },
     token::{Credential, ManualRefreshError},
     upstream,
@@ -112,15 +112,15 @@ pub struct Server {
 /// A connection's share of what its address may hold, given back when dropped.
 #[derive(Debug)]
 struct ConnectionSlot {
-    addresses: Arc<Addresses>,
-    source: Source,
+    addresses: Arc<PerAddressLimiter>,
+    source: SourceAddress,
 }
 
 /// Who answers.
 #[derive(Debug)]
 struct Handler {
-    gate: Gate,
-    reach: Reach,
+    gate: Guard,
+    exposure: Exposure,
     token: Option<Arc<Token>>,
     sources: Sources,
 }
@@ -131,21 +131,21 @@ impl Server {
     /// # Errors
     /// Whatever the system says.
     pub fn new(
-        guard: Guard,
+        guard: GuardConfig,
         token: Option<Arc<Token>>,
         bound: Bound,
         max_connections: usize,
         sources: Sources,
     ) -> io::Result<Self> {
-        let reach = reach(bound.address());
-        let gate = Gate::new(guard, reach, Scheme::HTTP);
+        let exposure = exposure(bound.address());
+        let gate = Guard::new(guard, exposure, Scheme::HTTP);
         let seed = bound
             .into_listeners(1)?
             .pop()
             .ok_or(io::ErrorKind::NotFound)?;
         let handler = Handler {
             gate,
-            reach,
+            exposure,
             token,
             sources,
         };
@@ -167,7 +167,7 @@ impl Server {
 /// Admits a quarter of all connections from each address: health checks must get through beside a client that holds as many
 /// as it can.
 fn admission(max_connections: usize) -> impl Fn(Option<SocketAddr>) -> Option<ConnectionSlot> {
-    let addresses = Arc::new(Addresses::new((max_connections / 4).max(1)));
+    let addresses = Arc::new(PerAddressLimiter::new((max_connections / 4).max(1)));
     move |peer| {
         let source = addresses.take(peer)?;
         Some(ConnectionSlot {
@@ -179,7 +179,7 @@ fn admission(max_connections: usize) -> impl Fn(Option<SocketAddr>) -> Option<Co
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.addresses.give_back(self.source);
+        self.addresses.release(self.source);
     }
 }
 
@@ -217,7 +217,7 @@ impl Handler {
     /// Everything but the open paths needs the token beyond loopback, and wherever one is set.
     fn refusal(&self, request: &Parts) -> Option<Response<Full<Bytes>>> {
         let Some(token) = &self.token else {
-            if self.reach == Reach::Network {
+            if self.exposure == Exposure::Network {
                 let words = "Beyond loopback this needs a token: set admin.token.\n";
                 return Some(text(StatusCode::FORBIDDEN, words));
             }
@@ -327,7 +327,7 @@ mod tests {
                 .parse()
                 .map(crate::net::socket::Address::Tcp)
                 .unwrap(),
-            guard: Guard::default(),
+            guard: GuardConfig::default(),
             tls: None,
         };
         let config = Config {

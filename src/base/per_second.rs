@@ -1,4 +1,4 @@
-//! Only so many in each second: lines in the log, answers that are looked into.
+//! Only so many in each second: lines in the log, answers that are observed_rate into.
 
 use std::cell::Cell;
 
@@ -7,9 +7,9 @@ use crate::base::clock::Moment;
 /// The latest second in which there was one, and how many there were. By the clock, since the ticker stands still on a quiet
 /// worker.
 #[derive(Debug, Default)]
-pub struct EachSecond(Cell<(u64, u32)>);
+pub struct PerSecond(Cell<(u64, u32)>);
 
-impl EachSecond {
+impl PerSecond {
     /// Whether there may be one more in the second of `now`, which is then counted.
     pub fn allows(&self, most: u32, now: Moment) -> bool {
         let now = now.elapsed_since_boot().as_secs();
@@ -29,7 +29,7 @@ mod tests {
 
     #[test]
     fn each_second_allows_its_own_and_a_larger_share_reaches_further() {
-        let each_second = EachSecond::default();
+        let each_second = PerSecond::default();
         let asked = |millis, most| {
             each_second.allows(most, Moment::since_boot(Duration::from_millis(millis)))
         };

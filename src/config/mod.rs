@@ -117,7 +117,7 @@ where
     E: IntoIterator<Item = (OsString, OsString)>,
 {
     let mut reader = Reader::new(read(source)?);
-    let admin = resolve::admin(&mut reader, proxy::Guard::default());
+    let admin = resolve::admin(&mut reader, proxy::GuardConfig::default());
     reader.finish_part("admin.", admin)
 }
 

@@ -17,7 +17,9 @@ use super::{Config, findings::problem, keys, reader::Reader, values};
 use crate::{
     admin,
     base::log,
-    proxy::{self, AccessLog, Exhausted, ForwardedHeaders, Guard, Listener, Retry, RetryJson},
+    proxy::{
+        self, AccessLog, Exhausted, ForwardedHeaders, GuardConfig, Listener, Retry, RetryJson,
+    },
 };
 
 /// Reads every key. `None` only after a mistake.
@@ -218,7 +220,7 @@ fn retry_json(r: &mut Reader) -> Option<RetryJson> {
 }
 
 /// The admin endpoint, if there is one, with the guard's exceptions of the data listeners.
-pub(super) fn admin(r: &mut Reader, guard: Guard) -> Option<admin::Config> {
+pub(super) fn admin(r: &mut Reader, guard: GuardConfig) -> Option<admin::Config> {
     let token = r.secret("admin.token");
     if token.as_ref().is_some_and(|token| !token.fits_header()) {
         let problem = problem(

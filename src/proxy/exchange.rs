@@ -18,12 +18,12 @@ use tokio::sync::mpsc;
 use crate::{
     base::ticker::Deadline,
     proxy::{
-        connection::state::Monitor,
+        connection::state::ConnState,
         exchange::upgrade::Tunnel,
         message::headers::Client,
         policy::{
-            clients::{Caller, Permit, Visitor},
-            guard::{Gate, KnownHost},
+            clients::{ClientId, ConnectionIdentity, Permit},
+            guard::{Guard, KnownHost},
         },
         route,
         worker::Worker,
@@ -34,9 +34,9 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) client: Client,
-    pub(crate) gate: Rc<Gate>,
+    pub(crate) gate: Rc<Guard>,
     pub(crate) known_host: KnownHost,
-    pub(crate) visitor: Visitor,
+    pub(crate) identity: ConnectionIdentity,
 }
 
 /// What an exchange takes up of its connection.
@@ -53,15 +53,15 @@ pub(crate) struct Exchange {
     pub(crate) peer: Rc<Peer>,
     pub(crate) carrier: Carrier,
     /// When the upstream has been silent for too long.
-    pub(crate) answer_due: Deadline,
+    pub(crate) upstream_deadline: Deadline,
     /// What the upstream of this request may take its time with.
-    pub(crate) limits: Cell<route::Limits>,
-    pub(crate) monitor: Arc<Monitor>,
-    lingering: mpsc::UnboundedSender<Abandoned>,
+    pub(crate) limits: Cell<route::RouteTimeouts>,
+    pub(crate) monitor: Arc<ConnState>,
+    lingering: mpsc::UnboundedSender<UnreadBody>,
     /// Fields of its requests that are for us alone.
-    pub(crate) withheld: Rc<[HeaderName]>,
+    pub(crate) stripped: Rc<[HeaderName]>,
     /// Who sent this request, if clients have names.
-    pub(crate) caller: Cell<Option<Caller>>,
+    pub(crate) caller: Cell<Option<ClientId>>,
     /// Its place among that client's requests that are under way.
     pub(crate) permit: Cell<Option<Permit>>,
     /// What becomes of the connection after an answer of 101.
@@ -79,9 +79,9 @@ impl std::fmt::Debug for Exchange {
 
 /// A client's body that nobody wants any more.
 #[derive(Debug)]
-pub(crate) struct Abandoned {
+pub(crate) struct UnreadBody {
     pub(crate) body: Incoming,
-    pub(crate) monitor: Arc<Monitor>,
+    pub(crate) monitor: Arc<ConnState>,
     pub(crate) exchange: u32,
     /// The client was to send it when asked, and was not: few do all the same.
     pub(crate) is_unasked: bool,
@@ -92,16 +92,16 @@ impl Exchange {
         worker: &Worker,
         peer: &Rc<Peer>,
         carrier: Carrier,
-        monitor: &Arc<Monitor>,
+        monitor: &Arc<ConnState>,
     ) -> Rc<Self> {
         Rc::new(Self {
             peer: Rc::clone(peer),
             carrier,
-            answer_due: worker.ticker.deadline(),
+            upstream_deadline: worker.ticker.deadline(),
             limits: Cell::new(worker.routes.default_limits()),
             monitor: Arc::clone(monitor),
             lingering: worker.lingering.clone(),
-            withheld: Rc::clone(&worker.withheld),
+            stripped: Rc::clone(&worker.stripped),
             caller: Cell::default(),
             permit: Cell::default(),
             tunnel: RefCell::default(),
@@ -112,7 +112,7 @@ impl Exchange {
     pub(crate) fn waiting_for_client(&self, before_answer: bool) {
         self.monitor.waiting_for_body();
         if before_answer {
-            self.answer_due.disarm();
+            self.upstream_deadline.disarm();
         }
     }
 
@@ -120,7 +120,7 @@ impl Exchange {
     pub(crate) fn client_moved(&self, n: usize, before_answer: bool) {
         if before_answer {
             self.monitor.body_moved(n as u64);
-            self.answer_due.arm(self.limits.get().body_idle);
+            self.upstream_deadline.arm(self.limits.get().body_idle);
         } else {
             // Both may be talking now, as long as neither is silent.
             self.monitor.body_is_free();
@@ -131,13 +131,14 @@ impl Exchange {
     pub(crate) fn client_finished(&self, before_answer: bool) {
         self.monitor.body_is_free();
         if before_answer {
-            self.answer_due.arm(self.limits.get().response);
+            self.upstream_deadline.arm(self.limits.get().response);
         }
     }
 
     /// The upstream must go on with its answer's body.
     pub(crate) fn waiting_for_upstream(&self) {
-        self.answer_due.arm_if_idle(self.limits.get().body_idle);
+        self.upstream_deadline
+            .arm_if_idle(self.limits.get().body_idle);
     }
 
     /// A piece of the answer is there for the client to take. On HTTP/1 the socket tells when it does.
@@ -161,7 +162,7 @@ impl Exchange {
             // Whoever reads it out has limits of its own.
             monitor.body_pauses();
             // Fails only when the worker is gone, and the connection with it.
-            let _ = self.lingering.send(Abandoned {
+            let _ = self.lingering.send(UnreadBody {
                 body,
                 monitor,
                 exchange,

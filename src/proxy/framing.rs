@@ -29,7 +29,7 @@ pub(crate) enum Fault {
 
 /// What a head may measure, in bytes, and how many fields it may have.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub(crate) struct HeadLimits {
     pub(crate) target: usize,
     pub(crate) head: usize,
     pub(crate) fields: usize,
@@ -37,17 +37,17 @@ pub(crate) struct Limits {
 
 /// How far bytes are good.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub(crate) struct Scan {
     /// So many may be handed on. Without a fault, the rest is the beginning of a head, to be shown again with more.
     pub(crate) good: usize,
     /// Heads that end among them.
     pub(crate) heads: u32,
-    pub(crate) fault: Option<(Place, Fault)>,
+    pub(crate) fault: Option<(FaultSite, Fault)>,
 }
 
 /// Where a fault is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum FaultSite {
     /// Nothing of its request has been handed on.
     Request,
     /// The head of its request has.
@@ -57,7 +57,7 @@ pub(crate) enum Place {
 /// Follows a connection from request to request.
 #[derive(Debug)]
 pub(crate) struct Framing {
-    limits: Limits,
+    limits: HeadLimits,
     state: State,
 }
 
@@ -70,7 +70,7 @@ enum State {
 }
 
 impl Framing {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: HeadLimits) -> Self {
         Self {
             limits,
             state: State::Head(Head::default()),
@@ -78,8 +78,8 @@ impl Framing {
     }
 
     /// Reads on. `bytes` begins with what was not good enough to be handed on before. Not to be called after a fault.
-    pub(crate) fn read(&mut self, bytes: &[u8]) -> Seen {
-        let mut seen = Seen {
+    pub(crate) fn read(&mut self, bytes: &[u8]) -> Scan {
+        let mut seen = Scan {
             good: 0,
             heads: 0,
             fault: None,
@@ -96,7 +96,7 @@ impl Framing {
                         (length, Some(next))
                     }
                     Err(fault) => {
-                        seen.fault = Some((Place::Request, fault));
+                        seen.fault = Some((FaultSite::Request, fault));
                         return seen;
                     }
                 },
@@ -110,11 +110,11 @@ impl Framing {
                     (good, Ok(is_whole)) => (good, is_whole.then(State::next)),
                     (good, Err(fault)) => {
                         seen.good += good;
-                        seen.fault = Some((Place::Body, fault));
+                        seen.fault = Some((FaultSite::Body, fault));
                         // Its head came with it, so that it can still be taken back.
                         if let Some(begin) = begin {
-                            let fault = Some((Place::Request, fault));
-                            return Seen {
+                            let fault = Some((FaultSite::Request, fault));
+                            return Scan {
                                 good: begin,
                                 heads: seen.heads - 1,
                                 fault,
@@ -145,7 +145,7 @@ impl State {
 struct Head {
     /// Where the line begins that is being read.
     line: usize,
-    /// How far its end was looked for.
+    /// How far its end was observed_rate for.
     searched: usize,
     /// Whether one empty line came before the request: RFC 9112 §2.2.
     is_preceded: bool,
@@ -163,7 +163,7 @@ enum Version {
 
 impl Head {
     /// Reads a head from its beginning, or goes on with it. Returns its length, and what follows it.
-    fn read(&mut self, bytes: &[u8], limits: Limits) -> Result<Option<(usize, State)>, Fault> {
+    fn read(&mut self, bytes: &[u8], limits: HeadLimits) -> Result<Option<(usize, State)>, Fault> {
         // Who speaks another protocol may never send a line's end, and should not wait for ours.
         if self.searched == 0 && !matches!(bytes[0], b'\r' | b'\n') && !is_token(bytes[0]) {
             return Err(FORM);
@@ -202,10 +202,10 @@ impl Head {
         }
     }
 
-    fn field(&mut self, line: &[u8], limits: Limits) -> Result<(), Fault> {
+    fn field(&mut self, line: &[u8], limits: HeadLimits) -> Result<(), Fault> {
         let (name, value) = field_line(line)?;
         self.fields += 1;
-        // Each field that it lists will be looked for among the others.
+        // Each field that it lists will be observed_rate for among the others.
         if name.eq_ignore_ascii_case(b"connection") {
             self.fields += memchr_iter(b',', value).count();
         }
@@ -260,7 +260,7 @@ impl Head {
 const FORM: Fault = Fault::Malformed("the request's first line is not \"METHOD target HTTP/1.1\"");
 
 /// RFC 9112 §3, each space exactly one. What the target means is not judged here, but it must be one.
-fn request_line(line: &[u8], limits: Limits) -> Result<Version, Fault> {
+fn request_line(line: &[u8], limits: HeadLimits) -> Result<Version, Fault> {
     let method = line.iter().position(|byte| *byte == b' ').ok_or(FORM)?;
     let target = line[method + 1..]
         .iter()
@@ -308,7 +308,7 @@ fn field_line(line: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
         ));
     }
     let value = &line[colon + 1..];
-    // Every byte is looked at: that is cheaper than stopping at the first bad one.
+    // Every byte is observed_rate at: that is cheaper than stopping at the first bad one.
     if value
         .iter()
         .fold(false, |bad, byte| bad | !is_in_values(*byte))

@@ -7,21 +7,21 @@ use http::{HeaderName, HeaderValue, Request, Uri, header, request, uri::Scheme};
 
 use crate::{
     proxy::{
-        ForwardedHeaders, Guard, Rewrite,
-        framing::{Fault, Framing, Limits},
+        ForwardedHeaders, GuardConfig, Rewrite,
+        framing::{Fault, Framing, HeadLimits},
         message::{
             headers::{self, Client},
-            urls::{Rewrites, Stream},
+            urls::{Stream, UrlMap},
         },
         policy::{
-            guard::{Gate, KnownHost, Reach},
+            guard::{Exposure, Guard, KnownHost},
             rules::{Rules, issuer_segment},
         },
     },
     upstream::{Endpoint, Host},
 };
 
-const LIMITS: Limits = Limits {
+const LIMITS: HeadLimits = HeadLimits {
     target: 1000,
     head: 4000,
     fields: 50,
@@ -71,11 +71,11 @@ pub fn request(data: &[u8]) {
     }
     let Some(mut head) = parsed(data) else { return };
     let own = HeaderName::from_static("x-app");
-    let guard = Guard {
+    let guard = GuardConfig {
         required_header: Some(own.clone()),
-        ..Guard::default()
+        ..GuardConfig::default()
     };
-    let gate = Gate::new(guard, Reach::Loopback, Scheme::HTTP);
+    let gate = Guard::new(guard, Exposure::Loopback, Scheme::HTTP);
     headers::encode_target(&mut head);
     let issuer: Vec<_> = issuer_segment("/api/token.do").into_iter().collect();
     let path = head.uri.path();
@@ -106,7 +106,7 @@ pub fn request(data: &[u8]) {
         forwarded: ForwardedHeaders::XForwarded,
         client: &Client::new(Some(([127, 0, 0, 1], 5000).into()), Scheme::HTTP),
         mark: &HeaderValue::from_static("the-mark"),
-        withheld: std::slice::from_ref(&own),
+        stripped: std::slice::from_ref(&own),
         authorization: Some(&token),
     };
     let out = headers::outbound(&head, &rewrite);
@@ -166,7 +166,7 @@ pub fn json(data: &[u8]) {
     let Some((&cut, body)) = data.split_first() else {
         return;
     };
-    let rewrites = Rc::new(Rewrites::new(&[
+    let rewrites = Rc::new(UrlMap::new(&[
         Rewrite {
             from: "http://document.example.com".into(),
             to: "/_document".into(),

@@ -13,14 +13,14 @@ use crate::{
         error::Error,
         exchange::{Carrier, Exchange, request_body::RequestBody, upgrade::Upgrade},
         forward::{
-            attempt::Passage,
-            response::Relay,
-            response_body::{Account, ResponseBody},
-            retry::{Refusal, is_proof},
+            attempt::RequestContext,
+            response::ClientResponse,
+            response_body::{InFlightGuard, ResponseBody},
+            retry::{AuthFailure, is_proof},
         },
         message::{headers, judge::Verdict},
         server::http2 as multiplex,
-        worker::{Carried, Worker},
+        worker::{LocalToken, Worker},
     },
 };
 
@@ -33,21 +33,21 @@ pub(crate) async fn handle(
     exchange: Rc<Exchange>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    if exchange.carrier == Carrier::Stream && exchange.monitor.conduct().is_in_doubt() {
-        conduct::second_thoughts().await;
+    if exchange.carrier == Carrier::Stream && exchange.monitor.conduct().is_unproven() {
+        conduct::yield_for_resets().await;
     }
     let received = worker.clock.now();
     let number = exchange.monitor.begin_exchange();
-    let (head, body, upgrade) = taken_apart(request);
+    let (head, body, upgrade) = split_request(request);
     let body = RequestBody::new(body, &head, &worker.recording, &exchange, number);
-    let mut account = Account::open(&worker, &exchange, number, body.clone(), received);
+    let mut account = InFlightGuard::open(&worker, &exchange, number, body.clone(), received);
     let route = worker.routes.choose(&head);
     exchange.limits.set(route.limits);
     exchange.caller.set(None);
     let upgrade = upgrade
         .as_ref()
         .filter(|_| worker.upstreams[route.upstream].takes_upgrades());
-    let passage = Passage {
+    let passage = RequestContext {
         worker: &worker,
         exchange: &exchange,
         route,
@@ -59,12 +59,12 @@ pub(crate) async fn handle(
         None => passage
             .answer(received)
             .await
-            .and_then(|relay| passage.spare_the_password(relay)),
+            .and_then(|relay| passage.hide_upstream_401(relay)),
         Some(fault) => Err(fault.into()),
     };
     account.permit = exchange.permit.take();
     let mut response = match answer {
-        Ok(Relay {
+        Ok(ClientResponse {
             head,
             ahead,
             rest,
@@ -84,7 +84,7 @@ pub(crate) async fn handle(
         }
     };
     // A client that waits to be asked for its body need not send it now, and then what follows is not that body.
-    let is_unasked = body.is_untouched() && head.headers.contains_key(header::EXPECT);
+    let is_unasked = body.is_unread() && head.headers.contains_key(header::EXPECT);
     body.commit();
     exchange
         .peer
@@ -117,7 +117,7 @@ pub(crate) async fn handle(
 }
 
 /// Not in place: what an async function has borrowed once stays in its future.
-fn taken_apart(mut request: Request<Incoming>) -> (request::Parts, Incoming, Option<Upgrade>) {
+fn split_request(mut request: Request<Incoming>) -> (request::Parts, Incoming, Option<Upgrade>) {
     let upgrade = Upgrade::wished(&mut request);
     let (mut head, body) = request.into_parts();
     if head.version == Version::HTTP_2 {
@@ -128,8 +128,8 @@ fn taken_apart(mut request: Request<Incoming>) -> (request::Parts, Incoming, Opt
     (head, body, upgrade)
 }
 
-impl Passage<'_> {
-    async fn answer(&self, received: Moment) -> Result<Relay, Error> {
+impl RequestContext<'_> {
+    async fn answer(&self, received: Moment) -> Result<ClientResponse, Error> {
         self.worker.admit()?;
         if self.exchange.carrier == Carrier::Stream
             && let Some(fault) = multiplex::fault(self.head, &self.worker.config.limits)
@@ -139,12 +139,12 @@ impl Passage<'_> {
         let peer = &*self.exchange.peer;
         peer.gate.check(self.head, &peer.known_host)?;
         if let Some(answer) = peer.gate.preflight(self.head) {
-            return Ok(Relay::of_head(answer));
+            return Ok(ClientResponse::of_head(answer));
         }
         peer.gate.check_required(&self.head.headers)?;
         self.admit()?;
         self.judge_path()?;
-        if headers::has_been_here(&self.head.headers, &self.worker.mark) {
+        if headers::has_loop_id(&self.head.headers, &self.worker.mark) {
             return Err(Error::Loop);
         }
         if !self.route.inject {
@@ -153,12 +153,12 @@ impl Passage<'_> {
                 .map(|answer| self.relay(answer));
         }
         let mut token = self.worker.token(received).await?;
-        if self.body.is_better_held_back() && token.expires_soon(received) {
+        if self.body.should_wait_for_continue() && token.expires_soon(received) {
             token = Box::pin(self.longer_lived(token)).await?;
         }
         let answer = self.attempt(Some(token.header())).await?;
         if self.judge(&answer) == Verdict::AuthorizationFailure {
-            return Box::pin(self.replay(Refusal::Unread(answer), &token)).await;
+            return Box::pin(self.replay(AuthFailure::Unread(answer), &token)).await;
         }
         if self.may_refuse_in_json(&answer) {
             return Box::pin(self.judge_json(answer, &token)).await;
@@ -175,7 +175,7 @@ impl Passage<'_> {
         if clients.is_empty() {
             return Ok(());
         }
-        let caller = clients.recognise(&self.exchange.peer.visitor, &self.head.headers)?;
+        let caller = clients.recognise(&self.exchange.peer.identity, &self.head.headers)?;
         self.exchange.caller.set(Some(caller));
         self.exchange.permit.set(clients.admit(caller)?);
         Ok(())
@@ -220,7 +220,7 @@ impl Passage<'_> {
     }
 
     /// An app whose password is good would ask its user for another one.
-    fn spare_the_password(&self, relay: Relay) -> Result<Relay, Error> {
+    fn hide_upstream_401(&self, relay: ClientResponse) -> Result<ClientResponse, Error> {
         let is_spared = relay.head.status == StatusCode::UNAUTHORIZED
             && self
                 .exchange
@@ -237,7 +237,7 @@ impl Passage<'_> {
 
     /// A large upload may outlive the token that it begins with, and cannot be sent again: if a newer one can be had, it is
     /// worth waiting for.
-    async fn longer_lived(&self, token: Rc<Carried>) -> Result<Rc<Carried>, Error> {
+    async fn longer_lived(&self, token: Rc<LocalToken>) -> Result<Rc<LocalToken>, Error> {
         let credential = &self.worker.credential;
         // Refused when the last call was a moment ago: then its outcome is what there is to wait for.
         let _ = credential.refresh_now();

@@ -8,7 +8,7 @@ use crate::{
     base::counter::{Counter, Histogram},
     proxy::{
         Config, error,
-        message::{observed::Seen, urls::Treatment},
+        message::{observed::Observed, urls::Treatment},
         route,
     },
     upstream,
@@ -37,15 +37,15 @@ pub struct Metrics {
     pub tunnels_open: Counter,
     /// Client connections that were turned away, by [`CONNECTION_REJECTIONS`].
     pub connections_rejected: [Counter; CONNECTION_REJECTIONS.len()],
-    late: [Counter; LATENESSES.len()],
+    late: [Counter; CLIENT_TIMEOUTS.len()],
     rejected: [Counter; error::LABELS.len()],
     /// JSON answers whose addresses were brought home.
     pub rewritten: Counter,
-    /// JSON answers that could not be looked into, since they are compressed.
+    /// JSON answers that could not be observed_rate into, since they are compressed.
     pub coded: Counter,
     retries: [[Counter; RETRY_OUTCOMES.len()]; RETRY_REASONS.len()],
     /// What JSON answers tell that the configuration does not handle.
-    pub seen: Seen,
+    pub seen: Observed,
     /// One for each origin that an upstream names as an endpoint, in the order of the configuration.
     pub endpoints: Vec<Endpoint>,
 }
@@ -113,7 +113,7 @@ impl ConnectionRejection {
 }
 
 /// Values of the label `limit` of `clients_late_total`: keys of `[proxy]`.
-const LATENESSES: [&str; 6] = [
+const CLIENT_TIMEOUTS: [&str; 6] = [
     "first_byte_timeout",
     "head_timeout",
     "body_idle_timeout",
@@ -124,7 +124,7 @@ const LATENESSES: [&str; 6] = [
 
 /// What a client was late with when its connection was closed, or its stream reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lateness {
+pub(crate) enum ClientTimeout {
     FirstByte = 0,
     Head = 1,
     /// Of its own, or of ours that it did not take.
@@ -202,7 +202,7 @@ impl Metrics {
             rewritten: Counter::default(),
             coded: Counter::default(),
             retries: Default::default(),
-            seen: Seen::default(),
+            seen: Observed::default(),
             endpoints: origins.iter().cloned().map(Endpoint::new).collect(),
         }
     }
@@ -221,7 +221,7 @@ impl Metrics {
         self.rejected[error.index()].add(1);
     }
 
-    pub(crate) fn late(&self, lateness: Lateness) {
+    pub(crate) fn late(&self, lateness: ClientTimeout) {
         self.late[lateness as usize].add(1);
     }
 
@@ -239,7 +239,7 @@ impl Metrics {
     pub(crate) fn treated(&self, treatment: Treatment) {
         match treatment {
             Treatment::Untouched => {}
-            Treatment::Coded => self.coded.add(1),
+            Treatment::Encoded => self.coded.add(1),
             Treatment::Rewritten => self.rewritten.add(1),
         }
     }
@@ -270,8 +270,8 @@ impl Metrics {
     }
 
     /// Connections and streams that ended because their client was late, by the key whose limit had passed.
-    pub fn latenesses(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        LATENESSES
+    pub fn client_timeouts(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        CLIENT_TIMEOUTS
             .into_iter()
             .zip(self.late.iter().map(Counter::value))
     }

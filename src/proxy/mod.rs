@@ -28,7 +28,7 @@ use http::{HeaderName, HeaderValue, StatusCode, uri::Scheme};
 use tokio::sync::{oneshot, watch};
 
 use self::{
-    connection::limits::Places,
+    connection::limits::ConnectionLimiter,
     policy::{
         clients::{self, Clients},
         guard,
@@ -102,7 +102,7 @@ impl Proxy {
             credential,
             token_wait,
             mark: mark()?,
-            places: Places::new(&config.limits),
+            connection_limiter: ConnectionLimiter::new(&config.limits),
             requests: AtomicUsize::new(0),
             kept: Arc::default(),
             config: Arc::new(config),
@@ -110,14 +110,14 @@ impl Proxy {
         let workers = shared.config.workers;
         let mut listeners: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
         for ((bound, greeting), listener) in bound.into_iter().zip(&shared.config.listeners) {
-            let reach = guard::reach(bound.address());
+            let exposure = guard::exposure(bound.address());
             let scheme = if greeting.is_some() {
                 Scheme::HTTPS
             } else {
                 Scheme::HTTP
             };
             for (worker, seed) in listeners.iter_mut().zip(bound.into_listeners(workers)?) {
-                let gate = guard::Gate::new(listener.guard.clone(), reach, scheme.clone());
+                let gate = guard::Guard::new(listener.guard.clone(), exposure, scheme.clone());
                 worker.push((seed, gate, greeting.clone()));
             }
         }
@@ -251,7 +251,7 @@ pub struct Listener {
     /// Where to listen.
     pub address: Address,
     /// The local guard's exceptions.
-    pub guard: Guard,
+    pub guard: GuardConfig,
     /// Certificate and key, if the listener speaks TLS.
     pub tls: Option<tls::ServerConfig>,
 }
@@ -289,7 +289,7 @@ pub struct Rewrite {
 
 /// Exceptions to the local guard (see `guard.rs`), by default none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Guard {
+pub struct GuardConfig {
     /// Further names that `Host` may carry, in lower case, without a port.
     pub allowed_hosts: BTreeSet<String>,
     /// Further origins of web pages that may call, as `Origin` spells them, in lower case.

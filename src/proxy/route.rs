@@ -6,7 +6,7 @@ use http::{Uri, header, request, uri::PathAndQuery};
 
 use crate::{
     base::ticker::Ticks,
-    proxy::{Rewrite, Route as Config, Rules, message::urls::Rewrites, policy::rules},
+    proxy::{Rewrite, Route as Config, Rules, message::urls::UrlMap, policy::rules},
     upstream,
 };
 
@@ -38,13 +38,13 @@ pub(crate) struct Route {
     pub(crate) is_rewritten: bool,
     /// Whose addresses in `Location` come home, and to where: our own upstream's, what `[[rewrite]]` says, and those of all
     /// other upstreams that a path leads to.
-    pub(crate) origins: Rc<Rewrites>,
-    pub(crate) limits: Limits,
+    pub(crate) origins: Rc<UrlMap>,
+    pub(crate) limits: RouteTimeouts,
 }
 
 /// What an upstream may take its time with.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub(crate) struct RouteTimeouts {
     pub(crate) response: Ticks,
     pub(crate) body_idle: Ticks,
 }
@@ -57,7 +57,7 @@ impl Routes {
     ) -> Self {
         let limits = |upstream: usize, response: Option<Duration>, body_idle: Option<Duration>| {
             let config = upstreams(upstream);
-            Limits {
+            RouteTimeouts {
                 response: response.unwrap_or(config.response_timeout).into(),
                 body_idle: body_idle.unwrap_or(config.body_idle_timeout).into(),
             }
@@ -95,7 +95,7 @@ impl Routes {
         let origins = |upstream: usize, home: &str, has_host: bool| {
             // From a host of its own, no path leads to the others.
             let others: &[Rewrite] = if has_host { &[] } else { &others };
-            Rc::new(Rewrites::new(
+            Rc::new(UrlMap::new(
                 &[&at(upstream, home), rewrites, others].concat(),
             ))
         };
@@ -196,7 +196,7 @@ impl Routes {
         })
     }
 
-    pub(crate) fn default_limits(&self) -> Limits {
+    pub(crate) fn default_limits(&self) -> RouteTimeouts {
         self.default.limits
     }
 }

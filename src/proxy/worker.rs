@@ -28,23 +28,23 @@ use tokio::{
 use crate::{
     base::{
         clock::{Moment, SharedClock},
-        per_second::EachSecond,
+        per_second::PerSecond,
         ticker::{Ticker, Ticks},
     },
     net::socket::UnregisteredListener,
     proxy::{
         AccessLog, Config, Greeting,
-        connection::{limits::Places, lingering, state as monitor, state::Monitor},
+        connection::{limits::ConnectionLimiter, lingering, state as monitor, state::ConnState},
         error::{self, Error},
-        exchange::{Abandoned, Exchange, recording, request_body::AttemptBody},
-        message::{cache_control::Privacy, observed as seen, observed::Look, urls::Rewrites},
+        exchange::{Exchange, UnreadBody, recording, request_body::AttemptBody},
+        message::{cache_control::CachePolicy, observed as seen, observed::Observer, urls::UrlMap},
         metrics::{CONNECTION_REJECTIONS, ConnectionRejection, Metrics},
         policy::{
-            clients::{Caller, Clients},
-            guard::Gate,
+            clients::{ClientId, Clients},
+            guard::Guard,
         },
         route::{Route, Routes},
-        server::listener::{Place, accept},
+        server::listener::{ConnectionSlot, accept},
     },
     token::{Credential, Token},
     upstream::{self, Endpoint, Upstream},
@@ -61,7 +61,7 @@ pub(crate) struct Shared {
     /// By which a request is recognised that has been here before.
     pub(crate) mark: HeaderValue,
     /// Of client connections.
-    pub(crate) places: Places,
+    pub(crate) connection_limiter: ConnectionLimiter,
     /// Requests under way.
     pub(crate) requests: AtomicUsize,
     /// Bytes that are kept for sending again.
@@ -76,40 +76,40 @@ pub(crate) struct Worker {
     pub(crate) credential: Credential,
     pub(crate) token_wait: Duration,
     pub(crate) clock: SharedClock,
-    token: RefCell<Option<Rc<Carried>>>,
+    token: RefCell<Option<Rc<LocalToken>>>,
     /// In the order of the configuration.
     pub(crate) upstreams: Vec<Upstream<AttemptBody>>,
     pub(crate) routes: Routes,
-    pub(crate) rewrites: Rc<Rewrites>,
+    pub(crate) rewrites: Rc<UrlMap>,
     pub(crate) clients: Arc<Clients>,
     /// Who may keep answers for others.
-    pub(crate) privacy: Privacy,
+    pub(crate) privacy: CachePolicy,
     pub(crate) ticker: Rc<Ticker>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) limits: Arc<monitor::Limits>,
+    pub(crate) limits: Arc<monitor::Timeouts>,
     pub(crate) tunnel_idle: Ticks,
-    pub(crate) recording: recording::Limits,
+    pub(crate) recording: recording::ReplayLimits,
     pub(crate) mark: HeaderValue,
     /// Fields of requests that are for us alone.
-    pub(crate) withheld: Rc<[HeaderName]>,
-    connections: RefCell<Slab<Arc<Monitor>>>,
+    pub(crate) stripped: Rc<[HeaderName]>,
+    connections: RefCell<Slab<Arc<ConnState>>>,
     all_closed: Notify,
-    pub(crate) lingering: mpsc::UnboundedSender<Abandoned>,
-    reported: [EachSecond; error::LABELS.len()],
-    connections_reported: [EachSecond; CONNECTION_REJECTIONS.len()],
-    sampled: EachSecond,
-    looked: EachSecond,
+    pub(crate) lingering: mpsc::UnboundedSender<UnreadBody>,
+    reported: [PerSecond; error::LABELS.len()],
+    connections_reported: [PerSecond; CONNECTION_REJECTIONS.len()],
+    sampled: PerSecond,
+    observed_rate: PerSecond,
 }
 
 /// A token as this worker carries it: with a copy of its own of the header, so that taking it touches no memory that other
 /// workers write.
 #[derive(Debug)]
-pub(crate) struct Carried {
+pub(crate) struct LocalToken {
     token: Arc<Token>,
     header: HeaderValue,
 }
 
-impl Carried {
+impl LocalToken {
     fn new(token: &Arc<Token>) -> Self {
         Self {
             token: Arc::clone(token),
@@ -122,7 +122,7 @@ impl Carried {
     }
 }
 
-impl std::ops::Deref for Carried {
+impl std::ops::Deref for LocalToken {
     type Target = Token;
 
     fn deref(&self) -> &Token {
@@ -138,7 +138,7 @@ pub(crate) fn start(
     index: usize,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
-    listeners: Vec<(UnregisteredListener, Gate, Option<Greeting>)>,
+    listeners: Vec<(UnregisteredListener, Guard, Option<Greeting>)>,
     drain: watch::Receiver<bool>,
 ) -> io::Result<oneshot::Receiver<()>> {
     let (ended, has_ended) = oneshot::channel();
@@ -167,16 +167,16 @@ pub(crate) fn start(
 async fn run(
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
-    listeners: Vec<(UnregisteredListener, Gate, Option<Greeting>)>,
+    listeners: Vec<(UnregisteredListener, Guard, Option<Greeting>)>,
     mut drain: watch::Receiver<bool>,
 ) {
-    let (worker, abandoned) = Worker::new(shared, metrics);
+    let (worker, unread_bodies) = Worker::new(shared, metrics);
     // Without any of these the worker is of no use.
     let mut lasting = JoinSet::new();
     lasting.spawn_local(Rc::clone(&worker.ticker).run());
-    lasting.spawn_local(lingering::read_out(abandoned));
+    lasting.spawn_local(lingering::read_out(unread_bodies));
     for upstream in &worker.upstreams {
-        lasting.spawn_local(upstream.give_way());
+        lasting.spawn_local(upstream.shed_idle());
     }
     for (seed, gate, greeting) in listeners {
         match seed.register() {
@@ -219,7 +219,7 @@ impl Worker {
     fn new(
         shared: Arc<Shared>,
         metrics: Arc<Metrics>,
-    ) -> (Rc<Self>, mpsc::UnboundedReceiver<Abandoned>) {
+    ) -> (Rc<Self>, mpsc::UnboundedReceiver<UnreadBody>) {
         let ticker = Ticker::new();
         let upstream = |shared: &upstream::Shared| {
             Upstream::new(shared.clone(), &ticker, |origin| {
@@ -230,7 +230,7 @@ impl Worker {
             })
         };
         let upstreams = shared.upstreams.iter().map(upstream).collect();
-        let (lingering, abandoned) = mpsc::unbounded_channel();
+        let (lingering, unread_bodies) = mpsc::unbounded_channel();
         let config = Arc::clone(&shared.config);
         let kept = Arc::clone(&shared.kept);
         let worker = Rc::new(Self {
@@ -242,14 +242,14 @@ impl Worker {
             routes: Routes::new(&config.routes, &config.rewrites, |upstream| {
                 shared.upstreams[upstream].config()
             }),
-            rewrites: Rc::new(Rewrites::new(&config.rewrites)),
+            rewrites: Rc::new(UrlMap::new(&config.rewrites)),
             clients: Arc::clone(&shared.clients),
-            privacy: Privacy::of(&config.clients),
+            privacy: CachePolicy::of(&config.clients),
             ticker,
             metrics,
-            limits: Arc::new(monitor::Limits::new(&config)),
+            limits: Arc::new(monitor::Timeouts::new(&config)),
             tunnel_idle: config.tunnel_idle_timeout.into(),
-            recording: recording::Limits {
+            recording: recording::ReplayLimits {
                 body: config.retry.body_limit,
                 total: config.retry.total_limit,
                 kept,
@@ -257,22 +257,22 @@ impl Worker {
             // A copy of its own, as with the token.
             mark: HeaderValue::from_bytes(shared.mark.as_bytes())
                 .unwrap_or_else(|_| shared.mark.clone()),
-            withheld: withheld(&config),
+            stripped: stripped(&config),
             connections: RefCell::default(),
             all_closed: Notify::new(),
             lingering,
-            reported: std::array::from_fn(|_| EachSecond::default()),
+            reported: std::array::from_fn(|_| PerSecond::default()),
             connections_reported: Default::default(),
-            sampled: EachSecond::default(),
-            looked: EachSecond::default(),
+            sampled: PerSecond::default(),
+            observed_rate: PerSecond::default(),
             config,
             shared,
         });
-        (worker, abandoned)
+        (worker, unread_bodies)
     }
 
     /// A valid token; waits for one if there is none.
-    pub(crate) async fn token(&self, now: Moment) -> Result<Rc<Carried>, Error> {
+    pub(crate) async fn token(&self, now: Moment) -> Result<Rc<LocalToken>, Error> {
         if let Some(carried) = self.carried(now) {
             return Ok(carried);
         }
@@ -285,27 +285,30 @@ impl Worker {
             })
     }
 
-    fn carried(&self, now: Moment) -> Option<Rc<Carried>> {
+    fn carried(&self, now: Moment) -> Option<Rc<LocalToken>> {
         let current = self.credential.token();
         let current = current.as_ref().filter(|token| token.usable(now))?;
         Some(self.carry(current))
     }
 
     /// The worker's own copy of a token.
-    pub(crate) fn carry(&self, token: &Arc<Token>) -> Rc<Carried> {
+    pub(crate) fn carry(&self, token: &Arc<Token>) -> Rc<LocalToken> {
         let mut carried = self.token.borrow_mut();
         match &*carried {
             Some(known) if known.version() == token.version() => Rc::clone(known),
-            _ => Rc::clone(carried.insert(Rc::new(Carried::new(token)))),
+            _ => Rc::clone(carried.insert(Rc::new(LocalToken::new(token)))),
         }
     }
 
-    /// Takes one of the places for connections, in all and from this address.
-    pub(crate) fn place_for_connection(self: &Rc<Self>, peer: Option<SocketAddr>) -> Option<Place> {
-        match self.shared.places.take(peer) {
+    /// Takes one of the slots for connections, in all and from this address.
+    pub(crate) fn connection_slot(
+        self: &Rc<Self>,
+        peer: Option<SocketAddr>,
+    ) -> Option<ConnectionSlot> {
+        match self.shared.connection_limiter.take(peer) {
             Ok(source) => {
                 self.metrics.connections_open.add(1);
-                Some(Place {
+                Some(ConnectionSlot {
                     worker: Rc::clone(self),
                     source,
                 })
@@ -353,7 +356,7 @@ impl Worker {
     }
 
     /// Enters a connection into the list that draining goes through, until what is returned is dropped.
-    pub(crate) fn register(self: &Rc<Self>, monitor: &Arc<Monitor>) -> Registered {
+    pub(crate) fn register(self: &Rc<Self>, monitor: &Arc<ConnState>) -> Registered {
         let key = self.connections.borrow_mut().insert(Arc::clone(monitor));
         Registered {
             worker: Rc::clone(self),
@@ -414,7 +417,7 @@ impl Worker {
     pub(crate) fn answered(
         &self,
         route: &Route,
-        caller: Option<Caller>,
+        caller: Option<ClientId>,
         request: &request::Parts,
         status: StatusCode,
         received: Moment,
@@ -437,15 +440,17 @@ impl Worker {
         }
     }
 
-    /// Whether an answer is looked into while it passes: a few of each second are.
-    pub(crate) fn look(&self, head: &response::Parts) -> Option<Box<Look>> {
-        let is_looked_into =
-            Look::is_worth_it(head) && self.looked.allows(seen::EACH_SECOND, self.clock.now());
+    /// Whether an answer is observed_rate into while it passes: a few of each second are.
+    pub(crate) fn look(&self, head: &response::Parts) -> Option<Box<Observer>> {
+        let is_looked_into = Observer::is_worth_it(head)
+            && self
+                .observed_rate
+                .allows(seen::EACH_SECOND, self.clock.now());
         is_looked_into.then(Box::default)
     }
 
-    /// An answer that was looked into has passed.
-    pub(crate) fn looked_into(&self, look: &Look) {
+    /// An answer that was observed_rate into has passed.
+    pub(crate) fn observed(&self, look: &Observer) {
         look.note(
             &self.metrics.seen,
             self.config.retry.json.as_ref(),
@@ -469,7 +474,7 @@ impl Worker {
 }
 
 /// What clients have to show, once each.
-fn withheld(config: &Config) -> Rc<[HeaderName]> {
+fn stripped(config: &Config) -> Rc<[HeaderName]> {
     let required = config
         .listeners
         .iter()

@@ -1,4 +1,4 @@
-//! Dialling an endpoint: resolve, connect, TLS, and which HTTP it speaks.
+//! DialLock an endpoint: resolve, connect, TLS, and which HTTP it speaks.
 
 use std::{
     fmt, io,

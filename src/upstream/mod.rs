@@ -1,7 +1,7 @@
 //! Connections to the cloud: endpoints, dialling, pooling. Knows nothing of tokens.
 
 mod connect;
-mod multiplex;
+mod http2;
 mod pool;
 mod sockets;
 
@@ -111,7 +111,7 @@ pub enum Host {
 #[derive(Debug, Clone)]
 pub struct Shared {
     config: Arc<Config>,
-    greetings: Option<Arc<reload::Reloadable<Greetings>>>,
+    greetings: Option<Arc<reload::Reloadable<TlsConfigs>>>,
     endpoints: Vec<SharedEndpoint>,
     sockets: Arc<Sockets>,
 }
@@ -127,12 +127,12 @@ struct SharedEndpoint {
 /// How to greet, and which name to send and to verify.
 #[derive(Debug, Clone)]
 struct Tls {
-    greetings: Arc<reload::Reloadable<Greetings>>,
+    greetings: Arc<reload::Reloadable<TlsConfigs>>,
     server_name: ServerName<'static>,
 }
 
 /// What the files of `tls` come to.
-struct Greetings {
+struct TlsConfigs {
     /// Offers what `http2` says.
     any: Arc<rustls::ClientConfig>,
     /// Offers HTTP/1.1 alone.
@@ -165,7 +165,7 @@ impl Shared {
             .iter()
             .any(|endpoint| endpoint.scheme == Scheme::HTTPS);
         let greetings = needs_tls
-            .then(|| Greetings::following(&config))
+            .then(|| TlsConfigs::following(&config))
             .transpose()?
             .map(Arc::new);
         let target = |endpoint: &Endpoint| -> Result<_, SetupError> {
@@ -216,7 +216,7 @@ impl Shared {
     }
 }
 
-impl Greetings {
+impl TlsConfigs {
     fn following(config: &Config) -> Result<reload::Reloadable<Self>, tls::Error> {
         let name = format!("upstream:{}:client", config.name);
         let (tls, http2) = (config.tls.clone(), config.http2);
@@ -250,7 +250,7 @@ impl Greetings {
 pub struct Upstream<B> {
     shared: Shared,
     pools: Vec<Rc<Pool<B>>>,
-    turn: Cell<usize>,
+    endpoint_index: Cell<usize>,
 }
 
 impl<B: Body + Unpin + 'static> Upstream<B>
@@ -280,7 +280,7 @@ where
         Self {
             shared,
             pools,
-            turn: Cell::new(0),
+            endpoint_index: Cell::new(0),
         }
     }
 
@@ -290,7 +290,7 @@ where
     }
 
     /// Closes idle connections whenever somebody, in any worker, finds no place for a new one. Does not end by itself.
-    pub fn give_way(&self) -> impl Future<Output = ()> + use<B> {
+    pub fn shed_idle(&self) -> impl Future<Output = ()> + use<B> {
         let (pools, sockets) = (self.pools.clone(), Arc::clone(&self.shared.sockets));
         async move {
             loop {
@@ -301,10 +301,11 @@ where
     }
 
     /// Chooses the endpoint for the next attempt.
-    pub fn turn(&self) -> Turn {
-        let turn = self.turn.get();
-        self.turn.set((turn + 1) % self.pools.len());
-        Turn(turn)
+    pub fn endpoint_index(&self) -> EndpointIndex {
+        let endpoint_index = self.endpoint_index.get();
+        self.endpoint_index
+            .set((endpoint_index + 1) % self.pools.len());
+        EndpointIndex(endpoint_index)
     }
 
     /// Whether requests may become something else than HTTP: HTTP/2 does not allow it.
@@ -313,18 +314,22 @@ where
     }
 
     /// A connection that has served before, to the endpoint whose turn it is.
-    pub fn reuse(&self, turn: Turn, is_upgrade: bool) -> Option<Lease<B>> {
-        self.pools[turn.0].reuse(wanted(is_upgrade))
+    pub fn reuse(&self, endpoint_index: EndpointIndex, is_upgrade: bool) -> Option<Lease<B>> {
+        self.pools[endpoint_index.0].reuse(wanted(is_upgrade))
     }
 
     /// A new connection, to the endpoint whose turn it is, or to the first one after it that can be reached.
     ///
     /// # Errors
     /// What the last endpoint answered.
-    pub async fn dial(&self, turn: Turn, is_upgrade: bool) -> Result<Lease<B>, Error> {
+    pub async fn dial(
+        &self,
+        endpoint_index: EndpointIndex,
+        is_upgrade: bool,
+    ) -> Result<Lease<B>, Error> {
         let mut tried = 0;
         loop {
-            match self.pools[(turn.0 + tried) % self.pools.len()]
+            match self.pools[(endpoint_index.0 + tried) % self.pools.len()]
                 .dial(wanted(is_upgrade))
                 .await
             {
@@ -349,4 +354,4 @@ fn wanted(is_upgrade: bool) -> Wanted {
 
 /// An endpoint that was chosen for an attempt.
 #[derive(Debug, Clone, Copy)]
-pub struct Turn(usize);
+pub struct EndpointIndex(usize);

@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use super::{
     Config, Endpoint, Http2, SharedEndpoint,
     connect::{self, Protocol, Wanted, connect},
-    multiplex::{Multiplexed, Stream},
+    http2::{Http2Connection, Stream},
     sockets,
 };
 use crate::{
@@ -58,10 +58,10 @@ pub(super) struct Pool<B> {
     config: Arc<Config>,
     shared: SharedEndpoint,
     idle: RefCell<Vec<Connection<B>>>,
-    multiplexed: RefCell<Vec<Rc<Multiplexed<B>>>>,
+    multiplexed: RefCell<Vec<Rc<Http2Connection<B>>>>,
     /// What the last connection turned out to speak.
     is_multiplexed: Cell<bool>,
-    dialling: Dialling,
+    dialling: DialLock,
     idle_timeout: Ticks,
     ticker: Rc<Ticker>,
     pub(super) counters: Arc<Counters>,
@@ -74,7 +74,7 @@ struct Connection<B> {
     /// Armed while the connection is idle; when it is due, the connection's task ends.
     too_old: Rc<Deadline>,
     /// Given back when the connection's task has ended as well.
-    _socket: Rc<sockets::Place>,
+    _socket: Rc<sockets::SocketPermit>,
 }
 
 impl<B: Body + Unpin + 'static> Pool<B>
@@ -96,7 +96,7 @@ where
             config,
             multiplexed: RefCell::default(),
             is_multiplexed,
-            dialling: Dialling::default(),
+            dialling: DialLock::default(),
             shared,
             idle: RefCell::default(),
             idle_timeout,
@@ -201,7 +201,7 @@ where
             Protocol::Http2 => {
                 let handshake = {
                     let (too_old, counters) = (Rc::clone(&too_old), Arc::clone(&self.counters));
-                    Multiplexed::handshake(io, too_old, self.idle_timeout, counters)
+                    Http2Connection::handshake(io, too_old, self.idle_timeout, counters)
                 };
                 let (multiplexed, connection) = handshake.await.map_err(broken)?;
                 self.drive(connection, &too_old, socket);
@@ -224,7 +224,7 @@ where
         self: &Rc<Self>,
         connection: impl Future<Output = hyper::Result<()>> + 'static,
         too_old: &Rc<Deadline>,
-        socket: Rc<sockets::Place>,
+        socket: Rc<sockets::SocketPermit>,
     ) {
         let (pool, too_old) = (Rc::clone(self), Rc::clone(too_old));
         tokio::task::spawn_local(async move {
@@ -241,10 +241,10 @@ where
     }
 
     /// A place among `max_connections`, given back when dropped.
-    fn reserve(&self) -> Result<Place, connect::Error> {
+    fn reserve(&self) -> Result<PoolSlot, connect::Error> {
         let limit = self.config.max_connections;
         self.counters.active.add(1);
-        let place = Place {
+        let place = PoolSlot {
             active: Arc::clone(&self.shared.active),
             counters: Arc::clone(&self.counters),
         };
@@ -309,12 +309,12 @@ impl<B> fmt::Debug for Pool<B> {
 
 /// Given back when dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct PoolSlot {
     active: Arc<AtomicUsize>,
     counters: Arc<Counters>,
 }
 
-impl Drop for Place {
+impl Drop for PoolSlot {
     fn drop(&mut self) {
         self.active.fetch_sub(1, Relaxed);
         self.counters.active.sub(1);
@@ -323,13 +323,13 @@ impl Drop for Place {
 
 /// Whether somebody is dialling, and how it ended.
 #[derive(Debug, Default)]
-struct Dialling {
+struct DialLock {
     is_busy: Cell<bool>,
     has_succeeded: Cell<bool>,
     ended: Notify,
 }
 
-impl Dialling {
+impl DialLock {
     fn begin(&self) -> Dialler<'_> {
         self.is_busy.set(true);
         self.has_succeeded.set(false);
@@ -344,7 +344,7 @@ impl Dialling {
 }
 
 /// Whoever dials for the others, until it is dropped.
-struct Dialler<'a>(&'a Dialling);
+struct Dialler<'a>(&'a DialLock);
 
 impl Dialler<'_> {
     fn succeeded(&self) {
@@ -362,7 +362,7 @@ impl Drop for Dialler<'_> {
 /// What carries a request.
 enum Carrier<B> {
     /// A connection of its own.
-    Http1(Connection<B>, Place),
+    Http1(Connection<B>, PoolSlot),
     /// A stream of a shared one.
     Http2(Stream<B>),
 }

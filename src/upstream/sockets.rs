@@ -19,7 +19,7 @@ pub struct Sockets {
 }
 
 /// A socket's place, given back when dropped.
-pub(super) type Place = OwnedSemaphorePermit;
+pub(super) type SocketPermit = OwnedSemaphorePermit;
 
 impl Sockets {
     /// At most `limit` at a time.
@@ -33,12 +33,12 @@ impl Sockets {
     }
 
     /// A place for one more. If there is none, idle connections have to go; `None` if that does not help in time.
-    pub(super) async fn place(&self, limit: Duration) -> Option<Place> {
+    pub(super) async fn place(&self, limit: Duration) -> Option<SocketPermit> {
         if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
             return Some(place);
         }
         self.waiting.fetch_add(1, Relaxed);
-        let _waiting = Waiting(&self.waiting);
+        let _waiting = WaiterSlot(&self.waiting);
         self.wanted.notify_waiters();
         tokio::time::timeout(limit, Arc::clone(&self.places).acquire_owned())
             .await
@@ -57,9 +57,9 @@ impl Sockets {
     }
 }
 
-struct Waiting<'a>(&'a AtomicUsize);
+struct WaiterSlot<'a>(&'a AtomicUsize);
 
-impl Drop for Waiting<'_> {
+impl Drop for WaiterSlot<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }

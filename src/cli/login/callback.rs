@@ -19,8 +19,8 @@ use crate::{
         socket::Listener,
     },
     proxy::{
-        Guard,
-        policy::guard::{Gate, KnownHost, Reach},
+        GuardConfig,
+        policy::guard::{Exposure, Guard, KnownHost},
     },
 };
 
@@ -66,7 +66,7 @@ impl Callback {
             return Err(failure);
         }
         let (sender, codes) = mpsc::channel(1);
-        let gate = Gate::new(Guard::default(), Reach::Loopback, Scheme::HTTP);
+        let gate = Guard::new(GuardConfig::default(), Exposure::Loopback, Scheme::HTTP);
         let desk = Arc::new(Desk {
             gate,
             path: uri.path().to_owned(),
@@ -140,7 +140,7 @@ async fn serve(listener: Listener, desk: Arc<Desk>) {
 
 /// Answers requests.
 struct Desk {
-    gate: Gate,
+    gate: Guard,
     path: String,
     data: String,
     sender: mpsc::Sender<Result<Secret, String>>,

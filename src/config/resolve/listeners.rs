@@ -12,7 +12,7 @@ use crate::{
         values,
     },
     net::socket::Address,
-    proxy::{Client, Guard, Listener},
+    proxy::{Client, GuardConfig, Listener},
 };
 
 /// A listener and where its address was given.
@@ -23,8 +23,8 @@ pub(super) struct ListenerEntry {
 }
 
 /// The guard's exceptions in `[proxy]`: they hold wherever nothing else is said.
-pub(super) fn guard(r: &mut Reader) -> Guard {
-    Guard {
+pub(super) fn guard(r: &mut Reader) -> GuardConfig {
+    GuardConfig {
         allowed_hosts: allowed(r, "proxy.allowed_hosts", values::served_host),
         allowed_origins: allowed(r, "proxy.allowed_origins", values::web_origin),
         required_header: r.read("proxy.required_header", values::custom_header),
@@ -44,7 +44,7 @@ fn allowed(
 }
 
 /// The listeners, in the short form or in the long one.
-pub(super) fn listeners(r: &mut Reader, guard: &Guard) -> Vec<ListenerEntry> {
+pub(super) fn listeners(r: &mut Reader, guard: &GuardConfig) -> Vec<ListenerEntry> {
     const SHORT: &str = "proxy.listen";
     let open = r.read("proxy.allow_unauthenticated", values::boolean);
     let tables = r.tables("listener");
@@ -84,7 +84,7 @@ pub(super) fn listeners(r: &mut Reader, guard: &Guard) -> Vec<ListenerEntry> {
 fn listener(
     r: &mut Reader,
     section: &str,
-    guard: &Guard,
+    guard: &GuardConfig,
     open: Option<bool>,
 ) -> Option<ListenerEntry> {
     let key = |name: &str| format!("{section}.{name}");

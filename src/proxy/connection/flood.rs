@@ -1,5 +1,5 @@
 //! How an HTTP/2 client behaves. Pings, settings, windows, empty frames, streams that are reset at once: all this costs a
-//! client nothing and us something. So it is heard in small pieces, between which others have their turn, and not for ever.
+//! client nothing and us something. So it is read in small pieces, between which others have their turn, and not for ever.
 
 use std::{
     io,
@@ -15,23 +15,23 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
     base::coop::CoopBudget,
-    proxy::{connection::state::Monitor, metrics::Metrics, server::connection::PREFACE},
+    proxy::{connection::state::ConnState, metrics::Metrics, server::connection::PREFACE},
 };
 
-/// How much is heard before others have their turn.
-struct Share {
+/// How much is read before others have their turn.
+struct ReadQuota {
     frames: u32,
     /// What is read at once, beside the rest of a frame that has begun.
     bytes: usize,
 }
 
 /// As many requests as usual clients send at once. And enough for h2 to see at the first look that streams come to be reset.
-const USUAL: Share = Share {
+const NORMAL_QUOTA: ReadQuota = ReadQuota {
     frames: 64,
     bytes: 2048,
 };
 /// A dozen pings.
-const CHATTY: Share = Share {
+const REDUCED_QUOTA: ReadQuota = ReadQuota {
     frames: 8,
     bytes: 256,
 };
@@ -48,21 +48,21 @@ const REFUSED_STREAM: u8 = 7;
 
 /// What a client has done on this connection. Changed by one thread alone, but reached from what must be `Send`.
 #[derive(Debug, Default)]
-pub(crate) struct Conduct {
+pub(crate) struct FloodCounters {
     /// Frames that carry nothing of a body, since something of a request moved. One more is forgiven at each tick.
     frames: AtomicU32,
-    heard: AtomicU64,
+    control_frames_read: AtomicU64,
     /// Streams that ended before their answer did, less those that ended well: opening and resetting streams costs a client
     /// nothing, and us a request each (CVE-2023-44487).
     resets: AtomicU32,
-    has_taken_an_answer: AtomicBool,
+    has_completed_stream: AtomicBool,
 }
 
-impl Conduct {
+impl FloodCounters {
     /// So many frames more, at this tick.
-    pub(crate) fn heard(&self, frames: u32, now: u64) {
-        let forgiven = now - self.heard.load(Relaxed);
-        self.heard.store(now, Relaxed);
+    pub(crate) fn control_frames_read(&self, frames: u32, now: u64) {
+        let forgiven = now - self.control_frames_read.load(Relaxed);
+        self.control_frames_read.store(now, Relaxed);
         let before = u64::from(self.frames.load(Relaxed)).saturating_sub(forgiven) as u32;
         self.frames.store(before.saturating_add(frames), Relaxed);
     }
@@ -88,7 +88,7 @@ impl Conduct {
             Relaxed,
         );
         if !is_reset {
-            self.has_taken_an_answer.store(true, Relaxed);
+            self.has_completed_stream.store(true, Relaxed);
         }
     }
 
@@ -97,22 +97,22 @@ impl Conduct {
     }
 
     /// Whether the client has yet to show that it means what it asks for.
-    pub(crate) fn is_in_doubt(&self) -> bool {
-        self.resets() > 0 || !self.has_taken_an_answer.load(Relaxed)
+    pub(crate) fn is_unproven(&self) -> bool {
+        self.resets() > 0 || !self.has_completed_stream.load(Relaxed)
     }
 
-    fn share(&self) -> Share {
+    fn quota(&self) -> ReadQuota {
         if self.frames() > USUAL_FRAMES {
-            CHATTY
+            REDUCED_QUOTA
         } else {
-            USUAL
+            NORMAL_QUOTA
         }
     }
 }
 
 /// Lets a reset arrive that follows at once, so that nothing is begun for it. The connection has given others their turn, is
-/// heard in the next, and hyper looks for a reset when this is polled after that.
-pub(crate) async fn second_thoughts() {
+/// read in the next, and hyper looks for a reset when this is polled after that.
+pub(crate) async fn yield_for_resets() {
     for _ in 0..3 {
         tokio::task::yield_now().await;
     }
@@ -167,13 +167,13 @@ impl Frames {
 
 /// Finds the streams that were refused in what we send: h2 does that by itself, and tells nobody.
 #[derive(Debug, Default)]
-struct Refusals {
+struct RefusedStreams {
     frames: Frames,
     /// The next byte is the end of a reset's reason.
     reason_is_next: bool,
 }
 
-impl Refusals {
+impl RefusedStreams {
     fn count(&mut self, mut bytes: &[u8]) -> u64 {
         let mut count = 0;
         loop {
@@ -197,18 +197,18 @@ impl Refusals {
 }
 
 /// A client's socket, for HTTP/2.
-pub(crate) struct Hearing<T> {
+pub(crate) struct ThrottledIo<T> {
     io: T,
     frames: Frames,
-    refusals: Refusals,
+    refusals: RefusedStreams,
     metrics: Arc<Metrics>,
-    monitor: Arc<Monitor>,
+    monitor: Arc<ConnState>,
     budget: CoopBudget,
 }
 
-impl<T> Hearing<T> {
-    pub(crate) fn new(io: T, metrics: Arc<Metrics>, monitor: Arc<Monitor>) -> Self {
-        let (frames, refusals) = (Frames::behind_preface(), Refusals::default());
+impl<T> ThrottledIo<T> {
+    pub(crate) fn new(io: T, metrics: Arc<Metrics>, monitor: Arc<ConnState>) -> Self {
+        let (frames, refusals) = (Frames::behind_preface(), RefusedStreams::default());
         Self {
             io,
             frames,
@@ -227,16 +227,16 @@ impl<T> Hearing<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Hearing<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for ThrottledIo<T> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let share = this.monitor.conduct().share();
-        ready!(this.budget.poll_ready(cx, share.frames as usize));
-        let most = buf.remaining().min(this.frames.skip + share.bytes);
+        let quota = this.monitor.conduct().quota();
+        ready!(this.budget.poll_ready(cx, quota.frames as usize));
+        let most = buf.remaining().min(this.frames.skip + quota.bytes);
         let mut piece = ReadBuf::new(buf.initialize_unfilled_to(most));
         let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, &mut piece) else {
             this.budget.reset();
@@ -247,12 +247,12 @@ impl<T: AsyncRead + Unpin> AsyncRead for Hearing<T> {
         let read = piece.filled().len();
         buf.advance(read);
         this.budget.spend(frames as usize);
-        this.monitor.heard(frames);
+        this.monitor.control_frames_read(frames);
         Poll::Ready(Ok(()))
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Hearing<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for ThrottledIo<T> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -324,7 +324,7 @@ mod tests {
         said.extend(reset(REFUSED_STREAM));
         said.extend(reset(REFUSED_STREAM));
         for length in 1..=said.len() {
-            let mut refusals = Refusals::default();
+            let mut refusals = RefusedStreams::default();
             let counted: u64 = said.chunks(length).map(|piece| refusals.count(piece)).sum();
             assert_eq!(counted, 2, "in pieces of {length}");
         }
@@ -332,15 +332,15 @@ mod tests {
 
     #[test]
     fn a_frame_is_forgiven_at_each_tick_and_all_of_them_when_something_moves() {
-        let conduct = Conduct::default();
-        conduct.heard(10, 1000);
-        conduct.heard(10, 1000);
+        let conduct = FloodCounters::default();
+        conduct.control_frames_read(10, 1000);
+        conduct.control_frames_read(10, 1000);
         assert_eq!(conduct.frames(), 20);
-        conduct.heard(1, 1005);
+        conduct.control_frames_read(1, 1005);
         assert_eq!(conduct.frames(), 16);
-        conduct.heard(1, 9000);
+        conduct.control_frames_read(1, 9000);
         assert_eq!(conduct.frames(), 1);
-        conduct.heard(u32::MAX, 9000);
+        conduct.control_frames_read(u32::MAX, 9000);
         assert_eq!(conduct.frames(), u32::MAX);
         conduct.moved();
         assert_eq!(conduct.frames(), 0);
@@ -348,15 +348,15 @@ mod tests {
 
     #[test]
     fn a_client_is_in_doubt_until_it_takes_an_answer_and_when_it_resets_more_than_it_takes() {
-        let conduct = Conduct::default();
-        assert!(conduct.is_in_doubt(), "a new one");
+        let conduct = FloodCounters::default();
+        assert!(conduct.is_unproven(), "a new one");
         conduct.ended(false);
-        assert!(!conduct.is_in_doubt(), "an answer was taken");
+        assert!(!conduct.is_unproven(), "an answer was taken");
         conduct.ended(true);
         conduct.ended(true);
         conduct.ended(false);
-        assert!(conduct.is_in_doubt(), "one reset is left");
+        assert!(conduct.is_unproven(), "one reset is left");
         conduct.ended(false);
-        assert!(!conduct.is_in_doubt(), "none is left");
+        assert!(!conduct.is_unproven(), "none is left");
     }
 }

@@ -12,19 +12,19 @@ use std::{
 use crate::proxy::{Limits, metrics::ConnectionRejection};
 
 /// Where a connection comes from, as far as it counts; `None`: from this machine.
-pub(crate) type Source = Option<IpAddr>;
+pub(crate) type SourceAddress = Option<IpAddr>;
 
-/// The places of connections, for all workers together.
+/// The slots of connections, for all workers together.
 #[derive(Debug)]
-pub(crate) struct Places {
+pub(crate) struct ConnectionLimiter {
     limit: usize,
     taken: AtomicUsize,
-    addresses: Addresses,
+    addresses: PerAddressLimiter,
 }
 
-impl Places {
+impl ConnectionLimiter {
     pub(crate) fn new(limits: &Limits) -> Self {
-        let addresses = Addresses::new(limits.connections_per_address);
+        let addresses = PerAddressLimiter::new(limits.connections_per_address);
         Self {
             limit: limits.connections,
             taken: AtomicUsize::new(0),
@@ -36,7 +36,10 @@ impl Places {
     ///
     /// # Errors
     /// When there is none, which limit that is due to.
-    pub(crate) fn take(&self, peer: Option<SocketAddr>) -> Result<Source, ConnectionRejection> {
+    pub(crate) fn take(
+        &self,
+        peer: Option<SocketAddr>,
+    ) -> Result<SourceAddress, ConnectionRejection> {
         let source = self
             .addresses
             .take(peer)
@@ -44,24 +47,24 @@ impl Places {
         if self.taken.fetch_add(1, Relaxed) < self.limit {
             return Ok(source);
         }
-        self.give_back(source);
+        self.release(source);
         Err(ConnectionRejection::Full)
     }
 
-    pub(crate) fn give_back(&self, source: Source) {
+    pub(crate) fn release(&self, source: SourceAddress) {
         self.taken.fetch_sub(1, Relaxed);
-        self.addresses.give_back(source);
+        self.addresses.release(source);
     }
 }
 
 /// The counts of each address. A lock, since connections of one address come to every worker.
 #[derive(Debug)]
-pub(crate) struct Addresses {
+pub(crate) struct PerAddressLimiter {
     limit: usize,
     open: Mutex<HashMap<IpAddr, usize>>,
 }
 
-impl Addresses {
+impl PerAddressLimiter {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             limit,
@@ -70,7 +73,7 @@ impl Addresses {
     }
 
     /// Counts one more connection; `None` if there are too many from there.
-    pub(crate) fn take(&self, peer: Option<SocketAddr>) -> Option<Source> {
+    pub(crate) fn take(&self, peer: Option<SocketAddr>) -> Option<SourceAddress> {
         let Some(source) = peer.and_then(|peer| source(peer.ip())) else {
             return Some(None);
         };
@@ -80,7 +83,7 @@ impl Addresses {
         Some(Some(source))
     }
 
-    pub(crate) fn give_back(&self, source: Source) {
+    pub(crate) fn release(&self, source: SourceAddress) {
         let Some(source) = source else { return };
         if let Entry::Occupied(mut entry) = self.lock().entry(source) {
             *entry.get_mut() -= 1;
@@ -99,7 +102,7 @@ impl Addresses {
 }
 
 /// What counts as one address: whoever has one of IPv6 has the whole /64 around it.
-fn source(ip: IpAddr) -> Source {
+fn source(ip: IpAddr) -> SourceAddress {
     match ip.to_canonical() {
         ip if ip.is_loopback() => None,
         IpAddr::V6(ip) => Some(IpAddr::V6(Ipv6Addr::from_bits(
@@ -115,7 +118,7 @@ mod tests {
 
     #[test]
     fn each_address_has_its_places_and_gives_them_back() {
-        let addresses = Addresses::new(2);
+        let addresses = PerAddressLimiter::new(2);
         let take = |ip: &str| {
             addresses.take(Some(
                 (ip.parse::<IpAddr>().expect("an address"), 5000).into(),
@@ -134,10 +137,10 @@ mod tests {
         assert!(take("2001:db8:0:1::1").is_some());
         let ip = "192.0.2.1".parse().expect("an address");
         let source = Some(ip);
-        addresses.give_back(source);
+        addresses.release(source);
         assert_eq!((take("192.0.2.1"), take("192.0.2.1")), (Some(source), None));
-        addresses.give_back(source);
-        addresses.give_back(source);
+        addresses.release(source);
+        addresses.release(source);
         assert_eq!(addresses.lock().get(&ip), None);
         for _ in 0..10 {
             assert_eq!(
@@ -149,14 +152,14 @@ mod tests {
 
     #[test]
     fn both_limits_hold_and_who_is_turned_away_takes_no_place() {
-        let addresses = Addresses::new(2);
-        let places = Places {
+        let addresses = PerAddressLimiter::new(2);
+        let connection_limiter = ConnectionLimiter {
             limit: 3,
             taken: AtomicUsize::new(0),
             addresses,
         };
         let take = |ip: &str| {
-            places.take(Some(
+            connection_limiter.take(Some(
                 (ip.parse::<IpAddr>().expect("an address"), 5000).into(),
             ))
         };
@@ -174,12 +177,15 @@ mod tests {
         for ip in ["192.0.2.2", "192.0.2.3", "127.0.0.1", "192.0.2.3"] {
             assert!(matches!(take(ip), Err(ConnectionRejection::Full)), "{ip}");
         }
-        places.give_back(first);
+        connection_limiter.release(first);
         let local = take("127.0.0.1").expect("a place");
         assert!(take("192.0.2.3").is_err());
         for source in [second, third, local] {
-            places.give_back(source);
+            connection_limiter.release(source);
         }
-        assert!(places.addresses.lock().is_empty() && places.taken.load(Relaxed) == 0);
+        assert!(
+            connection_limiter.addresses.lock().is_empty()
+                && connection_limiter.taken.load(Relaxed) == 0
+        );
     }
 }

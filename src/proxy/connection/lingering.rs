@@ -5,7 +5,7 @@ use std::time::Duration;
 use http_body_util::BodyExt as _;
 use tokio::sync::mpsc;
 
-use crate::proxy::exchange::Abandoned;
+use crate::proxy::exchange::UnreadBody;
 
 /// Bounds for reading one out: in all, and for each silence.
 const LINGER: Duration = Duration::from_secs(30);
@@ -16,13 +16,13 @@ const LINGER_SILENCE: Duration = Duration::from_secs(5);
 const UNASKED_SILENCE: Duration = Duration::from_millis(500);
 
 /// Reads abandoned bodies to their end, within bounds; beyond them the connection closes.
-pub(crate) async fn read_out(mut abandoned: mpsc::UnboundedReceiver<Abandoned>) {
-    while let Some(Abandoned {
+pub(crate) async fn read_out(mut unread_bodies: mpsc::UnboundedReceiver<UnreadBody>) {
+    while let Some(UnreadBody {
         mut body,
         monitor,
         exchange,
         is_unasked,
-    }) = abandoned.recv().await
+    }) = unread_bodies.recv().await
     {
         tokio::task::spawn_local(async move {
             let mut silence = if is_unasked {

@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     base::ticker::{DeadlineHandle, Ticks},
-    proxy::{Config, connection::flood::Conduct, framing::Fault, metrics::Lateness},
+    proxy::{Config, connection::flood::FloodCounters, framing::Fault, metrics::ClientTimeout},
 };
 
 /// Where a connection stands, from its client's side.
@@ -27,12 +27,12 @@ enum Phase {
     /// The answer was handed over, but not all of it has left.
     Flushing = 3,
     /// HTTP/2: requests come and go side by side, each with a monitor of its own.
-    Multiplexed = 4,
+    Http2Connection = 4,
 }
 
 /// The limits of an exchange, converted once.
 #[derive(Debug)]
-pub(crate) struct Limits {
+pub(crate) struct Timeouts {
     first_byte: Ticks,
     head: Ticks,
     body_idle: Ticks,
@@ -44,7 +44,7 @@ pub(crate) struct Limits {
     pub(crate) draining: AtomicBool,
 }
 
-impl Limits {
+impl Timeouts {
     pub(crate) fn new(config: &Config) -> Self {
         Self {
             first_byte: config.first_byte_timeout.into(),
@@ -68,22 +68,22 @@ fn quota(rate: usize, time: Duration) -> u64 {
 
 /// How long we still wait for a body.
 ///
-/// A byte now and then must not hold a request's places for ever. So the time for a silence is lent again only when a quota
+/// A byte now and then must not hold a request's slots for ever. So the time for a silence is lent again only when a quota
 /// of bytes has come; until then, waits add up. What we wait for others, or they for us, does not count.
 #[derive(Debug, Default)]
-struct Patience {
+struct BodyRate {
     /// Bytes until the time is lent again. 0: it was not lent yet.
     owed: AtomicU64,
     /// What is left of it, in ticks.
     left: AtomicU64,
 }
 
-impl Patience {
+impl BodyRate {
     fn renew(&self) {
         self.owed.store(0, Relaxed);
     }
 
-    fn left(&self, limits: &Limits) -> Ticks {
+    fn left(&self, limits: &Timeouts) -> Ticks {
         if self.owed.load(Relaxed) == 0 {
             self.owed.store(limits.body_quota, Relaxed);
             self.left.store(limits.body_idle.into(), Relaxed);
@@ -92,7 +92,7 @@ impl Patience {
     }
 
     /// Whether some bytes came, but too few.
-    fn was_spent_on_some(&self, limits: &Limits) -> bool {
+    fn was_spent_on_some(&self, limits: &Timeouts) -> bool {
         (1..limits.body_quota).contains(&self.owed.load(Relaxed))
     }
 
@@ -110,13 +110,13 @@ impl Patience {
 ///
 /// Reading and writing have deadlines of their own: a client that owes us bytes may be taking some at the same time.
 #[derive(Debug)]
-pub(crate) struct Monitor {
+pub(crate) struct ConnState {
     read_due: DeadlineHandle,
     write_due: DeadlineHandle,
     phase: AtomicU8,
     /// Counts the exchanges: what ends one late must not end the next.
     exchange: AtomicU32,
-    patience: Patience,
+    patience: BodyRate,
     /// The client must not take what it got for a whole answer.
     broken: AtomicBool,
     /// Requests under way on an HTTP/2 connection.
@@ -126,18 +126,18 @@ pub(crate) struct Monitor {
     /// The answer of an HTTP/2 stream was handed over to its end.
     complete: AtomicBool,
     /// How the client of an HTTP/2 connection behaves. Its streams share it.
-    conduct: Arc<Conduct>,
+    conduct: Arc<FloodCounters>,
     /// The last exchange of an HTTP/1 connection, if it began with something that is no request.
     misread: OnceLock<(u32, Fault)>,
-    pub(super) limits: Arc<Limits>,
+    pub(super) limits: Arc<Timeouts>,
 }
 
-impl Monitor {
+impl ConnState {
     /// A new connection: its first byte is due.
     pub(crate) fn new(
         read_due: DeadlineHandle,
         write_due: DeadlineHandle,
-        limits: Arc<Limits>,
+        limits: Arc<Timeouts>,
     ) -> Self {
         Self::with(Arc::default(), read_due, write_due, limits)
     }
@@ -157,10 +157,10 @@ impl Monitor {
     }
 
     fn with(
-        conduct: Arc<Conduct>,
+        conduct: Arc<FloodCounters>,
         read_due: DeadlineHandle,
         write_due: DeadlineHandle,
-        limits: Arc<Limits>,
+        limits: Arc<Timeouts>,
     ) -> Self {
         read_due.arm(if limits.is_draining() {
             limits.drain_grace
@@ -172,7 +172,7 @@ impl Monitor {
             write_due,
             phase: AtomicU8::default(),
             exchange: AtomicU32::default(),
-            patience: Patience::default(),
+            patience: BodyRate::default(),
             broken: AtomicBool::default(),
             streams: AtomicU32::default(),
             leaving: AtomicBool::default(),
@@ -217,7 +217,7 @@ impl Monitor {
     /// Draining has begun: a connection on which nothing happens closes after a grace, in which a request that is on its
     /// way arrives.
     pub(crate) fn drain(&self) {
-        if self.is(Phase::Waiting) || self.is(Phase::Multiplexed) {
+        if self.is(Phase::Waiting) || self.is(Phase::Http2Connection) {
             self.read_due.arm(self.limits.drain_grace);
         }
     }
@@ -293,7 +293,7 @@ impl Monitor {
 
     /// The client speaks HTTP/2: requests are counted, and the deadline is for the time without one.
     pub(crate) fn multiplex(&self) {
-        self.enter(Phase::Multiplexed);
+        self.enter(Phase::Http2Connection);
         self.rest();
     }
 
@@ -302,11 +302,12 @@ impl Monitor {
     }
 
     /// Frames came on an HTTP/2 connection that carry nothing of a body.
-    pub(crate) fn heard(&self, frames: u32) {
-        self.conduct.heard(frames, self.read_due.now());
+    pub(crate) fn control_frames_read(&self, frames: u32) {
+        self.conduct
+            .control_frames_read(frames, self.read_due.now());
     }
 
-    pub(crate) fn conduct(&self) -> &Conduct {
+    pub(crate) fn conduct(&self) -> &FloodCounters {
         &self.conduct
     }
 
@@ -350,21 +351,21 @@ impl Monitor {
     }
 
     /// The limit that a client has passed who is late with what it sends. None: that its connection closes is our wish.
-    pub(crate) fn passed(&self) -> Option<Lateness> {
+    pub(crate) fn passed(&self) -> Option<ClientTimeout> {
         if self.leaving.load(Relaxed) {
             return None;
         }
         Some(match () {
-            () if self.is(Phase::Head) => Lateness::Head,
+            () if self.is(Phase::Head) => ClientTimeout::Head,
             () if self.is(Phase::Exchange) && self.patience.was_spent_on_some(&self.limits) => {
-                Lateness::Trickle
+                ClientTimeout::Trickle
             }
-            () if self.is(Phase::Exchange) || self.is(Phase::Flushing) => Lateness::Body,
+            () if self.is(Phase::Exchange) || self.is(Phase::Flushing) => ClientTimeout::Body,
             () if self.limits.is_draining() => return None,
             () if self.is(Phase::Waiting) && self.exchange.load(Relaxed) == 0 => {
-                Lateness::FirstByte
+                ClientTimeout::FirstByte
             }
-            () => Lateness::Idle,
+            () => ClientTimeout::Idle,
         })
     }
 
@@ -427,7 +428,7 @@ mod tests {
 
     #[test]
     fn time_is_lent_again_when_a_quota_has_come_and_until_then_waits_add_up() {
-        let limits = |body_quota| Limits {
+        let limits = |body_quota| Timeouts {
             first_byte: 1.into(),
             head: 1.into(),
             body_idle: 20.into(),
@@ -437,7 +438,7 @@ mod tests {
             draining: AtomicBool::default(),
         };
         let (strict, lenient) = (limits(100), limits(0));
-        let patience = Patience::default();
+        let patience = BodyRate::default();
         let left = |limits| u64::from(patience.left(limits));
         assert_eq!(left(&strict), 20);
         assert!(

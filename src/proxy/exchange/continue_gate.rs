@@ -17,19 +17,19 @@ use atomic_waker::AtomicWaker;
 use http::{HeaderValue, Request, StatusCode, header};
 
 /// How long an upstream may take to say 100.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a body waits behind. hyper reports the 100 through something that must be `Send + Sync`, hence atomics, although all
 /// of this happens on one thread.
 #[derive(Debug, Default)]
-pub(crate) struct Gate {
+pub(crate) struct ContinueGate {
     is_open: AtomicBool,
     /// The upstream has said 100.
     is_wanted: AtomicBool,
     waiting: AtomicWaker,
 }
 
-impl Gate {
+impl ContinueGate {
     /// Asks this request's upstream to say 100, which opens the gate.
     pub(crate) fn ask<B>(self: &Arc<Self>, request: &mut Request<B>) {
         let gate = Arc::clone(self);

@@ -16,7 +16,7 @@ const COPY_BUFFER: usize = 16 * 1024;
 
 /// How much may be kept.
 #[derive(Debug, Clone)]
-pub(crate) struct Limits {
+pub(crate) struct ReplayLimits {
     /// For one request.
     pub(crate) body: usize,
     /// For all requests of all workers together.
@@ -25,7 +25,7 @@ pub(crate) struct Limits {
     pub(crate) kept: Arc<AtomicUsize>,
 }
 
-impl Limits {
+impl ReplayLimits {
     /// Whether a body of this length may be kept, as things are now.
     pub(crate) fn have_room_for(&self, length: u64) -> bool {
         let total = self.total.saturating_sub(self.kept.load(Relaxed));
@@ -42,11 +42,11 @@ pub(crate) struct Recording {
     /// Memory that is pinned, and charged to `limits.kept`.
     charged: usize,
     expected: usize,
-    limits: Limits,
+    limits: ReplayLimits,
 }
 
 impl Recording {
-    pub(crate) fn new(limits: Limits, length: Option<u64>) -> Self {
+    pub(crate) fn new(limits: ReplayLimits, length: Option<u64>) -> Self {
         let expected = length
             .and_then(|length| usize::try_from(length).ok())
             .unwrap_or(COPY_BUFFER);
@@ -115,7 +115,7 @@ mod tests {
         let kept = Arc::new(AtomicUsize::new(0));
         (
             Recording::new(
-                Limits {
+                ReplayLimits {
                     body,
                     total,
                     kept: Arc::clone(&kept),

@@ -22,8 +22,8 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use crate::proxy::{
     exchange::{
         Carrier, Exchange,
-        continue_gate::Gate,
-        recording::{Limits, Recording},
+        continue_gate::ContinueGate,
+        recording::{Recording, ReplayLimits},
     },
     message::headers,
 };
@@ -40,7 +40,7 @@ struct Holder {
     trailers: Option<HeaderMap>,
     attempt: u32,
     /// An attempt that was ended, and whose body ends where it was.
-    left_off: Option<u32>,
+    refused_attempt: Option<u32>,
     parked: bool,
     /// The current attempt is a stream of an HTTP/2 connection.
     on_stream: bool,
@@ -51,7 +51,7 @@ struct Holder {
     /// The answer has ended as well: when the client's stream ends, so does the exchange.
     closed: bool,
     /// Nobody has asked the client for a byte yet.
-    untouched: bool,
+    unread: bool,
     /// The client waits to be asked for it.
     is_expected: bool,
     exchange: Rc<Exchange>,
@@ -63,7 +63,7 @@ impl RequestBody {
     pub(crate) fn new(
         client: Incoming,
         head: &request::Parts,
-        limits: &Limits,
+        limits: &ReplayLimits,
         exchange: &Rc<Exchange>,
         number: u32,
     ) -> Self {
@@ -78,14 +78,14 @@ impl RequestBody {
             recording: keep.then(|| Recording::new(limits.clone(), length)),
             trailers: None,
             attempt: 0,
-            left_off: None,
+            refused_attempt: None,
             parked: false,
             on_stream: false,
             waker: None,
             failed: false,
             answered: false,
             closed: false,
-            untouched: true,
+            unread: true,
             // On HTTP/2 nobody answers it, and nobody need: a stream that is not wanted costs nothing.
             is_expected: head.version < Version::HTTP_2
                 && head.headers.contains_key(header::EXPECT),
@@ -101,7 +101,7 @@ impl RequestBody {
 
     /// The body of the next attempt. Whatever came before is ended.
     /// It waits behind the gate, if there is one.
-    pub(crate) fn attempt(&self, gate: Option<Arc<Gate>>, on_stream: bool) -> AttemptBody {
+    pub(crate) fn attempt(&self, gate: Option<Arc<ContinueGate>>, on_stream: bool) -> AttemptBody {
         let Some(holder) = &self.0 else {
             return AttemptBody { reader: None };
         };
@@ -141,28 +141,26 @@ impl RequestBody {
     }
 
     /// Whether another attempt would send all of it.
-    pub(crate) fn can_repeat(&self) -> bool {
+    pub(crate) fn can_replay(&self) -> bool {
         self.0.as_ref().is_none_or(|holder| {
             let holder = holder.borrow();
-            (holder.recording.is_some() || holder.untouched) && !holder.failed
+            (holder.recording.is_some() || holder.unread) && !holder.failed
         })
     }
 
     /// Whether it should wait until its upstream wants it: it may turn out too large to be kept, or the client waits as
     /// well.
-    pub(crate) fn is_better_held_back(&self) -> bool {
+    pub(crate) fn should_wait_for_continue(&self) -> bool {
         self.0.as_ref().is_some_and(|holder| {
             let holder = holder.borrow();
-            holder.untouched
+            holder.unread
                 && (holder.length.is_none() || holder.recording.is_none() || holder.is_expected)
         })
     }
 
     /// Whether the client still waits to be asked for its body: it has no reason to send it any more.
-    pub(crate) fn is_untouched(&self) -> bool {
-        self.0
-            .as_ref()
-            .is_some_and(|holder| holder.borrow().untouched)
+    pub(crate) fn is_unread(&self) -> bool {
+        self.0.as_ref().is_some_and(|holder| holder.borrow().unread)
     }
 
     /// Whether the client's stream broke.
@@ -199,12 +197,12 @@ impl RequestBody {
     /// Ends the current attempt, which was refused in full, before all of its body was sent: chunks end here as if they were
     /// whole, since the upstream wants no more of them; a body with a length fails, unless all of it is on its way. Whether
     /// the connection can be used again.
-    pub(crate) fn leave_off(&self) -> bool {
+    pub(crate) fn end_refused(&self) -> bool {
         let Some(holder) = &self.0 else { return true };
         let is_usable = {
             let mut holder = holder.borrow_mut();
             let is_chunked = holder.length.is_none();
-            holder.left_off = is_chunked.then_some(holder.attempt);
+            holder.refused_attempt = is_chunked.then_some(holder.attempt);
             is_chunked || holder.client.is_none()
         };
         self.end();
@@ -233,7 +231,7 @@ impl RequestBody {
         self.0.as_ref().is_none_or(|holder| {
             let mut holder = holder.borrow_mut();
             holder.closed = true;
-            if holder.untouched || holder.parked {
+            if holder.unread || holder.parked {
                 // The upstream has answered without it, or nobody is left to send it again: it would wait for ever.
                 holder.end();
             }
@@ -265,7 +263,7 @@ impl Holder {
     fn linger(&mut self) {
         if let Some(client) = self.client.take() {
             self.exchange
-                .linger(client, self.number, self.untouched && self.is_expected);
+                .linger(client, self.number, self.unread && self.is_expected);
         }
     }
 
@@ -283,7 +281,7 @@ impl Holder {
         let Some(client) = &mut self.client else {
             return Poll::Ready(None);
         };
-        self.untouched = false;
+        self.unread = false;
         let Poll::Ready(frame) = Pin::new(&mut *client).poll_frame(cx) else {
             if self.on_stream {
                 self.waker = Some(cx.waker().clone());
@@ -306,7 +304,7 @@ impl Holder {
                     self.recording = None;
                 }
                 if let Some(trailers) = frame.trailers_mut() {
-                    headers::clean_trailers(trailers, &self.exchange.withheld);
+                    headers::clean_trailers(trailers, &self.exchange.stripped);
                     self.trailers = Some(trailers.clone());
                 }
                 // hyper does not ask again once it has as much as was announced, nor behind trailers.
@@ -372,7 +370,7 @@ pub(crate) struct AttemptBody {
 struct Reader {
     holder: Rc<RefCell<Holder>>,
     attempt: u32,
-    gate: Option<Arc<Gate>>,
+    gate: Option<Arc<ContinueGate>>,
     recorded: std::vec::IntoIter<Bytes>,
     length: Option<u64>,
     over: bool,
@@ -406,7 +404,7 @@ impl Body for AttemptBody {
         if holder.attempt != reader.attempt {
             reader.over = true;
             return Poll::Ready(
-                (holder.left_off != Some(reader.attempt)).then(|| Err(Over.into())),
+                (holder.refused_attempt != Some(reader.attempt)).then(|| Err(Over.into())),
             );
         }
         if holder.parked {

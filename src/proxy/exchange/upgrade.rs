@@ -24,9 +24,9 @@ use crate::{
     base::ticker::Deadline,
     proxy::{
         exchange::request_body::AttemptBody,
-        metrics::{ConnectionRejection, Lateness},
+        metrics::{ClientTimeout, ConnectionRejection},
         policy::clients::Permit,
-        server::http1::strict_reader::Intake,
+        server::http1::strict_reader::StrictReader,
         worker::Worker,
     },
     upstream::{self, Lease},
@@ -115,7 +115,7 @@ impl Tunnel {
         else {
             return;
         };
-        let Ok(Parts { io, read_buf, .. }) = client.downcast::<TokioIo<Intake>>() else {
+        let Ok(Parts { io, read_buf, .. }) = client.downcast::<TokioIo<StrictReader>>() else {
             return;
         };
         let Some(client) = io.into_inner().into_inner().filter(|_| read_buf.is_empty()) else {
@@ -145,7 +145,7 @@ impl Tunnel {
                 .await
         };
         if until_idle(carry, &idle).await {
-            worker.metrics.late(Lateness::Tunnel);
+            worker.metrics.late(ClientTimeout::Tunnel);
         }
         worker.metrics.tunnels_open.sub(1);
         drop((lease, permit));

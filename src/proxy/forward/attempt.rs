@@ -15,7 +15,7 @@ use crate::{
         error::Error,
         exchange::{
             Exchange, continue_gate as expect,
-            continue_gate::Gate,
+            continue_gate::ContinueGate,
             request_body::{AttemptBody, RequestBody},
             upgrade::Upgrade,
         },
@@ -24,12 +24,12 @@ use crate::{
         route::Route,
         worker::Worker,
     },
-    upstream::{self, Lease, Turn, Upstream},
+    upstream::{self, EndpointIndex, Lease, Upstream},
 };
 
 /// A request on its way, whatever becomes of it.
 #[derive(Clone, Copy)]
-pub(crate) struct Passage<'a> {
+pub(crate) struct RequestContext<'a> {
     pub(crate) worker: &'a Worker,
     pub(crate) exchange: &'a Exchange,
     pub(crate) route: &'a Route,
@@ -40,13 +40,13 @@ pub(crate) struct Passage<'a> {
 
 /// An upstream's answer, its body not read yet.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct UpstreamResponse {
     pub(crate) head: response::Parts,
     pub(crate) body: Incoming,
     pub(crate) lease: Lease<AttemptBody>,
 }
 
-impl Passage<'_> {
+impl RequestContext<'_> {
     /// Sends the request and waits for the head of its answer.
     ///
     /// A pooled connection may have been closed by the upstream a moment ago. If nothing of the request was written, or if
@@ -54,31 +54,34 @@ impl Passage<'_> {
     pub(crate) async fn attempt(
         self,
         authorization: Option<&HeaderValue>,
-    ) -> Result<Answer, Error> {
-        if self.body.is_better_held_back() {
-            return Box::pin(self.attempt_held_back(authorization)).await;
+    ) -> Result<UpstreamResponse, Error> {
+        if self.body.should_wait_for_continue() {
+            return Box::pin(self.attempt_with_continue(authorization)).await;
         }
-        self.attempt_as(Start::AtOnce, authorization).await
+        self.attempt_as(Start::Immediately, authorization).await
     }
 
-    async fn attempt_held_back(self, authorization: Option<&HeaderValue>) -> Result<Answer, Error> {
-        let answer = self.attempt_as(Start::WhenWanted, authorization).await?;
-        if answer.head.status != StatusCode::EXPECTATION_FAILED || !self.body.can_repeat() {
+    async fn attempt_with_continue(
+        self,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<UpstreamResponse, Error> {
+        let answer = self.attempt_as(Start::OnContinue, authorization).await?;
+        if answer.head.status != StatusCode::EXPECTATION_FAILED || !self.body.can_replay() {
             return Ok(answer);
         }
         // RFC 9110 §10.1.1: what cannot be expected is asked for again without.
         drop(answer);
-        Box::pin(self.attempt_as(Start::AtOnce, authorization)).await
+        Box::pin(self.attempt_as(Start::Immediately, authorization)).await
     }
 
     async fn attempt_as(
         self,
         start: Start,
         authorization: Option<&HeaderValue>,
-    ) -> Result<Answer, Error> {
+    ) -> Result<UpstreamResponse, Error> {
         // One turn an attempt: a connection that is reused and one that is dialled lead to the same endpoint.
-        let turn = self.upstream().turn();
-        if let Some(lease) = self.pooled(turn).await {
+        let endpoint_index = self.upstream().endpoint_index();
+        if let Some(lease) = self.pooled(endpoint_index).await {
             match self.send(lease, start, authorization).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failure {
@@ -87,7 +90,8 @@ impl Passage<'_> {
                 }) => return Err(error),
                 Err(Failure { again: true, .. }) => {}
             }
-            let second = Box::pin(self.on_new_connection(turn, start, authorization)).await;
+            let second =
+                Box::pin(self.on_new_connection(endpoint_index, start, authorization)).await;
             let outcome = if second.is_ok() {
                 RetryOutcome::Accepted
             } else {
@@ -98,7 +102,7 @@ impl Passage<'_> {
                 .retried(RetryReason::ConnectionLost, outcome);
             return second;
         }
-        Box::pin(self.on_new_connection(turn, start, authorization)).await
+        Box::pin(self.on_new_connection(endpoint_index, start, authorization)).await
     }
 
     fn upstream(&self) -> &Upstream<AttemptBody> {
@@ -109,28 +113,35 @@ impl Passage<'_> {
     ///
     /// A request that must not be sent twice first lets the runtime look for news from the network: a close that has
     /// arrived already is then known.
-    async fn pooled(&self, turn: Turn) -> Option<Lease<AttemptBody>> {
-        let mut lease = self.upstream().reuse(turn, self.upgrade.is_some())?;
+    async fn pooled(&self, endpoint_index: EndpointIndex) -> Option<Lease<AttemptBody>> {
+        let mut lease = self
+            .upstream()
+            .reuse(endpoint_index, self.upgrade.is_some())?;
         while !self.head.method.is_idempotent() {
             tokio::task::yield_now().await;
             if lease.is_open() {
                 break;
             }
-            lease = self.upstream().reuse(turn, self.upgrade.is_some())?;
+            lease = self
+                .upstream()
+                .reuse(endpoint_index, self.upgrade.is_some())?;
         }
         Some(lease)
     }
 
     async fn on_new_connection(
         self,
-        turn: Turn,
+        endpoint_index: EndpointIndex,
         start: Start,
         authorization: Option<&HeaderValue>,
-    ) -> Result<Answer, Error> {
+    ) -> Result<UpstreamResponse, Error> {
         let mut dials = MAX_DIALS;
         loop {
             dials -= 1;
-            let dialled = self.upstream().dial(turn, self.upgrade.is_some()).await;
+            let dialled = self
+                .upstream()
+                .dial(endpoint_index, self.upgrade.is_some())
+                .await;
             let lease = dialled.map_err(|error| self.worker.upstream_unreachable(error))?;
             match self.send(lease, start, authorization).await {
                 Ok(answer) => return Ok(answer),
@@ -145,24 +156,27 @@ impl Passage<'_> {
         mut lease: Lease<AttemptBody>,
         start: Start,
         authorization: Option<&HeaderValue>,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<UpstreamResponse, Failure> {
         let Self {
             worker,
             exchange,
             body,
             ..
         } = self;
-        let gate = (start == Start::WhenWanted && !lease.is_http2()).then(Arc::<Gate>::default);
+        let gate =
+            (start == Start::OnContinue && !lease.is_http2()).then(Arc::<ContinueGate>::default);
         let request = self.request(&lease, gate.as_ref(), authorization);
         match &gate {
-            Some(_) if !lease.ignores_expect(worker.clock.now()) => {
-                exchange.answer_due.arm(expect::PATIENCE.into())
-            }
+            Some(_) if !lease.ignores_expect(worker.clock.now()) => exchange
+                .upstream_deadline
+                .arm(expect::CONTINUE_TIMEOUT.into()),
             None if body.is_empty() => exchange.client_finished(true),
             gate => {
                 gate.iter().for_each(|gate| gate.open());
                 // The upstream must take some of it. On HTTP/2, it may not even let the stream begin.
-                exchange.answer_due.arm(exchange.limits.get().body_idle);
+                exchange
+                    .upstream_deadline
+                    .arm(exchange.limits.get().body_idle);
             }
         }
         let sent = {
@@ -170,18 +184,20 @@ impl Passage<'_> {
             poll_fn(|cx| match sending.as_mut().poll(cx) {
                 Poll::Ready(sent) => Poll::Ready(Some(sent)),
                 Poll::Pending => {
-                    ready!(exchange.answer_due.poll_due(cx));
+                    ready!(exchange.upstream_deadline.poll_due(cx));
                     let Some(gate) = gate.as_ref().filter(|gate| !gate.is_open()) else {
                         return Poll::Ready(None);
                     };
-                    exchange.answer_due.arm(exchange.limits.get().body_idle);
+                    exchange
+                        .upstream_deadline
+                        .arm(exchange.limits.get().body_idle);
                     gate.open();
-                    exchange.answer_due.poll_due(cx).map(|()| None)
+                    exchange.upstream_deadline.poll_due(cx).map(|()| None)
                 }
             })
             .await
         };
-        exchange.answer_due.disarm();
+        exchange.upstream_deadline.disarm();
         if let Some(gate) = gate.filter(|gate| gate.is_open()) {
             lease.remember_expect(gate.is_wanted(), worker.clock.now());
         }
@@ -196,11 +212,11 @@ impl Passage<'_> {
                         again: false,
                     });
                 }
-                if headers::speaks_for_somebody(&head.headers) {
+                if headers::authenticates_connection(&head.headers) {
                     lease.retire();
                 }
                 body.answered();
-                Ok(Answer {
+                Ok(UpstreamResponse {
                     head,
                     body: answer,
                     lease,
@@ -231,7 +247,7 @@ impl Passage<'_> {
         let is_lost = lease.is_reused()
             && (is_unwritten
                 || self.head.method.is_idempotent() && matches!(error, Error::BrokenOff));
-        let again = (is_lost || upstream::is_unprocessed(&failed)) && self.body.can_repeat();
+        let again = (is_lost || upstream::is_unprocessed(&failed)) && self.body.can_replay();
         if !again {
             self.body.end();
             self.worker.upstream_failed(lease.endpoint(), error.label());
@@ -242,7 +258,7 @@ impl Passage<'_> {
     fn request(
         &self,
         lease: &Lease<AttemptBody>,
-        gate: Option<&Arc<Gate>>,
+        gate: Option<&Arc<ContinueGate>>,
         authorization: Option<&HeaderValue>,
     ) -> Request<AttemptBody> {
         let rewrite = Rewrite {
@@ -251,7 +267,7 @@ impl Passage<'_> {
             forwarded: self.worker.config.forwarded_headers,
             client: &self.exchange.peer.client,
             mark: &self.worker.mark,
-            withheld: &self.worker.withheld,
+            stripped: &self.worker.stripped,
             authorization,
         };
         let mut request = Request::new(self.body.attempt(gate.cloned(), lease.is_http2()));
@@ -306,9 +322,9 @@ impl Passage<'_> {
 /// When a request's body follows its head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Start {
-    AtOnce,
+    Immediately,
     /// When the upstream asks for it, or has had the time to.
-    WhenWanted,
+    OnContinue,
 }
 
 struct Failure {

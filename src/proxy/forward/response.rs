@@ -11,8 +11,8 @@ use crate::{
     proxy::{
         exchange::request_body::AttemptBody,
         forward::{
-            attempt::{Answer, Passage},
-            response_body::{Rest, is_cut},
+            attempt::{RequestContext, UpstreamResponse},
+            response_body::{UpstreamBody, is_truncated},
         },
         message::{
             headers::{self, Home},
@@ -27,14 +27,14 @@ use crate::{
 pub(crate) const READ_AHEAD_LIMIT: usize = 64 * 1024;
 
 /// An answer, ready for the client.
-pub(crate) struct Relay {
+pub(crate) struct ClientResponse {
     pub(crate) head: response::Parts,
     pub(crate) ahead: VecDeque<Frame<Bytes>>,
-    pub(crate) rest: Option<Rest>,
+    pub(crate) rest: Option<UpstreamBody>,
     pub(crate) rewriter: Option<rewrite::Stream>,
 }
 
-impl Relay {
+impl ClientResponse {
     /// An answer without a body.
     pub(crate) fn of_head(head: response::Parts) -> Self {
         Self {
@@ -49,17 +49,17 @@ impl Relay {
 /// How far an answer was read.
 pub(crate) enum ReadAhead {
     /// To its end; the connection is free.
-    Whole(Relay, Lease<AttemptBody>),
+    Whole(ClientResponse, Lease<AttemptBody>),
     /// It is too large, or too slow, to be kept: it can only be passed on.
-    Endless(Relay),
+    TooLarge(ClientResponse),
     /// Its connection broke before its end, so that it cannot be shown to anybody.
     Broken,
 }
 
-impl Passage<'_> {
+impl RequestContext<'_> {
     /// Makes an answer ready, its body unread.
-    pub(crate) fn relay(&self, answer: Answer) -> Relay {
-        let Answer {
+    pub(crate) fn relay(&self, answer: UpstreamResponse) -> ClientResponse {
+        let UpstreamResponse {
             mut head,
             body,
             lease,
@@ -77,12 +77,12 @@ impl Passage<'_> {
                 upgrade.agreed(upstream, lease, permit)
             });
             *self.exchange.tunnel.borrow_mut() = tunnel;
-            return Relay::of_head(head);
+            return ClientResponse::of_head(head);
         }
-        Relay {
+        ClientResponse {
             head,
             ahead: VecDeque::new(),
-            rest: Some(Rest { body, lease }),
+            rest: Some(UpstreamBody { body, lease }),
             rewriter,
         }
     }
@@ -101,7 +101,7 @@ impl Passage<'_> {
         if self.worker.upstreams[self.route.upstream].config().cookies == Cookies::Drop {
             head.headers.remove(header::SET_COOKIE);
         }
-        rewrite::bring_cookies_home(&mut head.headers, &endpoint.host, rewrites);
+        rewrite::map_cookies(&mut head.headers, &endpoint.host, rewrites);
         if rewrites.is_empty() || !self.route.is_rewritten {
             return None;
         }
@@ -112,8 +112,8 @@ impl Passage<'_> {
     }
 
     /// Reads an answer's body as far as it may be kept.
-    pub(crate) async fn read_ahead(&self, answer: Answer) -> ReadAhead {
-        let Answer {
+    pub(crate) async fn read_ahead(&self, answer: UpstreamResponse) -> ReadAhead {
+        let UpstreamResponse {
             mut head,
             mut body,
             lease,
@@ -126,10 +126,10 @@ impl Passage<'_> {
             let frame = tokio::select! {
                 biased;
                 frame = body.frame() => frame,
-                () = self.exchange.answer_due.due() => break false,
+                () = self.exchange.upstream_deadline.due() => break false,
             };
             match frame {
-                None if !is_cut(&body, &lease, self.body) => break true,
+                None if !is_truncated(&body, &lease, self.body) => break true,
                 Some(Ok(mut frame)) => {
                     length += frame.data_ref().map_or(0, Bytes::len);
                     if let Some(trailers) = frame.trailers_mut() {
@@ -141,23 +141,23 @@ impl Passage<'_> {
                     }
                 }
                 None | Some(Err(_)) => {
-                    self.exchange.answer_due.disarm();
+                    self.exchange.upstream_deadline.disarm();
                     self.worker.upstream_failed(lease.endpoint(), "truncated");
                     return ReadAhead::Broken;
                 }
             }
         };
-        self.exchange.answer_due.disarm();
+        self.exchange.upstream_deadline.disarm();
         if !is_whole {
-            return ReadAhead::Endless(Relay {
+            return ReadAhead::TooLarge(ClientResponse {
                 head,
                 ahead,
-                rest: Some(Rest { body, lease }),
+                rest: Some(UpstreamBody { body, lease }),
                 rewriter,
             });
         }
         ReadAhead::Whole(
-            Relay {
+            ClientResponse {
                 head,
                 ahead,
                 rest: None,

@@ -18,7 +18,7 @@ use crate::{
             Exchange,
             request_body::{AttemptBody, RequestBody},
         },
-        message::{headers, observed::Look, urls as rewrite},
+        message::{headers, observed::Observer, urls as rewrite},
         policy::clients::Permit,
         worker::Worker,
     },
@@ -30,23 +30,23 @@ use crate::{
 pub(crate) struct ResponseBody {
     /// Read ahead, or ours.
     ahead: VecDeque<Frame<Bytes>>,
-    rest: Option<Rest>,
+    rest: Option<UpstreamBody>,
     /// Brings addresses in it home.
     rewriter: Option<rewrite::Stream>,
-    look: Option<Box<Look>>,
-    account: Account,
+    look: Option<Box<Observer>>,
+    account: InFlightGuard,
 }
 
 /// What is still to come from the upstream.
 #[derive(Debug)]
-pub(crate) struct Rest {
+pub(crate) struct UpstreamBody {
     pub(crate) body: Incoming,
     pub(crate) lease: Lease<AttemptBody>,
 }
 
 /// Closed when the answer has ended, however it ended.
 #[derive(Debug)]
-pub(crate) struct Account {
+pub(crate) struct InFlightGuard {
     worker: Rc<Worker>,
     exchange: Rc<Exchange>,
     request: RequestBody,
@@ -73,13 +73,17 @@ pub(crate) enum Broken {
 ///
 /// hyper takes a reset for an end if it states no error. That is right behind a whole answer that came early, which leaves
 /// the rest of its request unread (RFC 9113 §8.1); but a request without a body has no rest.
-pub(crate) fn is_cut(answer: &Incoming, lease: &Lease<AttemptBody>, request: &RequestBody) -> bool {
+pub(crate) fn is_truncated(
+    answer: &Incoming,
+    lease: &Lease<AttemptBody>,
+    request: &RequestBody,
+) -> bool {
     lease.is_http2() && request.is_empty() && !answer.is_end_stream()
 }
 
 impl ResponseBody {
     /// A body of our own.
-    pub(crate) fn ours(words: Bytes, account: Account) -> Self {
+    pub(crate) fn ours(words: Bytes, account: InFlightGuard) -> Self {
         Self {
             ahead: VecDeque::from([Frame::data(words)]),
             rest: None,
@@ -92,10 +96,10 @@ impl ResponseBody {
     /// An upstream's body, some of it perhaps read ahead.
     pub(crate) fn relayed(
         ahead: VecDeque<Frame<Bytes>>,
-        rest: Option<Rest>,
+        rest: Option<UpstreamBody>,
         rewriter: Option<rewrite::Stream>,
-        look: Option<Box<Look>>,
-        account: Account,
+        look: Option<Box<Observer>>,
+        account: InFlightGuard,
     ) -> Self {
         let mut body = Self {
             ahead,
@@ -121,7 +125,7 @@ impl ResponseBody {
     }
 
     fn break_off(&mut self, label: &'static str) {
-        let Account {
+        let InFlightGuard {
             worker, exchange, ..
         } = &self.account;
         if let Some(rest) = self.rest.take() {
@@ -217,11 +221,11 @@ impl ResponseBody {
         let Poll::Ready(frame) = Pin::new(&mut rest.body).poll_frame(cx) else {
             let exchange = &this.account.exchange;
             exchange.waiting_for_upstream();
-            ready!(exchange.answer_due.poll_due(cx));
+            ready!(exchange.upstream_deadline.poll_due(cx));
             this.break_off("response_timeout");
             return Poll::Ready(Some(Err(Broken::Silent)));
         };
-        this.account.exchange.answer_due.disarm();
+        this.account.exchange.upstream_deadline.disarm();
         match frame {
             Some(Ok(mut frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {
@@ -239,7 +243,7 @@ impl ResponseBody {
                 this.break_off("truncated");
                 Poll::Ready(Some(Err(Broken::Upstream(error))))
             }
-            None if is_cut(&rest.body, &rest.lease, &this.account.request) => {
+            None if is_truncated(&rest.body, &rest.lease, &this.account.request) => {
                 this.break_off("truncated");
                 Poll::Ready(Some(Err(Broken::Reset)))
             }
@@ -258,12 +262,12 @@ impl Drop for ResponseBody {
             self.account.exchange.monitor.complete();
         }
         if let Some(look) = self.look.take() {
-            self.account.worker.looked_into(&look);
+            self.account.worker.observed(&look);
         }
     }
 }
 
-impl Account {
+impl InFlightGuard {
     pub(crate) fn open(
         worker: &Rc<Worker>,
         exchange: &Rc<Exchange>,
@@ -284,7 +288,7 @@ impl Account {
     }
 }
 
-impl Drop for Account {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         let metrics = &self.worker.metrics;
         metrics.in_flight.sub(1);
@@ -292,7 +296,7 @@ impl Drop for Account {
         metrics
             .duration
             .observe(self.worker.clock.now().saturating_since(self.received));
-        self.exchange.answer_due.disarm();
+        self.exchange.upstream_deadline.disarm();
         if self.request.close() {
             self.exchange.monitor.end_exchange(self.number);
         }

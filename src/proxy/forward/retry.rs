@@ -12,30 +12,30 @@ use crate::{
         error::Error,
         exchange::request_body::AttemptBody,
         forward::{
-            attempt::{Answer, Passage},
-            response::{READ_AHEAD_LIMIT, ReadAhead, Relay},
+            attempt::{RequestContext, UpstreamResponse},
+            response::{ClientResponse, READ_AHEAD_LIMIT, ReadAhead},
         },
         message::{
-            judge::{Verdict, judge, may_repeat, refuses},
+            judge::{Verdict, judge, may_replay, refuses},
             urls as rewrite,
             urls::Treatment,
         },
         metrics::{RetryOutcome, RetryReason},
-        worker::Carried,
+        worker::LocalToken,
     },
     token::Rejection,
     upstream::Lease,
 };
 
 /// An answer that refuses the token.
-pub(crate) enum Refusal {
+pub(crate) enum AuthFailure {
     /// As its status says.
-    Unread(Answer),
+    Unread(UpstreamResponse),
     /// As its JSON says.
-    Read(Box<Relay>, Lease<AttemptBody>),
+    Read(Box<ClientResponse>, Lease<AttemptBody>),
 }
 
-impl Refusal {
+impl AuthFailure {
     fn status(&self) -> StatusCode {
         match self {
             Self::Unread(answer) => answer.head.status,
@@ -49,12 +49,16 @@ pub(crate) fn is_proof(status: StatusCode) -> bool {
     status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS
 }
 
-impl Passage<'_> {
+impl RequestContext<'_> {
     /// An answer that may be a refusal under a status that is none: it is read before the client sees any of it.
-    pub(crate) async fn judge_json(&self, answer: Answer, token: &Carried) -> Result<Relay, Error> {
+    pub(crate) async fn judge_json(
+        &self,
+        answer: UpstreamResponse,
+        token: &LocalToken,
+    ) -> Result<ClientResponse, Error> {
         match self.read_ahead(answer).await {
             ReadAhead::Whole(relay, lease) if self.is_refusal_in_json(&relay.ahead) => {
-                self.replay(Refusal::Read(Box::new(relay), lease), token)
+                self.replay(AuthFailure::Read(Box::new(relay), lease), token)
                     .await
             }
             ReadAhead::Whole(relay, lease) => {
@@ -62,7 +66,7 @@ impl Passage<'_> {
                 lease.release();
                 Ok(relay)
             }
-            ReadAhead::Endless(relay) => {
+            ReadAhead::TooLarge(relay) => {
                 token.accepted();
                 Ok(relay)
             }
@@ -71,7 +75,7 @@ impl Passage<'_> {
     }
 
     /// Whether an answer's body could say what its status does not.
-    pub(crate) fn may_refuse_in_json(&self, answer: &Answer) -> bool {
+    pub(crate) fn may_refuse_in_json(&self, answer: &UpstreamResponse) -> bool {
         if self.worker.config.retry.json.is_none()
             || self.head.method == Method::HEAD
             || answer.body.is_end_stream()
@@ -84,7 +88,7 @@ impl Passage<'_> {
         }
         let is_coded = rewrite::is_coded(&head.headers);
         if is_coded && !self.route.is_rewritten {
-            self.worker.metrics.treated(Treatment::Coded);
+            self.worker.metrics.treated(Treatment::Encoded);
         }
         !is_coded
             && answer
@@ -110,17 +114,21 @@ impl Passage<'_> {
     }
 
     /// The token was refused: send the request again under a newer one, once; or else pass the refusal on.
-    pub(crate) async fn replay(&self, refusal: Refusal, refused: &Carried) -> Result<Relay, Error> {
+    pub(crate) async fn replay(
+        &self,
+        refusal: AuthFailure,
+        refused: &LocalToken,
+    ) -> Result<ClientResponse, Error> {
         let rejection = self.worker.credential.rejected(refused.version());
-        let repeatable = may_repeat(
+        let repeatable = may_replay(
             refusal.status(),
             &self.head.method,
             &self.worker.config.retry,
         );
-        if !repeatable || !self.body.can_repeat() {
+        if !repeatable || !self.body.can_replay() {
             let refusal = match refusal {
-                Refusal::Unread(answer) => self.relay(answer),
-                Refusal::Read(relay, lease) => {
+                AuthFailure::Unread(answer) => self.relay(answer),
+                AuthFailure::Read(relay, lease) => {
                     lease.release();
                     *relay
                 }
@@ -130,17 +138,17 @@ impl Passage<'_> {
         // The refusal is read first: an attempt that is ended may take its connection, and the refusal, with it.
         self.body.park();
         let read = match refusal {
-            Refusal::Unread(answer) => self.read_ahead(answer).await,
-            Refusal::Read(relay, lease) => ReadAhead::Whole(*relay, lease),
+            AuthFailure::Unread(answer) => self.read_ahead(answer).await,
+            AuthFailure::Read(relay, lease) => ReadAhead::Whole(*relay, lease),
         };
         let refusal = match read {
             ReadAhead::Whole(refusal, lease) => {
-                if self.body.leave_off() {
+                if self.body.end_refused() {
                     lease.release();
                 }
                 Some(refusal)
             }
-            ReadAhead::Endless(refusal) => {
+            ReadAhead::TooLarge(refusal) => {
                 self.body.unpark();
                 return self.exhausted(RetryOutcome::BodyNotKept, refusal);
             }
@@ -185,7 +193,7 @@ impl Passage<'_> {
                     lease.release();
                     relay
                 }
-                ReadAhead::Endless(relay) => relay,
+                ReadAhead::TooLarge(relay) => relay,
                 ReadAhead::Broken => return Err(Error::BrokenOff),
             }
         } else {
@@ -206,7 +214,7 @@ impl Passage<'_> {
     }
 
     /// What its head says of the token.
-    pub(crate) fn judge(&self, answer: &Answer) -> Verdict {
+    pub(crate) fn judge(&self, answer: &UpstreamResponse) -> Verdict {
         judge(
             answer.head.status,
             &answer.head.headers,
@@ -215,7 +223,11 @@ impl Passage<'_> {
     }
 
     /// The refusal is the answer, unless the operator does not want apps to see it.
-    fn exhausted(&self, outcome: RetryOutcome, refusal: Relay) -> Result<Relay, Error> {
+    fn exhausted(
+        &self,
+        outcome: RetryOutcome,
+        refusal: ClientResponse,
+    ) -> Result<ClientResponse, Error> {
         self.worker
             .metrics
             .retried(RetryReason::Unauthorized, outcome);

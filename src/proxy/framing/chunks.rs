@@ -1,6 +1,6 @@
 //! Chunked bodies, RFC 9112 §7.1.
 
-use super::{Fault, Limits, is_in_values, is_token};
+use super::{Fault, HeadLimits, is_in_values, is_token};
 
 /// The most bytes of a chunk's line: its size and its extensions.
 const LINE: usize = 1024;
@@ -48,7 +48,11 @@ impl Default for Chunks {
 
 impl Chunks {
     /// Reads on. Returns how many bytes are good, and whether the body ends behind them.
-    pub(super) fn read(&mut self, bytes: &[u8], limits: Limits) -> (usize, Result<bool, Fault>) {
+    pub(super) fn read(
+        &mut self,
+        bytes: &[u8],
+        limits: HeadLimits,
+    ) -> (usize, Result<bool, Fault>) {
         let mut at = 0;
         while at < bytes.len() {
             if self.part == Part::Data {
@@ -81,7 +85,7 @@ impl Chunks {
     }
 
     /// The part that follows this byte of a line; `None` if it has no place there.
-    fn byte(&mut self, byte: u8, limits: Limits) -> Option<Part> {
+    fn byte(&mut self, byte: u8, limits: HeadLimits) -> Option<Part> {
         self.length += 1;
         let is_trailer = matches!(
             self.part,

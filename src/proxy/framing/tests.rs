@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const LIMITS: Limits = Limits {
+const LIMITS: HeadLimits = HeadLimits {
     target: 100,
     head: 500,
     fields: 6,
@@ -11,7 +11,7 @@ const LIMITS: Limits = Limits {
 const MALFORMED: u16 = 400;
 
 /// What a connection that sends this gets: heads found good, and the status of the fault, if there is one.
-fn verdict(pieces: &[&[u8]]) -> (u32, Option<(Place, u16)>, Vec<u8>) {
+fn verdict(pieces: &[&[u8]]) -> (u32, Option<(FaultSite, u16)>, Vec<u8>) {
     let mut framing = Framing::new(LIMITS);
     let (mut held, mut passed, mut heads) = (Vec::new(), Vec::new(), 0);
     for piece in pieces {
@@ -46,7 +46,7 @@ fn status(request: &[u8]) -> u16 {
         (heads, Some((place, status)), passed) => {
             assert_eq!(
                 (heads, place, passed.len()),
-                (0, Place::Request, 0),
+                (0, FaultSite::Request, 0),
                 "{}",
                 request.escape_ascii()
             );
@@ -264,7 +264,7 @@ fn chunks() {
     }
     // What was handed on before stays good.
     let (heads, fault, passed) = verdict(&[head.as_bytes(), b"3\r\nab", b"c\r\n3\nabc"]);
-    assert_eq!((heads, fault), (1, Some((Place::Body, 400))));
+    assert_eq!((heads, fault), (1, Some((FaultSite::Body, 400))));
     assert!(passed.ends_with(b"3\r\nabc\r\n3"));
 }
 
@@ -277,7 +277,7 @@ fn requests_follow_each_other() {
     let (heads, fault, passed) = verdict(&[&three[..], b"GET / HTTP/1.1\r\nX : y\r\n\r\n"]);
     assert_eq!(
         (heads, fault, passed.len()),
-        (3, Some((Place::Request, 400)), three.len())
+        (3, Some((FaultSite::Request, 400)), three.len())
     );
     // The last body is malformed: its head is taken back, those before it are not.
     let (heads, fault, passed) = verdict(&[&[
@@ -287,7 +287,7 @@ fn requests_follow_each_other() {
     .concat()]);
     assert_eq!(
         (heads, fault, passed.len()),
-        (3, Some((Place::Request, 400)), three.len())
+        (3, Some((FaultSite::Request, 400)), three.len())
     );
 }
 
@@ -325,7 +325,7 @@ proptest! {
             prop_assert_eq!(fault.map(|(_, status)| status), split_fault.map(|(_, status)| status));
             match split_fault {
                 // The head was gone before its body was seen.
-                Some((Place::Body, _)) => prop_assert!(split_heads >= heads && split_passed.starts_with(&passed)),
+                Some((FaultSite::Body, _)) => prop_assert!(split_heads >= heads && split_passed.starts_with(&passed)),
                 _ => prop_assert_eq!((heads, &passed), (split_heads, &split_passed)),
             }
         }

@@ -16,14 +16,14 @@ const OUTDOING: [HeaderName; 4] = [
 
 /// What is added to what the upstream says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Privacy {
+pub(crate) enum CachePolicy {
     /// `private`, if it says nothing about sharing.
     WhereSilent,
     /// `private` in any case: clients differ in something that no cache looks at.
     Always,
 }
 
-impl Privacy {
+impl CachePolicy {
     /// What these clients need.
     pub(crate) fn of(clients: &[Client]) -> Self {
         if clients.iter().all(Client::is_known_to_caches) {
@@ -108,7 +108,7 @@ fn name(directive: &[u8]) -> &[u8] {
 mod tests {
     use super::*;
 
-    fn imposed(privacy: Privacy, theirs: &[&'static str]) -> String {
+    fn imposed(privacy: CachePolicy, theirs: &[&'static str]) -> String {
         let mut headers = HeaderMap::new();
         for value in theirs {
             headers.append(header::CACHE_CONTROL, HeaderValue::from_static(value));
@@ -157,19 +157,19 @@ mod tests {
             (&["publicity"], "publicity | private", "publicity | private"),
         ] {
             assert_eq!(
-                imposed(Privacy::WhereSilent, theirs),
+                imposed(CachePolicy::WhereSilent, theirs),
                 where_silent,
                 "{theirs:?}"
             );
-            assert_eq!(imposed(Privacy::Always, theirs), always, "{theirs:?}");
+            assert_eq!(imposed(CachePolicy::Always, theirs), always, "{theirs:?}");
         }
     }
 
     #[test]
     fn nothing_outdoes_cache_control() {
         for (cache_control, privacy) in [
-            ("private", Privacy::WhereSilent),
-            ("public", Privacy::Always),
+            ("private", CachePolicy::WhereSilent),
+            ("public", CachePolicy::Always),
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(

@@ -19,7 +19,7 @@ use crate::{
     proxy::{
         ForwardedHeaders,
         error::Error,
-        message::{cache_control::Privacy, urls::Rewrites},
+        message::{cache_control::CachePolicy, urls::UrlMap},
     },
     upstream::{Endpoint, Host},
 };
@@ -91,7 +91,7 @@ pub struct Rewrite<'a> {
     /// Our mark, by which a request that comes round again is recognised.
     pub mark: &'a HeaderValue,
     /// Fields that are for us alone: what clients show to prove who they are.
-    pub withheld: &'a [HeaderName],
+    pub stripped: &'a [HeaderName],
     /// The token.
     pub authorization: Option<&'a HeaderValue>,
 }
@@ -104,7 +104,7 @@ pub fn outbound(head: &request::Parts, rewrite: &Rewrite<'_>) -> HeaderMap {
     let nominated = Nominated::of(&head.headers);
     let mut out = HeaderMap::with_capacity(head.headers.len() + 8);
     for (name, value) in &head.headers {
-        if !is_dropped_from_requests(name, rewrite.withheld) && !nominated.contains(name) {
+        if !is_dropped_from_requests(name, rewrite.stripped) && !nominated.contains(name) {
             out.append(name.clone(), value.clone());
         }
     }
@@ -118,7 +118,7 @@ pub fn outbound(head: &request::Parts, rewrite: &Rewrite<'_>) -> HeaderMap {
         ),
     };
     if let Some(client_host) = client_host.filter(|_| *rewrite.host != Host::Client) {
-        naturalise(&mut out, client_host, rewrite);
+        rewrite_origin(&mut out, client_host, rewrite);
     }
     add_forwarding(&mut out, client_host, rewrite);
     out.append(CDN_LOOP, rewrite.mark.clone());
@@ -233,7 +233,7 @@ pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
 
 /// Whether a request has passed this instance before. `CDN-Loop` (RFC 8586) rather than `Via`, since some servers stop
 /// compressing when they see the latter.
-pub(crate) fn has_been_here(headers: &HeaderMap, mark: &HeaderValue) -> bool {
+pub(crate) fn has_loop_id(headers: &HeaderMap, mark: &HeaderValue) -> bool {
     headers.get_all(CDN_LOOP).iter().any(|value| {
         value
             .as_bytes()
@@ -263,7 +263,7 @@ pub(crate) fn is_unambiguous(head: &response::Parts, is_upgrade_wished: bool) ->
 
 /// Whether an upstream takes whoever comes by this connection for the same person from now on: NTLM and Negotiate
 /// (RFC 4559) vouch for connections, not for requests.
-pub(crate) fn speaks_for_somebody(headers: &HeaderMap) -> bool {
+pub(crate) fn authenticates_connection(headers: &HeaderMap) -> bool {
     let mut challenges = headers
         .get_all(header::WWW_AUTHENTICATE)
         .iter()
@@ -283,9 +283,9 @@ pub(crate) fn speaks_for_somebody(headers: &HeaderMap) -> bool {
 pub(crate) fn inbound(
     head: &mut response::Parts,
     endpoint: &Endpoint,
-    origins: &Rewrites,
+    origins: &UrlMap,
     home: &Home<'_>,
-    privacy: Option<Privacy>,
+    privacy: Option<CachePolicy>,
 ) {
     let headers = &mut head.headers;
     let nominated = Nominated::of(headers);
@@ -297,8 +297,8 @@ pub(crate) fn inbound(
     }
     for name in [header::LOCATION, header::CONTENT_LOCATION] {
         let address = headers.get(&name);
-        let address =
-            address.and_then(|address| brought_home(address.as_bytes(), endpoint, origins, home));
+        let address = address
+            .and_then(|address| mapped_location(address.as_bytes(), endpoint, origins, home));
         if let Some(address) = address.and_then(|address| HeaderValue::from_bytes(&address).ok()) {
             headers.insert(name, address);
         }
@@ -310,7 +310,7 @@ pub(crate) fn inbound(
 
 /// A page that was loaded from us calls us its origin, and who moves a file names a place that is here; to the upstream, that
 /// is the upstream's own.
-fn naturalise(out: &mut HeaderMap, client_host: &HeaderValue, rewrite: &Rewrite<'_>) {
+fn rewrite_origin(out: &mut HeaderMap, client_host: &HeaderValue, rewrite: &Rewrite<'_>) {
     let Rewrite {
         endpoint, client, ..
     } = rewrite;
@@ -396,10 +396,10 @@ fn joined(headers: &HeaderMap, name: &HeaderName, last: &[u8]) -> Option<HeaderV
 }
 
 /// A `Location` as the client can reach it.
-fn brought_home(
+fn mapped_location(
     location: &[u8],
     endpoint: &Endpoint,
-    origins: &Rewrites,
+    origins: &UrlMap,
     home: &Home<'_>,
 ) -> Option<Vec<u8>> {
     let is_network_path = location.starts_with(b"//");

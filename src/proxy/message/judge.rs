@@ -48,7 +48,7 @@ fn is_same(code: &Value, value: &Value) -> bool {
 ///
 /// A 401 states that the request was not applied (RFC 9110 §15.5.2), so every method may. Another status may have come
 /// after the deed.
-pub(crate) fn may_repeat(status: StatusCode, method: &Method, retry: &Retry) -> bool {
+pub(crate) fn may_replay(status: StatusCode, method: &Method, retry: &Retry) -> bool {
     status == StatusCode::UNAUTHORIZED || retry.any_method || method.is_idempotent()
 }
 
@@ -168,14 +168,14 @@ mod tests {
     #[test]
     fn a_401_frees_every_method_and_other_statuses_only_idempotent_ones() {
         let forbidden = StatusCode::FORBIDDEN;
-        assert!(may_repeat(
+        assert!(may_replay(
             StatusCode::UNAUTHORIZED,
             &Method::POST,
             &retry()
         ));
-        assert!(!may_repeat(forbidden, &Method::POST, &retry()));
-        assert!(may_repeat(forbidden, &Method::PUT, &retry()));
-        assert!(may_repeat(
+        assert!(!may_replay(forbidden, &Method::POST, &retry()));
+        assert!(may_replay(forbidden, &Method::PUT, &retry()));
+        assert!(may_replay(
             forbidden,
             &Method::POST,
             &Retry {

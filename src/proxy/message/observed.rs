@@ -1,7 +1,7 @@
 //! What answers tell about the cloud that the configuration does not handle: codes of failure within a 200, and addresses
 //! that lead past us. For `/status`, so that whoever sets the proxy up need not guess.
 //!
-//! A few JSON answers a second are looked into while they pass; none waits for it.
+//! A few JSON answers a second are observed_rate into while they pass; none waits for it.
 
 use std::{
     collections::BTreeSet,
@@ -15,13 +15,13 @@ use url::Url;
 
 use crate::proxy::{
     RetryJson,
-    message::{urls as rewrite, urls::Rewrites},
+    message::{urls as rewrite, urls::UrlMap},
 };
 
 /// Answers that one worker looks into in a second.
 pub(crate) const EACH_SECOND: u32 = 4;
 
-/// The largest answer that is looked into.
+/// The largest answer that is observed_rate into.
 const MAX_ANSWER: usize = 16 * 1024;
 
 /// What is remembered of each kind; the oldest gives way.
@@ -32,7 +32,7 @@ const CODE: &str = "/code";
 
 /// One worker's notes. Written a few times a second at most, so that a lock does no harm.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub struct Observed {
     notes: Mutex<Notes>,
 }
 
@@ -50,13 +50,13 @@ pub struct Notes {
 pub struct Note {
     /// The code, or the origin.
     pub words: String,
-    /// In how many of the answers that were looked into.
+    /// In how many of the answers that were observed_rate into.
     pub answers: u64,
     /// When it was seen last.
     pub last: SystemTime,
 }
 
-impl Seen {
+impl Observed {
     /// What was seen so far.
     pub fn notes(&self) -> MutexGuard<'_, Notes> {
         // Whoever panicked with it has left whole notes behind.
@@ -88,14 +88,14 @@ pub fn pointer(retry: Option<&RetryJson>) -> &str {
     retry.map_or(CODE, |retry| retry.pointer.as_str())
 }
 
-/// An answer on its way that is looked into when it has passed.
+/// An answer on its way that is observed_rate into when it has passed.
 #[derive(Debug, Default)]
-pub(crate) struct Look {
+pub(crate) struct Observer {
     kept: Vec<u8>,
     is_too_large: bool,
 }
 
-impl Look {
+impl Observer {
     /// Whether there may be something to see.
     pub(crate) fn is_worth_it(head: &response::Parts) -> bool {
         head.status.is_success()
@@ -117,9 +117,9 @@ impl Look {
     /// Takes down what is worth it.
     pub(crate) fn note(
         &self,
-        seen: &Seen,
+        seen: &Observed,
         retry: Option<&RetryJson>,
-        rewrites: &Rewrites,
+        rewrites: &UrlMap,
         now: SystemTime,
     ) {
         let Ok(answer) = serde_json::from_slice::<Value>(&self.kept) else {
@@ -178,7 +178,7 @@ fn code(value: &Value) -> Option<String> {
     ((is_number || is_word) && words.len() <= 32 && !is_success).then_some(words)
 }
 
-fn collect_origins(value: &Value, rewrites: &Rewrites, origins: &mut BTreeSet<String>) {
+fn collect_origins(value: &Value, rewrites: &UrlMap, origins: &mut BTreeSet<String>) {
     match value {
         Value::String(words) if origins.len() < MAX_NOTES => {
             origins.extend(foreign_origin(words, rewrites))
@@ -193,7 +193,7 @@ fn collect_origins(value: &Value, rewrites: &Rewrites, origins: &mut BTreeSet<St
     }
 }
 
-fn foreign_origin(address: &str, rewrites: &Rewrites) -> Option<String> {
+fn foreign_origin(address: &str, rewrites: &UrlMap) -> Option<String> {
     if !address.get(..4)?.eq_ignore_ascii_case("http")
         || rewrites.home(address.as_bytes(), b"").is_some()
     {
@@ -215,11 +215,11 @@ mod tests {
     use crate::proxy::Rewrite;
 
     fn noted(answer: &str, retry: Option<&RetryJson>) -> (Vec<String>, Vec<String>) {
-        let rewrites = Rewrites::new(&[Rewrite {
+        let rewrites = UrlMap::new(&[Rewrite {
             from: "http://document.example.com".into(),
             to: "/_document".into(),
         }]);
-        let (seen, mut look) = (Seen::default(), Look::default());
+        let (seen, mut look) = (Observed::default(), Observer::default());
         for piece in answer.as_bytes().chunks(7) {
             look.push(piece);
         }

@@ -9,7 +9,7 @@ use crate::proxy::Rewrite;
 
 /// What is brought home, and to where.
 #[derive(Debug, Default)]
-pub(crate) struct Rewrites {
+pub(crate) struct UrlMap {
     rules: Vec<Rule>,
 }
 
@@ -27,12 +27,12 @@ pub(crate) enum Treatment {
     /// It passes as it is.
     Untouched,
     /// It may hold addresses, but is compressed: it passes as it is, and is counted.
-    Coded,
+    Encoded,
     /// The addresses in it are brought home.
     Rewritten,
 }
 
-impl Rewrites {
+impl UrlMap {
     pub(crate) fn new(rewrites: &[Rewrite]) -> Self {
         let mut rules = Vec::new();
         for Rewrite { from, to } in rewrites {
@@ -98,7 +98,7 @@ impl Rewrites {
             return Treatment::Untouched;
         }
         if is_coded(&head.headers) {
-            return Treatment::Coded;
+            return Treatment::Encoded;
         }
         // What described the body of the cloud's does not describe ours.
         for name in [header::ETAG, header::CONTENT_LENGTH, header::ACCEPT_RANGES] {
@@ -161,11 +161,7 @@ pub(crate) fn is_coded(headers: &HeaderMap) -> bool {
 
 /// Takes the `Domain` off cookies that were meant for the upstream's host, or for one that is brought home: the client
 /// knows us by another name, and would drop them.
-pub(crate) fn bring_cookies_home(
-    headers: &mut HeaderMap,
-    upstream_host: &str,
-    rewrites: &Rewrites,
-) {
+pub(crate) fn map_cookies(headers: &mut HeaderMap, upstream_host: &str, rewrites: &UrlMap) {
     let is_foreign =
         |cookie: &HeaderValue| without_domain(cookie, upstream_host, rewrites).is_some();
     if !headers.get_all(header::SET_COOKIE).iter().any(is_foreign) {
@@ -187,7 +183,7 @@ pub(crate) fn bring_cookies_home(
 fn without_domain(
     cookie: &HeaderValue,
     upstream_host: &str,
-    rewrites: &Rewrites,
+    rewrites: &UrlMap,
 ) -> Option<HeaderValue> {
     let is_domain = |part: &&[u8]| {
         let mut words = part.splitn(2, |byte| *byte == b'=');
@@ -221,8 +217,8 @@ mod tests {
 
     use super::*;
 
-    pub(super) fn rewrites() -> Rewrites {
-        Rewrites::new(&[
+    pub(super) fn rewrites() -> UrlMap {
+        UrlMap::new(&[
             Rewrite {
                 from: "http://document.example.com".into(),
                 to: "/_document".into(),
@@ -312,7 +308,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.append(header::SET_COOKIE, HeaderValue::from_static("first=1"));
             headers.append(header::SET_COOKIE, cookie.parse().expect("a value"));
-            bring_cookies_home(&mut headers, "cloud.example.com", &rewrites());
+            map_cookies(&mut headers, "cloud.example.com", &rewrites());
             let all: Vec<_> = headers.get_all(header::SET_COOKIE).iter().collect();
             assert_eq!(all, ["first=1", expected]);
         }
@@ -346,7 +342,7 @@ mod tests {
                     ("content-type", "application/json"),
                     ("content-encoding", "gzip"),
                 ],
-                Treatment::Coded,
+                Treatment::Encoded,
             ),
             (
                 206,
@@ -374,7 +370,7 @@ mod tests {
             let is_described =
                 head.headers.contains_key("etag") && head.headers.contains_key("content-length");
             assert_eq!(is_described, *expected != Treatment::Rewritten);
-            assert_eq!(Rewrites::default().treat(&mut head), Treatment::Untouched);
+            assert_eq!(UrlMap::default().treat(&mut head), Treatment::Untouched);
         }
     }
 }

@@ -17,7 +17,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use ipnet::IpNet;
 use zeroize::Zeroizing;
 
-use self::limits::Limits;
+use self::limits::ClientLimits;
 pub(crate) use self::limits::Permit;
 pub use self::limits::Rate;
 use crate::{
@@ -81,7 +81,7 @@ pub(crate) struct Clients {
 struct Known {
     client: Client,
     has_key: bool,
-    limits: Limits,
+    limits: ClientLimits,
 }
 
 /// What each client must show, as the files of the keys have it.
@@ -124,16 +124,16 @@ impl fmt::Debug for Proof {
 
 /// Whom a connection may belong to, as far as it shows.
 #[derive(Default)]
-pub(crate) struct Visitor {
+pub(crate) struct ConnectionIdentity {
     /// Positions, in order.
     candidates: Vec<usize>,
     /// What was shown last and found good: a connection rarely changes it.
     accepted: RefCell<Option<Accepted>>,
 }
 
-impl fmt::Debug for Visitor {
+impl fmt::Debug for ConnectionIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Visitor")
+        f.debug_struct("ConnectionIdentity")
             .field("candidates", &self.candidates)
             .finish_non_exhaustive()
     }
@@ -141,14 +141,14 @@ impl fmt::Debug for Visitor {
 
 struct Accepted {
     shown: Zeroizing<Vec<u8>>,
-    caller: Caller,
+    caller: ClientId,
     /// The keys that it was compared with.
     proofs: Arc<Vec<Vec<Proof>>>,
 }
 
 /// Who sent a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Caller {
+pub(crate) struct ClientId {
     /// Position among the clients.
     pub(crate) client: usize,
     /// How it showed its key, if it had to.
@@ -164,7 +164,7 @@ impl Clients {
         let mut ways = Vec::new();
         let known = clients.iter().map(|client| Known {
             has_key: client.key.is_some(),
-            limits: Limits::new(client.rate, client.concurrency, clock),
+            limits: ClientLimits::new(client.rate, client.concurrency, clock),
             // What proves it is among the keys.
             client: Client {
                 key: None,
@@ -202,11 +202,11 @@ impl Clients {
         self.clients.is_empty()
     }
 
-    pub(crate) fn name(&self, caller: Caller) -> &str {
+    pub(crate) fn name(&self, caller: ClientId) -> &str {
         &self.clients[caller.client].client.name
     }
 
-    pub(crate) fn rules(&self, caller: Caller) -> &Rules {
+    pub(crate) fn rules(&self, caller: ClientId) -> &Rules {
         &self.clients[caller.client].client.rules
     }
 
@@ -218,7 +218,11 @@ impl Clients {
     }
 
     /// A connection from this address (none: a local socket) that showed a certificate with these names.
-    pub(crate) fn visitor(&self, address: Option<IpAddr>, names: &CertificateNames) -> Visitor {
+    pub(crate) fn identity(
+        &self,
+        address: Option<IpAddr>,
+        names: &CertificateNames,
+    ) -> ConnectionIdentity {
         let address = address.map(|address| address.to_canonical());
         let may_be = |known: &Known| {
             let Client {
@@ -240,7 +244,7 @@ impl Clients {
             .zip(&self.clients)
             .filter(|(_, known)| may_be(known))
             .map(|(at, _)| at);
-        Visitor {
+        ConnectionIdentity {
             candidates: candidates.collect(),
             accepted: RefCell::default(),
         }
@@ -252,14 +256,14 @@ impl Clients {
     /// Nobody's. Whether a key could help is told, not which one.
     pub(crate) fn recognise(
         &self,
-        visitor: &Visitor,
+        identity: &ConnectionIdentity,
         headers: &HeaderMap,
-    ) -> Result<Caller, Error> {
+    ) -> Result<ClientId, Error> {
         if let Some(Accepted {
             shown,
             caller,
             proofs,
-        }) = &*visitor.accepted.borrow()
+        }) = &*identity.accepted.borrow()
             && self.keys.is_current(proofs)
             && let Some(again) = caller.way.and_then(|way| self.ways[way].shown(headers))
             && verify_slices_are_equal(again, shown).is_ok()
@@ -267,8 +271,8 @@ impl Clients {
             return Ok(*caller);
         }
         let has_key = |client: &&usize| self.clients[**client].has_key;
-        let unproven = visitor.candidates.iter().find(|client| !has_key(client));
-        let mut found = unproven.map(|client| Caller {
+        let unproven = identity.candidates.iter().find(|client| !has_key(client));
+        let mut found = unproven.map(|client| ClientId {
             client: *client,
             way: None,
             by_password: false,
@@ -279,12 +283,12 @@ impl Clients {
                 continue;
             };
             let shown_digest = digest(&SHA256, shown);
-            for &client in &visitor.candidates {
+            for &client in &identity.candidates {
                 for proof in proofs[client].iter().filter(|proof| proof.way == way) {
                     let is_same =
                         verify_slices_are_equal(shown_digest.as_ref(), &*proof.digest).is_ok();
                     if is_same && found.is_none_or(|found| client < found.client) {
-                        found = Some(Caller {
+                        found = Some(ClientId {
                             client,
                             way: Some(way),
                             by_password: *spoken == Way::Basic,
@@ -295,10 +299,10 @@ impl Clients {
         }
         match found {
             Some(caller) => {
-                self.remember(visitor, caller, headers, proofs);
+                self.remember(identity, caller, headers, proofs);
                 Ok(caller)
             }
-            None if visitor.candidates.iter().any(|client| has_key(&client)) => {
+            None if identity.candidates.iter().any(|client| has_key(&client)) => {
                 Err(Error::Unauthenticated(Arc::clone(&self.challenges)))
             }
             None => Err(Error::Stranger),
@@ -307,8 +311,8 @@ impl Clients {
 
     fn remember(
         &self,
-        visitor: &Visitor,
-        caller: Caller,
+        identity: &ConnectionIdentity,
+        caller: ClientId,
         headers: &HeaderMap,
         proofs: Arc<Vec<Vec<Proof>>>,
     ) {
@@ -318,15 +322,15 @@ impl Clients {
             caller,
             proofs,
         });
-        *visitor.accepted.borrow_mut() = accepted;
+        *identity.accepted.borrow_mut() = accepted;
     }
 
     /// Lets one more request of a client's pass, if it is within its limits.
     ///
     /// # Errors
     /// When it is not, and when it may be.
-    pub(crate) fn admit(self: &Arc<Self>, caller: Caller) -> Result<Option<Permit>, Error> {
-        Limits::admit(self, caller.client)
+    pub(crate) fn admit(self: &Arc<Self>, caller: ClientId) -> Result<Option<Permit>, Error> {
+        ClientLimits::admit(self, caller.client)
     }
 }
 

@@ -15,21 +15,21 @@ use http::{
 
 use crate::{
     net::socket::Address,
-    proxy::{Guard, error::Error, policy::cors},
+    proxy::{GuardConfig, error::Error, policy::cors},
 };
 
 /// The guard of one listener.
 #[derive(Debug)]
-pub(crate) struct Gate {
-    guard: Guard,
-    reach: Reach,
+pub(crate) struct Guard {
+    guard: GuardConfig,
+    exposure: Exposure,
     /// As which the listener is reached.
     scheme: Scheme,
 }
 
 /// Who can reach a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reach {
+pub(crate) enum Exposure {
     /// This machine, by TCP.
     Loopback,
     /// Other machines as well.
@@ -39,22 +39,22 @@ pub(crate) enum Reach {
 }
 
 /// Who can reach a listener at this address.
-pub(crate) fn reach(address: &Address) -> Reach {
+pub(crate) fn exposure(address: &Address) -> Exposure {
     match address {
-        Address::Tcp(address) if address.ip().to_canonical().is_loopback() => Reach::Loopback,
-        Address::Tcp(_) => Reach::Network,
-        Address::Unix(_) => Reach::File,
+        Address::Tcp(address) if address.ip().to_canonical().is_loopback() => Exposure::Loopback,
+        Address::Tcp(_) => Exposure::Network,
+        Address::Unix(_) => Exposure::File,
     }
 }
 
 /// The last `Host` of a connection that was found good: a connection rarely changes it.
 pub(crate) type KnownHost = RefCell<Option<HeaderValue>>;
 
-impl Gate {
-    pub(crate) fn new(guard: Guard, reach: Reach, scheme: Scheme) -> Self {
+impl Guard {
+    pub(crate) fn new(guard: GuardConfig, exposure: Exposure, scheme: Scheme) -> Self {
         Self {
             guard,
-            reach,
+            exposure,
             scheme,
         }
     }
@@ -75,7 +75,7 @@ impl Gate {
     /// that calls a name of the local network.
     pub(crate) fn check_required(&self, headers: &HeaderMap) -> Result<(), Error> {
         match &self.guard.required_header {
-            Some(name) if self.reach != Reach::File && !headers.contains_key(name) => {
+            Some(name) if self.exposure != Exposure::File && !headers.contains_key(name) => {
                 Err(Error::NoRequiredHeader(name.clone()))
             }
             Some(_) | None => Ok(()),
@@ -141,7 +141,7 @@ impl Gate {
 
     fn check_name(&self, host: &[u8]) -> Result<(), Error> {
         let name = host_name(host).ok_or(Error::BadRequest("Host is not a name or an address"))?;
-        if self.reach != Reach::File && !self.guard.is_off && !self.serves(&name) {
+        if self.exposure != Exposure::File && !self.guard.is_off && !self.serves(&name) {
             return Err(Error::ForeignHost(name));
         }
         Ok(())
@@ -152,7 +152,7 @@ impl Gate {
             && (request.headers.contains_key(header::ORIGIN)
                 || request.headers.contains_key("sec-fetch-site"));
         match request.version {
-            Version::HTTP_10 if from_browser && self.reach != Reach::File => {
+            Version::HTTP_10 if from_browser && self.exposure != Exposure::File => {
                 Err(Error::ForeignHost(String::new()))
             }
             Version::HTTP_10 => Ok(()),
@@ -170,7 +170,7 @@ impl Gate {
         match address(bare) {
             // Nobody's name: some systems connect to themselves by it, and browsers do not know it for local.
             Some(ip) if ip.is_unspecified() => false,
-            Some(ip) => is_named || self.reach == Reach::Network || ip.is_loopback(),
+            Some(ip) => is_named || self.exposure == Exposure::Network || ip.is_loopback(),
             None => is_named,
         }
     }
@@ -252,7 +252,7 @@ fn address(name: &str) -> Option<IpAddr> {
     name.parse::<Ipv4Addr>().ok().map(IpAddr::V4)
 }
 
-/// What is served to nobody. Before the name is looked at: who takes us for another kind of proxy names somebody else.
+/// What is served to nobody. Before the name is observed_rate at: who takes us for another kind of proxy names somebody else.
 fn check_method(method: &Method) -> Result<(), Error> {
     // The last is how HTTP/2 begins: a server that takes it up leaves us behind.
     match *method {
@@ -284,7 +284,7 @@ fn check_form(request: &Parts) -> Result<(), Error> {
         ));
     }
     check_target(&request.uri)?;
-    // In HTTP/1 it was looked at before. The reader of HTTP/2 takes an empty one for zero, and equal ones for one.
+    // In HTTP/1 it was observed_rate at before. The reader of HTTP/2 takes an empty one for zero, and equal ones for one.
     let mut lengths = request.headers.get_all(header::CONTENT_LENGTH).iter();
     if let Some(length) = lengths.next()
         && (lengths.next().is_some() || length.is_empty())
@@ -336,7 +336,7 @@ mod tests {
 
     use super::*;
 
-    fn verdict(gate: &Gate, version: Version, target: &str, headers: &[(&str, &str)]) -> u16 {
+    fn verdict(gate: &Guard, version: Version, target: &str, headers: &[(&str, &str)]) -> u16 {
         let mut request = Request::builder().version(version).uri(target);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -346,32 +346,32 @@ mod tests {
             .map_or_else(|error| error.status().as_u16(), |()| 200)
     }
 
-    fn gate(reach: Reach) -> Gate {
-        let guard = Guard {
+    fn gate(exposure: Exposure) -> Guard {
+        let guard = GuardConfig {
             allowed_hosts: ["files.example.com".to_owned()].into(),
             allowed_origins: ["https://app.example.com".to_owned()].into(),
-            ..Guard::default()
+            ..GuardConfig::default()
         };
-        Gate::new(guard, reach, Scheme::HTTP)
+        Guard::new(guard, exposure, Scheme::HTTP)
     }
 
     #[test]
     fn who_can_reach_an_address() {
         for (address, expected) in [
-            ("127.0.0.2:80", Reach::Loopback),
-            ("[::1]:80", Reach::Loopback),
-            ("[::ffff:127.0.0.1]:80", Reach::Loopback),
-            ("0.0.0.0:80", Reach::Network),
-            ("[::]:80", Reach::Network),
-            ("192.0.2.1:80", Reach::Network),
+            ("127.0.0.2:80", Exposure::Loopback),
+            ("[::1]:80", Exposure::Loopback),
+            ("[::ffff:127.0.0.1]:80", Exposure::Loopback),
+            ("0.0.0.0:80", Exposure::Network),
+            ("[::]:80", Exposure::Network),
+            ("192.0.2.1:80", Exposure::Network),
         ] {
             assert_eq!(
-                reach(&Address::Tcp(address.parse().unwrap())),
+                exposure(&Address::Tcp(address.parse().unwrap())),
                 expected,
                 "{address}"
             );
         }
-        assert_eq!(reach(&Address::Unix("socket".into())), Reach::File);
+        assert_eq!(exposure(&Address::Unix("socket".into())), Exposure::File);
     }
 
     #[test]
@@ -409,15 +409,15 @@ mod tests {
             ("localhost, evil.example", 400, 400, 400),
         ];
         for (host, loopback, network, file) in table {
-            let seen = [Reach::Loopback, Reach::Network, Reach::File]
-                .map(|reach| verdict(&gate(reach), Version::HTTP_11, "/", &[("host", host)]));
+            let seen = [Exposure::Loopback, Exposure::Network, Exposure::File]
+                .map(|exposure| verdict(&gate(exposure), Version::HTTP_11, "/", &[("host", host)]));
             assert_eq!(seen, [loopback, network, file], "{host}");
         }
     }
 
     #[test]
     fn several_hosts_no_host_and_hosts_that_differ() {
-        let gate = gate(Reach::Loopback);
+        let gate = gate(Exposure::Loopback);
         let host = ("host", "localhost");
         assert_eq!(verdict(&gate, Version::HTTP_11, "/", &[host, host]), 400);
         assert_eq!(verdict(&gate, Version::HTTP_11, "/", &[]), 400);
@@ -497,13 +497,13 @@ mod tests {
             ),
         ];
         for (headers, status) in table {
-            for reach in [Reach::Loopback, Reach::File] {
+            for exposure in [Exposure::Loopback, Exposure::File] {
                 let mut all = vec![("host", "localhost:8080")];
                 all.extend_from_slice(headers);
                 assert_eq!(
-                    verdict(&gate(reach), Version::HTTP_11, "/", &all),
+                    verdict(&gate(exposure), Version::HTTP_11, "/", &all),
                     *status,
-                    "{headers:?} {reach:?}"
+                    "{headers:?} {exposure:?}"
                 );
             }
         }
@@ -511,12 +511,12 @@ mod tests {
 
     #[test]
     fn a_guard_that_is_off_still_wants_one_well_formed_request() {
-        let off = Gate::new(
-            Guard {
+        let off = Guard::new(
+            GuardConfig {
                 is_off: true,
-                ..Guard::default()
+                ..GuardConfig::default()
             },
-            Reach::Loopback,
+            Exposure::Loopback,
             Scheme::HTTP,
         );
         let foreign = [
@@ -535,7 +535,7 @@ mod tests {
 
     #[test]
     fn a_host_once_found_good_does_not_vouch_for_another() {
-        let gate = gate(Reach::Loopback);
+        let gate = gate(Exposure::Loopback);
         let known = KnownHost::default();
         let check = |host: &str| {
             let (parts, ()) = Request::get("/")
@@ -552,7 +552,7 @@ mod tests {
 
     #[test]
     fn forms() {
-        let gate = gate(Reach::Loopback);
+        let gate = gate(Exposure::Loopback);
         let form = |method: &str, target: &str, headers: &[(&str, &str)]| {
             let mut request = Request::builder()
                 .method(method)

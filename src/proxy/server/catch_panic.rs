@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use crate::proxy::{
     error::Error,
     exchange::{Carrier, Exchange, request_body::RequestBody},
-    forward::response_body::{Account, ResponseBody},
+    forward::response_body::{InFlightGuard, ResponseBody},
     handler,
     worker::Worker,
 };
@@ -25,15 +25,15 @@ pub(crate) async fn handle(
     // What it borrowed is given back while the panic unwinds, and what it left half done is dropped with it.
     match AssertUnwindSafe(handling).catch_unwind().await {
         Ok(response) => response,
-        Err(_) => Ok(apology(&worker, &exchange)),
+        Err(_) => Ok(internal_error(&worker, &exchange)),
     }
 }
 
-fn apology(worker: &Rc<Worker>, exchange: &Rc<Exchange>) -> Response<ResponseBody> {
+fn internal_error(worker: &Rc<Worker>, exchange: &Rc<Exchange>) -> Response<ResponseBody> {
     let error = Error::Internal;
     worker.refused(&error, exchange);
     let number = exchange.monitor.begin_exchange();
-    let account = Account::open(
+    let account = InFlightGuard::open(
         worker,
         exchange,
         number,

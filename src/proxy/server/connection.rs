@@ -20,16 +20,16 @@ use crate::{
     base::ticker::Deadline,
     net::{certificate::CertificateNames, socket::Stream},
     proxy::{
-        connection::state::Monitor,
+        connection::state::ConnState,
         exchange::{Carrier, Exchange, Peer},
         framing,
         message::headers::Client,
-        metrics::{Lateness, Metrics},
+        metrics::{ClientTimeout, Metrics},
         policy::{
-            clients::Visitor,
-            guard::{Gate, KnownHost},
+            clients::ConnectionIdentity,
+            guard::{Guard, KnownHost},
         },
-        server::{catch_panic as shield, http1::strict_reader::Intake, http2 as multiplex},
+        server::{catch_panic as shield, http1::strict_reader::StrictReader, http2 as multiplex},
         worker::Worker,
     },
 };
@@ -47,21 +47,21 @@ pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FIRST_READ: usize = 4096;
 
 /// Serves a connection until either side has had enough.
-pub(crate) async fn serve(worker: Rc<Worker>, stream: Transport, client: Client, gate: Rc<Gate>) {
+pub(crate) async fn serve(worker: Rc<Worker>, stream: Transport, client: Client, gate: Rc<Guard>) {
     let (read_due, write_due) = (worker.ticker.deadline(), worker.ticker.deadline());
-    let monitor = Monitor::new(
+    let monitor = ConnState::new(
         read_due.handle(),
         write_due.handle(),
         Arc::clone(&worker.limits),
     );
     let monitor = Arc::new(monitor);
     let _registered = worker.register(&monitor);
-    let visitor = visitor(&worker, &client, &stream);
+    let identity = identity(&worker, &client, &stream);
     let peer = Rc::new(Peer {
         client,
         gate,
         known_host: KnownHost::default(),
-        visitor,
+        identity,
     });
     let metrics = Arc::clone(&worker.metrics);
     let mut io = Io {
@@ -86,9 +86,9 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Transport, client: Client,
 }
 
 /// Whom a connection may belong to. Without clients that have names nobody asks.
-fn visitor(worker: &Worker, client: &Client, stream: &Transport) -> Visitor {
+fn identity(worker: &Worker, client: &Client, stream: &Transport) -> ConnectionIdentity {
     if worker.clients.is_empty() {
-        return Visitor::default();
+        return ConnectionIdentity::default();
     }
     let shown = match stream {
         Either::Right(stream) if worker.clients.wants_names() => {
@@ -102,20 +102,20 @@ fn visitor(worker: &Worker, client: &Client, stream: &Transport) -> Visitor {
         .unwrap_or_default();
     worker
         .clients
-        .visitor(client.address().map(|address| address.ip()), &names)
+        .identity(client.address().map(|address| address.ip()), &names)
 }
 
-async fn http1(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: Arc<Monitor>, due: Due) {
+async fn http1(worker: Rc<Worker>, io: Io, peer: Rc<Peer>, monitor: Arc<ConnState>, due: Due) {
     let exchange = Exchange::new(&worker, &peer, Carrier::Connection, &monitor);
     let service =
         service_fn(|request| shield::handle(Rc::clone(&worker), Rc::clone(&exchange), request));
     let limits = &worker.config.limits;
-    let heads = framing::Limits {
+    let heads = framing::HeadLimits {
         target: limits.uri_length,
         head: limits.head_size,
         fields: limits.headers,
     };
-    let intake = Intake::new(io, Arc::clone(&monitor), heads);
+    let intake = StrictReader::new(io, Arc::clone(&monitor), heads);
     let mut builder = http1::Builder::new();
     if limits.headers > USUAL_HEADERS {
         builder.max_headers(limits.headers);
@@ -159,9 +159,9 @@ impl Due {
 
 impl Due {
     /// Counts what a client was late with.
-    pub(crate) fn count(&self, monitor: &Monitor, metrics: &Metrics) {
+    pub(crate) fn count(&self, monitor: &ConnState, metrics: &Metrics) {
         let late = if self.write.is_due() {
-            Some(Lateness::Body)
+            Some(ClientTimeout::Body)
         } else {
             monitor.passed()
         };
@@ -186,7 +186,7 @@ pub(crate) struct Io {
     stream: Transport,
     /// Read already, to tell the protocols apart.
     ahead: Bytes,
-    monitor: Arc<Monitor>,
+    monitor: Arc<ConnState>,
     metrics: Arc<Metrics>,
 }
 
@@ -279,7 +279,7 @@ impl AsyncWrite for Io {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // hyper does not read while a request is answered, since a client may close its side and wait for the answer. One that
-        // broke off would hold its places until the upstream has answered.
+        // broke off would hold its slots until the upstream has answered.
         if self.monitor.is_answering() && self.socket().poll_reset(cx) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }

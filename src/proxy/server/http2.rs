@@ -10,7 +10,7 @@ use crate::{
     net,
     proxy::{
         Limits,
-        connection::{flood::Hearing, state::Monitor},
+        connection::{flood::ThrottledIo, state::ConnState},
         exchange::{Carrier, Exchange, Peer},
         framing::Fault,
         metrics::{ConnectionRejection, Metrics},
@@ -37,7 +37,7 @@ pub(crate) async fn serve(
     worker: Rc<Worker>,
     io: Io,
     peer: Rc<Peer>,
-    monitor: Arc<Monitor>,
+    monitor: Arc<ConnState>,
     due: Due,
 ) {
     monitor.multiplex();
@@ -51,7 +51,11 @@ pub(crate) async fn serve(
     };
     let service = service_fn(|request| {
         let (read, write) = (worker.ticker.deadline(), worker.ticker.deadline());
-        let monitor = Arc::new(Monitor::of_stream(&monitor, read.handle(), write.handle()));
+        let monitor = Arc::new(ConnState::of_stream(
+            &monitor,
+            read.handle(),
+            write.handle(),
+        ));
         let exchange = Exchange::new(&worker, &peer, Carrier::Stream, &monitor);
         *streams.begun.borrow_mut() = Some((Due { read, write }, monitor));
         shield::handle(Rc::clone(&worker), exchange, request)
@@ -65,7 +69,7 @@ pub(crate) async fn serve(
         .max_header_list_size(number(limits.head_size))
         .max_send_buf_size(SEND_BUFFER)
         .serve_connection(
-            TokioIo::new(Hearing::new(
+            TokioIo::new(ThrottledIo::new(
                 io,
                 Arc::clone(&worker.metrics),
                 Arc::clone(&monitor),
@@ -106,7 +110,7 @@ pub(crate) async fn serve(
 }
 
 /// What a stream that has begun is watched by.
-type Begun = (Due, Arc<Monitor>);
+type Begun = (Due, Arc<ConnState>);
 
 /// Runs each request's stream as a task of this thread.
 ///
@@ -115,7 +119,7 @@ type Begun = (Due, Arc<Monitor>);
 #[derive(Clone)]
 struct Streams {
     begun: Rc<RefCell<Option<Begun>>>,
-    connection: Arc<Monitor>,
+    connection: Arc<ConnState>,
     metrics: Arc<Metrics>,
 }
 
@@ -163,10 +167,10 @@ fn number(limit: usize) -> u32 {
 }
 
 /// Counts a stream while it lasts, however it ends.
-struct UnderWay(Arc<Monitor>);
+struct UnderWay(Arc<ConnState>);
 
 impl UnderWay {
-    fn new(connection: &Arc<Monitor>) -> Self {
+    fn new(connection: &Arc<ConnState>) -> Self {
         connection.stream_opened();
         Self(Arc::clone(connection))
     }

@@ -19,8 +19,8 @@ use crate::{
         tls,
     },
     proxy::{
-        Greeting, connection::limits::Source, message::headers::Client,
-        metrics::ConnectionRejection, policy::guard::Gate, server::connection, worker::Worker,
+        Greeting, connection::limits::SourceAddress, message::headers::Client,
+        metrics::ConnectionRejection, policy::guard::Guard, server::connection, worker::Worker,
     },
 };
 
@@ -35,7 +35,7 @@ const TURNED_AWAY: &[u8] =
 pub(crate) async fn accept(
     worker: Rc<Worker>,
     listener: Listener,
-    gate: Rc<Gate>,
+    gate: Rc<Guard>,
     greeting: Option<Greeting>,
     stop: impl Future<Output = ()>,
 ) {
@@ -71,10 +71,10 @@ fn take(
     worker: &Rc<Worker>,
     stream: Stream,
     peer: Option<SocketAddr>,
-    gate: &Rc<Gate>,
+    gate: &Rc<Guard>,
     greeting: Option<&Greeting>,
 ) {
-    let Some(place) = worker.place_for_connection(peer) else {
+    let Some(place) = worker.connection_slot(peer) else {
         // Who speaks TLS would not understand the words.
         match greeting {
             Some(_) => drop(stream),
@@ -118,15 +118,15 @@ fn take(
 
 /// A connection's place among `proxy.max_connections` and those of its address, given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct ConnectionSlot {
     pub(crate) worker: Rc<Worker>,
-    pub(crate) source: Source,
+    pub(crate) source: SourceAddress,
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let Self { worker, source } = self;
-        worker.shared.places.give_back(*source);
+        worker.shared.connection_limiter.release(*source);
         worker.metrics.connections_open.sub(1);
     }
 }

@@ -30,9 +30,9 @@ const NEVER_IN_TRAILERS: [HeaderName; 9] = [
 
 /// Drops from trailers what would mean something else behind a body than before it, or is for one hop only, RFC 9110 §6.5.1,
 /// and what is for us alone. Some servers put trailers among the fields of the head.
-pub(crate) fn clean_trailers(trailers: &mut HeaderMap, withheld: &[HeaderName]) {
+pub(crate) fn clean_trailers(trailers: &mut HeaderMap, stripped: &[HeaderName]) {
     let is_dropped = |name: &&HeaderName| {
-        is_dropped_from_requests(name, withheld) || NEVER_IN_TRAILERS.contains(name)
+        is_dropped_from_requests(name, stripped) || NEVER_IN_TRAILERS.contains(name)
     };
     let dropped: Vec<HeaderName> = trailers.keys().filter(is_dropped).cloned().collect();
     for name in dropped {
@@ -41,9 +41,9 @@ pub(crate) fn clean_trailers(trailers: &mut HeaderMap, withheld: &[HeaderName]) 
 }
 
 /// Servers that hand fields to programs (CGI, WSGI) write every `-` as `_`, and then cannot tell the two apart.
-pub(super) fn is_dropped_from_requests(name: &HeaderName, withheld: &[HeaderName]) -> bool {
+pub(super) fn is_dropped_from_requests(name: &HeaderName, stripped: &[HeaderName]) -> bool {
     let name = name.as_str();
-    let is_withheld = |name: &str| withheld.iter().any(|withheld| withheld == name);
+    let is_withheld = |name: &str| stripped.iter().any(|stripped| stripped == name);
     is_dropped(name)
         || is_withheld(name)
         || name.contains('_') && {

@@ -24,7 +24,7 @@ fn sent(client: &[(&str, &str)], host: &Host, forwarded: ForwardedHeaders) -> He
         forwarded,
         client: &Client::new(Some("192.0.2.7:5000".parse().unwrap()), Scheme::HTTP),
         mark: &HeaderValue::from_static("bearer-proxy-1"),
-        withheld: &[HeaderName::from_static("x-api-key")],
+        stripped: &[HeaderName::from_static("x-api-key")],
         authorization: Some(&HeaderValue::from_static("Bearer ours")),
     };
     outbound(&parts, &rewrite)
@@ -246,8 +246,8 @@ fn forwarding_fields() {
 fn a_request_that_comes_round_again_is_recognised() {
     let mark = HeaderValue::from_static("bearer-proxy-1");
     let first = plain(&[("cdn-loop", "other")]);
-    assert!(has_been_here(&first, &mark));
-    assert!(!has_been_here(
+    assert!(has_loop_id(&first, &mark));
+    assert!(!has_loop_id(
         &first,
         &HeaderValue::from_static("bearer-proxy-2")
     ));
@@ -263,7 +263,7 @@ fn received(headers: &[(&str, &str)], injected: bool) -> HeaderMap {
         Client::new(None, Scheme::HTTP),
         HeaderValue::from_static("localhost:8080"),
     );
-    let origins = Rewrites::new(&[crate::proxy::Rewrite {
+    let origins = UrlMap::new(&[crate::proxy::Rewrite {
         from: endpoint().origin,
         to: String::new(),
     }]);
@@ -277,7 +277,7 @@ fn received(headers: &[(&str, &str)], injected: bool) -> HeaderMap {
         &endpoint(),
         &origins,
         &home,
-        injected.then_some(Privacy::WhereSilent),
+        injected.then_some(CachePolicy::WhereSilent),
     );
     parts.headers
 }

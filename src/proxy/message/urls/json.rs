@@ -1,6 +1,6 @@
 //! Addresses in JSON, rewritten while it streams.
 //!
-//! Only strings are looked at, and only their beginnings: a string that is an address begins with its origin. So no more than
+//! Only strings are observed_rate at, and only their beginnings: a string that is an address begins with its origin. So no more than
 //! the longest origin is ever held back, escaped in the longest way. What is no JSON passes as it is, except that a quote
 //! followed by such an origin is taken for a string. Keys are strings too.
 
@@ -8,12 +8,12 @@ use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Rewrites, ends_an_origin};
+use super::{UrlMap, ends_an_origin};
 
 /// One answer's body on its way.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    rewrites: Rc<Rewrites>,
+    rewrites: Rc<UrlMap>,
     /// How the client reaches us: `scheme://host`, or nothing.
     base: Vec<u8>,
     state: State,
@@ -47,7 +47,7 @@ enum Match {
 }
 
 impl Stream {
-    pub(crate) fn new(rewrites: Rc<Rewrites>, base: Vec<u8>) -> Self {
+    pub(crate) fn new(rewrites: Rc<UrlMap>, base: Vec<u8>) -> Self {
         Self {
             rewrites,
             base,

@@ -23,7 +23,7 @@ pub struct Rate {
 
 /// One client's limits.
 #[derive(Debug)]
-pub(super) struct Limits {
+pub(super) struct ClientLimits {
     rate: Option<Bucket>,
     concurrency: Option<usize>,
     under_way: AtomicUsize,
@@ -70,7 +70,7 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-impl Limits {
+impl ClientLimits {
     pub(super) fn new(rate: Option<Rate>, concurrency: Option<usize>, clock: &SharedClock) -> Self {
         let rate = rate.map(|rate| Bucket::new(rate, clock));
         Self {

@@ -39,8 +39,12 @@ fn shown(fields: &[(&'static str, &str)]) -> HeaderMap {
 }
 
 /// The client's name, or the status of the refusal.
-fn who(clients: &Clients, visitor: &Visitor, fields: &[(&'static str, &str)]) -> String {
-    match clients.recognise(visitor, &shown(fields)) {
+fn who(
+    clients: &Clients,
+    identity: &ConnectionIdentity,
+    fields: &[(&'static str, &str)],
+) -> String {
+    match clients.recognise(identity, &shown(fields)) {
         Ok(caller) => clients.name(caller).to_owned(),
         Err(error) => error.status().as_u16().to_string(),
     }
@@ -96,8 +100,8 @@ fn a_key_is_shown_in_its_clients_ways_and_no_other() {
         (&[("authorization", "Basic key-d")], "401"),
         (&[("authorization", "Basic")], "401"),
     ] {
-        let visitor = clients.visitor(None, &CertificateNames::default());
-        assert_eq!(who(&clients, &visitor, fields), expected, "{fields:?}");
+        let identity = clients.identity(None, &CertificateNames::default());
+        assert_eq!(who(&clients, &identity, fields), expected, "{fields:?}");
     }
 }
 
@@ -107,7 +111,7 @@ fn what_was_accepted_once_on_a_connection_does_not_vouch_for_anything_else() {
         by_header("a", "x-api-key", "key-a"),
         by_header("b", "x-other", "key-b"),
     ]);
-    let visitor = clients.visitor(None, &CertificateNames::default());
+    let identity = clients.identity(None, &CertificateNames::default());
     for (fields, expected) in [
         (&[("x-api-key", "key-a")][..], "a"),
         (&[("x-api-key", "key-a")], "a"),
@@ -117,7 +121,7 @@ fn what_was_accepted_once_on_a_connection_does_not_vouch_for_anything_else() {
         (&[("x-other", "key-b")], "b"),
         (&[("x-api-key", "key-a")], "a"),
     ] {
-        assert_eq!(who(&clients, &visitor, fields), expected, "{fields:?}");
+        assert_eq!(who(&clients, &identity, fields), expected, "{fields:?}");
     }
 }
 
@@ -135,8 +139,8 @@ fn keys_follow_their_files_and_what_is_no_key_changes_nothing() {
             ..by_header("b", "x-api-key", "")
         },
     ]);
-    let visitor = clients.visitor(None, &CertificateNames::default());
-    let shows = |key: &str| who(&clients, &visitor, &[("x-api-key", key)]);
+    let identity = clients.identity(None, &CertificateNames::default());
+    let shows = |key: &str| who(&clients, &identity, &[("x-api-key", key)]);
     assert_eq!(shows("first"), "b");
     for (content, is_taken) in [
         ("", false),
@@ -193,9 +197,9 @@ fn networks_and_names_must_hold_beside_the_key() {
         (address("198.51.100.7"), "403", "403"),
         (None, "403", "403"),
     ] {
-        let visitor = clients.visitor(from, &nobody);
-        assert_eq!(who(&clients, &visitor, &key), expected, "{from:?}");
-        assert_eq!(who(&clients, &visitor, &[]), without_key, "{from:?}");
+        let identity = clients.identity(from, &nobody);
+        assert_eq!(who(&clients, &identity, &key), expected, "{from:?}");
+        assert_eq!(who(&clients, &identity, &[]), without_key, "{from:?}");
     }
 }
 
@@ -208,9 +212,9 @@ fn a_refusal_says_how_to_show_a_key() {
         },
         by_header("d", "authorization", "d"),
     ]);
-    let visitor = clients.visitor(None, &CertificateNames::default());
+    let identity = clients.identity(None, &CertificateNames::default());
     let answer = clients
-        .recognise(&visitor, &HeaderMap::new())
+        .recognise(&identity, &HeaderMap::new())
         .unwrap_err()
         .to_response();
     let challenges: Vec<_> = answer
@@ -232,9 +236,9 @@ fn a_refusal_says_how_to_show_a_key() {
 fn nothing_prints_a_key() {
     let clients = [by_header("a", "x-api-key", "k3y-of-a")];
     let known = all(&clients);
-    let visitor = known.visitor(None, &CertificateNames::default());
-    assert_eq!(who(&known, &visitor, &[("x-api-key", "k3y-of-a")]), "a");
-    let printed = format!("{clients:?} {known:?} {visitor:?}");
+    let identity = known.identity(None, &CertificateNames::default());
+    assert_eq!(who(&known, &identity, &[("x-api-key", "k3y-of-a")]), "a");
+    let printed = format!("{clients:?} {known:?} {identity:?}");
     let digest = format!("{:?}", digest(&SHA256, b"k3y-of-a").as_ref());
     assert!(
         !printed.contains("k3y-of-a") && !printed.contains(digest.trim_matches(['[', ']'])),
@@ -263,7 +267,7 @@ fn rates_fill_up_again_and_tell_when() {
         )
         .unwrap(),
     );
-    let [a, b] = [0, 1].map(|client| Caller {
+    let [a, b] = [0, 1].map(|client| ClientId {
         client,
         way: None,
         by_password: false,
@@ -295,7 +299,7 @@ fn places_are_given_back() {
         concurrency: Some(2),
         ..client("a")
     }]);
-    let a = Caller {
+    let a = ClientId {
         client: 0,
         way: None,
         by_password: false,

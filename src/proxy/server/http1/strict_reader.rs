@@ -11,8 +11,8 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::proxy::{
-    connection::state::Monitor,
-    framing::{Framing, Limits, Place, Seen},
+    connection::state::ConnState,
+    framing::{FaultSite, Framing, HeadLimits, Scan},
     server::connection::Io,
 };
 
@@ -24,10 +24,10 @@ const STAND_IN: &[u8] = b"MALFORMED * HTTP/1.1\r\nconnection: close\r\n\r\n";
 const FAREWELL: usize = 1024 * 1024;
 
 /// A client's socket behind the strict reading of `framing.rs`.
-pub(crate) struct Intake {
+pub(crate) struct StrictReader {
     io: Io,
     framing: Framing,
-    monitor: Arc<Monitor>,
+    monitor: Arc<ConnState>,
     /// The beginning of a head.
     held: BytesMut,
     /// Found good, and not handed on yet.
@@ -50,8 +50,8 @@ enum End {
     Body,
 }
 
-impl Intake {
-    pub(crate) fn new(io: Io, monitor: Arc<Monitor>, limits: Limits) -> Self {
+impl StrictReader {
+    pub(crate) fn new(io: Io, monitor: Arc<ConnState>, limits: HeadLimits) -> Self {
         let framing = Framing::new(limits);
         Self {
             io,
@@ -78,7 +78,7 @@ impl Intake {
         if is_held {
             self.held.extend_from_slice(read);
         }
-        let Seen { good, heads, fault } =
+        let Scan { good, heads, fault } =
             self.framing.read(if is_held { &self.held } else { read });
         self.heads = self.heads.wrapping_add(heads);
         if is_held {
@@ -95,11 +95,11 @@ impl Intake {
         if let Some((place, fault)) = fault {
             self.held = BytesMut::new();
             self.end = Some(match place {
-                Place::Request => {
+                FaultSite::Request => {
                     self.monitor.misread(self.heads.wrapping_add(1), fault);
                     End::StandIn
                 }
-                Place::Body => End::Body,
+                FaultSite::Body => End::Body,
             });
         }
     }
@@ -118,7 +118,7 @@ impl Intake {
     }
 }
 
-impl AsyncRead for Intake {
+impl AsyncRead for StrictReader {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -154,7 +154,7 @@ impl AsyncRead for Intake {
     }
 }
 
-impl AsyncWrite for Intake {
+impl AsyncWrite for StrictReader {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -17,7 +17,7 @@ use hyper::{
 
 use super::{
     connect::Io,
-    pool::{Counters, Place},
+    pool::{Counters, PoolSlot},
 };
 use crate::base::ticker::{Deadline, Ticks};
 
@@ -37,7 +37,7 @@ const SEND_BUFFER: usize = 64 * 1024;
 const MAX_HEAD: u32 = 64 * 1024;
 
 /// A connection and the number of its requests.
-pub(super) struct Multiplexed<B> {
+pub(super) struct Http2Connection<B> {
     sender: SendRequest<B>,
     streams: Cell<usize>,
     /// How many may be under way. A server that lowers it is heard with the next request, which then waits its turn.
@@ -48,17 +48,17 @@ pub(super) struct Multiplexed<B> {
     too_old: Rc<Deadline>,
     idle_timeout: Ticks,
     /// Its place among `max_connections`, while it carries something.
-    place: RefCell<Option<Place>>,
+    place: RefCell<Option<PoolSlot>>,
     counters: Arc<Counters>,
 }
 
 /// A request's share of a connection.
 pub(super) struct Stream<B> {
     pub(super) sender: SendRequest<B>,
-    connection: Rc<Multiplexed<B>>,
+    connection: Rc<Http2Connection<B>>,
 }
 
-impl<B: Body + Unpin + 'static> Multiplexed<B>
+impl<B: Body + Unpin + 'static> Http2Connection<B>
 where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -105,7 +105,7 @@ where
     }
 }
 
-impl<B> Multiplexed<B> {
+impl<B> Http2Connection<B> {
     /// Whether it can take one more request, as far as is known.
     pub(super) fn has_room(&self) -> bool {
         self.is_open() && self.streams.get() < self.room.get()
@@ -120,7 +120,7 @@ impl<B> Multiplexed<B> {
     }
 
     /// One more request. `place` is for the first one.
-    pub(super) fn open(self: &Rc<Self>, place: Option<Place>) -> Stream<B> {
+    pub(super) fn open(self: &Rc<Self>, place: Option<PoolSlot>) -> Stream<B> {
         if self.is_idle() {
             self.counters.idle.sub(1);
             *self.place.borrow_mut() = place;
@@ -158,15 +158,15 @@ impl<B> Drop for Stream<B> {
     }
 }
 
-impl<B> Drop for Multiplexed<B> {
+impl<B> Drop for Http2Connection<B> {
     fn drop(&mut self) {
         self.counters.idle.sub(1);
     }
 }
 
-impl<B> fmt::Debug for Multiplexed<B> {
+impl<B> fmt::Debug for Http2Connection<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Multiplexed")
+        f.debug_struct("Http2Connection")
             .field("streams", &self.streams)
             .finish_non_exhaustive()
     }
