@@ -16,7 +16,6 @@ mod server;
 mod worker;
 
 use std::{
-    collections::BTreeSet,
     io,
     pin::pin,
     sync::{Arc, atomic::AtomicUsize},
@@ -24,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderName, HeaderValue, StatusCode, uri::Scheme};
+use http::{HeaderValue, uri::Scheme};
 use tokio::sync::{oneshot, watch};
 
 use self::{
@@ -35,9 +34,15 @@ use self::{
     },
 };
 pub use self::{
+    message::{
+        headers::ForwardedHeaders,
+        judge::{Exhausted, Retry, RetryJson},
+        urls::Rewrite,
+    },
     metrics::Metrics,
     policy::{
         clients::{Client, Rate},
+        guard::GuardConfig,
         rules::Rules,
     },
 };
@@ -276,75 +281,6 @@ pub struct Route {
     pub response_timeout: Option<Duration>,
     /// Instead of the upstream's `body_idle_timeout`.
     pub body_idle_timeout: Option<Duration>,
-}
-
-/// Absolute addresses in answers that are brought home.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rewrite {
-    /// `scheme://host[:port]`, in lower case, the scheme's default port left out.
-    pub from: String,
-    /// The path below which a route leads there: begins with `/`, does not end with one; `""` for our root.
-    pub to: String,
-}
-
-/// Exceptions to the local guard (see `guard.rs`), by default none.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct GuardConfig {
-    /// Further names that `Host` may carry, in lower case, without a port.
-    pub allowed_hosts: BTreeSet<String>,
-    /// Further origins of web pages that may call, as `Origin` spells them, in lower case.
-    pub allowed_origins: BTreeSet<String>,
-    /// A header that every request over TCP must carry. It is for us alone.
-    pub required_header: Option<HeaderName>,
-    /// Whether `Host`, `Origin` and `Sec-Fetch-Site` may say what they like: where every client shows a key in a header, no
-    /// page can call that does not know one.
-    pub is_off: bool,
-}
-
-/// Which forwarding fields the upstream sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ForwardedHeaders {
-    /// `X-Forwarded-For`, `X-Forwarded-Host`, `X-Forwarded-Proto`.
-    XForwarded,
-    /// `Forwarded`, RFC 7239.
-    Forwarded,
-    /// None.
-    Off,
-}
-
-/// When an answer is an authorization failure, and what may be sent again.
-#[derive(Debug, Clone)]
-pub struct Retry {
-    /// The statuses that say "this token is not good".
-    pub statuses: Vec<StatusCode>,
-    /// JSON that says so under another status.
-    pub json: Option<RetryJson>,
-    /// Send again whatever the method, also for a status other than 401.
-    pub any_method: bool,
-    /// Bytes of a request's body that are kept for sending again.
-    pub body_limit: usize,
-    /// Bytes kept by all requests together.
-    pub total_limit: usize,
-    /// What the client gets when sending again did not help. `None`: the upstream's answer, except behind a password.
-    pub exhausted: Option<Exhausted>,
-}
-
-/// Small JSON answers that say "this token is not good" under a status that does not.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RetryJson {
-    /// Where the code stands (JSON pointer, RFC 6901).
-    pub pointer: String,
-    /// The codes that mean it: numbers or texts. `"401"` and `401` are the same.
-    pub values: Vec<serde_json::Value>,
-}
-
-/// What the client gets when a fresh token was refused as well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exhausted {
-    /// The upstream's answer, byte for byte.
-    Relay,
-    /// 502, so that an app does not ask its user for a password.
-    BadGateway,
 }
 
 /// Which requests are logged.

@@ -4,7 +4,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::proxy::Client;
+use crate::proxy::policy::clients::Client;
 
 /// What some caches heed instead of `Cache-Control`: RFC 9213, the Edge Architecture Specification, and nginx.
 const OUTDOING: [HeaderName; 4] = [

@@ -17,7 +17,6 @@ pub(crate) use self::dropped::clean_trailers;
 use self::dropped::{HOP_BY_HOP, Nominated, is_dropped_from_requests};
 use crate::{
     proxy::{
-        ForwardedHeaders,
         error::Error,
         message::{cache_control::CachePolicy, urls::UrlMap},
     },
@@ -29,6 +28,17 @@ const DESTINATION: HeaderName = HeaderName::from_static("destination");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// The forwarding fields that are added to a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForwardedHeaders {
+    /// `X-Forwarded-For`, `X-Forwarded-Host`, `X-Forwarded-Proto`.
+    XForwarded,
+    /// `Forwarded`, RFC 7239.
+    Forwarded,
+    /// None.
+    Off,
+}
 
 /// The client as the upstream is told of it, prepared once a connection.
 #[derive(Debug)]

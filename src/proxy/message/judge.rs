@@ -4,7 +4,41 @@ use http::{HeaderMap, Method, StatusCode, header};
 use http_auth::parser::ChallengeParser;
 use serde_json::Value;
 
-use crate::proxy::{Retry, RetryJson};
+/// Which responses count as an authorization failure, and which requests are sent again.
+#[derive(Debug, Clone)]
+pub struct Retry {
+    /// The statuses of an authorization failure.
+    pub statuses: Vec<StatusCode>,
+    /// JSON that reports an authorization failure under another status.
+    pub json: Option<RetryJson>,
+    /// Replays requests of any method, also after a status other than 401.
+    pub any_method: bool,
+    /// Bytes of a request's body that are recorded for a replay.
+    pub body_limit: usize,
+    /// Bytes recorded for all requests together.
+    pub total_limit: usize,
+    /// The response after a fresh token was rejected as well. `None`: the upstream's response, or 502
+    /// if the client authenticated with a password.
+    pub exhausted: Option<Exhausted>,
+}
+
+/// Small JSON bodies that report an authorization failure under another status.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RetryJson {
+    /// Location of the error code (JSON pointer, RFC 6901).
+    pub pointer: String,
+    /// The codes of an authorization failure: numbers or strings. `"401"` and `401` are equal.
+    pub values: Vec<Value>,
+}
+
+/// The response to a client after a fresh token was rejected as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exhausted {
+    /// The upstream's response, unchanged.
+    Relay,
+    /// 502, so that an app does not prompt its user for a password.
+    BadGateway,
+}
 
 /// What an answer means for our token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,9 +13,9 @@ use http::{HeaderMap, header, response};
 use serde_json::Value;
 use url::Url;
 
-use crate::proxy::{
-    RetryJson,
-    message::{urls as rewrite, urls::UrlMap},
+use crate::proxy::message::{
+    judge::RetryJson,
+    urls::{self as rewrite, UrlMap},
 };
 
 /// Answers that one worker looks into in a second.
@@ -212,7 +212,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::proxy::Rewrite;
+    use crate::proxy::message::urls::Rewrite;
 
     fn noted(answer: &str, retry: Option<&RetryJson>) -> (Vec<String>, Vec<String>) {
         let rewrites = UrlMap::new(&[Rewrite {

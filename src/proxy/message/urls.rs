@@ -5,7 +5,16 @@ mod json;
 use http::{HeaderMap, HeaderValue, StatusCode, header, response};
 
 pub(crate) use self::json::Stream;
-use crate::proxy::Rewrite;
+
+/// An origin whose absolute URLs in responses are mapped to a path of the proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rewrite {
+    /// `scheme://host[:port]`, in lower case, without the scheme's default port.
+    pub from: String,
+    /// The path prefix of the route that leads to the origin. It begins with `/` and does not end
+    /// with one; `""` is the root.
+    pub to: String,
+}
 
 /// What is brought home, and to where.
 #[derive(Debug, Default)]

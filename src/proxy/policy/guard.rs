@@ -6,17 +6,33 @@
 
 use std::{
     cell::RefCell,
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use http::{
-    HeaderMap, HeaderValue, Method, Uri, Version, header, request::Parts, response, uri::Scheme,
+    HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header, request::Parts, response,
+    uri::Scheme,
 };
 
 use crate::{
     net::socket::Address,
-    proxy::{GuardConfig, error::Error, policy::cors},
+    proxy::{error::Error, policy::cors},
 };
+
+/// Exceptions to the guard of a listener; by default there are none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GuardConfig {
+    /// Further host names that `Host` may carry, in lower case, without a port.
+    pub allowed_hosts: BTreeSet<String>,
+    /// Further origins of web pages that may send requests, as `Origin` spells them, in lower case.
+    pub allowed_origins: BTreeSet<String>,
+    /// A header that every request over TCP must carry. It is not forwarded.
+    pub required_header: Option<HeaderName>,
+    /// Disables the checks of `Host`, `Origin` and `Sec-Fetch-Site`. Safe where every client sends
+    /// its key in a header: a web page that does not know a key cannot send an accepted request.
+    pub is_off: bool,
+}
 
 /// The guard of one listener.
 #[derive(Debug)]

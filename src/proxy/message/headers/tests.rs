@@ -263,7 +263,7 @@ fn received(headers: &[(&str, &str)], injected: bool) -> HeaderMap {
         Client::new(None, Scheme::HTTP),
         HeaderValue::from_static("localhost:8080"),
     );
-    let origins = UrlMap::new(&[crate::proxy::Rewrite {
+    let origins = UrlMap::new(&[crate::proxy::message::urls::Rewrite {
         from: endpoint().origin,
         to: String::new(),
     }]);
