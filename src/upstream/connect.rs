@@ -15,7 +15,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
 
-use super::{Config, Endpoint, HTTP2, Http2, Tls};
+use super::{
+    config::{Config, Endpoint, Http2},
+    shared::{HTTP2, Tls},
+};
 use crate::{
     base::coop::CoopBudget,
     net::{

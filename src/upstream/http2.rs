@@ -17,7 +17,7 @@ use hyper::{
 
 use super::{
     connect::Io,
-    pool::{Counters, PoolSlot},
+    slots::{Counters, PoolSlot},
 };
 use crate::base::ticker::{Deadline, Ticks};
 

@@ -4,10 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     fmt,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
@@ -20,15 +17,16 @@ use hyper::{
 use tokio::sync::Notify;
 
 use super::{
-    Config, Endpoint, Http2, SharedEndpoint,
+    config::{Config, Endpoint, Http2},
     connect::{self, Protocol, Wanted, connect},
     http2::{Http2Connection, Stream},
+    shared::SharedEndpoint,
+    slots::{Counters, PoolSlot},
     sockets,
 };
 use crate::{
     base::{
         clock::Moment,
-        counter::Counter,
         ticker::{Deadline, Ticker, Ticks},
     },
     net::http2,
@@ -42,15 +40,6 @@ const IGNORES_EXPECT: Duration = Duration::from_secs(600);
 
 /// Time for a connection that is given up to close in good order.
 const GOODBYE: Duration = Duration::from_secs(5);
-
-/// Numbers of one endpoint in one worker.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Connections that carry a request.
-    pub active: Counter,
-    /// Connections that wait for one.
-    pub idle: Counter,
-}
 
 /// Connections to one endpoint, most recently used first: the tail grows old and is closed when load falls.
 pub(super) struct Pool<B> {
@@ -243,19 +232,12 @@ where
     /// A place among `max_connections`, given back when dropped.
     fn reserve(&self) -> Result<PoolSlot, connect::Error> {
         let limit = self.config.max_connections;
-        self.counters.active.add(1);
-        let place = PoolSlot {
-            active: Arc::clone(&self.shared.active),
-            counters: Arc::clone(&self.counters),
-        };
-        if self.shared.active.fetch_add(1, Relaxed) < limit {
-            Ok(place)
-        } else {
-            Err(connect::Error::Full {
+        PoolSlot::reserve(&self.shared.active, &self.counters, limit).ok_or_else(|| {
+            connect::Error::Full {
                 endpoint: self.endpoint.origin.clone(),
                 limit,
-            })
-        }
+            }
+        })
     }
 
     fn lease(self: &Rc<Self>, carrier: Carrier<B>, reused: bool) -> Lease<B> {
@@ -304,20 +286,6 @@ impl<B> fmt::Debug for Pool<B> {
         f.debug_struct("Pool")
             .field("endpoint", &self.endpoint.origin)
             .finish_non_exhaustive()
-    }
-}
-
-/// Given back when dropped.
-#[derive(Debug)]
-pub(super) struct PoolSlot {
-    active: Arc<AtomicUsize>,
-    counters: Arc<Counters>,
-}
-
-impl Drop for PoolSlot {
-    fn drop(&mut self) {
-        self.active.fetch_sub(1, Relaxed);
-        self.counters.active.sub(1);
     }
 }
 
