@@ -1,60 +1,67 @@
-//! Composition: a validated configuration becomes running listeners, workers and tasks, and ends as one.
+//! Composition: builds a running proxy from a validated configuration, and ends it in order.
 //!
-//! The workers have threads of their own; everything else (refresher, admin, logging of transitions) runs on the runtime
-//! that calls [`App::start`], so that none of it delays a request.
+//! What exists, in the order in which [`App::start`] builds it:
+//!
+//! | part | role | runs on |
+//! |---|---|---|
+//! | [`Bound`] addresses | held first, so that a second instance fails before it touches a file | – |
+//! | [`DescriptorBudget`] | divides the limit of open files between clients, upstreams and admin | – |
+//! | [`upstream::Shared`] | endpoints, TLS settings and connection slots of each upstream | – |
+//! | [`Refresher`] | keeps the token valid; all other parts read its [`Credential`] | this runtime |
+//! | [`Proxy`] | the data path: single-threaded workers | a thread for each worker |
+//! | [`Reloader`] | rebuilds TLS settings, client keys and the admin token from their files | this runtime |
+//! | [`admin::Server`] | health, metrics, status | this runtime |
+//!
+//! "This runtime" is the one that calls [`App::start`]. The workers share no thread with it, so that
+//! no background task delays a request.
+//!
+//! [`App::shut_down`] ends the parts in this order: readiness off; `proxy.drain_delay`; the workers,
+//! once their requests are complete or `proxy.drain_timeout` is over; the refresher, once a refresh
+//! that was sent is stored; the reloader; the admin endpoint.
 
-use std::{
-    future::poll_fn,
-    io,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    task::Poll,
-    time::Duration,
-};
+use std::{future::poll_fn, io, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     admin,
     base::{clock::SharedClock, descriptors::DescriptorBudget, process},
     config::Config,
     net::{
-        reload,
+        reload::{Reload, ReloadHandle, Reloadable, Reloader},
         socket::{Address, Bound},
         tls,
     },
-    proxy::{self, Proxy, message::observed as seen},
+    proxy::{self, Proxy, message::observed},
     token::{self, Credential, InitialGrant, Refresher, jwt_grant::JwtGrant},
     upstream,
 };
 
-/// Why nothing was started.
+/// Why the proxy cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Another process serves there, or the system does not allow it.
+    /// An address cannot be bound.
     #[error("cannot listen on {address}: {}", explained(.source))]
     Listen {
-        /// Where.
+        /// The address.
         address: Address,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// A listener's certificate, key or authorities.
+    /// A listener's certificate, key or client authorities cannot be used.
     #[error(transparent)]
     ListenerTls(#[from] tls::Error),
-    /// The admin endpoint's token.
+    /// The admin endpoint's token cannot be used.
     #[error(transparent)]
     AdminToken(#[from] admin::TokenError),
-    /// The state file, or what the issuer's client needs.
+    /// The state file cannot be used, or the issuer's HTTP client cannot be built.
     #[error(transparent)]
     Token(#[from] token::Error),
-    /// What the upstream's connections need.
+    /// The TLS settings or the server name of an upstream cannot be used.
     #[error(transparent)]
     Upstream(#[from] upstream::SetupError),
-    /// The system refuses threads or sockets.
+    /// The system refuses a thread or a socket.
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
 }
@@ -72,227 +79,134 @@ fn explained(error: &io::Error) -> String {
     }
 }
 
-fn greeting(
-    bound: &Bound,
-    config: Option<&tls::ServerConfig>,
-) -> Result<Option<proxy::Greeting>, tls::Error> {
-    let Some(config) = config.cloned() else {
-        return Ok(None);
-    };
-    let name = format!("listener:{}", bound.address());
-    let (files, certificate) = (
-        config.files().collect::<Vec<_>>(),
-        Some(config.cert_file.clone()),
-    );
-    let make = move || tls::server_config(&config, proxy::ALPN);
-    Ok(Some(Arc::new(reload::Reloadable::new(
-        name,
-        files,
-        certificate,
-        make,
-    )?)))
-}
-
-/// Lowers `proxy.max_connections` to what the limit of open files allows, and says so.
-fn share_descriptors(config: &mut proxy::Config) -> DescriptorBudget {
-    let (limit, configured) = (process::descriptor_limit(), config.limits.connections);
-    let shares = DescriptorBudget::new(limit, config.workers, config.listeners.len(), configured);
-    if shares.clients < configured {
-        tracing::warn!(
-            "the limit of open files, {limit}, allows {} connections from apps, fewer than proxy.max_connections \
-             ({configured}): raise the limit (`ulimit -Hn`, LimitNOFILE= of systemd), or lower the key",
-            shares.clients,
-        );
-    }
-    config.limits.connections = shares.clients;
-    shares
-}
-
 /// A running proxy.
 #[derive(Debug)]
 pub struct App {
     proxy: Proxy,
-    drain_delay: Duration,
-    credential: Credential,
-    reload: reload::ReloadHandle,
-    addresses: Vec<Address>,
-    admin_address: Option<Address>,
-    draining: Arc<AtomicBool>,
     refresher: Task,
     reloader: Task,
     admin: Option<Task>,
-}
 
-/// A task and the way to ask it to end.
-#[derive(Debug)]
-struct Task {
-    stop: oneshot::Sender<()>,
-    running: JoinHandle<()>,
-}
-
-impl Task {
-    fn spawn<F: Future<Output = ()> + Send + 'static>(
-        start: impl FnOnce(oneshot::Receiver<()>) -> F,
-    ) -> Self {
-        let (stop, stopped) = oneshot::channel();
-        Self {
-            stop,
-            running: tokio::spawn(start(stopped)),
-        }
-    }
-
-    async fn end(self) {
-        // Fails only if it has ended by itself.
-        let _ = self.stop.send(());
-        let _ = self.running.await;
-    }
-}
-
-fn bind(address: &Address) -> Result<Bound, Error> {
-    Bound::new(address).map_err(|source| Error::Listen {
-        address: address.clone(),
-        source,
-    })
+    credential: Credential,
+    reload: ReloadHandle,
+    addresses: Vec<Address>,
+    admin_address: Option<Address>,
+    drain_delay: Duration,
+    /// Cancelled when the shutdown begins; `/readyz` reports it.
+    draining: CancellationToken,
+    /// Stops every part when this is dropped without a shutdown.
+    _stop: DropGuard,
 }
 
 impl App {
-    /// Binds everything first, so that a second instance touches nothing that belongs to the first; then starts.
+    /// Builds and starts all parts.
     ///
     /// # Errors
-    /// When an address is taken, or a file that was fine when it was checked no longer is.
+    /// When an address cannot be bound, or a file has become unusable since the configuration was
+    /// validated.
     pub fn start(mut config: Config, clock: SharedClock) -> Result<Self, Error> {
-        let bound = config
-            .proxy
-            .listeners
-            .iter()
-            .map(|listener| bind(&listener.address))
-            .collect::<Result<Vec<_>, _>>()?;
-        let admin_bound = config
-            .admin
-            .as_ref()
-            .map(|admin| bind(&admin.listener.address))
-            .transpose()?;
-        let addresses = bound.iter().map(|bound| bound.address().clone()).collect();
-        let admin_address = admin_bound.as_ref().map(|bound| bound.address().clone());
+        let bound = bind_all(&config.proxy.listeners)?;
+        let admin = config.admin.take().map(AdminListener::bind).transpose()?;
+        Self::build(config, bound, admin, clock)
+    }
 
-        let shares = share_descriptors(&mut config.proxy);
-        let sockets = upstream::Sockets::new(shares.upstream);
-        let shared = config
-            .upstreams
-            .into_iter()
-            .map(|upstream| upstream::Shared::new(upstream, &sockets));
-        let shared: Vec<_> = shared.collect::<Result<_, _>>()?;
-        let upstreams = shared
-            .iter()
-            .map(|upstream| upstream.config().clone())
-            .collect();
+    fn build(
+        mut config: Config,
+        bound: Vec<Bound>,
+        admin: Option<AdminListener>,
+        clock: SharedClock,
+    ) -> Result<Self, Error> {
+        let addresses = bound.iter().map(|bound| bound.address().clone()).collect();
+        let admin_address = admin.as_ref().map(|admin| admin.bound.address().clone());
+        let descriptors = divide_descriptors(&mut config.proxy);
+        let upstreams = share_upstreams(config.upstreams, descriptors.upstream)?;
+        let upstream_configs = upstreams.iter().map(|one| one.config().clone()).collect();
+
         let token_wait = config.token.wait;
-        let initial_grant = JwtGrant::new(
-            &config.initial_grant,
-            &config.token.issuer,
-            SharedClock::clone(&clock),
-        )
-        .map_err(token::Error::from)?
-        .map(|grant| Box::new(grant) as Box<dyn InitialGrant>);
-        let (refresher, credential) =
-            Refresher::new(config.token, initial_grant, SharedClock::clone(&clock))?;
+        let initial_grant = initial_grant(&config.initial_grant, &config.token, &clock)?;
+        let (refresher, credential) = Refresher::new(config.token, initial_grant, clock.clone())?;
+
+        let listeners = add_tls(bound, &config.proxy.listeners)?;
+        let admin_token = admin.as_ref().map(|admin| admin.config.token());
+        let admin_token = admin_token.transpose()?.flatten();
+        let listener_tls = listeners.iter().filter_map(|(_, tls)| tls.clone());
+        let mut reloadables: Vec<Arc<dyn Reload>> = listener_tls.map(erase).collect();
+        reloadables.extend(admin_token.clone().map(erase));
+        reloadables.extend(upstreams.iter().filter_map(upstream::Shared::reloadable));
+        reloadables.extend(refresher.reloadable());
+
+        let stop = CancellationToken::new();
+        let stop_on_drop = stop.clone().drop_guard();
         let drain_delay = config.proxy.drain_delay;
-        let json_pointer = seen::pointer(config.proxy.retry.json.as_ref()).to_owned();
-        let greetings = bound
-            .iter()
-            .zip(&config.proxy.listeners)
-            .map(|(bound, listener)| greeting(bound, listener.tls.as_ref()));
-        let greetings = greetings.collect::<Result<Vec<_>, _>>()?;
-        let reloadables = greetings
-            .iter()
-            .flatten()
-            .map(|greeting| Arc::clone(greeting) as Arc<dyn reload::Reload>);
-        let reloadables = reloadables
-            .chain(shared.iter().filter_map(upstream::Shared::reloadable))
-            .chain(refresher.reloadable());
-        let mut reloadables: Vec<_> = reloadables.collect();
-        let bound = bound.into_iter().zip(greetings).collect();
-        let proxy = Proxy::start(config.proxy, bound, shared, credential.clone(), token_wait)?;
+        let json_pointer = observed::pointer(config.proxy.retry.json.as_ref()).to_owned();
+        let proxy = Proxy::start(
+            config.proxy,
+            listeners,
+            upstreams,
+            credential.clone(),
+            token_wait,
+            stop.child_token(),
+        )?;
         reloadables.push(proxy.reloadable());
-        let admin_token = config
-            .admin
-            .as_ref()
-            .map(admin::Config::token)
-            .transpose()?
-            .flatten();
-        reloadables.extend(
-            admin_token
-                .iter()
-                .map(|token| Arc::<admin::Token>::clone(token) as Arc<dyn reload::Reload>),
-        );
-        let (reloader, reload) = reload::Reloader::new(reloadables, clock);
-        let draining = Arc::new(AtomicBool::new(false));
-        let admin = match config.admin.zip(admin_bound) {
-            None => None,
-            Some((admin, bound)) => {
-                let sources = admin::Sources {
-                    credential: credential.clone(),
-                    workers: proxy.metrics(),
-                    upstreams,
-                    reload: reload.clone(),
-                    json_pointer,
-                    draining: Arc::clone(&draining),
-                };
-                let server = admin::Server::new(
-                    admin.listener.guard,
-                    admin_token,
-                    bound,
-                    shares.admin,
-                    sources,
-                )?;
-                Some(Task::spawn(|stop| server.run(async { drop(stop.await) })))
-            }
+        let (reloader, reload) = Reloader::new(reloadables, clock);
+
+        let draining = CancellationToken::new();
+        let sources = admin::Sources {
+            credential: credential.clone(),
+            workers: proxy.metrics(),
+            upstreams: upstream_configs,
+            reload: reload.clone(),
+            json_pointer,
+            draining: draining.clone(),
         };
-        let refresher = Task::spawn(|stop| refresher.run(async { drop(stop.await) }));
-        let reloader = Task::spawn(|stop| reloader.run(async { drop(stop.await) }));
+        let admin = admin
+            .map(|admin| admin.server(admin_token, descriptors.admin, sources))
+            .transpose()?;
         Ok(Self {
             proxy,
-            drain_delay,
+            refresher: Task::spawn(&stop, |stop| refresher.run(stop.cancelled_owned())),
+            reloader: Task::spawn(&stop, |stop| reloader.run(stop)),
+            admin: admin.map(|admin| Task::spawn(&stop, |stop| admin.run(stop))),
             credential,
             reload,
             addresses,
             admin_address,
+            drain_delay,
             draining,
-            refresher,
-            reloader,
-            admin,
+            _stop: stop_on_drop,
         })
     }
 
-    /// Has everything read again that comes from files beside the configuration: secrets, the state file, certificates, clients' keys.
+    /// Reads all files beside the configuration again: secrets, the state file, certificates, client
+    /// keys, the admin token.
     pub fn reload_files(&self) {
         self.credential.reload();
         self.reload.reload();
     }
 
-    /// Where apps reach the proxy, with the ports that were chosen for 0.
+    /// The addresses of the listeners, with the ports that the system chose for 0.
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
     }
 
-    /// Where the admin endpoint is.
+    /// The address of the admin endpoint, if there is one.
     pub fn admin_address(&self) -> Option<&Address> {
         self.admin_address.as_ref()
     }
 
-    /// The credential, to watch it.
+    /// The credential.
     pub fn credential(&self) -> &Credential {
         &self.credential
     }
 
-    /// Resolves when a part that has to last has ended by itself, after a panic in it: this process is of no use any more.
-    /// Says which part.
+    /// Resolves with the name of a part that has ended by itself, which only a panic can cause. The
+    /// proxy cannot go on without it; the process should end and be restarted.
     pub async fn failed(&mut self) -> &'static str {
         poll_fn(|cx| {
             let tasks = [
-                ("what keeps the token fresh", Some(&mut self.refresher)),
+                ("the token refresher", Some(&mut self.refresher)),
                 (
-                    "what keeps certificates and the keys of clients up to date",
+                    "the reload of certificates and client keys",
                     Some(&mut self.reloader),
                 ),
                 ("the admin endpoint", self.admin.as_mut()),
@@ -307,10 +221,9 @@ impl App {
         .await
     }
 
-    /// Ends in order: not ready any more, a while for load balancers to notice, requests in flight, the token refresher (a
-    /// refresh that was sent is waited for and stored), the admin endpoint last.
+    /// Ends all parts in order, see the module documentation. Returns when the last one has ended.
     pub async fn shut_down(self) {
-        self.draining.store(true, Relaxed);
+        self.draining.cancel();
         if !self.drain_delay.is_zero() {
             tokio::time::sleep(self.drain_delay).await;
         }
@@ -321,4 +234,140 @@ impl App {
             admin.end().await;
         }
     }
+}
+
+/// A background task and the token that stops it.
+#[derive(Debug)]
+struct Task {
+    stop: CancellationToken,
+    running: JoinHandle<()>,
+}
+
+impl Task {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(
+        parent: &CancellationToken,
+        start: impl FnOnce(CancellationToken) -> F,
+    ) -> Self {
+        let stop = parent.child_token();
+        Self {
+            running: tokio::spawn(start(stop.clone())),
+            stop,
+        }
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        // An error means that the task has panicked, which is logged already.
+        let _ = self.running.await;
+    }
+}
+
+/// The admin endpoint's configuration, and its address once it is bound.
+struct AdminListener {
+    config: admin::Config,
+    bound: Bound,
+}
+
+impl AdminListener {
+    fn bind(config: admin::Config) -> Result<Self, Error> {
+        let bound = bind(&config.listener.address)?;
+        Ok(Self { config, bound })
+    }
+
+    fn server(
+        self,
+        token: Option<Arc<admin::Token>>,
+        max_connections: usize,
+        sources: admin::Sources,
+    ) -> io::Result<admin::Server> {
+        let guard = self.config.listener.guard;
+        admin::Server::new(guard, token, self.bound, max_connections, sources)
+    }
+}
+
+fn bind(address: &Address) -> Result<Bound, Error> {
+    Bound::new(address).map_err(|source| Error::Listen {
+        address: address.clone(),
+        source,
+    })
+}
+
+fn bind_all(listeners: &[proxy::Listener]) -> Result<Vec<Bound>, Error> {
+    listeners
+        .iter()
+        .map(|listener| bind(&listener.address))
+        .collect()
+}
+
+/// Adds the TLS settings of each listener that has any.
+fn add_tls(
+    bound: Vec<Bound>,
+    listeners: &[proxy::Listener],
+) -> Result<Vec<(Bound, Option<proxy::Greeting>)>, tls::Error> {
+    bound
+        .into_iter()
+        .zip(listeners)
+        .map(|(bound, listener)| {
+            let tls = listener.tls.as_ref();
+            let tls = tls.map(|config| listener_tls(bound.address(), config));
+            Ok((bound, tls.transpose()?))
+        })
+        .collect()
+}
+
+fn listener_tls(
+    address: &Address,
+    config: &tls::ServerConfig,
+) -> Result<proxy::Greeting, tls::Error> {
+    let config = config.clone();
+    let certificate = Some(config.cert_file.clone());
+    let tls = Reloadable::new(
+        format!("listener:{address}"),
+        config.files().collect::<Vec<_>>(),
+        certificate,
+        move || tls::server_config(&config, proxy::ALPN),
+    )?;
+    Ok(Arc::new(tls))
+}
+
+/// Lowers `proxy.max_connections` to what the limit of open files allows, and warns if it does.
+fn divide_descriptors(config: &mut proxy::Config) -> DescriptorBudget {
+    let (limit, configured) = (process::descriptor_limit(), config.limits.connections);
+    let budget = DescriptorBudget::new(limit, config.workers, config.listeners.len(), configured);
+    if budget.clients < configured {
+        tracing::warn!(
+            "the limit of open files, {limit}, allows {} client connections, fewer than \
+             proxy.max_connections ({configured}): raise the limit (`ulimit -Hn`, LimitNOFILE= of \
+             systemd), or lower the key",
+            budget.clients,
+        );
+    }
+    config.limits.connections = budget.clients;
+    budget
+}
+
+/// Upstreams whose connections together take at most `max_sockets` descriptors.
+fn share_upstreams(
+    configs: Vec<upstream::Config>,
+    max_sockets: usize,
+) -> Result<Vec<upstream::Shared>, upstream::SetupError> {
+    let sockets = upstream::Sockets::new(max_sockets);
+    configs
+        .into_iter()
+        .map(|config| upstream::Shared::new(config, &sockets))
+        .collect()
+}
+
+/// The way to the first tokens without a configured refresh token, if there is one.
+fn initial_grant(
+    config: &token::InitialGrantConfig,
+    token: &token::Config,
+    clock: &SharedClock,
+) -> Result<Option<Box<dyn InitialGrant>>, token::Error> {
+    let grant = JwtGrant::new(config, &token.issuer, clock.clone())?;
+    Ok(grant.map(|grant| Box::new(grant) as Box<dyn InitialGrant>))
+}
+
+fn erase<T: Send + Sync + 'static>(value: Arc<Reloadable<T>>) -> Arc<dyn Reload> {
+    value
 }

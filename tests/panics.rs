@@ -214,6 +214,6 @@ fn a_panic_in_what_keeps_the_token_ends_the_app() {
             .await
             .expect("it is noticed")
     });
-    assert_eq!(part, "what keeps the token fresh");
+    assert_eq!(part, "the token refresher");
     runtime.shutdown_timeout(Duration::from_secs(1));
 }

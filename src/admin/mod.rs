@@ -5,20 +5,12 @@ mod metrics;
 mod page;
 mod status;
 
-use std::{
-    future::Future,
-    io,
-    net::SocketAddr,
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts, uri::Scheme};
 use http_body_util::Full;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     base::secret::Secret,
@@ -98,7 +90,7 @@ pub struct Sources {
     /// Where JSON answers are searched for a code.
     pub json_pointer: String,
     /// Set when this process is about to end.
-    pub draining: Arc<AtomicBool>,
+    pub draining: CancellationToken,
 }
 
 /// The admin endpoint's server.
@@ -156,10 +148,11 @@ impl Server {
         })
     }
 
-    /// Serves until `stop` resolves.
-    pub async fn run(self, stop: impl Future<Output = ()>) {
+    /// Serves until `stop` is cancelled.
+    pub async fn run(self, stop: CancellationToken) {
         let admit = admission(self.max_connections);
         let respond = move |request: &Parts| self.handler.respond(request);
+        let stop = stop.cancelled_owned();
         http_server::serve(self.socket, self.max_connections, admit, respond, stop).await;
     }
 }
@@ -271,7 +264,7 @@ impl Handler {
     }
 
     fn is_draining(&self) -> bool {
-        self.sources.draining.load(Relaxed)
+        self.sources.draining.is_cancelled()
     }
 }
 

@@ -24,7 +24,8 @@ use std::{
 };
 
 use http::{HeaderValue, uri::Scheme};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use self::{
     connection::limits::ConnectionLimiter,
@@ -71,14 +72,15 @@ pub type Greeting = Arc<reload::Reloadable<rustls::ServerConfig>>;
 /// The running data path.
 #[derive(Debug)]
 pub struct Proxy {
-    drain: watch::Sender<bool>,
+    stop: CancellationToken,
     workers: Vec<oneshot::Receiver<()>>,
     metrics: Arc<[Arc<Metrics>]>,
     keys: Arc<clients::Keys>,
 }
 
 impl Proxy {
-    /// Starts the workers on what was bound for `config.listeners`, in that order, each with its TLS if it speaks that.
+    /// Starts the workers on the addresses bound for `config.listeners`, in that order, each with its
+    /// TLS settings if it has any. Cancelling `stop` drains them.
     ///
     /// # Errors
     /// When the system refuses a socket or a thread, or the file of a client's key no longer is what it was.
@@ -88,6 +90,7 @@ impl Proxy {
         upstreams: Vec<upstream::Shared>,
         credential: Credential,
         token_wait: Duration,
+        stop: CancellationToken,
     ) -> io::Result<Self> {
         let mut origins: Vec<String> = Vec::new();
         for endpoint in upstreams
@@ -126,7 +129,6 @@ impl Proxy {
                 worker.push((seed, gate, greeting.clone()));
             }
         }
-        let (drain, draining) = watch::channel(false);
         let metrics: Arc<[_]> = (0..workers)
             .map(|_| Arc::new(Metrics::new(&origins, &shared.config)))
             .collect();
@@ -137,13 +139,13 @@ impl Proxy {
                     Arc::clone(&shared),
                     Arc::clone(metrics),
                     listeners,
-                    draining.clone(),
+                    stop.clone(),
                 )
             },
         );
         Ok(Self {
-            drain,
             workers: workers.collect::<io::Result<_>>()?,
+            stop,
             metrics,
             keys,
         })
@@ -171,7 +173,7 @@ impl Proxy {
 
     /// Stops accepting and lets requests in flight finish, within `drain_timeout`.
     pub async fn drain(self) {
-        self.drain.send_replace(true);
+        self.stop.cancel();
         for worker in self.workers {
             // An error means that the worker is gone already.
             let _ = worker.await;

@@ -21,9 +21,10 @@ use std::{
 use http::{HeaderName, HeaderValue, StatusCode, request, response};
 use slab::Slab;
 use tokio::{
-    sync::{Notify, mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot},
     task::JoinSet,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     base::{
@@ -139,7 +140,7 @@ pub(crate) fn start(
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
     listeners: Vec<(UnregisteredListener, Guard, Option<Greeting>)>,
-    drain: watch::Receiver<bool>,
+    stop: CancellationToken,
 ) -> io::Result<oneshot::Receiver<()>> {
     let (ended, has_ended) = oneshot::channel();
     let (built, is_built) = std::sync::mpsc::channel();
@@ -154,7 +155,7 @@ pub(crate) fn start(
                 Err(error) => return drop(built.send(Err(error))),
             };
             drop(built.send(Ok(())));
-            runtime.block_on(run(shared, metrics, listeners, drain));
+            runtime.block_on(run(shared, metrics, listeners, stop));
             // Not a plain drop: that would wait for a look-up of a name that takes for ever.
             runtime.shutdown_background();
             // Nobody may be waiting any more.
@@ -168,7 +169,7 @@ async fn run(
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
     listeners: Vec<(UnregisteredListener, Guard, Option<Greeting>)>,
-    mut drain: watch::Receiver<bool>,
+    stop: CancellationToken,
 ) {
     let (worker, unread_bodies) = Worker::new(shared, metrics);
     // Without any of these the worker is of no use.
@@ -181,24 +182,19 @@ async fn run(
     for (seed, gate, greeting) in listeners {
         match seed.register() {
             Ok(listener) => {
-                let mut drain = drain.clone();
-                let stop = async move {
-                    // An error means that the sender is gone, and with it whoever wants this worker to run.
-                    let _ = drain.wait_for(|drain| *drain).await;
-                };
                 lasting.spawn_local(accept(
                     Rc::clone(&worker),
                     listener,
                     Rc::new(gate),
                     greeting,
-                    stop,
+                    stop.clone().cancelled_owned(),
                 ));
             }
             Err(error) => tracing::error!(%error, "a worker cannot listen"),
         }
     }
     tokio::select! {
-        _ = drain.wait_for(|drain| *drain) => {}
+        () = stop.cancelled() => {}
         panic = panic_of(&mut lasting) => panic::resume_unwind(panic),
     }
     worker.drain().await;

@@ -550,7 +550,7 @@ async fn who_does_not_speak_tls_is_told_of_each_second() {
         crate::common::raw(address, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", LIMIT).await;
         let told = fs::read_to_string(&log).unwrap();
         told.lines()
-            .filter(|line| line.contains("does not speak TLS") && line.contains("\"peer\""))
+            .filter(|line| line.contains("does not use TLS") && line.contains("\"peer\""))
             .count()
             > 1
     })

@@ -8,6 +8,7 @@ use std::{
 };
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::Reload;
 use crate::{
@@ -99,15 +100,14 @@ impl Reloader {
         )
     }
 
-    /// Runs until `stop` resolves.
-    pub async fn run(mut self, stop: impl Future<Output = ()>) {
-        let mut stop = std::pin::pin!(stop);
+    /// Runs until `stop` is cancelled.
+    pub async fn run(mut self, stop: CancellationToken) {
         let clock = Arc::clone(&self.clock);
         let requested = Arc::clone(&self.handle.requested);
         loop {
             tokio::select! {
                 biased;
-                () = &mut stop => return,
+                () = stop.cancelled() => return,
                 () = requested.notified() => self.reload().await,
                 () = self.watch.changed() => self.reload().await,
                 () = clock.sleep_until(self.next_check) => {
@@ -255,7 +255,7 @@ mod tests {
                 [Arc::clone(&value) as Arc<dyn Reload>],
                 Arc::clone(&clock) as SharedClock,
             );
-            tokio::spawn(reloader.run(std::future::pending()));
+            tokio::spawn(reloader.run(CancellationToken::new()));
             Self {
                 value,
                 handle,
