@@ -3,11 +3,10 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
+
+use parking_lot::Mutex;
 
 use crate::proxy::{Limits, metrics::ConnectionRejection};
 
@@ -77,7 +76,7 @@ impl PerAddressLimiter {
         let Some(source) = peer.and_then(|peer| source(peer.ip())) else {
             return Some(None);
         };
-        let mut open = self.lock();
+        let mut open = self.open.lock();
         let count = open.entry(source).or_default();
         (*count < self.limit).then(|| *count += 1)?;
         Some(Some(source))
@@ -85,19 +84,12 @@ impl PerAddressLimiter {
 
     pub(crate) fn release(&self, source: SourceAddress) {
         let Some(source) = source else { return };
-        if let Entry::Occupied(mut entry) = self.lock().entry(source) {
+        if let Entry::Occupied(mut entry) = self.open.lock().entry(source) {
             *entry.get_mut() -= 1;
             if *entry.get() == 0 {
                 entry.remove();
             }
         }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<IpAddr, usize>> {
-        // Nothing panics while it is held.
-        self.open
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -141,7 +133,7 @@ mod tests {
         assert_eq!((take("192.0.2.1"), take("192.0.2.1")), (Some(source), None));
         addresses.release(source);
         addresses.release(source);
-        assert_eq!(addresses.lock().get(&ip), None);
+        assert_eq!(addresses.open.lock().get(&ip), None);
         for _ in 0..10 {
             assert_eq!(
                 (take("127.0.0.1"), take("::1"), addresses.take(None)),
@@ -184,7 +176,7 @@ mod tests {
             connection_limiter.release(source);
         }
         assert!(
-            connection_limiter.addresses.lock().is_empty()
+            connection_limiter.addresses.open.lock().is_empty()
                 && connection_limiter.taken.load(Relaxed) == 0
         );
     }

@@ -3,13 +3,10 @@
 //!
 //! A few JSON answers a second are observed_rate into while they pass; none waits for it.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
-};
+use std::{collections::BTreeSet, time::SystemTime};
 
 use http::{HeaderMap, header, response};
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::Value;
 use url::Url;
 
@@ -59,8 +56,7 @@ pub struct Note {
 impl Observed {
     /// What was seen so far.
     pub fn notes(&self) -> MutexGuard<'_, Notes> {
-        // Whoever panicked with it has left whole notes behind.
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.notes.lock()
     }
 }
 
