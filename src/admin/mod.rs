@@ -13,7 +13,7 @@ use http_body_util::Full;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    base::secret::Secret,
+    base::{retry_after::retry_after, secret::Secret},
     net::{
         http_server, reload,
         socket::{Bound, Listener as Socket},
@@ -250,10 +250,10 @@ impl Handler {
                     StatusCode::TOO_MANY_REQUESTS,
                     "it is too early for another refresh\n",
                 );
-                let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
+                let retry_after = self::retry_after(retry_after);
                 refusal
                     .headers_mut()
-                    .insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+                    .insert(header::RETRY_AFTER, retry_after);
                 refusal
             }
             Err(ManualRefreshError::NoCredential) => text(

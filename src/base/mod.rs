@@ -12,7 +12,9 @@
 //! | [`labels`] | enums of metric labels, and tables with an entry for each label |
 //! | [`log`] | the log subscriber |
 //! | [`panics`] | counts and logs panics |
+//! | [`per_second`] | limits how often something happens in each second |
 //! | [`process`] | resource usage, resource limits, core dumps, file modes |
+//! | [`retry_after`] | the `Retry-After` field of responses |
 //! | [`secret`] | secrets that never print themselves, and secret files |
 //! | [`shutdown`] | signals: termination, and SIGHUP |
 //! | [`ticker`] | coarse deadlines: one timer for each worker |
@@ -31,6 +33,7 @@ pub mod log;
 pub mod panics;
 pub mod per_second;
 pub mod process;
+pub mod retry_after;
 pub mod secret;
 pub mod shutdown;
 pub mod ticker;

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
-use crate::{proxy::framing::Fault, upstream};
+use crate::{base::retry_after::retry_after, proxy::framing::Fault, upstream};
 
 /// Why a request got an answer from us instead of one from the cloud.
 #[derive(Debug, thiserror::Error)]
@@ -385,15 +385,11 @@ impl Error {
             headers.insert("proxy-status", value);
         }
         match self {
-            Self::NoToken { retry_after, .. } => {
-                headers.insert(
-                    header::RETRY_AFTER,
-                    HeaderValue::from(retry_after.as_secs().max(1)),
-                );
+            Self::NoToken {
+                retry_after: wait, ..
             }
-            Self::TooOften { retry_after } => {
-                let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
-                headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+            | Self::TooOften { retry_after: wait } => {
+                headers.insert(header::RETRY_AFTER, retry_after(*wait));
             }
             Self::Unauthenticated(challenges) => {
                 for challenge in challenges.iter() {
@@ -403,7 +399,7 @@ impl Error {
             Self::TooManyAtOnce
             | Self::Overloaded
             | Self::Connect(upstream::Error::Full { .. } | upstream::Error::NoSocket { .. }) => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+                headers.insert(header::RETRY_AFTER, retry_after(Duration::from_secs(1)));
             }
             Self::Method => {
                 let methods =

@@ -185,7 +185,7 @@ impl Credential {
         let wait = next.map_or(LONGEST_RETRY_AFTER, |next| {
             next.saturating_since(self.shared.clock.now())
         });
-        whole_seconds(wait.clamp(SHORTEST_RETRY_AFTER, LONGEST_RETRY_AFTER))
+        wait.clamp(SHORTEST_RETRY_AFTER, LONGEST_RETRY_AFTER)
     }
 
     /// The secrets' files and the state file are read again. What is new in them revives a dead credential.
@@ -284,10 +284,6 @@ impl Drop for WaiterSlot<'_> {
     }
 }
 
-fn whole_seconds(duration: Duration) -> Duration {
-    Duration::from_secs(duration.as_secs() + u64::from(duration.subsec_nanos() > 0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -300,22 +296,6 @@ mod tests {
         assert!(WaiterSlot::take(&waiters).is_none());
         drop(last);
         assert_eq!(waiters.load(Relaxed), MAX_WAITERS - 1);
-    }
-
-    #[test]
-    fn hints_are_whole_seconds_and_never_too_short() {
-        assert_eq!(
-            whole_seconds(Duration::from_millis(1)),
-            Duration::from_secs(1)
-        );
-        assert_eq!(
-            whole_seconds(Duration::from_secs(2)),
-            Duration::from_secs(2)
-        );
-        assert_eq!(
-            whole_seconds(Duration::from_millis(2001)),
-            Duration::from_secs(3)
-        );
     }
 
     #[test]
