@@ -13,7 +13,7 @@
 //! | 4 | [`proxy`] | the data path: a request's life, on one single-threaded worker |
 //! | 3 | [`token`], [`upstream`] | the token's lifecycle; connections to the cloud. They never import each other |
 //! | 2 | [`net`] | sockets, TLS, the errors of HTTP/2 |
-//! | 1 | [`base`] | clock, secrets, backoff, shutdown, logging |
+//! | 1 | [`base`] | clock, secrets, backoff, signals, logging, metric labels |
 //! | – | [`cloud`] | a simulated private cloud. Imports `base` alone, so that it cannot share a mistake with the proxy |
 //!
 //! Read in this order: [`app`] (what exists), `proxy/handler.rs` (what happens to a request),

@@ -36,7 +36,7 @@ const APART: &[(&str, &str)] = &[
 /// The only files that may speak to a platform by name.
 const PLATFORM_FILES: &[&str] = &[
     "src/base/clock.rs",
-    "src/base/shutdown.rs",
+    "src/base/signals.rs",
     "src/base/process.rs",
     "src/token/store/file.rs",
     "src/net/socket.rs",

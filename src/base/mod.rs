@@ -16,7 +16,7 @@
 //! | [`process`] | resource usage, resource limits, core dumps, file modes |
 //! | [`retry_after`] | the `Retry-After` field of responses |
 //! | [`secret`] | secrets that never print themselves, and secret files |
-//! | [`shutdown`] | signals: termination, and SIGHUP |
+//! | [`signals`] | SIGTERM, SIGINT and SIGHUP, and their Windows counterparts |
 //! | [`ticker`] | coarse deadlines: one timer for each worker |
 //! | [`watch`] | notices that files have changed |
 
@@ -35,6 +35,6 @@ pub mod per_second;
 pub mod process;
 pub mod retry_after;
 pub mod secret;
-pub mod shutdown;
+pub mod signals;
 pub mod ticker;
 pub mod watch;

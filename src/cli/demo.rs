@@ -10,7 +10,7 @@ use crate::{
     base::{
         clock::{self, SharedClock},
         log,
-        shutdown::Signals,
+        signals::Signals,
     },
     cloud::{self, Cloud, Event, SimulateArgs, simulate as simulate_cloud},
     config::{self, Source},

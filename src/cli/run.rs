@@ -7,7 +7,7 @@ use crate::{
     app::App,
     base::{
         clock, log, panics, process,
-        shutdown::{Hangup, Signals},
+        signals::{Hangup, Signals},
     },
 };
 
