@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use crate::{
     base::ticker::Deadline,
     proxy::{
-        connection::state::ConnState,
+        connection::{lingering::UnreadBody, state::ConnState},
         exchange::upgrade::Tunnel,
         message::headers::Client,
         policy::{
@@ -26,7 +26,6 @@ use crate::{
             guard::{Guard, KnownHost},
         },
         route,
-        worker::Worker,
     },
 };
 
@@ -57,7 +56,7 @@ pub(crate) struct Exchange {
     /// What the upstream of this request may take its time with.
     pub(crate) limits: Cell<route::RouteTimeouts>,
     pub(crate) monitor: Arc<ConnState>,
-    lingering: mpsc::UnboundedSender<UnreadBody>,
+    pub(crate) lingering: mpsc::UnboundedSender<UnreadBody>,
     /// Fields of its requests that are for us alone.
     pub(crate) stripped: Rc<[HeaderName]>,
     /// Who sent this request, if clients have names.
@@ -77,37 +76,7 @@ impl std::fmt::Debug for Exchange {
     }
 }
 
-/// A client's body that nobody wants any more.
-#[derive(Debug)]
-pub(crate) struct UnreadBody {
-    pub(crate) body: Incoming,
-    pub(crate) monitor: Arc<ConnState>,
-    pub(crate) exchange: u32,
-    /// The client was to send it when asked, and was not: few do all the same.
-    pub(crate) is_unasked: bool,
-}
-
 impl Exchange {
-    pub(crate) fn new(
-        worker: &Worker,
-        peer: &Rc<Peer>,
-        carrier: Carrier,
-        monitor: &Arc<ConnState>,
-    ) -> Rc<Self> {
-        Rc::new(Self {
-            peer: Rc::clone(peer),
-            carrier,
-            upstream_deadline: worker.ticker.deadline(),
-            limits: Cell::new(worker.routes.default_limits()),
-            monitor: Arc::clone(monitor),
-            lingering: worker.lingering.clone(),
-            stripped: Rc::clone(&worker.stripped),
-            caller: Cell::default(),
-            permit: Cell::default(),
-            tunnel: RefCell::default(),
-        })
-    }
-
     /// The client owes us more of its body; the upstream nothing.
     pub(crate) fn waiting_for_client(&self, before_answer: bool) {
         self.monitor.waiting_for_body();

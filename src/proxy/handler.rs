@@ -2,14 +2,16 @@
 
 use std::{convert::Infallible, rc::Rc};
 
-use http::{HeaderValue, Request, Response, StatusCode, Version, header, request};
+use http::{
+    HeaderValue, Request, Response, StatusCode, Version, header, request, uri::PathAndQuery,
+};
 use hyper::body::{Body as _, Incoming};
 
 use crate::{
     base::clock::Moment,
     proxy::{
-        Exhausted,
-        connection::flood as conduct,
+        Exhausted, Limits,
+        connection::flood,
         error::Error,
         exchange::{Carrier, Exchange, request_body::RequestBody, upgrade::Upgrade},
         forward::{
@@ -18,8 +20,8 @@ use crate::{
             response_body::{InFlightGuard, ResponseBody},
             retry::{AuthFailure, is_proof},
         },
+        framing::Fault,
         message::{headers, judge::Verdict},
-        server::http2 as multiplex,
         worker::{LocalToken, Worker},
     },
 };
@@ -34,7 +36,7 @@ pub(crate) async fn handle(
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     if exchange.carrier == Carrier::Stream && exchange.monitor.conduct().is_unproven() {
-        conduct::yield_for_resets().await;
+        flood::yield_for_resets().await;
     }
     let received = worker.clock.now();
     let number = exchange.monitor.begin_exchange();
@@ -128,11 +130,20 @@ fn split_request(mut request: Request<Incoming>) -> (request::Parts, Incoming, O
     (head, body, upgrade)
 }
 
+/// What a head has too much of; its size as a whole is limited while it is read.
+fn fault(head: &request::Parts, limits: &Limits) -> Option<Fault> {
+    let target = head.uri.path_and_query().map_or("", PathAndQuery::as_str);
+    if target.len() > limits.uri_length {
+        return Some(Fault::TargetTooLong);
+    }
+    (head.headers.len() > limits.headers).then_some(Fault::HeadTooLarge)
+}
+
 impl RequestContext<'_> {
     async fn answer(&self, received: Moment) -> Result<ClientResponse, Error> {
         self.worker.admit()?;
         if self.exchange.carrier == Carrier::Stream
-            && let Some(fault) = multiplex::fault(self.head, &self.worker.config.limits)
+            && let Some(fault) = fault(self.head, &self.worker.config.limits)
         {
             return Err(fault.into());
         }

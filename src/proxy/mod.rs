@@ -57,12 +57,6 @@ use crate::{
     upstream,
 };
 
-/// How long an idle connection stays open once draining has begun, so that a request that is on its way is served.
-const DRAIN_GRACE: Duration = Duration::from_secs(1);
-
-/// Time for a client that was told that we close to close as well.
-const GOODBYE: Duration = Duration::from_secs(5);
-
 /// What a listener with TLS offers, RFC 7301.
 pub const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
 
@@ -110,7 +104,7 @@ impl Proxy {
             credential,
             token_wait,
             mark: mark()?,
-            connection_limiter: ConnectionLimiter::new(&config.limits),
+            connection_limiter: Arc::new(ConnectionLimiter::new(&config.limits)),
             requests: AtomicUsize::new(0),
             kept: Arc::default(),
             config: Arc::new(config),

@@ -3,7 +3,7 @@
 
 use std::{
     any::Any,
-    cell::RefCell,
+    cell::{Cell, RefCell},
     fmt,
     future::pending,
     io,
@@ -35,9 +35,14 @@ use crate::{
     net::socket::UnregisteredListener,
     proxy::{
         AccessLog, Config, Greeting,
-        connection::{limits::ConnectionLimiter, lingering, state as monitor, state::ConnState},
+        connection::{
+            limits::{ConnectionLimiter, ConnectionSlot},
+            lingering::{self, UnreadBody},
+            state as monitor,
+            state::ConnState,
+        },
         error::{self, Error},
-        exchange::{Exchange, UnreadBody, recording, request_body::AttemptBody},
+        exchange::{Carrier, Exchange, Peer, recording, request_body::AttemptBody},
         message::{cache_control::CachePolicy, observed as seen, observed::Observer, urls::UrlMap},
         metrics::{CONNECTION_REJECTIONS, ConnectionRejection, Metrics},
         policy::{
@@ -45,7 +50,7 @@ use crate::{
             guard::Guard,
         },
         route::{Route, Routes},
-        server::listener::{ConnectionSlot, accept},
+        server::listener::accept,
     },
     token::{Credential, Token},
     upstream::{self, Endpoint, Upstream},
@@ -62,7 +67,7 @@ pub(crate) struct Shared {
     /// By which a request is recognised that has been here before.
     pub(crate) mark: HeaderValue,
     /// Of client connections.
-    pub(crate) connection_limiter: ConnectionLimiter,
+    pub(crate) connection_limiter: Arc<ConnectionLimiter>,
     /// Requests under way.
     pub(crate) requests: AtomicUsize,
     /// Bytes that are kept for sending again.
@@ -296,16 +301,35 @@ impl Worker {
         }
     }
 
+    /// What the parts of an exchange share, for a connection or one of its streams.
+    pub(crate) fn exchange(
+        &self,
+        peer: &Rc<Peer>,
+        carrier: Carrier,
+        monitor: &Arc<ConnState>,
+    ) -> Rc<Exchange> {
+        Rc::new(Exchange {
+            peer: Rc::clone(peer),
+            carrier,
+            upstream_deadline: self.ticker.deadline(),
+            limits: Cell::new(self.routes.default_limits()),
+            monitor: Arc::clone(monitor),
+            lingering: self.lingering.clone(),
+            stripped: Rc::clone(&self.stripped),
+            caller: Cell::default(),
+            permit: Cell::default(),
+            tunnel: RefCell::default(),
+        })
+    }
+
     /// Takes one of the slots for connections, in all and from this address.
-    pub(crate) fn connection_slot(
-        self: &Rc<Self>,
-        peer: Option<SocketAddr>,
-    ) -> Option<ConnectionSlot> {
+    pub(crate) fn connection_slot(&self, peer: Option<SocketAddr>) -> Option<ConnectionSlot> {
         match self.shared.connection_limiter.take(peer) {
             Ok(source) => {
                 self.metrics.connections_open.add(1);
                 Some(ConnectionSlot {
-                    worker: Rc::clone(self),
+                    limiter: Arc::clone(&self.shared.connection_limiter),
+                    metrics: Arc::clone(&self.metrics),
                     source,
                 })
             }

@@ -15,7 +15,7 @@ use hyper::body::Body;
 pub use self::{
     config::{Config, Cookies, Endpoint, Host, Http2},
     connect::{Error, upgraded},
-    pool::{Lease, is_unprocessed},
+    pool::{Lease, Reservation, is_unprocessed},
     shared::{SetupError, Shared},
     slots::Counters,
     sockets::Sockets,

@@ -425,6 +425,17 @@ where
         }
     }
 
+    /// Keeps the slots alone, once the connection was upgraded. `None` for an HTTP/2 stream, which cannot be.
+    pub fn into_reservation(mut self) -> Option<Reservation> {
+        match self.carrier.take()? {
+            Carrier::Http1(connection, slot) => Some(Reservation {
+                _slot: slot,
+                _socket: connection._socket,
+            }),
+            Carrier::Http2(_) => None,
+        }
+    }
+
     /// Gives the connection back, once its answer was read to the end. If it is not ready yet, since the rest of an
     /// upload is still on its way, it returns to the pool when it is.
     pub fn release(mut self) {
@@ -447,6 +458,13 @@ where
             });
         }
     }
+}
+
+/// What a connection occupies that was upgraded and left the pool: its slot among `max_connections` and its descriptor.
+#[derive(Debug)]
+pub struct Reservation {
+    _slot: PoolSlot,
+    _socket: Rc<sockets::SocketPermit>,
 }
 
 /// Whether an error is of one HTTP/2 stream alone, and its connection as good as before.

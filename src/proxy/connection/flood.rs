@@ -1,28 +1,13 @@
 //! How an HTTP/2 client behaves. Pings, settings, windows, empty frames, streams that are reset at once: all this costs a
 //! client nothing and us something. So it is read in small pieces, between which others have their turn, and not for ever.
 
-use std::{
-    io,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
-    },
-    task::{Context, Poll, ready},
-};
-
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
-use crate::{
-    base::coop::CoopBudget,
-    proxy::{connection::state::ConnState, metrics::Metrics, server::connection::PREFACE},
-};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// How much is read before others have their turn.
-struct ReadQuota {
-    frames: u32,
+pub(crate) struct ReadQuota {
+    pub(crate) frames: u32,
     /// What is read at once, beside the rest of a frame that has begun.
-    bytes: usize,
+    pub(crate) bytes: usize,
 }
 
 /// As many requests as usual clients send at once. And enough for h2 to see at the first look that streams come to be reset.
@@ -38,13 +23,6 @@ const REDUCED_QUOTA: ReadQuota = ReadQuota {
 
 /// So many frames in a row a usual client says beside its requests.
 const USUAL_FRAMES: u32 = 32;
-
-/// A frame's head: RFC 9113 §4.1.
-const FRAME_HEAD: usize = 9;
-const DATA: u8 = 0;
-const END_STREAM: u8 = 1;
-const RST_STREAM: u8 = 3;
-const REFUSED_STREAM: u8 = 7;
 
 /// What a client has done on this connection. Changed by one thread alone, but reached from what must be `Send`.
 #[derive(Debug, Default)]
@@ -101,7 +79,7 @@ impl FloodCounters {
         self.resets() > 0 || !self.has_completed_stream.load(Relaxed)
     }
 
-    fn quota(&self) -> ReadQuota {
+    pub(crate) fn quota(&self) -> ReadQuota {
         if self.frames() > USUAL_FRAMES {
             REDUCED_QUOTA
         } else {
@@ -118,217 +96,9 @@ pub(crate) async fn yield_for_resets() {
     }
 }
 
-/// Finds where the frames begin in what one side sends.
-#[derive(Debug, Default)]
-struct Frames {
-    /// Bytes until the next one.
-    skip: usize,
-    head: [u8; FRAME_HEAD],
-    known: usize,
-}
-
-impl Frames {
-    fn behind_preface() -> Self {
-        Self {
-            skip: PREFACE.len(),
-            ..Self::default()
-        }
-    }
-
-    /// The head of the next frame that is whole in these bytes, which then begin behind it.
-    fn next(&mut self, bytes: &mut &[u8]) -> Option<[u8; FRAME_HEAD]> {
-        let skipped = self.skip.min(bytes.len());
-        self.skip -= skipped;
-        let (head, rest) =
-            bytes[skipped..].split_at((FRAME_HEAD - self.known).min(bytes.len() - skipped));
-        self.head[self.known..][..head.len()].copy_from_slice(head);
-        self.known += head.len();
-        *bytes = rest;
-        if self.known < FRAME_HEAD {
-            return None;
-        }
-        self.known = 0;
-        let [a, b, c, ..] = self.head;
-        self.skip = u32::from_be_bytes([0, a, b, c]) as usize;
-        Some(self.head)
-    }
-
-    /// How many of them carry nothing of a body. Heads of requests are among these: a request that begins has moved on.
-    fn count(&mut self, mut bytes: &[u8]) -> u32 {
-        let mut count = 0;
-        while let Some([_, _, _, kind, flags, ..]) = self.next(&mut bytes) {
-            // What is sent ahead is limited by its window.
-            let is_body = kind == DATA && (self.skip > 0 || flags & END_STREAM != 0);
-            count += u32::from(!is_body);
-        }
-        count
-    }
-}
-
-/// Finds the streams that were refused in what we send: h2 does that by itself, and tells nobody.
-#[derive(Debug, Default)]
-struct RefusedStreams {
-    frames: Frames,
-    /// The next byte is the end of a reset's reason.
-    reason_is_next: bool,
-}
-
-impl RefusedStreams {
-    fn count(&mut self, mut bytes: &[u8]) -> u64 {
-        let mut count = 0;
-        loop {
-            if self.reason_is_next && self.frames.skip < bytes.len() {
-                let reason = bytes[self.frames.skip];
-                bytes = &bytes[self.frames.skip + 1..];
-                self.frames.skip = 0;
-                self.reason_is_next = false;
-                count += u64::from(reason == REFUSED_STREAM);
-            }
-            let Some([_, _, _, kind, ..]) = self.frames.next(&mut bytes) else {
-                return count;
-            };
-            if kind == RST_STREAM {
-                // All reasons fit into the last of four bytes: RFC 9113 §7.
-                self.reason_is_next = true;
-                self.frames.skip = 3;
-            }
-        }
-    }
-}
-
-/// A client's socket, for HTTP/2.
-pub(crate) struct ThrottledIo<T> {
-    io: T,
-    frames: Frames,
-    refusals: RefusedStreams,
-    metrics: Arc<Metrics>,
-    monitor: Arc<ConnState>,
-    budget: CoopBudget,
-}
-
-impl<T> ThrottledIo<T> {
-    pub(crate) fn new(io: T, metrics: Arc<Metrics>, monitor: Arc<ConnState>) -> Self {
-        let (frames, refusals) = (Frames::behind_preface(), RefusedStreams::default());
-        Self {
-            io,
-            frames,
-            refusals,
-            metrics,
-            monitor,
-            budget: CoopBudget::default(),
-        }
-    }
-
-    fn sent(&mut self, bytes: &[u8]) {
-        let refused = self.refusals.count(bytes);
-        if refused > 0 {
-            self.metrics.streams_refused.add(refused);
-        }
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for ThrottledIo<T> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let quota = this.monitor.conduct().quota();
-        ready!(this.budget.poll_ready(cx, quota.frames as usize));
-        let most = buf.remaining().min(this.frames.skip + quota.bytes);
-        let mut piece = ReadBuf::new(buf.initialize_unfilled_to(most));
-        let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, &mut piece) else {
-            this.budget.reset();
-            return Poll::Pending;
-        };
-        read?;
-        let frames = this.frames.count(piece.filled());
-        let read = piece.filled().len();
-        buf.advance(read);
-        this.budget.spend(frames as usize);
-        this.monitor.control_frames_read(frames);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for ThrottledIo<T> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs))?;
-        let mut rest = written;
-        for buf in bufs {
-            let sent = rest.min(buf.len());
-            self.sent(&buf[..sent]);
-            rest -= sent;
-        }
-        Poll::Ready(Ok(written))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
-
-    #[test]
-    fn frames_are_counted_wherever_the_pieces_end() {
-        let mut said = PREFACE.to_vec();
-        // Settings, a body, its end, a piece of nothing.
-        said.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
-        said.extend([0, 1, 0, DATA, 0, 0, 0, 0, 1]);
-        said.extend([6; 256]);
-        said.extend([0, 0, 0, DATA, END_STREAM, 0, 0, 0, 1]);
-        said.extend([0, 0, 0, DATA, 0, 0, 0, 0, 3]);
-        said.extend(PING);
-        said.extend(PING);
-        for length in 1..said.len() {
-            let mut frames = Frames::behind_preface();
-            let counted: u32 = said.chunks(length).map(|piece| frames.count(piece)).sum();
-            assert_eq!(counted, 4, "in pieces of {length}");
-        }
-    }
-
-    #[test]
-    fn refusals_are_found_wherever_the_pieces_end() {
-        // Settings, a refusal, another reset, a body that looks like a refusal, a refusal.
-        let mut said = vec![0, 0, 0, 4, 0, 0, 0, 0, 0];
-        let reset = |reason| [0, 0, 4, RST_STREAM, 0, 0, 0, 0, 1, 0, 0, 0, reason];
-        said.extend(reset(REFUSED_STREAM));
-        said.extend(reset(8));
-        said.extend([0, 0, 13, DATA, 0, 0, 0, 0, 1]);
-        said.extend(reset(REFUSED_STREAM));
-        said.extend(reset(REFUSED_STREAM));
-        for length in 1..=said.len() {
-            let mut refusals = RefusedStreams::default();
-            let counted: u64 = said.chunks(length).map(|piece| refusals.count(piece)).sum();
-            assert_eq!(counted, 2, "in pieces of {length}");
-        }
-    }
 
     #[test]
     fn a_frame_is_forgiven_at_each_tick_and_all_of_them_when_something_moves() {

@@ -3,12 +3,18 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use parking_lot::Mutex;
 
-use crate::proxy::{Limits, metrics::ConnectionRejection};
+use crate::proxy::{
+    Limits,
+    metrics::{ConnectionRejection, Metrics},
+};
 
 /// Where a connection comes from, as far as it counts; `None`: from this machine.
 pub(crate) type SourceAddress = Option<IpAddr>;
@@ -53,6 +59,21 @@ impl ConnectionLimiter {
     pub(crate) fn release(&self, source: SourceAddress) {
         self.taken.fetch_sub(1, Relaxed);
         self.addresses.release(source);
+    }
+}
+
+/// A connection's place among `proxy.max_connections` and those of its address, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct ConnectionSlot {
+    pub(crate) limiter: Arc<ConnectionLimiter>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) source: SourceAddress,
+}
+
+impl Drop for ConnectionSlot {
+    fn drop(&mut self) {
+        self.limiter.release(self.source);
+        self.metrics.connections_open.sub(1);
     }
 }
 

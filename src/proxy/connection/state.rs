@@ -15,6 +15,12 @@ use crate::{
     proxy::{Config, connection::flood::FloodCounters, framing::Fault, metrics::ClientTimeout},
 };
 
+/// How long an idle connection stays open once draining has begun, so that a request that is on its way is served.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
+
+/// Time for a client that was told that we close to close as well.
+const GOODBYE: Duration = Duration::from_secs(5);
+
 /// Where a connection stands, from its client's side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -52,7 +58,7 @@ impl Timeouts {
             body_idle: config.body_idle_timeout.into(),
             body_quota: quota(config.min_body_rate, config.body_idle_timeout),
             idle: config.idle_timeout.into(),
-            drain_grace: crate::proxy::DRAIN_GRACE.min(config.drain_timeout).into(),
+            drain_grace: DRAIN_GRACE.min(config.drain_timeout).into(),
             draining: AtomicBool::new(false),
         }
     }
@@ -331,7 +337,7 @@ impl ConnState {
 
     fn rest(&self) {
         self.read_due.arm(match () {
-            () if self.leaving.load(Relaxed) => crate::proxy::GOODBYE.into(),
+            () if self.leaving.load(Relaxed) => GOODBYE.into(),
             () if self.limits.is_draining() => self.limits.drain_grace,
             () => self.limits.idle,
         });
@@ -399,7 +405,7 @@ impl ConnState {
         if !self.leaving.swap(true, Relaxed) {
             // Bytes that still come change nothing.
             self.enter(Phase::Exchange);
-            self.read_due.arm(crate::proxy::GOODBYE.into());
+            self.read_due.arm(GOODBYE.into());
         }
     }
 

@@ -74,7 +74,7 @@ impl RequestContext<'_> {
             let upstream = head.extensions.remove();
             let tunnel = self.upgrade.zip(upstream).and_then(|(upgrade, upstream)| {
                 let permit = self.exchange.permit.take();
-                upgrade.agreed(upstream, lease, permit)
+                upgrade.agreed(upstream, lease.into_reservation()?, permit)
             });
             *self.exchange.tunnel.borrow_mut() = tunnel;
             return ClientResponse::of_head(head);

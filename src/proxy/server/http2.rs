@@ -1,23 +1,20 @@
 //! HTTP/2 with a client: many requests side by side on one connection, each a task with deadlines of its own.
 
+pub(crate) mod frames;
+mod throttle;
+
 use std::{cell::RefCell, future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll};
 
-use http::{request, uri::PathAndQuery};
 use hyper::{rt::Executor, server::conn::http2, service::service_fn};
 use hyper_util::rt::TokioIo;
 
 use crate::{
     net,
     proxy::{
-        Limits,
-        connection::{flood::ThrottledIo, state::ConnState},
-        exchange::{Carrier, Exchange, Peer},
-        framing::Fault,
+        connection::{deadlines::Due, io::Io, state::ConnState},
+        exchange::{Carrier, Peer},
         metrics::{ConnectionRejection, Metrics},
-        server::{
-            catch_panic as shield,
-            connection::{Due, Io},
-        },
+        server::{catch_panic, http2::throttle::ThrottledIo},
         worker::Worker,
     },
 };
@@ -56,9 +53,9 @@ pub(crate) async fn serve(
             read.handle(),
             write.handle(),
         ));
-        let exchange = Exchange::new(&worker, &peer, Carrier::Stream, &monitor);
+        let exchange = worker.exchange(&peer, Carrier::Stream, &monitor);
         *streams.begun.borrow_mut() = Some((Due { read, write }, monitor));
-        shield::handle(Rc::clone(&worker), exchange, request)
+        catch_panic::handle(Rc::clone(&worker), exchange, request)
     });
     let connection = http2::Builder::new(streams.clone())
         .max_concurrent_streams(number(limits.streams))
@@ -151,15 +148,6 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
 /// Whether the protocol's own bounds ended a connection: RFC 9113 §10.5.
 fn is_flood(error: &hyper::Error) -> bool {
     net::http2::cause(error).and_then(h2::Error::reason) == Some(h2::Reason::ENHANCE_YOUR_CALM)
-}
-
-/// What a head has too much of; its size as a whole is limited while it is read.
-pub(crate) fn fault(head: &request::Parts, limits: &Limits) -> Option<Fault> {
-    let target = head.uri.path_and_query().map_or("", PathAndQuery::as_str);
-    if target.len() > limits.uri_length {
-        return Some(Fault::TargetTooLong);
-    }
-    (head.headers.len() > limits.headers).then_some(Fault::HeadTooLarge)
 }
 
 fn number(limit: usize) -> u32 {

@@ -19,8 +19,8 @@ use crate::{
         tls,
     },
     proxy::{
-        Greeting, connection::limits::SourceAddress, message::headers::Client,
-        metrics::ConnectionRejection, policy::guard::Guard, server::connection, worker::Worker,
+        Greeting, message::headers::Client, metrics::ConnectionRejection, policy::guard::Guard,
+        server::connection, worker::Worker,
     },
 };
 
@@ -114,19 +114,4 @@ fn take(
         }
         drop(place);
     });
-}
-
-/// A connection's place among `proxy.max_connections` and those of its address, given back when dropped.
-#[derive(Debug)]
-pub(crate) struct ConnectionSlot {
-    pub(crate) worker: Rc<Worker>,
-    pub(crate) source: SourceAddress,
-}
-
-impl Drop for ConnectionSlot {
-    fn drop(&mut self) {
-        let Self { worker, source } = self;
-        worker.shared.connection_limiter.release(*source);
-        worker.metrics.connections_open.sub(1);
-    }
 }

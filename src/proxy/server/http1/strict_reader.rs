@@ -11,9 +11,8 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::proxy::{
-    connection::state::ConnState,
+    connection::{io::Io, state::ConnState},
     framing::{FaultSite, Framing, HeadLimits, Scan},
-    server::connection::Io,
 };
 
 /// What hyper reads in the place of something that is no request, so that it is answered, counted and logged as the others
