@@ -111,18 +111,17 @@ impl App {
     }
 
     fn build(
-        mut config: Config,
+        config: Config,
         bound: Vec<Bound>,
         admin: Option<AdminListener>,
         clock: SharedClock,
     ) -> Result<Self, Error> {
         let addresses = bound.iter().map(|bound| bound.address().clone()).collect();
         let admin_address = admin.as_ref().map(|admin| admin.bound.address().clone());
-        let descriptors = divide_descriptors(&mut config.proxy);
+        let descriptors = divide_descriptors(&config.proxy);
         let upstreams = share_upstreams(config.upstreams, descriptors.upstream)?;
         let upstream_configs = upstreams.iter().map(|one| one.config().clone()).collect();
 
-        let token_wait = config.token.wait;
         let initial_grant = initial_grant(&config.initial_grant, &config.token, &clock)?;
         let (refresher, credential) = Refresher::new(config.token, initial_grant, clock.clone())?;
 
@@ -143,8 +142,9 @@ impl App {
             config.proxy,
             listeners,
             upstreams,
-            credential.clone(),
-            token_wait,
+            vec![credential.clone()],
+            clock.clone(),
+            descriptors.clients,
             stop.child_token(),
         )?;
         reloadables.push(proxy.reloadable());
@@ -303,7 +303,7 @@ fn bind_all(listeners: &[proxy::Listener]) -> Result<Vec<Bound>, Error> {
 fn add_tls(
     bound: Vec<Bound>,
     listeners: &[proxy::Listener],
-) -> Result<Vec<(Bound, Option<proxy::Greeting>)>, tls::Error> {
+) -> Result<Vec<(Bound, Option<proxy::ServerTls>)>, tls::Error> {
     bound
         .into_iter()
         .zip(listeners)
@@ -318,7 +318,7 @@ fn add_tls(
 fn listener_tls(
     address: &Address,
     config: &tls::ServerConfig,
-) -> Result<proxy::Greeting, tls::Error> {
+) -> Result<proxy::ServerTls, tls::Error> {
     let config = config.clone();
     let certificate = Some(config.cert_file.clone());
     let tls = Reloadable::new(
@@ -330,8 +330,8 @@ fn listener_tls(
     Ok(Arc::new(tls))
 }
 
-/// Lowers `proxy.max_connections` to what the limit of open files allows, and warns if it does.
-fn divide_descriptors(config: &mut proxy::Config) -> DescriptorBudget {
+/// Divides the limit of open files, and warns where it allows less than `proxy.max_connections`.
+fn divide_descriptors(config: &proxy::Config) -> DescriptorBudget {
     let (limit, configured) = (process::descriptor_limit(), config.limits.connections);
     let budget = DescriptorBudget::new(limit, config.workers, config.listeners.len(), configured);
     if budget.clients < configured {
@@ -342,7 +342,6 @@ fn divide_descriptors(config: &mut proxy::Config) -> DescriptorBudget {
             budget.clients,
         );
     }
-    config.limits.connections = budget.clients;
     budget
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -19,9 +20,10 @@ use super::Sources;
 use crate::{
     base::{
         counter::{BUCKETS, Counter},
+        labels::{Label, PerLabel},
         panics, process,
     },
-    proxy::{Metrics, metrics::CONNECTION_REJECTIONS},
+    proxy::metrics::{Endpoint, Metrics, Named, StatusCounters},
     token::{DurationHistogram, Persistence, Reason, Snapshot, State},
 };
 
@@ -110,84 +112,42 @@ impl Numbers {
             seconds += sum.as_secs_f64();
         }
         Self {
-            requests: added_up(workers.iter().flat_map(|worker| {
-                worker.by_route().map(|(route, code, n)| {
-                    (
-                        vec![("route", route.to_owned()), ("code", code.to_string())],
-                        n,
-                    )
-                })
-            })),
-            client_requests: added_up(workers.iter().flat_map(|worker| {
-                worker.by_client().map(|(client, code, n)| {
-                    (
-                        vec![("client", client.to_owned()), ("code", code.to_string())],
-                        n,
-                    )
-                })
-            })),
-            rejected: added_up(workers.iter().flat_map(|worker| {
-                worker
-                    .rejected()
-                    .map(|(reason, n)| (vec![("reason", reason.to_owned())], n))
-            })),
+            requests: by_status("route", workers, |worker| &worker.routes),
+            client_requests: by_status("client", workers, |worker| &worker.clients),
+            rejected: by_label("reason", workers, |worker| &worker.rejected),
             retries: added_up(workers.iter().flat_map(|worker| {
-                worker.retries().map(|(reason, outcome, n)| {
-                    (
-                        vec![
-                            ("reason", reason.to_owned()),
-                            ("outcome", outcome.to_owned()),
-                        ],
-                        n,
-                    )
+                worker.retries.iter().flat_map(|(reason, outcomes)| {
+                    outcomes.iter().map(move |(outcome, n)| {
+                        let labels = vec![
+                            ("reason", reason.label().to_owned()),
+                            ("outcome", outcome.label().to_owned()),
+                        ];
+                        (labels, n.value())
+                    })
                 })
             })),
-            connections_rejected: added_up(workers.iter().flat_map(|worker| {
-                let counts = worker.connections_rejected.iter().map(Counter::value);
-                CONNECTION_REJECTIONS
-                    .iter()
-                    .zip(counts)
-                    .map(|(reason, n)| (vec![("reason", (*reason).to_owned())], n))
+            connections_rejected: by_label("reason", workers, |worker| {
+                &worker.connections_rejected
+            }),
+            late: by_label("limit", workers, |worker| &worker.client_timeouts),
+            upstream_connections: added_up(endpoints(workers).flat_map(|(origin, endpoint)| {
+                let labels =
+                    |state: &str| vec![("endpoint", origin.clone()), ("state", state.to_owned())];
+                [
+                    (labels("active"), endpoint.connections.active.value()),
+                    (labels("idle"), endpoint.connections.idle.value()),
+                ]
             })),
-            late: added_up(workers.iter().flat_map(|worker| {
-                worker
-                    .client_timeouts()
-                    .map(|(limit, n)| (vec![("limit", limit.to_owned())], n))
+            upstream_errors: added_up(endpoints(workers).flat_map(|(origin, endpoint)| {
+                let failures = endpoint.failures.iter().map(|(failure, n)| {
+                    let labels = vec![
+                        ("endpoint", origin.clone()),
+                        ("error", failure.label().to_owned()),
+                    ];
+                    (labels, n.value())
+                });
+                failures.collect::<Vec<_>>()
             })),
-            upstream_connections: added_up(
-                workers
-                    .iter()
-                    .flat_map(|worker| &worker.endpoints)
-                    .flat_map(|endpoint| {
-                        let labels = |state: &str| {
-                            vec![
-                                ("endpoint", endpoint.origin.clone()),
-                                ("state", state.to_owned()),
-                            ]
-                        };
-                        let connections = &endpoint.connections;
-                        [
-                            (labels("active"), connections.active.value()),
-                            (labels("idle"), connections.idle.value()),
-                        ]
-                    }),
-            ),
-            upstream_errors: added_up(
-                workers
-                    .iter()
-                    .flat_map(|worker| &worker.endpoints)
-                    .flat_map(|endpoint| {
-                        endpoint.errors().map(|(error, n)| {
-                            (
-                                vec![
-                                    ("endpoint", endpoint.origin.clone()),
-                                    ("error", error.to_owned()),
-                                ],
-                                n,
-                            )
-                        })
-                    }),
-            ),
             in_flight: sources.sum(|worker| worker.in_flight.value()),
             received_bytes: sources.sum(|worker| worker.received_bytes.value()),
             sent_bytes: sources.sum(|worker| worker.sent_bytes.value()),
@@ -195,10 +155,47 @@ impl Numbers {
             streams_refused: sources.sum(|worker| worker.streams_refused.value()),
             tunnels_open: sources.sum(|worker| worker.tunnels_open.value()),
             rewritten: sources.sum(|worker| worker.rewritten.value()),
-            coded: sources.sum(|worker| worker.coded.value()),
+            coded: sources.sum(|worker| worker.encoded.value()),
             duration: (buckets, seconds),
         }
     }
+}
+
+/// Responses by status code, for each name.
+fn by_status(
+    name: &'static str,
+    workers: &[Arc<Metrics>],
+    counters: fn(&Metrics) -> &Named<StatusCounters>,
+) -> Series {
+    added_up(workers.iter().flat_map(|worker| {
+        counters(worker)
+            .all()
+            .into_iter()
+            .flat_map(|(value, counters)| {
+                let counted = counters
+                    .by_code()
+                    .map(|(code, n)| (vec![(name, value.clone()), ("code", code.to_string())], n));
+                counted.collect::<Vec<_>>()
+            })
+    }))
+}
+
+/// One series for each value of the label.
+fn by_label<L: Label>(
+    name: &'static str,
+    workers: &[Arc<Metrics>],
+    counters: fn(&Metrics) -> &PerLabel<L, Counter>,
+) -> Series {
+    added_up(workers.iter().flat_map(|worker| {
+        counters(worker)
+            .iter()
+            .map(move |(value, n)| (vec![(name, value.label().to_owned())], n.value()))
+    }))
+}
+
+/// The endpoints of all workers.
+fn endpoints(workers: &[Arc<Metrics>]) -> impl Iterator<Item = (String, Arc<Endpoint>)> + '_ {
+    workers.iter().flat_map(|worker| worker.endpoints.all())
 }
 
 fn added_up(all: impl Iterator<Item = (Vec<(&'static str, String)>, u64)>) -> Series {

@@ -55,11 +55,7 @@ fn credential(snapshot: &Snapshot, now: SystemTime) -> Value {
 fn of_upstream(config: &upstream::Config, sources: &Sources) -> Value {
     let endpoints = config.endpoints.iter().map(|endpoint| {
         let connections = |count: fn(&upstream::Counters) -> u64| {
-            sources.sum(|worker| {
-                worker
-                    .endpoint(&endpoint.origin)
-                    .map_or(0, |endpoint| count(&endpoint.connections))
-            })
+            sources.sum(|worker| count(&worker.endpoints.get(&endpoint.origin).connections))
         };
         json!({
             "origin": endpoint.origin,
@@ -76,7 +72,7 @@ fn of_upstream(config: &upstream::Config, sources: &Sources) -> Value {
 fn seen_in_json(sources: &Sources) -> Value {
     let (mut codes, mut origins) = (Vec::new(), Vec::new());
     for worker in &*sources.workers {
-        let notes = worker.seen.notes();
+        let notes = worker.observed.notes();
         for (all, some) in [(&mut codes, &notes.codes), (&mut origins, &notes.origins)] {
             for note in some {
                 seen::add(all, &note.words, note.answers, note.last);

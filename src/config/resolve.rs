@@ -44,7 +44,10 @@ pub(super) fn config(r: &mut Reader) -> Option<Config> {
         routes: routes.into_iter().flatten().collect(),
         rewrites: rewrites.into_iter().flatten().collect(),
         clients,
-        issuer_segments: token::issuer_segments(r),
+        credentials: vec![proxy::CredentialConfig {
+            wait: token.as_ref().map(|token| token.wait).unwrap_or_default(),
+            issuer_segments: token::issuer_segments(r),
+        }],
         ..proxy(r, listeners)
     };
     let log = log(r);
@@ -88,7 +91,7 @@ fn proxy(r: &mut Reader, listeners: Vec<ListenerEntry>) -> proxy::Config {
         routes: Vec::new(),
         rewrites: Vec::new(),
         clients: Vec::new(),
-        issuer_segments: Vec::new(),
+        credentials: Vec::new(),
         access_log: r.choice(
             "log.access",
             [

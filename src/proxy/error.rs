@@ -5,7 +5,11 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
-use crate::{base::retry_after::retry_after, proxy::framing::Fault, upstream};
+use crate::{
+    base::{labels::labels, retry_after::retry_after},
+    proxy::framing::Fault,
+    upstream,
+};
 
 /// Why a request got an answer from us instead of one from the cloud.
 #[derive(Debug, thiserror::Error)]
@@ -107,131 +111,185 @@ pub(crate) enum Error {
     ClientBody,
 }
 
-/// What the machine reads: status, short title, RFC 9209 error type (§2.3), label in metrics.
+labels! {
+    /// Values of the label `reason` of `requests_rejected_total`.
+    pub enum RejectionReason {
+        ForeignHost => "foreign_host",
+        ForeignOrigin => "foreign_origin",
+        ForeignSite => "foreign_site",
+        RequiredHeader => "required_header",
+        Unauthenticated => "unauthenticated",
+        Stranger => "stranger",
+        Rate => "rate",
+        Concurrency => "concurrency",
+        BadRequest => "bad_request",
+        TargetTooLong => "target_too_long",
+        HeadTooLarge => "head_too_large",
+        Version => "version",
+        IssuerPath => "issuer_path",
+        PathDenied => "path_denied",
+        Method => "method",
+        Expectation => "expectation",
+        Loop => "loop",
+        NoToken => "no_token",
+        Overloaded => "overloaded",
+        Internal => "internal",
+        Refused => "refused",
+        ConnectTimeout => "connect_timeout",
+        Resolve => "resolve",
+        ConnectRefused => "connect_refused",
+        Tls => "tls",
+        ConnectionsFull => "connections_full",
+        ResponseTimeout => "response_timeout",
+        BrokenOff => "broken_off",
+        InvalidAnswer => "invalid_answer",
+        ClientBody => "client_body",
+    }
+}
+
+labels! {
+    /// Values of the label `error` of `upstream_errors_total`.
+    pub enum UpstreamFailure {
+        ConnectTimeout => "connect_timeout",
+        Resolve => "resolve",
+        ConnectRefused => "connect_refused",
+        Tls => "tls",
+        ConnectionsFull => "connections_full",
+        ResponseTimeout => "response_timeout",
+        BrokenOff => "broken_off",
+        InvalidAnswer => "invalid_answer",
+        Truncated => "truncated",
+    }
+}
+
+/// What programs read of an error: the status, a short title, the RFC 9209 error type (§2.3), and
+/// the label in metrics and log.
 struct Class {
     status: StatusCode,
     title: &'static str,
     proxy_status: &'static str,
-    label: &'static str,
+    reason: RejectionReason,
 }
 
-/// Labels of `requests_rejected_total`, in the order of [`Error::index`].
-pub(crate) const LABELS: [&str; 30] = [
-    "foreign_host",
-    "foreign_origin",
-    "foreign_site",
-    "required_header",
-    "unauthenticated",
-    "stranger",
-    "rate",
-    "concurrency",
-    "bad_request",
-    "target_too_long",
-    "head_too_large",
-    "version",
-    "issuer_path",
-    "path_denied",
-    "method",
-    "expectation",
-    "loop",
-    "no_token",
-    "overloaded",
-    "internal",
-    "refused",
-    "connect_timeout",
-    "resolve",
-    "connect_refused",
-    "tls",
-    "connections_full",
-    "response_timeout",
-    "broken_off",
-    "invalid_answer",
-    "client_body",
-];
-
 impl Error {
-    /// Position of this error's label among [`LABELS`].
-    pub(crate) fn index(&self) -> usize {
-        let label = self.class().label;
-        LABELS.iter().position(|known| *known == label).unwrap_or(0)
-    }
-
     pub(crate) fn status(&self) -> StatusCode {
         self.class().status
     }
 
-    pub(crate) fn label(&self) -> &'static str {
-        self.class().label
+    pub(crate) fn reason(&self) -> RejectionReason {
+        self.class().reason
+    }
+
+    /// How this error counts against the endpoint that was asked; `None` where the endpoint is not
+    /// at fault: it is the client whose body breaks off.
+    pub(crate) fn upstream_failure(&self) -> Option<UpstreamFailure> {
+        use UpstreamFailure as Failure;
+        Some(match self {
+            Self::Connect(upstream::Error::Timeout { .. }) => Failure::ConnectTimeout,
+            Self::Connect(upstream::Error::Resolve { .. }) => Failure::Resolve,
+            Self::Connect(upstream::Error::Refused { .. }) => Failure::ConnectRefused,
+            Self::Connect(upstream::Error::Tls { .. }) => Failure::Tls,
+            Self::Connect(upstream::Error::Full { .. } | upstream::Error::NoSocket { .. }) => {
+                Failure::ConnectionsFull
+            }
+            Self::ResponseTimeout => Failure::ResponseTimeout,
+            Self::BrokenOff => Failure::BrokenOff,
+            Self::InvalidAnswer => Failure::InvalidAnswer,
+            Self::ClientBody
+            | Self::ForeignHost(_)
+            | Self::ForeignOrigin(_)
+            | Self::ForeignSite(_)
+            | Self::NoRequiredHeader(_)
+            | Self::Unauthenticated(_)
+            | Self::Stranger
+            | Self::TooOften { .. }
+            | Self::TooManyAtOnce
+            | Self::BadRequest(_)
+            | Self::TargetTooLong
+            | Self::HeadTooLarge
+            | Self::Version
+            | Self::IssuerPath
+            | Self::PathDenied
+            | Self::Method
+            | Self::Expectation
+            | Self::Loop
+            | Self::NoToken { .. }
+            | Self::Overloaded
+            | Self::Internal
+            | Self::Refused
+            | Self::Challenge => return None,
+        })
     }
 
     fn class(&self) -> Class {
-        let class = |status, title, proxy_status, label| Class {
+        let class = |status, title, proxy_status, reason| Class {
             status,
             title,
             proxy_status,
-            label,
+            reason,
         };
         const DENIED: &str = "http_request_denied";
+        use RejectionReason as Reason;
         match self {
             Self::ForeignHost(_) => class(
                 StatusCode::MISDIRECTED_REQUEST,
                 "Host not served",
                 DENIED,
-                "foreign_host",
+                Reason::ForeignHost,
             ),
             Self::ForeignOrigin(_) => class(
                 StatusCode::FORBIDDEN,
                 "Origin not allowed",
                 DENIED,
-                "foreign_origin",
+                Reason::ForeignOrigin,
             ),
             Self::ForeignSite(_) => class(
                 StatusCode::FORBIDDEN,
                 "Other site not allowed",
                 DENIED,
-                "foreign_site",
+                Reason::ForeignSite,
             ),
             Self::NoRequiredHeader(_) => class(
                 StatusCode::FORBIDDEN,
                 "Required header missing",
                 DENIED,
-                "required_header",
+                Reason::RequiredHeader,
             ),
             Self::Unauthenticated(_) => class(
                 StatusCode::UNAUTHORIZED,
                 "Client not known",
                 DENIED,
-                "unauthenticated",
+                Reason::Unauthenticated,
             ),
             Self::Stranger => class(
                 StatusCode::FORBIDDEN,
                 "Client not known",
                 DENIED,
-                "stranger",
+                Reason::Stranger,
             ),
             Self::TooOften { .. } => class(
                 StatusCode::TOO_MANY_REQUESTS,
                 "Too many requests",
                 DENIED,
-                "rate",
+                Reason::Rate,
             ),
             Self::TooManyAtOnce => class(
                 StatusCode::TOO_MANY_REQUESTS,
                 "Too many requests at once",
                 DENIED,
-                "concurrency",
+                Reason::Concurrency,
             ),
             Self::BadRequest(_) => class(
                 StatusCode::BAD_REQUEST,
                 "Malformed request",
                 "http_request_error",
-                "bad_request",
+                Reason::BadRequest,
             ),
             Self::TargetTooLong => class(
                 StatusCode::URI_TOO_LONG,
                 "Target too long",
                 "http_request_error",
-                "target_too_long",
+                Reason::TargetTooLong,
             ),
             Self::HeadTooLarge => {
                 let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
@@ -239,86 +297,86 @@ impl Error {
                     status,
                     "Head too large",
                     "http_request_error",
-                    "head_too_large",
+                    Reason::HeadTooLarge,
                 )
             }
             Self::Version => class(
                 StatusCode::HTTP_VERSION_NOT_SUPPORTED,
                 "Version not served",
                 "http_request_error",
-                "version",
+                Reason::Version,
             ),
             Self::IssuerPath => class(
                 StatusCode::FORBIDDEN,
                 "Path of the issuer",
                 DENIED,
-                "issuer_path",
+                Reason::IssuerPath,
             ),
             Self::PathDenied => class(
                 StatusCode::FORBIDDEN,
                 "Path not allowed",
                 DENIED,
-                "path_denied",
+                Reason::PathDenied,
             ),
             Self::Method => class(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "Method not served",
                 DENIED,
-                "method",
+                Reason::Method,
             ),
             Self::Expectation => class(
                 StatusCode::EXPECTATION_FAILED,
                 "Expectation failed",
                 "http_request_error",
-                "expectation",
+                Reason::Expectation,
             ),
             Self::Loop => class(
                 StatusCode::LOOP_DETECTED,
                 "Loop detected",
                 "proxy_loop_detected",
-                "loop",
+                Reason::Loop,
             ),
             Self::NoToken { .. } => class(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "No valid token",
                 "destination_unavailable",
-                "no_token",
+                Reason::NoToken,
             ),
             Self::Overloaded => class(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "Too many requests under way",
                 "destination_unavailable",
-                "overloaded",
+                Reason::Overloaded,
             ),
             Self::Internal => class(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "Internal error",
                 "proxy_internal_error",
-                "internal",
+                Reason::Internal,
             ),
             Self::Refused | Self::Challenge => class(
                 StatusCode::BAD_GATEWAY,
                 "Refused upstream",
                 "http_protocol_error",
-                "refused",
+                Reason::Refused,
             ),
             Self::Connect(upstream::Error::Timeout { .. }) => class(
                 StatusCode::GATEWAY_TIMEOUT,
                 "Upstream unreachable",
                 "connection_timeout",
-                "connect_timeout",
+                Reason::ConnectTimeout,
             ),
             Self::Connect(upstream::Error::Resolve { .. }) => class(
                 StatusCode::BAD_GATEWAY,
                 "Upstream name unknown",
                 "dns_error",
-                "resolve",
+                Reason::Resolve,
             ),
             Self::Connect(upstream::Error::Refused { .. }) => class(
                 StatusCode::BAD_GATEWAY,
                 "Upstream unreachable",
                 "connection_refused",
-                "connect_refused",
+                Reason::ConnectRefused,
             ),
             Self::Connect(error @ upstream::Error::Tls { .. }) => {
                 let kind = if error.is_certificate() {
@@ -326,7 +384,12 @@ impl Error {
                 } else {
                     "tls_protocol_error"
                 };
-                class(StatusCode::BAD_GATEWAY, "Upstream not trusted", kind, "tls")
+                class(
+                    StatusCode::BAD_GATEWAY,
+                    "Upstream not trusted",
+                    kind,
+                    Reason::Tls,
+                )
             }
             Self::Connect(upstream::Error::Full { .. } | upstream::Error::NoSocket { .. }) => {
                 let kind = "connection_limit_reached";
@@ -334,32 +397,32 @@ impl Error {
                     StatusCode::SERVICE_UNAVAILABLE,
                     "Too many connections",
                     kind,
-                    "connections_full",
+                    Reason::ConnectionsFull,
                 )
             }
             Self::ResponseTimeout => class(
                 StatusCode::GATEWAY_TIMEOUT,
                 "Upstream too slow",
                 "http_response_timeout",
-                "response_timeout",
+                Reason::ResponseTimeout,
             ),
             Self::BrokenOff => class(
                 StatusCode::BAD_GATEWAY,
                 "Upstream broke off",
                 "connection_terminated",
-                "broken_off",
+                Reason::BrokenOff,
             ),
             Self::InvalidAnswer => class(
                 StatusCode::BAD_GATEWAY,
                 "Upstream answer invalid",
                 "http_protocol_error",
-                "invalid_answer",
+                Reason::InvalidAnswer,
             ),
             Self::ClientBody => class(
                 StatusCode::BAD_REQUEST,
                 "Request body broke off",
                 "http_request_error",
-                "client_body",
+                Reason::ClientBody,
             ),
         }
     }
@@ -458,17 +521,84 @@ mod tests {
         );
     }
 
-    #[test]
-    fn every_label_is_known_and_distinct() {
-        let labels: std::collections::BTreeSet<_> = LABELS.into_iter().collect();
-        assert_eq!(labels.len(), LABELS.len());
-        for error in [
+    /// One error of each kind, in the order of [`RejectionReason`]; both kinds that say `refused`.
+    fn each() -> Vec<Error> {
+        let endpoint = || "https://cloud.example.com".to_owned();
+        let source = || std::io::Error::other("broken");
+        vec![
             Error::ForeignHost(String::new()),
-            Error::ClientBody,
+            Error::ForeignOrigin(String::new()),
+            Error::ForeignSite(String::new()),
+            Error::NoRequiredHeader(HeaderName::from_static("x-required")),
+            Error::Unauthenticated(Arc::new([])),
+            Error::Stranger,
+            Error::TooOften {
+                retry_after: Duration::ZERO,
+            },
+            Error::TooManyAtOnce,
+            Error::BadRequest("malformed"),
+            Error::TargetTooLong,
+            Error::HeadTooLarge,
+            Error::Version,
+            Error::IssuerPath,
+            Error::PathDenied,
+            Error::Method,
+            Error::Expectation,
             Error::Loop,
+            Error::NoToken {
+                reason: "refreshing",
+                retry_after: Duration::ZERO,
+            },
+            Error::Overloaded,
+            Error::Internal,
+            Error::Refused,
+            Error::Challenge,
+            Error::Connect(upstream::Error::Timeout {
+                endpoint: endpoint(),
+                limit: Duration::ZERO,
+            }),
+            Error::Connect(upstream::Error::Resolve {
+                endpoint: endpoint(),
+                source: source(),
+            }),
+            Error::Connect(upstream::Error::Refused {
+                endpoint: endpoint(),
+                source: source(),
+            }),
+            Error::Connect(upstream::Error::Tls {
+                endpoint: endpoint(),
+                source: source(),
+            }),
+            Error::Connect(upstream::Error::Full {
+                endpoint: endpoint(),
+                limit: 0,
+            }),
             Error::ResponseTimeout,
-        ] {
-            assert_eq!(LABELS[error.index()], error.label());
+            Error::BrokenOff,
+            Error::InvalidAnswer,
+            Error::ClientBody,
+        ]
+    }
+
+    #[test]
+    fn each_error_has_its_reason_and_counts_against_an_endpoint_only_if_that_is_at_fault() {
+        let mut reasons: Vec<_> = each().iter().map(Error::reason).collect();
+        reasons.dedup();
+        assert_eq!(reasons, RejectionReason::ALL);
+        let failures: Vec<_> = each().iter().filter_map(Error::upstream_failure).collect();
+        // A response that is truncated is no error of a request: it has been answered.
+        let all = UpstreamFailure::ALL.into_iter();
+        let expected: Vec<_> = all
+            .filter(|failure| *failure != UpstreamFailure::Truncated)
+            .collect();
+        assert_eq!(failures, expected);
+        for error in each() {
+            let counted = error.upstream_failure().map(UpstreamFailure::label);
+            assert!(
+                counted.is_none_or(|label| label == error.reason().label()),
+                "{error:?}"
+            );
+            assert_eq!(error.to_response().status(), error.status(), "{error:?}");
         }
     }
 }

@@ -11,21 +11,22 @@ use std::{
     sync::Arc,
 };
 
-use http::HeaderName;
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
 use crate::{
     base::ticker::Deadline,
+    net::certificate::CertificateNames,
     proxy::{
         connection::{lingering::UnreadBody, state::ConnState},
         exchange::upgrade::Tunnel,
         message::headers::Client,
         policy::{
             clients::{ClientId, ConnectionIdentity, Permit},
-            guard::{Guard, KnownHost},
+            guard::KnownHost,
         },
-        route,
+        route::RouteTimeouts,
+        settings::View,
     },
 };
 
@@ -33,9 +34,51 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) client: Client,
-    pub(crate) gate: Rc<Guard>,
+    /// The position of its listener.
+    pub(crate) listener: usize,
+    /// Of the certificate that the client showed.
+    pub(crate) names: CertificateNames,
     pub(crate) known_host: KnownHost,
-    pub(crate) identity: ConnectionIdentity,
+    pub(crate) identity: RefCell<ConnectionIdentity>,
+    /// The settings with which `known_host` and `identity` were found.
+    view: RefCell<Rc<View>>,
+}
+
+impl Peer {
+    pub(crate) fn new(
+        client: Client,
+        listener: usize,
+        names: CertificateNames,
+        view: Rc<View>,
+    ) -> Self {
+        let identity = identity(&view, &client, &names);
+        Self {
+            client,
+            listener,
+            names,
+            known_host: KnownHost::default(),
+            identity: RefCell::new(identity),
+            view: RefCell::new(view),
+        }
+    }
+
+    /// Forgets what other settings than these have found.
+    fn adopt(&self, view: &Rc<View>) {
+        if !Rc::ptr_eq(&self.view.borrow(), view) {
+            *self.known_host.borrow_mut() = None;
+            *self.identity.borrow_mut() = identity(view, &self.client, &self.names);
+            *self.view.borrow_mut() = Rc::clone(view);
+        }
+    }
+}
+
+/// The clients that a connection may belong to.
+fn identity(view: &View, client: &Client, names: &CertificateNames) -> ConnectionIdentity {
+    let clients = view.clients();
+    if clients.is_empty() {
+        return ConnectionIdentity::default();
+    }
+    clients.identity(client.address().map(|address| address.ip()), names)
 }
 
 /// What an exchange takes up of its connection.
@@ -54,11 +97,11 @@ pub(crate) struct Exchange {
     /// When the upstream has been silent for too long.
     pub(crate) upstream_deadline: Deadline,
     /// What the upstream of this request may take its time with.
-    pub(crate) limits: Cell<route::RouteTimeouts>,
+    pub(crate) timeouts: Cell<RouteTimeouts>,
     pub(crate) monitor: Arc<ConnState>,
     pub(crate) lingering: mpsc::UnboundedSender<UnreadBody>,
-    /// Fields of its requests that are for us alone.
-    pub(crate) stripped: Rc<[HeaderName]>,
+    /// The settings with which its request began.
+    pub(crate) view: RefCell<Rc<View>>,
     /// Who sent this request, if clients have names.
     pub(crate) caller: Cell<Option<ClientId>>,
     /// Its place among that client's requests that are under way.
@@ -77,6 +120,20 @@ impl std::fmt::Debug for Exchange {
 }
 
 impl Exchange {
+    /// A request begins: what it finds are these settings, to its end.
+    pub(crate) fn begin(&self, current: Rc<View>) -> Rc<View> {
+        if !Rc::ptr_eq(&self.view.borrow(), &current) {
+            *self.view.borrow_mut() = Rc::clone(&current);
+        }
+        self.peer.adopt(&current);
+        current
+    }
+
+    /// The settings of the request under way.
+    pub(crate) fn view(&self) -> Rc<View> {
+        Rc::clone(&self.view.borrow())
+    }
+
     /// The client owes us more of its body; the upstream nothing.
     pub(crate) fn waiting_for_client(&self, before_answer: bool) {
         self.monitor.waiting_for_body();
@@ -89,7 +146,7 @@ impl Exchange {
     pub(crate) fn client_moved(&self, n: usize, before_answer: bool) {
         if before_answer {
             self.monitor.body_moved(n as u64);
-            self.upstream_deadline.arm(self.limits.get().body_idle);
+            self.upstream_deadline.arm(self.timeouts.get().body_idle);
         } else {
             // Both may be talking now, as long as neither is silent.
             self.monitor.body_is_free();
@@ -100,14 +157,14 @@ impl Exchange {
     pub(crate) fn client_finished(&self, before_answer: bool) {
         self.monitor.body_is_free();
         if before_answer {
-            self.upstream_deadline.arm(self.limits.get().response);
+            self.upstream_deadline.arm(self.timeouts.get().response);
         }
     }
 
     /// The upstream must go on with its answer's body.
     pub(crate) fn waiting_for_upstream(&self) {
         self.upstream_deadline
-            .arm_if_idle(self.limits.get().body_idle);
+            .arm_if_idle(self.timeouts.get().body_idle);
     }
 
     /// A piece of the answer is there for the client to take. On HTTP/1 the socket tells when it does.

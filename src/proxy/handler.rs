@@ -1,4 +1,5 @@
-//! A request's life: guard → token → attempt → judge → (refresh → replay) → relay → account.
+//! A request's life: guard → client → rules → token → attempt → judge → (refresh → replay) →
+//! response → counters.
 
 use std::{convert::Infallible, rc::Rc};
 
@@ -10,7 +11,8 @@ use hyper::body::{Body as _, Incoming};
 use crate::{
     base::clock::Moment,
     proxy::{
-        Exhausted, Limits,
+        Exhausted,
+        config::Limits,
         connection::flood,
         error::Error,
         exchange::{Carrier, Exchange, request_body::RequestBody, upgrade::Upgrade},
@@ -22,14 +24,14 @@ use crate::{
         },
         framing::Fault,
         message::{headers, judge::Verdict},
-        worker::{LocalToken, Worker},
+        worker::Worker,
     },
 };
 
-/// Answers one request, whatever happens.
+/// Responds to one request, whatever happens.
 ///
-/// hyper moves this future into place for each request, so its size is paid each time: the rare paths (a new connection, a
-/// replay) are boxed.
+/// hyper moves this future into place for each request, so its size is paid each time: the rare
+/// paths (a new connection, a replay) are boxed.
 pub(crate) async fn handle(
     worker: Rc<Worker>,
     exchange: Rc<Exchange>,
@@ -39,76 +41,78 @@ pub(crate) async fn handle(
         flood::yield_for_resets().await;
     }
     let received = worker.clock.now();
+    let view = exchange.begin(worker.view());
     let number = exchange.monitor.begin_exchange();
     let (head, body, upgrade) = split_request(request);
-    let body = RequestBody::new(body, &head, &worker.recording, &exchange, number);
-    let mut account = InFlightGuard::open(&worker, &exchange, number, body.clone(), received);
-    let route = worker.routes.choose(&head);
-    exchange.limits.set(route.limits);
+    let body = RequestBody::new(body, &head, &worker.shared.kept, &exchange, number);
+    let mut in_flight = InFlightGuard::new(&worker, &exchange, number, body.clone(), received);
+    let route = view.routes.choose(&head);
+    exchange.timeouts.set(route.timeouts);
     exchange.caller.set(None);
     let upgrade = upgrade
         .as_ref()
-        .filter(|_| worker.upstreams[route.upstream].takes_upgrades());
-    let passage = RequestContext {
+        .filter(|_| worker.upstream(route).takes_upgrades());
+    let context = RequestContext {
         worker: &worker,
+        view: &view,
         exchange: &exchange,
         route,
         head: &head,
         body: &body,
         upgrade,
     };
-    let answer = match exchange.monitor.fault(number) {
-        None => passage
-            .answer(received)
+    let outcome = match exchange.monitor.fault(number) {
+        None => context
+            .respond(received)
             .await
-            .and_then(|relay| passage.hide_upstream_401(relay)),
+            .and_then(|response| context.hide_upstream_401(response)),
         Some(fault) => Err(fault.into()),
     };
-    account.permit = exchange.permit.take();
-    let mut response = match answer {
+    in_flight.permit = exchange.permit.take();
+    let mut response = match outcome {
         Ok(ClientResponse {
             head,
             ahead,
             rest,
             rewriter,
         }) => {
-            let look = worker.look(&head);
+            let observer = worker.observer(&head);
             Response::from_parts(
                 head,
-                ResponseBody::relayed(ahead, rest, rewriter, look, account),
+                ResponseBody::relayed(ahead, rest, rewriter, observer, in_flight),
             )
         }
         Err(error) => {
-            worker.refused(&error, &exchange);
+            worker.rejected(&view, &error, &exchange);
             error
                 .to_response()
-                .map(|words| ResponseBody::ours(words, account))
+                .map(|problem| ResponseBody::ours(problem, in_flight))
         }
     };
-    // A client that waits to be asked for its body need not send it now, and then what follows is not that body.
-    let is_unasked = body.is_unread() && head.headers.contains_key(header::EXPECT);
+    // A client that waits for 100 need not send its body now; what follows is then the next request,
+    // which cannot be told from that body.
+    let is_body_uncertain = body.is_unread() && head.headers.contains_key(header::EXPECT);
     body.commit();
-    exchange
-        .peer
-        .gate
-        .open_to_origins(&head.headers, response.headers_mut());
-    // HTTP/1.0 knows no other end for a body of unknown length.
+    let guard = view.guard(exchange.peer.listener);
+    guard.open_to_origins(&head.headers, response.headers_mut());
+    // RFC 9112 §6.3: HTTP/1.0 has no other end for a body of unknown length.
     let ends_with_close =
         head.version == Version::HTTP_10 && response.body().size_hint().exact().is_none();
     let is_draining = worker.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS;
-    let is_last = is_unasked || ends_with_close || is_draining;
+    let is_last = is_body_uncertain || ends_with_close || is_draining;
     if is_last && exchange.carrier == Carrier::Connection {
         response
             .headers_mut()
             .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    // To an answer that claims a later version, hyper adds the promise to keep the connection of an HTTP/1.0 client.
+    // For a response of a later version, hyper adds `Connection: keep-alive` for HTTP/1.0 clients.
     *response.version_mut() = if is_last {
         head.version
     } else {
         Version::HTTP_11
     };
-    worker.answered(
+    worker.responded(
+        &view,
         route,
         exchange.caller.get(),
         &head,
@@ -118,7 +122,7 @@ pub(crate) async fn handle(
     Ok(response)
 }
 
-/// Not in place: what an async function has borrowed once stays in its future.
+/// A function of its own: what an async function has borrowed once stays in its future.
 fn split_request(mut request: Request<Incoming>) -> (request::Parts, Incoming, Option<Upgrade>) {
     let upgrade = Upgrade::wished(&mut request);
     let (mut head, body) = request.into_parts();
@@ -140,81 +144,80 @@ fn fault(head: &request::Parts, limits: &Limits) -> Option<Fault> {
 }
 
 impl RequestContext<'_> {
-    async fn answer(&self, received: Moment) -> Result<ClientResponse, Error> {
-        self.worker.admit()?;
+    async fn respond(&self, received: Moment) -> Result<ClientResponse, Error> {
+        let config = self.view.config();
+        self.worker.admit(config.limits.requests)?;
         if self.exchange.carrier == Carrier::Stream
-            && let Some(fault) = fault(self.head, &self.worker.config.limits)
+            && let Some(fault) = fault(self.head, &config.limits)
         {
             return Err(fault.into());
         }
         let peer = &*self.exchange.peer;
-        peer.gate.check(self.head, &peer.known_host)?;
-        if let Some(answer) = peer.gate.preflight(self.head) {
-            return Ok(ClientResponse::of_head(answer));
+        let guard = self.view.guard(peer.listener);
+        guard.check(self.head, &peer.known_host)?;
+        if let Some(response) = guard.preflight(self.head) {
+            return Ok(ClientResponse::of_head(response));
         }
-        peer.gate.check_required(&self.head.headers)?;
+        guard.check_required(&self.head.headers)?;
         self.admit()?;
-        self.judge_path()?;
-        if headers::has_loop_id(&self.head.headers, &self.worker.mark) {
+        self.check_paths()?;
+        if headers::has_loop_id(&self.head.headers, &self.worker.loop_id) {
             return Err(Error::Loop);
         }
-        if !self.route.inject {
+        let Some(source) = self.worker.token_source(self.route) else {
             return Box::pin(self.attempt(None))
                 .await
-                .map(|answer| self.relay(answer));
-        }
-        let mut token = self.worker.token(received).await?;
+                .map(|response| self.relay(response));
+        };
+        let mut token = source.token(received).await?;
         if self.body.should_wait_for_continue() && token.expires_soon(received) {
-            token = Box::pin(self.longer_lived(token)).await?;
+            token = Box::pin(source.longer_lived(&token)).await?;
         }
-        let answer = self.attempt(Some(token.header())).await?;
-        if self.judge(&answer) == Verdict::AuthorizationFailure {
-            return Box::pin(self.replay(AuthFailure::Unread(answer), &token)).await;
+        let response = self.attempt(Some(token.header())).await?;
+        if self.judge(&response) == Verdict::AuthorizationFailure {
+            return Box::pin(self.replay(AuthFailure::Unread(response), source, &token)).await;
         }
-        if self.may_refuse_in_json(&answer) {
-            return Box::pin(self.judge_json(answer, &token)).await;
+        if self.may_reject_in_json(&response) {
+            return Box::pin(self.judge_json(response, source, &token)).await;
         }
-        if is_proof(answer.head.status) {
+        if is_proof(response.head.status) {
             token.accepted();
         }
-        Ok(self.relay(answer))
+        Ok(self.relay(response))
     }
 
-    /// Whose request it is, and whether there is room for one more of that client's.
+    /// Finds the client that sends the request, and applies its rate and concurrency limits.
     fn admit(&self) -> Result<(), Error> {
-        let clients = &self.worker.clients;
+        let clients = self.view.clients();
         if clients.is_empty() {
             return Ok(());
         }
-        let caller = clients.recognise(&self.exchange.peer.identity, &self.head.headers)?;
+        let identity = self.exchange.peer.identity.borrow();
+        let caller = clients.recognise(&identity, &self.head.headers)?;
         self.exchange.caller.set(Some(caller));
         self.exchange.permit.set(clients.admit(caller)?);
         Ok(())
     }
 
-    /// Whether the path, as the upstream sees it, may be asked for on this route and by this client; and likewise where
-    /// something is to be copied or moved to.
-    fn judge_path(&self) -> Result<(), Error> {
+    /// Applies the rules of the route and of the client to the path, and to the `Destination` of COPY
+    /// and MOVE (RFC 4918 §10.3).
+    fn check_paths(&self) -> Result<(), Error> {
         let target = &self.head.uri;
-        self.judge_one(self.route.path(target), target.path())?;
+        self.check_path(self.route.path(target), target.path())?;
         match headers::destination(self.head)? {
-            // It goes on as it is.
-            Some(destination) => self.judge_one(destination.path(), destination.path()),
+            // It is sent on as it is.
+            Some(destination) => self.check_path(destination.path(), destination.path()),
             None => Ok(()),
         }
     }
 
-    /// `path` as the upstream sees it, `asked` as the client wrote it.
-    fn judge_one(&self, path: &str, asked: &str) -> Result<(), Error> {
+    /// `path` as the upstream receives it, `asked` as the client wrote it.
+    fn check_path(&self, path: &str, asked: &str) -> Result<(), Error> {
         let method = &self.head.method;
         self.route
             .rules
-            .judge(method, path, &self.worker.config.issuer_segments)?;
-        if self
-            .worker
-            .routes
-            .is_ambiguous(self.head, asked, self.route)
-        {
+            .judge(method, path, &self.view.issuer_segments)?;
+        if self.view.routes.is_ambiguous(self.head, asked, self.route) {
             return Err(Error::BadRequest(
                 "the path can also be read as another [[route]]'s, whose rules it would escape",
             ));
@@ -223,42 +226,26 @@ impl RequestContext<'_> {
             .exchange
             .caller
             .get()
-            .map(|caller| self.worker.clients.rules(caller))
+            .map(|caller| self.view.clients().rules(caller))
         {
             Some(rules) if !rules.is_empty() => rules.judge(method, path, &[]),
             Some(_) | None => Ok(()),
         }
     }
 
-    /// An app whose password is good would ask its user for another one.
-    fn hide_upstream_401(&self, relay: ClientResponse) -> Result<ClientResponse, Error> {
-        let is_spared = relay.head.status == StatusCode::UNAUTHORIZED
+    /// A client that used Basic would prompt for its password on a 401 of the upstream: respond 502.
+    fn hide_upstream_401(&self, response: ClientResponse) -> Result<ClientResponse, Error> {
+        let is_hidden = response.head.status == StatusCode::UNAUTHORIZED
             && self
                 .exchange
                 .caller
                 .get()
                 .is_some_and(|caller| caller.by_password)
-            && self.worker.config.retry.exhausted != Some(Exhausted::Relay);
-        if is_spared {
+            && self.view.config().retry.exhausted != Some(Exhausted::Relay);
+        if is_hidden {
             Err(Error::Challenge)
         } else {
-            Ok(relay)
-        }
-    }
-
-    /// A large upload may outlive the token that it begins with, and cannot be sent again: if a newer one can be had, it is
-    /// worth waiting for.
-    async fn longer_lived(&self, token: Rc<LocalToken>) -> Result<Rc<LocalToken>, Error> {
-        let credential = &self.worker.credential;
-        // Refused when the last call was a moment ago: then its outcome is what there is to wait for.
-        let _ = credential.refresh_now();
-        match credential
-            .newer_than(Some(token.version()), self.worker.token_wait)
-            .await
-        {
-            Some(newer) => Ok(self.worker.carry(&newer)),
-            // What it had left of its life may be over by now.
-            None => self.worker.token(self.worker.clock.now()).await,
+            Ok(response)
         }
     }
 }

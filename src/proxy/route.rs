@@ -6,9 +6,35 @@ use http::{Uri, header, request, uri::PathAndQuery};
 
 use crate::{
     base::ticker::Ticks,
-    proxy::{Rewrite, Route as Config, Rules, message::urls::UrlMap, policy::rules},
+    proxy::{
+        message::urls::{Rewrite, UrlMap},
+        policy::rules::{self, Rules},
+    },
     upstream,
 };
+
+/// A `[[route]]`: requests that go to one upstream. Chosen by host first, then by the longest prefix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteConfig {
+    /// The only host that it is for, in lower case, without a port; `None`: every host.
+    pub host: Option<String>,
+    /// The paths that it is for: this one and everything below it. Begins with `/`, does not end with one; `""` is every
+    /// path.
+    pub prefix: String,
+    /// Position of its upstream in the configuration; 0 is the plain `[upstream]`.
+    pub upstream: usize,
+    /// Whether the prefix is removed from paths that are sent on.
+    pub strip_prefix: bool,
+    /// Position of the credential whose token requests carry; `None`: they carry none, and a response
+    /// says nothing about a token.
+    pub credential: Option<usize>,
+    /// Which paths are allowed, as the upstream receives them.
+    pub rules: Rules,
+    /// Instead of the upstream's `response_timeout`.
+    pub response_timeout: Option<Duration>,
+    /// Instead of the upstream's `body_idle_timeout`.
+    pub body_idle_timeout: Option<Duration>,
+}
 
 /// All routes, the most specific ones first, and the one that takes what no other does.
 #[derive(Debug)]
@@ -30,8 +56,8 @@ pub(crate) struct Route {
     pub(crate) position: usize,
     /// Position of its upstream.
     pub(crate) upstream: usize,
-    /// Whether requests get our token, and their answers are judged.
-    pub(crate) inject: bool,
+    /// Position of the credential whose token requests carry. Without one their responses are not judged.
+    pub(crate) credential: Option<usize>,
     pub(crate) rules: Rules,
     /// Whether addresses in JSON are brought home. Not from where they lead to: a document that is downloaded arrives as
     /// it is, also one that is JSON.
@@ -39,7 +65,7 @@ pub(crate) struct Route {
     /// Whose addresses in `Location` come home, and to where: our own upstream's, what `[[rewrite]]` says, and those of all
     /// other upstreams that a path leads to.
     pub(crate) origins: Rc<UrlMap>,
-    pub(crate) limits: RouteTimeouts,
+    pub(crate) timeouts: RouteTimeouts,
 }
 
 /// What an upstream may take its time with.
@@ -51,17 +77,18 @@ pub(crate) struct RouteTimeouts {
 
 impl Routes {
     pub(crate) fn new<'a>(
-        routes: &[Config],
+        routes: &[RouteConfig],
         rewrites: &[Rewrite],
         upstreams: impl Fn(usize) -> &'a upstream::Config,
     ) -> Self {
-        let limits = |upstream: usize, response: Option<Duration>, body_idle: Option<Duration>| {
-            let config = upstreams(upstream);
-            RouteTimeouts {
-                response: response.unwrap_or(config.response_timeout).into(),
-                body_idle: body_idle.unwrap_or(config.body_idle_timeout).into(),
-            }
-        };
+        let timeouts =
+            |upstream: usize, response: Option<Duration>, body_idle: Option<Duration>| {
+                let config = upstreams(upstream);
+                RouteTimeouts {
+                    response: response.unwrap_or(config.response_timeout).into(),
+                    body_idle: body_idle.unwrap_or(config.body_idle_timeout).into(),
+                }
+            };
         let at = |upstream: usize, to: &str| {
             let config = upstreams(upstream);
             let fixed = match (&config.host, config.endpoints.first()) {
@@ -109,7 +136,7 @@ impl Routes {
                 normal_prefix: normal_prefix(&route.prefix),
                 strip_prefix: route.strip_prefix,
                 upstream: route.upstream,
-                inject: route.inject,
+                credential: route.credential,
                 rules: route.rules.clone(),
                 is_rewritten: !rewrites.is_empty() && !is_target(route, rewrites),
                 origins: origins(
@@ -121,7 +148,7 @@ impl Routes {
                     },
                     route.host.is_some(),
                 ),
-                limits: limits(
+                timeouts: timeouts(
                     route.upstream,
                     route.response_timeout,
                     route.body_idle_timeout,
@@ -136,11 +163,11 @@ impl Routes {
             normal_prefix: String::new(),
             strip_prefix: false,
             upstream: 0,
-            inject: true,
+            credential: Some(0),
             rules: Rules::default(),
             is_rewritten: !rewrites.is_empty(),
             origins: origins(0, "", false),
-            limits: limits(0, None, None),
+            timeouts: timeouts(0, None, None),
         };
         let has_rules = ready.iter().any(|route| !route.rules.is_empty());
         Self {
@@ -196,26 +223,36 @@ impl Routes {
         })
     }
 
-    pub(crate) fn default_limits(&self) -> RouteTimeouts {
-        self.default.limits
+    /// All of them, by position.
+    pub(crate) fn by_position(&self) -> Vec<&Route> {
+        let mut all: Vec<_> = self.routes.iter().chain([&self.default]).collect();
+        all.sort_by_key(|route| route.position);
+        all
+    }
+
+    pub(crate) fn default_timeouts(&self) -> RouteTimeouts {
+        self.default.timeouts
     }
 }
 
 /// Whether addresses are brought home to it. To the root of all paths they are brought home to `[upstream]`.
-fn is_target(route: &Config, rewrites: &[Rewrite]) -> bool {
+fn is_target(route: &RouteConfig, rewrites: &[Rewrite]) -> bool {
     !route.prefix.is_empty() && rewrites.iter().any(|rewrite| rewrite.to == route.prefix)
 }
 
-/// How a route is called in metrics: `default`, or its host and prefix.
-pub(crate) fn label(route: &Config) -> String {
-    format!(
-        "{}{}",
-        route.host.as_deref().unwrap_or_default(),
-        route.prefix
-    )
-}
-
 impl Route {
+    /// The name in metrics: `default`, or the host and prefix.
+    pub(crate) fn label(&self) -> String {
+        match self.position {
+            0 => "default".to_owned(),
+            _ => format!(
+                "{}{}",
+                self.host.as_deref().unwrap_or_default(),
+                self.prefix
+            ),
+        }
+    }
+
     fn matches(&self, host: Option<&str>, path: &str) -> bool {
         self.is_for(host) && is_below(path, &self.prefix)
     }
@@ -291,24 +328,24 @@ fn without_port(host: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn config(host: Option<&str>, prefix: &str, upstream: usize) -> Config {
-        Config {
+    fn config(host: Option<&str>, prefix: &str, upstream: usize) -> RouteConfig {
+        RouteConfig {
             host: host.map(str::to_owned),
             prefix: prefix.to_owned(),
             upstream,
             strip_prefix: true,
-            inject: true,
+            credential: Some(0),
             rules: Rules::default(),
             response_timeout: None,
             body_idle_timeout: None,
         }
     }
 
-    fn routes(routes: &[Config]) -> Routes {
+    fn routes(routes: &[RouteConfig]) -> Routes {
         with(routes, &[])
     }
 
-    fn with(routes: &[Config], rewrites: &[Rewrite]) -> Routes {
+    fn with(routes: &[RouteConfig], rewrites: &[Rewrite]) -> Routes {
         let endpoint = |host: String| upstream::Endpoint {
             scheme: http::uri::Scheme::HTTP,
             origin: format!("http://{host}"),
@@ -443,7 +480,7 @@ mod tests {
 
     #[test]
     fn a_path_that_could_be_read_as_one_with_rules_is_ambiguous() {
-        let ruled = |mut config: Config| {
+        let ruled = |mut config: RouteConfig| {
             config.rules.deny.push(rules::Rule::new(None, "/secret"));
             config
         };

@@ -392,7 +392,7 @@ fn every_key_arrives_where_it_belongs() {
         prefix: prefix.to_owned(),
         upstream,
         strip_prefix: false,
-        inject: true,
+        credential: Some(0),
         rules: Rules::default(),
         response_timeout: None,
         body_idle_timeout: None,
@@ -407,16 +407,16 @@ fn every_key_arrives_where_it_belongs() {
     };
     let issuer = ["refresh", "authorize", "token", "jwt"];
     assert!(
-        proxy.issuer_segments.len() == issuer.len(),
+        proxy.credentials[0].issuer_segments.len() == issuer.len(),
         "{:?}",
-        proxy.issuer_segments
+        proxy.credentials[0].issuer_segments
     );
     assert_eq!(
         proxy.routes,
         [
             Route {
                 strip_prefix: true,
-                inject: false,
+                credential: None,
                 ..documents.clone()
             },
             Route {
@@ -425,7 +425,7 @@ fn every_key_arrives_where_it_belongs() {
                 ..route(Some("files.example.com"), "", 2)
             },
             Route {
-                inject: false,
+                credential: None,
                 rules,
                 ..route(Some("files.example.com"), "/public/files", 0)
             },
@@ -1243,7 +1243,7 @@ fn the_shipped_files_sections_in_comments_work() {
             route.prefix.as_str(),
             route.upstream,
             route.strip_prefix,
-            route.inject
+            route.credential.is_some()
         ),
         ("/_document", 1, true, false)
     );

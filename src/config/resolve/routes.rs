@@ -9,6 +9,9 @@ use crate::{
     upstream,
 };
 
+/// Position of the credential whose token requests carry.
+const DEFAULT_CREDENTIAL: usize = 0;
+
 /// One entry a table; `None` where it cannot be told what was meant.
 pub(super) fn rewrites(r: &mut Reader) -> Vec<Option<Rewrite>> {
     let mut rewrites: Vec<Option<Rewrite>> = Vec::new();
@@ -111,7 +114,7 @@ fn route(
         prefix,
         upstream: upstream?,
         strip_prefix,
-        inject,
+        credential: inject.then_some(DEFAULT_CREDENTIAL),
         rules,
         response_timeout,
         body_idle_timeout,
@@ -174,7 +177,7 @@ pub(super) fn check(
                 problem("is used by no route", hint),
             );
         }
-        if used_by.any(|route| route.inject) {
+        if used_by.any(|route| route.credential.is_some()) {
             let key = format!("{section}.endpoints");
             for (index, endpoint) in upstream.endpoints.iter().enumerate() {
                 let pos = r.pos_of_element(&key, index);

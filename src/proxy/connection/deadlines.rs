@@ -36,7 +36,7 @@ impl Due {
             monitor.passed()
         };
         if let Some(late) = late {
-            metrics.late(late);
+            metrics.client_timeouts[late].add(1);
         }
     }
 }

@@ -11,10 +11,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::proxy::{
-    Limits,
-    metrics::{ConnectionRejection, Metrics},
-};
+use crate::proxy::metrics::{ConnectionRejection, Metrics};
 
 /// Where a connection comes from, as far as it counts; `None`: from this machine.
 pub(crate) type SourceAddress = Option<IpAddr>;
@@ -28,12 +25,11 @@ pub(crate) struct ConnectionLimiter {
 }
 
 impl ConnectionLimiter {
-    pub(crate) fn new(limits: &Limits) -> Self {
-        let addresses = PerAddressLimiter::new(limits.connections_per_address);
+    pub(crate) fn new(limit: usize, per_address: usize) -> Self {
         Self {
-            limit: limits.connections,
+            limit,
             taken: AtomicUsize::new(0),
-            addresses,
+            addresses: PerAddressLimiter::new(per_address),
         }
     }
 

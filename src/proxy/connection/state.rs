@@ -12,13 +12,16 @@ use std::{
 
 use crate::{
     base::ticker::{DeadlineHandle, Ticks},
-    proxy::{Config, connection::flood::FloodCounters, framing::Fault, metrics::ClientTimeout},
+    proxy::{
+        config::Config, connection::flood::FloodCounters, framing::Fault, metrics::ClientTimeout,
+    },
 };
 
-/// How long an idle connection stays open once draining has begun, so that a request that is on its way is served.
+/// How long an idle connection stays open once draining has begun, so that a request that is on its
+/// way is served.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
-/// Time for a client that was told that we close to close as well.
+/// How long a client may take to close its side after we have closed ours.
 const GOODBYE: Duration = Duration::from_secs(5);
 
 /// Where a connection stands, from its client's side.
@@ -46,12 +49,12 @@ pub(crate) struct Timeouts {
     body_quota: u64,
     idle: Ticks,
     drain_grace: Ticks,
-    /// Set once, when the worker begins to drain.
-    pub(crate) draining: AtomicBool,
+    /// The worker is draining.
+    draining: Arc<AtomicBool>,
 }
 
 impl Timeouts {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config, draining: &Arc<AtomicBool>) -> Self {
         Self {
             first_byte: config.first_byte_timeout.into(),
             head: config.head_timeout.into(),
@@ -59,7 +62,7 @@ impl Timeouts {
             body_quota: quota(config.min_body_rate, config.body_idle_timeout),
             idle: config.idle_timeout.into(),
             drain_grace: DRAIN_GRACE.min(config.drain_timeout).into(),
-            draining: AtomicBool::new(false),
+            draining: Arc::clone(draining),
         }
     }
 
@@ -364,7 +367,7 @@ impl ConnState {
         Some(match () {
             () if self.is(Phase::Head) => ClientTimeout::Head,
             () if self.is(Phase::Exchange) && self.patience.was_spent_on_some(&self.limits) => {
-                ClientTimeout::Trickle
+                ClientTimeout::BodyRate
             }
             () if self.is(Phase::Exchange) || self.is(Phase::Flushing) => ClientTimeout::Body,
             () if self.limits.is_draining() => return None,
@@ -441,7 +444,7 @@ mod tests {
             body_quota,
             idle: 1.into(),
             drain_grace: 1.into(),
-            draining: AtomicBool::default(),
+            draining: Arc::default(),
         };
         let (strict, lenient) = (limits(100), limits(0));
         let patience = BodyRate::default();

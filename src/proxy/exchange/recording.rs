@@ -7,6 +7,8 @@ use std::sync::{
 
 use bytes::{Bytes, BytesMut};
 
+use crate::proxy::message::judge::Retry;
+
 /// Frames from this size on are shared with the connection's read buffer; smaller ones are copied together, since each
 /// shared one pins a whole buffer: 20,000 chunks of one byte pinned 77 MB.
 const SHARE_FROM: usize = 4096;
@@ -26,6 +28,15 @@ pub(crate) struct ReplayLimits {
 }
 
 impl ReplayLimits {
+    /// Those of `retry`, for bodies that are charged to `kept`.
+    pub(crate) fn new(retry: &Retry, kept: &Arc<AtomicUsize>) -> Self {
+        Self {
+            body: retry.body_limit,
+            total: retry.total_limit,
+            kept: Arc::clone(kept),
+        }
+    }
+
     /// Whether a body of this length may be kept, as things are now.
     pub(crate) fn have_room_for(&self, length: u64) -> bool {
         let total = self.total.saturating_sub(self.kept.load(Relaxed));

@@ -11,7 +11,7 @@ use std::{
     fmt,
     pin::Pin,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicUsize},
     task::{Context, Poll, Waker, ready},
 };
 
@@ -63,7 +63,7 @@ impl RequestBody {
     pub(crate) fn new(
         client: Incoming,
         head: &request::Parts,
-        limits: &ReplayLimits,
+        kept: &Arc<AtomicUsize>,
         exchange: &Rc<Exchange>,
         number: u32,
     ) -> Self {
@@ -71,11 +71,12 @@ impl RequestBody {
             return Self(None);
         }
         let length = client.size_hint().exact();
+        let limits = ReplayLimits::new(&exchange.view().config().retry, kept);
         let keep = length.is_none_or(|length| limits.have_room_for(length));
         Self(Some(Rc::new(RefCell::new(Holder {
             client: Some(client),
             length,
-            recording: keep.then(|| Recording::new(limits.clone(), length)),
+            recording: keep.then(|| Recording::new(limits, length)),
             trailers: None,
             attempt: 0,
             refused_attempt: None,
@@ -304,7 +305,7 @@ impl Holder {
                     self.recording = None;
                 }
                 if let Some(trailers) = frame.trailers_mut() {
-                    headers::clean_trailers(trailers, &self.exchange.stripped);
+                    headers::clean_trailers(trailers, &self.exchange.view().stripped);
                     self.trailers = Some(trailers.clone());
                 }
                 // hyper does not ask again once it has as much as was announced, nor behind trailers.

@@ -22,15 +22,17 @@ use crate::{
         message::headers::{self, Rewrite},
         metrics::{RetryOutcome, RetryReason},
         route::Route,
+        settings::View,
         worker::Worker,
     },
-    upstream::{self, EndpointIndex, Lease, Upstream},
+    upstream::{self, Endpoint, EndpointIndex, Lease, Upstream},
 };
 
 /// A request on its way, whatever becomes of it.
 #[derive(Clone, Copy)]
 pub(crate) struct RequestContext<'a> {
     pub(crate) worker: &'a Worker,
+    pub(crate) view: &'a View,
     pub(crate) exchange: &'a Exchange,
     pub(crate) route: &'a Route,
     pub(crate) head: &'a request::Parts,
@@ -106,7 +108,7 @@ impl RequestContext<'_> {
     }
 
     fn upstream(&self) -> &Upstream<AttemptBody> {
-        &self.worker.upstreams[self.route.upstream]
+        self.worker.upstream(self.route)
     }
 
     /// A connection that has served before and is not known to be closed.
@@ -142,7 +144,7 @@ impl RequestContext<'_> {
                 .upstream()
                 .dial(endpoint_index, self.upgrade.is_some())
                 .await;
-            let lease = dialled.map_err(|error| self.worker.upstream_unreachable(error))?;
+            let lease = dialled.map_err(|error| self.unreachable(error))?;
             match self.send(lease, start, authorization).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failure { again: true, .. }) if dials > 0 => {}
@@ -176,7 +178,7 @@ impl RequestContext<'_> {
                 // The upstream must take some of it. On HTTP/2, it may not even let the stream begin.
                 exchange
                     .upstream_deadline
-                    .arm(exchange.limits.get().body_idle);
+                    .arm(exchange.timeouts.get().body_idle);
             }
         }
         let sent = {
@@ -190,7 +192,7 @@ impl RequestContext<'_> {
                     };
                     exchange
                         .upstream_deadline
-                        .arm(exchange.limits.get().body_idle);
+                        .arm(exchange.timeouts.get().body_idle);
                     gate.open();
                     exchange.upstream_deadline.poll_due(cx).map(|()| None)
                 }
@@ -206,7 +208,7 @@ impl RequestContext<'_> {
                 let (head, answer) = response.into_parts();
                 if !headers::is_unambiguous(&head, self.upgrade.is_some()) {
                     body.end();
-                    worker.upstream_failed(lease.endpoint(), Error::InvalidAnswer.label());
+                    self.count_failure(lease.endpoint(), &Error::InvalidAnswer);
                     return Err(Failure {
                         error: Error::InvalidAnswer,
                         again: false,
@@ -227,12 +229,30 @@ impl RequestContext<'_> {
                 body.end();
                 // It may be the connection that is dead.
                 lease.retire();
-                worker.upstream_failed(lease.endpoint(), Error::ResponseTimeout.label());
+                self.count_failure(lease.endpoint(), &Error::ResponseTimeout);
                 Err(Failure {
                     error: Error::ResponseTimeout,
                     again: false,
                 })
             }
+        }
+    }
+
+    /// Counts a connection that was not made.
+    fn unreachable(&self, error: upstream::Error) -> Error {
+        let origin = error.endpoint().to_owned();
+        let error = Error::Connect(error);
+        if let Some(failure) = error.upstream_failure() {
+            self.worker.upstream_failed(self.view, &origin, failure);
+        }
+        error
+    }
+
+    /// Counts an error against the endpoint, if the endpoint is at fault.
+    fn count_failure(&self, endpoint: &Endpoint, error: &Error) {
+        if let Some(failure) = error.upstream_failure() {
+            self.worker
+                .upstream_failed(self.view, &endpoint.origin, failure);
         }
     }
 
@@ -250,7 +270,7 @@ impl RequestContext<'_> {
         let again = (is_lost || upstream::is_unprocessed(&failed)) && self.body.can_replay();
         if !again {
             self.body.end();
-            self.worker.upstream_failed(lease.endpoint(), error.label());
+            self.count_failure(lease.endpoint(), &error);
         }
         Failure { error, again }
     }
@@ -264,10 +284,10 @@ impl RequestContext<'_> {
         let rewrite = Rewrite {
             endpoint: lease.endpoint(),
             host: &self.upstream().config().host,
-            forwarded: self.worker.config.forwarded_headers,
+            forwarded: self.view.config().forwarded_headers,
             client: &self.exchange.peer.client,
-            mark: &self.worker.mark,
-            stripped: &self.worker.stripped,
+            mark: &self.worker.loop_id,
+            stripped: &self.view.stripped,
             authorization,
         };
         let mut request = Request::new(self.body.attempt(gate.cloned(), lease.is_http2()));
@@ -283,7 +303,9 @@ impl RequestContext<'_> {
             request.headers_mut().remove(header::RANGE);
             request.headers_mut().remove(header::IF_RANGE);
         }
-        if self.route.is_rewritten || self.worker.config.retry.json.is_some() && self.route.inject {
+        if self.route.is_rewritten
+            || self.view.config().retry.json.is_some() && self.route.credential.is_some()
+        {
             request.headers_mut().insert(
                 header::ACCEPT_ENCODING,
                 HeaderValue::from_static("identity"),

@@ -9,6 +9,7 @@ use hyper::body::Frame;
 
 use crate::{
     proxy::{
+        error::UpstreamFailure,
         exchange::request_body::AttemptBody,
         forward::{
             attempt::{RequestContext, UpstreamResponse},
@@ -89,26 +90,26 @@ impl RequestContext<'_> {
 
     /// The head as the client gets it, and what brings the addresses in its body home.
     fn prepare(&self, head: &mut response::Parts, endpoint: &Endpoint) -> Option<rewrite::Stream> {
-        let rewrites = &self.worker.rewrites;
+        let url_map = &self.view.url_map;
         let host = self.head.headers.get(header::HOST);
         let home = Home {
             client: &self.exchange.peer.client,
             host,
             prefix: self.route.home(),
         };
-        let privacy = self.route.inject.then_some(self.worker.privacy);
+        let privacy = self.route.credential.map(|_| self.view.cache_policy);
         headers::inbound(head, endpoint, &self.route.origins, &home, privacy);
-        if self.worker.upstreams[self.route.upstream].config().cookies == Cookies::Drop {
+        if self.view.upstream(self.route).cookies == Cookies::Drop {
             head.headers.remove(header::SET_COOKIE);
         }
-        rewrite::map_cookies(&mut head.headers, &endpoint.host, rewrites);
-        if rewrites.is_empty() || !self.route.is_rewritten {
+        rewrite::map_cookies(&mut head.headers, &endpoint.host, url_map);
+        if url_map.is_empty() || !self.route.is_rewritten {
             return None;
         }
-        let treatment = rewrites.treat(head);
+        let treatment = url_map.treat(head);
         self.worker.metrics.treated(treatment);
         (treatment == Treatment::Rewritten)
-            .then(|| rewrite::Stream::new(Rc::clone(rewrites), home.base()))
+            .then(|| rewrite::Stream::new(Rc::clone(url_map), home.base()))
     }
 
     /// Reads an answer's body as far as it may be kept.
@@ -142,7 +143,9 @@ impl RequestContext<'_> {
                 }
                 None | Some(Err(_)) => {
                     self.exchange.upstream_deadline.disarm();
-                    self.worker.upstream_failed(lease.endpoint(), "truncated");
+                    let origin = &lease.endpoint().origin;
+                    self.worker
+                        .upstream_failed(self.view, origin, UpstreamFailure::Truncated);
                     return ReadAhead::Broken;
                 }
             }

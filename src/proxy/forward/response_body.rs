@@ -14,6 +14,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use crate::{
     base::clock::Moment,
     proxy::{
+        error::UpstreamFailure,
         exchange::{
             Exchange,
             request_body::{AttemptBody, RequestBody},
@@ -124,12 +125,13 @@ impl ResponseBody {
         }
     }
 
-    fn break_off(&mut self, label: &'static str) {
+    fn break_off(&mut self, failure: UpstreamFailure) {
         let InFlightGuard {
             worker, exchange, ..
         } = &self.account;
         if let Some(rest) = self.rest.take() {
-            worker.upstream_failed(rest.lease.endpoint(), label);
+            let view = exchange.view();
+            worker.upstream_failed(&view, &rest.lease.endpoint().origin, failure);
         }
         exchange.monitor.break_off();
     }
@@ -222,7 +224,7 @@ impl ResponseBody {
             let exchange = &this.account.exchange;
             exchange.waiting_for_upstream();
             ready!(exchange.upstream_deadline.poll_due(cx));
-            this.break_off("response_timeout");
+            this.break_off(UpstreamFailure::ResponseTimeout);
             return Poll::Ready(Some(Err(Broken::Silent)));
         };
         this.account.exchange.upstream_deadline.disarm();
@@ -240,11 +242,11 @@ impl ResponseBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
-                this.break_off("truncated");
+                this.break_off(UpstreamFailure::Truncated);
                 Poll::Ready(Some(Err(Broken::Upstream(error))))
             }
             None if is_truncated(&rest.body, &rest.lease, &this.account.request) => {
-                this.break_off("truncated");
+                this.break_off(UpstreamFailure::Truncated);
                 Poll::Ready(Some(Err(Broken::Reset)))
             }
             None => {
@@ -262,13 +264,14 @@ impl Drop for ResponseBody {
             self.account.exchange.monitor.complete();
         }
         if let Some(look) = self.look.take() {
-            self.account.worker.observed(&look);
+            let view = self.account.exchange.view();
+            self.account.worker.observed(&view, &look);
         }
     }
 }
 
 impl InFlightGuard {
-    pub(crate) fn open(
+    pub(crate) fn new(
         worker: &Rc<Worker>,
         exchange: &Rc<Exchange>,
         number: u32,

@@ -21,9 +21,8 @@ use crate::{
             urls::Treatment,
         },
         metrics::{RetryOutcome, RetryReason},
-        worker::LocalToken,
+        token_source::{LocalToken, Rejection, TokenSource},
     },
-    token::Rejection,
     upstream::Lease,
 };
 
@@ -54,11 +53,12 @@ impl RequestContext<'_> {
     pub(crate) async fn judge_json(
         &self,
         answer: UpstreamResponse,
+        source: &TokenSource,
         token: &LocalToken,
     ) -> Result<ClientResponse, Error> {
         match self.read_ahead(answer).await {
-            ReadAhead::Whole(relay, lease) if self.is_refusal_in_json(&relay.ahead) => {
-                self.replay(AuthFailure::Read(Box::new(relay), lease), token)
+            ReadAhead::Whole(relay, lease) if self.is_rejected_in_json(&relay.ahead) => {
+                self.replay(AuthFailure::Read(Box::new(relay), lease), source, token)
                     .await
             }
             ReadAhead::Whole(relay, lease) => {
@@ -75,8 +75,8 @@ impl RequestContext<'_> {
     }
 
     /// Whether an answer's body could say what its status does not.
-    pub(crate) fn may_refuse_in_json(&self, answer: &UpstreamResponse) -> bool {
-        if self.worker.config.retry.json.is_none()
+    pub(crate) fn may_reject_in_json(&self, answer: &UpstreamResponse) -> bool {
+        if self.view.config().retry.json.is_none()
             || self.head.method == Method::HEAD
             || answer.body.is_end_stream()
         {
@@ -98,15 +98,15 @@ impl RequestContext<'_> {
                 .is_none_or(|length| length <= READ_AHEAD_LIMIT as u64)
     }
 
-    fn is_refusal_in_json(&self, read: &VecDeque<Frame<Bytes>>) -> bool {
+    fn is_rejected_in_json(&self, read: &VecDeque<Frame<Bytes>>) -> bool {
         let whole: Vec<u8> = read
             .iter()
             .filter_map(Frame::data_ref)
             .flatten()
             .copied()
             .collect();
-        self.worker
-            .config
+        self.view
+            .config()
             .retry
             .json
             .as_ref()
@@ -117,13 +117,14 @@ impl RequestContext<'_> {
     pub(crate) async fn replay(
         &self,
         refusal: AuthFailure,
+        source: &TokenSource,
         refused: &LocalToken,
     ) -> Result<ClientResponse, Error> {
-        let rejection = self.worker.credential.rejected(refused.version());
+        let rejection = source.rejected(refused);
         let repeatable = may_replay(
             refusal.status(),
             &self.head.method,
-            &self.worker.config.retry,
+            &self.view.config().retry,
         );
         if !repeatable || !self.body.can_replay() {
             let refusal = match refusal {
@@ -161,35 +162,27 @@ impl RequestContext<'_> {
             Some(refusal) => self.exhausted(outcome, refusal),
             None => Err(Error::BrokenOff),
         };
-        let newer = match rejection {
+        let token = match rejection {
             Rejection::Newer(token) => token,
             Rejection::Futile => return exhausted(RetryOutcome::Cooldown),
-            Rejection::Refreshing => {
-                match self
-                    .worker
-                    .credential
-                    .newer_than(Some(refused.version()), self.worker.token_wait)
-                    .await
-                {
-                    Some(token) => token,
-                    None => return exhausted(RetryOutcome::NoNewerToken),
-                }
-            }
+            Rejection::Refreshing => match source.newer_than(Some(refused.version())).await {
+                Some(token) => token,
+                None => return exhausted(RetryOutcome::NoNewerToken),
+            },
         };
-        let token = self.worker.carry(&newer);
         let second = match self.attempt(Some(token.header())).await {
             Ok(second) => second,
             Err(error) => {
-                self.worker.refused(&error, self.exchange);
+                self.worker.rejected(self.view, &error, self.exchange);
                 return exhausted(RetryOutcome::Failed);
             }
         };
         let mut is_refused = self.judge(&second) == Verdict::AuthorizationFailure;
         let is_proof = is_proof(second.head.status);
-        let second = if !is_refused && self.may_refuse_in_json(&second) {
+        let second = if !is_refused && self.may_reject_in_json(&second) {
             match self.read_ahead(second).await {
                 ReadAhead::Whole(relay, lease) => {
-                    is_refused = self.is_refusal_in_json(&relay.ahead);
+                    is_refused = self.is_rejected_in_json(&relay.ahead);
                     lease.release();
                     relay
                 }
@@ -218,7 +211,7 @@ impl RequestContext<'_> {
         judge(
             answer.head.status,
             &answer.head.headers,
-            &self.worker.config.retry,
+            &self.view.config().retry,
         )
     }
 
@@ -231,7 +224,7 @@ impl RequestContext<'_> {
         self.worker
             .metrics
             .retried(RetryReason::Unauthorized, outcome);
-        match self.worker.config.retry.exhausted {
+        match self.view.config().retry.exhausted {
             None | Some(Exhausted::Relay) => Ok(refusal),
             Some(Exhausted::BadGateway) => Err(Error::Refused),
         }

@@ -31,9 +31,9 @@ pub(crate) async fn handle(
 
 fn internal_error(worker: &Rc<Worker>, exchange: &Rc<Exchange>) -> Response<ResponseBody> {
     let error = Error::Internal;
-    worker.refused(&error, exchange);
+    worker.rejected(&exchange.view(), &error, exchange);
     let number = exchange.monitor.begin_exchange();
-    let account = InFlightGuard::open(
+    let account = InFlightGuard::new(
         worker,
         exchange,
         number,

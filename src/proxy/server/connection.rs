@@ -16,14 +16,11 @@ use crate::{
         },
         exchange::Peer,
         message::headers::Client,
-        policy::{
-            clients::ConnectionIdentity,
-            guard::{Guard, KnownHost},
-        },
         server::{
             http1,
             http2::{self, frames::PREFACE},
         },
+        settings::View,
         worker::Worker,
     },
 };
@@ -31,23 +28,19 @@ use crate::{
 /// Room for what is read while it is not known yet which protocol it is.
 const FIRST_READ: usize = 4096;
 
-/// Serves a connection until either side has had enough.
-pub(crate) async fn serve(worker: Rc<Worker>, stream: Transport, client: Client, gate: Rc<Guard>) {
+/// Serves a connection of the listener at this position until either side ends it.
+pub(crate) async fn serve(worker: Rc<Worker>, stream: Transport, client: Client, listener: usize) {
+    let view = worker.view();
     let (read_due, write_due) = (worker.ticker.deadline(), worker.ticker.deadline());
     let monitor = ConnState::new(
         read_due.handle(),
         write_due.handle(),
-        Arc::clone(&worker.limits),
+        Arc::clone(&view.timeouts),
     );
     let monitor = Arc::new(monitor);
     let _registered = worker.register(&monitor);
-    let identity = identity(&worker, &client, &stream);
-    let peer = Rc::new(Peer {
-        client,
-        gate,
-        known_host: KnownHost::default(),
-        identity,
-    });
+    let names = certificate_names(&view, &stream);
+    let peer = Rc::new(Peer::new(client, listener, names, view));
     let metrics = Arc::clone(&worker.metrics);
     let mut io = Io::new(stream, Arc::clone(&monitor), Arc::clone(&metrics));
     let due = Due {
@@ -63,24 +56,18 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Transport, client: Client,
     }
 }
 
-/// Whom a connection may belong to. Without clients that have names nobody asks.
-fn identity(worker: &Worker, client: &Client, stream: &Transport) -> ConnectionIdentity {
-    if worker.clients.is_empty() {
-        return ConnectionIdentity::default();
-    }
+/// The names of the client's certificate, where any `[[client]]` is recognised by one.
+fn certificate_names(view: &View, stream: &Transport) -> CertificateNames {
     let shown = match stream {
-        Either::Right(stream) if worker.clients.wants_names() => {
+        Either::Right(stream) if view.clients().wants_names() => {
             stream.get_ref().1.peer_certificates()
         }
         Either::Right(_) | Either::Left(_) => None,
     };
-    let names = shown
+    shown
         .and_then(|chain| chain.first())
         .map(CertificateNames::of)
-        .unwrap_or_default();
-    worker
-        .clients
-        .identity(client.address().map(|address| address.ip()), &names)
+        .unwrap_or_default()
 }
 
 /// Which protocol a client speaks. HTTP/1.0 and 1.1 are one.

@@ -32,7 +32,8 @@ pub(crate) async fn serve(
     let service = service_fn(|request| {
         catch_panic::handle(Rc::clone(&worker), Rc::clone(&exchange), request)
     });
-    let limits = &worker.config.limits;
+    let view = worker.view();
+    let limits = &view.config().limits;
     let heads = framing::HeadLimits {
         target: limits.uri_length,
         head: limits.head_size,

@@ -38,7 +38,8 @@ pub(crate) async fn serve(
     due: Due,
 ) {
     monitor.multiplex();
-    let limits = &worker.config.limits;
+    let view = worker.view();
+    let limits = &view.config().limits;
     let (most_resets, most_frames) = (number(limits.resets), number(limits.control_frames));
     let conduct = monitor.conduct();
     let streams = Streams {

@@ -19,15 +19,15 @@ use crate::{
         tls,
     },
     proxy::{
-        Greeting, message::headers::Client, metrics::ConnectionRejection, policy::guard::Guard,
-        server::connection, worker::Worker,
+        ServerTls, message::headers::Client, metrics::ConnectionRejection, server::connection,
+        worker::Worker,
     },
 };
 
 /// How long to leave a listener alone when the process or the machine has run out of something.
 const EXHAUSTION_PAUSE: Duration = Duration::from_millis(100);
 
-const TURNED_AWAY: &[u8] =
+const REJECTION: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
 /// Serves what arrives at one listener until `stop` resolves. Connections that are in the queue then are served too: closing
@@ -35,8 +35,8 @@ const TURNED_AWAY: &[u8] =
 pub(crate) async fn accept(
     worker: Rc<Worker>,
     listener: Listener,
-    gate: Rc<Guard>,
-    greeting: Option<Greeting>,
+    position: usize,
+    server_tls: Option<ServerTls>,
     stop: impl Future<Output = ()>,
 ) {
     let mut stop = pin!(stop);
@@ -47,7 +47,7 @@ pub(crate) async fn accept(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => take(&worker, stream, peer, &gate, greeting.as_ref()),
+            Ok((stream, peer)) => take(&worker, stream, peer, position, server_tls.as_ref()),
             Err(error) if is_exhaustion(&error) => {
                 worker.connection_failed(ConnectionRejection::AcceptFailed, None, Some(&error));
                 tokio::time::sleep(EXHAUSTION_PAUSE).await;
@@ -63,7 +63,7 @@ pub(crate) async fn accept(
         })
     };
     while let Some((stream, peer)) = queued().await {
-        take(&worker, stream, peer, &gate, greeting.as_ref());
+        take(&worker, stream, peer, position, server_tls.as_ref());
     }
 }
 
@@ -71,21 +71,22 @@ fn take(
     worker: &Rc<Worker>,
     stream: Stream,
     peer: Option<SocketAddr>,
-    gate: &Rc<Guard>,
-    greeting: Option<&Greeting>,
+    position: usize,
+    server_tls: Option<&ServerTls>,
 ) {
     let Some(place) = worker.connection_slot(peer) else {
-        // Who speaks TLS would not understand the words.
-        match greeting {
+        // Before the handshake, a TLS client cannot read a response.
+        match server_tls {
             Some(_) => drop(stream),
-            None => stream.reject(TURNED_AWAY),
+            None => stream.reject(REJECTION),
         }
         return;
     };
-    let client = Client::new(peer, gate.scheme().clone());
-    let (worker, gate) = (Rc::clone(worker), Rc::clone(gate));
-    let Some(acceptor) = greeting.map(|greeting| TlsAcceptor::from(greeting.load())) else {
-        let serving = connection::serve(worker, Either::Left(stream), client, gate);
+    let view = worker.view();
+    let client = Client::new(peer, view.guard(position).scheme().clone());
+    let worker = Rc::clone(worker);
+    let Some(acceptor) = server_tls.map(|tls| TlsAcceptor::from(tls.load())) else {
+        let serving = connection::serve(worker, Either::Left(stream), client, position);
         tokio::task::spawn_local(async move {
             serving.await;
             drop(place);
@@ -94,10 +95,11 @@ fn take(
     };
     tokio::task::spawn_local(async move {
         // The handshake is the beginning of the first request.
-        let limit = worker.config.first_byte_timeout + worker.config.head_timeout;
+        let config = view.config();
+        let limit = config.first_byte_timeout + config.head_timeout;
         match tokio::time::timeout(limit, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => {
-                connection::serve(worker, Either::Right(Box::new(stream)), client, gate).await
+                connection::serve(worker, Either::Right(Box::new(stream)), client, position).await
             }
             // Whoever goes away again, as health checks and browsers do, is no news.
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
@@ -109,7 +111,7 @@ fn take(
                 );
             }
             Ok(Err(_)) | Err(_) => {
-                worker.metrics.connections_rejected[ConnectionRejection::Handshake as usize].add(1)
+                worker.metrics.connections_rejected[ConnectionRejection::Handshake].add(1)
             }
         }
         drop(place);

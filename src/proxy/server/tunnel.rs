@@ -49,7 +49,7 @@ pub(crate) async fn run(tunnel: Tunnel, worker: &Worker) {
     };
     worker.metrics.tunnels_open.add(1);
     let idle = Rc::new(worker.ticker.deadline());
-    let limit = worker.tunnel_idle;
+    let limit = worker.view().tunnel_idle;
     idle.arm(limit);
     let moved = || {
         let idle = Rc::clone(&idle);
@@ -68,7 +68,7 @@ pub(crate) async fn run(tunnel: Tunnel, worker: &Worker) {
         tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER).await
     };
     if until_idle(carry, &idle).await {
-        worker.metrics.late(ClientTimeout::Tunnel);
+        worker.metrics.client_timeouts[ClientTimeout::Tunnel].add(1);
     }
     worker.metrics.tunnels_open.sub(1);
     drop((reservation, permit));

@@ -308,7 +308,10 @@ fn places_are_given_back() {
     for _ in 0..3 {
         let error = clients.admit(a).unwrap_err();
         assert_eq!(
-            (error.label(), &error.to_response().headers()["retry-after"]),
+            (
+                error.reason().label(),
+                &error.to_response().headers()["retry-after"]
+            ),
             ("concurrency", &HeaderValue::from_static("1"))
         );
     }
