@@ -10,6 +10,7 @@
 //! | [`descriptors`] | divides the limit of open files between the users of descriptors |
 //! | [`host`] | `host[:port]` parsed; which hosts are this machine |
 //! | [`labels`] | enums of metric labels, and tables with an entry for each label |
+//! | [`list_field`] | elements of list-based header fields |
 //! | [`log`] | the log subscriber |
 //! | [`panics`] | counts and logs panics |
 //! | [`per_second`] | limits how often something happens in each second |
@@ -29,6 +30,7 @@ pub mod counter;
 pub mod descriptors;
 pub mod host;
 pub mod labels;
+pub mod list_field;
 pub mod log;
 pub mod panics;
 pub mod per_second;

@@ -5,7 +5,7 @@ use std::{rc::Rc, time::Duration};
 use http::{Uri, header, request, uri::PathAndQuery};
 
 use crate::{
-    base::ticker::Ticks,
+    base::{host, ticker::Ticks},
     proxy::{
         message::urls::{Rewrite, UrlMap},
         policy::rules::{self, Rules},
@@ -315,12 +315,9 @@ fn is_below(path: &str, prefix: &str) -> bool {
         .is_some_and(|rest| matches!(rest.bytes().next(), None | Some(b'/')) || prefix.is_empty())
 }
 
-fn without_port(host: &str) -> &str {
-    let end = match host.rfind(']') {
-        Some(bracket) => bracket + 1,
-        None => host.find(':').unwrap_or(host.len()),
-    };
-    let name = host.get(..end).unwrap_or(host);
+/// The name in a `Host` header, without the port and the dot of the DNS root.
+fn without_port(authority: &str) -> &str {
+    let name = host::split(authority).map_or(authority, |(name, _)| name);
     name.strip_suffix('.').unwrap_or(name)
 }
 

@@ -11,7 +11,10 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::proxy::metrics::{ConnectionRejection, Metrics};
+use crate::{
+    base::host,
+    proxy::metrics::{ConnectionRejection, Metrics},
+};
 
 /// Where a connection comes from, as far as it counts; `None`: from this machine.
 pub(crate) type SourceAddress = Option<IpAddr>;
@@ -113,7 +116,7 @@ impl PerAddressLimiter {
 /// What counts as one address: whoever has one of IPv6 has the whole /64 around it.
 fn source(ip: IpAddr) -> SourceAddress {
     match ip.to_canonical() {
-        ip if ip.is_loopback() => None,
+        ip if host::is_loopback(ip) => None,
         IpAddr::V6(ip) => Some(IpAddr::V6(Ipv6Addr::from_bits(
             ip.to_bits() & !u128::from(u64::MAX),
         ))),

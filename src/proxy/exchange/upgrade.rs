@@ -5,13 +5,13 @@
 
 use std::cell::RefCell;
 
-use http::{HeaderMap, HeaderValue, Request, Version, header};
+use http::{HeaderValue, Request, Version, header};
 use hyper::{
     body::{Body as _, Incoming},
     upgrade::OnUpgrade,
 };
 
-use crate::{proxy::policy::clients::Permit, upstream::Reservation};
+use crate::{base::list_field, proxy::policy::clients::Permit, upstream::Reservation};
 
 /// A client's wish to speak something else.
 #[derive(Debug)]
@@ -27,11 +27,11 @@ impl Upgrade {
     pub(crate) fn wished(request: &mut Request<Incoming>) -> Option<Self> {
         let protocol = request.headers().get(header::UPGRADE)?;
         let is_wished = request.version() == Version::HTTP_11 && request.body().is_end_stream();
-        if !is_wished || !names(request.headers(), &header::CONNECTION, b"upgrade") {
+        if !is_wished || !list_field::contains(request.headers(), &header::CONNECTION, "upgrade") {
             return None;
         }
-        if names(request.headers(), &header::UPGRADE, b"h2c")
-            || names(request.headers(), &header::UPGRADE, b"h2")
+        if list_field::contains(request.headers(), &header::UPGRADE, "h2c")
+            || list_field::contains(request.headers(), &header::UPGRADE, "h2")
         {
             return None;
         }
@@ -57,15 +57,6 @@ impl Upgrade {
             permit,
         })
     }
-}
-
-/// Whether a list field holds this element, in any case.
-fn names(headers: &HeaderMap, field: &http::HeaderName, element: &[u8]) -> bool {
-    let mut elements = headers
-        .get_all(field)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-    elements.any(|other| other.trim_ascii().eq_ignore_ascii_case(element))
 }
 
 /// Two connections that are about to become one.

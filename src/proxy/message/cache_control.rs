@@ -4,7 +4,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::proxy::policy::clients::Client;
+use crate::{base::list_field::quoted_elements, proxy::policy::clients::Client};
 
 /// What some caches heed instead of `Cache-Control`: RFC 9213, the Edge Architecture Specification, and nginx.
 const OUTDOING: [HeaderName; 4] = [
@@ -57,7 +57,7 @@ impl CachePolicy {
 }
 
 fn decides_on_sharing(value: &HeaderValue) -> bool {
-    directives(value).any(|directive| {
+    quoted_elements(value.as_bytes()).any(|directive| {
         let known = [&b"no-store"[..], b"public", b"s-maxage", b"must-revalidate"];
         // With fields behind it, `private` is about those alone: RFC 9111 §5.2.2.7.
         directive.eq_ignore_ascii_case(b"private")
@@ -74,7 +74,7 @@ fn without_sharing(value: &HeaderValue) -> Option<HeaderValue> {
             .iter()
             .any(|known| name(directive).eq_ignore_ascii_case(known))
     };
-    let kept: Vec<&[u8]> = directives(value)
+    let kept: Vec<&[u8]> = quoted_elements(value.as_bytes())
         .filter(|directive| !about_sharing(directive))
         .collect();
     if kept.is_empty() {
@@ -82,18 +82,6 @@ fn without_sharing(value: &HeaderValue) -> Option<HeaderValue> {
     } else {
         HeaderValue::from_bytes(&kept.join(&b", "[..])).ok()
     }
-}
-
-/// The elements of a list; a comma within quotes is none of its.
-fn directives(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
-    let mut is_quoted = false;
-    let parts = value.as_bytes().split(move |byte| {
-        is_quoted ^= *byte == b'"';
-        *byte == b',' && !is_quoted
-    });
-    parts
-        .map(<[u8]>::trim_ascii)
-        .filter(|directive| !directive.is_empty())
 }
 
 fn name(directive: &[u8]) -> &[u8] {

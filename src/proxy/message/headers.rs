@@ -16,6 +16,7 @@ use percent_encoding::{CONTROLS, utf8_percent_encode};
 pub(crate) use self::dropped::clean_trailers;
 use self::dropped::{HOP_BY_HOP, Nominated, is_dropped_from_requests};
 use crate::{
+    base::list_field,
     proxy::{
         error::Error,
         message::{cache_control::CachePolicy, urls::UrlMap},
@@ -234,22 +235,13 @@ pub(crate) fn plain_length(headers: &mut HeaderMap) {
 
 /// Whether a client can take trailers, RFC 9110 §10.1.4.
 pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
-    let mut codings = headers
-        .get_all(header::TE)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-    codings.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+    list_field::contains(headers, &header::TE, "trailers")
 }
 
 /// Whether a request has passed this instance before. `CDN-Loop` (RFC 8586) rather than `Via`, since some servers stop
 /// compressing when they see the latter.
 pub(crate) fn has_loop_id(headers: &HeaderMap, mark: &HeaderValue) -> bool {
-    headers.get_all(CDN_LOOP).iter().any(|value| {
-        value
-            .as_bytes()
-            .split(|byte| *byte == b',')
-            .any(|id| id.trim_ascii() == mark.as_bytes())
-    })
+    list_field::elements(headers, &CDN_LOOP).any(|id| id == mark.as_bytes())
 }
 
 /// Whether an upstream's answer means the same to everybody: one length, or chunks and nothing else (RFC 9112 §6.3), and
@@ -274,13 +266,8 @@ pub(crate) fn is_unambiguous(head: &response::Parts, is_upgrade_wished: bool) ->
 /// Whether an upstream takes whoever comes by this connection for the same person from now on: NTLM and Negotiate
 /// (RFC 4559) vouch for connections, not for requests.
 pub(crate) fn authenticates_connection(headers: &HeaderMap) -> bool {
-    let mut challenges = headers
-        .get_all(header::WWW_AUTHENTICATE)
-        .iter()
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
-    challenges.any(|challenge| {
+    list_field::elements(headers, &header::WWW_AUTHENTICATE).any(|challenge| {
         let scheme = challenge
-            .trim_ascii()
             .split(|byte| *byte == b' ')
             .next()
             .unwrap_or_default();

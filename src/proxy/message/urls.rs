@@ -5,6 +5,7 @@ mod json;
 use http::{HeaderMap, HeaderValue, StatusCode, header, response};
 
 pub(crate) use self::json::Stream;
+use crate::base::host;
 
 /// An origin whose absolute URLs in responses are mapped to a path of the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,14 +55,7 @@ impl UrlMap {
             } else {
                 ":80"
             };
-            let authority = from
-                .split_once("://")
-                .map_or("", |(_, authority)| authority);
-            let has_port = authority
-                .rsplit(']')
-                .next()
-                .is_some_and(|end| end.contains(':'));
-            if !has_port {
+            if host::split(authority_of(from)).is_none_or(|(_, port)| port.is_none()) {
                 rules.push(Rule {
                     from: format!("{from}{default}"),
                     to: to.clone(),
@@ -89,11 +83,8 @@ impl UrlMap {
     /// Whether a cookie's `Domain` names a place that is brought home, or one above it.
     fn covers(&self, domain: &str) -> bool {
         self.rules.iter().any(|rule| {
-            let host = rule
-                .from
-                .split_once("://")
-                .map_or("", |(_, authority)| authority);
-            is_within(host.split(':').next().unwrap_or_default(), domain)
+            let host = host::split(authority_of(&rule.from)).map_or("", |(host, _)| host);
+            is_within(host, domain)
         })
     }
 
@@ -118,6 +109,13 @@ impl UrlMap {
         }
         Treatment::Rewritten
     }
+}
+
+/// The `host[:port]` of an origin.
+fn authority_of(origin: &str) -> &str {
+    origin
+        .split_once("://")
+        .map_or("", |(_, authority)| authority)
 }
 
 fn at_home(base: &[u8], to: &str, rest: &[u8]) -> Vec<u8> {

@@ -5,6 +5,8 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request, response,
 };
 
+use crate::base::list_field;
+
 /// How long a browser may remember that a page may call, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 
@@ -59,17 +61,11 @@ pub(crate) fn open(origin: Option<&HeaderValue>, answer: &mut HeaderMap) {
             HeaderValue::from_static("true"),
         );
     }
-    if !answer.get_all(header::VARY).iter().any(names_origin) {
+    if !list_field::contains(answer, &header::VARY, "origin")
+        && !list_field::contains(answer, &header::VARY, "*")
+    {
         answer.append(header::VARY, HeaderValue::from_static("Origin"));
     }
-}
-
-fn names_origin(vary: &HeaderValue) -> bool {
-    let mut names = vary
-        .as_bytes()
-        .split(|byte| *byte == b',')
-        .map(<[u8]>::trim_ascii);
-    names.any(|name| name == b"*" || name.eq_ignore_ascii_case(b"origin"))
 }
 
 #[cfg(test)]

@@ -4,11 +4,7 @@
 //! way of a DNS name of its own that resolves there. Browsers tell on such a page by `Host`, `Origin` and
 //! `Sec-Fetch-Site`; programs send none of the latter two.
 
-use std::{
-    cell::RefCell,
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::{cell::RefCell, collections::BTreeSet};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header, request::Parts, response,
@@ -16,6 +12,7 @@ use http::{
 };
 
 use crate::{
+    base::host,
     net::socket::Address,
     proxy::{error::Error, policy::cors},
 };
@@ -57,9 +54,9 @@ pub(crate) enum Exposure {
 /// Who can reach a listener at this address.
 pub(crate) fn exposure(address: &Address) -> Exposure {
     match address {
-        Address::Tcp(address) if address.ip().to_canonical().is_loopback() => Exposure::Loopback,
-        Address::Tcp(_) => Exposure::Network,
         Address::Unix(_) => Exposure::File,
+        address if address.is_local() => Exposure::Loopback,
+        Address::Tcp(_) => Exposure::Network,
     }
 }
 
@@ -179,14 +176,12 @@ impl Guard {
     /// Whether a name, in lower case and without a port, is one under which we are meant to be called.
     fn serves(&self, name: &str) -> bool {
         let bare = name.strip_suffix('.').unwrap_or(name);
-        let is_named = bare == "localhost"
-            || bare.ends_with(".localhost")
-            || self.guard.allowed_hosts.contains(bare);
+        let is_named = host::is_localhost(bare) || self.guard.allowed_hosts.contains(bare);
         // A literal address cannot be rebound; but a page reached by one is foreign unless the listener is there.
-        match address(bare) {
+        match host::literal(bare) {
             // Nobody's name: some systems connect to themselves by it, and browsers do not know it for local.
             Some(ip) if ip.is_unspecified() => false,
-            Some(ip) => is_named || self.exposure == Exposure::Network || ip.is_loopback(),
+            Some(ip) => is_named || self.exposure == Exposure::Network || host::is_loopback(ip),
             None => is_named,
         }
     }
@@ -236,36 +231,12 @@ fn printable(value: &HeaderValue) -> String {
 
 /// The name in a `Host`, in lower case and without its port; `None` if it is neither a name nor an address.
 fn host_name(host: &[u8]) -> Option<String> {
-    let host = std::str::from_utf8(host).ok()?;
-    let (name, port) = match host.strip_prefix('[') {
-        Some(rest) => {
-            let end = rest.find(']')? + 2;
-            (
-                &host[..end],
-                host[end..]
-                    .strip_prefix(':')
-                    .or(host[end..].is_empty().then_some(""))?,
-            )
-        }
-        None => host.split_once(':').unwrap_or((host, "")),
-    };
+    let (name, _) = host::parse(std::str::from_utf8(host).ok()?)?;
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     // The longest one that there can be, RFC 1035 §2.3.4: it goes into the log.
     let is_name = (1..=255).contains(&name.len()) && name.bytes().all(legal);
-    let is_literal = name.starts_with('[') && address(name).is_some();
-    let is_port = port.is_empty()
-        || port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
-    ((is_name || is_literal) && is_port).then(|| name.to_ascii_lowercase())
-}
-
-fn address(name: &str) -> Option<IpAddr> {
-    if let Some(literal) = name
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-    {
-        return literal.parse::<Ipv6Addr>().ok().map(|ip| ip.to_canonical());
-    }
-    name.parse::<Ipv4Addr>().ok().map(IpAddr::V4)
+    let is_literal = name.starts_with('[') && host::literal(name).is_some();
+    (is_name || is_literal).then(|| name.to_ascii_lowercase())
 }
 
 /// What is served to nobody. Before the name is observed_rate at: who takes us for another kind of proxy names somebody else.

@@ -3,6 +3,7 @@
 use http::{HeaderMap, HeaderName, header};
 
 use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
+use crate::base::list_field;
 
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -85,23 +86,17 @@ impl Nominated {
     /// Reads every `Connection` line, not only the first.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let mut names = Vec::new();
-        for line in headers.get_all(header::CONNECTION) {
-            for name in line
-                .as_bytes()
-                .split(|byte| *byte == b',')
-                .map(<[u8]>::trim_ascii)
-            {
-                // The two usual words are options, not fields: no need to look for them.
-                if name.eq_ignore_ascii_case(b"keep-alive") || name.eq_ignore_ascii_case(b"close") {
-                    continue;
-                }
-                // Nominating the body's framing or our own fields would not make them hop-by-hop.
-                names.extend(
-                    HeaderName::from_bytes(name)
-                        .ok()
-                        .filter(|name| *name != header::CONTENT_LENGTH),
-                );
+        for name in list_field::elements(headers, &header::CONNECTION) {
+            // The two usual words are options, not fields: no need to look for them.
+            if name.eq_ignore_ascii_case(b"keep-alive") || name.eq_ignore_ascii_case(b"close") {
+                continue;
             }
+            // Nominating the body's framing or our own fields would not make them hop-by-hop.
+            names.extend(
+                HeaderName::from_bytes(name)
+                    .ok()
+                    .filter(|name| *name != header::CONTENT_LENGTH),
+            );
         }
         Self { names }
     }
