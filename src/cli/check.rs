@@ -1,20 +1,23 @@
-//! `check`: is the configuration right, as far as that can be told without a network?
+//! `check`: validates the configuration without network access.
 
 use std::process::ExitCode;
 
-use super::{ConfigFile, complain, say};
+use super::{
+    config_file::ConfigFile,
+    output::{print_error, print_line},
+};
 
 pub(super) fn check(config: &ConfigFile) -> ExitCode {
-    let loaded = match config.load_or_explain() {
+    let loaded = match config.load() {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
     for warning in &loaded.warnings {
-        complain(format_args!("warning: {warning}"));
+        print_error(format_args!("warning: {warning}"));
     }
     match &loaded.file {
-        Some(file) => say(format_args!("{}: no mistakes", file.display())),
-        None => say(format_args!("environment: no mistakes")),
+        Some(file) => print_line(format_args!("{}: no mistakes", file.display())),
+        None => print_line(format_args!("environment: no mistakes")),
     }
     ExitCode::SUCCESS
 }

@@ -1,10 +1,10 @@
-//! `demo` and `simulate`: everything at work without a real cloud.
+//! `demo` and `simulate`: trials without a real cloud.
 
 use std::{process::ExitCode, time::Duration};
 
 use tokio::sync::broadcast::error::RecvError;
 
-use super::{block_on, say};
+use super::{output::print_line, runtime::block_on};
 use crate::{
     app::App,
     base::{
@@ -18,7 +18,7 @@ use crate::{
 
 const TOKEN_LIFETIME: Duration = Duration::from_secs(10);
 
-/// The simulated cloud alone.
+/// Runs the simulated cloud alone.
 pub(super) fn simulate(args: SimulateArgs) -> ExitCode {
     block_on(async {
         let mut signals = listen_for_signals()?;
@@ -29,7 +29,7 @@ pub(super) fn simulate(args: SimulateArgs) -> ExitCode {
     })
 }
 
-/// A cloud with short-lived tokens, and the proxy in front of it.
+/// Runs a cloud with short-lived tokens, and the proxy in front of it.
 pub(super) fn demo() -> ExitCode {
     block_on(async {
         let mut signals = listen_for_signals()?;
@@ -39,14 +39,14 @@ pub(super) fn demo() -> ExitCode {
             .map_err(|error| format!("the simulated cloud: {error}"))?;
         let mut events = cloud.events();
         let app = start_proxy(&cloud, &clock)?;
-        introduce(&cloud, &app);
+        print_introduction(&cloud, &app);
         loop {
             let event = tokio::select! {
                 _ = signals.next() => break,
                 event = events.recv() => event,
             };
             match event {
-                Ok(event) => say(format_args!(
+                Ok(event) => print_line(format_args!(
                     "{}  {}",
                     time_of_day(&clock),
                     describe(&event)
@@ -56,7 +56,7 @@ pub(super) fn demo() -> ExitCode {
             }
         }
         app.shut_down().await;
-        say(format_args!(
+        print_line(format_args!(
             "\nFor a real cloud: bearer-proxy init --cloud https://your-cloud"
         ));
         Ok(())
@@ -90,7 +90,7 @@ fn start_proxy(cloud: &Cloud, clock: &SharedClock) -> Result<App, String> {
     let overrides = settings
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into();
-    // Neither a file nor the environment: the demo is the same everywhere.
+    // No file and no environment: the demo does not depend on them.
     let loaded = config::load(Source {
         file: None,
         env: [],
@@ -101,8 +101,9 @@ fn start_proxy(cloud: &Cloud, clock: &SharedClock) -> Result<App, String> {
     App::start(loaded.config, SharedClock::clone(clock)).map_err(|error| error.to_string())
 }
 
-/// What is where, and what to try: double quotes only, and plain GETs, so that the lines also work in PowerShell.
-fn introduce(cloud: &Cloud, app: &App) {
+/// Prints the addresses and some examples: double quotes only, and plain GETs, so that the lines
+/// also work in PowerShell.
+fn print_introduction(cloud: &Cloud, app: &App) {
     let proxy = app
         .addresses()
         .first()
@@ -112,20 +113,20 @@ fn introduce(cloud: &Cloud, app: &App) {
         .admin_address()
         .map(ToString::to_string)
         .unwrap_or_default();
-    say(format_args!(
+    print_line(format_args!(
         "A simulated private cloud, and bearer-proxy in front of it. Stop with Ctrl-C.
 
-  cloud  {cloud}    wants a token with every call; each lives {lifetime} seconds
-  proxy  http://{proxy}    wants none: this is what a legacy app would be pointed at
-  admin  http://{admin}    the proxy's own status, for a browser
+  cloud  {cloud}    requires a token with every request; each expires after {lifetime} seconds
+  proxy  http://{proxy}    requires none: configure a legacy app with this address
+  admin  http://{admin}    the proxy's status, for a browser
 
-Try, while tokens come and go:
+Try, while tokens expire and are refreshed:
 
   curl \"http://{proxy}/api/file/list.do\"
   curl \"http://{proxy}/api/echo.do?hello=world\"
   curl \"http://{admin}/status\"
 
-The first also works without the proxy, but is refused there: curl -i \"{cloud}/api/file/list.do\"
+Without the proxy, the cloud rejects the first one: curl -i \"{cloud}/api/file/list.do\"
 
 For a real cloud: bearer-proxy init --cloud https://your-cloud
 ",
@@ -144,9 +145,9 @@ fn describe(event: &Event) -> String {
         }
         Event::RefreshRefused { error } => format!("the cloud refused a refresh: {error}"),
         Event::FamilyRevoked => {
-            "the cloud revoked all tokens: a refresh token was used twice".to_owned()
+            "the cloud revoked all tokens: a spent refresh token was used again".to_owned()
         }
-        Event::Rejected { path } => format!("the cloud answered 401 for {path}"),
+        Event::Rejected { path } => format!("the cloud responded 401 for {path}"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `init`: a first configuration for a real cloud.
+//! `init`: writes a minimal configuration for a real cloud.
 
 use std::{
     fs::OpenOptions,
@@ -9,7 +9,11 @@ use std::{
 
 use clap::Args;
 
-use super::{ConfigFile, FAILED, USAGE, complain, say};
+use super::{
+    config_file::ConfigFile,
+    exit_code::{FAILED, USAGE},
+    output::{print_error, print_line},
+};
 use crate::config;
 
 #[derive(Debug, Args)]
@@ -17,7 +21,7 @@ pub(super) struct InitArgs {
     /// The cloud's address
     #[arg(long, value_name = "URL")]
     cloud: Option<String>,
-    /// The client id that its administrator gave you
+    /// The client id from the cloud's administrator
     #[arg(long, value_name = "ID")]
     client_id: Option<String>,
 }
@@ -26,7 +30,7 @@ pub(super) fn init(given: &ConfigFile, args: &InitArgs) -> ExitCode {
     let cloud = match args.cloud.as_deref().map(config::cloud_origin).transpose() {
         Ok(cloud) => cloud,
         Err(reason) => {
-            complain(format_args!("--cloud: {reason}"));
+            print_error(format_args!("--cloud: {reason}"));
             return ExitCode::from(USAGE);
         }
     };
@@ -37,21 +41,21 @@ pub(super) fn init(given: &ConfigFile, args: &InitArgs) -> ExitCode {
     ) {
         match error.kind() {
             ErrorKind::AlreadyExists => {
-                complain(format_args!(
-                    "{} exists already, and is left as it is",
+                print_error(format_args!(
+                    "{} exists already; it was not changed",
                     file.display()
                 ));
             }
-            _ => complain(format_args!("cannot write {}: {error}", file.display())),
+            _ => print_error(format_args!("cannot write {}: {error}", file.display())),
         }
         return ExitCode::from(FAILED);
     }
-    say(format_args!("wrote {}\n", file.display()));
-    say(format_args!(
+    print_line(format_args!("wrote {}\n", file.display()));
+    print_line(format_args!(
         "{}",
         config::administrator_request(cloud.as_deref(), args.client_id.as_deref())
     ));
-    say(format_args!("Then: bearer-proxy check && bearer-proxy"));
+    print_line(format_args!("Then: bearer-proxy check && bearer-proxy"));
     ExitCode::SUCCESS
 }
 

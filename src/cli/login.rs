@@ -1,4 +1,4 @@
-//! `login`: the first tokens, with a person's help (RFC 6749 §4.1).
+//! `login`: gets the first tokens by an authorization code (RFC 6749 §4.1).
 
 mod callback;
 
@@ -13,7 +13,12 @@ use clap::Args;
 use url::Url;
 
 use self::callback::Callback;
-use super::{CONFIG, ConfigFile, FAILED, block_on, complain, say};
+use super::{
+    config_file::ConfigFile,
+    exit_code::{CONFIG, FAILED},
+    output::{print_error, print_line},
+    runtime::block_on,
+};
 use crate::{
     base::{clock, secret::Secret},
     config::{Config, Loaded},
@@ -22,23 +27,23 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(super) struct LoginArgs {
-    /// The code that the browser showed behind the redirect URI: for machines without a browser
+    /// The code from the browser's address bar, for a browser on another machine
     // A code may begin with a hyphen.
     #[arg(long, value_name = "CODE", value_parser = parse_code, allow_hyphen_values = true)]
     code: Option<Secret>,
 }
 
-/// How long a person may take to log in.
-const PATIENCE: Duration = Duration::from_secs(5 * 60);
+/// How long the login in the browser may take.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
 pub(super) fn login(config: &ConfigFile, args: LoginArgs) -> ExitCode {
-    let loaded = match config.load_or_explain() {
+    let loaded = match config.load() {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
-    let mistakes = missing(&loaded);
+    let mistakes = missing_keys(&loaded);
     for mistake in &mistakes {
-        complain(format_args!("{mistake}"));
+        print_error(format_args!("{mistake}"));
     }
     let config = loaded.config;
     let (Some(redirect_uri), Some(state_file)) = (
@@ -48,15 +53,15 @@ pub(super) fn login(config: &ConfigFile, args: LoginArgs) -> ExitCode {
         return ExitCode::from(CONFIG);
     };
     if args.code.is_none() && !callback::can_listen_at(&redirect_uri) {
-        explain(&config, &redirect_uri);
+        print_manual_steps(&config, &redirect_uri);
         // Nothing is stored yet.
         return ExitCode::from(FAILED);
     }
     block_on(log_in(config, redirect_uri, state_file, args.code))
 }
 
-/// What a login needs and a mere start does not.
-fn missing(loaded: &Loaded) -> Vec<String> {
+/// The keys that a login needs and `run` does not.
+fn missing_keys(loaded: &Loaded) -> Vec<String> {
     let place = loaded
         .file
         .as_ref()
@@ -70,7 +75,7 @@ fn missing(loaded: &Loaded) -> Vec<String> {
         ),
         (
             config.token.state_file.is_none(),
-            r#"token.state_file: is missing, and the tokens are put there (write state_file = "state/token.json")"#,
+            r#"token.state_file: is missing, and tokens are stored there (write state_file = "state/token.json")"#,
         ),
     ];
     needed
@@ -93,12 +98,12 @@ async fn log_in(
         clock.clone(),
     );
     let code_grant = code_grant.map_err(|error| error.to_string())?;
-    // Before a person does anything in vain.
+    // Checked before the user logs in.
     Login::begin(&state_file, clock.clone()).map_err(|error| error.to_string())?;
     let (code, callback) = match code {
         Some(code) => (code, None),
         None => {
-            let (code, callback) = ask_in_a_browser(&config, &redirect_uri).await?;
+            let (code, callback) = code_from_browser(&config, &redirect_uri).await?;
             (code, Some(callback))
         }
     };
@@ -111,7 +116,7 @@ async fn log_in(
     if grant.refresh_token.is_none() {
         let field = &config.token.issuer.fields.refresh_token;
         return Err(format!(
-            "the cloud gave no refresh token at {field}: check token.fields.refresh_token"
+            "the cloud returned no refresh token at {field}: check token.fields.refresh_token"
         ));
     }
     let left = login
@@ -119,45 +124,45 @@ async fn log_in(
         .await
         .map_err(|error| error.to_string())?;
     let left = humantime::format_duration(Duration::from_secs(left.as_secs()));
-    say(format_args!(
+    print_line(format_args!(
         "Stored the first tokens in {}: the access token is valid for {left}.",
         state_file.display()
     ));
-    say(format_args!(
-        "A running proxy picks them up by itself. If none is running: bearer-proxy run"
+    print_line(format_args!(
+        "A running proxy reads them by itself. If none is running: bearer-proxy run"
     ));
     Ok(())
 }
 
-/// Sends a person to the cloud and waits for the browser to come back with a code.
-async fn ask_in_a_browser(
+/// Shows the authorization URL and waits for the browser's redirect with the code.
+async fn code_from_browser(
     config: &Config,
     redirect_uri: &str,
 ) -> Result<(Secret, Callback), String> {
-    let data = random_data()?;
+    let data = random_state()?;
     let mut callback = Callback::listen(redirect_uri, data.clone()).await?;
     let url = config
         .initial_grant
         .code
         .authorize_url(&config.token.issuer.client_id, &data);
-    let opened = if open(&url) {
+    let opened = if open_browser(&url) {
         " (it should open by itself)"
     } else {
         ""
     };
-    say(format_args!(
+    print_line(format_args!(
         "Open this address in a browser on this machine, log in and agree{opened}:\n\n{url}\n"
     ));
-    say(format_args!(
-        "Waiting for the browser to come back to {redirect_uri} …"
+    print_line(format_args!("Waiting for the redirect to {redirect_uri} …"));
+    print_line(format_args!(
+        "If the browser is on another machine, take the code from its address bar and run: \
+         bearer-proxy login --code CODE"
     ));
-    say(format_args!(
-        "If it is on another machine, it cannot: take the code from its address bar, and run bearer-proxy login --code CODE"
-    ));
-    let too_late = "nobody logged in within five minutes: run it again, or use --code if the browser is elsewhere";
-    match tokio::time::timeout(PATIENCE, callback.code())
+    let timed_out = "no login within five minutes: run it again, or use --code if the browser is \
+        on another machine";
+    match tokio::time::timeout(LOGIN_TIMEOUT, callback.code())
         .await
-        .unwrap_or_else(|_| Err(too_late.to_owned()))
+        .unwrap_or_else(|_| Err(timed_out.to_owned()))
     {
         Ok(code) => Ok((code, callback)),
         Err(error) => {
@@ -167,22 +172,23 @@ async fn ask_in_a_browser(
     }
 }
 
-/// For redirect URIs that are not an http address of this machine.
-fn explain(config: &Config, redirect_uri: &str) {
-    let url = match random_data() {
+/// For redirect URIs that are not an http address of this machine: the user passes the code on.
+fn print_manual_steps(config: &Config, redirect_uri: &str) {
+    let url = match random_state() {
         Ok(data) => config
             .initial_grant
             .code
             .authorize_url(&config.token.issuer.client_id, &data),
-        Err(error) => return complain(format_args!("{error}")),
+        Err(error) => return print_error(format_args!("{error}")),
     };
-    open(&url);
-    say(format_args!(
+    open_browser(&url);
+    print_line(format_args!(
         "Open this address in a browser, log in and agree:\n\n{url}\n"
     ));
-    say(format_args!(
-        "The browser ends at {redirect_uri} with ?code=… behind it. That is not an http address of this machine, so the \
-         code has to be carried here by hand, within five minutes:\n\n  bearer-proxy login --code CODE"
+    print_line(format_args!(
+        "The browser is redirected to {redirect_uri} with ?code=…. That is not an http address of \
+         this machine, so pass the code on within five minutes:\n\n  \
+         bearer-proxy login --code CODE"
     ));
 }
 
@@ -193,21 +199,22 @@ fn parse_code(text: &str) -> Result<Secret, &'static str> {
     }
 }
 
-/// What proves that a callback belongs to this login.
-fn random_data() -> Result<String, String> {
+/// The `data` parameter, which proves that a callback belongs to this login (`state` of RFC 6749
+/// §10.12).
+fn random_state() -> Result<String, String> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes)
         .map_err(|error| format!("the system has no random bytes: {error}"))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Opens the address in the desktop's browser, if there is a desktop. No shell reads the address.
-fn open(url: &Url) -> bool {
+/// Opens the URL in the desktop's browser, if there is a desktop. The URL is not passed to a shell.
+fn open_browser(url: &Url) -> bool {
     let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
     let (program, arguments): (_, &[&str]) = if cfg!(target_os = "macos") {
         ("open", &[])
     } else if cfg!(windows) {
-        // What `start` does, but `start` needs a shell, to which the address's & is not a letter.
+        // As `start` does, which needs a shell: there the & of the URL is a separator.
         ("rundll32", &["url.dll,FileProtocolHandler"])
     } else if is_set("DISPLAY") || is_set("WAYLAND_DISPLAY") {
         ("xdg-open", &[])

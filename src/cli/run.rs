@@ -1,8 +1,8 @@
-//! `run`: the proxy, in the foreground, until a signal ends it.
+//! `run`: the proxy, in the foreground, until a signal.
 
 use std::{process::ExitCode, time::Duration};
 
-use super::{ConfigFile, block_on, complain};
+use super::{config_file::ConfigFile, exit_code::FAILED, output::print_error, runtime::block_on};
 use crate::{
     app::App,
     base::{
@@ -12,7 +12,7 @@ use crate::{
 };
 
 pub(super) fn run(config: &ConfigFile) -> ExitCode {
-    let loaded = match config.load_or_explain() {
+    let loaded = match config.load() {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
@@ -23,7 +23,7 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
     }
     warn_of_proxy_variables();
     if let Err(error) = process::raise_descriptor_limit() {
-        tracing::debug!(%error, "the limit of open files stays as it is");
+        tracing::debug!(%error, "the limit of open files could not be raised");
     }
     block_on(async {
         let mut signals =
@@ -41,25 +41,22 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
         let signal = loop {
             tokio::select! {
                 signal = signals.next() => break signal,
-                // Whatever started us starts us again, from the state that is stored.
-                part = app.failed() => return Err(format!("ended: {part} has stopped working, see the log")),
+                // A supervisor restarts the process, which continues from the stored state.
+                part = app.failed() => return Err(format!("ended: {part} has failed, see the log")),
                 () = hangup.next() => {
-                    tracing::info!("SIGHUP: secrets, certificates and the state file are read again");
+                    tracing::info!("SIGHUP: reading secrets, certificates and the state file again");
                     app.reload_files();
                 }
             }
         };
-        tracing::info!(
-            signal,
-            "shutting down: requests in flight are finished first"
-        );
+        tracing::info!(signal, "shutting down: finishing requests in flight");
         tokio::select! {
             () = app.shut_down() => {
                 tracing::info!("ended");
                 Ok(())
             }
             signal = async {
-                // One wish may come as two signals: to the process, and to its group.
+                // One request to end may be two signals: to the process, and to its group.
                 let first = tokio::time::Instant::now();
                 loop {
                     let signal = signals.next().await;
@@ -68,14 +65,14 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
                     }
                 }
             } => {
-                complain(format_args!("{signal} again: ended at once"));
-                std::process::exit(i32::from(super::FAILED))
+                print_error(format_args!("{signal} again: ended at once"));
+                std::process::exit(i32::from(FAILED))
             }
         }
     })
 }
 
-/// Neither the data path nor the issuer's client goes through another proxy.
+/// Warns of proxy variables: neither the data path nor the issuer's client uses them.
 fn warn_of_proxy_variables() {
     for variable in [
         "HTTPS_PROXY",
@@ -88,7 +85,7 @@ fn warn_of_proxy_variables() {
         if std::env::var_os(variable).is_some_and(|value| !value.is_empty()) {
             tracing::warn!(
                 variable,
-                "is set, but has no effect here: the cloud and the issuer are called directly"
+                "is set, but has no effect: the cloud and the issuer are called directly"
             );
             return;
         }

@@ -1,4 +1,4 @@
-//! `status`: how is the proxy that runs with this configuration?
+//! `status`: the status of the proxy that runs with this configuration.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -8,7 +8,11 @@ use hyper::{Request, StatusCode, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 
-use super::{ConfigFile, complain, control_runtime, say};
+use super::{
+    config_file::ConfigFile,
+    output::{print_error, print_line},
+    runtime::control_runtime,
+};
 use crate::{
     admin,
     net::socket::{Address, connect_to_listener},
@@ -16,13 +20,13 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
-    /// Print what the proxy says as JSON
+    /// Print the status as JSON
     #[arg(long)]
     json: bool,
-    /// Ask again every second, until interrupted
+    /// Repeat every second, until interrupted
     #[arg(long)]
     watch: bool,
-    /// Ask only whether the process is alive: exit 0 or 1
+    /// Check only whether the process is alive: exit code 0 or 1
     #[arg(long, conflicts_with_all = ["json", "watch"])]
     live: bool,
 }
@@ -30,38 +34,37 @@ pub(super) struct StatusArgs {
 const NOT_READY: u8 = 1;
 const UNREACHABLE: u8 = 2;
 const TIMEOUT: Duration = Duration::from_secs(3);
-const ANSWER_LIMIT: usize = 1024 * 1024;
+const RESPONSE_LIMIT: usize = 1024 * 1024;
 
 pub(super) fn status(config: &ConfigFile, args: &StatusArgs) -> ExitCode {
-    // Nothing else of the configuration is needed: a health check must not fail for a secret that only `run` reads.
-    let admin = match config.load_admin_or_explain() {
+    // The rest of the configuration is not read: a health check must not fail for a secret that
+    // only `run` can read.
+    let admin = match config.load_admin() {
         Ok(admin) => admin,
         Err(_) if args.live => return ExitCode::from(NOT_READY),
         Err(code) => return code,
     };
     let unreachable = if args.live { NOT_READY } else { UNREACHABLE };
     let Some(admin) = admin else {
-        complain(format_args!(
-            "there is no admin endpoint to ask: set admin.listen"
-        ));
+        print_error(format_args!("there is no admin endpoint: set admin.listen"));
         return ExitCode::from(unreachable);
     };
     let runtime = match control_runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
-            complain(format_args!("cannot start: {error}"));
+            print_error(format_args!("cannot start: {error}"));
             return ExitCode::from(unreachable);
         }
     };
     runtime.block_on(async {
         loop {
-            let asked = if args.live {
-                live(&admin).await
+            let result = if args.live {
+                show_live(&admin).await
             } else {
                 show(&admin, args.json).await
             };
-            let code = asked.unwrap_or_else(|error| {
-                complain(format_args!("{}: {error}", admin.listener.address));
+            let code = result.unwrap_or_else(|error| {
+                print_error(format_args!("{}: {error}", admin.listener.address));
                 ExitCode::from(unreachable)
             });
             if !args.watch {
@@ -72,8 +75,8 @@ pub(super) fn status(config: &ConfigFile, args: &StatusArgs) -> ExitCode {
     })
 }
 
-async fn live(admin: &admin::Config) -> Result<ExitCode, String> {
-    let (status, _) = ask(admin, "/healthz").await?;
+async fn show_live(admin: &admin::Config) -> Result<ExitCode, String> {
+    let (status, _) = get(admin, "/healthz").await?;
     Ok(if status == StatusCode::OK {
         ExitCode::SUCCESS
     } else {
@@ -82,24 +85,24 @@ async fn live(admin: &admin::Config) -> Result<ExitCode, String> {
 }
 
 async fn show(admin: &admin::Config, json: bool) -> Result<ExitCode, String> {
-    let (ready, _) = ask(admin, "/readyz").await?;
-    let (status, body) = ask(admin, "/status").await?;
+    let (ready, _) = get(admin, "/readyz").await?;
+    let (status, body) = get(admin, "/status").await?;
     if status != StatusCode::OK {
         return Err(format!(
-            "the admin endpoint answered {status}: {}",
+            "the admin endpoint responded {status}: {}",
             String::from_utf8_lossy(&body).trim()
         ));
     }
     if json {
-        say(format_args!(
+        print_line(format_args!(
             "{}",
             String::from_utf8_lossy(&body).trim_end()
         ));
     } else {
         let status: Value =
-            serde_json::from_slice(&body).map_err(|_| "the answer is not a status".to_owned())?;
+            serde_json::from_slice(&body).map_err(|_| "the response is not a status".to_owned())?;
         for line in describe(&status, ready == StatusCode::OK) {
-            say(format_args!("{line}"));
+            print_line(format_args!("{line}"));
         }
     }
     Ok(if ready == StatusCode::OK {
@@ -109,52 +112,15 @@ async fn show(admin: &admin::Config, json: bool) -> Result<ExitCode, String> {
     })
 }
 
-/// The status in words.
+/// The status as text.
 fn describe(status: &Value, ready: bool) -> Vec<String> {
-    let word = |value: &Value| value.as_str().unwrap_or("?").to_owned();
-    let seconds = |value: &Value| match value.as_i64() {
-        Some(seconds) => {
-            humantime::format_duration(Duration::from_secs(seconds.unsigned_abs())).to_string()
-        }
-        None => "unknown".to_owned(),
-    };
     let mut lines = vec![format!(
         "bearer-proxy {}: {}",
         word(&status["version"]),
         if ready { "ready" } else { "not ready" }
     )];
     for credential in status["credentials"].as_array().into_iter().flatten() {
-        let reason = credential["reason"]
-            .as_str()
-            .map(|reason| format!(" ({reason})"))
-            .unwrap_or_default();
-        lines.push(format!(
-            "token {}: {}{reason}",
-            word(&credential["name"]),
-            word(&credential["state"])
-        ));
-        if let Some(problem) = credential["problem"].as_str() {
-            lines.push(format!("  {problem}"));
-        }
-        lines.push(format!(
-            "  access token expires in: {}",
-            seconds(&credential["expires_in"])
-        ));
-        lines.push(format!(
-            "  refresh token expires in: {}",
-            seconds(&credential["refresh_token_expires_in"])
-        ));
-        if credential["seed_refused"] == Value::Bool(true) {
-            lines.push(
-                "  NOT TAKEN: the issuer refused the newly configured refresh token, the stored one goes on".to_owned(),
-            );
-        }
-        if credential["persisted"] == Value::Bool(false) {
-            lines.push(
-                "  NOT STORED: the last tokens could not be written to state_file, see the log"
-                    .to_owned(),
-            );
-        }
+        describe_credential(credential, &mut lines);
     }
     for upstream in status["upstreams"].as_array().into_iter().flatten() {
         for endpoint in upstream["endpoints"].as_array().into_iter().flatten() {
@@ -169,32 +135,86 @@ fn describe(status: &Value, ready: bool) -> Vec<String> {
     for code in seen["codes"].as_array().into_iter().flatten() {
         let (code, pointer) = (word(&code["code"]), word(&seen["pointer"]));
         lines.push(format!(
-            "answers carry the code {code} at {pointer}: if that means a refused token, add it to retry.json"
+            "responses have the code {code} at {pointer}: if it means a rejected token, add it to \
+             retry.json"
         ));
     }
     for origin in seen["origins"].as_array().into_iter().flatten() {
         let origin = word(&origin["origin"]);
         lines.push(format!(
-            "answers lead to {origin}: if apps cannot go there by themselves, bring it home by a [[rewrite]]"
+            "responses contain URLs of {origin}: if apps cannot reach it, add a [[rewrite]] for it"
         ));
     }
     lines
 }
 
-async fn ask(admin: &admin::Config, path: &str) -> Result<(StatusCode, Bytes), String> {
-    tokio::time::timeout(TIMEOUT, exchange(admin, path))
-        .await
-        .unwrap_or_else(|_| Err("no answer in time".to_owned()))
+fn describe_credential(credential: &Value, lines: &mut Vec<String>) {
+    let reason = credential["reason"]
+        .as_str()
+        .map(|reason| format!(" ({reason})"))
+        .unwrap_or_default();
+    lines.push(format!(
+        "token {}: {}{reason}",
+        word(&credential["name"]),
+        word(&credential["state"])
+    ));
+    if let Some(problem) = credential["problem"].as_str() {
+        lines.push(format!("  {problem}"));
+    }
+    lines.push(format!(
+        "  access token expires in: {}",
+        seconds(&credential["expires_in"])
+    ));
+    lines.push(format!(
+        "  refresh token expires in: {}",
+        seconds(&credential["refresh_token_expires_in"])
+    ));
+    if credential["seed_refused"] == Value::Bool(true) {
+        lines.push(
+            "  NOT TAKEN: the issuer refused the newly configured refresh token; the stored one \
+             stays in use"
+                .to_owned(),
+        );
+    }
+    if credential["persisted"] == Value::Bool(false) {
+        lines.push(
+            "  NOT STORED: the last tokens could not be written to state_file, see the log"
+                .to_owned(),
+        );
+    }
 }
 
-async fn exchange(admin: &admin::Config, path: &str) -> Result<(StatusCode, Bytes), String> {
+/// A text of the status. A status without it is still shown: it may be another version's.
+fn word(value: &Value) -> &str {
+    value.as_str().unwrap_or("?")
+}
+
+fn seconds(value: &Value) -> String {
+    value.as_i64().map_or_else(
+        || "unknown".to_owned(),
+        |seconds| {
+            humantime::format_duration(Duration::from_secs(seconds.unsigned_abs())).to_string()
+        },
+    )
+}
+
+async fn get(admin: &admin::Config, path: &str) -> Result<(StatusCode, Bytes), String> {
+    tokio::time::timeout(TIMEOUT, get_without_timeout(admin, path))
+        .await
+        .unwrap_or_else(|_| Err(format!("no response within {TIMEOUT:?}")))
+}
+
+async fn get_without_timeout(
+    admin: &admin::Config,
+    path: &str,
+) -> Result<(StatusCode, Bytes), String> {
     let address = &admin.listener.address;
     let stream = connect_to_listener(address, TIMEOUT)
         .await
         .map_err(|error| {
-            format!("nobody answers ({error}); is the proxy running with this configuration?")
+            format!("cannot connect ({error}); is the proxy running with this configuration?")
         })?;
-    let broken = |error: hyper::Error| format!("no proper answer: {error}");
+    let broken = |error: hyper::Error| format!("invalid response: {error}");
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(broken)?;
@@ -212,12 +232,12 @@ async fn exchange(admin: &admin::Config, path: &str) -> Result<(StatusCode, Byte
         .map_err(|_| "admin.token cannot be sent in a header".to_owned())?;
     let response = sender.send_request(request).await.map_err(broken)?;
     let status = response.status();
-    let body = Limited::new(response.into_body(), ANSWER_LIMIT)
+    let body = Limited::new(response.into_body(), RESPONSE_LIMIT)
         .collect()
         .await;
     Ok((
         status,
-        body.map_err(|error| format!("no proper answer: {error}"))?
+        body.map_err(|error| format!("invalid response: {error}"))?
             .to_bytes(),
     ))
 }
@@ -247,9 +267,10 @@ mod tests {
                 "  access token expires in: 1m 1s",
                 "  refresh token expires in: unknown",
                 "upstream default: https://cloud.example.com",
-                "answers carry the code 1201 at /code: if that means a refused token, add it to retry.json",
-                "answers lead to http://document.example.com: if apps cannot go there by themselves, bring it home by a \
-                 [[rewrite]]",
+                "responses have the code 1201 at /code: if it means a rejected token, add it to \
+                 retry.json",
+                "responses contain URLs of http://document.example.com: if apps cannot reach it, \
+                 add a [[rewrite]] for it",
             ]
         );
         assert_eq!(describe(&Value::Null, false), ["bearer-proxy ?: not ready"]);

@@ -1,4 +1,5 @@
-//! The place on this machine to which the cloud sends the browser back. What comes in is hostile until `data` proves it.
+//! The listener at the redirect URI. Requests are untrusted until `data` proves that they belong to
+//! this login.
 
 use std::{
     io,
@@ -13,7 +14,7 @@ use url::{Host, Url};
 
 use crate::{
     base::{host, secret::Secret},
-    cli::complain,
+    cli::output::print_error,
     net::{
         http_server::{self, HttpResponse},
         socket::Listener,
@@ -24,66 +25,67 @@ use crate::{
     },
 };
 
-/// The longest code that is accepted, in bytes.
+/// The maximum length of a code, in bytes.
 const CODE_LIMIT: usize = 4096;
-/// Browsers open a few connections ahead of need.
-const CONNECTIONS: usize = 32;
+/// Browsers open a few connections in advance.
+const MAX_CONNECTIONS: usize = 32;
 
 /// A listener that waits for one code.
 pub(super) struct Callback {
     codes: mpsc::Receiver<Result<Secret, String>>,
-    listening: JoinSet<()>,
+    servers: JoinSet<()>,
 }
 
-/// Whether this is an http address of this machine.
+/// Whether this is an http URL on this machine's loopback.
 pub(super) fn can_listen_at(redirect_uri: &str) -> bool {
     Url::parse(redirect_uri).is_ok_and(|uri| uri.scheme() == "http" && addresses(&uri).is_some())
 }
 
 impl Callback {
-    /// Listens at the redirect URI for a callback that carries this `data`.
+    /// Listens at the redirect URI for a callback with this `data`.
     ///
     /// # Errors
-    /// When the address is taken or not this machine's, in words for people.
+    /// When the address is in use or not a loopback one: the message for the user.
     pub(super) async fn listen(redirect_uri: &str, data: String) -> Result<Self, String> {
         let uri =
             Url::parse(redirect_uri).map_err(|error| format!("token.redirect_uri: {error}"))?;
         let addresses =
             addresses(&uri).ok_or("token.redirect_uri is not an address of this machine")?;
         let mut listeners = Vec::new();
-        let mut failure = None;
+        let mut last_error = None;
         for address in addresses {
             match TcpListener::bind(address).await {
                 Ok(listener) => listeners.push(listener),
-                // `localhost` is two addresses, and a machine may lack one of them; but a stranger must not have it.
+                // `localhost` has two addresses, and a machine may lack one of them. But no other
+                // process may receive the callback on it.
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                     return Err(cannot_listen(address, &error));
                 }
-                Err(error) => failure = Some(cannot_listen(address, &error)),
+                Err(error) => last_error = Some(cannot_listen(address, &error)),
             }
         }
-        if let Some(failure) = failure.filter(|_| listeners.is_empty()) {
-            return Err(failure);
+        if let Some(last_error) = last_error.filter(|_| listeners.is_empty()) {
+            return Err(last_error);
         }
         let (sender, codes) = mpsc::channel(1);
-        let gate = Guard::new(GuardConfig::default(), Exposure::Loopback, Scheme::HTTP);
-        let desk = Arc::new(Desk {
-            gate,
+        let guard = Guard::new(GuardConfig::default(), Exposure::Loopback, Scheme::HTTP);
+        let handler = Arc::new(Handler {
+            guard,
             path: uri.path().to_owned(),
             data,
             sender,
         });
-        let mut listening = JoinSet::new();
+        let mut servers = JoinSet::new();
         for listener in listeners {
-            listening.spawn(serve(Listener::Tcp(listener), Arc::clone(&desk)));
+            servers.spawn(serve(Listener::Tcp(listener), Arc::clone(&handler)));
         }
-        Ok(Self { codes, listening })
+        Ok(Self { codes, servers })
     }
 
     /// Waits for the code.
     ///
     /// # Errors
-    /// What the cloud says instead of a code, or why none will come.
+    /// The cloud's error instead of a code, or why there will be no code: the message for the user.
     pub(super) async fn code(&mut self) -> Result<Secret, String> {
         self.codes
             .recv()
@@ -91,11 +93,10 @@ impl Callback {
             .unwrap_or_else(|| Err("the listener has ended".to_owned()))
     }
 
-    /// Lets the browser have its page, then ends.
+    /// Ends the servers. The browser's last page is sent first.
     pub(super) async fn finish(mut self) {
-        // The listeners see that nobody wants a code any more.
         self.codes.close();
-        while self.listening.join_next().await.is_some() {}
+        while self.servers.join_next().await.is_some() {}
     }
 }
 
@@ -103,14 +104,14 @@ fn cannot_listen(address: SocketAddr, error: &io::Error) -> String {
     let why = match error.kind() {
         io::ErrorKind::AddrInUse => "another program listens there already".to_owned(),
         io::ErrorKind::PermissionDenied => {
-            "the system does not allow it (ports below 1024 need a privilege)".to_owned()
+            "permission denied (ports below 1024 need a privilege)".to_owned()
         }
         _ => error.to_string(),
     };
-    format!("cannot listen on {address} for the browser to come back: {why}; or use --code")
+    format!("cannot listen on {address} for the redirect: {why}; or use --code")
 }
 
-/// Where to listen for this URI; `None` if that is not on this machine alone.
+/// The addresses to listen on for this URI; `None` if they are not all loopback ones.
 fn addresses(uri: &Url) -> Option<Vec<SocketAddr>> {
     let ips: Vec<IpAddr> = match uri.host()? {
         Host::Ipv4(ip) => vec![ip.into()],
@@ -125,12 +126,12 @@ fn addresses(uri: &Url) -> Option<Vec<SocketAddr>> {
 }
 
 /// Serves until the receiver of the code is closed.
-async fn serve(listener: Listener, desk: Arc<Desk>) {
-    let sender = desk.sender.clone();
-    let respond = move |request: &Parts| desk.answer(request);
+async fn serve(listener: Listener, handler: Arc<Handler>) {
+    let sender = handler.sender.clone();
+    let respond = move |request: &Parts| handler.respond(request);
     http_server::serve(
         listener,
-        CONNECTIONS,
+        MAX_CONNECTIONS,
         |_| Some(()),
         respond,
         sender.closed(),
@@ -138,78 +139,82 @@ async fn serve(listener: Listener, desk: Arc<Desk>) {
     .await;
 }
 
-/// Answers requests.
-struct Desk {
-    gate: Guard,
+/// Responds to requests.
+struct Handler {
+    guard: Guard,
     path: String,
     data: String,
     sender: mpsc::Sender<Result<Secret, String>>,
 }
 
-impl Desk {
-    fn answer(&self, request: &Parts) -> HttpResponse {
+impl Handler {
+    fn respond(&self, request: &Parts) -> HttpResponse {
         if self
-            .gate
+            .guard
             .check_host(request, &KnownHost::default())
             .is_err()
         {
             return page(
                 StatusCode::MISDIRECTED_REQUEST,
-                "This name is not served here.",
+                "This host is not served here.",
             );
         }
         if request.uri.path() != self.path {
-            return page(StatusCode::NOT_FOUND, "There is nothing here.");
+            return page(StatusCode::NOT_FOUND, "Not found.");
         }
         if request.method != Method::GET {
             return page(
                 StatusCode::METHOD_NOT_ALLOWED,
-                "This address takes nothing but GET.",
+                "Method not allowed: use GET.",
             );
         }
-        match read(request.uri.query().unwrap_or_default(), &self.data) {
+        match parse(request.uri.query().unwrap_or_default(), &self.data) {
             Ok(code) => {
-                // Fails for a page that is loaded again: the first code counts.
+                // Fails if the page is loaded again: the first code counts.
                 let _ = self.sender.try_send(Ok(code));
                 page(
                     StatusCode::OK,
-                    "The cloud has agreed. How it went on is told where the login was started; this page can be closed.",
+                    "The cloud has agreed. See the result where the login was started; this page \
+                     can be closed.",
                 )
             }
-            Err(Refusal::ByTheCloud(words)) => {
+            Err(CallbackError::Denied(words)) => {
                 let _ = self
                     .sender
                     .try_send(Err(format!("the cloud refused the login: {words}")));
                 page(
                     StatusCode::OK,
-                    "The cloud refused the login. Why is told where the login was started.",
+                    "The cloud refused the login. See the reason where the login was started.",
                 )
             }
-            Err(Refusal::Foreign) => {
-                complain(format_args!(
-                    "an answer that does not belong to this login was refused (its `data` is not ours); still waiting"
+            Err(CallbackError::WrongState) => {
+                print_error(format_args!(
+                    "rejected a callback that does not belong to this login (its `data` differs); \
+                     still waiting"
                 ));
                 page(
                     StatusCode::BAD_REQUEST,
-                    "This answer does not belong to the login that is waiting here.",
+                    "This callback does not belong to the current login.",
                 )
             }
-            Err(Refusal::NoCode) => page(StatusCode::BAD_REQUEST, "This answer carries no code."),
+            Err(CallbackError::NoCode) => {
+                page(StatusCode::BAD_REQUEST, "This callback has no code.")
+            }
         }
     }
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Refusal {
-    /// Whoever sent the browser here does not know our `data`.
-    Foreign,
-    /// `error`, RFC 6749 §4.1.2.1.
-    ByTheCloud(String),
+enum CallbackError {
+    /// `data` is not that of this login: a forged or an old callback.
+    WrongState,
+    /// The cloud's `error` (RFC 6749 §4.1.2.1), for the user.
+    Denied(String),
     NoCode,
 }
 
-/// The code in a callback's query.
-fn read(query: &str, data: &str) -> Result<Secret, Refusal> {
+/// Parses a callback's query and returns its code.
+fn parse(query: &str, data: &str) -> Result<Secret, CallbackError> {
     let only = |name: &str| {
         let mut values =
             url::form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
@@ -221,17 +226,17 @@ fn read(query: &str, data: &str) -> Result<Secret, Refusal> {
     let shown = only("data").unwrap_or_default();
     if aws_lc_rs::constant_time::verify_slices_are_equal(shown.as_bytes(), data.as_bytes()).is_err()
     {
-        return Err(Refusal::Foreign);
+        return Err(CallbackError::WrongState);
     }
     if let Some(error) = only("error") {
         let description =
             only("error_description").map(|words| format!(" ({})", printable(&words)));
-        return Err(Refusal::ByTheCloud(
+        return Err(CallbackError::Denied(
             printable(&error) + &description.unwrap_or_default(),
         ));
     }
     let code = only("code").filter(|code| !code.is_empty() && code.len() <= CODE_LIMIT);
-    code.map(Secret::new).ok_or(Refusal::NoCode)
+    code.map(Secret::new).ok_or(CallbackError::NoCode)
 }
 
 fn printable(words: &str) -> String {
@@ -242,17 +247,18 @@ fn printable(words: &str) -> String {
         .collect()
 }
 
-/// Says nothing that came from outside.
+/// A page with a fixed text: nothing from the request is repeated.
 fn page(status: StatusCode, words: &'static str) -> HttpResponse {
     let html = format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>bearer-proxy login</title><p>{words}</p></html>\n"
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>bearer-proxy \
+         login</title><p>{words}</p></html>\n"
     );
     let mut response = Response::new(Full::new(html.into()));
     *response.status_mut() = status;
     for (name, value) in [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),
         (header::CACHE_CONTROL, "no-store"),
-        // The address of this page carries the code.
+        // The URL of this page contains the code.
         (header::REFERRER_POLICY, "no-referrer"),
         (header::CONTENT_SECURITY_POLICY, "default-src 'none'"),
     ] {
@@ -269,8 +275,8 @@ mod tests {
 
     use super::*;
 
-    fn code(query: &str) -> Result<String, Refusal> {
-        read(query, "d4ta").map(|code| code.expose().to_owned())
+    fn code(query: &str) -> Result<String, CallbackError> {
+        parse(query, "d4ta").map(|code| code.expose().to_owned())
     }
 
     #[test]
@@ -285,7 +291,7 @@ mod tests {
             "code=a&data=d4ta&data=d4ta",
             "error=x",
         ] {
-            assert_eq!(code(query), Err(Refusal::Foreign), "{query}");
+            assert_eq!(code(query), Err(CallbackError::WrongState), "{query}");
         }
         let endless = format!("data=d4ta&code={}", "x".repeat(CODE_LIMIT + 1));
         for query in [
@@ -294,11 +300,11 @@ mod tests {
             "data=d4ta&code=a&code=b",
             &endless,
         ] {
-            assert_eq!(code(query), Err(Refusal::NoCode), "{query}");
+            assert_eq!(code(query), Err(CallbackError::NoCode), "{query}");
         }
         assert_eq!(
             code("data=d4ta&error=access_denied&error_description=the%0Auser+said+no&code=a"),
-            Err(Refusal::ByTheCloud(
+            Err(CallbackError::Denied(
                 "access_denied (theuser said no)".to_owned()
             ))
         );
@@ -330,7 +336,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_query_makes_it_panic_or_gets_past_the_data(query in "\\PC{0,60}") {
-            prop_assert_eq!(code(&query), Err(Refusal::Foreign));
+            prop_assert_eq!(code(&query), Err(CallbackError::WrongState));
         }
     }
 }
