@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-/// Splits `host[:port]` (RFC 3986 §3.2.2 and §3.2.3) at the port's colon. An IPv6 address keeps its brackets; neither part
-/// is checked further.
+/// Splits `host[:port]` (RFC 3986 §3.2.2 and §3.2.3) at the port's colon. An IPv6 address keeps its
+/// brackets; neither part is checked further.
 ///
 /// `None` if a bracket is not closed, or followed by anything but a colon.
 pub fn split(authority: &str) -> Option<(&str, Option<&str>)> {
@@ -33,8 +33,8 @@ pub fn parse(authority: &str) -> Option<(&str, Option<u16>)> {
     }
 }
 
-/// The address that a host is, if it is no name: IPv4, or IPv6 with or without brackets. An IPv4-mapped one counts as the
-/// IPv4 address.
+/// The address that a host is, if it is no name: IPv4, or IPv6 with or without brackets. An
+/// IPv4-mapped one counts as the IPv4 address.
 pub fn literal(host: &str) -> Option<IpAddr> {
     let address = match host.strip_prefix('[') {
         Some(rest) => IpAddr::V6(rest.strip_suffix(']')?.parse().ok()?),
@@ -43,7 +43,8 @@ pub fn literal(host: &str) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// Whether an address is a loopback one. `::ffff:127.0.0.1` is, as the IPv4 address that it stands for.
+/// Whether an address is a loopback one. `::ffff:127.0.0.1` is, as the IPv4 address that it stands
+/// for.
 pub fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }

@@ -68,7 +68,8 @@ impl Body for ResponseBody {
                 ready!(Pin::new(file).poll_read(cx, &mut buffer))?;
                 let read = buffer.filled().len();
                 if read == 0 {
-                    // The file has shrunk. Only an error tells the client that the announced length is not reached.
+                    // The file has shrunk. Only an error tells the client that the announced length
+                    // is not reached.
                     return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into())));
                 }
                 *remaining -= read as u64;

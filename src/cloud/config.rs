@@ -13,7 +13,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where the document host listens.
     pub document_listen: SocketAddr,
-    /// The document host's origin as clients reach it, without a slash at the end; by default its listening address.
+    /// The document host's origin as clients reach it, without a slash at the end; by default its
+    /// listening address.
     pub document_origin: Option<String>,
     /// The id of the only client.
     pub client_id: String,
@@ -31,7 +32,8 @@ pub struct Config {
     pub refresh_lifetime: Duration,
     /// Whether each refresh replaces the refresh token.
     pub rotate: bool,
-    /// How long after its replacement a refresh token may be used again without revoking its family.
+    /// How long after its replacement a refresh token may be used again without revoking its
+    /// family.
     pub reuse_grace: Duration,
     /// Where files are kept; in memory if `None`.
     pub folder: Option<PathBuf>,
@@ -40,7 +42,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// A cloud on two free loopback ports: one-hour tokens, rotation without grace, files in memory (256 MiB).
+    /// A cloud on two free loopback ports: one-hour tokens, rotation without grace, files in memory
+    /// (256 MiB).
     pub fn new(client_id: impl Into<String>, client_secret: impl Into<String>) -> Self {
         let free_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         Self {

@@ -7,7 +7,8 @@ use crate::base::clock::Moment;
 /// The faults from now on; by default none.
 #[derive(Debug, Clone, Default)]
 pub struct Faults {
-    /// The responses to the next calls of the token interfaces, one entry a call. When empty, they work.
+    /// The responses to the next calls of the token interfaces, one entry a call. When empty, they
+    /// work.
     pub issuer_script: VecDeque<IssuerAnswer>,
     /// Delay of each call of a token interface, before tokens are granted.
     pub issuer_latency: Duration,
@@ -21,8 +22,8 @@ pub struct Faults {
     pub reject_paths: Vec<String>,
     /// A rejection is an HTTP 200 with `{"success":false,"code":401}` in the body.
     pub in_body_failures: bool,
-    /// The response to a `POST` with a bad bearer token is sent right after the request's head; the body is not read, and
-    /// the connection closes. Otherwise the body is read first.
+    /// The response to a `POST` with a bad bearer token is sent right after the request's head; the
+    /// body is not read, and the connection closes. Otherwise the body is read first.
     pub early_401: bool,
 }
 

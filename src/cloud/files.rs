@@ -1,4 +1,5 @@
-//! The files of the simulated cloud: one flat folder, in memory or on disk; and the tickets for uploads and downloads.
+//! The files of the simulated cloud: one flat folder, in memory or on disk; and the tickets for
+//! uploads and downloads.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -107,7 +108,8 @@ pub(super) enum Content {
 }
 
 impl Files {
-    /// Files in memory, up to `limit` bytes together, or in a folder, which is created if it is missing.
+    /// Files in memory, up to `limit` bytes together, or in a folder, which is created if it is
+    /// missing.
     pub(super) fn new(folder: Option<PathBuf>, limit: usize) -> io::Result<Self> {
         let store = match folder {
             None => Store::Memory {
@@ -202,7 +204,8 @@ impl Files {
         }
     }
 
-    /// Stores a body as a file, in place of any older one of that name. A body that ends in an error leaves no file.
+    /// Stores a body as a file, in place of any older one of that name. A body that ends in an
+    /// error leaves no file.
     pub(super) async fn write(&self, name: Name, body: Incoming) -> io::Result<u64> {
         match &self.store {
             Store::Memory { files, limit } => {
@@ -319,7 +322,8 @@ async fn collect(mut body: Incoming, limit: usize) -> io::Result<Bytes> {
     Ok(bytes.freeze())
 }
 
-/// A file that is removed unless it has been renamed; its name is hidden, so that it is neither listed nor opened.
+/// A file that is removed unless it has been renamed; its name is hidden, so that it is neither
+/// listed nor opened.
 struct Temporary(PathBuf);
 
 impl Drop for Temporary {

@@ -1,7 +1,8 @@
-//! The simulated private cloud: an issuer of tokens, a small file API behind a bearer check, and faults on demand.
+//! The simulated private cloud: an issuer of tokens, a small file API behind a bearer check, and
+//! faults on demand.
 //!
-//! It serves two listeners: the cloud itself, and the *document host*, to which uploads and downloads are sent by absolute
-//! URL and which requires no bearer token.
+//! It serves two listeners: the cloud itself, and the *document host*, to which uploads and
+//! downloads are sent by absolute URL and which requires no bearer token.
 //!
 //! # The files
 //!
@@ -26,13 +27,14 @@
 //! | `POST /api/token.do?grant_type=authorization_code&code=&redirect_uri=` | tokens; HTTP Basic with the raw id and secret |
 //! | `POST /api/refreshToken.do?grant_type=refresh_token&refresh_token=` | tokens; HTTP Basic with the raw id and secret |
 //!
-//! Tokens are `{"access_token":…,"refresh_token":…,"expires_in":seconds}`; errors are those of RFC 6749 §5.2. The last two
-//! also read parameters from a form body.
+//! Tokens are `{"access_token":…,"refresh_token":…,"expires_in":seconds}`; errors are those of RFC
+//! 6749 §5.2. The last two also read parameters from a form body.
 //!
 //! # The file API
 //!
-//! Responses are `{"code":0,"success":true,…}`, failures `{"code":status,"success":false,"message":…}`. Each path also
-//! works below `/nd`. There is one flat folder; any `parent_id` means it.
+//! Responses are `{"code":0,"success":true,…}`, failures
+//! `{"code":status,"success":false,"message":…}`. Each path also works below `/nd`. There is one
+//! flat folder; any `parent_id` means it.
 //!
 //! | interface | response |
 //! |---|---|

@@ -109,7 +109,8 @@ async fn file_request(
     response
 }
 
-/// Reads a body to its end. An error ends it as well: the client that would get the response is gone.
+/// Reads a body to its end. An error ends it as well: the client that would get the response is
+/// gone.
 async fn drain(body: &mut Incoming) {
     while let Some(Ok(_)) = body.frame().await {}
 }

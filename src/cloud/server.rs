@@ -38,7 +38,8 @@ impl Cloud {
     /// Binds both listeners and serves them on the current runtime.
     ///
     /// # Errors
-    /// When an address cannot be bound, the folder cannot be created, or the system has no random bytes.
+    /// When an address cannot be bound, the folder cannot be created, or the system has no random
+    /// bytes.
     pub async fn start(mut config: Config, clock: SharedClock) -> io::Result<Self> {
         if config.seeds.is_empty() {
             config.seeds.push(random_token()?);

@@ -34,7 +34,8 @@ pub struct SimulateArgs {
     /// Do not replace the refresh token when it is used
     #[arg(long)]
     pub no_rotation: bool,
-    /// How long a replaced refresh token may be used again; after that, its use revokes all tokens of its family
+    /// How long a replaced refresh token may be used again; after that, its use revokes all tokens
+    /// of its family
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     pub reuse_grace: Duration,
     /// The client's id
@@ -63,10 +64,12 @@ pub struct SimulateArgs {
     pub in_body_failures: bool,
 }
 
-/// Runs a simulated cloud until `stop`. Writes its addresses and examples, then a line for each event.
+/// Runs a simulated cloud until `stop`. Writes its addresses and examples, then a line for each
+/// event.
 ///
 /// # Errors
-/// When an address is not a loopback one and that is not allowed, or the cloud cannot start: the message for the user.
+/// When an address is not a loopback one and that is not allowed, or the cloud cannot start: the
+/// message for the user.
 pub async fn simulate(
     args: SimulateArgs,
     clock: SharedClock,
@@ -141,7 +144,8 @@ fn check_addresses(args: &SimulateArgs) -> Result<(), String> {
     Ok(())
 }
 
-/// The addresses and some examples. Double quotes only: the lines also work in PowerShell (as `curl.exe`).
+/// The addresses and some examples. Double quotes only: the lines also work in PowerShell (as
+/// `curl.exe`).
 fn introduction(args: &SimulateArgs, cloud: &Cloud) -> String {
     let SimulateArgs {
         client_id,

@@ -36,7 +36,8 @@ pub enum Event {
         /// The OAuth error code, or the name of the scripted response.
         error: String,
     },
-    /// A spent refresh token was used, or [`Cloud::revoke_families`](super::Cloud::revoke_families) called.
+    /// A spent refresh token was used, or [`Cloud::revoke_families`](super::Cloud::revoke_families)
+    /// called.
     FamilyRevoked,
     /// A file interface rejected a bearer token.
     Rejected {

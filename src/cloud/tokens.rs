@@ -1,4 +1,5 @@
-//! The issuer's codes, refresh tokens in families, and access tokens. Pure: the time is a parameter, and there is no HTTP.
+//! The issuer's codes, refresh tokens in families, and access tokens. Pure: the time is a
+//! parameter, and there is no HTTP.
 
 use std::{collections::HashMap, io, time::Duration};
 
@@ -107,7 +108,8 @@ impl Issuer {
         Ok(code)
     }
 
-    /// Exchanges a code for the first tokens of a new family. The attempt spends the code even if it fails.
+    /// Exchanges a code for the first tokens of a new family. The attempt spends the code even if
+    /// it fails.
     pub(super) fn exchange(
         &mut self,
         code: &str,

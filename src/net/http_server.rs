@@ -1,4 +1,5 @@
-//! A small HTTP/1.1 server for responses that are ready at once: the admin endpoint, and the callback of a login.
+//! A small HTTP/1.1 server for responses that are ready at once: the admin endpoint, and the
+//! callback of a login.
 //!
 //! It bounds what a client can hold: connections, the time for a head, the life of a connection.
 
@@ -26,16 +27,18 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a connection may take for its last response, once its time is up or the server stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Pause after a failed `accept`: without it, a process that is out of descriptors would retry in a busy loop.
+/// Pause after a failed `accept`: without it, a process that is out of descriptors would retry in a
+/// busy loop.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// The response of such a server.
 pub type HttpResponse = Response<Full<Bytes>>;
 
-/// Serves `respond` until `stop` resolves, at most `limit` connections at a time; returns once all of them have ended,
-/// a second later at the latest.
+/// Serves `respond` until `stop` resolves, at most `limit` connections at a time; returns once all
+/// of them have ended, a second later at the latest.
 ///
-/// `admit` decides by the peer's address whether a connection is served; what it returns is dropped with the connection.
+/// `admit` decides by the peer's address whether a connection is served; what it returns is dropped
+/// with the connection.
 pub async fn serve<P, R>(
     listener: Listener,
     limit: usize,
@@ -72,7 +75,8 @@ pub async fn serve<P, R>(
     while connections.join_next().await.is_some() {}
 }
 
-/// The next connection that is admitted, and what it holds for as long as it is open. The others are closed.
+/// The next connection that is admitted, and what it holds for as long as it is open. The others
+/// are closed.
 async fn accept<S, F, P>(
     slots: &Arc<Semaphore>,
     accept: impl Fn() -> F,
