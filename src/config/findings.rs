@@ -1,15 +1,15 @@
-//! What is wrong or doubtful about a configuration, and where: one line each.
+//! Mistakes and warnings of a configuration: one line each, with its position.
 
 use std::{fmt, path::Path, sync::Arc};
 
 use super::keys;
 
-/// Something that a person should look at.
+/// A mistake or a warning.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
-    /// Where it stands.
+    /// Where the value was given.
     pub pos: SourcePos,
-    /// The key, `section.name`; empty when the whole file is meant.
+    /// The key, `section.name`; empty for the file as a whole.
     pub key: String,
     /// What is wrong.
     pub reason: String,
@@ -17,14 +17,14 @@ pub struct Finding {
     pub hint: String,
 }
 
-/// Where a value was given. The order is that of precedence, and that in which findings are printed.
+/// Where a value was given, in ascending order of precedence. Findings are printed in this order.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SourcePos {
-    /// Nowhere: there is neither a file nor a variable.
+    /// There is neither a file nor a variable.
     Nowhere,
     /// The file as a whole.
     File(Arc<Path>),
-    /// In the file; lines and columns count from one, columns in characters.
+    /// In the file. Lines and columns count from 1, columns in characters.
     Position {
         /// The file.
         file: Arc<Path>,
@@ -40,23 +40,23 @@ pub enum SourcePos {
 }
 
 impl SourcePos {
-    /// Whether both were given in the same way: by the file, by the environment, or on the command line.
+    /// Whether both are in the file, in the environment, or on the command line.
     pub(super) fn same_source(&self, other: &Self) -> bool {
         std::mem::discriminant(self) == std::mem::discriminant(other)
     }
 }
 
-/// Why a value cannot be used, before it is known where it stands.
+/// Why a value cannot be used: a [`Finding`] without its position.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Problem {
     pub(super) reason: String,
-    /// In the file's words.
+    /// In the syntax of the file.
     pub(super) hint: String,
-    /// Where a variable needs other words than the file without its quotes.
+    /// For a value in an environment variable, if removing the quotes from `hint` is not enough.
     pub(super) for_variable: Option<String>,
 }
 
-/// Shorthand for a [`Problem`].
+/// Makes a [`Problem`].
 pub(super) fn problem(reason: impl Into<String>, hint: impl Into<String>) -> Problem {
     Problem {
         reason: reason.into(),
@@ -66,7 +66,7 @@ pub(super) fn problem(reason: impl Into<String>, hint: impl Into<String>) -> Pro
 }
 
 impl Problem {
-    /// The same, with advice that speaks of variables where the value is in one.
+    /// The same, with another hint for a value in an environment variable.
     pub(super) fn or_variable(self, hint: impl Into<String>) -> Self {
         Self {
             for_variable: Some(hint.into()),
@@ -76,7 +76,7 @@ impl Problem {
 
     pub(super) fn at(self, pos: SourcePos, key: &str) -> Finding {
         let hint = match pos {
-            // Quotes are the file's: in a variable they would be part of the value.
+            // Quotes are syntax of the file; in a variable they would be part of the value.
             SourcePos::Environment(_) => self
                 .for_variable
                 .unwrap_or_else(|| self.hint.replace('"', "")),
@@ -94,7 +94,7 @@ impl Problem {
     }
 }
 
-/// All the mistakes of a configuration, sorted by position. At least one.
+/// The mistakes of a configuration, sorted by position; at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistakes(Vec<Finding>);
 
@@ -114,7 +114,7 @@ impl Mistakes {
 impl std::error::Error for Mistakes {}
 
 impl fmt::Display for Mistakes {
-    /// One line each, without a line end behind the last.
+    /// One line each; the last one has no line end.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, finding) in self.0.iter().enumerate() {
             let line_end = if index == 0 { "" } else { "\n" };
@@ -153,7 +153,8 @@ impl fmt::Display for SourcePos {
     }
 }
 
-/// A finding is one line, whatever a key, a path or a variable is called.
+/// Escapes control characters: keys, paths and variable names may hold some, and a finding is one
+/// line.
 fn printable(text: &str) -> String {
     text.chars()
         .map(|c| {

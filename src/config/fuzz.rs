@@ -1,10 +1,11 @@
-//! What a fuzzer may find out about reading a configuration.
+//! Fuzz target: reading a configuration file.
 
 use std::path::Path;
 
 use super::{Raw, Reader, resolve};
 
-/// A configuration file's text.
+/// Reads `data` as a configuration file: no panic, one line for each mistake, no secret in the
+/// output.
 pub fn file(data: &[u8]) {
     const SECRET: &str = "never-printed-8c1f";
     let Ok(text) = std::str::from_utf8(data) else {

@@ -1,5 +1,5 @@
-//! Every key there is, in one table. It drives the reading of files and of the environment, the search for unknown
-//! keys, and the comparison with the shipped `proxy.toml`.
+//! The table of all keys. It drives the reading of files and of the environment, the search for
+//! unknown keys, and the comparison with the shipped `proxy.toml`.
 
 use std::borrow::Cow;
 
@@ -8,51 +8,53 @@ use Kind::{Bool, File, Integer, Integers, Secret, Table, Text, Texts, Words};
 /// One key of the configuration.
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
-    /// Section and name: `proxy.listen`, `upstream.tls.ca_file`. What is below `upstream` can also stand below
+    /// Section and name: `proxy.listen`, `upstream.tls.ca_file`. Keys of `upstream` also exist in
     /// `upstreams.NAME`.
     pub path: &'static str,
-    /// What is written behind the `=`.
+    /// The type of the value.
     pub kind: Kind,
-    /// What holds when the key is absent.
+    /// What applies when the key is absent.
     pub presence: Presence,
 }
 
-/// What is written behind a key's `=`.
+/// The type of a key's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Text, also durations, sizes, addresses and one of several words.
+    /// Text: also durations, sizes, addresses, and one of several words.
     Text,
     /// `true` or `false`.
     Bool,
     /// A whole number.
     Integer,
-    /// A list of texts; with commas in the environment.
+    /// A list of texts; comma-separated in the environment.
     Texts,
-    /// A list of whole numbers; with commas in the environment.
+    /// A list of whole numbers; comma-separated in the environment.
     Integers,
-    /// A list of texts and whole numbers; with commas in the environment.
+    /// A list of texts and whole numbers; comma-separated in the environment.
     Words,
-    /// A path; a relative one starts at the configuration file's folder.
+    /// A path, relative to the configuration file's folder.
     File,
-    /// A table of names and values of any kind; written as in the file, `{ name = "value" }`, in the environment.
+    /// A table with values of any type; in the environment in TOML, `{ name = "value" }`.
     Table,
-    /// Text that is never printed. Its twin `…_file` names a file that holds it.
+    /// Text that is never printed. Its twin `…_file` names a file with the text.
     Secret,
 }
 
-/// What holds when a key is absent. The texts are TOML, and the shipped `proxy.toml` shows the same ones.
+/// What applies when a key is absent. The texts are TOML, and the same as in the shipped
+/// `proxy.toml`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
     /// The key must be given.
     Required {
-        /// What the shipped file has there: a good start, or a placeholder in angle brackets.
+        /// The value in the shipped file: a usable one, or a placeholder in angle brackets.
         shown: &'static str,
-        /// What to write, in words, for somebody who left it out.
+        /// What to write, for the message that the key is missing.
         hint: &'static str,
     },
-    /// This value.
+    /// The key has this value.
     Default(&'static str),
-    /// Nothing, or something that depends on other keys or on the machine. The text is an example.
+    /// The key has no value, or one that depends on other keys or on the machine. The text is an
+    /// example.
     Optional(&'static str),
 }
 
@@ -71,12 +73,13 @@ impl Key {
             .map_or(self.path, |(_, name)| name)
     }
 
-    /// Whether the key belongs to one of several tables of the same name, `[[route]]`. Variables cannot tell those apart.
+    /// Whether the key belongs to an array of tables, as `[[route]]`. Environment variables cannot
+    /// set such keys.
     pub fn is_in_array(&self) -> bool {
         ARRAYS.iter().any(|list| is_within(self.path, list))
     }
 
-    /// The environment variable that sets this key, unless it is [listed](Self::is_listed).
+    /// The environment variable that sets this key, unless it [is in an array](Self::is_in_array).
     pub fn variable(&self) -> String {
         variable(self.path)
     }
@@ -89,7 +92,7 @@ impl Key {
         }
     }
 
-    /// The same secret by its other name: `client_secret` and `client_secret_file` are twins.
+    /// The other key of the same secret: `client_secret` and `client_secret_file` are twins.
     pub fn twin(&self) -> Option<&'static Self> {
         KEYS.iter().find(|other| {
             other.kind == Secret && self.path.strip_suffix("_file") == Some(other.path)
@@ -103,10 +106,10 @@ pub fn keys() -> &'static [Key] {
     KEYS
 }
 
-/// Every environment variable that sets a key begins so.
+/// The prefix of environment variables that set keys.
 pub(super) const PREFIX: &str = "BEARER_PROXY__";
 
-/// The sections that may stand several times, with double square brackets.
+/// The arrays of tables: sections with double square brackets, of which there may be several.
 pub(super) const ARRAYS: [&str; 4] = ["listener", "route", "rewrite", "client"];
 
 /// Further upstreams by name. Each has the keys of [`UPSTREAM`].
@@ -122,20 +125,21 @@ pub(super) fn find(path: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.path == path)
 }
 
-/// The path of the same secret by its other name, in the same section.
+/// The path of the same secret's other key, in the same section.
 pub(super) fn twin(path: &str) -> Option<String> {
     let twin = find(path)?.twin()?;
     let (section, _) = path.rsplit_once('.')?;
     Some(format!("{section}.{}", twin.name()))
 }
 
-/// Whether keys, or sections with keys, live below this name.
+/// Whether this is the path of a section.
 pub(super) fn is_section(path: &str) -> bool {
     let path = table_path(path);
     KEYS.iter().any(|key| is_within(key.path, &path))
 }
 
-/// The paths of all keys directly in a section, which may be `upstreams.NAME` or `route[3]`.
+/// The paths of the keys in a section, which may be `upstreams.NAME` or `route[3]`; without its
+/// subsections.
 pub(super) fn keys_in(section: &str) -> impl Iterator<Item = String> {
     let table_path = table_path(section).into_owned();
     KEYS.iter()
@@ -143,7 +147,7 @@ pub(super) fn keys_in(section: &str) -> impl Iterator<Item = String> {
         .map(move |key| format!("{section}.{}", key.name()))
 }
 
-/// The paths of all keys below a section, in its sections as well.
+/// The paths of all keys of a section and of its subsections.
 pub(super) fn below(section: &str) -> impl Iterator<Item = (String, &'static Key)> {
     let table_path = table_path(section).into_owned();
     KEYS.iter().filter_map(move |key| {
@@ -155,7 +159,7 @@ pub(super) fn below(section: &str) -> impl Iterator<Item = (String, &'static Key
     })
 }
 
-/// A path as the table has it.
+/// The path in the table of keys.
 pub(super) fn table_path(path: &str) -> Cow<'_, str> {
     match path
         .strip_prefix(UPSTREAMS)
@@ -169,7 +173,7 @@ pub(super) fn table_path(path: &str) -> Cow<'_, str> {
     }
 }
 
-/// A path as people read it: the line says which of several tables is meant.
+/// A path for messages, without the index: the position in the file tells the tables apart.
 pub(super) fn without_index(path: &str) -> Cow<'_, str> {
     match split_index(path) {
         Some((list, _, rest)) => Cow::Owned(format!("{list}{rest}")),
@@ -177,7 +181,7 @@ pub(super) fn without_index(path: &str) -> Cow<'_, str> {
     }
 }
 
-/// `route[3].host`, taken apart into `route`, 3 and `.host`.
+/// Splits `route[3].host` into `route`, 3 and `.host`.
 pub(super) fn split_index(path: &str) -> Option<(&'static str, usize, &str)> {
     let (name, rest) = path.split_once('[')?;
     let (index, rest) = rest.split_once(']')?;
@@ -185,7 +189,7 @@ pub(super) fn split_index(path: &str) -> Option<(&'static str, usize, &str)> {
     Some((list, index.parse().ok()?, rest))
 }
 
-/// What stands above the keys of a section.
+/// The header line of a section.
 pub(super) fn header(section: &str) -> String {
     if ARRAYS.contains(&section) {
         format!("[[{section}]]")
@@ -329,7 +333,7 @@ const KEYS: &[Key] = &[
         "rewrite.from",
         Text,
         r#""http://document.example.com""#,
-        r#"write the address in the cloud's answers, as in from = "http://document.example.com""#,
+        r#"write the address in the cloud's responses, as in from = "http://document.example.com""#,
     ),
     required(
         "rewrite.to",
@@ -341,7 +345,7 @@ const KEYS: &[Key] = &[
         "client.name",
         Text,
         r#""backup""#,
-        r#"write what the log and metrics call it, as in name = "backup""#,
+        r#"write its name for log and metrics, as in name = "backup""#,
     ),
     optional("client.key", Secret, r#""<key>""#),
     optional("client.key_file", File, r#""/run/secrets/backup_key""#),
@@ -363,7 +367,7 @@ const KEYS: &[Key] = &[
         "token.client_secret",
         Secret,
         r#""<client secret>""#,
-        "write the secret in [token], or name a file that holds it with client_secret_file",
+        "write the secret in [token], or set client_secret_file to a file with the secret",
     ),
     optional(
         "token.client_secret_file",

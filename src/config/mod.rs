@@ -1,7 +1,8 @@
-//! The user's words, turned into the `Config` of each component, every mistake reported at once.
+//! Reads the configuration into the `Config` of each component, and reports all mistakes at once.
 //!
-//! Two stages: `raw` collects what the file, the environment and the command line say, by the table in `keys`;
-//! `resolve` reads it into [`Config`], in which nothing is optional that the program needs.
+//! Two stages: `raw` collects the values of the file, the environment and the command line, by the
+//! table in `keys`; `resolve` converts them into [`Config`], in which nothing that the program
+//! needs is optional.
 
 mod findings;
 #[cfg(any(test, fuzzing))]
@@ -36,40 +37,40 @@ use self::{
 };
 use crate::{admin, base::log, proxy, token, upstream};
 
-/// A validated configuration: nothing in it is optional that the program needs.
+/// A validated configuration. Nothing that the program needs is optional.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The data path.
     pub proxy: proxy::Config,
-    /// Whom requests go to: the plain `[upstream]` first, then the named ones.
+    /// The upstreams: `[upstream]` first, then the named ones.
     pub upstreams: Vec<upstream::Config>,
     /// The credential.
     pub token: token::Config,
     /// Where the credential's first tokens come from.
     pub initial_grant: token::InitialGrantConfig,
-    /// The admin listener, unless there is none.
+    /// The admin listener, if there is one.
     pub admin: Option<admin::Config>,
     /// Logging.
     pub log: log::Config,
 }
 
-/// Where a configuration comes from. The command line wins over the environment, and that over the file.
+/// The sources of a configuration, in ascending order of precedence.
 #[derive(Debug, Clone, Default)]
 pub struct Source<E> {
     /// The file, if there is one: see [`locate`].
     pub file: Option<PathBuf>,
     /// The environment, as `std::env::vars_os` has it.
     pub env: E,
-    /// What the command line sets: a key's path and its value, written as in the environment.
+    /// Values from the command line: a key's path, and its value in the syntax of the environment.
     pub overrides: Vec<(String, String)>,
 }
 
-/// A configuration without a mistake.
+/// A configuration without mistakes.
 #[derive(Debug)]
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
-    /// What is allowed and probably not meant.
+    /// Warnings: what is valid and probably not intended.
     pub warnings: Vec<Finding>,
     /// The file that was read, if any.
     pub file: Option<PathBuf>,
@@ -78,21 +79,21 @@ pub struct Loaded {
 /// The environment variable that names the configuration file.
 pub const FILE_VARIABLE: &str = "BEARER_PROXY_CONFIG";
 
-/// The configuration file's usual name.
+/// The default name of the configuration file.
 pub const FILE_NAME: &str = "proxy.toml";
 
-/// Finds the configuration file: the one that `--config` names, else that of [`FILE_VARIABLE`], else `proxy.toml` in
-/// this folder if it exists.
+/// Finds the configuration file: the one in `--config`, else in [`FILE_VARIABLE`], else
+/// `proxy.toml` in `folder` if it exists.
 pub fn locate(flag: Option<PathBuf>, variable: Option<OsString>, folder: &Path) -> Option<PathBuf> {
     let usual = || Some(folder.join(FILE_NAME)).filter(|file| file.exists());
     flag.or_else(|| variable.filter(|name| !name.is_empty()).map(PathBuf::from))
         .or_else(usual)
 }
 
-/// Reads and validates a configuration, without a network and without changing anything.
+/// Reads and validates a configuration, without network access and without changing anything.
 ///
 /// # Errors
-/// Every mistake at once; none of them shows a secret.
+/// All mistakes at once; none of them shows a secret.
 pub fn load<E>(source: Source<E>) -> Result<Loaded, Mistakes>
 where
     E: IntoIterator<Item = (OsString, OsString)>,
@@ -108,10 +109,10 @@ where
     })
 }
 
-/// Reads only how the admin endpoint is reached, whatever is wrong elsewhere.
+/// Reads the admin endpoint's configuration alone; mistakes in other sections do not matter.
 ///
 /// # Errors
-/// The mistakes in `[admin]`, or that there is nothing to read.
+/// The mistakes in `[admin]`, or that there is no configuration.
 pub fn load_admin<E>(source: Source<E>) -> Result<Option<admin::Config>, Mistakes>
 where
     E: IntoIterator<Item = (OsString, OsString)>,
@@ -140,9 +141,11 @@ where
     if source.file.is_none() && !any_variable && source.overrides.is_empty() {
         let nothing = problem(
             format!(
-                "no configuration: this folder has no {FILE_NAME}, and no BEARER_PROXY__… variable is set"
+                "no configuration: this folder has no {FILE_NAME}, and no BEARER_PROXY__… variable \
+                 is set"
             ),
-            "write a first one with `bearer-proxy init`, name one with --config, or try `bearer-proxy demo`",
+            "create one with `bearer-proxy init`, name one with --config, or try `bearer-proxy \
+             demo`",
         );
         let ignored = raw.mistakes.into_iter().chain(raw.warnings);
         return Err(Mistakes::new(
@@ -164,7 +167,7 @@ fn read_file(file: &Path) -> Result<Zeroizing<String>, Problem> {
         File::open(file).and_then(|opened| opened.take(LIMIT + 1).read_to_end(&mut bytes))
     {
         let hint = if error.kind() == io::ErrorKind::NotFound {
-            "check the path, or write a first file with `bearer-proxy init`"
+            "check the path, or create a file with `bearer-proxy init`"
         } else {
             "check the path and the permissions"
         };

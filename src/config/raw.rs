@@ -1,5 +1,5 @@
-//! The user's words: what the file, the environment and the command line say, each value with its place. Knows which
-//! keys exist, not what their values mean.
+//! The values as given in the file, the environment and the command line, each with its position.
+//! This stage knows which keys exist, and not what their values mean.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,17 +19,17 @@ use super::{
     syntax::{SourceText, SyntaxErrors},
 };
 
-/// Every value given, the one of the highest precedence where there are several.
+/// All given values; of several for one key, the one with the highest precedence.
 pub(super) struct Raw {
     entries: BTreeMap<String, Entry>,
     sections: BTreeMap<String, SourcePos>,
     /// The paths of named upstreams: `upstreams.NAME`.
     upstreams: BTreeSet<String>,
-    /// The paths of tables of which there may be several: `route[3]`.
+    /// The paths of the tables in arrays: `route[3]`.
     tables: BTreeMap<(&'static str, usize), String>,
-    /// Where something that is missing would go: the end of the file.
+    /// The position of a missing key without a section: the end of the file.
     end: Option<SourcePos>,
-    /// Whether the file could be read to its end, so that what is not there is really missing.
+    /// Whether the whole file was parsed. Otherwise an absent key is not known to be missing.
     pub(super) complete: bool,
     pub(super) mistakes: Vec<Finding>,
     pub(super) warnings: Vec<Finding>,
@@ -40,14 +40,14 @@ pub(super) struct Entry {
     pub(super) pos: SourcePos,
 }
 
-/// A value as it was given. It does not print itself, and its text is wiped on drop: any of them may be a secret.
+/// A value as given. It may be a secret: it has no `Debug`, and its text is wiped on drop.
 pub(super) enum Value {
     Text(Zeroizing<String>),
     Integer(i64),
     Bool(bool),
     List(Vec<Entry>),
     Table(Vec<(String, Entry)>),
-    /// What no key takes; the text says what it is.
+    /// A type that no key accepts; the text names it.
     Other(&'static str),
 }
 
@@ -65,7 +65,7 @@ impl Raw {
         }
     }
 
-    /// What a key was given, if anything.
+    /// A key's value, if one was given.
     pub(super) fn entry(&self, path: &str) -> Option<&Entry> {
         self.entries.get(path)
     }
@@ -75,7 +75,7 @@ impl Raw {
         self.upstreams.iter().cloned().collect()
     }
 
-    /// The paths of the tables of one list, in the order of the file.
+    /// The paths of the tables of an array, in the order of the file.
     pub(super) fn tables(&self, list: &str) -> Vec<String> {
         self.tables
             .iter()
@@ -89,7 +89,7 @@ impl Raw {
         self.sections.contains_key(section)
     }
 
-    /// Where a key that was not given belongs.
+    /// The position where a missing key belongs: that of its section.
     pub(super) fn pos_for(&self, path: &str) -> SourcePos {
         let mut section = path;
         while let Some((outer, _)) = section.rsplit_once('.') {
@@ -103,7 +103,7 @@ impl Raw {
             .unwrap_or_else(|| SourcePos::Environment(keys::variable(path)))
     }
 
-    /// Gives every key that is still without a value its default.
+    /// Sets the default of every key that was not given.
     pub(super) fn add_defaults(&mut self) {
         let plain = keys::keys()
             .iter()
@@ -126,7 +126,7 @@ impl Raw {
 
     /// Reads the text of a file.
     pub(super) fn add_file(&mut self, file: &Path, text: &str) {
-        // Some editors on Windows begin a file with a byte order mark; columns count without it.
+        // Some Windows editors write a byte order mark. Columns do not count it.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let positions = SourceText {
             file: Arc::from(file),
@@ -137,7 +137,7 @@ impl Raw {
         self.end = Some(positions.at(text.len()));
         self.add_table("", table.get_ref(), &positions);
 
-        // What the parser makes of the rest of a broken line would only confuse.
+        // Findings for the remains of a malformed line would mislead.
         let broken = SyntaxErrors::new(&errors, &positions);
         self.mistakes.retain(|mistake| !broken.covers(&mistake.pos));
         self.entries
@@ -153,7 +153,7 @@ impl Raw {
                 format!("{prefix}.{}", name.get_ref())
             };
             let pos = positions.at(name.span().start);
-            // `"proxy.listen" = …` is one odd name, not a key in a section.
+            // `"proxy.listen" = …` is a single name with a dot, not a key in a section.
             let is_odd = name.get_ref().contains(['.', '[']);
             let list = keys::ARRAYS.into_iter().find(|list| *list == path);
             if let Some(list) = list {
@@ -195,7 +195,7 @@ impl Raw {
         }
     }
 
-    /// Reads `[[route]]` and its like.
+    /// Reads an array of tables, as `[[route]]`.
     fn add_list(
         &mut self,
         list: &'static str,
@@ -207,7 +207,7 @@ impl Raw {
         let DeValue::Array(elements) = given else {
             let hint = format!("write {header}, with double brackets, and its keys below");
             self.mistakes
-                .push(problem("may stand several times", hint).at(pos, list));
+                .push(problem("is an array of tables", hint).at(pos, list));
             return;
         };
         for (index, element) in elements.iter().enumerate() {
@@ -215,7 +215,7 @@ impl Raw {
             let DeValue::Table(inner) = element.get_ref() else {
                 let hint = format!("write {header}, and its keys below");
                 self.mistakes
-                    .push(problem("is no table", hint).at(pos, list));
+                    .push(problem("is not a table", hint).at(pos, list));
                 continue;
             };
             let path = format!("{list}[{index}]");
@@ -232,11 +232,11 @@ impl Raw {
             let pos = positions.at(name.span().start);
             let problem = match value.get_ref() {
                 DeValue::Table(_) if name.get_ref() == keys::DEFAULT => problem(
-                    "is the name of the plain [upstream]",
+                    "is reserved for [upstream]",
                     "write [upstream], or choose another name",
                 ),
                 DeValue::Table(_) if !is_upstream_name(name.get_ref()) => problem(
-                    "is not a name for an upstream",
+                    "is not a valid name for an upstream",
                     "use letters, digits, - and _, as in [upstreams.documents]",
                 ),
                 DeValue::Table(inner) => {
@@ -246,7 +246,7 @@ impl Raw {
                     continue;
                 }
                 _ => problem(
-                    "is no section",
+                    "is not a section",
                     "write [upstreams.NAME], with a name of your choice, and the keys below",
                 ),
             };
@@ -254,7 +254,7 @@ impl Raw {
         }
     }
 
-    /// Reads the variables that begin with `BEARER_PROXY__`; says whether there was any.
+    /// Reads the variables that begin with `BEARER_PROXY__`. Returns whether there was any.
     pub(super) fn add_environment(
         &mut self,
         variables: impl Iterator<Item = (OsString, OsString)>,
@@ -262,7 +262,7 @@ impl Raw {
         let mut any = false;
         for (name, value) in variables {
             let Some(name) = name.to_str() else { continue };
-            // Windows keeps the case in which a variable was first set and ignores it afterwards.
+            // On Windows, names of variables keep their case but are compared without it.
             let name = if cfg!(windows) {
                 name.to_ascii_uppercase()
             } else {
@@ -292,8 +292,8 @@ impl Raw {
         any
     }
 
-    /// The key that a variable sets. Variables have no small letters and no hyphens: where an upstream's name has some, the
-    /// file's spelling counts.
+    /// The key that a variable sets. Variable names have no lower case and no hyphens: an
+    /// upstream's name is spelled as in the file.
     fn path_of_variable(&self, name: &str) -> Option<String> {
         let mut settable = keys::keys().iter().filter(|key| !key.is_in_array());
         if let Some(key) = settable.find(|key| key.variable() == name) {
@@ -319,7 +319,8 @@ impl Raw {
         })
     }
 
-    /// Reads what the command line says of a key. Keys of lists are written with a number: `route[0].prefix`.
+    /// Sets a key from the command line. Keys in arrays are written with an index:
+    /// `route[0].prefix`.
     pub(super) fn add_override(&mut self, path: &str, text: String) {
         let is_known = keys::find(path)
             .is_some_and(|key| key.is_in_array() == keys::split_index(path).is_some());
@@ -346,7 +347,7 @@ impl Raw {
         self.set(path, Entry { value, pos });
     }
 
-    /// Later sources win, also over the other name of the same secret.
+    /// Sets a key. A later source wins, also over the twin of the key in an earlier source.
     fn set(&mut self, path: &str, entry: Entry) {
         if let Some(twin) = keys::twin(path)
             && self
@@ -360,7 +361,7 @@ impl Raw {
     }
 }
 
-/// What an upstream may be called.
+/// Whether an upstream may have this name.
 fn is_upstream_name(name: &str) -> bool {
     !name.is_empty()
         && name
@@ -376,7 +377,7 @@ impl Entry {
         }
     }
 
-    /// Where the value stands, and its elements if it has some.
+    /// The positions of the value and of its elements.
     fn positions(&self) -> impl Iterator<Item = &SourcePos> {
         let (list, table) = match &self.value {
             Value::List(elements) => (elements.as_slice(), &[][..]),
@@ -389,8 +390,8 @@ impl Entry {
 }
 
 impl Value {
-    /// What a text is that stands for a value of this kind; where it is no such value, it stays text, and whoever
-    /// reads the key complains.
+    /// Parses the text of a variable. Text of another type stays text, which the reader of the key
+    /// rejects.
     fn from_text(kind: Kind, text: String, pos: &SourcePos) -> Self {
         let number = |text: &str| text.trim().parse().ok().map(Value::Integer);
         let list = |element: &dyn Fn(&str) -> Value| {
@@ -420,7 +421,7 @@ impl Value {
         }
     }
 
-    /// The value that a text of the table of keys stands for.
+    /// Parses a TOML value.
     pub(super) fn from_toml_text(text: &str) -> Option<Self> {
         let positions = SourceText {
             file: Arc::from(Path::new("")),
@@ -435,7 +436,7 @@ impl Value {
         match value {
             DeValue::String(text) => Self::Text(text.to_string().into()),
             DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
-                .map_or(Self::Other("a number beyond all bounds"), Self::Integer),
+                .map_or(Self::Other("a number of more than 64 bits"), Self::Integer),
             DeValue::Boolean(value) => Self::Bool(*value),
             DeValue::Array(elements) => Self::List(
                 elements

@@ -1,4 +1,4 @@
-//! Takes values out of the raw configuration key by key, and notes what is wrong with them.
+//! Reads values from the raw configuration by key, and collects mistakes and warnings.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{base::secret::Secret, net::socket::Address};
 
-/// Reads keys and collects findings. After a mistake a reader's method returns a stand-in, so that reading goes on and
-/// finds the next one; [`Reader::finish`] then throws the result away.
+/// Reads keys and collects findings. After a mistake its methods return a stand-in, so that reading
+/// continues and finds the other mistakes; [`Reader::finish`] then drops the result.
 pub(super) struct Reader {
     raw: Raw,
     mistakes: Vec<Finding>,
@@ -33,7 +33,7 @@ impl Reader {
         }
     }
 
-    /// The result and the warnings, unless there was a mistake.
+    /// Returns the result and the warnings, or the mistakes if there are any.
     pub(super) fn finish<T>(mut self, result: Option<T>) -> Result<(T, Vec<Finding>), Mistakes> {
         match result {
             Some(result) if self.mistakes.is_empty() => {
@@ -44,7 +44,7 @@ impl Reader {
         }
     }
 
-    /// A part of the result, unless there was a mistake in a key of that part.
+    /// Returns a part of the result, or the mistakes in the keys of that part.
     pub(super) fn finish_part<T>(self, keys: &str, result: T) -> Result<T, Mistakes> {
         let of_part: Vec<_> = self
             .mistakes
@@ -66,8 +66,8 @@ impl Reader {
         self.warnings.push(problem.at(pos, key));
     }
 
-    /// A mistake that consists in a key's absence. Of a file that could not be read to its end, nothing is known to
-    /// be absent.
+    /// Reports that a key is missing, unless the file has syntax errors: then no key is known to be
+    /// absent.
     pub(super) fn missing(&mut self, pos: SourcePos, key: &str, problem: Problem) {
         if self.raw.complete {
             self.mistake(pos, key, problem);
@@ -84,7 +84,7 @@ impl Reader {
         self.is_given(path) || keys::twin(path).is_some_and(|twin| self.is_given(&twin))
     }
 
-    /// Whether any key of a section that has no defaults was given.
+    /// Whether any key of a section without defaults was given.
     pub(super) fn has_keys(&self, section: &str) -> bool {
         keys::keys_in(section).any(|path| self.is_given(&path))
     }
@@ -94,17 +94,17 @@ impl Reader {
         self.raw.upstreams()
     }
 
-    /// The paths of the tables of one list: `route[3]`.
+    /// The paths of the tables of an array: `route[3]`.
     pub(super) fn tables(&self, list: &str) -> Vec<String> {
         self.raw.tables(list)
     }
 
-    /// Whether a section was begun, be it with no key in it.
+    /// Whether a section exists, be it without a key.
     pub(super) fn section_exists(&self, section: &str) -> bool {
         self.raw.has_section(section) || self.has_keys(section)
     }
 
-    /// Where an element of a list was given.
+    /// The position of an element of a list.
     pub(super) fn pos_of_element(&self, path: &str, index: usize) -> SourcePos {
         let element = self.raw.entry(path).and_then(|entry| match &entry.value {
             Value::List(elements) => elements.get(index),
@@ -113,31 +113,31 @@ impl Reader {
         element.map_or_else(|| self.pos(path), |element| element.pos.clone())
     }
 
-    /// A key's value as it was given, for what is read and reported elsewhere.
+    /// A key's value as given. The caller does not report mistakes in it.
     pub(super) fn raw_value(&self, path: &str) -> Option<&Value> {
         self.raw.entry(path).map(|entry| &entry.value)
     }
 
-    /// Where a key was given, or would be.
+    /// The position of a key, or where it belongs.
     pub(super) fn pos(&self, path: &str) -> SourcePos {
         self.raw
             .entry(path)
             .map_or_else(|| self.raw.pos_for(path), |entry| entry.pos.clone())
     }
 
-    /// Where a secret was given, in words or by file.
+    /// The position of a secret, or of its twin if that was given.
     pub(super) fn pos_of_secret(&self, path: &str) -> SourcePos {
         let twin = keys::twin(path).filter(|twin| self.is_given(twin));
         self.pos(twin.as_deref().unwrap_or(path))
     }
 
-    /// Where the first key of a section was given.
+    /// The position of the first given key of a section.
     pub(super) fn pos_of_section(&self, section: &str) -> SourcePos {
         let given = keys::keys_in(section).find(|path| self.is_given(path));
         given.map_or_else(|| self.raw.pos_for(section), |path| self.pos(&path))
     }
 
-    /// A key's value, unless it is absent or wrong.
+    /// A key's value, unless it is absent or invalid.
     pub(super) fn read<T>(
         &mut self,
         path: &str,
@@ -158,7 +158,7 @@ impl Reader {
             .ok()
     }
 
-    /// The elements of a list, each with its place.
+    /// The elements of a list with their positions.
     pub(super) fn list<T>(
         &mut self,
         path: &str,
@@ -198,7 +198,7 @@ impl Reader {
         read
     }
 
-    /// A list that must not be empty.
+    /// A list with at least one element.
     pub(super) fn non_empty_list<T>(
         &mut self,
         path: &str,
@@ -238,7 +238,7 @@ impl Reader {
             .unwrap_or_default()
     }
 
-    /// A number from one to `most`.
+    /// A number from 1 to `most`.
     pub(super) fn count(&mut self, path: &str, most: u32) -> Option<usize> {
         self.read(path, |value| values::integer(value, 1, most))
             .and_then(|count| count.try_into().ok())
@@ -249,25 +249,26 @@ impl Reader {
             .unwrap_or_default()
     }
 
-    /// A path; relative ones start at the folder of the file that they were given in.
+    /// A path, relative to the folder of the configuration file if it was given there.
     pub(super) fn path(&mut self, path: &str) -> Option<PathBuf> {
         let file = self.read(path, values::path)?;
         Some(from_folder_of(&self.pos(path), &file))
     }
 
-    /// A local socket's path starts at the folder of the file that it was given in, like any other.
+    /// Resolves a Unix socket's path, which is relative to the configuration file as well.
     pub(super) fn resolve_socket_path(&self, address: &mut Address, pos: &SourcePos) {
         if let Address::Unix(path) = address {
             *path = from_folder_of(pos, path);
         }
     }
 
-    /// A secret of one line, given in words or by its twin `…_file`.
+    /// A secret of one line, given by its key or by its twin `…_file`.
     pub(super) fn secret(&mut self, path: &str) -> Option<Secret> {
         self.secret_of(path, values::text, |_| false)
     }
 
-    /// A key, given in words or by its twin `…_file`: a secret that may be a PEM text.
+    /// A cryptographic key, given by its key or by its twin `…_file`: it may be PEM, which has
+    /// several lines.
     pub(super) fn key(&mut self, path: &str) -> Option<Secret> {
         self.secret_of(path, values::key_material, values::is_pem)
     }
@@ -301,7 +302,7 @@ impl Reader {
         }
     }
 
-    /// The file's name is not repeated: people put the secret itself there by mistake.
+    /// Messages do not quote the file's name: it may be the secret itself, given by mistake.
     fn secret_from_file(
         &mut self,
         path: &str,
@@ -316,19 +317,19 @@ impl Reader {
                 self.mistake(
                     pos,
                     path,
-                    problem(reason, "the file must hold the secret and nothing else"),
+                    problem(reason, "the file must contain only the secret"),
                 );
                 None
             }
             Ok(secret) => Some(secret),
             Err(error) => {
                 let hint = format!(
-                    "check path and permissions; the secret itself would be {}",
+                    "check the path and the permissions; the secret itself belongs in {}",
                     keys::without_index(twin)
                 );
                 let problem = problem(format!("names a file that cannot be read: {error}"), hint)
                     .or_variable(format!(
-                        "check path and permissions; the secret itself would be {}",
+                        "check the path and the permissions; the secret itself belongs in {}",
                         keys::variable(twin)
                     ));
                 self.mistake(pos, path, problem);
@@ -344,13 +345,13 @@ impl Reader {
     }
 }
 
-/// What to say of a key that must have a value and has none.
+/// The problem of a required key without a value.
 fn missing_value(path: &str, reason: &str) -> Option<Problem> {
     let key = keys::find(path)?;
     let Presence::Required { shown, hint } = key.presence else {
         return None;
     };
-    // Named upstreams have the keys of the plain one.
+    // Named upstreams have the same keys, in another section.
     let (section, _) = path.rsplit_once('.')?;
     let hint = hint.replace(
         &keys::header(key.section()),
@@ -358,7 +359,7 @@ fn missing_value(path: &str, reason: &str) -> Option<Problem> {
     );
     let file = key
         .twin()
-        .map(|twin| format!(", or {} to a file that holds it", twin.variable()))
+        .map(|twin| format!(", or {} to a file with the value", twin.variable()))
         .unwrap_or_default();
     let variable = format!(
         "set {}={}{file}",
@@ -371,7 +372,7 @@ fn missing_value(path: &str, reason: &str) -> Option<Problem> {
 fn not_filled_in() -> Problem {
     problem(
         "not filled in yet",
-        "replace the placeholder, angle brackets included",
+        "replace the placeholder and its angle brackets",
     )
 }
 

@@ -1,4 +1,5 @@
-//! From what was written to what is meant: one function a section, and the checks that need several keys.
+//! Converts the raw values into the configuration: a function for each section, and the checks
+//! across keys.
 
 mod clients;
 mod first;
@@ -103,13 +104,13 @@ fn proxy(r: &mut Reader, listeners: Vec<ListenerEntry>) -> proxy::Config {
     }
 }
 
-/// Bytes a second.
+/// Bytes per second.
 const MOST_RATE: usize = 1024 * 1024 * 1024;
 
 fn limits(r: &mut Reader) -> proxy::Limits {
-    /// A head is held until it is whole.
+    /// A head is buffered until it is complete.
     const LARGEST_HEAD: usize = 16 * 1024 * 1024;
-    /// Encoded, it is three times as long at most, and 64 KiB is what the library takes for one.
+    /// Percent-encoding makes it three times as long at most, and `http::Uri` takes up to 64 KiB.
     const LONGEST_URI: usize = 21 * 1024;
     let head_size = r.read("proxy.max_head_size", |value| {
         values::size_within(value, 256, LARGEST_HEAD)
@@ -121,11 +122,11 @@ fn limits(r: &mut Reader) -> proxy::Limits {
         .zip(uri_length)
         .is_some_and(|(head, uri)| head <= uri)
     {
-        let reason = "is not larger than proxy.max_uri_length, and the URI is a part of the head";
+        let reason = "is not larger than proxy.max_uri_length, and the URI is part of the head";
         r.missing(
             r.pos("proxy.max_head_size"),
             "proxy.max_head_size",
-            problem(reason, "write more, or a shorter URI"),
+            problem(reason, "increase it, or decrease proxy.max_uri_length"),
         );
     }
     let mut count = |key: &str, most: u32| r.count(key, most).unwrap_or_default();
@@ -157,11 +158,11 @@ fn retry(r: &mut Reader) -> Retry {
         .is_some_and(|(total, body)| total < body)
     {
         let reason =
-            "is smaller than retry.body_limit, so that no body could be kept up to that limit";
+            "is smaller than retry.body_limit, so that no body of that size could be buffered";
         r.missing(
             r.pos("retry.total_limit"),
             "retry.total_limit",
-            problem(reason, "write at least as much"),
+            problem(reason, "write at least retry.body_limit"),
         );
     }
     Retry {
@@ -182,7 +183,7 @@ fn retry(r: &mut Reader) -> Retry {
     }
 }
 
-/// What stands in `retry.json`, if anything does.
+/// `retry.json`, if it is given.
 fn retry_json(r: &mut Reader) -> Option<RetryJson> {
     const POINTER: &str = "retry.json.pointer";
     const VALUES: &str = "retry.json.values";
@@ -192,12 +193,12 @@ fn retry_json(r: &mut Reader) -> Option<RetryJson> {
     for (needed, hint, example) in [
         (
             POINTER,
-            r#"write where the code stands, as in pointer = "/code""#,
+            r#"write the JSON pointer to the code, as in pointer = "/code""#,
             "/code",
         ),
         (
             VALUES,
-            "write which codes mean it, as in values = [401]",
+            "write the codes that mean a rejected token, as in values = [401]",
             "401",
         ),
     ] {
@@ -222,12 +223,12 @@ fn retry_json(r: &mut Reader) -> Option<RetryJson> {
     })
 }
 
-/// The admin endpoint, if there is one, with the guard's exceptions of the data listeners.
+/// The admin endpoint, if there is one. Its guard is that of the data listeners.
 pub(super) fn admin(r: &mut Reader, guard: GuardConfig) -> Option<admin::Config> {
     let token = r.secret("admin.token");
     if token.as_ref().is_some_and(|token| !token.fits_header()) {
         let problem = problem(
-            "cannot stand in an HTTP header",
+            "is not allowed in an HTTP header",
             "use letters, digits and punctuation without spaces",
         );
         r.mistake(r.pos_of_secret("admin.token"), "admin.token", problem);
@@ -246,13 +247,14 @@ pub(super) fn admin(r: &mut Reader, guard: GuardConfig) -> Option<admin::Config>
     let pos = r.pos("admin.listen");
     r.resolve_socket_path(&mut address, &pos);
     if !address.is_local() && token.is_none() {
-        let reason = "can be reached from other machines: without admin.token only /healthz, /readyz and /metrics are served there";
+        let reason = "can be reached from other machines: without admin.token it serves only \
+            /healthz, /readyz and /metrics";
         r.warning(
             pos,
             "admin.listen",
             problem(
                 reason,
-                "set admin.token or admin.token_file if more is needed",
+                "set admin.token or admin.token_file to serve the other paths",
             ),
         );
     }

@@ -2,18 +2,18 @@
 
 use super::{findings::Problem, raw::Value, values};
 
-/// The text of a first `proxy.toml`: the smallest useful one, with placeholders for what is not given.
+/// The text of a minimal `proxy.toml`, with placeholders for the values that are not given.
 pub fn starter(cloud: Option<&str>, client_id: Option<&str>) -> String {
     let quoted = |given: Option<&str>, placeholder: &str| {
         toml::Value::from(given.unwrap_or(placeholder)).to_string()
     };
     format!(
         r#"# bearer-proxy: apps call the address in `listen` instead of the cloud, and need no token.
-# Replace what stands in angle brackets, then run `bearer-proxy check`, `bearer-proxy login` and `bearer-proxy run`.
-# This file holds secrets: keep it readable by its owner alone.
+# Replace the values in angle brackets, then run `bearer-proxy check`, `bearer-proxy login` and `bearer-proxy run`.
+# This file contains secrets: only its owner should be able to read it.
 
 [proxy]
-# Where apps reach the proxy. 127.0.0.1 is this machine alone.
+# The address for apps. 127.0.0.1 can be reached from this machine only.
 listen = ["127.0.0.1:8080"]
 
 [upstream]
@@ -26,7 +26,7 @@ client_id = {client_id}
 client_secret = "<client secret>"
 # Exactly as it is registered at the cloud. `bearer-proxy login` uses it.
 redirect_uri = "<http://127.0.0.1:8765/callback>"
-# Where `bearer-proxy login` puts the first tokens, and the proxy all later ones.
+# The file in which `bearer-proxy login` and the proxy store tokens.
 state_file = "state/token.json"
 
 [admin]
@@ -38,17 +38,17 @@ listen = "127.0.0.1:9180"
     )
 }
 
-/// Everything but what RFC 3986 §2.3 calls unreserved.
+/// All characters except the unreserved ones of RFC 3986 §2.3.
 const ENCODED: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
 
-/// What to ask the cloud's administrator for, and how to get the first tokens with what they answer.
+/// What to request from the cloud's administrator, and how to get the first tokens with it.
 pub fn administrator_request(cloud: Option<&str>, client_id: Option<&str>) -> String {
     let cloud = cloud.unwrap_or("https://your-cloud").trim_end_matches('/');
-    // A shell may read more into other characters than they say.
+    // In a shell, other characters may have a special meaning.
     let is_plain = |id: &&str| {
         id.chars()
             .all(|c| c.is_alphanumeric() || "-_.@ ".contains(c))
@@ -62,26 +62,26 @@ pub fn administrator_request(cloud: Option<&str>, client_id: Option<&str>) -> St
     format!(
         r#"Ask the administrator of {cloud} for:
   1. {ask_for_id}
-  2. the redirect URI that is registered for it; best is one on this machine, such as http://127.0.0.1:8765/callback
-  3. whether a refresh replaces the refresh token (then keep state_file where a restart finds it)
+  2. the redirect URI that is registered for it; preferably one on this machine, such as http://127.0.0.1:8765/callback
+  3. whether a refresh replaces the refresh token (then state_file must survive a restart)
 
-Fill in what stands in angle brackets, then get the first tokens:
+Replace the values in angle brackets, then get the first tokens:
      bearer-proxy login
 
-Without that command: open this in a browser, log in and agree. The browser ends at the redirect URI, with ?code=… behind it:
+Without that command: open this URL in a browser, log in and agree. The browser is redirected to the redirect URI with ?code=…:
      {cloud}/api/authorize.do?response_type=code&client_id={encoded_id}&redirect_uri=REDIRECT_URI
-  Within five minutes, run this line. It asks for the client secret; the answer holds the refresh_token:
+  Within five minutes, run this line. It asks for the client secret; the response contains the refresh_token:
      curl -X POST -u "{id}" "{cloud}/api/token.do?grant_type=authorization_code&code=CODE&redirect_uri=REDIRECT_URI"
-  (CODE is what the browser showed. In REDIRECT_URI write %3A for : and %2F for /.)
+  (CODE is the value in the browser's address bar. In REDIRECT_URI write %3A for : and %2F for /.)
 "#,
         encoded_id = percent_encoding::utf8_percent_encode(id, ENCODED),
     )
 }
 
-/// The cloud's address as `endpoints` wants it, for what was given on the command line.
+/// Converts an address from the command line into an origin, as `endpoints` needs it.
 ///
 /// # Errors
-/// What is wrong with it, and what to write instead.
+/// The reason why it is not one, and what to write instead.
 pub fn cloud_origin(text: &str) -> Result<String, String> {
     values::endpoint(&Value::Text(text.to_owned().into()))
         .map(|endpoint| endpoint.origin)

@@ -1,4 +1,4 @@
-//! What somebody may have meant who wrote a name that is not there.
+//! Suggestions for unknown keys and variables.
 
 use super::{
     findings::{Problem, problem},
@@ -86,7 +86,7 @@ fn nearest_key(section: &str, name: &str) -> String {
     }
 }
 
-/// The keys of a section, and the sections in it.
+/// The names of a section's keys and subsections.
 fn names_in(section: &str) -> Vec<&'static str> {
     let mut names: Vec<&str> = keys::keys()
         .iter()
@@ -107,7 +107,7 @@ pub(super) fn unknown_variable(name: &str) -> Problem {
     {
         let hint = format!("write {} in the configuration file", keys::header(list));
         return problem(
-            "belongs to one of several tables, which variables cannot tell apart",
+            "belongs to an array of tables, whose keys variables cannot set",
             hint,
         );
     }
@@ -117,7 +117,7 @@ pub(super) fn unknown_variable(name: &str) -> Problem {
         .filter(|key| key.name().eq_ignore_ascii_case(last_word))
         .map(Key::variable)
         .collect();
-    // Compared without the common beginning, which would make everything look alike.
+    // Compared without the common prefix, which would make all names similar.
     let rest = |name: &str| {
         name.strip_prefix(keys::PREFIX)
             .unwrap_or_default()
@@ -137,17 +137,18 @@ pub(super) fn unknown_variable(name: &str) -> Problem {
     problem("no key has this name", hint)
 }
 
-/// What to say of a variable that is not one of ours and was probably meant to be.
+/// A variable that is not read and was probably meant to set a key.
 pub(super) enum Guess {
-    /// A key's variable but for underscores and case.
+    /// A key's variable, apart from underscores and case.
     Certain(Problem),
-    /// A key's name without its section. Other programs may have such variables.
+    /// A key's name without its section. It may be another program's variable.
     Likely(Problem),
 }
 
-/// Looks at a variable that does not begin as ours do.
+/// Checks a variable without the prefix of those that set keys.
 pub(super) fn misspelled_variable(name: &str) -> Option<Guess> {
-    const REASON: &str = "is not read: a variable of ours has two underscores between its parts";
+    const REASON: &str =
+        "is not read: a variable that sets a key has two underscores between its parts";
     let words = |name: &str| {
         let words: Vec<_> = name
             .split('_')
@@ -182,7 +183,7 @@ pub(super) fn nearest<'a>(
     candidates: impl Iterator<Item = &'a str>,
 ) -> Option<&'a str> {
     const ALIKE: f64 = 0.6;
-    // A name of a thousand characters is no slip of the pen, and comparing is quadratic.
+    // The comparison takes quadratic time, and such a long name is no typing error.
     let name = if name.len() > 100 {
         return None;
     } else {

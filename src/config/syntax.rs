@@ -1,4 +1,4 @@
-//! What the parser of TOML complains about, said once and in words that help.
+//! Errors of the TOML parser, one a line and with a hint.
 
 use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 
@@ -6,11 +6,12 @@ use toml::de::Error;
 
 use super::findings::{Finding, Problem, SourcePos, problem};
 
-/// The lines that are no TOML, and those that mean nothing because of them.
+/// The lines that are not TOML, and the lines that are meaningless because of them.
 pub(super) struct SyntaxErrors<'a> {
-    /// One line, one mistake: where, and what the parser says. It reports the shape of a line before what is in it.
+    /// The offset and the message of each line's first error: the parser reports a line's form
+    /// before its content.
     lines: BTreeMap<usize, (usize, &'a str)>,
-    /// Keys below a broken section line count as keys of the section above it, where they make no sense.
+    /// Lines below a malformed section header. The parser assigns their keys to the section above.
     dropped: Vec<Range<usize>>,
 }
 
@@ -27,7 +28,7 @@ impl<'a> SyntaxErrors<'a> {
         let line = |number: usize| text.get(number - 1).copied().unwrap_or_default();
         let is_section =
             |number: &usize| line(*number).starts_with('[') && !lines.contains_key(number);
-        // Of what stands behind a good section line, and of a second section of the same name, the parser makes sense.
+        // The parser understands text behind a valid header, and a second section of the same name.
         let is_dropped = |number: &usize, message: &str| {
             looks_like_section(line(*number))
                 && !message.starts_with("unexpected key")
@@ -36,7 +37,7 @@ impl<'a> SyntaxErrors<'a> {
         let broken = lines
             .iter()
             .filter(|(number, (_, message))| is_dropped(number, message));
-        // The next section can be taken for a part of the broken one.
+        // The header of the next section may have been parsed as a part of the malformed one.
         let dropped: Vec<_> = broken
             .map(|(number, _)| {
                 number + 1
@@ -53,7 +54,7 @@ impl<'a> SyntaxErrors<'a> {
         Self { lines, dropped }
     }
 
-    /// Whether what was read there is an accident.
+    /// Whether a value at this position is an artefact of a syntax error.
     pub(super) fn covers(&self, pos: &SourcePos) -> bool {
         let SourcePos::Position { line, .. } = pos else {
             return false;
@@ -62,7 +63,7 @@ impl<'a> SyntaxErrors<'a> {
     }
 
     pub(super) fn mistakes(&self, positions: &SourceText<'_>) -> Vec<Finding> {
-        // A list without an end turns every line below it into the same error.
+        // An unclosed list causes the same error in every line below it.
         let mut last = "";
         let mut mistakes = Vec::new();
         for &(start, message) in self.lines.values() {
@@ -77,13 +78,14 @@ impl<'a> SyntaxErrors<'a> {
     }
 }
 
-/// Whether somebody meant to begin a section: `[upstream`, `upstream]`, `{upstream}`, `upstream:`.
+/// Whether the line was meant as a section header: `[upstream`, `upstream]`, `{upstream}`,
+/// `upstream:`.
 fn looks_like_section(line: &str) -> bool {
     let is_named = line.contains(|c: char| c.is_ascii_alphabetic());
     is_named && (line.starts_with(['[', '{']) || !line.contains('=') && line.ends_with([']', ':']))
 }
 
-/// Turns the parser's byte offsets into lines and columns.
+/// Converts the parser's byte offsets into lines and columns.
 pub(super) struct SourceText<'a> {
     pub(super) file: Arc<Path>,
     pub(super) text: &'a str,
@@ -111,7 +113,7 @@ impl SourceText<'_> {
     }
 }
 
-/// The parser's messages name what it expected and never quote the text, which may be a secret.
+/// The parser's messages name what it expected and do not quote the text, which may be a secret.
 fn syntax_problem(message: &str, text: &str, offset: usize) -> Problem {
     let line_start = text
         .get(..offset)
@@ -129,7 +131,7 @@ fn syntax_problem(message: &str, text: &str, offset: usize) -> Problem {
     {
         BACKSLASH_HINT
     } else if message.contains("expected `\"`") || message.contains("expected `'`") {
-        "end a text with the quote that it begins with, on the same line"
+        "end the text with the quote that it begins with, on the same line"
     } else if looks_like_section(line.trim()) && !message.starts_with("duplicate key") {
         "a section begins with a line like [upstream]"
     } else if message.contains("array") {
@@ -146,6 +148,6 @@ fn syntax_problem(message: &str, text: &str, offset: usize) -> Problem {
     problem(format!("this is not TOML: {message}"), hint)
 }
 
-/// What to say when a Windows path stands in double quotes.
+/// The hint for a Windows path in double quotes.
 pub(super) const BACKSLASH_HINT: &str = "a backslash in double quotes begins an escape: write the path in single quotes, \
      as in 'C:\\proxy\\token.json', or with forward slashes";

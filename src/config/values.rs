@@ -1,5 +1,5 @@
-//! Readers for every kind of value. Each says what is wrong and what to write instead, and quotes the user's words
-//! only where they could not be a secret.
+//! Parsers for every type of value. Each returns what is wrong and what to write instead, and
+//! quotes the given text only where it cannot be a secret.
 
 mod client;
 mod token;
@@ -31,7 +31,7 @@ pub(super) fn text(value: &Value) -> Read<&str> {
                 .or_variable("give it a value, or unset it"))
         }
         Value::Text(text) if text.contains(char::is_control) => Err(problem(
-            "holds a line end, a tab or another control character",
+            "contains a line end, a tab or another control character",
             "write one line of plain text",
         )),
         Value::Text(text) => Ok(text),
@@ -41,12 +41,12 @@ pub(super) fn text(value: &Value) -> Read<&str> {
         )),
         Value::List(_) | Value::Table(_) | Value::Other(_) => Err(problem(
             format!("is {}, not text", value.kind_name()),
-            r#"write one text, as in key = "text""#,
+            r#"write a text, as in key = "text""#,
         )),
     }
 }
 
-/// Text that has a form of its own, of which an example says more than "put it in quotes".
+/// Text with a format, of which an example says more than "put it in quotes".
 fn text_with_hint<'a>(value: &'a Value, example: &str) -> Read<&'a str> {
     text(value).map_err(|problem| Problem {
         hint: example.to_owned(),
@@ -54,7 +54,7 @@ fn text_with_hint<'a>(value: &'a Value, example: &str) -> Read<&'a str> {
     })
 }
 
-/// Text that is still what the shipped file has there.
+/// Whether the value is a placeholder, as the shipped file has them.
 pub(super) fn is_placeholder(value: &Value) -> bool {
     match value {
         Value::Text(text) => {
@@ -73,12 +73,12 @@ pub(super) fn is_placeholder(value: &Value) -> bool {
     }
 }
 
-/// A path, as it is written.
+/// A path, as written.
 pub(super) fn path(value: &Value) -> Read<PathBuf> {
     if let Value::Text(text) = value
         && text.contains(char::is_control)
     {
-        return Err(problem("holds a control character", BACKSLASH_HINT)
+        return Err(problem("contains a control character", BACKSLASH_HINT)
             .or_variable("set it to a path without one"));
     }
     text(value).map(PathBuf::from)
@@ -97,7 +97,7 @@ pub(super) fn boolean(value: &Value) -> Read<bool> {
     }
 }
 
-/// A whole number between the two, both included.
+/// A whole number from `least` to `most`.
 pub(super) fn integer(value: &Value, least: u32, most: u32) -> Read<u32> {
     match value {
         Value::Integer(number) => u32::try_from(*number)
@@ -120,7 +120,7 @@ pub(super) fn integer(value: &Value, least: u32, most: u32) -> Read<u32> {
     }
 }
 
-/// `"90s"`, `"1h 30m"`: up to a year.
+/// `"90s"`, `"1h 30m"`: at most a year.
 pub(super) fn duration(value: &Value) -> Read<Duration> {
     const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
     const EXAMPLE: &str = r#"write a number and a unit (ms, s, m, h, d), as in "90s""#;
@@ -131,7 +131,8 @@ pub(super) fn duration(value: &Value) -> Read<Duration> {
         ));
     }
     let text = text_with_hint(value, EXAMPLE)?;
-    // The parser's sum of parts can overflow, which takes more characters than a duration of sense has.
+    // In humantime the sum of the parts can overflow. That takes more characters than a sensible
+    // duration has.
     let parsed = if text.len() <= 24 {
         humantime::parse_duration(text.trim()).ok()
     } else {
@@ -148,7 +149,7 @@ pub(super) fn duration(value: &Value) -> Read<Duration> {
 pub(super) fn positive_duration(value: &Value) -> Read<Duration> {
     match duration(value)? {
         Duration::ZERO => Err(problem(
-            "must be longer than nothing",
+            "must be longer than zero",
             r#"write for example "10s""#,
         )),
         duration => Ok(duration),
@@ -192,7 +193,7 @@ pub(super) fn size(value: &Value) -> Read<usize> {
     bytes.ok_or_else(|| problem("is not a size", EXAMPLE))
 }
 
-/// A size between two others, in bytes.
+/// A size from `least` to `most`, in bytes.
 pub(super) fn size_within(value: &Value, least: usize, most: usize) -> Read<usize> {
     let size = size(value)?;
     let range = || {
@@ -207,7 +208,7 @@ pub(super) fn size_within(value: &Value, least: usize, most: usize) -> Read<usiz
         .ok_or_else(range)
 }
 
-/// One of several words, and what each means.
+/// One of several words; the value that it stands for.
 pub(super) fn choice<T: Copy>(value: &Value, choices: &[(&str, T)]) -> Read<T> {
     let words: Vec<String> = choices
         .iter()
@@ -219,8 +220,9 @@ pub(super) fn choice<T: Copy>(value: &Value, choices: &[(&str, T)]) -> Read<T> {
         .iter()
         .find(|(word, _)| *word == given)
         .map(|(_, meaning)| *meaning)
-        .ok_or_else(|| problem("is none of the words known here", &hint))
+        .ok_or_else(|| problem("is not one of the allowed values", &hint))
 }
+
 impl Value {
     fn kind_name(&self) -> &'static str {
         match self {

@@ -695,7 +695,7 @@ async fn scripted_answers_of_the_issuer_cost_nobody_a_token() {
     tokio::pin!(hanging);
     tokio::select! {
         answer = &mut hanging => panic!("{answer:?}"),
-        event = events.recv() => assert_eq!(event, Ok(Event::RefreshRefused { error: "no answer".to_owned() })),
+        event = events.recv() => assert_eq!(event, Ok(Event::RefreshRefused { error: "no response".to_owned() })),
     }
     assert!(
         timeout(Duration::from_millis(50), hanging).await.is_err(),

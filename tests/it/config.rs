@@ -700,7 +700,7 @@ fn mistakes_in_the_environment_name_the_variable() {
     assert_no_secret(&mistakes.to_string());
     let expected = r#"
 environment: BEARER_PROXY__LISTEN: no key has this name (did you mean BEARER_PROXY__PROXY__LISTEN or BEARER_PROXY__ADMIN__LISTEN?)
-environment: BEARER_PROXY__PROXY__LISTEN: proxy.listen: 0.0.0.0:8081 can be reached from other machines, and whoever reaches it acts with the proxy's token (listen on 127.0.0.1, or set BEARER_PROXY__PROXY__ALLOW_UNAUTHENTICATED=true if the network around it lets only the right clients through)
+environment: BEARER_PROXY__PROXY__LISTEN: proxy.listen: 0.0.0.0:8081 can be reached from other machines, and requests there use the proxy's token without authentication (listen on 127.0.0.1, or set BEARER_PROXY__PROXY__ALLOW_UNAUTHENTICATED=true if the network admits only the right clients)
 environment: BEARER_PROXY__RETRY__ANY_METHOD: retry.any_method: is text (write true or false)
 environment: BEARER_PROXY__RETRY__STATUSES: retry.statuses: is text (write a number from 400 to 599)
 environment: BEARER_PROXY__TOKEN__CLIENT_ID: token.client_id: is empty (give it a value, or unset it)
@@ -717,7 +717,7 @@ environment: BEARER_PROXY__XYZZY__PLUGH: no key has this name (a variable is BEA
         .to_string();
     let expected = "
 environment: BEARER_PROXY__PROXY__LISTEN: proxy.listen: is missing (set BEARER_PROXY__PROXY__LISTEN=127.0.0.1:8080)
-environment: BEARER_PROXY__TOKEN__CLIENT_SECRET: token.client_secret: is missing (set BEARER_PROXY__TOKEN__CLIENT_SECRET=<client secret>, or BEARER_PROXY__TOKEN__CLIENT_SECRET_FILE to a file that holds it)
+environment: BEARER_PROXY__TOKEN__CLIENT_SECRET: token.client_secret: is missing (set BEARER_PROXY__TOKEN__CLIENT_SECRET=<client secret>, or BEARER_PROXY__TOKEN__CLIENT_SECRET_FILE to a file with the value)
 environment: BEARER_PROXY__TOKEN__REFRESH_TOKEN: token.refresh_token: is missing (set BEARER_PROXY__TOKEN__REDIRECT_URI and BEARER_PROXY__TOKEN__STATE_FILE and run `bearer-proxy login`, or set this to the first refresh token)
 environment: BEARER_PROXY__UPSTREAM__ENDPOINTS: upstream.endpoints: is missing (set BEARER_PROXY__UPSTREAM__ENDPOINTS=<https://your-cloud>)
 ";
@@ -737,8 +737,8 @@ fn variables_that_are_not_read_are_told() {
     ]))
     .unwrap_err();
     assert_no_secret(&mistakes.to_string());
-    let not_read = "is not read: a variable of ours has two underscores between its parts";
-    let several = "belongs to one of several tables, which variables cannot tell apart";
+    let not_read = "is not read: a variable that sets a key has two underscores between its parts";
+    let several = "belongs to an array of tables, whose keys variables cannot set";
     let expected = format!(
         "
 environment: BEARER_PROXY_TOKEN_CLIENT_SECRET: {not_read} (did you mean BEARER_PROXY__TOKEN__CLIENT_SECRET?)
@@ -860,7 +860,7 @@ fn the_environment_wins_over_the_file_and_the_command_line_over_both() {
         .push(("log.lvl".to_owned(), "info".to_owned()));
     assert_eq!(
         config::load(source).unwrap_err().to_string(),
-        "command line: log.level: is none of the words known here \
+        "command line: log.level: is not one of the allowed values \
          (write \"trace\" or \"debug\" or \"info\" or \"warn\" or \"error\" or \"off\")\n\
          command line: log.lvl: unknown key (see --help)"
     );
@@ -979,7 +979,7 @@ fn files_that_cannot_be_read_are_one_line() {
     assert_eq!(
         missing,
         "no/such/proxy.toml: cannot be read: No such file or directory (os error 2) \
-         (check the path, or write a first file with `bearer-proxy init`)"
+         (check the path, or create a file with `bearer-proxy init`)"
     );
     assert_eq!(load(VALID, &[]).unwrap_err().iter().count(), 1);
     assert_eq!(
@@ -1640,7 +1640,7 @@ fn a_private_key_in_pem_form_has_lines() {
     ] {
         let mistakes = load(lines).unwrap_err();
         assert!(
-            mistakes.contains("is no private key in PEM form that fits"),
+            mistakes.contains("is not a private key in PEM for"),
             "{mistakes}"
         );
         assert!(!mistakes.contains("BEGIN"), "{mistakes}");

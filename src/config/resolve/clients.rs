@@ -1,4 +1,4 @@
-//! `[[client]]`: who may call, and how each is known.
+//! `[[client]]`: authentication and limits of clients.
 
 use super::{listeners::ListenerEntry, routes::path_rules};
 use crate::{
@@ -12,10 +12,10 @@ use crate::{
     proxy::{Client, Rules},
 };
 
-/// Shorter keys can be found by trying.
+/// Shorter keys can be guessed.
 const GOOD_KEY_LENGTH: usize = 16;
 
-/// The clients whose entries have no mistake.
+/// The clients whose tables have no mistake.
 pub(super) fn clients(r: &mut Reader, listeners: &[ListenerEntry]) -> Vec<Client> {
     let mut clients: Vec<Client> = Vec::new();
     for section in r.tables("client") {
@@ -31,7 +31,7 @@ pub(super) fn clients(r: &mut Reader, listeners: &[ListenerEntry]) -> Vec<Client
             .is_some_and(|value| values::boolean(value) == Ok(true))
     {
         let problem = problem(
-            "has no effect: where there is [[client]], nobody else is served",
+            "has no effect: with [[client]], only those clients are served",
             "remove it",
         )
         .or_variable("unset it");
@@ -85,7 +85,7 @@ fn client(r: &mut Reader, section: &str, listeners: &[ListenerEntry]) -> Option<
     })
 }
 
-/// A value that need not be there.
+/// The value of an optional key.
 fn optional<T>(r: &mut Reader, key: &str, parse: fn(&Value) -> Result<T, Problem>) -> Option<T> {
     if r.is_given(key) {
         r.read(key, parse)
@@ -94,7 +94,8 @@ fn optional<T>(r: &mut Reader, key: &str, parse: fn(&Value) -> Result<T, Problem
     }
 }
 
-/// What is shown must be there, it must be told how, and something must be shown at all.
+/// A key needs a header or a user name, and they need a key; a client needs at least one kind of
+/// credential.
 fn check_credentials(r: &mut Reader, section: &str, key: Option<&Secret>) {
     let key_of = |name: &str| format!("{section}.{name}");
     let has = |r: &Reader, name: &str| r.is_given(&key_of(name));
@@ -106,16 +107,16 @@ fn check_credentials(r: &mut Reader, section: &str, key: Option<&Secret>) {
         r.missing(
             secret_pos.clone(),
             &key_of("key"),
-            problem("is shown in no way", hint),
+            problem("has no effect without header or basic", hint),
         );
     }
     for (name, is_given) in [("header", has_header), ("basic", has_basic)] {
         if is_given && !has_key {
-            let hint = "write key_file = and a file that holds the client's key, or key = and the key itself";
+            let hint = "set key_file to a file with the client's key, or key to the key itself";
             r.missing(
                 r.pos(&key_of(name)),
                 &key_of(name),
-                problem("has no key to show", hint),
+                problem("has no effect without a key", hint),
             );
         }
     }
@@ -124,32 +125,29 @@ fn check_credentials(r: &mut Reader, section: &str, key: Option<&Secret>) {
         r.missing(
             r.pos_of_section(section),
             section,
-            problem("says nothing by which the client is known", hint),
+            problem("has nothing that identifies the client", hint),
         );
     }
     if has_header && key.is_some_and(|key| !key.fits_header()) {
         let problem = problem(
-            "cannot stand in an HTTP header",
+            "is not allowed in an HTTP header",
             "use letters, digits and punctuation without spaces",
         );
         r.mistake(secret_pos.clone(), &key_of("key"), problem);
     }
     if key.is_some_and(|key| key.expose().chars().count() < GOOD_KEY_LENGTH) {
         let reason = format!(
-            "is shorter than {GOOD_KEY_LENGTH} characters: whoever can connect may find it by trying"
+            "is shorter than {GOOD_KEY_LENGTH} characters: an attacker who can connect may guess it"
         );
         r.warning(
             secret_pos,
             &key_of("key"),
-            problem(
-                reason,
-                "let chance choose one, as `openssl rand -hex 24` does",
-            ),
+            problem(reason, "use a random one, as from `openssl rand -hex 24`"),
         );
     }
 }
 
-/// Only where certificates are asked for can there be a name in one.
+/// A subject needs a listener that requests client certificates.
 fn check_tls_subject(r: &mut Reader, key: &str, listeners: &[ListenerEntry]) {
     let asks = |one: &ListenerEntry| {
         one.listener
@@ -163,14 +161,14 @@ fn check_tls_subject(r: &mut Reader, key: &str, listeners: &[ListenerEntry]) {
             r.pos(key),
             key,
             problem(
-                "never holds: no listener asks clients for certificates",
+                "never matches: no listener requests client certificates",
                 hint,
             ),
         );
     }
 }
 
-/// Two clients of one name or one key cannot be told apart.
+/// Clients with the same name or key could not be told apart.
 fn reject_duplicates(r: &mut Reader, section: &str, client: &Client, earlier: &[Client]) {
     let key_of = |name: &str| format!("{section}.{name}");
     if earlier.iter().any(|other| other.name == client.name) {
@@ -178,7 +176,7 @@ fn reject_duplicates(r: &mut Reader, section: &str, client: &Client, earlier: &[
         r.mistake(
             r.pos(&key),
             &key,
-            problem("is the name of another client", "choose another one"),
+            problem("is also the name of another client", "choose another name"),
         );
     }
     let is_same = |other: &Client| {
@@ -190,7 +188,7 @@ fn reject_duplicates(r: &mut Reader, section: &str, client: &Client, earlier: &[
     };
     if let Some(other) = earlier.iter().find(|other| is_same(other)) {
         let problem = problem(
-            format!("is the key of {:?} as well", other.name),
+            format!("is also the key of {:?}", other.name),
             "give each client a key of its own",
         );
         r.mistake(r.pos_of_secret(&key_of("key")), &key_of("key"), problem);

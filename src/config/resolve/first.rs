@@ -1,4 +1,4 @@
-//! Where first tokens come from: `[token.jwt]`, and the keys that `login` needs.
+//! The sources of first tokens: `[token.jwt]`, and the keys that `login` needs.
 
 use jsonwebtoken::Algorithm;
 
@@ -13,7 +13,7 @@ use crate::{
     upstream,
 };
 
-/// What stands in `[token.jwt]`, before it is known where the cloud is.
+/// `[token.jwt]`, without the URL of the interface.
 pub(super) struct Jwt {
     key: Secret,
     algorithm: Algorithm,
@@ -22,17 +22,19 @@ pub(super) struct Jwt {
     names: jwt_grant::ParameterNames,
 }
 
-/// `None` if there is no such section, and after a mistake.
+/// `None` if there is no such section, or after a mistake.
 pub(super) fn jwt_section(r: &mut Reader) -> Option<Jwt> {
     const KEY: &str = "token.jwt.key";
-    // They have defaults, and are read whether or not they are needed.
+    // Read in any case, to report mistakes in them.
     let names = names(r);
     if !r.has_keys("token.jwt") {
         return None;
     }
     if !r.is_secret_given(KEY) {
-        let hint = "write the JWT key of the developer account, or name a file that holds it with key_file";
-        let variables = "set BEARER_PROXY__TOKEN__JWT__KEY, or BEARER_PROXY__TOKEN__JWT__KEY_FILE to a file that holds it";
+        let hint =
+            "write the JWT key of the developer account, or set key_file to a file with the key";
+        let variables = "set BEARER_PROXY__TOKEN__JWT__KEY, or BEARER_PROXY__TOKEN__JWT__KEY_FILE \
+            to a file with the key";
         let problem = problem("is missing", hint).or_variable(variables);
         r.missing(r.pos_of_section("token.jwt"), KEY, problem);
     }
@@ -44,8 +46,8 @@ pub(super) fn jwt_section(r: &mut Reader) -> Option<Jwt> {
     if let Some((key, algorithm)) = key.as_ref().zip(algorithm)
         && jwt_grant::check_key(algorithm, key).is_err()
     {
-        let reason = format!("is no private key in PEM form that fits {algorithm:?}");
-        let hint = "write the key that the cloud's administrator gave you, or the algorithm that it is meant for";
+        let reason = format!("is not a private key in PEM for {algorithm:?}");
+        let hint = "write the key from the cloud's administrator, or its algorithm";
         r.mistake(r.pos_of_secret(KEY), KEY, problem(reason, hint));
     }
     let user = user(r);
@@ -73,7 +75,7 @@ fn names(r: &mut Reader) -> jwt_grant::ParameterNames {
     }
 }
 
-/// As whom to act, named in at most one way.
+/// The user, by at most one of the three keys.
 fn user(r: &mut Reader) -> Option<User> {
     let mut name = |path| {
         r.read(path, |value| values::text(value).map(str::to_owned))
@@ -114,7 +116,7 @@ pub(super) fn initial_grant(
     let redirect_uri = r.read("token.redirect_uri", values::redirect_uri);
     let paths = ["token.authorize_path", "token.token_path", "token.jwt_path"];
     let [authorize, token, by_jwt] = paths.map(|path| r.read(path, values::url_path));
-    // A mistake in it is told where the issuer is read.
+    // Mistakes in it are reported where the issuer is read.
     let own = r
         .raw_value("token.issuer")
         .and_then(|value| values::endpoint(value).ok());

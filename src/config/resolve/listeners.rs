@@ -1,4 +1,4 @@
-//! `proxy.listen` or `[[listener]]`: where apps reach us, and who may.
+//! `proxy.listen` or `[[listener]]`: the addresses to listen on, and the guard of each.
 
 use std::collections::BTreeSet;
 
@@ -15,14 +15,14 @@ use crate::{
     proxy::{Client, GuardConfig, Listener},
 };
 
-/// A listener and where its address was given.
+/// A listener, and the key and position of its address.
 pub(super) struct ListenerEntry {
     pub(super) listener: Listener,
     key: &'static str,
     pos: SourcePos,
 }
 
-/// The guard's exceptions in `[proxy]`: they hold wherever nothing else is said.
+/// The guard in `[proxy]`: the default of the listeners.
 pub(super) fn guard(r: &mut Reader) -> GuardConfig {
     GuardConfig {
         allowed_hosts: allowed(r, "proxy.allowed_hosts", values::served_host),
@@ -43,7 +43,7 @@ fn allowed(
         .collect()
 }
 
-/// The listeners, in the short form or in the long one.
+/// The listeners: `proxy.listen`, or `[[listener]]`.
 pub(super) fn listeners(r: &mut Reader, guard: &GuardConfig) -> Vec<ListenerEntry> {
     const SHORT: &str = "proxy.listen";
     let open = r.read("proxy.allow_unauthenticated", values::boolean);
@@ -68,11 +68,11 @@ pub(super) fn listeners(r: &mut Reader, guard: &GuardConfig) -> Vec<ListenerEntr
         return listeners;
     }
     if r.is_given(SHORT) {
-        let hint = "keep one of the two: each [[listener]] has an address of its own";
+        let hint = "keep one of the two: each [[listener]] has its own address";
         r.mistake(
             r.pos(SHORT),
             SHORT,
-            problem("is set, and there is [[listener]] as well", hint),
+            problem("is set, and so is [[listener]]", hint),
         );
     }
     tables
@@ -118,35 +118,37 @@ fn listener(
         key: "listener.address",
         pos,
     };
-    // A mistake in that key is no reason to complain of what it is for.
+    // With a mistake in that key it is still clear that clients must authenticate.
     if !r.is_given(&key("tls.client_ca_file")) {
         require_authentication(r, &new, open);
     }
     Some(new)
 }
 
-/// Whoever reaches a data listener acts with the proxy's token.
+/// A listener that other machines can reach needs client authentication: every request there uses
+/// the proxy's token.
 fn require_authentication(
     r: &mut Reader,
     ListenerEntry { listener, key, pos }: &ListenerEntry,
     open: Option<bool>,
 ) {
     const VARIABLE: &str = "listen on 127.0.0.1, or set BEARER_PROXY__PROXY__ALLOW_UNAUTHENTICATED=true if the network \
-                            around it lets only the right clients through";
+                            admits only the right clients";
     let address = &listener.address;
     let is_guarded = !r.tables("client").is_empty();
     if open != Some(false) || address.is_local() || is_guarded {
         return;
     }
     let reason = format!(
-        "{address} can be reached from other machines, and whoever reaches it acts with the proxy's token"
+        "{address} can be reached from other machines, and requests there use the proxy's token \
+         without authentication"
     );
     let hint = if *key == "proxy.listen" {
-        "listen on 127.0.0.1, say who may call by [[client]], or write allow_unauthenticated = true in [proxy] if the \
-         network around it lets only the right clients through"
+        "listen on 127.0.0.1, authenticate clients with [[client]], or write allow_unauthenticated = true in [proxy] if \
+         the network admits only the right clients"
     } else {
-        "listen on 127.0.0.1, ask clients for certificates with tls.client_ca_file, say who may call by [[client]], or write allow_unauthenticated = \
-         true here if the network around it lets only the right clients through"
+        "listen on 127.0.0.1, require client certificates with tls.client_ca_file, authenticate clients with [[client]], \
+         or write allow_unauthenticated = true here if the network admits only the right clients"
     };
     r.missing(
         pos.clone(),
@@ -155,7 +157,8 @@ fn require_authentication(
     );
 }
 
-/// Where every client shows what no page can, the guard has nothing to guard.
+/// Switches the guard off if every client has a credential that a web page in a browser cannot
+/// send.
 pub(super) fn relax_guards(listeners: &mut [ListenerEntry], clients: &[Client]) {
     let is_off = !clients.is_empty() && clients.iter().all(Client::is_beyond_pages);
     for one in listeners {
@@ -163,8 +166,8 @@ pub(super) fn relax_guards(listeners: &mut [ListenerEntry], clients: &[Client]) 
     }
 }
 
-/// Where browsers tell nothing of the page that calls: they send `Origin` and `Sec-Fetch-Site` with plain requests only to
-/// addresses that they trust, https and this machine's own.
+/// Warns of listeners for which browsers do not identify the calling page: they send `Origin` and
+/// `Sec-Fetch-Site` with simple requests only to https and to loopback.
 pub(super) fn recommend_required_header(r: &mut Reader, listeners: &[ListenerEntry]) {
     for ListenerEntry { listener, key, pos } in listeners {
         let Listener {
@@ -179,11 +182,12 @@ pub(super) fn recommend_required_header(r: &mut Reader, listeners: &[ListenerEnt
             continue;
         }
         let reason = format!(
-            "{address} is plain http under names for which browsers do not tell which page calls: any page could send \
-             requests there unseen"
+            "{address} is plain http with host names other than localhost, for which browsers do not send Origin and \
+             Sec-Fetch-Site with simple requests: any web page could send requests there"
         );
-        let hint = r#"if the apps can send a header of their own, write required_header = "x-bearer-proxy" in [proxy]"#;
-        let variable = "if the apps can send a header of their own, set BEARER_PROXY__PROXY__REQUIRED_HEADER=x-bearer-proxy";
+        let hint = r#"if the apps can send an additional header, write required_header = "x-bearer-proxy" in [proxy]"#;
+        let variable = "if the apps can send an additional header, set \
+            BEARER_PROXY__PROXY__REQUIRED_HEADER=x-bearer-proxy";
         r.warning(
             pos.clone(),
             key,
@@ -218,10 +222,7 @@ pub(super) fn reject_overlaps(
             ..
         }) = earlier
         {
-            let reason = format!(
-                "{address} is taken already, by {} in {taken}",
-                listener.address
-            );
+            let reason = format!("{address} overlaps with {} in {taken}", listener.address);
             r.mistake(pos, key, problem(reason, "use another port"));
         }
     }
@@ -233,7 +234,7 @@ fn overlap(a: &Address, b: &Address) -> bool {
             let same_ip = a.ip() == b.ip()
                 || a.is_ipv4() == b.is_ipv4()
                     && (a.ip().is_unspecified() || b.ip().is_unspecified());
-            // Port 0 is another port every time.
+            // With port 0 each listener gets another port.
             a.port() == b.port() && a.port() != 0 && same_ip
         }
         (a, b) => a == b,

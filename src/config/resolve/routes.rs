@@ -1,4 +1,5 @@
-//! `[[route]]` and `[[rewrite]]`: where requests go, and which addresses in answers come home.
+//! `[[route]]` and `[[rewrite]]`: the upstream of a request, and the URLs in responses that are
+//! rewritten to the proxy.
 
 use super::{listeners::ListenerEntry, upstream::warn_if_plain_http};
 use crate::{
@@ -9,10 +10,10 @@ use crate::{
     upstream,
 };
 
-/// Position of the credential whose token requests carry.
+/// The index of the credential whose token requests carry.
 const DEFAULT_CREDENTIAL: usize = 0;
 
-/// One entry a table; `None` where it cannot be told what was meant.
+/// One entry for each table; `None` after a mistake.
 pub(super) fn rewrites(r: &mut Reader) -> Vec<Option<Rewrite>> {
     let mut rewrites: Vec<Option<Rewrite>> = Vec::new();
     for section in r.tables("rewrite") {
@@ -27,11 +28,11 @@ pub(super) fn rewrites(r: &mut Reader) -> Vec<Option<Rewrite>> {
                 .flatten()
                 .any(|earlier| earlier.from == *from)
         {
-            let reason = format!("{from} is rewritten already");
+            let reason = format!("{from} has a [[rewrite]] already");
             r.mistake(
                 r.pos(&from_key),
                 &from_key,
-                problem(reason, "keep one [[rewrite]] for it"),
+                problem(reason, "keep one of the two"),
             );
         }
         rewrites.push(from.zip(to).map(|(from, to)| Rewrite { from, to }));
@@ -39,7 +40,7 @@ pub(super) fn rewrites(r: &mut Reader) -> Vec<Option<Rewrite>> {
     rewrites
 }
 
-/// One entry a table; `None` where it cannot be told what was meant.
+/// One entry for each table; `None` after a mistake.
 pub(super) fn routes(
     r: &mut Reader,
     upstreams: &[upstream::Config],
@@ -62,7 +63,10 @@ pub(super) fn routes(
             r.mistake(
                 r.pos(&key),
                 &key,
-                problem("an earlier route has the same host and prefix", hint),
+                problem(
+                    "is the same host and prefix as in an earlier [[route]]",
+                    hint,
+                ),
             );
         }
         routes.push(route);
@@ -79,7 +83,7 @@ fn route(
     let key = |name: &str| format!("{section}.{name}");
     let (prefix_key, host_key) = (key("prefix"), key("host"));
     if !r.is_given(&prefix_key) && !r.is_given(&host_key) {
-        let hint = r#"write which paths it is for, as in prefix = "/_document", or for which host"#;
+        let hint = r#"write a path prefix, as in prefix = "/_document", or a host"#;
         r.missing(r.pos(&prefix_key), &prefix_key, problem("is missing", hint));
     }
     let prefix = r.read(&prefix_key, values::prefix);
@@ -87,7 +91,7 @@ fn route(
     let is_good = (!r.is_given(&prefix_key) || prefix.is_some())
         && (!r.is_given(&host_key) || host.is_some());
     let prefix = prefix.unwrap_or_default();
-    // What a rewritten address leads to is another host's: it has paths of its own, and no business with our token.
+    // The target of a rewrite is another host: it has its own paths, and must not get the token.
     let is_target = !prefix.is_empty()
         && rewrites
             .iter()
@@ -131,7 +135,7 @@ pub(super) fn path_rules(r: &mut Reader, key: &str) -> Vec<Rule> {
         .collect()
 }
 
-/// Position of the upstream that a route names; without a name it is the plain one.
+/// The index of the route's upstream; by default the first, `[upstream]`.
 fn upstream_of(r: &mut Reader, key: &str, upstreams: &[upstream::Config]) -> Option<usize> {
     if !r.is_given(key) {
         return Some(0);
@@ -143,7 +147,7 @@ fn upstream_of(r: &mut Reader, key: &str, upstreams: &[upstream::Config]) -> Opt
         let hint = match suggest::nearest(&name, names) {
             Some(nearest) => format!("did you mean {nearest:?}?"),
             None => {
-                "write a section [upstreams.NAME] with its endpoints, and that name here".to_owned()
+                "write a section [upstreams.NAME] with endpoints, and that NAME here".to_owned()
             }
         };
         r.missing(r.pos(key), key, problem("no upstream has this name", hint));
@@ -151,7 +155,7 @@ fn upstream_of(r: &mut Reader, key: &str, upstreams: &[upstream::Config]) -> Opt
     position
 }
 
-/// What is there without being used, and what is used without being there.
+/// Unused upstreams, and rewrites without a route.
 pub(super) fn check(
     r: &mut Reader,
     upstreams: &[upstream::Config],
@@ -202,7 +206,7 @@ pub(super) fn check(
     }
 }
 
-/// The lines that a rewrite needs beside it.
+/// The sections that a rewrite needs.
 fn route_that_leads_to(from: &str, to: &str, upstreams: &[upstream::Config]) -> String {
     let leads_there = |upstream: &&upstream::Config| {
         upstream
@@ -224,11 +228,12 @@ fn route_that_leads_to(from: &str, to: &str, upstreams: &[upstream::Config]) -> 
         |name: &&str| !name.is_empty() && upstreams.iter().all(|upstream| upstream.name != *name);
     let name = Some(words.as_str()).filter(is_free).unwrap_or("NAME");
     format!(
-        "[[route]] with prefix = {to:?} and upstream = {name:?}, and [upstreams.{name}] with endpoints = [{from:?}]"
+        "[[route]] with prefix = {to:?} and upstream = {name:?}, and [upstreams.{name}] with \
+         endpoints = [{from:?}]"
     )
 }
 
-/// The guard refuses names that it does not know, whatever route there is for them.
+/// Warns of routes for hosts that the guard rejects.
 pub(super) fn warn_of_unserved_hosts(
     r: &mut Reader,
     routes: &[Option<Route>],
@@ -252,7 +257,10 @@ pub(super) fn warn_of_unserved_hosts(
             r.warning(
                 r.pos(&key),
                 &key,
-                problem("requests with this name get 421", hint),
+                problem(
+                    "is not in allowed_hosts: requests for this host get 421",
+                    hint,
+                ),
             );
         }
     }

@@ -1,4 +1,4 @@
-//! `tls` tables: what the files hold, and that they go together.
+//! `tls` tables: checks the files' content, and that a certificate and its key match.
 
 use std::path::{Path, PathBuf};
 
@@ -13,15 +13,18 @@ use crate::{
     net::tls::{self, Error, MinVersion, Validity, ValidityWarning},
 };
 
-/// How to trust and to greet a server.
+/// TLS towards servers: which to trust, and the client certificate.
 pub(super) fn client(r: &mut Reader, section: &str) -> tls::Config {
     let key = |name: &str| format!("{section}.{name}");
     let cert_key = key("client_cert_file");
     let key_key = key("client_key_file");
     for (given, other) in [(&cert_key, &key_key), (&key_key, &cert_key)] {
         if r.is_given(given) && !r.is_given(other) {
-            let problem = problem("is one half of a pair", format!("give {other} as well"))
-                .or_variable(format!("set {} as well", keys::variable(other)));
+            let problem = problem(
+                "needs the other file of the pair",
+                format!("set {other} as well"),
+            )
+            .or_variable(format!("set {} as well", keys::variable(other)));
             r.missing(r.pos(given), given, problem);
         }
     }
@@ -43,7 +46,7 @@ pub(super) fn client(r: &mut Reader, section: &str) -> tls::Config {
             r,
             &key("ca_file"),
             &error,
-            "name certificates of authorities",
+            "name a PEM file with CA certificates",
         );
     }
     let own = tls::Config {
@@ -51,17 +54,17 @@ pub(super) fn client(r: &mut Reader, section: &str) -> tls::Config {
         ..config.clone()
     };
     match tls::check(&own) {
-        // Half a pair was told above.
+        // Half a pair has been reported above.
         Ok(()) | Err(Error::HalfAPair { .. }) => {}
         Err(error @ Error::KeyPair { .. }) => {
             reject(
                 r,
                 &key_key,
                 &error,
-                "name the key that the certificate was made for",
+                "name the private key of that certificate",
             );
         }
-        Err(error) => reject(r, &cert_key, &error, "save it again from where it came"),
+        Err(error) => reject(r, &cert_key, &error, "get the file again from its source"),
     }
     config
 }
@@ -81,7 +84,7 @@ fn min_version(r: &mut Reader, key: &str) -> MinVersion {
     )
 }
 
-/// A certificate that is refused by those whom it is shown to is a mistake of the day, not of the configuration.
+/// An expired certificate is a warning: the configuration itself is right.
 fn warn_of_dates(r: &mut Reader, key: &str, certificate: Option<&Path>) {
     let validity =
         certificate.and_then(|certificate| Validity::of_file(certificate).ok().flatten());
@@ -89,7 +92,7 @@ fn warn_of_dates(r: &mut Reader, key: &str, certificate: Option<&Path>) {
         let hint = match warning {
             ValidityWarning::NotYetValid(_) => "check this machine's clock, or wait",
             ValidityWarning::ExpiresSoon(..) | ValidityWarning::Expired(_) => {
-                "put a new one into the file; a running proxy takes it over"
+                "replace the file; a running proxy reads it again"
             }
         };
         r.warning(
@@ -100,7 +103,8 @@ fn warn_of_dates(r: &mut Reader, key: &str, certificate: Option<&Path>) {
     }
 }
 
-/// A file that begins to make sense: whether its certificates are any good shows with the others.
+/// Checks that the first PEM section is readable. [`tls::check`] checks the rest, and the files
+/// together.
 fn pem_file<T: PemObject>(r: &mut Reader, key: &str, what: &str) -> Option<PathBuf> {
     let file = r.path(key)?;
     let problem = match T::from_pem_file(&file) {
@@ -110,7 +114,7 @@ fn pem_file<T: PemObject>(r: &mut Reader, key: &str, what: &str) -> Option<PathB
             "check the path and the permissions",
         ),
         Err(_) => problem(
-            format!("{} holds no {what} in PEM form", file.display()),
+            format!("{} contains no {what} in PEM", file.display()),
             format!("name a file with -----BEGIN … {}-----", what.to_uppercase()),
         ),
     };
@@ -118,7 +122,7 @@ fn pem_file<T: PemObject>(r: &mut Reader, key: &str, what: &str) -> Option<PathB
     None
 }
 
-/// How to present ourselves to the clients of a listener, if it has such a table.
+/// TLS of a listener, if it has such a table.
 pub(super) fn server(r: &mut Reader, section: &str) -> Option<tls::ServerConfig> {
     if !r.section_exists(section) {
         return None;
@@ -128,11 +132,11 @@ pub(super) fn server(r: &mut Reader, section: &str) -> Option<tls::ServerConfig>
     for (needed, hint) in [
         (
             &cert_key,
-            "name our certificate and those that vouch for it, in PEM form",
+            "name a PEM file with the certificate and its chain",
         ),
         (
             &key_key,
-            "name the private key of tls.cert_file, in PEM form",
+            "name a PEM file with the private key of tls.cert_file",
         ),
     ] {
         if !r.is_given(needed) {
@@ -152,17 +156,17 @@ pub(super) fn server(r: &mut Reader, section: &str) -> Option<tls::ServerConfig>
     };
     if let Err(error) = tls::server_config(&config, &[]) {
         let (key, hint) = match &error {
-            Error::KeyPair { .. } => (key_key, "name the key that the certificate was made for"),
+            Error::KeyPair { .. } => (key_key, "name the private key of that certificate"),
             Error::BadRoot { .. } | Error::ClientCa { .. } => {
-                (ca_key, "name certificates of authorities")
+                (ca_key, "name a PEM file with CA certificates")
             }
             Error::Read { path, .. } | Error::Pem { path, .. }
                 if Some(path) == config.client_ca_file.as_ref() =>
             {
-                (ca_key, "save it again from where it came")
+                (ca_key, "get the file again from its source")
             }
-            Error::NoKey { .. } => (key_key, "save it again from where it came"),
-            _ => (cert_key, "save it again from where it came"),
+            Error::NoKey { .. } => (key_key, "get the file again from its source"),
+            _ => (cert_key, "get the file again from its source"),
         };
         reject(r, &key, &error, hint);
     }

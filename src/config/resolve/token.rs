@@ -1,4 +1,4 @@
-//! `[token]`: the issuer, and what is kept of its tokens.
+//! `[token]`: the issuer, the state file and the refresh token.
 
 use std::{fs, io, path::Path};
 
@@ -40,7 +40,7 @@ pub(super) fn token(r: &mut Reader, upstream: &upstream::Config) -> Option<token
     Some(config)
 }
 
-/// The configured refresh token. It is needed once: beside stored tokens, one whose file was taken away is no mistake.
+/// The configured refresh token. It is used once: if tokens are stored, its file may be gone.
 fn seed(r: &mut Reader, state_file: Option<&Path>) -> Option<Secret> {
     const FILE: &str = "token.refresh_token_file";
     let is_gone = |r: &mut Reader| r.path(FILE).is_some_and(|file| !file.exists());
@@ -50,7 +50,7 @@ fn seed(r: &mut Reader, state_file: Option<&Path>) -> Option<Secret> {
         && is_gone(r)
     {
         let gone = problem(
-            "names a file that is not there; the stored tokens are used",
+            "names a file that does not exist; the stored tokens are used",
             "remove the key",
         )
         .or_variable("unset it");
@@ -60,7 +60,7 @@ fn seed(r: &mut Reader, state_file: Option<&Path>) -> Option<Secret> {
     r.secret("token.refresh_token")
 }
 
-/// What no client may ask for: the last segments of the issuer's paths.
+/// The last segments of the issuer's paths, which clients may not request.
 pub(super) fn issuer_segments(r: &Reader) -> Vec<String> {
     let paths = [
         "token.refresh_path",
@@ -68,7 +68,7 @@ pub(super) fn issuer_segments(r: &Reader) -> Vec<String> {
         "token.token_path",
         "token.jwt_path",
     ];
-    // A mistake in one is told where it is read.
+    // Mistakes in them are reported where they are read.
     let paths = paths
         .into_iter()
         .filter_map(|path| values::url_path(r.raw_value(path)?).ok());
@@ -78,45 +78,13 @@ pub(super) fn issuer_segments(r: &Reader) -> Vec<String> {
 }
 
 fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
-    let own_tls = tls::client(r, "token.tls");
-    let own = r.read("token.issuer", values::endpoint);
-    if let Some(endpoint) = &own {
-        warn_if_plain_http(r, endpoint, &r.pos("token.issuer"), "token.issuer");
-    }
-    let tls_given = own_tls != net::tls::Config::default();
-    let tls = if tls_given || r.is_given("token.issuer") {
-        own_tls
-    } else {
-        upstream.tls.clone()
-    };
-    let endpoint = own.as_ref().or_else(|| {
-        upstream
-            .endpoints
-            .first()
-            .filter(|_| !r.is_given("token.issuer"))
-    });
-    if tls_given && endpoint.is_some_and(|endpoint| endpoint.scheme == Scheme::HTTP) {
-        warn_of_unused_tls(
-            r,
-            "token.tls",
-            "the issuer's address does not begin with https://",
-        );
-    }
+    let (endpoint, tls) = issuer_endpoint(r, upstream);
     let path = r.read("token.refresh_path", values::url_path);
     let basic_encoding = r.choice(
         "token.basic_encoding",
         [("raw", BasicEncoding::Raw), ("form", BasicEncoding::Form)],
     );
-    let client_id = r.text("token.client_id");
-    if basic_encoding == BasicEncoding::Raw && client_id.contains(':') {
-        let hint = r#"if it is right, write basic_encoding = "form""#;
-        r.missing(
-            r.pos("token.client_id"),
-            "token.client_id",
-            problem("holds a colon, which HTTP Basic cannot carry", hint)
-                .or_variable("if it is right, set BEARER_PROXY__TOKEN__BASIC_ENCODING=form"),
-        );
-    }
+    let client_id = client_id(r, basic_encoding);
     let client_secret = r.secret("token.client_secret");
     let parameters = r.choice(
         "token.parameters",
@@ -129,7 +97,7 @@ fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
     let default_expires_in = r.positive_duration("token.default_expires_in");
     let fields = fields(r);
     Some(IssuerConfig {
-        refresh_url: interface_url(endpoint?, &path?)?,
+        refresh_url: interface_url(&endpoint?, &path?)?,
         client_id,
         client_secret: client_secret?,
         parameters,
@@ -141,7 +109,49 @@ fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
     })
 }
 
-/// The URL of one of the issuer's interfaces.
+/// `token.issuer`, by default the upstream's first endpoint, and its TLS. The upstream's TLS is the
+/// default only for that endpoint: another issuer must not be trusted by the upstream's CA.
+fn issuer_endpoint(
+    r: &mut Reader,
+    upstream: &upstream::Config,
+) -> (Option<Endpoint>, net::tls::Config) {
+    let own_tls = tls::client(r, "token.tls");
+    let has_own_tls = own_tls != net::tls::Config::default();
+    let own = r.read("token.issuer", values::endpoint);
+    if let Some(endpoint) = &own {
+        warn_if_plain_http(r, endpoint, &r.pos("token.issuer"), "token.issuer");
+    }
+    let is_given = r.is_given("token.issuer");
+    let endpoint = own.or_else(|| upstream.endpoints.first().filter(|_| !is_given).cloned());
+    let is_plain = |endpoint: &Endpoint| endpoint.scheme == Scheme::HTTP;
+    if has_own_tls && endpoint.as_ref().is_some_and(is_plain) {
+        warn_of_unused_tls(
+            r,
+            "token.tls",
+            "the issuer's address does not begin with https://",
+        );
+    }
+    let tls = if has_own_tls || is_given {
+        own_tls
+    } else {
+        upstream.tls.clone()
+    };
+    (endpoint, tls)
+}
+
+fn client_id(r: &mut Reader, encoding: BasicEncoding) -> String {
+    const KEY: &str = "token.client_id";
+    let client_id = r.text(KEY);
+    if encoding == BasicEncoding::Raw && client_id.contains(':') {
+        let hint = r#"if it is correct, write basic_encoding = "form""#;
+        let problem = problem("contains a colon, which HTTP Basic does not allow", hint)
+            .or_variable("if it is correct, set BEARER_PROXY__TOKEN__BASIC_ENCODING=form");
+        r.missing(r.pos(KEY), KEY, problem);
+    }
+    client_id
+}
+
+/// The URL of an interface of the issuer.
 pub(super) fn interface_url(issuer: &Endpoint, path: &str) -> Option<Url> {
     let mut url = Url::parse(&issuer.origin).ok()?;
     url.set_path(path);
@@ -158,14 +168,15 @@ fn fields(r: &mut Reader) -> ResponseFields {
     }
 }
 
-/// Without first tokens nothing ever works; without a state file, a rotated refresh token is lost.
+/// Reports that there are no first tokens, and warns that without a state file a rotated refresh
+/// token is lost.
 fn check_initial_token(r: &mut Reader, state_file: Option<&Path>) {
     const KEY: &str = "token.refresh_token";
     let configured = r.is_secret_given(KEY);
     let has_state_file = r.is_given("token.state_file");
     if configured && !has_state_file {
         let reason =
-            "is not set: a refresh token that the cloud replaces is lost with the next restart";
+            "is not set: when the cloud replaces the refresh token, the next restart loses it";
         let pos = r.pos("token.state_file");
         r.warning(
             pos,
@@ -174,7 +185,7 @@ fn check_initial_token(r: &mut Reader, state_file: Option<&Path>) {
                 .or_variable("set BEARER_PROXY__TOKEN__STATE_FILE=state/token.json"),
         );
     }
-    // After a mistake in the path nothing is known of the file.
+    // After a mistake in the path, it is not known whether the file exists.
     let is_stored = has_state_file && state_file.is_none_or(Path::exists);
     if configured || is_stored || r.has_keys("token.jwt") {
         return;
@@ -195,13 +206,14 @@ fn check_initial_token(r: &mut Reader, state_file: Option<&Path>) {
             ),
         );
     }
-    let hint = "write redirect_uri and state_file and run `bearer-proxy login`, or write the first refresh token";
+    let hint = "write redirect_uri and state_file and run `bearer-proxy login`, or write the first \
+        refresh token";
     let variables = "set BEARER_PROXY__TOKEN__REDIRECT_URI and BEARER_PROXY__TOKEN__STATE_FILE and run `bearer-proxy \
                      login`, or set this to the first refresh token";
     r.missing(pos, KEY, problem(reason, hint).or_variable(variables));
 }
 
-/// The file, or the nearest folder above it that exists, must be one that can be written to. Creates nothing.
+/// Checks that the file, or the nearest existing folder above it, is writable. Creates nothing.
 fn check_state_file(r: &mut Reader, file: &Path) {
     let unusable = match fs::symlink_metadata(file) {
         Ok(metadata) if metadata.is_file() => folder_problem(file),
@@ -222,7 +234,7 @@ fn check_state_file(r: &mut Reader, file: &Path) {
             "token.state_file",
             problem(
                 reason,
-                "name a file in a folder that the proxy may write to",
+                "name a file in a folder that the proxy can write to",
             ),
         );
     }

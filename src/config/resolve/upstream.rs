@@ -16,7 +16,7 @@ use crate::{
     upstream::{Config, Cookies, Endpoint, Host, Http2},
 };
 
-/// All upstreams, the plain one first.
+/// All upstreams, `[upstream]` first.
 pub(super) fn upstreams(r: &mut Reader) -> Vec<Config> {
     let plain = upstream(r, keys::UPSTREAM, keys::DEFAULT);
     for (index, endpoint) in plain.endpoints.iter().enumerate() {
@@ -93,11 +93,12 @@ fn host_setting(value: &Value) -> Result<Host, Problem> {
 
 pub(super) fn warn_if_plain_http(r: &mut Reader, endpoint: &Endpoint, pos: &SourcePos, key: &str) {
     if endpoint.scheme == Scheme::HTTP && !host::is_local(&endpoint.host) {
-        let reason = "is plain http to another machine: tokens and secrets can be read on the way";
+        let reason =
+            "is plain http to another machine: tokens and secrets can be read on the network";
         r.warning(
             pos.clone(),
             key,
-            problem(reason, "use https:// if the cloud offers it"),
+            problem(reason, "use https:// if the cloud supports it"),
         );
     }
 }

@@ -1,4 +1,4 @@
-//! What tells clients apart, and what they may do.
+//! Values of `[[client]]`: credentials, networks, rates.
 
 use std::{net::IpAddr, num::NonZeroU32, time::Duration};
 
@@ -14,7 +14,8 @@ use crate::{
     proxy::Rate,
 };
 
-/// What browsers send by themselves, also on behalf of pages that were loaded from elsewhere: no proof of anything.
+/// Headers that browsers send by themselves, also for pages of other origins. They prove nothing
+/// about the client.
 const SENT_BY_BROWSERS: [&str; 28] = [
     "accept",
     "accept-charset",
@@ -46,12 +47,12 @@ const SENT_BY_BROWSERS: [&str; 28] = [
     "via",
 ];
 
-/// The name of a header that only a program sends that was told to.
+/// The name of a header that a client sends only if it is configured to.
 pub(in crate::config) fn custom_header(value: &Value) -> Read<HeaderName> {
     const EXAMPLE: &str = r#"write a name of your choice, as in "x-bearer-proxy""#;
     let name: HeaderName = text_with_hint(value, EXAMPLE)?
         .parse()
-        .map_err(|_| problem("is not a header's name", EXAMPLE))?;
+        .map_err(|_| problem("is not a header name", EXAMPLE))?;
     let words = name.as_str();
     if SENT_BY_BROWSERS.contains(&words) || words.starts_with("sec-") || words.starts_with("proxy-")
     {
@@ -63,10 +64,10 @@ pub(in crate::config) fn custom_header(value: &Value) -> Read<HeaderName> {
     Ok(name)
 }
 
-/// The name of the header that carries a client's key.
+/// The name of the header with a client's key.
 pub(in crate::config) fn key_header(value: &Value) -> Read<HeaderName> {
     match custom_header(value) {
-        // Behind `Bearer`, which no browser sends by itself.
+        // With the scheme `Bearer`, which browsers do not send by themselves.
         Err(_) if matches!(value, Value::Text(text) if text.eq_ignore_ascii_case("authorization")) => {
             Ok(header::AUTHORIZATION)
         }
@@ -77,19 +78,19 @@ pub(in crate::config) fn key_header(value: &Value) -> Read<HeaderName> {
     }
 }
 
-/// A user name, RFC 7617 §2.
+/// A user name of HTTP Basic (RFC 7617 §2).
 pub(in crate::config) fn user_name(value: &Value) -> Read<String> {
     let name = text(value)?;
     if name.contains(':') {
         return Err(problem(
-            "holds a colon, which HTTP Basic cannot carry",
+            "contains a colon, which HTTP Basic does not allow",
             "write a name without one",
         ));
     }
     Ok(name.to_owned())
 }
 
-/// Addresses: `192.0.2.0/24`, or a single one.
+/// A network, as `192.0.2.0/24`, or a single address.
 pub(in crate::config) fn network(value: &Value) -> Read<IpNet> {
     const EXAMPLE: &str = r#"write a network or an address, as in "192.0.2.0/24""#;
     let text = text_with_hint(value, EXAMPLE)?.trim();
@@ -101,14 +102,15 @@ pub(in crate::config) fn network(value: &Value) -> Read<IpNet> {
         .map_err(|_| problem("is neither a network nor an address", EXAMPLE))?;
     if network.trunc() != network {
         return Err(problem(
-            "names an address within a network",
+            "has bits set behind the prefix length",
             format!("write {:?}", network.trunc().to_string()),
         ));
     }
     Ok(canonical(network))
 }
 
-/// Connections from IPv4 are known by their IPv4 addresses, also where a socket of IPv6 takes them.
+/// An IPv4-mapped network counts as the IPv4 network: peers on a dual-stack socket count as their
+/// IPv4 addresses too.
 fn canonical(network: IpNet) -> IpNet {
     match (
         network.addr().to_canonical(),
@@ -137,7 +139,7 @@ pub(in crate::config) fn rate(value: &Value) -> Read<Rate> {
     };
     match requests.trim().parse::<u32>().map(NonZeroU32::new) {
         Ok(None) => Err(problem(
-            "lets nothing through",
+            "allows no request",
             "write at least 1, or remove the client",
         )),
         Ok(Some(requests)) if requests.get() <= MOST => Ok(Rate {
@@ -146,7 +148,7 @@ pub(in crate::config) fn rate(value: &Value) -> Read<Rate> {
         }),
         Ok(Some(_)) => Err(problem(
             format!("is more than {MOST}"),
-            "remove the key: there is no limit without it",
+            "remove the key: without it there is no limit",
         )),
         Err(_) => Err(problem("is not a rate", EXAMPLE)),
     }

@@ -1,4 +1,4 @@
-//! What a token is asked for with, and where things are in JSON.
+//! Values of `[token]` and `[retry]`: algorithms, keys, claims, JSON pointers.
 
 use jsonwebtoken::Algorithm;
 use serde_json::{Map, Value as Json};
@@ -12,7 +12,7 @@ use crate::{
     token::jwt_grant::RESERVED_CLAIMS,
 };
 
-/// How JWTs are signed, RFC 7518 §3.1.
+/// A signature algorithm of JWTs (RFC 7518 §3.1).
 pub(in crate::config) fn algorithm(value: &Value) -> Read<Algorithm> {
     const KNOWN: [&str; 12] = [
         "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256",
@@ -21,10 +21,10 @@ pub(in crate::config) fn algorithm(value: &Value) -> Read<Algorithm> {
     let hint = format!("write one of {}", KNOWN.join(", "));
     let text = text_with_hint(value, &hint)?;
     text.parse()
-        .map_err(|_| problem("is none of the algorithms known here", hint))
+        .map_err(|_| problem("is not a supported algorithm", hint))
 }
 
-/// A key: one line, or several as PEM has them.
+/// A key: one line, or PEM with several.
 pub(in crate::config) fn key_material(value: &Value) -> Read<&str> {
     match value {
         Value::Text(key) if is_pem(key) => Ok(key),
@@ -32,17 +32,17 @@ pub(in crate::config) fn key_material(value: &Value) -> Read<&str> {
     }
 }
 
-/// Whether this has the lines of a PEM text, RFC 7468, and no other control characters than their ends.
+/// Whether the text is PEM (RFC 7468), without control characters other than line ends.
 pub(in crate::config) fn is_pem(key: &str) -> bool {
     key.trim_start().starts_with("-----BEGIN ")
         && !key.contains(|c: char| c.is_control() && !matches!(c, '\r' | '\n'))
 }
 
-/// Further claims of a JWT.
+/// Additional claims of a JWT.
 pub(in crate::config) fn claims(value: &Value) -> Read<Map<String, Json>> {
     const INSTEAD: &str = r#"write a table, as in { scope = "files" }"#;
     let Value::Table(elements) = value else {
-        // In a variable it is written in the same way, quotes included.
+        // In a variable the syntax is the same, with the quotes.
         return Err(
             problem(format!("is {}, not a table", value.kind_name()), INSTEAD).or_variable(INSTEAD),
         );
@@ -50,7 +50,7 @@ pub(in crate::config) fn claims(value: &Value) -> Read<Map<String, Json>> {
     for (name, _) in elements {
         if let Some(own) = RESERVED_CLAIMS.iter().find(|own| *own == name) {
             return Err(problem(
-                format!("sets {own}, which the proxy sets by itself"),
+                format!("sets {own}, which the proxy sets itself"),
                 "remove it",
             ));
         }
@@ -59,7 +59,7 @@ pub(in crate::config) fn claims(value: &Value) -> Read<Map<String, Json>> {
         Ok(Json::Object(claims)) => Ok(claims),
         Ok(_) => Err(problem("is not a table", INSTEAD)),
         Err(kind_name) => Err(problem(
-            format!("holds {kind_name}"),
+            format!("contains {kind_name}"),
             "write texts, whole numbers, true, false, lists and tables of them",
         )),
     }
@@ -86,7 +86,7 @@ fn json(value: &Value) -> Result<Json, &'static str> {
     })
 }
 
-/// A JSON pointer, RFC 6901, to something within a document.
+/// A JSON pointer (RFC 6901), other than the one to the whole document.
 pub(in crate::config) fn json_pointer(value: &Value) -> Read<String> {
     let text = text(value)?;
     let escapes_hold = text
@@ -96,7 +96,7 @@ pub(in crate::config) fn json_pointer(value: &Value) -> Read<String> {
     match text.strip_prefix('/') {
         Some(_) if escapes_hold => Ok(text.to_owned()),
         Some(_) => Err(problem(
-            "has a lone ~",
+            "has a ~ that is not an escape",
             "write ~0 for ~ and ~1 for / within a name",
         )),
         None => Err(problem(
@@ -113,13 +113,13 @@ pub(in crate::config) fn parameter_name(value: &Value) -> Read<String> {
             Ok(name.to_owned())
         }
         _ => Err(problem(
-            "is not a name",
-            "write the name of a parameter as the cloud expects it, without spaces",
+            "is not a parameter name",
+            "write the name of a URL parameter, without spaces",
         )),
     }
 }
 
-/// A code as it stands in JSON answers.
+/// A code as in JSON responses.
 pub(in crate::config) fn code(value: &Value) -> Read<Json> {
     match value {
         Value::Integer(number) => Ok((*number).into()),

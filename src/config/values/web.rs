@@ -1,4 +1,4 @@
-//! Addresses: where to listen, whom to call, who may call, and what stands in URLs.
+//! Addresses to listen on and to connect to, origins, hosts, and parts of URLs.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -17,18 +17,19 @@ use crate::{
     upstream::Endpoint,
 };
 
-/// Where to listen: `127.0.0.1:8080`, `[::1]:8080`, `localhost:8080` (IPv4), or `unix:` and a path.
+/// An address to listen on: `127.0.0.1:8080`, `[::1]:8080`, `localhost:8080` (IPv4), or `unix:`
+/// with a path.
 pub(in crate::config) fn address(value: &Value) -> Read<Address> {
     const EXAMPLE: &str = r#"write an IP address and a port, as in "127.0.0.1:8080", or "unix:/run/bearer-proxy.sock""#;
     let text = text_with_hint(value, EXAMPLE)?;
     if let Some(path) = text.strip_prefix("unix:") {
         return match path {
             _ if cfg!(not(unix)) => Err(problem(
-                "this system has no local sockets",
+                "this system has no Unix sockets",
                 r#"write "127.0.0.1:8080""#,
             )),
             "" => Err(problem(
-                "names no path",
+                "has no path",
                 r#"write "unix:/run/bearer-proxy.sock""#,
             )),
             path => Ok(Address::Unix(PathBuf::from(path))),
@@ -43,14 +44,14 @@ pub(in crate::config) fn address(value: &Value) -> Read<Address> {
         .ok_or_else(|| problem("is not an address to listen on", EXAMPLE))
 }
 
-/// An IPv4-mapped address becomes the IPv4 address: a socket that is bound for IPv6 alone refuses it.
+/// An IPv4-mapped address becomes the IPv4 address: an IPv6-only socket cannot be bound to it.
 fn ip_and_port(text: &str) -> Option<SocketAddr> {
     let mut address: SocketAddr = text.parse().ok()?;
     address.set_ip(address.ip().to_canonical());
     Some(address)
 }
 
-/// An IP address and a port to dial.
+/// An IP address and a port to connect to.
 pub(in crate::config) fn socket_address(value: &Value) -> Read<SocketAddr> {
     const INSTEAD: &str = r#"write an IP address and a port, as in "192.0.2.10:443""#;
     ip_and_port(text_with_hint(value, INSTEAD)?)
@@ -58,7 +59,7 @@ pub(in crate::config) fn socket_address(value: &Value) -> Read<SocketAddr> {
         .ok_or_else(|| problem("is not an IP address with a port", INSTEAD))
 }
 
-/// `https://cloud.example.com` or `http://…`: scheme, host, port, and nothing else.
+/// An origin, `https://cloud.example.com` or `http://…`: scheme, host and port only.
 pub(in crate::config) fn endpoint(value: &Value) -> Read<Endpoint> {
     const EXAMPLE: &str = r#"write an address like "https://cloud.example.com""#;
     let text = text_with_hint(value, EXAMPLE)?.trim();
@@ -113,13 +114,13 @@ fn endpoint_of(url: &Url) -> Option<Endpoint> {
     })
 }
 
-/// What `Origin` may carry: `https://app.example.com`, in lower case.
+/// An origin as in the `Origin` header, `https://app.example.com`, in lower case.
 pub(in crate::config) fn web_origin(value: &Value) -> Read<String> {
     const EXAMPLE: &str = r#"write an origin like "https://app.example.com""#;
     let given = text(value)?;
     match given.split_once("://") {
         Some(("http" | "https", _)) => endpoint(value).map(|endpoint| endpoint.origin),
-        // Apps built from web pages have schemes of their own.
+        // Apps that are built from web pages use schemes of their own.
         Some((scheme, rest))
             if !scheme.is_empty()
                 && scheme
@@ -136,32 +137,32 @@ pub(in crate::config) fn web_origin(value: &Value) -> Read<String> {
     }
 }
 
-/// A name that `Host` may carry, in lower case and without a port; IPv6 addresses in brackets, as `Host` has them.
+/// A host as in the `Host` header, in lower case and without a port; IPv6 addresses in brackets.
 pub(in crate::config) fn host_name(value: &Value) -> Read<String> {
     const EXAMPLE: &str = r#"write a name like "files.example.com""#;
     let text = text(value)?;
     match parse_authority(text) {
         Some((host, None)) => Ok(host),
         Some((host, Some(_))) => Err(problem(
-            "has a port; every port of a name is meant",
+            "has a port; the name applies to all ports",
             format!("write {host:?}"),
         )),
         None => Err(problem("is not a host name", EXAMPLE)),
     }
 }
 
-/// A name by which we may be called.
+/// A name under which the proxy is reached.
 pub(in crate::config) fn served_host(value: &Value) -> Read<String> {
     match host_name(value)?.as_str() {
         "0.0.0.0" | "[::]" => Err(problem(
-            "is every address and none",
+            "is the unspecified address",
             "write the address or the name that apps use",
         )),
         name => Ok(name.to_owned()),
     }
 }
 
-/// What `Host` carries: a name, and a port if it is not the usual one.
+/// A `Host` header: a name, and a port unless it is the default one.
 pub(in crate::config) fn host_header(value: &Value) -> Read<HeaderValue> {
     let host = parse_authority(text(value)?).and_then(|(host, port)| {
         HeaderValue::try_from(port.map_or_else(|| host.clone(), |port| format!("{host}:{port}")))
@@ -169,7 +170,7 @@ pub(in crate::config) fn host_header(value: &Value) -> Read<HeaderValue> {
     });
     host.ok_or_else(|| {
         problem(
-            "is no host name",
+            "is not a host name",
             r#"write "endpoint", "client", or a name like "files.example.com""#,
         )
     })
@@ -187,7 +188,7 @@ fn parse_authority(text: &str) -> Option<(String, Option<u16>)> {
     Some((host, port))
 }
 
-/// The path of one of the issuer's interfaces.
+/// The path of an interface of the issuer.
 pub(in crate::config) fn url_path(value: &Value) -> Read<String> {
     let text = text(value)?;
     if text.starts_with('/')
@@ -204,7 +205,7 @@ pub(in crate::config) fn url_path(value: &Value) -> Read<String> {
     }
 }
 
-/// A path, with or without a method before it.
+/// A rule: a path, with or without a method before it.
 pub(in crate::config) fn path_rule(value: &Value) -> Read<Rule> {
     const EXAMPLES: &str =
         r#"write a path, as in "/api", or a method and a path, as in "DELETE /api""#;
@@ -225,11 +226,11 @@ pub(in crate::config) fn path_rule(value: &Value) -> Read<Rule> {
     });
     match method {
         _ if !is_path => Err(problem(
-            "is not a path without a query and encodings",
+            "is not a path, or has a query or percent-encoding",
             EXAMPLES,
         )),
         Some(None) => Err(problem(
-            "does not begin with a method in capitals",
+            "has a method that is not in capital letters",
             EXAMPLES,
         )),
         Some(Some(method)) => Ok(Rule::new(Some(method), path)),
@@ -237,7 +238,7 @@ pub(in crate::config) fn path_rule(value: &Value) -> Read<Rule> {
     }
 }
 
-/// The beginning of the paths that a route is for, without a slash at its end; `""` is all of them.
+/// The path prefix of a route, without a slash at its end; `""` matches every path.
 pub(in crate::config) fn prefix(value: &Value) -> Read<String> {
     const EXAMPLE: &str = r#"write a path like "/_document""#;
     let text = text_with_hint(value, EXAMPLE)?;
@@ -247,13 +248,13 @@ pub(in crate::config) fn prefix(value: &Value) -> Read<String> {
     } else if path.contains(['?', '#']) {
         "has a query or a fragment"
     } else if path.contains('%') {
-        // A request could spell the same path in another way, and would not be found below it.
-        "has a percent sign: encoded characters cannot stand in it"
+        // A request may encode the same path differently, and would not match.
+        "has a percent sign: percent-encoding is not supported here"
     } else if !path
         .chars()
         .all(|c| c.is_ascii_graphic() && !"\\\"<>^`{|}".contains(c))
     {
-        "has a character that cannot stand in a path"
+        "has a character that is not allowed in a path"
     } else if path
         .split('/')
         .skip(1)
@@ -266,7 +267,7 @@ pub(in crate::config) fn prefix(value: &Value) -> Read<String> {
     Err(problem(reason, EXAMPLE))
 }
 
-/// Where the cloud sends a browser back to: an absolute URL, kept character by character, as the cloud compares it so.
+/// A redirect URI: an absolute URL, kept unchanged, since the cloud compares it as text.
 pub(in crate::config) fn redirect_uri(value: &Value) -> Read<String> {
     const EXAMPLE: &str =
         r#"write it exactly as it is registered, as in "http://127.0.0.1:8765/callback""#;
@@ -283,16 +284,16 @@ pub(in crate::config) fn redirect_uri(value: &Value) -> Read<String> {
     Ok(text.to_owned())
 }
 
-/// A status that may mean "this token is not good".
+/// A status that can mean that the token was rejected.
 pub(in crate::config) fn error_status(value: &Value) -> Read<StatusCode> {
     let status = integer(value, 400, 599)?;
     u16::try_from(status)
         .ok()
         .and_then(|status| StatusCode::from_u16(status).ok())
-        .ok_or_else(|| problem("is no status", "write for example 401"))
+        .ok_or_else(|| problem("is not a status", "write for example 401"))
 }
 
-/// The name that a TLS certificate must carry.
+/// The name that a TLS certificate must be valid for.
 pub(in crate::config) fn server_name(value: &Value) -> Read<String> {
     let text = text(value)?;
     match rustls::pki_types::ServerName::try_from(text) {
