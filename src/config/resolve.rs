@@ -2,7 +2,7 @@
 //! across keys.
 
 mod clients;
-mod first;
+mod initial_grant;
 mod listeners;
 mod routes;
 mod tls;
@@ -36,9 +36,9 @@ pub(super) fn config(r: &mut Reader) -> Option<Config> {
     routes::check(r, &upstreams, &routes, &rewrites);
     routes::warn_of_unserved_hosts(r, &routes, &listeners);
     let plain = upstreams.first()?;
-    let jwt = first::jwt_section(r);
+    let jwt = initial_grant::jwt_section(r);
     let token = token::token(r, plain);
-    let initial_grant = first::initial_grant(r, plain, jwt);
+    let initial_grant = initial_grant::initial_grant(r, plain, jwt);
     let admin = admin(r, guard);
     listeners::reject_overlaps(r, &listeners, admin.as_ref());
     let proxy = proxy::Config {
