@@ -9,7 +9,7 @@ use crate::base::clock::Moment;
 pub struct Faults {
     /// The responses to the next calls of the token interfaces, one entry a call. When empty, they
     /// work.
-    pub issuer_script: VecDeque<IssuerAnswer>,
+    pub issuer_script: VecDeque<IssuerResponse>,
     /// Delay of each call of a token interface, before tokens are granted.
     pub issuer_latency: Duration,
     /// Delay of each call of a file interface.
@@ -29,7 +29,7 @@ pub struct Faults {
 
 /// A scripted response of a token interface. Such a call neither grants nor spends anything.
 #[derive(Debug, Clone)]
-pub enum IssuerAnswer {
+pub enum IssuerResponse {
     /// This status with a short JSON body and, if given, a `Retry-After` of this many seconds.
     Status(u16, Option<u64>),
     /// No response, until the client closes the connection.
@@ -49,7 +49,7 @@ pub enum IssuerAnswer {
 
 impl Faults {
     /// The next `calls` of a token interface get this response.
-    pub fn script(&mut self, answer: &IssuerAnswer, calls: usize) {
+    pub fn script(&mut self, answer: &IssuerResponse, calls: usize) {
         self.issuer_script
             .extend(std::iter::repeat_n(answer.clone(), calls));
     }

@@ -62,7 +62,7 @@ mod tokens;
 
 pub use self::{
     config::Config,
-    faults::{Faults, IssuerAnswer},
+    faults::{Faults, IssuerResponse},
     server::Cloud,
     simulate::{SimulateArgs, simulate},
     state::{Event, Received},

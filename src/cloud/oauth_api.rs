@@ -14,7 +14,7 @@ use url::Url;
 
 use super::{
     body::ResponseBody,
-    faults::IssuerAnswer,
+    faults::IssuerResponse,
     http::{self, CloudResponse, Parameters, failure, redirect, set, success},
     state::{Event, State},
     tokens::{Grant, GrantError},
@@ -302,20 +302,20 @@ fn client_of_jwt(jwt: &str) -> Option<String> {
     payload.get("client_id")?.as_str().map(str::to_owned)
 }
 
-fn name_of(scripted: &IssuerAnswer) -> String {
+fn name_of(scripted: &IssuerResponse) -> String {
     match scripted {
-        IssuerAnswer::Status(status, _) | IssuerAnswer::Raw { status, .. } => {
+        IssuerResponse::Status(status, _) | IssuerResponse::Raw { status, .. } => {
             format!("HTTP {status}")
         }
-        IssuerAnswer::Hang => "no response".to_owned(),
-        IssuerAnswer::Endless => "an endless response".to_owned(),
+        IssuerResponse::Hang => "no response".to_owned(),
+        IssuerResponse::Endless => "an endless response".to_owned(),
     }
 }
 
-async fn play(scripted: IssuerAnswer) -> CloudResponse {
+async fn play(scripted: IssuerResponse) -> CloudResponse {
     let status = |status| StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     match scripted {
-        IssuerAnswer::Status(code, retry_after) => {
+        IssuerResponse::Status(code, retry_after) => {
             let mut response =
                 http::json(status(code), &json!({ "error": "temporarily_unavailable" }));
             if let Some(seconds) = retry_after {
@@ -323,8 +323,8 @@ async fn play(scripted: IssuerAnswer) -> CloudResponse {
             }
             response
         }
-        IssuerAnswer::Hang => future::pending().await,
-        IssuerAnswer::Raw {
+        IssuerResponse::Hang => future::pending().await,
+        IssuerResponse::Raw {
             status: code,
             headers,
             body,
@@ -341,7 +341,7 @@ async fn play(scripted: IssuerAnswer) -> CloudResponse {
             }
             response
         }
-        IssuerAnswer::Endless => {
+        IssuerResponse::Endless => {
             let mut response = Response::new(ResponseBody::Endless(
                 r#"{"access_token":"a","expires_in":3600,"#,
             ));

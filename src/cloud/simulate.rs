@@ -7,7 +7,7 @@ use std::{
 use clap::Args;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::{config::Config, faults::IssuerAnswer, server::Cloud, state::Event};
+use super::{config::Config, faults::IssuerResponse, server::Cloud, state::Event};
 use crate::base::{clock::SharedClock, host};
 
 /// How the simulated cloud is set up.
@@ -88,7 +88,7 @@ pub async fn simulate(
         faults.in_body_failures = args.in_body_failures;
         faults.reject_until = Some(reject_until);
         faults.script(
-            &IssuerAnswer::Status(500, None),
+            &IssuerResponse::Status(500, None),
             args.issuer_errors as usize,
         );
     }

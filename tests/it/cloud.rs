@@ -15,7 +15,7 @@ use base64::{
 };
 use bearer_proxy::{
     base::clock::{Clock, Moment},
-    cloud::{Cloud, Config, Event, IssuerAnswer, SimulateArgs, simulate},
+    cloud::{Cloud, Config, Event, IssuerResponse, SimulateArgs, simulate},
 };
 use clap::Parser;
 use serde_json::Value;
@@ -669,17 +669,17 @@ async fn echo_and_bytes_show_what_arrived_and_no_token() {
 #[tokio::test]
 async fn scripted_answers_of_the_issuer_cost_nobody_a_token() {
     let cloud = start(demo()).await;
-    let raw_answer = IssuerAnswer::Raw {
+    let raw_answer = IssuerResponse::Raw {
         status: 200,
         headers: vec![("X-Odd".into(), "ü".into())],
         body: b"<html>".into(),
     };
     cloud
         .faults()
-        .script(&IssuerAnswer::Status(503, Some(7)), 1);
+        .script(&IssuerResponse::Status(503, Some(7)), 1);
     cloud.faults().script(&raw_answer, 1);
-    cloud.faults().script(&IssuerAnswer::Hang, 1);
-    cloud.faults().script(&IssuerAnswer::Endless, 1);
+    cloud.faults().script(&IssuerResponse::Hang, 1);
+    cloud.faults().script(&IssuerResponse::Endless, 1);
     let answer = refresh(&cloud, cloud.seed()).await;
     assert_eq!(
         (answer.status, answer.header("retry-after")),

@@ -13,7 +13,7 @@ use std::{
 
 use bearer_proxy::{
     base::clock,
-    cloud::{Cloud, Config, IssuerAnswer},
+    cloud::{Cloud, Config, IssuerResponse},
     config::{self, Loaded, Source},
     token::{FailureClass, InitialGrant as _, jwt_grant::JwtGrant},
 };
@@ -372,14 +372,14 @@ async fn a_code_is_never_sent_again_whatever_the_answer() {
         cloud.origin(),
         "https://app.example.com/back",
     );
-    let raw = |body: &str| IssuerAnswer::Raw {
+    let raw = |body: &str| IssuerResponse::Raw {
         status: 200,
         headers: Vec::new(),
         body: body.to_owned().into(),
     };
     let answers = [
-        (IssuerAnswer::Status(503, Some(1)), "503"),
-        (IssuerAnswer::Status(504, None), "504"),
+        (IssuerResponse::Status(503, Some(1)), "503"),
+        (IssuerResponse::Status(504, None), "504"),
         (raw("s3cret"), "not JSON"),
         (
             raw(r#"{"access_token":"s3cret"}"#),

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bearer_proxy::{
     base::clock,
-    cloud::{Cloud, Config, IssuerAnswer},
+    cloud::{Cloud, Config, IssuerResponse},
 };
 use tokio::task::JoinSet;
 
@@ -204,7 +204,7 @@ async fn while_the_issuer_is_down_the_valid_token_serves_and_then_there_is_an_ho
     let proxy = in_front_of(&cloud, &[("token.wait", "100ms")]).await;
     cloud
         .faults()
-        .script(&IssuerAnswer::Status(500, None), 1_000_000);
+        .script(&IssuerResponse::Status(500, None), 1_000_000);
     eventually("the issuer was asked in vain", async || {
         cloud.issuer_calls() >= 2
     })
@@ -254,7 +254,7 @@ async fn without_a_first_token_it_listens_and_says_when_to_come_back() {
     let cloud = cloud(hour_long()).await;
     cloud
         .faults()
-        .script(&IssuerAnswer::Status(503, Some(2)), 1);
+        .script(&IssuerResponse::Status(503, Some(2)), 1);
     let proxy = proxy(cloud.origin(), &[("token.wait", "50ms")]);
     let answer = proxy.get("/api/echo.do").await;
     assert_eq!(answer.status(), 503);
@@ -284,7 +284,7 @@ async fn a_request_waits_for_the_first_token() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_issuer_sends_never_replaces_a_good_token() {
-    let body = |body: &str| IssuerAnswer::Raw {
+    let body = |body: &str| IssuerResponse::Raw {
         status: 200,
         headers: vec![],
         body: body.as_bytes().to_vec(),
@@ -297,7 +297,7 @@ async fn what_the_issuer_sends_never_replaces_a_good_token() {
         body(r#"{"access_token":"a b","expires_in":3600}"#),
         body(r#"{"access_token":"ok","expires_in":-1}"#),
         body(r#"{"access_token":"ok","token_type":"mac","expires_in":3600}"#),
-        IssuerAnswer::Endless,
+        IssuerResponse::Endless,
     ] {
         let cloud = cloud(hour_long()).await;
         let proxy = in_front_of(
