@@ -121,5 +121,8 @@ mod tests {
             Some(IpAddr::from([192, 0, 2, 1]))
         );
         assert_eq!(literal("[192.0.2.1]"), None);
+        // As a socket address has it, which was not parsed here.
+        let mapped: IpAddr = "::ffff:127.9.9.9".parse().unwrap();
+        assert!(mapped.is_ipv6() && is_loopback(mapped));
     }
 }
