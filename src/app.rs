@@ -12,12 +12,12 @@
 //! | [`Reloader`] | rebuilds TLS settings, client keys and the admin token from their files | this runtime |
 //! | [`admin::Server`] | health, metrics, status | this runtime |
 //!
-//! "This runtime" is the one that calls [`App::start`]. The workers share no thread with it, so that
-//! no background task delays a request.
+//! "This runtime" is the one that calls [`App::start`]. The workers share no thread with it, so
+//! that no background task delays a request.
 //!
-//! [`App::shut_down`] ends the parts in this order: readiness off; `proxy.drain_delay`; the workers,
-//! once their requests are complete or `proxy.drain_timeout` is over; the refresher, once a refresh
-//! that was sent is stored; the reloader; the admin endpoint.
+//! [`App::shut_down`] ends the parts in this order: readiness off; `proxy.drain_delay`; the
+//! workers, once their requests are complete or `proxy.drain_timeout` is over; the refresher, once
+//! a refresh that was sent is stored; the reloader; the admin endpoint.
 
 use std::{future::poll_fn, io, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
@@ -177,8 +177,8 @@ impl App {
         })
     }
 
-    /// Reads all files beside the configuration again: secrets, the state file, certificates, client
-    /// keys, the admin token.
+    /// Reads all files beside the configuration again: secrets, the state file, certificates,
+    /// client keys, the admin token.
     pub fn reload_files(&self) {
         self.credential.reload();
         self.reload.reload();

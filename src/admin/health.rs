@@ -1,16 +1,14 @@
-//! `/readyz`: should requests be sent here?
+//! `/readyz`: whether a load balancer should send requests to this instance.
 
-use bytes::Bytes;
-use http::{Response, StatusCode};
-use http_body_util::Full;
+use http::StatusCode;
 use serde_json::json;
 
-use super::status::date;
-use crate::token::Snapshot;
+use super::{response, status::date};
+use crate::{net::http_server::HttpResponse, token::Snapshot};
 
-/// Ready with a usable token and while not draining. The upstream's health does not count: otherwise one cloud outage would
-/// remove every replica.
-pub(super) fn readiness(credential: &Snapshot, draining: bool) -> Response<Full<Bytes>> {
+/// Ready with a usable token, unless draining. The state of the upstream does not count: otherwise
+/// an outage of the cloud would make every replica unready.
+pub(super) fn readiness(credential: &Snapshot, draining: bool) -> HttpResponse {
     let ready = credential.is_ready() && !draining;
     let reason = if draining {
         "draining"
@@ -23,8 +21,7 @@ pub(super) fn readiness(credential: &Snapshot, draining: bool) -> Response<Full<
         StatusCode::SERVICE_UNAVAILABLE
     };
     let since = date(credential.since);
-    super::json(
-        status,
-        &json!({ "ready": ready, "state": credential.state.label(), "reason": reason, "since": since }),
-    )
+    let state = credential.state.label();
+    let body = json!({ "ready": ready, "state": state, "reason": reason, "since": since });
+    response::json(status, &body)
 }

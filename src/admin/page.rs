@@ -1,28 +1,31 @@
-//! `/`: the status as a page for people.
+//! `/`: the status as an HTML page.
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
-use http_body_util::Full;
+use http::{HeaderValue, StatusCode, header};
 use serde_json::Value;
 
-/// The page, without scripts, and nothing in it from elsewhere.
-pub(super) fn page(status: &Value) -> Response<Full<Bytes>> {
+use super::response;
+use crate::net::http_server::HttpResponse;
+
+/// The page: no scripts, no external resources.
+pub(super) fn page(status: &Value) -> HttpResponse {
     let credential = &status["credentials"][0];
     let body = format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta http-equiv=\"refresh\" content=\"10\">\
-         <title>bearer-proxy: {state}</title>\
-         <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}}\
-         pre{{background:#8882;padding:1rem;overflow:auto}}</style>\
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
+         <meta http-equiv=\"refresh\" content=\"10\"><title>bearer-proxy: {state}</title>\
+         <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:50rem;margin:2rem auto;\
+         padding:0 1rem}}pre{{background:#8882;padding:1rem;overflow:auto}}</style>\
          <h1>bearer-proxy {version}</h1>\
          <p>The token is <strong>{state}</strong> ({reason}).</p>\
-         <p>For machines: <a href=\"/readyz\">/readyz</a>, <a href=\"/metrics\">/metrics</a>, <a href=\"/status\">/status</a>.</p>\
+         <p>For programs: <a href=\"/readyz\">/readyz</a>, <a href=\"/metrics\">/metrics</a>, \
+         <a href=\"/status\">/status</a>.</p>\
          <pre>{details}</pre>",
         version = escaped(&status["version"]),
         state = escaped(&credential["state"]),
         reason = escaped(&credential["reason"]),
         details = escape(&format!("{status:#}")),
     );
-    let mut response = super::respond(
+    let mut response = response::respond(
         StatusCode::OK,
         "text/html; charset=utf-8",
         Bytes::from(body),
@@ -52,9 +55,12 @@ mod tests {
     use http_body_util::BodyExt as _;
 
     #[tokio::test]
-    async fn what_others_wrote_stays_text() {
+    async fn markup_in_the_status_is_escaped() {
         let status = serde_json::json!({
-            "version": "1", "credentials": [{ "state": "dead", "reason": "<script>", "problem": "</pre><img src=x>" }],
+            "version": "1",
+            "credentials": [
+                { "state": "dead", "reason": "<script>", "problem": "</pre><img src=x>" },
+            ],
         });
         let body = super::page(&status)
             .into_body()

@@ -1,4 +1,4 @@
-//! `/status`: everything that may be told, for people and scripts. Never a secret.
+//! `/status`: the state of the proxy as JSON, without secrets.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,19 +7,22 @@ use serde_json::{Value, json};
 use super::Sources;
 use crate::{
     proxy::message::observed::{self as seen, Note},
-    token::{Persistence, Snapshot},
+    token::{Persistence, Refresh, Snapshot},
     upstream,
 };
 
 pub(super) fn status(sources: &Sources, draining: bool) -> Value {
+    let now = sources.credential.clock().wall();
+    let upstreams = sources.upstreams.iter();
+    let upstreams = upstreams.map(|config| upstream(config, sources));
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "draining": draining,
-        "credentials": [credential(&sources.credential.snapshot(), sources.credential.clock().wall())],
-        "upstreams": sources.upstreams.iter().map(|upstream| of_upstream(upstream, sources)).collect::<Vec<_>>(),
+        "credentials": [credential(&sources.credential.snapshot(), now)],
+        "upstreams": upstreams.collect::<Vec<_>>(),
         "seen_in_json": seen_in_json(sources),
-        "requests_in_flight": sources.sum(|worker| worker.in_flight.value()),
-        "connections_open": sources.sum(|worker| worker.connections_open.value()),
+        "requests_in_flight": sources.total(|worker| worker.in_flight.value()),
+        "connections_open": sources.total(|worker| worker.connections_open.value()),
     })
 }
 
@@ -28,6 +31,7 @@ fn credential(snapshot: &Snapshot, now: SystemTime) -> Value {
         Ok(left) => json!(left.as_secs()),
         Err(_) => json!(0),
     };
+    let last_refreshes = snapshot.last_refreshes.iter().map(refresh);
     json!({
         "name": snapshot.name,
         "state": snapshot.state.label(),
@@ -44,18 +48,22 @@ fn credential(snapshot: &Snapshot, now: SystemTime) -> Value {
             Persistence::Stored => json!(true),
             Persistence::Failing { .. } => json!(false),
         },
-        "last_refreshes": snapshot.last_refreshes.iter().map(|refresh| json!({
-            "at": date(refresh.at),
-            "outcome": refresh.outcome.label(),
-            "milliseconds": u64::try_from(refresh.duration.as_millis()).unwrap_or(u64::MAX),
-        })).collect::<Vec<_>>(),
+        "last_refreshes": last_refreshes.collect::<Vec<_>>(),
     })
 }
 
-fn of_upstream(config: &upstream::Config, sources: &Sources) -> Value {
+fn refresh(refresh: &Refresh) -> Value {
+    json!({
+        "at": date(refresh.at),
+        "outcome": refresh.outcome.label(),
+        "milliseconds": u64::try_from(refresh.duration.as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+fn upstream(config: &upstream::Config, sources: &Sources) -> Value {
     let endpoints = config.endpoints.iter().map(|endpoint| {
         let connections = |count: fn(&upstream::Counters) -> u64| {
-            sources.sum(|worker| count(&worker.endpoints.get(&endpoint.origin).connections))
+            sources.total(|worker| count(&worker.endpoints.get(&endpoint.origin).connections))
         };
         json!({
             "origin": endpoint.origin,
@@ -68,7 +76,8 @@ fn of_upstream(config: &upstream::Config, sources: &Sources) -> Value {
     json!({ "name": config.name, "endpoints": endpoints.collect::<Vec<_>>() })
 }
 
-/// What JSON answers told lately that the configuration does not handle, and the key that would.
+/// What recent JSON responses contained that the configuration does not handle, and the key that
+/// would.
 fn seen_in_json(sources: &Sources) -> Value {
     let (mut codes, mut origins) = (Vec::new(), Vec::new());
     for worker in &*sources.workers {
@@ -79,20 +88,21 @@ fn seen_in_json(sources: &Sources) -> Value {
             }
         }
     }
-    let told = |notes: Vec<Note>, name: &str, key: &str| {
-        let told = notes
-            .into_iter()
-            .map(|note| json!({ name: note.words, "answers": note.answers, "last": date(note.last), "key": key }));
-        told.collect::<Vec<_>>()
+    let rows = |notes: Vec<Note>, name: &str, key: &str| {
+        let rows = notes.into_iter().map(|note| {
+            let last = date(note.last);
+            json!({ name: note.words, "answers": note.answers, "last": last, "key": key })
+        });
+        rows.collect::<Vec<_>>()
     };
     json!({
         "pointer": sources.json_pointer,
-        "codes": told(codes, "code", "retry.json"),
-        "origins": told(origins, "origin", "[[rewrite]]"),
+        "codes": rows(codes, "code", "retry.json"),
+        "origins": rows(origins, "origin", "[[rewrite]]"),
     })
 }
 
-/// RFC 3339, in UTC and whole seconds.
+/// The date in RFC 3339 format, in UTC, in whole seconds.
 pub(super) fn date(moment: SystemTime) -> String {
     let since_1970 = moment
         .duration_since(UNIX_EPOCH)
