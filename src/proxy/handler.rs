@@ -51,7 +51,7 @@ pub(crate) async fn handle(
     exchange.caller.set(None);
     let upgrade = upgrade
         .as_ref()
-        .filter(|_| worker.upstream(route).takes_upgrades());
+        .filter(|_| worker.upstream(route).supports_upgrade());
     let context = RequestContext {
         worker: &worker,
         view: &view,

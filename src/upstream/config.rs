@@ -1,4 +1,4 @@
-//! What is configured of one upstream.
+//! Configuration of one upstream.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -6,81 +6,82 @@ use http::{HeaderValue, uri::Scheme};
 
 use crate::net::tls;
 
-/// One upstream: the endpoints that serve the same files, and how to talk to them.
+/// One upstream: its endpoints, and how to connect to them.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The name in the configuration; the plain `[upstream]` is `default`.
+    /// The name in the configuration; that of the plain `[upstream]` is `default`.
     pub name: String,
-    /// At least one; several share the load in turn.
+    /// At least one. Requests are distributed over several round-robin.
     pub endpoints: Vec<Endpoint>,
-    /// What the upstream sees as `Host`.
+    /// The `Host` of requests to the upstream.
     pub host: Host,
-    /// Dial this address, whatever the endpoint's name resolves to.
+    /// Connect to this address instead of resolving the endpoint's host.
     pub connect_to: Option<SocketAddr>,
-    /// Limit for resolving and connecting.
+    /// Limit for name resolution and the TCP handshake.
     pub connect_timeout: Duration,
-    /// Limit for the TLS handshake after it.
+    /// Limit for the TLS handshake.
     pub handshake_timeout: Duration,
-    /// Limit from the last byte of the request body to the head of the answer.
+    /// Limit from the last byte of the request's body to the head of the response.
     pub response_timeout: Duration,
-    /// Limit for silence within an answer's body.
+    /// Limit between two reads of a response's body.
     pub body_idle_timeout: Duration,
-    /// How long a pooled connection may wait for its next request.
+    /// How long a pooled connection stays open without a request.
     pub idle_timeout: Duration,
-    /// Connections to one endpoint that carry a request, in all workers together. Idle ones do not count.
+    /// Connections to one endpoint that carry a request, in all workers together. Idle ones do not
+    /// count.
     pub max_connections: usize,
-    /// Which version of HTTP to speak.
+    /// Which version of HTTP to use.
     pub http2: Http2,
-    /// What becomes of the cookies that it sets.
+    /// Whether clients get the cookies that the upstream sets.
     pub cookies: Cookies,
-    /// Trust and greeting for `https` endpoints.
+    /// Trust anchors and client certificate for `https` endpoints.
     pub tls: tls::Config,
 }
 
-/// Whether an upstream is spoken to in HTTP/2.
+/// When HTTP/2 is used to an upstream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Http2 {
-    /// If the server agrees to it in the TLS handshake (ALPN); never in clear.
+    /// If the server selects it by ALPN (RFC 7301); never over plain TCP.
     #[default]
     Auto,
-    /// Always; in clear without asking (prior knowledge, RFC 9113 §3.3).
+    /// Always; over plain TCP with prior knowledge (RFC 9113 §3.3).
     Always,
     /// Never.
     Never,
 }
 
-/// What becomes of the cookies that an upstream sets.
+/// Whether clients get the cookies that an upstream sets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Cookies {
-    /// Clients get them.
+    /// `Set-Cookie` is forwarded.
     #[default]
     Pass,
-    /// Nobody gets them: they may be the session of the account that all clients share.
+    /// `Set-Cookie` is dropped: a cookie may be the session of the account that all clients share.
     Drop,
 }
 
-/// Where requests go: scheme, host and port, nothing else.
+/// A server: scheme, host and port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// `http` or `https`.
     pub scheme: Scheme,
     /// A name or an IP address (IPv6 without brackets).
     pub host: String,
-    /// The port, the scheme's default filled in.
+    /// The port; the scheme's default if none is configured.
     pub port: u16,
-    /// `host[:port]` as `Host` wants it: the scheme's default port left out.
+    /// `host[:port]` as in `Host`, without the scheme's default port.
     pub authority: HeaderValue,
-    /// `scheme://host[:port]`, as it is printed and as `Origin` wants it.
+    /// `scheme://host[:port]` as in `Origin` (RFC 6454 §6.2).
     pub origin: String,
 }
 
-/// What the upstream sees as `Host`.
+/// The `Host` of requests to an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Host {
-    /// The endpoint's own authority.
+    /// The endpoint's authority.
     Endpoint,
-    /// What the client sent.
+    /// The client's `Host`.
     Client,
-    /// Always this name.
+    /// This value.
     Fixed(HeaderValue),
 }

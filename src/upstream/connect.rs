@@ -1,4 +1,4 @@
-//! DialLock an endpoint: resolve, connect, TLS, and which HTTP it speaks.
+//! Opening a connection: name resolution, TCP, TLS, and the choice of the HTTP version.
 
 use std::{
     fmt, io,
@@ -17,7 +17,7 @@ use tokio_util::either::Either;
 
 use super::{
     config::{Config, Endpoint, Http2},
-    shared::{HTTP2, Tls},
+    shared::{EndpointTls, HTTP2},
 };
 use crate::{
     base::coop::CoopBudget,
@@ -27,13 +27,20 @@ use crate::{
     },
 };
 
-/// Why no connection came about.
+/// Bytes that are read before the task yields: a server can send 1xx responses without end, and
+/// hyper reads and drops them as long as there are any.
+const READ_BUDGET: usize = 64 * 1024;
+
+/// The least that a read costs of [`READ_BUDGET`]: a read of TLS can take long and return little.
+const MIN_READ_COST: usize = 4 * 1024;
+
+/// Why a connection could not be opened. `endpoint` is the origin of the endpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Neither refused nor accepted in time.
+    /// The TCP or TLS handshake did not complete in time.
     #[error("no connection to {endpoint} within {limit:?}")]
     Timeout {
-        /// Whom we called.
+        /// The origin of the endpoint.
         endpoint: String,
         /// `connect_timeout` or `handshake_timeout`.
         limit: Duration,
@@ -41,47 +48,50 @@ pub enum Error {
     /// The name did not resolve.
     #[error("cannot resolve {endpoint}: {source}")]
     Resolve {
-        /// Whom we called.
+        /// The origin of the endpoint.
         endpoint: String,
-        /// What the resolver said.
+        /// The resolver's error.
         source: io::Error,
     },
-    /// Nobody listens there, or the network says no.
+    /// No server listens at the address, or it cannot be reached.
     #[error("cannot connect to {endpoint}: {source}")]
     Refused {
-        /// Whom we called.
+        /// The origin of the endpoint.
         endpoint: String,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
     /// The TLS handshake failed.
-    #[error("TLS handshake with {endpoint} failed: {source}{}", tls::cause(.source).map_or("", tls::server_advice))]
+    #[error(
+        "TLS handshake with {endpoint} failed: {source}{}",
+        tls::cause(.source).map_or("", tls::server_advice)
+    )]
     Tls {
-        /// Whom we called.
+        /// The origin of the endpoint.
         endpoint: String,
-        /// What rustls said.
+        /// The error of rustls.
         source: io::Error,
     },
-    /// As many connections carry a request as `upstream.max_connections` allows.
+    /// `upstream.max_connections` connections carry a request.
     #[error("{limit} connections to {endpoint} are in use, the limit of upstream.max_connections")]
     Full {
-        /// Whom we would have called.
+        /// The origin of the endpoint.
         endpoint: String,
         /// The limit.
         limit: usize,
     },
-    /// The connections to all upstreams together have used up their share of the process's file descriptors.
+    /// Connections to upstreams use all file descriptors that they may use.
     #[error(
         "no file descriptor is left for a connection to {endpoint}: raise the limit of open files"
     )]
     NoSocket {
-        /// Whom we would have called.
+        /// The origin of the endpoint.
         endpoint: String,
     },
 }
 
 impl Error {
-    /// The origin of the endpoint that was called.
+    /// The origin of the endpoint.
     pub fn endpoint(&self) -> &str {
         match self {
             Self::Timeout { endpoint, .. }
@@ -93,7 +103,7 @@ impl Error {
         }
     }
 
-    /// Whether the certificate was at fault, rather than the protocol.
+    /// Whether the TLS handshake failed because of the server's certificate.
     pub fn is_certificate(&self) -> bool {
         let Self::Tls { source, .. } = self else {
             return false;
@@ -105,133 +115,127 @@ impl Error {
     }
 }
 
-/// Which version of HTTP a new connection may turn out to speak.
+/// The HTTP versions that a connection may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wanted {
-    /// What the configuration and the server agree on.
+pub(super) enum HttpVersions {
+    /// Those that the configuration allows.
     Any,
-    /// HTTP/1.1 alone: an upgrade needs a connection of its own.
+    /// HTTP/1.1 alone, for an upgrade.
     Http1,
 }
 
-/// What a new connection speaks.
+/// The HTTP version of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Protocol {
     Http1,
     Http2,
 }
 
-/// Connects to `endpoint`, with TLS if its scheme asks for it.
+/// Opens a connection to `endpoint`, with TLS if its scheme is `https`.
 pub(super) async fn connect(
     config: &Config,
     endpoint: &Endpoint,
-    tls: Option<&Tls>,
-    wanted: Wanted,
+    tls: Option<&EndpointTls>,
+    versions: HttpVersions,
 ) -> Result<(Io, Protocol), Error> {
-    let name = || endpoint.origin.clone();
+    let origin = || endpoint.origin.clone();
     let limit = config.connect_timeout;
-    let dialled = match config.connect_to {
+    let connected = match config.connect_to {
         Some(address) => socket::connect(&address.ip().to_string(), address.port(), limit).await,
         None => socket::connect(&endpoint.host, endpoint.port, limit).await,
     };
-    let stream = dialled.map_err(|source| match source.kind() {
+    let stream = connected.map_err(|source| match source.kind() {
         io::ErrorKind::TimedOut => Error::Timeout {
-            endpoint: name(),
+            endpoint: origin(),
             limit,
         },
-        _ if is_resolver(&source) => Error::Resolve {
-            endpoint: name(),
+        _ if is_resolver_error(&source) => Error::Resolve {
+            endpoint: origin(),
             source,
         },
         _ => Error::Refused {
-            endpoint: name(),
+            endpoint: origin(),
             source,
         },
     })?;
-    let always = config.http2 == Http2::Always;
+    let always_http2 = config.http2 == Http2::Always;
     let Some(tls) = tls else {
-        let protocol = if always {
+        let protocol = if always_http2 {
             Protocol::Http2
         } else {
             Protocol::Http1
         };
-        return Ok((Io::new(Patient::new(Either::Left(stream))), protocol));
+        return Ok((Io::new(UpstreamIo::new(Either::Left(stream))), protocol));
     };
-    let greetings = tls.greetings.load();
-    let greeting = match wanted {
-        Wanted::Any => &greetings.any,
-        Wanted::Http1 => &greetings.http1,
+    let configs = tls.configs.load();
+    let tls_config = match versions {
+        HttpVersions::Any => &configs.any,
+        HttpVersions::Http1 => &configs.http1,
     };
     let handshake =
-        TlsConnector::from(Arc::clone(greeting)).connect(tls.server_name.clone(), stream);
+        TlsConnector::from(Arc::clone(tls_config)).connect(tls.server_name.clone(), stream);
     match tokio::time::timeout(config.handshake_timeout, handshake).await {
         Ok(Ok(stream)) => {
-            let is_http2 = always || stream.get_ref().1.alpn_protocol() == Some(HTTP2);
+            let is_http2 = always_http2 || stream.get_ref().1.alpn_protocol() == Some(HTTP2);
             let protocol = if is_http2 {
                 Protocol::Http2
             } else {
                 Protocol::Http1
             };
             Ok((
-                Io::new(Patient::new(Either::Right(Box::new(stream)))),
+                Io::new(UpstreamIo::new(Either::Right(Box::new(stream)))),
                 protocol,
             ))
         }
         Ok(Err(source)) => Err(Error::Tls {
-            endpoint: name(),
+            endpoint: origin(),
             source,
         }),
         Err(_) => Err(Error::Timeout {
-            endpoint: name(),
+            endpoint: origin(),
             limit: config.handshake_timeout,
         }),
     }
 }
 
-/// The connection of an answer of 101, and what came behind it.
+/// The connection of a 101 response, and the bytes that were read after the response.
 ///
 /// # Errors
-/// When it broke meanwhile.
+/// When the connection failed meanwhile.
 pub async fn upgraded(
-    answer: OnUpgrade,
+    upgrade: OnUpgrade,
 ) -> io::Result<(impl AsyncRead + AsyncWrite + Unpin, Bytes)> {
-    let upgraded = answer.await.map_err(io::Error::other)?;
+    let upgraded = upgrade.await.map_err(io::Error::other)?;
     let parts = upgraded
         .downcast::<Io>()
         .map_err(|_| io::Error::other("another kind of connection"))?;
     Ok((parts.io.into_inner().into_transport(), parts.read_buf))
 }
 
-/// A failed look-up carries no number of the system's, a failed connection does.
-fn is_resolver(error: &io::Error) -> bool {
+/// Errors of the resolver have no OS error code, errors of the TCP handshake do.
+fn is_resolver_error(error: &io::Error) -> bool {
     error.raw_os_error().is_none() && error.kind() != io::ErrorKind::TimedOut
 }
 
-/// So many bytes are read in a row before others have their turn: heads of 1xx may come without an end, and hyper reads and
-/// drops them as long as there are any.
-const TURN: usize = 64 * 1024;
-
-/// What a read costs at least, as bytes: TLS can bring very few of them in much.
-const READ: usize = 4 * 1024;
-
-/// In clear, or through TLS.
+/// TCP, or TLS over it.
 type Transport = Either<Stream, Box<TlsStream<Stream>>>;
 
-/// An upstream's connection as hyper uses it.
-pub(super) type Io = TokioIo<Patient>;
+/// A connection to an upstream as hyper uses it.
+pub(super) type Io = TokioIo<UpstreamIo>;
 
-/// An upstream connection that lets others be heard, and keeps listening when it can no longer speak.
+/// A connection to an upstream that yields after [`READ_BUDGET`] bytes, and that can still be read
+/// after a write has failed.
 ///
-/// An upstream may answer in the middle of an upload and close. Our next write then fails, and hyper would report that
-/// failure although the answer is already in our receive queue. So a failed write turns into waiting: the read side
-/// finds the answer, or the real end.
-pub(super) struct Patient {
+/// An upstream may respond in the middle of an upload and close. The next write then fails, and
+/// hyper would report that error although the response is already in the receive buffer. So a
+/// failed write stays pending: the reader finds the response, or the end of the stream.
+pub(super) struct UpstreamIo {
     transport: Transport,
     write_failed: bool,
     budget: CoopBudget,
 }
 
-impl Patient {
+impl UpstreamIo {
     fn new(transport: Transport) -> Self {
         Self {
             transport,
@@ -240,12 +244,13 @@ impl Patient {
         }
     }
 
-    /// What is left when HTTP is over: a write error is an error again.
+    /// The transport for a tunnel, in which a write error is an error again.
     fn into_transport(self) -> Transport {
         self.transport
     }
 
-    fn unless_failed<T>(
+    /// Writes, and stays pending after an error.
+    fn poll_write_with<T>(
         &mut self,
         cx: &mut Context<'_>,
         write: impl FnOnce(Pin<&mut Transport>, &mut Context<'_>) -> Poll<io::Result<T>>,
@@ -256,7 +261,7 @@ impl Patient {
         let written = write(Pin::new(&mut self.transport), cx);
         if let Poll::Ready(Err(_)) = written {
             self.write_failed = true;
-            // hyper reads before it writes: it must come round once more.
+            // hyper reads before it writes, so only another poll makes it read.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -264,43 +269,45 @@ impl Patient {
     }
 }
 
-impl fmt::Debug for Patient {
+impl fmt::Debug for UpstreamIo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Patient")
+        f.debug_struct("UpstreamIo")
             .field("write_failed", &self.write_failed)
             .finish_non_exhaustive()
     }
 }
 
-impl AsyncRead for Patient {
+impl AsyncRead for UpstreamIo {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.budget.poll_ready(cx, TURN));
+        ready!(this.budget.poll_ready(cx, READ_BUDGET));
         let before = buf.filled().len();
         let read = Pin::new(&mut this.transport).poll_read(cx, buf);
         match read {
-            Poll::Ready(_) => this.budget.spend(READ.max(buf.filled().len() - before)),
+            Poll::Ready(_) => this
+                .budget
+                .spend(MIN_READ_COST.max(buf.filled().len() - before)),
             Poll::Pending => this.budget.reset(),
         }
         read
     }
 }
 
-impl AsyncWrite for Patient {
+impl AsyncWrite for UpstreamIo {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.unless_failed(cx, |io, cx| io.poll_write(cx, buf))
+        self.poll_write_with(cx, |io, cx| io.poll_write(cx, buf))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.unless_failed(cx, AsyncWrite::poll_flush)
+        self.poll_write_with(cx, AsyncWrite::poll_flush)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -316,6 +323,6 @@ impl AsyncWrite for Patient {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.unless_failed(cx, |io, cx| io.poll_write_vectored(cx, bufs))
+        self.poll_write_with(cx, |io, cx| io.poll_write_vectored(cx, bufs))
     }
 }

@@ -1,4 +1,4 @@
-//! An HTTP/2 connection to an endpoint, shared by the requests that it carries side by side.
+//! An HTTP/2 connection to an endpoint, and its streams.
 
 use std::{
     cell::{Cell, RefCell},
@@ -21,38 +21,40 @@ use super::{
 };
 use crate::base::ticker::{Deadline, Ticks};
 
-/// Requests that one connection carries at most, whatever the server allows.
+/// The most concurrent streams of one connection, even if the server allows more.
 const MAX_STREAMS: usize = 32;
 
-/// What a server may send ahead on one stream: what we hold for a client that is slow to take its answer.
+/// Receive window of a stream, in bytes: the most that is buffered for a client that reads slowly.
 const STREAM_WINDOW: u32 = 256 * 1024;
 
-/// Enough for all streams together, so that no slow client holds up the others.
+/// Receive window of a connection: that of all its streams, so that a slow client does not block
+/// the others.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS as u32;
 
-/// What is kept of one request's body for a server that is slow to take it.
+/// The most bytes of a request's body that are buffered for a server that reads slowly.
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// The largest head of an answer.
+/// The largest head of a response, in bytes.
 const MAX_HEAD: u32 = 64 * 1024;
 
-/// A connection and the number of its requests.
+/// A connection and the number of its streams.
 pub(super) struct Http2Connection<B> {
     sender: SendRequest<B>,
     streams: Cell<usize>,
-    /// How many may be under way. A server that lowers it is heard with the next request, which then waits its turn.
-    room: Cell<usize>,
-    /// Takes no more requests: the server has said so, or has stopped to answer.
+    /// The most concurrent streams. A lower `SETTINGS_MAX_CONCURRENT_STREAMS` from the server takes
+    /// effect with the next request, which waits until there are fewer.
+    max_streams: Cell<usize>,
+    /// No new streams: the server sent GOAWAY, or no longer responds.
     retired: Cell<bool>,
-    /// Armed while it carries nothing; when it is due, the connection's task ends.
-    too_old: Rc<Deadline>,
+    /// Armed while there are no streams. When it is due, the connection's task ends.
+    close_deadline: Rc<Deadline>,
     idle_timeout: Ticks,
-    /// Its place among `max_connections`, while it carries something.
-    place: RefCell<Option<PoolSlot>>,
+    /// Held while there are streams.
+    slot: RefCell<Option<PoolSlot>>,
     counters: Arc<Counters>,
 }
 
-/// A request's share of a connection.
+/// One stream of a connection.
 pub(super) struct Stream<B> {
     pub(super) sender: SendRequest<B>,
     connection: Rc<Http2Connection<B>>,
@@ -63,14 +65,14 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// Begins to speak HTTP/2. What is returned beside the connection must be polled for it to move.
+    /// Sends the connection preface (RFC 9113 §3.4). The returned future drives the connection.
     pub(super) async fn handshake(
         io: Io,
-        too_old: Rc<Deadline>,
+        close_deadline: Rc<Deadline>,
         idle_timeout: Ticks,
         counters: Arc<Counters>,
     ) -> hyper::Result<(Rc<Self>, impl Future<Output = hyper::Result<()>>)> {
-        let handshake = Builder::new(Local)
+        let handshake = Builder::new(LocalExecutor)
             .initial_max_send_streams(MAX_STREAMS)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -78,37 +80,36 @@ where
             .max_send_buf_size(SEND_BUFFER)
             .handshake(io);
         let (sender, mut connection) = handshake.await?;
-        // It begins as one that waits, and is given a request at once.
+        // Without streams it counts as idle; the caller opens one right away.
         counters.idle.add(1);
-        let multiplexed = Rc::new(Self {
+        let this = Rc::new(Self {
             sender,
             streams: Cell::new(0),
-            room: Cell::new(MAX_STREAMS),
+            max_streams: Cell::new(MAX_STREAMS),
             retired: Cell::new(false),
-            too_old,
+            close_deadline,
             idle_timeout,
-            place: RefCell::default(),
+            slot: RefCell::default(),
             counters,
         });
-        // Weak: with the last sender the connection ends.
-        let heard = Rc::downgrade(&multiplexed);
-        let moving = poll_fn(move |cx| {
-            let moved = Pin::new(&mut connection).poll(cx);
-            if let Some(multiplexed) = heard.upgrade() {
-                multiplexed
-                    .room
+        // Weak: the connection closes with its last sender.
+        let weak = Rc::downgrade(&this);
+        let driver = poll_fn(move |cx| {
+            let poll = Pin::new(&mut connection).poll(cx);
+            if let Some(this) = weak.upgrade() {
+                this.max_streams
                     .set(connection.current_max_send_streams().min(MAX_STREAMS));
             }
-            moved
+            poll
         });
-        Ok((multiplexed, moving))
+        Ok((this, driver))
     }
 }
 
 impl<B> Http2Connection<B> {
-    /// Whether it can take one more request, as far as is known.
-    pub(super) fn has_room(&self) -> bool {
-        self.is_open() && self.streams.get() < self.room.get()
+    /// Whether one more stream can be opened, as far as is known.
+    pub(super) fn has_capacity(&self) -> bool {
+        self.is_open() && self.streams.get() < self.max_streams.get()
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -119,14 +120,14 @@ impl<B> Http2Connection<B> {
         self.streams.get() == 0
     }
 
-    /// One more request. `place` is for the first one.
-    pub(super) fn open(self: &Rc<Self>, place: Option<PoolSlot>) -> Stream<B> {
+    /// Opens a stream. The first one needs a `slot`.
+    pub(super) fn open(self: &Rc<Self>, slot: Option<PoolSlot>) -> Stream<B> {
         if self.is_idle() {
             self.counters.idle.sub(1);
-            *self.place.borrow_mut() = place;
+            *self.slot.borrow_mut() = slot;
         }
         self.streams.set(self.streams.get() + 1);
-        self.too_old.disarm();
+        self.close_deadline.disarm();
         Stream {
             sender: self.sender.clone(),
             connection: Rc::clone(self),
@@ -139,7 +140,7 @@ impl<B> Stream<B> {
         self.connection.is_open()
     }
 
-    /// No further request goes here; those under way may finish.
+    /// Allows no new streams on the connection; open ones may finish.
     pub(super) fn retire(&self) {
         self.connection.retired.set(true);
     }
@@ -150,10 +151,10 @@ impl<B> Drop for Stream<B> {
         let connection = &self.connection;
         connection.streams.set(connection.streams.get() - 1);
         if connection.is_idle() {
-            connection.place.take();
+            connection.slot.take();
             connection.counters.idle.add(1);
-            // One that is retired is held by nobody else any more, and closes with this.
-            connection.too_old.arm(connection.idle_timeout);
+            // A retired connection closes before that, as soon as the pool has dropped it as well.
+            connection.close_deadline.arm(connection.idle_timeout);
         }
     }
 }
@@ -172,11 +173,11 @@ impl<B> fmt::Debug for Http2Connection<B> {
     }
 }
 
-/// Runs what a connection consists of on this thread.
+/// Spawns the tasks of a connection on this worker's thread.
 #[derive(Debug, Clone, Copy)]
-struct Local;
+struct LocalExecutor;
 
-impl<F: Future<Output = ()> + 'static> Executor<F> for Local {
+impl<F: Future<Output = ()> + 'static> Executor<F> for LocalExecutor {
     fn execute(&self, task: F) {
         tokio::task::spawn_local(task);
     }

@@ -1,4 +1,14 @@
-//! Connections to the cloud: endpoints, dialling, pooling. Knows nothing of tokens.
+//! Connections to upstreams. Independent of tokens and of what requests mean.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `config` | the configuration of an upstream: endpoints, timeouts, HTTP version, cookies |
+//! | `shared` | what all workers share of an upstream: TLS configuration, number of connections |
+//! | `sockets` | the limit of open sockets to all upstreams |
+//! | `slots` | `max_connections` of an endpoint, and the metrics of its connections |
+//! | `connect` | resolve, TCP and TLS handshake, ALPN; the I/O object that hyper uses |
+//! | `http2` | an HTTP/2 connection and its streams |
+//! | `pool` | one worker's connections to one endpoint; a `Lease` is the use of one by a request |
 
 mod config;
 mod connect;
@@ -20,23 +30,28 @@ pub use self::{
     slots::Counters,
     sockets::Sockets,
 };
-use self::{connect::Wanted, pool::Pool};
+use self::{connect::HttpVersions, pool::Pool};
 use crate::base::ticker::Ticker;
 
-/// One worker's way to one upstream.
+/// One worker's pools of connections to one upstream.
 #[derive(Debug)]
 pub struct Upstream<B> {
     shared: Shared,
     pools: Vec<Rc<Pool<B>>>,
-    endpoint_index: Cell<usize>,
+    /// The endpoint of the next attempt (round-robin).
+    next: Cell<usize>,
 }
+
+/// The endpoint that was selected for an attempt.
+#[derive(Debug, Clone, Copy)]
+pub struct EndpointIndex(usize);
 
 impl<B: Body + Unpin + 'static> Upstream<B>
 where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// Pools without a connection yet. `counters` gives the numbers of the endpoint at an origin.
+    /// Empty pools. `counters` returns the counters of the endpoint with an origin.
     pub fn new(
         shared: Shared,
         ticker: &Rc<Ticker>,
@@ -58,62 +73,58 @@ where
         Self {
             shared,
             pools,
-            endpoint_index: Cell::new(0),
+            next: Cell::new(0),
         }
     }
 
-    /// What was configured.
+    /// The configuration of the upstream.
     pub fn config(&self) -> &Config {
         &self.shared.config
     }
 
-    /// Closes idle connections whenever somebody, in any worker, finds no place for a new one. Does not end by itself.
+    /// Closes idle connections each time a worker waits for a socket. Never completes.
     pub fn shed_idle(&self) -> impl Future<Output = ()> + use<B> {
         let (pools, sockets) = (self.pools.clone(), Arc::clone(&self.shared.sockets));
         async move {
             loop {
-                sockets.wanted().await;
+                sockets.exhausted().await;
                 pools.iter().for_each(|pool| pool.close_idle());
             }
         }
     }
 
-    /// Chooses the endpoint for the next attempt.
-    pub fn endpoint_index(&self) -> EndpointIndex {
-        let endpoint_index = self.endpoint_index.get();
-        self.endpoint_index
-            .set((endpoint_index + 1) % self.pools.len());
-        EndpointIndex(endpoint_index)
+    /// Selects the endpoint for the next attempt (round-robin).
+    pub fn next_endpoint(&self) -> EndpointIndex {
+        let index = self.next.get();
+        self.next.set((index + 1) % self.pools.len());
+        EndpointIndex(index)
     }
 
-    /// Whether requests may become something else than HTTP: HTTP/2 does not allow it.
-    pub fn takes_upgrades(&self) -> bool {
+    /// Whether HTTP/1.1 upgrades (RFC 9110 §7.8) are possible: HTTP/2 has none.
+    pub fn supports_upgrade(&self) -> bool {
         self.shared.config.http2 != Http2::Always
     }
 
-    /// A connection that has served before, to the endpoint whose turn it is.
-    pub fn reuse(&self, endpoint_index: EndpointIndex, is_upgrade: bool) -> Option<Lease<B>> {
-        self.pools[endpoint_index.0].reuse(wanted(is_upgrade))
+    /// A pooled connection to the selected endpoint. An upgrade needs HTTP/1.1.
+    pub fn reuse(&self, endpoint: EndpointIndex, is_upgrade: bool) -> Option<Lease<B>> {
+        self.pools[endpoint.0].reuse(versions(is_upgrade))
     }
 
-    /// A new connection, to the endpoint whose turn it is, or to the first one after it that can be reached.
+    /// A new connection to the selected endpoint, or to the first one after it that accepts a
+    /// connection.
     ///
     /// # Errors
-    /// What the last endpoint answered.
-    pub async fn dial(
-        &self,
-        endpoint_index: EndpointIndex,
-        is_upgrade: bool,
-    ) -> Result<Lease<B>, Error> {
+    /// That of the last endpoint.
+    pub async fn dial(&self, endpoint: EndpointIndex, is_upgrade: bool) -> Result<Lease<B>, Error> {
         let mut tried = 0;
         loop {
-            match self.pools[(endpoint_index.0 + tried) % self.pools.len()]
-                .dial(wanted(is_upgrade))
+            match self.pools[(endpoint.0 + tried) % self.pools.len()]
+                .dial(versions(is_upgrade))
                 .await
             {
                 Ok(lease) => return Ok(lease),
                 Err(error) if tried + 1 == self.pools.len() => return Err(error),
-                // The others have no other descriptors.
+                // The limit is common to all endpoints.
                 Err(error @ Error::NoSocket { .. }) => return Err(error),
                 Err(error) => tracing::debug!(%error, "trying the next endpoint"),
             }
@@ -122,14 +133,10 @@ where
     }
 }
 
-fn wanted(is_upgrade: bool) -> Wanted {
+fn versions(is_upgrade: bool) -> HttpVersions {
     if is_upgrade {
-        Wanted::Http1
+        HttpVersions::Http1
     } else {
-        Wanted::Any
+        HttpVersions::Any
     }
 }
-
-/// An endpoint that was chosen for an attempt.
-#[derive(Debug, Clone, Copy)]
-pub struct EndpointIndex(usize);

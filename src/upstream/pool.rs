@@ -1,5 +1,8 @@
 //! One worker's connections to one endpoint.
 
+mod dial_lock;
+mod lease;
+
 use std::{
     cell::{Cell, RefCell},
     fmt,
@@ -9,61 +12,55 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
-use hyper::{
-    body::{Body, Incoming},
-    client::conn::{TrySendError, http1},
-};
-use tokio::sync::Notify;
+use hyper::{body::Body, client::conn::http1};
 
+pub use self::lease::{Lease, Reservation, is_unprocessed};
+use self::{dial_lock::DialLock, lease::Connection};
 use super::{
     config::{Config, Endpoint, Http2},
-    connect::{self, Protocol, Wanted, connect},
-    http2::{Http2Connection, Stream},
+    connect::{self, HttpVersions, Protocol, connect},
+    http2::Http2Connection,
     shared::SharedEndpoint,
     slots::{Counters, PoolSlot},
-    sockets,
+    sockets::SocketPermit,
 };
-use crate::{
-    base::{
-        clock::Moment,
-        ticker::{Deadline, Ticker, Ticks},
-    },
-    net::http2,
+use crate::base::{
+    clock::Moment,
+    ticker::{Deadline, Ticker, Ticks},
 };
 
-/// The largest head of an answer, and the most that is read ahead for a client that is slow to take it.
+/// The largest head of a response, and the most that is buffered for a client that reads slowly, in
+/// bytes.
 const READ_BUFFER: usize = 64 * 1024;
 
-/// How long an endpoint is not waited for since it last left `Expect: 100-continue` unanswered.
-const IGNORES_EXPECT: Duration = Duration::from_secs(600);
+/// The time that a connection has to close in order (TLS `close_notify`).
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time for a connection that is given up to close in good order.
-const GOODBYE: Duration = Duration::from_secs(5);
-
-/// Connections to one endpoint, most recently used first: the tail grows old and is closed when load falls.
+/// Connections to one endpoint. The last one used is reused first, so that the others time out when
+/// the load falls.
 pub(super) struct Pool<B> {
-    pub(super) endpoint: Endpoint,
+    endpoint: Endpoint,
     config: Arc<Config>,
     shared: SharedEndpoint,
-    idle: RefCell<Vec<Connection<B>>>,
-    multiplexed: RefCell<Vec<Rc<Http2Connection<B>>>>,
-    /// What the last connection turned out to speak.
-    is_multiplexed: Cell<bool>,
-    dialling: DialLock,
+    idle: RefCell<Vec<Http1Connection<B>>>,
+    http2: RefCell<Vec<Rc<Http2Connection<B>>>>,
+    /// Whether the last connection that could use any version uses HTTP/2.
+    uses_http2: Cell<bool>,
+    dial_lock: DialLock,
     idle_timeout: Ticks,
     ticker: Rc<Ticker>,
-    pub(super) counters: Arc<Counters>,
-    /// Until when it is known to leave `Expect: 100-continue` unanswered.
+    counters: Arc<Counters>,
+    /// Until when requests do not wait for a 100 response.
     ignores_expect_until: Cell<Moment>,
 }
 
-struct Connection<B> {
+/// An HTTP/1.1 connection.
+struct Http1Connection<B> {
     sender: http1::SendRequest<B>,
-    /// Armed while the connection is idle; when it is due, the connection's task ends.
-    too_old: Rc<Deadline>,
-    /// Given back when the connection's task has ended as well.
-    _socket: Rc<sockets::SocketPermit>,
+    /// Armed while the connection is idle. When it is due, the connection's task ends.
+    close_deadline: Rc<Deadline>,
+    /// Released when the connection's task has ended as well.
+    socket: Rc<SocketPermit>,
 }
 
 impl<B: Body + Unpin + 'static> Pool<B>
@@ -79,15 +76,15 @@ where
         counters: Arc<Counters>,
     ) -> Rc<Self> {
         let idle_timeout = config.idle_timeout.into();
-        let is_multiplexed = Cell::new(config.http2 == Http2::Always);
+        let uses_http2 = Cell::new(config.http2 == Http2::Always);
         Rc::new(Self {
             endpoint,
             config,
-            multiplexed: RefCell::default(),
-            is_multiplexed,
-            dialling: DialLock::default(),
             shared,
             idle: RefCell::default(),
+            http2: RefCell::default(),
+            uses_http2,
+            dial_lock: DialLock::default(),
             idle_timeout,
             ticker,
             counters,
@@ -95,66 +92,75 @@ where
         })
     }
 
-    /// A connection that has served before and still seems alive.
-    pub(super) fn reuse(self: &Rc<Self>, wanted: Wanted) -> Option<Lease<B>> {
-        if wanted == Wanted::Any
-            && let Some(lease) = self.share()
+    /// A connection that is open already, as far as is known.
+    pub(super) fn reuse(self: &Rc<Self>, versions: HttpVersions) -> Option<Lease<B>> {
+        if versions == HttpVersions::Any
+            && let Some(lease) = self.open_stream()
         {
             return Some(lease);
         }
         if self.idle.borrow().is_empty() {
             return None;
         }
-        let place = self.reserve().ok()?;
+        let slot = self.reserve_slot().ok()?;
         loop {
             let connection = self.idle.borrow_mut().pop()?;
             self.counters.idle.sub(1);
             if connection.sender.is_ready() {
-                connection.too_old.disarm();
-                return Some(self.lease(Carrier::Http1(connection, place), true));
+                connection.close_deadline.disarm();
+                return Some(self.lease(Connection::Http1(connection, slot), true));
             }
         }
     }
 
-    /// A stream on an HTTP/2 connection that is there. The first one that has room is filled first, so that others grow old.
-    fn share(self: &Rc<Self>) -> Option<Lease<B>> {
-        let mut multiplexed = self.multiplexed.borrow_mut();
-        if multiplexed.is_empty() {
+    /// A stream on an open HTTP/2 connection: the first one that has capacity, so that the others
+    /// time out.
+    fn open_stream(self: &Rc<Self>) -> Option<Lease<B>> {
+        let mut connections = self.http2.borrow_mut();
+        if connections.is_empty() {
             return None;
         }
-        multiplexed.retain(|connection| connection.is_open());
-        let connection = multiplexed
+        connections.retain(|connection| connection.is_open());
+        let connection = connections
             .iter()
-            .find(|connection| connection.has_room())?;
-        let place = connection
+            .find(|connection| connection.has_capacity())?;
+        let slot = connection
             .is_idle()
-            .then(|| self.reserve())
+            .then(|| self.reserve_slot())
             .transpose()
             .ok()?;
-        Some(self.lease(Carrier::Http2(connection.open(place)), true))
+        Some(self.lease(Connection::Http2(connection.open(slot)), true))
     }
 
-    /// A new connection, or a share of one that somebody else is dialling.
-    pub(super) async fn dial(self: &Rc<Self>, wanted: Wanted) -> Result<Lease<B>, connect::Error> {
-        let mut dialling = None;
-        // Where connections are shared, a hundred requests that come at once need not dial a hundred of them.
-        if wanted == Wanted::Any && self.is_multiplexed.get() {
+    /// A new connection, or a stream on one that another request has just opened.
+    pub(super) async fn dial(
+        self: &Rc<Self>,
+        versions: HttpVersions,
+    ) -> Result<Lease<B>, connect::Error> {
+        let mut dialing = None;
+        // With HTTP/2, requests that arrive at the same time share the first new connection.
+        if versions == HttpVersions::Any && self.uses_http2.get() {
             loop {
-                if !self.dialling.is_busy.get() {
-                    dialling = Some(self.dialling.begin());
+                if !self.dial_lock.is_locked() {
+                    dialing = Some(self.dial_lock.lock());
                     break;
                 }
-                // Somebody's failure is not passed on; but the others do not queue up behind it either.
-                if !self.dialling.ended().await {
+                // After a failure every waiting request dials for itself: an error is not passed
+                // on, and one attempt after the other would take too long.
+                if !self.dial_lock.wait().await {
                     break;
                 }
-                if let Some(lease) = self.share() {
+                if let Some(lease) = self.open_stream() {
                     return Ok(lease);
                 }
             }
         }
-        let place = self.reserve()?;
-        let socket = self.shared.sockets.place(self.config.connect_timeout).await;
+        let slot = self.reserve_slot()?;
+        let socket = self
+            .shared
+            .sockets
+            .acquire(self.config.connect_timeout)
+            .await;
         let socket = Rc::new(socket.ok_or_else(|| connect::Error::NoSocket {
             endpoint: self.endpoint.origin.clone(),
         })?);
@@ -162,75 +168,77 @@ where
             &self.config,
             &self.endpoint,
             self.shared.tls.as_ref(),
-            wanted,
+            versions,
         )
         .await?;
-        let too_old = Rc::new(self.ticker.deadline());
-        let broken = |error| connect::Error::Refused {
+        let close_deadline = Rc::new(self.ticker.deadline());
+        let handshake_error = |error| connect::Error::Refused {
             endpoint: self.endpoint.origin.clone(),
             source: std::io::Error::other(error),
         };
-        let carrier = match protocol {
+        let connection = match protocol {
             Protocol::Http1 => {
                 let handshake = http1::Builder::new()
                     .max_buf_size(READ_BUFFER)
                     .writev(false)
                     .handshake(io);
-                let (sender, connection) = handshake.await.map_err(broken)?;
-                self.drive(connection.with_upgrades(), &too_old, Rc::clone(&socket));
-                Carrier::Http1(
-                    Connection {
+                let (sender, driver) = handshake.await.map_err(handshake_error)?;
+                self.spawn(driver.with_upgrades(), &close_deadline, Rc::clone(&socket));
+                Connection::Http1(
+                    Http1Connection {
                         sender,
-                        too_old,
-                        _socket: socket,
+                        close_deadline,
+                        socket,
                     },
-                    place,
+                    slot,
                 )
             }
             Protocol::Http2 => {
-                let handshake = {
-                    let (too_old, counters) = (Rc::clone(&too_old), Arc::clone(&self.counters));
-                    Http2Connection::handshake(io, too_old, self.idle_timeout, counters)
-                };
-                let (multiplexed, connection) = handshake.await.map_err(broken)?;
-                self.drive(connection, &too_old, socket);
-                let stream = multiplexed.open(Some(place));
-                self.multiplexed.borrow_mut().push(multiplexed);
-                Carrier::Http2(stream)
+                let handshake = Http2Connection::handshake(
+                    io,
+                    Rc::clone(&close_deadline),
+                    self.idle_timeout,
+                    Arc::clone(&self.counters),
+                );
+                let (connection, driver) = handshake.await.map_err(handshake_error)?;
+                self.spawn(driver, &close_deadline, socket);
+                let stream = connection.open(Some(slot));
+                self.http2.borrow_mut().push(connection);
+                Connection::Http2(stream)
             }
         };
-        if wanted == Wanted::Any {
-            self.is_multiplexed.set(protocol == Protocol::Http2);
+        if versions == HttpVersions::Any {
+            self.uses_http2.set(protocol == Protocol::Http2);
         }
-        if let Some(dialling) = dialling {
-            dialling.succeeded();
+        if let Some(dialing) = dialing {
+            dialing.succeeded();
         }
-        Ok(self.lease(carrier, false))
+        Ok(self.lease(connection, false))
     }
 
-    /// Moves a connection's bytes until it closes or is too old.
-    fn drive(
+    /// Spawns the task that drives a connection until it closes or its deadline is due.
+    fn spawn(
         self: &Rc<Self>,
-        connection: impl Future<Output = hyper::Result<()>> + 'static,
-        too_old: &Rc<Deadline>,
-        socket: Rc<sockets::SocketPermit>,
+        driver: impl Future<Output = hyper::Result<()>> + 'static,
+        close_deadline: &Rc<Deadline>,
+        socket: Rc<SocketPermit>,
     ) {
-        let (pool, too_old) = (Rc::clone(self), Rc::clone(too_old));
+        let (pool, close_deadline) = (Rc::clone(self), Rc::clone(close_deadline));
         tokio::task::spawn_local(async move {
-            let mut connection = std::pin::pin!(connection);
-            std::future::poll_fn(|cx| match connection.as_mut().poll(cx) {
-                // Errors reach whoever waits for an answer; on an idle connection nobody cares.
+            let mut driver = std::pin::pin!(driver);
+            std::future::poll_fn(|cx| match driver.as_mut().poll(cx) {
+                // A request under way gets the error from its sender; on an idle connection there
+                // is nothing to report.
                 Poll::Ready(_) => Poll::Ready(()),
-                Poll::Pending => too_old.poll_due(cx),
+                Poll::Pending => close_deadline.poll_due(cx),
             })
             .await;
             drop(socket);
-            pool.forget_closed();
+            pool.remove_closed();
         });
     }
 
-    /// A place among `max_connections`, given back when dropped.
-    fn reserve(&self) -> Result<PoolSlot, connect::Error> {
+    fn reserve_slot(&self) -> Result<PoolSlot, connect::Error> {
         let limit = self.config.max_connections;
         PoolSlot::reserve(&self.shared.active, &self.counters, limit).ok_or_else(|| {
             connect::Error::Full {
@@ -240,42 +248,38 @@ where
         })
     }
 
-    fn lease(self: &Rc<Self>, carrier: Carrier<B>, reused: bool) -> Lease<B> {
-        Lease {
-            carrier: Some(carrier),
-            pool: Rc::clone(self),
-            reused,
-            retired: Cell::default(),
-        }
+    fn lease(self: &Rc<Self>, connection: Connection<B>, is_reused: bool) -> Lease<B> {
+        Lease::new(connection, Rc::clone(self), is_reused)
     }
 
-    fn put(&self, connection: Connection<B>) {
-        if self.shared.sockets.are_wanted() {
-            return connection.too_old.arm(GOODBYE.into());
+    /// Makes a connection available to other requests.
+    fn put(&self, connection: Http1Connection<B>) {
+        if self.shared.sockets.has_waiters() {
+            return connection.close_deadline.arm(CLOSE_TIMEOUT.into());
         }
-        connection.too_old.arm(self.idle_timeout);
+        connection.close_deadline.arm(self.idle_timeout);
         self.counters.idle.add(1);
         self.idle.borrow_mut().push(connection);
     }
 
-    /// Gives up what waits for its next request.
+    /// Closes the connections that carry no request.
     pub(super) fn close_idle(&self) {
         let idle = std::mem::take(&mut *self.idle.borrow_mut());
         self.counters.idle.sub(idle.len() as u64);
         for connection in idle {
-            connection.too_old.arm(GOODBYE.into());
+            connection.close_deadline.arm(CLOSE_TIMEOUT.into());
         }
-        self.multiplexed
+        self.http2
             .borrow_mut()
             .retain(|connection| !connection.is_idle());
     }
 
-    fn forget_closed(&self) {
+    fn remove_closed(&self) {
         let mut idle = self.idle.borrow_mut();
         let before = idle.len();
         idle.retain(|connection| !connection.sender.is_closed());
         self.counters.idle.sub((before - idle.len()) as u64);
-        self.multiplexed
+        self.http2
             .borrow_mut()
             .retain(|connection| connection.is_open());
     }
@@ -285,217 +289,6 @@ impl<B> fmt::Debug for Pool<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool")
             .field("endpoint", &self.endpoint.origin)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Whether somebody is dialling, and how it ended.
-#[derive(Debug, Default)]
-struct DialLock {
-    is_busy: Cell<bool>,
-    has_succeeded: Cell<bool>,
-    ended: Notify,
-}
-
-impl DialLock {
-    fn begin(&self) -> Dialler<'_> {
-        self.is_busy.set(true);
-        self.has_succeeded.set(false);
-        Dialler(self)
-    }
-
-    /// Waits until it has ended; whether with success.
-    async fn ended(&self) -> bool {
-        self.ended.notified().await;
-        self.has_succeeded.get()
-    }
-}
-
-/// Whoever dials for the others, until it is dropped.
-struct Dialler<'a>(&'a DialLock);
-
-impl Dialler<'_> {
-    fn succeeded(&self) {
-        self.0.has_succeeded.set(true);
-    }
-}
-
-impl Drop for Dialler<'_> {
-    fn drop(&mut self) {
-        self.0.is_busy.set(false);
-        self.0.ended.notify_waiters();
-    }
-}
-
-/// What carries a request.
-enum Carrier<B> {
-    /// A connection of its own.
-    Http1(Connection<B>, PoolSlot),
-    /// A stream of a shared one.
-    Http2(Stream<B>),
-}
-
-/// A connection, or a share of one, in somebody's hands. Dropping it closes an HTTP/1.1 connection, or resets the stream;
-/// [`Lease::release`] gives it back.
-pub struct Lease<B> {
-    carrier: Option<Carrier<B>>,
-    pool: Rc<Pool<B>>,
-    reused: bool,
-    /// No other request may use the connection.
-    retired: Cell<bool>,
-}
-
-impl<B: Body + Unpin + 'static> Lease<B>
-where
-    B::Data: Send,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    /// Whether it has carried a request before, and so may have been closed by the upstream without our knowing.
-    pub fn is_reused(&self) -> bool {
-        self.reused
-    }
-
-    /// Whether it can take a request, as far as is known.
-    pub fn is_open(&self) -> bool {
-        match &self.carrier {
-            Some(Carrier::Http1(connection, _)) => connection.sender.is_ready(),
-            Some(Carrier::Http2(stream)) => stream.is_open(),
-            None => false,
-        }
-    }
-
-    /// Whether the request must be written for HTTP/2: an absolute target, and nothing about the connection.
-    pub fn is_http2(&self) -> bool {
-        matches!(self.carrier, Some(Carrier::Http2(_)))
-    }
-
-    /// Sees to it that no other request uses this one's connection: it may be dead, or speak for somebody.
-    pub fn retire(&self) {
-        self.retired.set(true);
-        if let Some(Carrier::Http2(stream)) = &self.carrier {
-            stream.retire();
-        }
-    }
-
-    /// Whom it leads to.
-    pub fn endpoint(&self) -> &Endpoint {
-        &self.pool.endpoint
-    }
-
-    /// Whether its endpoint has lately let an `Expect: 100-continue` pass without a word.
-    pub fn ignores_expect(&self, now: Moment) -> bool {
-        now < self.pool.ignores_expect_until.get()
-    }
-
-    /// Remembers, for a while, whether its endpoint answers `Expect: 100-continue`.
-    pub fn remember_expect(&self, answered: bool, now: Moment) {
-        let until = if answered {
-            Moment::default()
-        } else {
-            now + IGNORES_EXPECT
-        };
-        self.pool.ignores_expect_until.set(until);
-    }
-
-    /// Sends one request.
-    ///
-    /// # Errors
-    /// Hands the request back if nothing of it was written.
-    pub async fn send(
-        &mut self,
-        request: Request<B>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<B>>> {
-        // A lease holds its connection from checkout to release, and release consumes it.
-        match self
-            .carrier
-            .as_mut()
-            .expect("a lease that is not released holds a connection")
-        {
-            Carrier::Http1(connection, _) => connection.sender.try_send_request(request).await,
-            Carrier::Http2(stream) => {
-                let sent = stream.sender.try_send_request(request).await;
-                if sent
-                    .as_ref()
-                    .is_err_and(|failed| !is_of_stream(failed.error()))
-                {
-                    stream.retire();
-                }
-                sent
-            }
-        }
-    }
-
-    /// Keeps the slots alone, once the connection was upgraded. `None` for an HTTP/2 stream, which cannot be.
-    pub fn into_reservation(mut self) -> Option<Reservation> {
-        match self.carrier.take()? {
-            Carrier::Http1(connection, slot) => Some(Reservation {
-                _slot: slot,
-                _socket: connection._socket,
-            }),
-            Carrier::Http2(_) => None,
-        }
-    }
-
-    /// Gives the connection back, once its answer was read to the end. If it is not ready yet, since the rest of an
-    /// upload is still on its way, it returns to the pool when it is.
-    pub fn release(mut self) {
-        if self.retired.get() {
-            return;
-        }
-        let Some(Carrier::Http1(mut connection, place)) = self.carrier.take() else {
-            return;
-        };
-        drop(place);
-        if connection.sender.is_ready() {
-            self.pool.put(connection);
-        } else if !connection.sender.is_closed() {
-            let pool = Rc::clone(&self.pool);
-            connection.too_old.arm(pool.idle_timeout);
-            tokio::task::spawn_local(async move {
-                if connection.sender.ready().await.is_ok() {
-                    pool.put(connection);
-                }
-            });
-        }
-    }
-}
-
-/// What a connection occupies that was upgraded and left the pool: its slot among `max_connections` and its descriptor.
-#[derive(Debug)]
-pub struct Reservation {
-    _slot: PoolSlot,
-    _socket: Rc<sockets::SocketPermit>,
-}
-
-/// Whether an error is of one HTTP/2 stream alone, and its connection as good as before.
-fn is_of_stream(error: &hyper::Error) -> bool {
-    http2::cause(error).is_some_and(h2::Error::is_reset)
-}
-
-/// Whether the server says that it has done nothing with a request: RFC 9113 §8.7. Sending it again is safe, whatever it is.
-pub fn is_unprocessed(error: &hyper::Error) -> bool {
-    // h2 gives the GOAWAY to those streams alone that came after the last one that the server promises to answer.
-    http2::cause(error).is_some_and(|error| {
-        error.is_remote()
-            && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
-    })
-}
-
-impl<B> Drop for Lease<B> {
-    fn drop(&mut self) {
-        // A connection that is given up closes by itself, but to say goodbye over TLS it has to write, and a peer that has
-        // stopped reading would keep it for ever.
-        if let Some(Carrier::Http1(connection, _)) = &self.carrier {
-            connection.too_old.arm(GOODBYE.into());
-        }
-    }
-}
-
-impl<B> fmt::Debug for Lease<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease")
-            .field("pool", &self.pool)
-            .field("reused", &self.reused)
             .finish_non_exhaustive()
     }
 }

@@ -1,4 +1,4 @@
-//! What the workers share of one upstream.
+//! State of one upstream that all workers share.
 
 use std::sync::{Arc, atomic::AtomicUsize};
 
@@ -11,42 +11,43 @@ use super::{
 };
 use crate::net::{reload, tls};
 
-/// What all workers share of one upstream.
+/// ALPN protocol IDs, RFC 7301 §6.
+pub(super) const HTTP2: &[u8] = b"h2";
+const HTTP1: &[u8] = b"http/1.1";
+
+/// State of one upstream that all workers share.
 #[derive(Debug, Clone)]
 pub struct Shared {
     pub(super) config: Arc<Config>,
-    greetings: Option<Arc<reload::Reloadable<TlsConfigs>>>,
+    tls_configs: Option<Arc<reload::Reloadable<TlsConfigs>>>,
     pub(super) endpoints: Vec<SharedEndpoint>,
     pub(super) sockets: Arc<Sockets>,
 }
 
-/// What all workers share of one endpoint.
+/// State of one endpoint that all workers share.
 #[derive(Debug, Clone)]
 pub(super) struct SharedEndpoint {
-    pub(super) tls: Option<Tls>,
+    pub(super) tls: Option<EndpointTls>,
     /// Connections of all workers that carry a request.
     pub(super) active: Arc<AtomicUsize>,
     pub(super) sockets: Arc<Sockets>,
 }
 
-/// How to greet, and which name to send and to verify.
+/// What a TLS handshake with an endpoint needs.
 #[derive(Debug, Clone)]
-pub(super) struct Tls {
-    pub(super) greetings: Arc<reload::Reloadable<TlsConfigs>>,
+pub(super) struct EndpointTls {
+    pub(super) configs: Arc<reload::Reloadable<TlsConfigs>>,
+    /// The name for SNI and for the verification of the certificate.
     pub(super) server_name: ServerName<'static>,
 }
 
-/// What the files of `tls` come to.
+/// The TLS configuration, one value for each set of ALPN protocols.
 pub(super) struct TlsConfigs {
-    /// Offers what `http2` says.
+    /// Offers the protocols that [`Http2`] allows.
     pub(super) any: Arc<rustls::ClientConfig>,
     /// Offers HTTP/1.1 alone.
     pub(super) http1: Arc<rustls::ClientConfig>,
 }
-
-/// Their names in the TLS handshake, RFC 7301.
-pub(super) const HTTP2: &[u8] = b"h2";
-const HTTP1: &[u8] = b"http/1.1";
 
 /// Why an upstream cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -54,28 +55,28 @@ pub enum SetupError {
     /// A TLS file cannot be used.
     #[error(transparent)]
     Tls(#[from] tls::Error),
-    /// There is no way to verify such a name.
+    /// Neither a DNS name nor an IP address.
     #[error("\"{0}\" is not a name that a TLS certificate can carry")]
     ServerName(String),
 }
 
 impl Shared {
-    /// Reads the TLS files, if an endpoint needs them. `sockets` are those of all upstreams.
+    /// Reads the TLS files if an endpoint uses `https`. `sockets` is the limit for all upstreams.
     ///
     /// # Errors
-    /// When a TLS file or a server's name cannot be used.
+    /// When a TLS file or a server name cannot be used.
     pub fn new(config: Config, sockets: &Arc<Sockets>) -> Result<Self, SetupError> {
         let needs_tls = config
             .endpoints
             .iter()
             .any(|endpoint| endpoint.scheme == Scheme::HTTPS);
-        let greetings = needs_tls
-            .then(|| TlsConfigs::following(&config))
+        let tls_configs = needs_tls
+            .then(|| TlsConfigs::reloadable(&config))
             .transpose()?
             .map(Arc::new);
-        let target = |endpoint: &Endpoint| -> Result<_, SetupError> {
-            match &greetings {
-                Some(greetings) if endpoint.scheme == Scheme::HTTPS => {
+        let endpoint_tls = |endpoint: &Endpoint| -> Result<_, SetupError> {
+            match &tls_configs {
+                Some(configs) if endpoint.scheme == Scheme::HTTPS => {
                     let name = config
                         .tls
                         .server_name
@@ -83,8 +84,8 @@ impl Shared {
                         .unwrap_or_else(|| endpoint.host.clone());
                     let server_name = ServerName::try_from(name.clone())
                         .map_err(|_| SetupError::ServerName(name))?;
-                    Ok(Some(Tls {
-                        greetings: Arc::clone(greetings),
+                    Ok(Some(EndpointTls {
+                        configs: Arc::clone(configs),
                         server_name,
                     }))
                 }
@@ -96,7 +97,7 @@ impl Shared {
             .iter()
             .map(|endpoint| {
                 Ok(SharedEndpoint {
-                    tls: target(endpoint)?,
+                    tls: endpoint_tls(endpoint)?,
                     active: Arc::default(),
                     sockets: Arc::clone(sockets),
                 })
@@ -104,25 +105,25 @@ impl Shared {
             .collect::<Result<_, SetupError>>()?;
         Ok(Self {
             config: Arc::new(config),
-            greetings,
+            tls_configs,
             endpoints,
             sockets: Arc::clone(sockets),
         })
     }
 
-    /// What was configured.
+    /// The configuration of the upstream.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// What follows the files of `tls`, if an endpoint needs them.
+    /// The reload of the TLS files, if an endpoint uses `https`.
     pub fn reloadable(&self) -> Option<Arc<dyn reload::Reload>> {
-        Some(Arc::clone(self.greetings.as_ref()?) as Arc<dyn reload::Reload>)
+        Some(Arc::clone(self.tls_configs.as_ref()?) as Arc<dyn reload::Reload>)
     }
 }
 
 impl TlsConfigs {
-    fn following(config: &Config) -> Result<reload::Reloadable<Self>, tls::Error> {
+    fn reloadable(config: &Config) -> Result<reload::Reloadable<Self>, tls::Error> {
         let name = format!("upstream:{}:client", config.name);
         let (tls, http2) = (config.tls.clone(), config.http2);
         let make = move || Self::new(&tls, http2);

@@ -1,4 +1,4 @@
-//! The limit of connections to one endpoint, and their number.
+//! `max_connections`: connections to one endpoint that carry a request, and their metrics.
 
 use std::sync::{
     Arc,
@@ -7,16 +7,16 @@ use std::sync::{
 
 use crate::base::counter::Counter;
 
-/// Numbers of one endpoint in one worker.
+/// Connections of one worker to one endpoint.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Connections that carry a request.
     pub active: Counter,
-    /// Connections that wait for one.
+    /// Connections in the pool, without a request.
     pub idle: Counter,
 }
 
-/// One of the `max_connections` of an endpoint, held by a connection that carries a request.
+/// One of the `max_connections` of an endpoint, released on drop.
 #[derive(Debug)]
 pub(super) struct PoolSlot {
     active: Arc<AtomicUsize>,
@@ -24,7 +24,9 @@ pub(super) struct PoolSlot {
 }
 
 impl PoolSlot {
-    /// One of `limit` slots; `None` if all are taken.
+    /// Takes one of `limit` slots. `active` counts those taken by all workers.
+    ///
+    /// `None` if all are taken.
     pub(super) fn reserve(
         active: &Arc<AtomicUsize>,
         counters: &Arc<Counters>,
@@ -35,6 +37,7 @@ impl PoolSlot {
             active: Arc::clone(active),
             counters: Arc::clone(counters),
         };
+        // Above the limit, dropping `slot` undoes the addition.
         (active.fetch_add(1, Relaxed) < limit).then_some(slot)
     }
 }

@@ -1,4 +1,4 @@
-//! The number of connections to all upstreams together, idle ones included: each takes a file descriptor.
+//! The limit of connections to all upstreams, idle ones included: each takes a file descriptor.
 
 use std::{
     sync::{
@@ -10,50 +10,51 @@ use std::{
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-/// What all workers share.
+/// The sockets that all workers may open to upstreams.
 #[derive(Debug)]
 pub struct Sockets {
-    places: Arc<Semaphore>,
-    waiting: AtomicUsize,
-    wanted: Notify,
+    permits: Arc<Semaphore>,
+    waiters: AtomicUsize,
+    exhausted: Notify,
 }
 
-/// A socket's place, given back when dropped.
+/// Permission to hold one socket, released on drop.
 pub(super) type SocketPermit = OwnedSemaphorePermit;
 
 impl Sockets {
-    /// At most `limit` at a time.
+    /// At most `limit` open sockets.
     pub fn new(limit: usize) -> Arc<Self> {
-        let places = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
+        let permits = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
         Arc::new(Self {
-            places,
-            waiting: AtomicUsize::new(0),
-            wanted: Notify::new(),
+            permits,
+            waiters: AtomicUsize::new(0),
+            exhausted: Notify::new(),
         })
     }
 
-    /// A place for one more. If there is none, idle connections have to go; `None` if that does not help in time.
-    pub(super) async fn place(&self, limit: Duration) -> Option<SocketPermit> {
-        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
-            return Some(place);
+    /// A permit for one more socket. If all are taken, the pools of all workers close idle
+    /// connections; `None` if none is released within `timeout`.
+    pub(super) async fn acquire(&self, timeout: Duration) -> Option<SocketPermit> {
+        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+            return Some(permit);
         }
-        self.waiting.fetch_add(1, Relaxed);
-        let _waiting = WaiterSlot(&self.waiting);
-        self.wanted.notify_waiters();
-        tokio::time::timeout(limit, Arc::clone(&self.places).acquire_owned())
+        self.waiters.fetch_add(1, Relaxed);
+        let _waiter = WaiterSlot(&self.waiters);
+        self.exhausted.notify_waiters();
+        tokio::time::timeout(timeout, Arc::clone(&self.permits).acquire_owned())
             .await
             .ok()?
             .ok()
     }
 
-    /// Whether somebody waits for a place, so that none may be held for later.
-    pub(super) fn are_wanted(&self) -> bool {
-        self.waiting.load(Relaxed) > 0
+    /// Whether a task waits for a permit. No connection may go to the pool then.
+    pub(super) fn has_waiters(&self) -> bool {
+        self.waiters.load(Relaxed) > 0
     }
 
-    /// Resolves when somebody begins to wait for a place.
-    pub(super) async fn wanted(&self) {
-        self.wanted.notified().await;
+    /// Resolves when a task begins to wait for a permit.
+    pub(super) async fn exhausted(&self) {
+        self.exhausted.notified().await;
     }
 }
 

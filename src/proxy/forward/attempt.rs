@@ -82,7 +82,7 @@ impl RequestContext<'_> {
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
         // One turn an attempt: a connection that is reused and one that is dialled lead to the same endpoint.
-        let endpoint_index = self.upstream().endpoint_index();
+        let endpoint_index = self.upstream().next_endpoint();
         if let Some(lease) = self.pooled(endpoint_index).await {
             match self.send(lease, start, authorization).await {
                 Ok(answer) => return Ok(answer),

@@ -1,0 +1,207 @@
+//! The use of a connection by one request.
+
+use std::{cell::Cell, fmt, rc::Rc, time::Duration};
+
+use http::{Request, Response};
+use hyper::{
+    body::{Body, Incoming},
+    client::conn::TrySendError,
+};
+
+use super::{CLOSE_TIMEOUT, Http1Connection, Pool};
+use crate::{
+    base::clock::Moment,
+    net::http2,
+    upstream::{config::Endpoint, http2::Stream, slots::PoolSlot, sockets::SocketPermit},
+};
+
+/// After an endpoint did not respond to `Expect: 100-continue`, requests do not wait for a 100 for
+/// this long.
+const IGNORES_EXPECT: Duration = Duration::from_secs(600);
+
+/// What carries the request of a lease.
+pub(super) enum Connection<B> {
+    /// A connection of its own.
+    Http1(Http1Connection<B>, PoolSlot),
+    /// A stream of a shared connection.
+    Http2(Stream<B>),
+}
+
+/// The use of a connection by one request. Dropping it closes an HTTP/1.1 connection and resets an
+/// HTTP/2 stream; [`Lease::release`] returns the connection to the pool.
+pub struct Lease<B> {
+    /// `None` only while `self` is consumed.
+    connection: Option<Connection<B>>,
+    pool: Rc<Pool<B>>,
+    is_reused: bool,
+    /// No other request may use the connection.
+    retired: Cell<bool>,
+}
+
+impl<B: Body + Unpin + 'static> Lease<B>
+where
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    pub(super) fn new(connection: Connection<B>, pool: Rc<Pool<B>>, is_reused: bool) -> Self {
+        Self {
+            connection: Some(connection),
+            pool,
+            is_reused,
+            retired: Cell::default(),
+        }
+    }
+
+    /// Whether the connection has carried a request before. The upstream may have closed it in the
+    /// meantime.
+    pub fn is_reused(&self) -> bool {
+        self.is_reused
+    }
+
+    /// Whether the connection is open, as far as is known.
+    pub fn is_open(&self) -> bool {
+        match &self.connection {
+            Some(Connection::Http1(connection, _)) => connection.sender.is_ready(),
+            Some(Connection::Http2(stream)) => stream.is_open(),
+            None => false,
+        }
+    }
+
+    /// Whether the request needs the form of HTTP/2: an absolute target, no connection fields.
+    pub fn is_http2(&self) -> bool {
+        matches!(self.connection, Some(Connection::Http2(_)))
+    }
+
+    /// Lets no other request use the connection: it may be dead, or authenticated for one client.
+    pub fn retire(&self) {
+        self.retired.set(true);
+        if let Some(Connection::Http2(stream)) = &self.connection {
+            stream.retire();
+        }
+    }
+
+    /// The endpoint of the connection.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.pool.endpoint
+    }
+
+    /// Whether the endpoint recently did not respond to `Expect: 100-continue`.
+    pub fn ignores_expect(&self, now: Moment) -> bool {
+        now < self.pool.ignores_expect_until.get()
+    }
+
+    /// Records whether the endpoint responded to `Expect: 100-continue`.
+    pub fn remember_expect(&self, responded: bool, now: Moment) {
+        let until = if responded {
+            Moment::default()
+        } else {
+            now + IGNORES_EXPECT
+        };
+        self.pool.ignores_expect_until.set(until);
+    }
+
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// Returns the request if nothing of it was written.
+    pub async fn send(
+        &mut self,
+        request: Request<B>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<B>>> {
+        // Only methods that consume the lease take its connection.
+        match self
+            .connection
+            .as_mut()
+            .expect("a lease that is not consumed has a connection")
+        {
+            Connection::Http1(connection, _) => connection.sender.try_send_request(request).await,
+            Connection::Http2(stream) => {
+                let sent = stream.sender.try_send_request(request).await;
+                if sent
+                    .as_ref()
+                    .is_err_and(|failed| !is_stream_error(failed.error()))
+                {
+                    stream.retire();
+                }
+                sent
+            }
+        }
+    }
+
+    /// Keeps the slots alone, after an upgrade. `None` for an HTTP/2 stream, which cannot be
+    /// upgraded.
+    pub fn into_reservation(mut self) -> Option<Reservation> {
+        match self.connection.take()? {
+            Connection::Http1(connection, slot) => Some(Reservation {
+                _slot: slot,
+                _socket: connection.socket,
+            }),
+            Connection::Http2(_) => None,
+        }
+    }
+
+    /// Returns the connection to the pool, once the response was read to its end. If the request's
+    /// body is still being sent, the connection returns when that is done.
+    pub fn release(mut self) {
+        if self.retired.get() {
+            return;
+        }
+        let Some(Connection::Http1(mut connection, slot)) = self.connection.take() else {
+            return;
+        };
+        drop(slot);
+        if connection.sender.is_ready() {
+            self.pool.put(connection);
+        } else if !connection.sender.is_closed() {
+            let pool = Rc::clone(&self.pool);
+            connection.close_deadline.arm(pool.idle_timeout);
+            tokio::task::spawn_local(async move {
+                if connection.sender.ready().await.is_ok() {
+                    pool.put(connection);
+                }
+            });
+        }
+    }
+}
+
+impl<B> Drop for Lease<B> {
+    fn drop(&mut self) {
+        // Dropping the sender closes the connection, but TLS writes a `close_notify` first, and a
+        // peer that does not read would block that for ever.
+        if let Some(Connection::Http1(connection, _)) = &self.connection {
+            connection.close_deadline.arm(CLOSE_TIMEOUT.into());
+        }
+    }
+}
+
+impl<B> fmt::Debug for Lease<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease")
+            .field("pool", &self.pool)
+            .field("is_reused", &self.is_reused)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The limits that an upgraded connection still counts towards: `max_connections` and open sockets.
+/// Released on drop.
+#[derive(Debug)]
+pub struct Reservation {
+    _slot: PoolSlot,
+    _socket: Rc<SocketPermit>,
+}
+
+/// Whether an error concerns one HTTP/2 stream and leaves its connection usable.
+fn is_stream_error(error: &hyper::Error) -> bool {
+    http2::cause(error).is_some_and(h2::Error::is_reset)
+}
+
+/// Whether the server states that it did not process a request (RFC 9113 §8.7). A request of any
+/// method may then be sent again.
+pub fn is_unprocessed(error: &hyper::Error) -> bool {
+    // h2 reports a GOAWAY only to the streams after the last one that the server processes.
+    http2::cause(error).is_some_and(|error| {
+        error.is_remote()
+            && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+    })
+}
