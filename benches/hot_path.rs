@@ -9,7 +9,7 @@ use bearer_proxy::{
     base::clock,
     proxy::{
         ForwardedHeaders,
-        message::headers::{Client, Rewrite, outbound},
+        message::headers::{ClientConnection, Outbound, outbound},
     },
     token::Refresher,
     upstream::{Endpoint, Host},
@@ -37,15 +37,15 @@ fn rewriting_a_head(criterion: &mut Criterion) {
         authority: HeaderValue::from_static("cloud.example.com"),
         origin: "https://cloud.example.com".into(),
     };
-    let client = Client::new(Some(([192, 0, 2, 7], 5000).into()), Scheme::HTTP);
-    let mark = HeaderValue::from_static("bearer-proxy-0123456789abcdef");
+    let client = ClientConnection::new(Some(([192, 0, 2, 7], 5000).into()), Scheme::HTTP);
+    let loop_id = HeaderValue::from_static("bearer-proxy-0123456789abcdef");
     let authorization = HeaderValue::from_static("Bearer 0123456789abcdef0123456789abcdef");
-    let rewrite = Rewrite {
+    let rewrite = Outbound {
         endpoint: &endpoint,
         host: &Host::Endpoint,
         forwarded: ForwardedHeaders::XForwarded,
         client: &client,
-        mark: &mark,
+        loop_id: &loop_id,
         stripped: &[],
         authorization: Some(&authorization),
     };

@@ -84,14 +84,14 @@ fn seen_in_json(sources: &Sources) -> Value {
         let notes = worker.observed.notes();
         for (all, some) in [(&mut codes, &notes.codes), (&mut origins, &notes.origins)] {
             for note in some {
-                seen::add(all, &note.words, note.answers, note.last);
+                seen::add(all, &note.value, note.responses, note.last_seen);
             }
         }
     }
     let rows = |notes: Vec<Note>, name: &str, key: &str| {
         let rows = notes.into_iter().map(|note| {
-            let last = date(note.last);
-            json!({ name: note.words, "answers": note.answers, "last": last, "key": key })
+            let last = date(note.last_seen);
+            json!({ name: note.value, "answers": note.responses, "last": last, "key": key })
         });
         rows.collect::<Vec<_>>()
     };

@@ -20,7 +20,7 @@ use crate::{
     proxy::{
         connection::{lingering::UnreadBody, state::ConnState},
         exchange::upgrade::Tunnel,
-        message::headers::Client,
+        message::headers::ClientConnection,
         policy::{
             clients::{ClientId, ConnectionIdentity, Permit},
             guard::KnownHost,
@@ -33,7 +33,7 @@ use crate::{
 /// Who is at the other end of a connection, and by which door it came.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    pub(crate) client: Client,
+    pub(crate) client: ClientConnection,
     /// The position of its listener.
     pub(crate) listener: usize,
     /// Of the certificate that the client showed.
@@ -46,7 +46,7 @@ pub(crate) struct Peer {
 
 impl Peer {
     pub(crate) fn new(
-        client: Client,
+        client: ClientConnection,
         listener: usize,
         names: CertificateNames,
         view: Rc<View>,
@@ -73,7 +73,11 @@ impl Peer {
 }
 
 /// The clients that a connection may belong to.
-fn identity(view: &View, client: &Client, names: &CertificateNames) -> ConnectionIdentity {
+fn identity(
+    view: &View,
+    client: &ClientConnection,
+    names: &CertificateNames,
+) -> ConnectionIdentity {
     let clients = view.clients();
     if clients.is_empty() {
         return ConnectionIdentity::default();

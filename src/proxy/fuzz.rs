@@ -1,4 +1,4 @@
-//! What a fuzzer may find out about what clients and upstreams send.
+//! Fuzz targets: input from clients and upstreams.
 
 use std::rc::Rc;
 
@@ -10,8 +10,8 @@ use crate::{
         ForwardedHeaders, GuardConfig, Rewrite,
         framing::{Fault, Framing, HeadLimits},
         message::{
-            headers::{self, Client},
-            urls::{Stream, UrlMap},
+            headers::{self, ClientConnection},
+            urls::{JsonRewriter, UrlMap},
         },
         policy::{
             guard::{Exposure, Guard, KnownHost},
@@ -27,7 +27,7 @@ const LIMITS: HeadLimits = HeadLimits {
     fields: 50,
 };
 
-/// What a client sends on a connection: the first byte says where it is cut.
+/// The HTTP/1 framing. The first byte of `data` is the size of the reads.
 pub fn framing(data: &[u8]) {
     let Some((&cut, bytes)) = data.split_first() else {
         return;
@@ -37,50 +37,52 @@ pub fn framing(data: &[u8]) {
     assert_eq!(
         fault.is_some(),
         fault_in_pieces.is_some(),
-        "cuts do not matter"
+        "the result does not depend on the read boundaries"
     );
     assert!(
         bytes.starts_with(&whole) && bytes.starts_with(&pieces),
-        "what is good is not changed"
+        "the bytes are handed on unchanged"
     );
     if fault.is_none() {
         assert_eq!((whole, whole_heads), (pieces, heads));
     }
 }
 
-/// What is handed on of these bytes when so many come at a time.
-fn handed_on(bytes: &[u8], at_a_time: usize) -> (Vec<u8>, u32, Option<Fault>) {
+/// The bytes that are handed on when they arrive in reads of this size, the number of heads, and
+/// the fault.
+fn handed_on(bytes: &[u8], read_size: usize) -> (Vec<u8>, u32, Option<Fault>) {
     let (mut framing, mut good, mut heads, mut held) =
         (Framing::new(LIMITS), Vec::new(), 0, Vec::new());
-    for piece in bytes.chunks(at_a_time.max(1)) {
+    for piece in bytes.chunks(read_size.max(1)) {
         held.extend_from_slice(piece);
-        let seen = framing.read(&held);
-        good.extend(held.drain(..seen.good));
-        heads += seen.heads;
-        if let Some((_, fault)) = seen.fault {
+        let scan = framing.read(&held);
+        good.extend(held.drain(..scan.good));
+        heads += scan.heads;
+        if let Some((_, fault)) = scan.fault {
             return (good, heads, Some(fault));
         }
     }
     (good, heads, None)
 }
 
-/// A request's head: what passes the guard and the rules goes on as one request of ours, to our upstream.
+/// A request's head: one that the guard and the rules accept is forwarded with the token, to the
+/// upstream, and without hop-by-hop fields.
 pub fn request(data: &[u8]) {
     if handed_on(data, data.len()).1 == 0 {
         return;
     }
     let Some(mut head) = parsed(data) else { return };
-    let own = HeaderName::from_static("x-app");
-    let guard = GuardConfig {
-        required_header: Some(own.clone()),
+    let required_header = HeaderName::from_static("x-app");
+    let config = GuardConfig {
+        required_header: Some(required_header.clone()),
         ..GuardConfig::default()
     };
-    let gate = Guard::new(guard, Exposure::Loopback, Scheme::HTTP);
+    let guard = Guard::new(config, Exposure::Loopback, Scheme::HTTP);
     headers::encode_target(&mut head);
     let issuer: Vec<_> = issuer_segment("/api/token.do").into_iter().collect();
     let path = head.uri.path();
-    let is_allowed = gate.check(&head, &KnownHost::default()).is_ok()
-        && gate.check_required(&head.headers).is_ok()
+    let is_allowed = guard.check(&head, &KnownHost::default()).is_ok()
+        && guard.check_required(&head.headers).is_ok()
         && Rules::default().judge(&head.method, path, &issuer).is_ok();
     if !is_allowed {
         return;
@@ -90,7 +92,7 @@ pub fn request(data: &[u8]) {
         .to_ascii_lowercase();
     assert!(
         !decoded.split('/').any(|segment| segment == "token.do"),
-        "the issuer is out of reach"
+        "the issuer's paths are denied"
     );
     let endpoint = Endpoint {
         scheme: Scheme::HTTPS,
@@ -100,16 +102,16 @@ pub fn request(data: &[u8]) {
         origin: "https://cloud.example.com".into(),
     };
     let token = HeaderValue::from_static("Bearer the-token");
-    let rewrite = headers::Rewrite {
+    let outbound = headers::Outbound {
         endpoint: &endpoint,
         host: &Host::Endpoint,
         forwarded: ForwardedHeaders::XForwarded,
-        client: &Client::new(Some(([127, 0, 0, 1], 5000).into()), Scheme::HTTP),
-        mark: &HeaderValue::from_static("the-mark"),
-        stripped: std::slice::from_ref(&own),
+        client: &ClientConnection::new(Some(([127, 0, 0, 1], 5000).into()), Scheme::HTTP),
+        loop_id: &HeaderValue::from_static("the-loop-id"),
+        stripped: std::slice::from_ref(&required_header),
         authorization: Some(&token),
     };
-    let out = headers::outbound(&head, &rewrite);
+    let out = headers::outbound(&head, &outbound);
     assert_eq!(
         out.get_all(header::AUTHORIZATION)
             .iter()
@@ -122,7 +124,7 @@ pub fn request(data: &[u8]) {
     );
     assert_eq!(
         out.get_all("cdn-loop").iter().next_back(),
-        Some(rewrite.mark)
+        Some(outbound.loop_id)
     );
     let hop_by_hop = [
         "connection",
@@ -143,7 +145,7 @@ pub fn request(data: &[u8]) {
     }
 }
 
-/// The head as hyper would have it, more or less.
+/// The head, parsed similarly to hyper.
 fn parsed(data: &[u8]) -> Option<request::Parts> {
     let text = data.strip_prefix(b"\r\n").unwrap_or(data);
     let mut lines = text
@@ -161,12 +163,12 @@ fn parsed(data: &[u8]) -> Option<request::Parts> {
     request.body(()).ok().map(|request| request.into_parts().0)
 }
 
-/// JSON on its way to a client: the first byte says where it is cut.
+/// The JSON rewriter. The first byte of `data` is the size of the pieces.
 pub fn json(data: &[u8]) {
     let Some((&cut, body)) = data.split_first() else {
         return;
     };
-    let rewrites = Rc::new(UrlMap::new(&[
+    let urls = Rc::new(UrlMap::new(&[
         Rewrite {
             from: "http://document.example.com".into(),
             to: "/_document".into(),
@@ -177,31 +179,31 @@ pub fn json(data: &[u8]) {
         },
     ]));
     let rewritten = |pieces: &mut dyn Iterator<Item = &[u8]>| {
-        let mut stream = Stream::new(Rc::clone(&rewrites), b"http://localhost:8080".to_vec());
+        let mut rewriter = JsonRewriter::new(Rc::clone(&urls), b"http://localhost:8080".to_vec());
         let mut out: Vec<u8> = pieces
-            .flat_map(|piece| stream.feed(&Bytes::copy_from_slice(piece)))
+            .flat_map(|piece| rewriter.feed(&Bytes::copy_from_slice(piece)))
             .collect();
-        out.extend(stream.finish());
+        out.extend(rewriter.finish());
         out
     };
     let whole = rewritten(&mut std::iter::once(body));
     assert_eq!(
         rewritten(&mut body.chunks(usize::from(cut).max(1))),
         whole,
-        "cuts do not matter"
+        "the result does not depend on the size of the pieces"
     );
     let is_json = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text).is_ok();
     assert_eq!(
         is_json(body),
         is_json(&whole),
-        "JSON stays JSON, and nothing becomes it"
+        "valid JSON stays valid, invalid JSON stays invalid"
     );
 }
 
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_corpora() {
+    fn corpora() {
         crate::base::corpus::each("framing", super::framing);
         crate::base::corpus::each("request", super::request);
         crate::base::corpus::each("json", super::json);

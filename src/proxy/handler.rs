@@ -94,7 +94,7 @@ pub(crate) async fn handle(
     let is_body_uncertain = body.is_unread() && head.headers.contains_key(header::EXPECT);
     body.commit();
     let guard = view.guard(exchange.peer.listener);
-    guard.open_to_origins(&head.headers, response.headers_mut());
+    guard.add_cors_headers(&head.headers, response.headers_mut());
     // RFC 9112 §6.3: HTTP/1.0 has no other end for a body of unknown length.
     let ends_with_close =
         head.version == Version::HTTP_10 && response.body().size_hint().exact().is_none();
@@ -129,7 +129,7 @@ fn split_request(mut request: Request<Incoming>) -> (request::Parts, Incoming, O
     if head.version == Version::HTTP_2 {
         headers::from_http2(&mut head);
     }
-    headers::plain_length(&mut head.headers);
+    headers::normalize_content_length(&mut head.headers);
     headers::encode_target(&mut head);
     (head, body, upgrade)
 }
@@ -193,7 +193,7 @@ impl RequestContext<'_> {
             return Ok(());
         }
         let identity = self.exchange.peer.identity.borrow();
-        let caller = clients.recognise(&identity, &self.head.headers)?;
+        let caller = clients.authenticate(&identity, &self.head.headers)?;
         self.exchange.caller.set(Some(caller));
         self.exchange.permit.set(clients.admit(caller)?);
         Ok(())

@@ -15,7 +15,7 @@ use crate::{
     },
     proxy::{
         error::{RejectionReason, UpstreamFailure},
-        message::{observed::Observed, urls::Treatment},
+        message::{observed::Observed, urls::BodyRewrite},
     },
     upstream,
 };
@@ -170,11 +170,11 @@ impl Metrics {
         self.retries[reason][outcome].add(1);
     }
 
-    pub(crate) fn treated(&self, treatment: Treatment) {
-        match treatment {
-            Treatment::Untouched => {}
-            Treatment::Encoded => self.encoded.add(1),
-            Treatment::Rewritten => self.rewritten.add(1),
+    pub(crate) fn body_rewritten(&self, body_rewrite: BodyRewrite) {
+        match body_rewrite {
+            BodyRewrite::None => {}
+            BodyRewrite::Encoded => self.encoded.add(1),
+            BodyRewrite::Rewritten => self.rewritten.add(1),
         }
     }
 }

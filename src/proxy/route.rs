@@ -214,7 +214,7 @@ impl Routes {
             .get(header::HOST)
             .and_then(|host| host.to_str().ok())
             .map(without_port);
-        rules::readings(path).any(|reading| {
+        rules::interpretations(path).any(|reading| {
             let other = self
                 .routes
                 .iter()
@@ -264,7 +264,7 @@ impl Route {
     }
 
     /// What an address of the upstream's must begin with to come back on this route.
-    pub(crate) fn home(&self) -> &str {
+    pub(crate) fn public_prefix(&self) -> &str {
         if self.strip_prefix { &self.prefix } else { "" }
     }
 
@@ -305,7 +305,7 @@ fn normal_prefix(prefix: &str) -> String {
     if prefix.is_empty() {
         String::new()
     } else {
-        rules::normal(prefix)
+        rules::normalize(prefix)
     }
 }
 
@@ -437,7 +437,7 @@ mod tests {
             let home = routes
                 .find(host, path)
                 .origins
-                .home(address.as_bytes(), b"http://here");
+                .map(address.as_bytes(), b"http://here");
             assert_eq!(
                 home.as_deref(),
                 expected.map(str::as_bytes),

@@ -306,16 +306,16 @@ impl Worker {
 
     /// What reads a response while it passes; a few each second.
     pub(crate) fn observer(&self, head: &response::Parts) -> Option<Box<Observer>> {
-        let is_observed = Observer::is_worth_it(head)
+        let is_observed = Observer::applies_to(head)
             && self
                 .responses_observed
-                .allows(observed::EACH_SECOND, self.clock.now());
+                .allows(observed::MAX_PER_SECOND, self.clock.now());
         is_observed.then(Box::default)
     }
 
     /// A response that was observed has passed.
     pub(crate) fn observed(&self, view: &View, observer: &Observer) {
-        observer.note(
+        observer.record(
             &self.metrics.observed,
             view.config().retry.json.as_ref(),
             &view.url_map,
@@ -325,12 +325,12 @@ impl Worker {
 
     /// A few each second: half of them are kept for server errors.
     fn is_sampled(&self, status: StatusCode, received: Moment) -> bool {
-        const EACH_SECOND: u32 = 10;
+        const MAX_PER_SECOND: u32 = 10;
         self.requests_logged.allows(
             if status.is_server_error() {
-                EACH_SECOND
+                MAX_PER_SECOND
             } else {
-                EACH_SECOND / 2
+                MAX_PER_SECOND / 2
             },
             received,
         )

@@ -179,14 +179,7 @@ fn reject_duplicates(r: &mut Reader, section: &str, client: &Client, earlier: &[
             problem("is also the name of another client", "choose another name"),
         );
     }
-    let is_same = |other: &Client| {
-        other
-            .key
-            .as_ref()
-            .zip(client.key.as_ref())
-            .is_some_and(|(other, own)| other.expose() == own.expose())
-    };
-    if let Some(other) = earlier.iter().find(|other| is_same(other)) {
+    if let Some(other) = earlier.iter().find(|other| client.has_key_of(other)) {
         let problem = problem(
             format!("is also the key of {:?}", other.name),
             "give each client a key of its own",

@@ -160,7 +160,7 @@ fn require_authentication(
 /// Switches the guard off if every client has a credential that a web page in a browser cannot
 /// send.
 pub(super) fn relax_guards(listeners: &mut [ListenerEntry], clients: &[Client]) {
-    let is_off = !clients.is_empty() && clients.iter().all(Client::is_beyond_pages);
+    let is_off = !clients.is_empty() && clients.iter().all(Client::is_csrf_safe);
     for one in listeners {
         one.listener.guard.is_off = is_off;
     }

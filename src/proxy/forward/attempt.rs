@@ -19,7 +19,7 @@ use crate::{
             request_body::{AttemptBody, RequestBody},
             upgrade::Upgrade,
         },
-        message::headers::{self, Rewrite},
+        message::headers::{self, Outbound},
         metrics::{RetryOutcome, RetryReason},
         route::Route,
         settings::View,
@@ -281,12 +281,12 @@ impl RequestContext<'_> {
         gate: Option<&Arc<ContinueGate>>,
         authorization: Option<&HeaderValue>,
     ) -> Request<AttemptBody> {
-        let rewrite = Rewrite {
+        let outbound = Outbound {
             endpoint: lease.endpoint(),
             host: &self.upstream().config().host,
             forwarded: self.view.config().forwarded_headers,
             client: &self.exchange.peer.client,
-            mark: &self.worker.loop_id,
+            loop_id: &self.worker.loop_id,
             stripped: &self.view.stripped,
             authorization,
         };
@@ -294,7 +294,7 @@ impl RequestContext<'_> {
         *request.method_mut() = self.head.method.clone();
         *request.uri_mut() = self.route.target(&self.head.uri);
         *request.version_mut() = Version::HTTP_11;
-        *request.headers_mut() = headers::outbound(self.head, &rewrite);
+        *request.headers_mut() = headers::outbound(self.head, &outbound);
         if let Some(gate) = gate {
             gate.ask(&mut request);
         }
@@ -311,7 +311,7 @@ impl RequestContext<'_> {
                 HeaderValue::from_static("identity"),
             );
         }
-        if headers::takes_trailers(&self.head.headers) {
+        if headers::accepts_trailers(&self.head.headers) {
             request
                 .headers_mut()
                 .insert(header::CONNECTION, HeaderValue::from_static("te"));

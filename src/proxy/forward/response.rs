@@ -16,9 +16,9 @@ use crate::{
             response_body::{UpstreamBody, is_truncated},
         },
         message::{
-            headers::{self, Home},
+            headers::{self, PublicUrl},
             urls as rewrite,
-            urls::Treatment,
+            urls::BodyRewrite,
         },
     },
     upstream::{Cookies, Endpoint, Lease},
@@ -32,7 +32,7 @@ pub(crate) struct ClientResponse {
     pub(crate) head: response::Parts,
     pub(crate) ahead: VecDeque<Frame<Bytes>>,
     pub(crate) rest: Option<UpstreamBody>,
-    pub(crate) rewriter: Option<rewrite::Stream>,
+    pub(crate) rewriter: Option<rewrite::JsonRewriter>,
 }
 
 impl ClientResponse {
@@ -89,16 +89,26 @@ impl RequestContext<'_> {
     }
 
     /// The head as the client gets it, and what brings the addresses in its body home.
-    fn prepare(&self, head: &mut response::Parts, endpoint: &Endpoint) -> Option<rewrite::Stream> {
+    fn prepare(
+        &self,
+        head: &mut response::Parts,
+        endpoint: &Endpoint,
+    ) -> Option<rewrite::JsonRewriter> {
         let url_map = &self.view.url_map;
         let host = self.head.headers.get(header::HOST);
-        let home = Home {
+        let public_url = PublicUrl {
             client: &self.exchange.peer.client,
             host,
-            prefix: self.route.home(),
+            prefix: self.route.public_prefix(),
         };
-        let privacy = self.route.credential.map(|_| self.view.cache_policy);
-        headers::inbound(head, endpoint, &self.route.origins, &home, privacy);
+        let cache_policy = self.route.credential.map(|_| self.view.cache_policy);
+        headers::inbound(
+            head,
+            endpoint,
+            &self.route.origins,
+            &public_url,
+            cache_policy,
+        );
         if self.view.upstream(self.route).cookies == Cookies::Drop {
             head.headers.remove(header::SET_COOKIE);
         }
@@ -106,10 +116,10 @@ impl RequestContext<'_> {
         if url_map.is_empty() || !self.route.is_rewritten {
             return None;
         }
-        let treatment = url_map.treat(head);
-        self.worker.metrics.treated(treatment);
-        (treatment == Treatment::Rewritten)
-            .then(|| rewrite::Stream::new(Rc::clone(url_map), home.base()))
+        let body_rewrite = url_map.prepare_body(head);
+        self.worker.metrics.body_rewritten(body_rewrite);
+        (body_rewrite == BodyRewrite::Rewritten)
+            .then(|| rewrite::JsonRewriter::new(Rc::clone(url_map), public_url.origin()))
     }
 
     /// Reads an answer's body as far as it may be kept.

@@ -33,7 +33,7 @@ pub(crate) struct ResponseBody {
     ahead: VecDeque<Frame<Bytes>>,
     rest: Option<UpstreamBody>,
     /// Brings addresses in it home.
-    rewriter: Option<rewrite::Stream>,
+    rewriter: Option<rewrite::JsonRewriter>,
     look: Option<Box<Observer>>,
     account: InFlightGuard,
 }
@@ -98,7 +98,7 @@ impl ResponseBody {
     pub(crate) fn relayed(
         ahead: VecDeque<Frame<Bytes>>,
         rest: Option<UpstreamBody>,
-        rewriter: Option<rewrite::Stream>,
+        rewriter: Option<rewrite::JsonRewriter>,
         look: Option<Box<Observer>>,
         account: InFlightGuard,
     ) -> Self {

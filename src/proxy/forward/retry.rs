@@ -16,9 +16,9 @@ use crate::{
             response::{ClientResponse, READ_AHEAD_LIMIT, ReadAhead},
         },
         message::{
-            judge::{Verdict, judge, may_replay, refuses},
+            judge::{Verdict, judge, may_replay, reports_failure},
             urls as rewrite,
-            urls::Treatment,
+            urls::BodyRewrite,
         },
         metrics::{RetryOutcome, RetryReason},
         token_source::{LocalToken, Rejection, TokenSource},
@@ -26,7 +26,7 @@ use crate::{
     upstream::Lease,
 };
 
-/// An answer that refuses the token.
+/// An answer that reports_failure the token.
 pub(crate) enum AuthFailure {
     /// As its status says.
     Unread(UpstreamResponse),
@@ -86,11 +86,11 @@ impl RequestContext<'_> {
         if !head.status.is_success() || !rewrite::is_json(&head.headers) {
             return false;
         }
-        let is_coded = rewrite::is_coded(&head.headers);
-        if is_coded && !self.route.is_rewritten {
-            self.worker.metrics.treated(Treatment::Encoded);
+        let is_encoded = rewrite::is_encoded(&head.headers);
+        if is_encoded && !self.route.is_rewritten {
+            self.worker.metrics.body_rewritten(BodyRewrite::Encoded);
         }
-        !is_coded
+        !is_encoded
             && answer
                 .body
                 .size_hint()
@@ -110,7 +110,7 @@ impl RequestContext<'_> {
             .retry
             .json
             .as_ref()
-            .is_some_and(|json| refuses(&whole, json))
+            .is_some_and(|json| reports_failure(&whole, json))
     }
 
     /// The token was refused: send the request again under a newer one, once; or else pass the refusal on.

@@ -1,21 +1,22 @@
-//! Chunked bodies, RFC 9112 §7.1.
+//! Chunked transfer coding, RFC 9112 §7.1.
 
-use super::{Fault, HeadLimits, is_in_values, is_token};
+use super::{Fault, HeadLimits, is_field_value, is_token};
 
-/// The most bytes of a chunk's line: its size and its extensions.
-const LINE: usize = 1024;
+/// The most bytes of a chunk's size and extensions.
+const MAX_LINE: usize = 1024;
 
-/// The most bytes of trailers.
-const TRAILERS: usize = 16 * 1024;
+/// The most bytes of the trailer section.
+const MAX_TRAILERS: usize = 16 * 1024;
 
-/// A chunked body, as far as it was read.
+/// A chunked body that is being read.
 #[derive(Debug)]
 pub(super) struct Chunks {
     part: Part,
-    /// Bytes of this chunk that are to come.
+    /// The bytes of the current chunk that remain.
     left: u64,
-    /// Bytes of this line, or of the trailers.
+    /// The bytes of the current line, or of the trailer section.
     length: usize,
+    /// The number of trailer fields.
     fields: usize,
 }
 
@@ -27,7 +28,7 @@ enum Part {
     Data,
     DataCr,
     DataEnd,
-    /// The beginning of a line behind the last chunk.
+    /// The start of a line after the last chunk.
     Trailer,
     TrailerName,
     TrailerValue,
@@ -47,7 +48,7 @@ impl Default for Chunks {
 }
 
 impl Chunks {
-    /// Reads on. Returns how many bytes are good, and whether the body ends behind them.
+    /// Reads more bytes. Returns how many are good, and whether the body ends after them.
     pub(super) fn read(
         &mut self,
         bytes: &[u8],
@@ -74,7 +75,7 @@ impl Chunks {
                     return (
                         at,
                         Err(Fault::Malformed(
-                            "the chunks of the request's body are malformed",
+                            "the request's body is not in valid chunked coding",
                         )),
                     );
                 }
@@ -84,14 +85,14 @@ impl Chunks {
         (at, Ok(false))
     }
 
-    /// The part that follows this byte of a line; `None` if it has no place there.
+    /// The part after this byte of a line; `None` if the byte is invalid there.
     fn byte(&mut self, byte: u8, limits: HeadLimits) -> Option<Part> {
         self.length += 1;
         let is_trailer = matches!(
             self.part,
             Part::Trailer | Part::TrailerName | Part::TrailerValue | Part::TrailerEnd
         );
-        if self.length > if is_trailer { TRAILERS } else { LINE } {
+        if self.length > if is_trailer { MAX_TRAILERS } else { MAX_LINE } {
             return None;
         }
         match (self.part, byte) {
@@ -103,7 +104,7 @@ impl Chunks {
             (Part::Size, b'\r') if self.length > 1 => Some(Part::SizeEnd),
             (Part::Size, b';') if self.length > 1 => Some(Part::Extension),
             (Part::Extension, b'\r') => Some(Part::SizeEnd),
-            (Part::Extension, _) if is_in_values(byte) => Some(Part::Extension),
+            (Part::Extension, _) if is_field_value(byte) => Some(Part::Extension),
             (Part::SizeEnd, b'\n') => {
                 self.length = 0;
                 Some(if self.left == 0 {
@@ -125,7 +126,7 @@ impl Chunks {
             (Part::TrailerName, b':') => Some(Part::TrailerValue),
             (Part::TrailerName, _) if is_token(byte) => Some(Part::TrailerName),
             (Part::TrailerValue, b'\r') => Some(Part::TrailerEnd),
-            (Part::TrailerValue, _) if is_in_values(byte) => Some(Part::TrailerValue),
+            (Part::TrailerValue, _) if is_field_value(byte) => Some(Part::TrailerValue),
             (Part::TrailerEnd, b'\n') => Some(Part::Trailer),
             _ => None,
         }

@@ -10,23 +10,23 @@ const LIMITS: HeadLimits = HeadLimits {
 
 const MALFORMED: u16 = 400;
 
-/// What a connection that sends this gets: heads found good, and the status of the fault, if there is one.
+/// The number of good heads, the status of the fault if there is one, and the bytes handed on.
 fn verdict(pieces: &[&[u8]]) -> (u32, Option<(FaultSite, u16)>, Vec<u8>) {
     let mut framing = Framing::new(LIMITS);
     let (mut held, mut passed, mut heads) = (Vec::new(), Vec::new(), 0);
     for piece in pieces {
         held.extend_from_slice(piece);
-        let seen = framing.read(&held);
-        heads += seen.heads;
-        passed.extend(held.drain(..seen.good));
-        if let Some((place, fault)) = seen.fault {
+        let scan = framing.read(&held);
+        heads += scan.heads;
+        passed.extend(held.drain(..scan.good));
+        if let Some((site, fault)) = scan.fault {
             let status = match fault {
                 Fault::Malformed(_) => MALFORMED,
                 Fault::TargetTooLong => 414,
                 Fault::HeadTooLarge => 431,
                 Fault::Version => 505,
             };
-            return (heads, Some((place, status)), passed);
+            return (heads, Some((site, status)), passed);
         }
     }
     (heads, None, passed)
@@ -43,9 +43,9 @@ fn status(request: &[u8]) -> u16 {
             );
             200
         }
-        (heads, Some((place, status)), passed) => {
+        (heads, Some((site, status)), passed) => {
             assert_eq!(
-                (heads, place, passed.len()),
+                (heads, site, passed.len()),
                 (0, FaultSite::Request, 0),
                 "{}",
                 request.escape_ascii()
@@ -100,7 +100,7 @@ fn first_lines() {
 }
 
 #[test]
-fn whatever_uri_refuses_is_refused_here() {
+fn targets_that_uri_rejects_are_rejected() {
     for byte in 0..=255 {
         for target in [[b'/', byte, b'x'], [b'?', byte, b'x'], [byte, b'/', b'?']] {
             let target = [b"/", &target[..]].concat();
@@ -262,7 +262,7 @@ fn chunks() {
             body.escape_ascii()
         );
     }
-    // What was handed on before stays good.
+    // Bytes that were handed on before the fault stay good.
     let (heads, fault, passed) = verdict(&[head.as_bytes(), b"3\r\nab", b"c\r\n3\nabc"]);
     assert_eq!((heads, fault), (1, Some((FaultSite::Body, 400))));
     assert!(passed.ends_with(b"3\r\nabc\r\n3"));
@@ -279,7 +279,7 @@ fn requests_follow_each_other() {
         (heads, fault, passed.len()),
         (3, Some((FaultSite::Request, 400)), three.len())
     );
-    // The last body is malformed: its head is taken back, those before it are not.
+    // The last body is malformed: its head is not handed on, the requests before it are.
     let (heads, fault, passed) = verdict(&[&[
         three,
         &b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nx"[..],
@@ -291,7 +291,7 @@ fn requests_follow_each_other() {
     );
 }
 
-/// Requests, good ones and nearly good ones, and what looks like them.
+/// Requests, valid and nearly valid ones, and random bytes.
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
     let pieces: &[&[u8]] = &[
         b"GET / HTTP/1.1\r\n",
@@ -316,7 +316,10 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn where_it_is_cut_does_not_matter(bytes in bytes(), cut in any::<prop::sample::Index>()) {
+    fn the_result_does_not_depend_on_the_read_boundaries(
+        bytes in bytes(),
+        cut in any::<prop::sample::Index>(),
+    ) {
         let (heads, fault, passed) = verdict(&[&bytes]);
         let (first, second) = bytes.split_at(cut.index(bytes.len() + 1));
         let single: Vec<&[u8]> = bytes.chunks(1).collect();
@@ -324,8 +327,10 @@ proptest! {
             let (split_heads, split_fault, split_passed) = verdict(&pieces);
             prop_assert_eq!(fault.map(|(_, status)| status), split_fault.map(|(_, status)| status));
             match split_fault {
-                // The head was gone before its body was seen.
-                Some((FaultSite::Body, _)) => prop_assert!(split_heads >= heads && split_passed.starts_with(&passed)),
+                // The head was handed on before its body was scanned.
+                Some((FaultSite::Body, _)) => {
+                    prop_assert!(split_heads >= heads && split_passed.starts_with(&passed));
+                }
                 _ => prop_assert_eq!((heads, &passed), (split_heads, &split_passed)),
             }
         }

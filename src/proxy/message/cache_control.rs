@@ -1,48 +1,50 @@
-//! Who may keep an answer that our token brought. Pure.
+//! Keeps responses to requests with the injected token out of shared caches. Pure.
 //!
-//! Without an `Authorization` of the client's own, RFC 9111 §3.5 does not keep such an answer out of shared caches.
+//! RFC 9111 §3.5 protects responses to requests with `Authorization`. Clients of the proxy send
+//! none, so a cache before the proxy needs `Cache-Control: private`.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::{base::list_field::quoted_elements, proxy::policy::clients::Client};
 
-/// What some caches heed instead of `Cache-Control`: RFC 9213, the Edge Architecture Specification, and nginx.
-const OUTDOING: [HeaderName; 4] = [
+/// Fields that some caches use instead of `Cache-Control`: RFC 9213, the Edge Architecture
+/// Specification, and nginx.
+const OVERRIDES: [HeaderName; 4] = [
     HeaderName::from_static("cdn-cache-control"),
     HeaderName::from_static("cloudflare-cdn-cache-control"),
     HeaderName::from_static("surrogate-control"),
     HeaderName::from_static("x-accel-expires"),
 ];
 
-/// What is added to what the upstream says.
+/// When `private` is added to the upstream's `Cache-Control`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CachePolicy {
-    /// `private`, if it says nothing about sharing.
-    WhereSilent,
-    /// `private` in any case: clients differ in something that no cache looks at.
+    /// If the response does not specify whether shared caches may store it.
+    IfUnspecified,
+    /// Always: clients are distinguished by something that is not part of the cache key.
     Always,
 }
 
 impl CachePolicy {
-    /// What these clients need.
+    /// The policy for these clients.
     pub(crate) fn of(clients: &[Client]) -> Self {
-        if clients.iter().all(Client::is_known_to_caches) {
-            Self::WhereSilent
+        if clients.iter().all(Client::uses_authorization_header) {
+            Self::IfUnspecified
         } else {
             Self::Always
         }
     }
 
-    /// Writes it into an answer.
-    pub(crate) fn impose(self, headers: &mut HeaderMap) {
-        for name in OUTDOING {
+    /// Applies the policy to a response.
+    pub(crate) fn apply(self, headers: &mut HeaderMap) {
+        for name in OVERRIDES {
             headers.remove(name);
         }
         let mut all = headers.get_all(header::CACHE_CONTROL).iter();
         let is_decided = match self {
-            Self::WhereSilent => all.any(decides_on_sharing),
+            Self::IfUnspecified => all.any(controls_sharing),
             Self::Always => {
-                let kept: Vec<_> = all.filter_map(without_sharing).collect();
+                let kept: Vec<_> = all.filter_map(without_sharing_directives).collect();
                 headers.remove(header::CACHE_CONTROL);
                 for value in kept {
                     headers.append(header::CACHE_CONTROL, value);
@@ -56,10 +58,10 @@ impl CachePolicy {
     }
 }
 
-fn decides_on_sharing(value: &HeaderValue) -> bool {
+fn controls_sharing(value: &HeaderValue) -> bool {
     quoted_elements(value.as_bytes()).any(|directive| {
         let known = [&b"no-store"[..], b"public", b"s-maxage", b"must-revalidate"];
-        // With fields behind it, `private` is about those alone: RFC 9111 §5.2.2.7.
+        // `private` with field names concerns those fields alone, RFC 9111 §5.2.2.7.
         directive.eq_ignore_ascii_case(b"private")
             || known
                 .iter()
@@ -67,15 +69,15 @@ fn decides_on_sharing(value: &HeaderValue) -> bool {
     })
 }
 
-/// The directives that are not about sharing, if there are some.
-fn without_sharing(value: &HeaderValue) -> Option<HeaderValue> {
-    let about_sharing = |directive: &&[u8]| {
+/// The value without the directives about shared caches; `None` if nothing remains.
+fn without_sharing_directives(value: &HeaderValue) -> Option<HeaderValue> {
+    let is_about_sharing = |directive: &&[u8]| {
         [&b"private"[..], b"public", b"s-maxage"]
             .iter()
             .any(|known| name(directive).eq_ignore_ascii_case(known))
     };
     let kept: Vec<&[u8]> = quoted_elements(value.as_bytes())
-        .filter(|directive| !about_sharing(directive))
+        .filter(|directive| !is_about_sharing(directive))
         .collect();
     if kept.is_empty() {
         None
@@ -96,12 +98,12 @@ fn name(directive: &[u8]) -> &[u8] {
 mod tests {
     use super::*;
 
-    fn imposed(privacy: CachePolicy, theirs: &[&'static str]) -> String {
+    fn applied(policy: CachePolicy, upstream: &[&'static str]) -> String {
         let mut headers = HeaderMap::new();
-        for value in theirs {
+        for value in upstream {
             headers.append(header::CACHE_CONTROL, HeaderValue::from_static(value));
         }
-        privacy.impose(&mut headers);
+        policy.apply(&mut headers);
         let all: Vec<_> = headers
             .get_all(header::CACHE_CONTROL)
             .iter()
@@ -111,9 +113,9 @@ mod tests {
     }
 
     #[test]
-    fn answers_stay_out_of_shared_caches() {
-        // What the upstream says, what clients get, and what they get where caches cannot tell them apart.
-        for (theirs, where_silent, always) in [
+    fn responses_stay_out_of_shared_caches() {
+        // The upstream's value, and the client's with each of the policies.
+        for (upstream, if_unspecified, always) in [
             (&[][..], "private", "private"),
             (
                 &["max-age=60"],
@@ -145,18 +147,22 @@ mod tests {
             (&["publicity"], "publicity | private", "publicity | private"),
         ] {
             assert_eq!(
-                imposed(CachePolicy::WhereSilent, theirs),
-                where_silent,
-                "{theirs:?}"
+                applied(CachePolicy::IfUnspecified, upstream),
+                if_unspecified,
+                "{upstream:?}"
             );
-            assert_eq!(imposed(CachePolicy::Always, theirs), always, "{theirs:?}");
+            assert_eq!(
+                applied(CachePolicy::Always, upstream),
+                always,
+                "{upstream:?}"
+            );
         }
     }
 
     #[test]
-    fn nothing_outdoes_cache_control() {
-        for (cache_control, privacy) in [
-            ("private", CachePolicy::WhereSilent),
+    fn fields_that_override_cache_control_are_removed() {
+        for (cache_control, policy) in [
+            ("private", CachePolicy::IfUnspecified),
             ("public", CachePolicy::Always),
         ] {
             let mut headers = HeaderMap::new();
@@ -174,7 +180,7 @@ mod tests {
                 headers.append(name.clone(), HeaderValue::from_static("max-age=600"));
                 headers.append(name, HeaderValue::from_static("600"));
             }
-            privacy.impose(&mut headers);
+            policy.apply(&mut headers);
             assert_eq!(headers.len(), 1, "{headers:?}");
             assert_eq!(headers[header::CACHE_CONTROL], "private");
         }

@@ -1,4 +1,5 @@
-//! Heads on their way through: what is dropped, what is set, in which order. Pure.
+//! Header fields of forwarded requests and responses: what is dropped, what is set, in which order.
+//! Pure.
 
 mod dropped;
 #[cfg(test)]
@@ -14,7 +15,7 @@ use http::{
 use percent_encoding::{CONTROLS, utf8_percent_encode};
 
 pub(crate) use self::dropped::clean_trailers;
-use self::dropped::{HOP_BY_HOP, Nominated, is_dropped_from_requests};
+use self::dropped::{ConnectionOptions, HOP_BY_HOP, is_dropped_from_requests};
 use crate::{
     base::list_field,
     proxy::{
@@ -41,17 +42,18 @@ pub enum ForwardedHeaders {
     Off,
 }
 
-/// The client as the upstream is told of it, prepared once a connection.
+/// A client's connection, as forwarding fields describe it. Prepared once per connection.
 #[derive(Debug)]
-pub struct Client {
+pub struct ClientConnection {
     address: Option<SocketAddr>,
-    /// How it reaches us.
+    /// The scheme of the listener.
     scheme: Scheme,
+    /// The address as an element of `X-Forwarded-For`.
     forwarded_for: Option<HeaderValue>,
 }
 
-impl Client {
-    /// A client at `address` (`None` behind a local socket), which reaches us by `scheme`.
+impl ClientConnection {
+    /// A connection from `address` (`None` for a Unix domain socket) to a listener with `scheme`.
     pub fn new(address: Option<SocketAddr>, scheme: Scheme) -> Self {
         let forwarded_for = address.and_then(|address| {
             HeaderValue::try_from(address.ip().to_canonical().to_string()).ok()
@@ -68,19 +70,20 @@ impl Client {
     }
 }
 
-/// Where addresses of an upstream's lead when they come home.
+/// The URL of the proxy as the client sees it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Home<'a> {
-    pub(crate) client: &'a Client,
-    /// The name by which the client reaches us, if it told.
+pub(crate) struct PublicUrl<'a> {
+    pub(crate) client: &'a ClientConnection,
+    /// The request's `Host`.
     pub(crate) host: Option<&'a HeaderValue>,
-    /// The path below which our upstream is.
+    /// The path prefix of the route. It begins with `/` and does not end with one; `""` is the
+    /// root.
     pub(crate) prefix: &'a str,
 }
 
-impl Home<'_> {
-    /// How the client reaches us, as an address begins: `scheme://host`, or nothing.
-    pub(crate) fn base(&self) -> Vec<u8> {
+impl PublicUrl<'_> {
+    /// `scheme://host`; empty without a `Host`.
+    pub(crate) fn origin(&self) -> Vec<u8> {
         let scheme = self.client.scheme.as_str().as_bytes();
         self.host
             .map(|host| [scheme, b"://", host.as_bytes()].concat())
@@ -88,59 +91,60 @@ impl Home<'_> {
     }
 }
 
-/// What an outbound head is made with, beside the client's own head.
+/// What the head of a request to the upstream depends on, beside the client's head.
 #[derive(Debug, Clone, Copy)]
-pub struct Rewrite<'a> {
-    /// Where the request goes.
+pub struct Outbound<'a> {
+    /// The endpoint that the request is sent to.
     pub endpoint: &'a Endpoint,
-    /// What goes there as `Host`.
+    /// The `Host` to send.
     pub host: &'a Host,
-    /// Which forwarding fields are added.
+    /// The forwarding fields to add.
     pub forwarded: ForwardedHeaders,
-    /// Whose request it is.
-    pub client: &'a Client,
-    /// Our mark, by which a request that comes round again is recognised.
-    pub mark: &'a HeaderValue,
-    /// Fields that are for us alone: what clients show to prove who they are.
+    /// The client's connection.
+    pub client: &'a ClientConnection,
+    /// This instance in `CDN-Loop`, which detects a forwarding loop.
+    pub loop_id: &'a HeaderValue,
+    /// Fields that authenticate clients to the proxy, which are not forwarded.
     pub stripped: &'a [HeaderName],
-    /// The token.
+    /// The `Authorization` to inject.
     pub authorization: Option<&'a HeaderValue>,
 }
 
-/// The head that goes to the upstream: the client's, with hop-by-hop fields (RFC 9110 §7.6.1) and credentials dropped,
-/// `Host`, own origins and forwarding fields set, and the token last, so that nothing a client sends can remove it.
+/// The fields of a request to the upstream: the client's fields without hop-by-hop fields (RFC 9110
+/// §7.6.1) and credentials; `Host`, origins of the proxy and forwarding fields are set; the token
+/// is set last, so that no field of the client can remove it.
 ///
-/// `Content-Length` stays; the body's framing is otherwise the sender's business.
-pub fn outbound(head: &request::Parts, rewrite: &Rewrite<'_>) -> HeaderMap {
-    let nominated = Nominated::of(&head.headers);
+/// `Content-Length` is kept; otherwise hyper sets the framing of the body.
+pub fn outbound(head: &request::Parts, outbound: &Outbound<'_>) -> HeaderMap {
+    let options = ConnectionOptions::of(&head.headers);
     let mut out = HeaderMap::with_capacity(head.headers.len() + 8);
     for (name, value) in &head.headers {
-        if !is_dropped_from_requests(name, rewrite.stripped) && !nominated.contains(name) {
+        if !is_dropped_from_requests(name, outbound.stripped) && !options.contains(name) {
             out.append(name.clone(), value.clone());
         }
     }
     let client_host = head.headers.get(header::HOST);
-    match rewrite.host {
-        Host::Endpoint => out.insert(header::HOST, rewrite.endpoint.authority.clone()),
+    match outbound.host {
+        Host::Endpoint => out.insert(header::HOST, outbound.endpoint.authority.clone()),
         Host::Fixed(name) => out.insert(header::HOST, name.clone()),
         Host::Client => out.insert(
             header::HOST,
-            client_host.unwrap_or(&rewrite.endpoint.authority).clone(),
+            client_host.unwrap_or(&outbound.endpoint.authority).clone(),
         ),
     };
-    if let Some(client_host) = client_host.filter(|_| *rewrite.host != Host::Client) {
-        rewrite_origin(&mut out, client_host, rewrite);
+    if let Some(client_host) = client_host.filter(|_| *outbound.host != Host::Client) {
+        rewrite_origin(&mut out, client_host, outbound);
     }
-    add_forwarding(&mut out, client_host, rewrite);
-    out.append(CDN_LOOP, rewrite.mark.clone());
-    if let Some(authorization) = rewrite.authorization {
+    add_forwarding(&mut out, client_host, outbound);
+    out.append(CDN_LOOP, outbound.loop_id.clone());
+    if let Some(authorization) = outbound.authorization {
         out.insert(header::AUTHORIZATION, authorization.clone());
     }
     out
 }
 
-/// Writes what HTTP/2 says in its own ways as HTTP/1.1 says it: `:authority` is `Host` (RFC 9113 §8.3.1), and the crumbs of
-/// a cookie are one again (§8.2.3).
+/// Converts the head of an HTTP/2 request to HTTP/1.1: `:authority` becomes `Host` (RFC 9113
+/// §8.3.1), and the parts of a split `Cookie` are joined (§8.2.3).
 pub(crate) fn from_http2(head: &mut request::Parts) {
     if let Some(authority) = head.uri.authority()
         && !head.headers.contains_key(header::HOST)
@@ -161,10 +165,10 @@ pub(crate) fn from_http2(head: &mut request::Parts) {
     }
 }
 
-/// Where WebDAV is to copy or move something, RFC 4918 §10.3.
+/// The `Destination` of a WebDAV COPY or MOVE, RFC 4918 §10.3.
 ///
 /// # Errors
-/// When servers could disagree on where that is.
+/// When servers could interpret it differently.
 pub(crate) fn destination(head: &request::Parts) -> Result<Option<Uri>, Error> {
     if !matches!(head.method.as_str(), "COPY" | "MOVE") {
         return Ok(None);
@@ -180,12 +184,12 @@ pub(crate) fn destination(head: &request::Parts) -> Result<Option<Uri>, Error> {
     };
     match address.filter(|address| all.next().is_none() && is_clear(address)) {
         Some(address) => Ok(Some(address)),
-        None => Err(Error::BadRequest("Destination is not one address")),
+        None => Err(Error::BadRequest("Destination is not a single URL or path")),
     }
 }
 
-/// Percent-encodes what old clients write into a target as it is: UTF-8 beyond ASCII, which RFC 3986 §2.1 does not allow.
-/// What is judged from here on is what is sent.
+/// Percent-encodes UTF-8 outside ASCII in the target, which RFC 3986 §2.1 requires and old clients
+/// omit. Done before the rules are checked, so that they see the target that is sent.
 pub(crate) fn encode_target(head: &mut request::Parts) {
     let Some(target) = head
         .uri
@@ -196,12 +200,13 @@ pub(crate) fn encode_target(head: &mut request::Parts) {
     };
     let encoded = utf8_percent_encode(target.as_str(), CONTROLS).to_string();
     let mut parts = std::mem::take(&mut head.uri).into_parts();
-    // Cannot fail: only triplets were added, and the limit for targets leaves room for them.
+    // Cannot fail: encoding adds only percent-encoded bytes, for which the limit of a target leaves
+    // room.
     parts.path_and_query = PathAndQuery::try_from(encoded).ok();
     head.uri = Uri::from_parts(parts).unwrap_or_default();
 }
 
-/// Writes a request of HTTP/1.1 as HTTP/2 says it, the other way round.
+/// Converts an HTTP/1.1 request to HTTP/2, the reverse of [`from_http2`].
 pub(crate) fn for_http2<B>(request: &mut Request<B>, scheme: &Scheme) {
     *request.version_mut() = Version::HTTP_2;
     let host = request.headers_mut().remove(header::HOST);
@@ -210,12 +215,12 @@ pub(crate) fn for_http2<B>(request: &mut Request<B>, scheme: &Scheme) {
     let mut target = std::mem::take(request.uri_mut()).into_parts();
     target.scheme = Some(scheme.clone());
     target.authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
-    // Fails only without a path or an authority: neither is missing.
+    // Cannot fail: the target has a path and an authority.
     *request.uri_mut() = Uri::from_parts(target).unwrap_or_default();
 }
 
-/// Writes a length without the zeros that old programs fill it up with: to some servers it would be octal.
-pub(crate) fn plain_length(headers: &mut HeaderMap) {
+/// Removes leading zeros from `Content-Length`: some servers would parse the number as octal.
+pub(crate) fn normalize_content_length(headers: &mut HeaderMap) {
     let Some(length) = headers.get(header::CONTENT_LENGTH) else {
         return;
     };
@@ -233,28 +238,28 @@ pub(crate) fn plain_length(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether a client can take trailers, RFC 9110 §10.1.4.
-pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
+/// Whether a client accepts trailers, RFC 9110 §10.1.4.
+pub(crate) fn accepts_trailers(headers: &HeaderMap) -> bool {
     list_field::contains(headers, &header::TE, "trailers")
 }
 
-/// Whether a request has passed this instance before. `CDN-Loop` (RFC 8586) rather than `Via`, since some servers stop
-/// compressing when they see the latter.
-pub(crate) fn has_loop_id(headers: &HeaderMap, mark: &HeaderValue) -> bool {
-    list_field::elements(headers, &CDN_LOOP).any(|id| id == mark.as_bytes())
+/// Whether this instance has forwarded the request before. It uses `CDN-Loop` (RFC 8586) instead of
+/// `Via`, because some servers disable compression when they see the latter.
+pub(crate) fn has_loop_id(headers: &HeaderMap, loop_id: &HeaderValue) -> bool {
+    list_field::elements(headers, &CDN_LOOP).any(|id| id == loop_id.as_bytes())
 }
 
-/// Whether an upstream's answer means the same to everybody: one length, or chunks and nothing else (RFC 9112 §6.3), and
-/// no switch of protocols that nobody asked for.
-pub(crate) fn is_unambiguous(head: &response::Parts, is_upgrade_wished: bool) -> bool {
+/// Whether a response has one interpretation: a single `Content-Length` or chunked coding (RFC 9112
+/// §6.3), and no 101 without a request for an upgrade.
+pub(crate) fn is_unambiguous(head: &response::Parts, is_upgrade_requested: bool) -> bool {
     let mut lengths = head.headers.get_all(header::CONTENT_LENGTH).iter();
     let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
     let (length, coding) = (lengths.next(), codings.next());
-    // HTTP/2 lets an empty one through.
+    // The HTTP/2 parser accepts an empty value.
     let is_number = |length: &HeaderValue| {
         !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit)
     };
-    (head.status != StatusCode::SWITCHING_PROTOCOLS || is_upgrade_wished)
+    (head.status != StatusCode::SWITCHING_PROTOCOLS || is_upgrade_requested)
         && lengths.next().is_none()
         && codings.next().is_none()
         && length.is_none_or(is_number)
@@ -263,8 +268,8 @@ pub(crate) fn is_unambiguous(head: &response::Parts, is_upgrade_wished: bool) ->
         })
 }
 
-/// Whether an upstream takes whoever comes by this connection for the same person from now on: NTLM and Negotiate
-/// (RFC 4559) vouch for connections, not for requests.
+/// Whether the upstream authenticates the connection instead of the request, as NTLM and Negotiate
+/// (RFC 4559) do. Such a connection must not be pooled.
 pub(crate) fn authenticates_connection(headers: &HeaderMap) -> bool {
     list_field::elements(headers, &header::WWW_AUTHENTICATE).any(|challenge| {
         let scheme = challenge
@@ -275,18 +280,18 @@ pub(crate) fn authenticates_connection(headers: &HeaderMap) -> bool {
     })
 }
 
-/// The upstream's head as the client gets it: hop-by-hop fields dropped, an address of the upstream's turned into ours,
-/// and, if the request carried our token, kept out of shared caches as `privacy` says.
+/// Converts the head of a response for the client: drops hop-by-hop fields, maps URLs of the
+/// upstream to the proxy, and, if the request carried the injected token, applies `cache_policy`.
 pub(crate) fn inbound(
     head: &mut response::Parts,
     endpoint: &Endpoint,
-    origins: &UrlMap,
-    home: &Home<'_>,
-    privacy: Option<CachePolicy>,
+    urls: &UrlMap,
+    public_url: &PublicUrl<'_>,
+    cache_policy: Option<CachePolicy>,
 ) {
     let headers = &mut head.headers;
-    let nominated = Nominated::of(headers);
-    for name in nominated.names {
+    let options = ConnectionOptions::of(headers);
+    for name in options.names {
         headers.remove(name);
     }
     for name in HOP_BY_HOP {
@@ -295,22 +300,21 @@ pub(crate) fn inbound(
     for name in [header::LOCATION, header::CONTENT_LOCATION] {
         let address = headers.get(&name);
         let address = address
-            .and_then(|address| mapped_location(address.as_bytes(), endpoint, origins, home));
+            .and_then(|address| mapped_location(address.as_bytes(), endpoint, urls, public_url));
         if let Some(address) = address.and_then(|address| HeaderValue::from_bytes(&address).ok()) {
             headers.insert(name, address);
         }
     }
-    if let Some(privacy) = privacy {
-        privacy.impose(headers);
+    if let Some(cache_policy) = cache_policy {
+        cache_policy.apply(headers);
     }
 }
 
-/// A page that was loaded from us calls us its origin, and who moves a file names a place that is here; to the upstream, that
-/// is the upstream's own.
-fn rewrite_origin(out: &mut HeaderMap, client_host: &HeaderValue, rewrite: &Rewrite<'_>) {
-    let Rewrite {
+/// Replaces the proxy's origin by the endpoint's in `Origin`, `Referer` and `Destination`.
+fn rewrite_origin(out: &mut HeaderMap, client_host: &HeaderValue, outbound: &Outbound<'_>) {
+    let Outbound {
         endpoint, client, ..
-    } = rewrite;
+    } = outbound;
     for name in [header::ORIGIN, header::REFERER, DESTINATION] {
         let Some(value) = out.get(&name) else {
             continue;
@@ -319,14 +323,14 @@ fn rewrite_origin(out: &mut HeaderMap, client_host: &HeaderValue, rewrite: &Rewr
         else {
             continue;
         };
-        let at_home = [endpoint.origin.as_bytes(), rest].concat();
-        if let Ok(value) = HeaderValue::from_bytes(&at_home) {
+        let rewritten = [endpoint.origin.as_bytes(), rest].concat();
+        if let Ok(value) = HeaderValue::from_bytes(&rewritten) {
             out.insert(name, value);
         }
     }
 }
 
-/// What follows `scheme://<host>` in an address of that origin.
+/// The rest of a URL after its origin `<scheme>://<host>`; `None` for another origin.
 fn after_origin<'a>(address: &'a [u8], scheme: &Scheme, host: &[u8]) -> Option<&'a [u8]> {
     let rest = address
         .strip_prefix(scheme.as_str().as_bytes())?
@@ -336,23 +340,23 @@ fn after_origin<'a>(address: &'a [u8], scheme: &Scheme, host: &[u8]) -> Option<&
         .then_some(rest)
 }
 
-fn add_forwarding(out: &mut HeaderMap, client_host: Option<&HeaderValue>, rewrite: &Rewrite<'_>) {
-    match rewrite.forwarded {
+fn add_forwarding(out: &mut HeaderMap, client_host: Option<&HeaderValue>, outbound: &Outbound<'_>) {
+    match outbound.forwarded {
         ForwardedHeaders::Off => {}
         ForwardedHeaders::XForwarded => {
-            if let Some(address) = &rewrite.client.forwarded_for {
+            if let Some(address) = &outbound.client.forwarded_for {
                 let chain = match out.get(X_FORWARDED_FOR) {
                     None => Some(address.clone()),
                     Some(_) => joined(out, &X_FORWARDED_FOR, address.as_bytes()),
                 };
                 out.insert(X_FORWARDED_FOR, chain.unwrap_or_else(|| address.clone()));
             }
-            // What a client claims about these two is not taken over: only we know where it reached us.
+            // Values of the client are replaced: only the proxy knows how it was reached.
             match client_host {
                 Some(host) => out.insert(X_FORWARDED_HOST, host.clone()),
                 None => out.remove(X_FORWARDED_HOST),
             };
-            let proto = if rewrite.client.scheme == Scheme::HTTPS {
+            let proto = if outbound.client.scheme == Scheme::HTTPS {
                 "https"
             } else {
                 "http"
@@ -360,7 +364,7 @@ fn add_forwarding(out: &mut HeaderMap, client_host: Option<&HeaderValue>, rewrit
             out.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
         }
         ForwardedHeaders::Forwarded => {
-            let node = match rewrite
+            let node = match outbound
                 .client
                 .address
                 .map(|address| address.ip().to_canonical())
@@ -373,7 +377,7 @@ fn add_forwarding(out: &mut HeaderMap, client_host: Option<&HeaderValue>, rewrit
             let host = host
                 .map(|host| format!(";host=\"{host}\""))
                 .unwrap_or_default();
-            let element = format!("{node}{host};proto={}", rewrite.client.scheme);
+            let element = format!("{node}{host};proto={}", outbound.client.scheme);
             if let Some(chain) = joined(out, &header::FORWARDED, element.as_bytes()) {
                 out.insert(header::FORWARDED, chain);
             }
@@ -381,7 +385,7 @@ fn add_forwarding(out: &mut HeaderMap, client_host: Option<&HeaderValue>, rewrit
     }
 }
 
-/// All values of a list field and one more, as one value.
+/// The values of a list field and one more, joined to a single value.
 fn joined(headers: &HeaderMap, name: &HeaderName, last: &[u8]) -> Option<HeaderValue> {
     let mut values: Vec<&[u8]> = headers
         .get_all(name)
@@ -392,26 +396,27 @@ fn joined(headers: &HeaderMap, name: &HeaderName, last: &[u8]) -> Option<HeaderV
     HeaderValue::from_bytes(&values.join(&b", "[..])).ok()
 }
 
-/// A `Location` as the client can reach it.
+/// A `Location` of the upstream, mapped to the proxy. `None` if it needs no change.
 fn mapped_location(
     location: &[u8],
     endpoint: &Endpoint,
-    origins: &UrlMap,
-    home: &Home<'_>,
+    urls: &UrlMap,
+    public_url: &PublicUrl<'_>,
 ) -> Option<Vec<u8>> {
     let is_network_path = location.starts_with(b"//");
     if location.starts_with(b"/") && !is_network_path {
-        return (!home.prefix.is_empty()).then(|| [home.prefix.as_bytes(), location].concat());
+        return (!public_url.prefix.is_empty())
+            .then(|| [public_url.prefix.as_bytes(), location].concat());
     }
-    // RFC 3986 §4.2: of the scheme by which the answer came.
+    // RFC 3986 §4.2: the scheme is that of the response's URL.
     let scheme = if is_network_path {
         endpoint.scheme.as_str()
     } else {
         ""
     };
     let colon = if is_network_path { ":" } else { "" };
-    origins.home(
+    urls.map(
         &[scheme.as_bytes(), colon.as_bytes(), location].concat(),
-        &home.base(),
+        &public_url.origin(),
     )
 }

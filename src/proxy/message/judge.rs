@@ -1,4 +1,4 @@
-//! Is an answer an authorization failure, and may its request be sent again? Pure.
+//! Which responses are authorization failures, and which requests may be replayed. Pure.
 
 use http::{HeaderMap, Method, StatusCode, header};
 use http_auth::parser::ChallengeParser;
@@ -17,8 +17,8 @@ pub struct Retry {
     pub body_limit: usize,
     /// Bytes recorded for all requests together.
     pub total_limit: usize,
-    /// The response after a fresh token was rejected as well. `None`: the upstream's response, or 502
-    /// if the client authenticated with a password.
+    /// The response after a fresh token was rejected as well. `None`: the upstream's response, or
+    /// 502 if the client authenticated with a password.
     pub exhausted: Option<Exhausted>,
 }
 
@@ -31,6 +31,13 @@ pub struct RetryJson {
     pub values: Vec<Value>,
 }
 
+impl RetryJson {
+    /// Whether a code means an authorization failure.
+    pub(crate) fn contains(&self, code: &Value) -> bool {
+        self.values.iter().any(|value| is_equal_code(code, value))
+    }
+}
+
 /// The response to a client after a fresh token was rejected as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exhausted {
@@ -40,58 +47,58 @@ pub enum Exhausted {
     BadGateway,
 }
 
-/// What an answer means for our token.
+/// What a response says about the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// The token was good, or the answer says nothing about it.
+    /// The token was accepted, or the response says nothing about it.
     Relay,
-    /// The token was refused.
+    /// The token was rejected.
     AuthorizationFailure,
 }
 
-/// Judges an answer to a request that carried our token.
+/// Judges the response to a request with the injected token.
 pub(crate) fn judge(status: StatusCode, headers: &HeaderMap, retry: &Retry) -> Verdict {
-    if retry.statuses.contains(&status) && !blames_something_else(headers) {
+    if retry.statuses.contains(&status) && !names_other_error(headers) {
         Verdict::AuthorizationFailure
     } else {
         Verdict::Relay
     }
 }
 
-/// Whether JSON says that the token was refused, under a status that does not.
-pub(crate) fn refuses(json: &[u8], rule: &RetryJson) -> bool {
-    let Ok(answer) = serde_json::from_slice::<Value>(json) else {
+/// Whether a JSON body reports an authorization failure.
+pub(crate) fn reports_failure(json: &[u8], rule: &RetryJson) -> bool {
+    let Ok(body) = serde_json::from_slice::<Value>(json) else {
         return false;
     };
-    answer
-        .pointer(&rule.pointer)
-        .is_some_and(|code| rule.values.iter().any(|value| is_same(code, value)))
+    body.pointer(&rule.pointer)
+        .is_some_and(|code| rule.contains(code))
 }
 
-/// Some clouds write their numbers as texts, and not always.
-fn is_same(code: &Value, value: &Value) -> bool {
-    let words = |value: &Value| match value {
+/// Compares codes. A number equals a string with the same digits: some services use both.
+fn is_equal_code(code: &Value, value: &Value) -> bool {
+    let text = |value: &Value| match value {
         Value::String(text) => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),
         _ => None,
     };
-    words(code).is_some_and(|code| words(value) == Some(code))
+    text(code).is_some_and(|code| text(value) == Some(code))
 }
 
-/// Whether the request may be sent again after such an answer.
+/// Whether a request may be replayed after an authorization failure with this status.
 ///
-/// A 401 states that the request was not applied (RFC 9110 §15.5.2), so every method may. Another status may have come
-/// after the deed.
+/// A 401 states that the request was not applied (RFC 9110 §15.5.2), which allows any method. With
+/// another status it may have been applied.
 pub(crate) fn may_replay(status: StatusCode, method: &Method, retry: &Retry) -> bool {
     status == StatusCode::UNAUTHORIZED || retry.any_method || method.is_idempotent()
 }
 
-/// Whether a Bearer challenge names an error other than `invalid_token` (RFC 6750 §3.1): a fresh token would not help.
-fn blames_something_else(headers: &HeaderMap) -> bool {
-    let mut named = false;
+/// Whether a Bearer challenge names only errors other than `invalid_token` (RFC 6750 §3.1), for
+/// which a fresh token would be rejected as well.
+fn names_other_error(headers: &HeaderMap) -> bool {
+    let mut names_error = false;
     for value in headers.get_all(header::WWW_AUTHENTICATE) {
-        let Ok(words) = value.to_str() else { continue };
-        for challenge in ChallengeParser::new(words).map_while(Result::ok) {
+        let Ok(value) = value.to_str() else { continue };
+        for challenge in ChallengeParser::new(value).map_while(Result::ok) {
             if !challenge.scheme.eq_ignore_ascii_case("Bearer") {
                 continue;
             }
@@ -100,12 +107,12 @@ fn blames_something_else(headers: &HeaderMap) -> bool {
                     if error.to_unescaped() == "invalid_token" {
                         return false;
                     }
-                    named = true;
+                    names_error = true;
                 }
             }
         }
     }
-    named
+    names_error
 }
 
 #[cfg(test)]
@@ -179,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_in_json() {
+    fn failures_in_json() {
         let rule = RetryJson {
             pointer: "/error/code".to_owned(),
             values: vec![401.into(), "expired".into()],
@@ -195,12 +202,12 @@ mod tests {
             (r#"{"error":{"code":401}"#, false),
             ("", false),
         ] {
-            assert_eq!(refuses(json.as_bytes(), &rule), expected, "{json}");
+            assert_eq!(reports_failure(json.as_bytes(), &rule), expected, "{json}");
         }
     }
 
     #[test]
-    fn a_401_frees_every_method_and_other_statuses_only_idempotent_ones() {
+    fn a_401_allows_any_method_and_other_statuses_idempotent_ones() {
         let forbidden = StatusCode::FORBIDDEN;
         assert!(may_replay(
             StatusCode::UNAUTHORIZED,

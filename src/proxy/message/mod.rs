@@ -1,4 +1,12 @@
-//! What is read from and changed in the heads and bodies of messages.
+//! What the proxy reads and changes in requests and responses.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `headers` | the head of a request to the upstream, and of a response to the client |
+//! | `cache_control` | `Cache-Control` of responses to requests with the injected token |
+//! | `urls` | absolute URLs in `Location`, `Set-Cookie` and JSON, mapped to the proxy |
+//! | `judge` | which responses are authorization failures, and which requests may be replayed |
+//! | `observed` | error codes and origins in JSON that are not configured, for `/status` |
 
 pub(crate) mod cache_control;
 pub mod headers;

@@ -1,7 +1,8 @@
-//! What answers tell about the cloud that the configuration does not handle: codes of failure within a 200, and addresses
-//! that lead past us. For `/status`, so that whoever sets the proxy up need not guess.
+//! What JSON responses contain that the configuration does not handle: error codes in successful
+//! responses, and URLs of origins without a `[[rewrite]]`. Shown in `/status` as a help to
+//! configure.
 //!
-//! A few JSON answers a second are observed_rate into while they pass; none waits for it.
+//! A sample of responses is parsed after it was forwarded; none is delayed.
 
 use std::{collections::BTreeSet, time::SystemTime};
 
@@ -12,132 +13,126 @@ use url::Url;
 
 use crate::proxy::message::{
     judge::RetryJson,
-    urls::{self as rewrite, UrlMap},
+    urls::{UrlMap, is_encoded, is_json},
 };
 
-/// Answers that one worker looks into in a second.
-pub(crate) const EACH_SECOND: u32 = 4;
+/// The most responses that one worker observes in a second.
+pub(crate) const MAX_PER_SECOND: u32 = 4;
 
-/// The largest answer that is observed_rate into.
-const MAX_ANSWER: usize = 16 * 1024;
+/// The largest body that is observed, in bytes.
+const MAX_BODY: usize = 16 * 1024;
 
-/// What is remembered of each kind; the oldest gives way.
+/// The most notes of each kind. The oldest is replaced.
 const MAX_NOTES: usize = 16;
 
-/// Where clouds of this kind put their code, unless `retry.json` says otherwise.
-const CODE: &str = "/code";
+/// The location of the error code without `retry.json` (JSON pointer, RFC 6901).
+const DEFAULT_POINTER: &str = "/code";
 
-/// One worker's notes. Written a few times a second at most, so that a lock does no harm.
+/// One worker's notes. They change a few times a second at most, so the lock is not contended.
 #[derive(Debug, Default)]
 pub struct Observed {
     notes: Mutex<Notes>,
 }
 
-/// What was seen lately.
+/// The notes of each kind.
 #[derive(Debug, Default)]
 pub struct Notes {
-    /// Codes other than zero at `retry.json.pointer`, that `retry.json` does not take for a refused token.
+    /// Error codes that `retry.json` does not contain.
     pub codes: Vec<Note>,
-    /// Origins of absolute addresses that no `[[rewrite]]` brings home.
+    /// Origins of absolute URLs that no `[[rewrite]]` maps.
     pub origins: Vec<Note>,
 }
 
-/// Something that was seen.
+/// An observed value.
 #[derive(Debug, Clone)]
 pub struct Note {
     /// The code, or the origin.
-    pub words: String,
-    /// In how many of the answers that were observed_rate into.
-    pub answers: u64,
-    /// When it was seen last.
-    pub last: SystemTime,
+    pub value: String,
+    /// The number of observed responses that contain it.
+    pub responses: u64,
+    /// When it was last observed.
+    pub last_seen: SystemTime,
 }
 
 impl Observed {
-    /// What was seen so far.
+    /// The notes so far.
     pub fn notes(&self) -> MutexGuard<'_, Notes> {
         self.notes.lock()
     }
 }
 
-/// Adds to the notes of one kind.
-pub fn add(notes: &mut Vec<Note>, words: &str, answers: u64, last: SystemTime) {
-    if let Some(known) = notes.iter_mut().find(|note| note.words == words) {
-        known.answers += answers;
-        known.last = known.last.max(last);
+/// Adds `responses` that contain `value` to the notes of one kind.
+pub fn add(notes: &mut Vec<Note>, value: &str, responses: u64, last_seen: SystemTime) {
+    if let Some(note) = notes.iter_mut().find(|note| note.value == value) {
+        note.responses += responses;
+        note.last_seen = note.last_seen.max(last_seen);
         return;
     }
     if notes.len() == MAX_NOTES
-        && let Some(oldest) = (0..notes.len()).min_by_key(|at| notes[*at].last)
+        && let Some(oldest) = (0..notes.len()).min_by_key(|index| notes[*index].last_seen)
     {
         notes.swap_remove(oldest);
     }
     notes.push(Note {
-        words: words.to_owned(),
-        answers,
-        last,
+        value: value.to_owned(),
+        responses,
+        last_seen,
     });
 }
 
-/// Where the code stands.
+/// The location of the error code (JSON pointer, RFC 6901).
 pub fn pointer(retry: Option<&RetryJson>) -> &str {
-    retry.map_or(CODE, |retry| retry.pointer.as_str())
+    retry.map_or(DEFAULT_POINTER, |retry| retry.pointer.as_str())
 }
 
-/// An answer on its way that is observed_rate into when it has passed.
+/// A response that is observed: a copy of its body, taken while it is forwarded.
 #[derive(Debug, Default)]
 pub(crate) struct Observer {
-    kept: Vec<u8>,
+    body: Vec<u8>,
     is_too_large: bool,
 }
 
 impl Observer {
-    /// Whether there may be something to see.
-    pub(crate) fn is_worth_it(head: &response::Parts) -> bool {
+    /// Whether a response can be observed.
+    pub(crate) fn applies_to(head: &response::Parts) -> bool {
         head.status.is_success()
-            && rewrite::is_json(&head.headers)
-            && !rewrite::is_coded(&head.headers)
+            && is_json(&head.headers)
+            && !is_encoded(&head.headers)
             && fits(&head.headers)
     }
 
     pub(crate) fn push(&mut self, data: &[u8]) {
-        if self.kept.len() + data.len() > MAX_ANSWER {
+        if self.body.len() + data.len() > MAX_BODY {
             self.is_too_large = true;
-            self.kept = Vec::new();
+            self.body = Vec::new();
         }
         if !self.is_too_large {
-            self.kept.extend_from_slice(data);
+            self.body.extend_from_slice(data);
         }
     }
 
-    /// Takes down what is worth it.
-    pub(crate) fn note(
+    /// Parses the body and records what the configuration does not handle.
+    pub(crate) fn record(
         &self,
-        seen: &Observed,
+        observed: &Observed,
         retry: Option<&RetryJson>,
-        rewrites: &UrlMap,
+        urls: &UrlMap,
         now: SystemTime,
     ) {
-        let Ok(answer) = serde_json::from_slice::<Value>(&self.kept) else {
+        let Ok(body) = serde_json::from_slice::<Value>(&self.body) else {
             return;
         };
-        let code = answer.pointer(pointer(retry)).and_then(code);
-        let is_handled = |code: &str| {
-            let values = retry.into_iter().flat_map(|retry| &retry.values);
-            values.into_iter().any(|value| {
-                value
-                    .as_str()
-                    .map_or_else(|| value.to_string(), str::to_owned)
-                    == code
-            })
-        };
+        let is_handled = |code: &&Value| retry.is_some_and(|retry| retry.contains(code));
+        let code = body
+            .pointer(pointer(retry))
+            .filter(|code| !is_handled(code))
+            .and_then(error_code);
         let mut origins = BTreeSet::new();
-        collect_origins(&answer, rewrites, &mut origins);
-        let code = code.filter(|code| !is_handled(code));
+        collect_origins(&body, urls, &mut origins);
         if code.is_none() && origins.is_empty() {
             return;
         }
-        let mut notes = seen.notes();
+        let mut notes = observed.notes();
         if let Some(code) = code {
             add(&mut notes.codes, &code, 1, now);
         }
@@ -151,51 +146,51 @@ fn fits(headers: &HeaderMap) -> bool {
     let length = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok()?.parse().ok());
-    length.is_none_or(|length: usize| length <= MAX_ANSWER)
+    length.is_none_or(|length: usize| length <= MAX_BODY)
 }
 
-/// A code that is no success. Words with digits in them may be something else of that name, a secret even.
-fn code(value: &Value) -> Option<String> {
-    let words = match value {
+/// A code that does not mean success. A string that mixes letters and digits is skipped: it may be
+/// something else under that name, such as a secret.
+fn error_code(value: &Value) -> Option<String> {
+    let code = match value {
         Value::Number(number) => number.to_string(),
-        Value::String(words) => words.clone(),
+        Value::String(text) => text.clone(),
         _ => return None,
     };
-    let is_number = words
+    let is_number = code
         .trim_start_matches('-')
         .bytes()
         .all(|byte| byte.is_ascii_digit());
-    let is_word = words
+    let is_word = code
         .bytes()
         .all(|byte| byte.is_ascii_alphabetic() || matches!(byte, b'_' | b'-' | b'.'));
     let is_success = ["", "0", "200", "ok", "success"]
         .iter()
-        .any(|success| words.eq_ignore_ascii_case(success));
-    ((is_number || is_word) && words.len() <= 32 && !is_success).then_some(words)
+        .any(|success| code.eq_ignore_ascii_case(success));
+    ((is_number || is_word) && code.len() <= 32 && !is_success).then_some(code)
 }
 
-fn collect_origins(value: &Value, rewrites: &UrlMap, origins: &mut BTreeSet<String>) {
+fn collect_origins(value: &Value, urls: &UrlMap, origins: &mut BTreeSet<String>) {
     match value {
-        Value::String(words) if origins.len() < MAX_NOTES => {
-            origins.extend(foreign_origin(words, rewrites))
+        Value::String(text) if origins.len() < MAX_NOTES => {
+            origins.extend(unmapped_origin(text, urls));
         }
         Value::Array(values) => values
             .iter()
-            .for_each(|value| collect_origins(value, rewrites, origins)),
+            .for_each(|value| collect_origins(value, urls, origins)),
         Value::Object(values) => values
             .values()
-            .for_each(|value| collect_origins(value, rewrites, origins)),
+            .for_each(|value| collect_origins(value, urls, origins)),
         _ => {}
     }
 }
 
-fn foreign_origin(address: &str, rewrites: &UrlMap) -> Option<String> {
-    if !address.get(..4)?.eq_ignore_ascii_case("http")
-        || rewrites.home(address.as_bytes(), b"").is_some()
-    {
+/// The origin of an absolute URL that no `[[rewrite]]` maps.
+fn unmapped_origin(text: &str, urls: &UrlMap) -> Option<String> {
+    if !text.get(..4)?.eq_ignore_ascii_case("http") || urls.map(text.as_bytes(), b"").is_some() {
         return None;
     }
-    let url = Url::parse(address)
+    let url = Url::parse(text)
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https"))?;
     Some(url.origin().ascii_serialization()).filter(|origin| origin.len() <= 200)
@@ -210,23 +205,23 @@ mod tests {
     use super::*;
     use crate::proxy::message::urls::Rewrite;
 
-    fn noted(answer: &str, retry: Option<&RetryJson>) -> (Vec<String>, Vec<String>) {
-        let rewrites = UrlMap::new(&[Rewrite {
+    fn recorded(body: &str, retry: Option<&RetryJson>) -> (Vec<String>, Vec<String>) {
+        let urls = UrlMap::new(&[Rewrite {
             from: "http://document.example.com".into(),
             to: "/_document".into(),
         }]);
-        let (seen, mut look) = (Observed::default(), Observer::default());
-        for piece in answer.as_bytes().chunks(7) {
-            look.push(piece);
+        let (observed, mut observer) = (Observed::default(), Observer::default());
+        for piece in body.as_bytes().chunks(7) {
+            observer.push(piece);
         }
-        look.note(&seen, retry, &rewrites, SystemTime::UNIX_EPOCH);
-        let words = |notes: &[Note]| notes.iter().map(|note| note.words.clone()).collect();
-        let notes = seen.notes();
-        (words(&notes.codes), words(&notes.origins))
+        observer.record(&observed, retry, &urls, SystemTime::UNIX_EPOCH);
+        let values = |notes: &[Note]| notes.iter().map(|note| note.value.clone()).collect();
+        let notes = observed.notes();
+        (values(&notes.codes), values(&notes.origins))
     }
 
     #[test]
-    fn codes_and_origins_that_nothing_handles_are_noted() {
+    fn unhandled_codes_and_origins_are_recorded() {
         let retry = RetryJson {
             pointer: "/error/code".into(),
             values: vec![json!(401), json!("EXPIRED")],
@@ -273,7 +268,10 @@ mod tests {
                 &[],
             ),
             (
-                json!([{ "url": "HTTP://Share.example.com:80/s?secret" }, "https://user:pw@b.example.com:8443/"]),
+                json!([
+                    { "url": "HTTP://Share.example.com:80/s?secret" },
+                    "https://user:pw@b.example.com:8443/",
+                ]),
                 None,
                 &[],
                 &["http://share.example.com", "https://b.example.com:8443"],
@@ -281,17 +279,17 @@ mod tests {
             (json!("http"), None, &[], &[]),
             (json!("see http://a.example"), None, &[], &[]),
         ];
-        for (answer, retry, codes, origins) in table {
-            let (seen_codes, seen_origins) = noted(&answer.to_string(), *retry);
+        for (body, retry, codes, origins) in table {
+            let (seen_codes, seen_origins) = recorded(&body.to_string(), *retry);
             assert_eq!(
                 (&seen_codes[..], &seen_origins[..]),
                 (&strings(codes)[..], &strings(origins)[..]),
-                "{answer}"
+                "{body}"
             );
         }
-        let large = format!("{{\"code\":7,\"x\":\"{}\"}}", "x".repeat(MAX_ANSWER));
-        assert_eq!(noted(&large, None), (vec![], vec![]));
-        assert_eq!(noted("{\"code\":7", None), (vec![], vec![]));
+        let large = format!("{{\"code\":7,\"x\":\"{}\"}}", "x".repeat(MAX_BODY));
+        assert_eq!(recorded(&large, None), (vec![], vec![]));
+        assert_eq!(recorded("{\"code\":7", None), (vec![], vec![]));
     }
 
     fn strings(words: &[&str]) -> Vec<String> {
@@ -299,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_gives_way() {
+    fn the_oldest_note_is_replaced() {
         let mut notes = Vec::new();
         let at = |second| SystemTime::UNIX_EPOCH + Duration::from_secs(second);
         for n in 0..MAX_NOTES as u64 {
@@ -308,12 +306,12 @@ mod tests {
         add(&mut notes, "0", 2, at(100));
         add(&mut notes, "new", 1, at(101));
         assert_eq!(notes.len(), MAX_NOTES);
-        assert!(!notes.iter().any(|note| note.words == "1"));
+        assert!(!notes.iter().any(|note| note.value == "1"));
         assert_eq!(
             notes
                 .iter()
-                .find(|note| note.words == "0")
-                .map(|note| note.answers),
+                .find(|note| note.value == "0")
+                .map(|note| note.responses),
             Some(3)
         );
     }

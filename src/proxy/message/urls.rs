@@ -1,10 +1,11 @@
-//! Absolute addresses in answers come home: an app that can reach nothing but us must be able to follow them.
+//! Maps absolute URLs in responses to the proxy, so that clients can follow URLs of hosts that only
+//! the proxy can reach.
 
 mod json;
 
 use http::{HeaderMap, HeaderValue, StatusCode, header, response};
 
-pub(crate) use self::json::Stream;
+pub(crate) use self::json::JsonRewriter;
 use crate::base::host;
 
 /// An origin whose absolute URLs in responses are mapped to a path of the proxy.
@@ -17,36 +18,37 @@ pub struct Rewrite {
     pub to: String,
 }
 
-/// What is brought home, and to where.
+/// The origins that are mapped to the proxy.
 #[derive(Debug, Default)]
 pub(crate) struct UrlMap {
-    rules: Vec<Rule>,
+    mappings: Vec<Mapping>,
 }
 
-/// One way to write an origin.
+/// One spelling of an origin.
 #[derive(Debug, Clone)]
-struct Rule {
-    /// In lower case, with or without the scheme's default port.
+struct Mapping {
+    /// The origin in lower case, with or without the scheme's default port.
     from: String,
+    /// The path prefix that replaces it.
     to: String,
 }
 
-/// What becomes of an answer's body.
+/// Whether URLs in a response's body are mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Treatment {
-    /// It passes as it is.
-    Untouched,
-    /// It may hold addresses, but is compressed: it passes as it is, and is counted.
+pub(crate) enum BodyRewrite {
+    /// No: the body is not JSON, or not complete.
+    None,
+    /// No: the JSON is compressed.
     Encoded,
-    /// The addresses in it are brought home.
+    /// Yes.
     Rewritten,
 }
 
 impl UrlMap {
     pub(crate) fn new(rewrites: &[Rewrite]) -> Self {
-        let mut rules = Vec::new();
+        let mut mappings = Vec::new();
         for Rewrite { from, to } in rewrites {
-            rules.push(Rule {
+            mappings.push(Mapping {
                 from: from.clone(),
                 to: to.clone(),
             });
@@ -56,58 +58,60 @@ impl UrlMap {
                 ":80"
             };
             if host::split(authority_of(from)).is_none_or(|(_, port)| port.is_none()) {
-                rules.push(Rule {
+                mappings.push(Mapping {
                     from: format!("{from}{default}"),
                     to: to.clone(),
                 });
             }
         }
-        Self { rules }
+        Self { mappings }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.rules.is_empty()
+        self.mappings.is_empty()
     }
 
-    /// The address as the client can reach it, if it leads to a place that is brought home. `base` is how the client
-    /// reaches us: `scheme://host`, or nothing.
-    pub(crate) fn home(&self, address: &[u8], base: &[u8]) -> Option<Vec<u8>> {
-        self.rules.iter().find_map(|rule| {
-            let (origin, rest) = address.split_at_checked(rule.from.len())?;
-            let is_it = origin.eq_ignore_ascii_case(rule.from.as_bytes())
-                && ends_an_origin(rest.first().copied());
-            is_it.then(|| at_home(base, &rule.to, rest))
+    /// Maps an absolute URL to the proxy. `public_origin` is the proxy's origin as the client sees
+    /// it, `scheme://host`, or empty for a URL without an origin.
+    ///
+    /// `None` if the URL's origin is not mapped.
+    pub(crate) fn map(&self, url: &[u8], public_origin: &[u8]) -> Option<Vec<u8>> {
+        self.mappings.iter().find_map(|mapping| {
+            let (origin, rest) = url.split_at_checked(mapping.from.len())?;
+            let is_origin = origin.eq_ignore_ascii_case(mapping.from.as_bytes())
+                && ends_origin(rest.first().copied());
+            is_origin.then(|| join(public_origin, &mapping.to, rest))
         })
     }
 
-    /// Whether a cookie's `Domain` names a place that is brought home, or one above it.
-    fn covers(&self, domain: &str) -> bool {
-        self.rules.iter().any(|rule| {
-            let host = host::split(authority_of(&rule.from)).map_or("", |(host, _)| host);
-            is_within(host, domain)
+    /// Whether the host of a mapped origin domain-matches (RFC 6265 §5.1.3) a cookie's `Domain`.
+    fn matches_domain(&self, domain: &str) -> bool {
+        self.mappings.iter().any(|mapping| {
+            let host = host::split(authority_of(&mapping.from)).map_or("", |(host, _)| host);
+            domain_matches(host, domain)
         })
     }
 
-    /// What becomes of a body with this head, and the head that goes with it.
-    pub(crate) fn treat(&self, head: &mut response::Parts) -> Treatment {
+    /// Decides whether the body of a response is rewritten, and removes fields that would not fit
+    /// the rewritten body.
+    pub(crate) fn prepare_body(&self, head: &mut response::Parts) -> BodyRewrite {
         let is_complete = !matches!(
             head.status,
             StatusCode::PARTIAL_CONTENT | StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
         );
         if self.is_empty() || !is_complete || !is_json(&head.headers) {
-            return Treatment::Untouched;
+            return BodyRewrite::None;
         }
-        if is_coded(&head.headers) {
-            return Treatment::Encoded;
+        if is_encoded(&head.headers) {
+            return BodyRewrite::Encoded;
         }
-        // What described the body of the cloud's does not describe ours.
         for name in [header::ETAG, header::CONTENT_LENGTH, header::ACCEPT_RANGES] {
             head.headers.remove(name);
         }
         for name in ["content-md5", "digest", "content-digest", "repr-digest"] {
             head.headers.remove(name);
         }
-        Treatment::Rewritten
+        BodyRewrite::Rewritten
     }
 }
 
@@ -118,33 +122,35 @@ fn authority_of(origin: &str) -> &str {
         .map_or("", |(_, authority)| authority)
 }
 
-fn at_home(base: &[u8], to: &str, rest: &[u8]) -> Vec<u8> {
-    let root: &[u8] = if base.is_empty() && to.is_empty() && !rest.starts_with(b"/") {
+fn join(public_origin: &[u8], to: &str, rest: &[u8]) -> Vec<u8> {
+    let root: &[u8] = if public_origin.is_empty() && to.is_empty() && !rest.starts_with(b"/") {
         b"/"
     } else {
         b""
     };
-    [base, to.as_bytes(), root, rest].concat()
+    [public_origin, to.as_bytes(), root, rest].concat()
 }
 
-/// What may stand behind an origin in an address: a user name before it, or more digits of its port, make it another one.
-fn ends_an_origin(next: Option<u8>) -> bool {
+/// Whether an origin in a URL ends before this byte. Before `@` it would be user information,
+/// before more letters or digits another host or port.
+fn ends_origin(next: Option<u8>) -> bool {
     matches!(next, None | Some(b'/' | b'?' | b'#'))
 }
 
-fn is_within(host: &str, domain: &str) -> bool {
+/// Whether a host domain-matches a cookie's `Domain`, RFC 6265 §5.1.3.
+fn domain_matches(host: &str, domain: &str) -> bool {
     let domain = domain.trim_start_matches('.');
-    let above =
+    let is_subdomain =
         || host.len() > domain.len() && host.as_bytes()[host.len() - domain.len() - 1] == b'.';
     let tail = host
         .len()
         .checked_sub(domain.len())
         .and_then(|at| host.get(at..));
     tail.is_some_and(|tail| tail.eq_ignore_ascii_case(domain))
-        && (host.len() == domain.len() || above())
+        && (host.len() == domain.len() || is_subdomain())
 }
 
-/// `application/json`, or another type with that syntax (RFC 6839 §3.1).
+/// Whether the media type is `application/json` or has the suffix `+json` (RFC 6839 §3.1).
 pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     let Some(kind) = headers.get(header::CONTENT_TYPE) else {
         return false;
@@ -159,27 +165,25 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     kind.eq_ignore_ascii_case(b"application/json") || is_suffixed
 }
 
-pub(crate) fn is_coded(headers: &HeaderMap) -> bool {
+/// Whether a body has a content coding, RFC 9110 §8.4.
+pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
     headers
         .get_all(header::CONTENT_ENCODING)
         .iter()
         .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
-/// Takes the `Domain` off cookies that were meant for the upstream's host, or for one that is brought home: the client
-/// knows us by another name, and would drop them.
-pub(crate) fn map_cookies(headers: &mut HeaderMap, upstream_host: &str, rewrites: &UrlMap) {
-    let is_foreign =
-        |cookie: &HeaderValue| without_domain(cookie, upstream_host, rewrites).is_some();
+/// Removes `Domain` from cookies for the upstream's host or for a mapped one. The client knows the
+/// proxy by another name and would reject them.
+pub(crate) fn map_cookies(headers: &mut HeaderMap, upstream_host: &str, urls: &UrlMap) {
+    let is_foreign = |cookie: &HeaderValue| without_domain(cookie, upstream_host, urls).is_some();
     if !headers.get_all(header::SET_COOKIE).iter().any(is_foreign) {
         return;
     }
     let cookies: Vec<_> = headers
         .get_all(header::SET_COOKIE)
         .iter()
-        .map(|cookie| {
-            without_domain(cookie, upstream_host, rewrites).unwrap_or_else(|| cookie.clone())
-        })
+        .map(|cookie| without_domain(cookie, upstream_host, urls).unwrap_or_else(|| cookie.clone()))
         .collect();
     headers.remove(header::SET_COOKIE);
     for cookie in cookies {
@@ -187,11 +191,7 @@ pub(crate) fn map_cookies(headers: &mut HeaderMap, upstream_host: &str, rewrites
     }
 }
 
-fn without_domain(
-    cookie: &HeaderValue,
-    upstream_host: &str,
-    rewrites: &UrlMap,
-) -> Option<HeaderValue> {
+fn without_domain(cookie: &HeaderValue, upstream_host: &str, urls: &UrlMap) -> Option<HeaderValue> {
     let is_domain = |part: &&[u8]| {
         let mut words = part.splitn(2, |byte| *byte == b'=');
         let is_domain = words
@@ -201,8 +201,9 @@ fn without_domain(
             .next()
             .and_then(|domain| std::str::from_utf8(domain.trim_ascii()).ok());
         is_domain
-            && domain
-                .is_some_and(|domain| is_within(upstream_host, domain) || rewrites.covers(domain))
+            && domain.is_some_and(|domain| {
+                domain_matches(upstream_host, domain) || urls.matches_domain(domain)
+            })
     };
     let parts: Vec<&[u8]> = cookie.as_bytes().split(|byte| *byte == b';').collect();
     let (first, attributes) = parts.split_first()?;
@@ -224,7 +225,7 @@ mod tests {
 
     use super::*;
 
-    pub(super) fn rewrites() -> UrlMap {
+    pub(super) fn url_map() -> UrlMap {
         UrlMap::new(&[
             Rewrite {
                 from: "http://document.example.com".into(),
@@ -242,12 +243,12 @@ mod tests {
     }
 
     #[test]
-    fn addresses_come_home_at_the_boundary_of_their_origin() {
-        let home = |address: &str, base: &str| {
-            let home = rewrites().home(address.as_bytes(), base.as_bytes());
-            home.map(|home| String::from_utf8(home).expect("text"))
+    fn urls_are_mapped_if_their_whole_origin_matches() {
+        let map = |url: &str, public_origin: &str| {
+            let mapped = url_map().map(url.as_bytes(), public_origin.as_bytes());
+            mapped.map(|mapped| String::from_utf8(mapped).expect("text"))
         };
-        for (address, expected) in [
+        for (url, expected) in [
             (
                 "http://document.example.com/a?b#c",
                 Some("http://localhost:8080/_document/a?b#c"),
@@ -281,23 +282,23 @@ mod tests {
             ("//document.example.com/a", None),
         ] {
             assert_eq!(
-                home(address, "http://localhost:8080").as_deref(),
+                map(url, "http://localhost:8080").as_deref(),
                 expected,
-                "{address}"
+                "{url}"
             );
         }
         assert_eq!(
-            home("http://document.example.com/a", "").as_deref(),
+            map("http://document.example.com/a", "").as_deref(),
             Some("/_document/a")
         );
         assert_eq!(
-            home("https://cloud.example.com?x", "").as_deref(),
+            map("https://cloud.example.com?x", "").as_deref(),
             Some("/?x")
         );
     }
 
     #[test]
-    fn cookies_lose_a_domain_that_the_client_does_not_know_us_by() {
+    fn the_domain_of_mapped_hosts_is_removed_from_cookies() {
         for (cookie, expected) in [
             ("a=b; Domain=cloud.example.com; Path=/", "a=b; Path=/"),
             ("a=b;domain=.example.com;Secure", "a=b;Secure"),
@@ -315,25 +316,25 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.append(header::SET_COOKIE, HeaderValue::from_static("first=1"));
             headers.append(header::SET_COOKIE, cookie.parse().expect("a value"));
-            map_cookies(&mut headers, "cloud.example.com", &rewrites());
+            map_cookies(&mut headers, "cloud.example.com", &url_map());
             let all: Vec<_> = headers.get_all(header::SET_COOKIE).iter().collect();
             assert_eq!(all, ["first=1", expected]);
         }
     }
 
     #[test]
-    fn only_whole_uncoded_json_is_rewritten() {
-        type Case<'a> = (u16, &'a [(&'a str, &'a str)], Treatment);
+    fn only_complete_json_without_content_coding_is_rewritten() {
+        type Case<'a> = (u16, &'a [(&'a str, &'a str)], BodyRewrite);
         let table: &[Case<'_>] = &[
             (
                 200,
                 &[("content-type", "application/json")],
-                Treatment::Rewritten,
+                BodyRewrite::Rewritten,
             ),
             (
                 404,
                 &[("content-type", "Application/Problem+JSON; charset=utf-8")],
-                Treatment::Rewritten,
+                BodyRewrite::Rewritten,
             ),
             (
                 200,
@@ -341,7 +342,7 @@ mod tests {
                     ("content-type", "application/json"),
                     ("content-encoding", "identity"),
                 ],
-                Treatment::Rewritten,
+                BodyRewrite::Rewritten,
             ),
             (
                 200,
@@ -349,20 +350,20 @@ mod tests {
                     ("content-type", "application/json"),
                     ("content-encoding", "gzip"),
                 ],
-                Treatment::Encoded,
+                BodyRewrite::Encoded,
             ),
             (
                 206,
                 &[("content-type", "application/json")],
-                Treatment::Untouched,
+                BodyRewrite::None,
             ),
             (
                 200,
                 &[("content-type", "application/jsonl")],
-                Treatment::Untouched,
+                BodyRewrite::None,
             ),
-            (200, &[("content-type", "text/html")], Treatment::Untouched),
-            (200, &[], Treatment::Untouched),
+            (200, &[("content-type", "text/html")], BodyRewrite::None),
+            (200, &[], BodyRewrite::None),
         ];
         for (status, headers, expected) in table {
             let mut response = Response::builder()
@@ -373,11 +374,11 @@ mod tests {
                 response = response.header(*name, *value);
             }
             let (mut head, ()) = response.body(()).expect("a response").into_parts();
-            assert_eq!(rewrites().treat(&mut head), *expected, "{headers:?}");
+            assert_eq!(url_map().prepare_body(&mut head), *expected, "{headers:?}");
             let is_described =
                 head.headers.contains_key("etag") && head.headers.contains_key("content-length");
-            assert_eq!(is_described, *expected != Treatment::Rewritten);
-            assert_eq!(UrlMap::default().treat(&mut head), Treatment::Untouched);
+            assert_eq!(is_described, *expected != BodyRewrite::Rewritten);
+            assert_eq!(UrlMap::default().prepare_body(&mut head), BodyRewrite::None);
         }
     }
 }

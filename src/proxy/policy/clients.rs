@@ -1,8 +1,9 @@
-//! Who calls: clients by name, told apart by what they show.
+//! Client authentication: which `[[client]]` a request belongs to.
 //!
-//! What a connection shows, its address and its certificate, is judged once; what a request shows, with each. Secrets are
-//! compared by their digests, in constant time, and all of them: how long it takes tells neither how much of one was right
-//! nor whose it is. Those that stand in files follow them.
+//! Address and certificate are checked once per connection, keys with every request. Keys are
+//! compared by SHA-256 digest, in constant time, and always with all clients, so that the response
+//! time reveals neither a prefix of a key nor the client that it belongs to. Keys in files are
+//! reloaded when the files change.
 
 mod limits;
 
@@ -26,109 +27,120 @@ use crate::{
     proxy::{error::Error, policy::rules::Rules},
 };
 
-/// One client. Everything that is set must hold for a request to be its; of `header` and `basic`, one is enough.
+/// One `[[client]]`. A request must meet all conditions that are set; of `header` and `basic`, one
+/// is enough.
 #[derive(Debug, Clone)]
 pub struct Client {
-    /// What it is called in the log and in metrics.
+    /// The name in logs and metrics.
     pub name: String,
-    /// Its secret, shown by `header`, by `basic`, or by either.
+    /// The secret, sent in `header` or as the password of `basic`.
     pub key: Option<Secret>,
-    /// The field that carries the key as it is; in `Authorization` it stands behind `Bearer`.
+    /// The header that carries the key: the plain key, or `Bearer <key>` in `Authorization`.
     pub header: Option<HeaderName>,
-    /// The user name with which the key is the password of HTTP Basic (RFC 7617).
+    /// The user name of HTTP Basic authentication (RFC 7617).
     pub basic: Option<String>,
-    /// A name in its certificate: the common name of the subject, or a DNS name.
+    /// A name in the client's certificate: the common name of the subject, or a DNS name.
     pub tls_subject: Option<String>,
-    /// Where it comes from; empty: anywhere.
+    /// The networks that the client connects from; empty: any.
     pub networks: Vec<IpNet>,
-    /// What it may ask for, on every route.
+    /// Allowed and denied paths, on every route.
     pub rules: Rules,
-    /// How often it may ask.
+    /// The rate limit.
     pub rate: Option<Rate>,
-    /// How many of its requests may be under way at the same time.
+    /// The most requests in flight.
     pub concurrency: Option<usize>,
 }
 
 impl Client {
-    /// Whether it shows its key in a header, and in no other way: browsers send no such thing by themselves, as they do
-    /// passwords, certificates, and whatever comes from their address.
-    pub fn is_beyond_pages(&self) -> bool {
+    /// Whether a header is the only way to authenticate. Browsers do not add such a header to the
+    /// requests of a foreign page, as they do with passwords and certificates.
+    pub fn is_csrf_safe(&self) -> bool {
         self.header.is_some() && self.basic.is_none()
     }
 
-    /// Whether it always shows its key in `Authorization`, by which shared caches know that an answer is one client's: RFC
-    /// 9111 §3.5.
-    pub fn is_known_to_caches(&self) -> bool {
+    /// Whether the client always sends its key in `Authorization`, which keeps responses out of
+    /// shared caches (RFC 9111 §3.5).
+    pub fn uses_authorization_header(&self) -> bool {
         self.key.is_some()
             && self
                 .header
                 .as_ref()
                 .is_none_or(|header| *header == header::AUTHORIZATION)
     }
+
+    /// Whether both clients have a key, and it is the same.
+    pub fn has_key_of(&self, other: &Self) -> bool {
+        self.key
+            .as_ref()
+            .zip(other.key.as_ref())
+            .is_some_and(|(own, other)| own.expose() == other.expose())
+    }
 }
 
-/// All clients, ready to be recognised. Without any, everybody may call.
+/// All clients. If there are none, requests need no authentication.
 #[derive(Debug)]
 pub(crate) struct Clients {
-    clients: Vec<Known>,
+    clients: Vec<ClientEntry>,
     keys: Arc<Keys>,
-    /// How keys are shown, each way once.
-    ways: Vec<Way>,
+    /// The schemes in use, without duplicates.
+    schemes: Vec<AuthScheme>,
     challenges: Arc<[HeaderValue]>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct ClientEntry {
+    /// Without the key, which is among `keys`.
     client: Client,
     has_key: bool,
     limits: ClientLimits,
 }
 
-/// What each client must show, as the files of the keys have it.
-pub(crate) type Keys = reload::Reloadable<Vec<Vec<Proof>>>;
+/// The digests of each client's credentials, reloaded when a key file changes.
+pub(crate) type Keys = reload::Reloadable<Vec<Vec<KeyDigest>>>;
 
-/// Why the files of keys cannot be used.
+/// Why keys cannot be loaded from their files.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KeyError {
     #[error(transparent)]
     File(#[from] tls::Error),
     #[error("the key of the client {0:?} cannot be read: {1}")]
     Unreadable(String, io::Error),
-    #[error("the key of the client {0:?} cannot be shown: it holds spaces or control characters")]
-    Unfit(String),
+    #[error("the key of the client {0:?} cannot be sent: it contains spaces or control characters")]
+    Invalid(String),
     #[error("the clients {0:?} and {1:?} have the same key")]
-    Twins(String, String),
+    Duplicate(String, String),
 }
 
-/// A way to show a key.
+/// How a request carries a key.
 #[derive(Debug, PartialEq)]
-enum Way {
+enum AuthScheme {
     Basic,
     Bearer,
     Header(HeaderName),
 }
 
-/// What must be shown, and in which of the ways.
-pub(crate) struct Proof {
-    way: usize,
+/// The digest of the credentials that a client sends with one scheme.
+pub(crate) struct KeyDigest {
+    /// Position in [`Clients::schemes`].
+    scheme: usize,
     digest: Zeroizing<[u8; SHA256_OUTPUT_LEN]>,
 }
 
-impl fmt::Debug for Proof {
+impl fmt::Debug for KeyDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Proof")
-            .field("way", &self.way)
+        f.debug_struct("KeyDigest")
+            .field("scheme", &self.scheme)
             .finish_non_exhaustive()
     }
 }
 
-/// Whom a connection may belong to, as far as it shows.
+/// The clients that a connection may belong to, by its address and certificate.
 #[derive(Default)]
 pub(crate) struct ConnectionIdentity {
-    /// Positions, in order.
+    /// Positions in [`Clients::clients`], ascending.
     candidates: Vec<usize>,
-    /// What was shown last and found good: a connection rarely changes it.
-    accepted: RefCell<Option<Accepted>>,
+    /// The last accepted credentials, which rarely change on a connection.
+    cached: RefCell<Option<CachedAuth>>,
 }
 
 impl fmt::Debug for ConnectionIdentity {
@@ -139,61 +151,60 @@ impl fmt::Debug for ConnectionIdentity {
     }
 }
 
-struct Accepted {
-    shown: Zeroizing<Vec<u8>>,
-    caller: ClientId,
-    /// The keys that it was compared with.
-    proofs: Arc<Vec<Vec<Proof>>>,
+struct CachedAuth {
+    credentials: Zeroizing<Vec<u8>>,
+    client_id: ClientId,
+    /// The digests that they were compared with: a reload invalidates the entry.
+    digests: Arc<Vec<Vec<KeyDigest>>>,
 }
 
-/// Who sent a request.
+/// An authenticated client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ClientId {
-    /// Position among the clients.
+    /// Position in the configuration.
     pub(crate) client: usize,
-    /// How it showed its key, if it had to.
-    way: Option<usize>,
-    /// Whether it was by a password, which an app may ask its user for again.
+    /// Position in [`Clients::schemes`], if the client has a key.
+    scheme: Option<usize>,
+    /// Whether by HTTP Basic: an app may prompt its user for the password again.
     pub(crate) by_password: bool,
 }
 
 impl Clients {
     /// # Errors
-    /// When the file of a key no longer is what it was when it was checked.
+    /// When a key file changed since the configuration was checked, and is no longer valid.
     pub(crate) fn new(clients: &[Client], clock: &SharedClock) -> Result<Self, KeyError> {
-        let mut ways = Vec::new();
-        let known = clients.iter().map(|client| Known {
+        let entries = clients.iter().map(|client| ClientEntry {
             has_key: client.key.is_some(),
             limits: ClientLimits::new(client.rate, client.concurrency, clock),
-            // What proves it is among the keys.
             client: Client {
                 key: None,
                 ..client.clone()
             },
         });
-        let known = known.collect();
+        let entries = entries.collect();
+        let mut schemes = Vec::new();
         for client in clients {
-            proofs(client, &mut ways);
+            digests_of(client, &mut schemes);
         }
-        let challenges = ways.iter().filter_map(Way::challenge).collect();
+        let challenges = schemes.iter().filter_map(AuthScheme::challenge).collect();
         let files: Vec<_> = clients
             .iter()
             .filter_map(|client| client.key.as_ref()?.file())
             .map(PathBuf::from)
             .collect();
-        let given = clients.to_vec();
+        let configured = clients.to_vec();
         let keys = Keys::new("clients".to_owned(), files, None, move || {
-            read_again(&given)
+            load_digests(&configured)
         })?;
         Ok(Self {
-            clients: known,
+            clients: entries,
             keys: Arc::new(keys),
-            ways,
+            schemes,
             challenges,
         })
     }
 
-    /// What follows the files of keys.
+    /// The reload of the key files.
     pub(crate) fn keys(&self) -> Arc<Keys> {
         Arc::clone(&self.keys)
     }
@@ -202,105 +213,106 @@ impl Clients {
         self.clients.is_empty()
     }
 
-    pub(crate) fn name(&self, caller: ClientId) -> &str {
-        &self.clients[caller.client].client.name
+    pub(crate) fn name(&self, client_id: ClientId) -> &str {
+        &self.clients[client_id.client].client.name
     }
 
-    pub(crate) fn rules(&self, caller: ClientId) -> &Rules {
-        &self.clients[caller.client].client.rules
+    pub(crate) fn rules(&self, client_id: ClientId) -> &Rules {
+        &self.clients[client_id.client].client.rules
     }
 
-    /// Whether certificates of clients tell anything.
-    pub(crate) fn wants_names(&self) -> bool {
+    /// Whether a client is authenticated by its certificate.
+    pub(crate) fn uses_certificates(&self) -> bool {
         self.clients
             .iter()
-            .any(|known| known.client.tls_subject.is_some())
+            .any(|entry| entry.client.tls_subject.is_some())
     }
 
-    /// A connection from this address (none: a local socket) that showed a certificate with these names.
+    /// The identity of a connection. `address` is `None` for a Unix domain socket; `names` are
+    /// those of the verified client certificate.
     pub(crate) fn identity(
         &self,
         address: Option<IpAddr>,
         names: &CertificateNames,
     ) -> ConnectionIdentity {
         let address = address.map(|address| address.to_canonical());
-        let may_be = |known: &Known| {
+        let is_candidate = |entry: &ClientEntry| {
             let Client {
                 networks,
                 tls_subject,
                 ..
-            } = &known.client;
-            let is_from_there = || {
+            } = &entry.client;
+            let is_in_networks = || {
                 address.is_some_and(|address| {
                     networks.iter().any(|network| network.contains(&address))
                 })
             };
-            (networks.is_empty() || is_from_there())
+            (networks.is_empty() || is_in_networks())
                 && tls_subject
                     .as_ref()
                     .is_none_or(|subject| names.contains(subject))
         };
         let candidates = (0..)
             .zip(&self.clients)
-            .filter(|(_, known)| may_be(known))
-            .map(|(at, _)| at);
+            .filter(|(_, entry)| is_candidate(entry))
+            .map(|(index, _)| index);
         ConnectionIdentity {
             candidates: candidates.collect(),
-            accepted: RefCell::default(),
+            cached: RefCell::default(),
         }
     }
 
-    /// Whose request this is: the first client's of which everything holds.
+    /// The first client in the configuration whose conditions a request meets.
     ///
     /// # Errors
-    /// Nobody's. Whether a key could help is told, not which one.
-    pub(crate) fn recognise(
+    /// [`Error::Unauthenticated`] if a key is missing or wrong, [`Error::Stranger`] if no key would
+    /// be accepted on this connection.
+    pub(crate) fn authenticate(
         &self,
         identity: &ConnectionIdentity,
         headers: &HeaderMap,
     ) -> Result<ClientId, Error> {
-        if let Some(Accepted {
-            shown,
-            caller,
-            proofs,
-        }) = &*identity.accepted.borrow()
-            && self.keys.is_current(proofs)
-            && let Some(again) = caller.way.and_then(|way| self.ways[way].shown(headers))
-            && verify_slices_are_equal(again, shown).is_ok()
+        if let Some(CachedAuth {
+            credentials,
+            client_id,
+            digests,
+        }) = &*identity.cached.borrow()
+            && self.keys.is_current(digests)
+            && let Some(current) = self.credentials(*client_id, headers)
+            && verify_slices_are_equal(current, credentials).is_ok()
         {
-            return Ok(*caller);
+            return Ok(*client_id);
         }
         let has_key = |client: &&usize| self.clients[**client].has_key;
-        let unproven = identity.candidates.iter().find(|client| !has_key(client));
-        let mut found = unproven.map(|client| ClientId {
+        let keyless = identity.candidates.iter().find(|client| !has_key(client));
+        let mut found = keyless.map(|client| ClientId {
             client: *client,
-            way: None,
+            scheme: None,
             by_password: false,
         });
-        let proofs = self.keys.load();
-        for (way, spoken) in self.ways.iter().enumerate() {
-            let Some(shown) = spoken.shown(headers) else {
+        let digests = self.keys.load();
+        for (index, scheme) in self.schemes.iter().enumerate() {
+            let Some(credentials) = scheme.credentials(headers) else {
                 continue;
             };
-            let shown_digest = digest(&SHA256, shown);
+            let received = digest(&SHA256, credentials);
             for &client in &identity.candidates {
-                for proof in proofs[client].iter().filter(|proof| proof.way == way) {
-                    let is_same =
-                        verify_slices_are_equal(shown_digest.as_ref(), &*proof.digest).is_ok();
-                    if is_same && found.is_none_or(|found| client < found.client) {
+                for key in digests[client].iter().filter(|key| key.scheme == index) {
+                    let is_equal = verify_slices_are_equal(received.as_ref(), &*key.digest).is_ok();
+                    if is_equal && found.is_none_or(|found| client < found.client) {
                         found = Some(ClientId {
                             client,
-                            way: Some(way),
-                            by_password: *spoken == Way::Basic,
+                            scheme: Some(index),
+                            by_password: *scheme == AuthScheme::Basic,
                         });
                     }
                 }
             }
         }
         match found {
-            Some(caller) => {
-                self.remember(identity, caller, headers, proofs);
-                Ok(caller)
+            Some(client_id) => {
+                self.cache(identity, client_id, headers, digests);
+                Ok(client_id)
             }
             None if identity.candidates.iter().any(|client| has_key(&client)) => {
                 Err(Error::Unauthenticated(Arc::clone(&self.challenges)))
@@ -309,67 +321,70 @@ impl Clients {
         }
     }
 
-    fn remember(
+    fn cache(
         &self,
         identity: &ConnectionIdentity,
-        caller: ClientId,
+        client_id: ClientId,
         headers: &HeaderMap,
-        proofs: Arc<Vec<Vec<Proof>>>,
+        digests: Arc<Vec<Vec<KeyDigest>>>,
     ) {
-        let shown = caller.way.and_then(|way| self.ways[way].shown(headers));
-        let accepted = shown.map(|shown| Accepted {
-            shown: Zeroizing::new(shown.to_vec()),
-            caller,
-            proofs,
+        let credentials = self.credentials(client_id, headers);
+        let cached = credentials.map(|credentials| CachedAuth {
+            credentials: Zeroizing::new(credentials.to_vec()),
+            client_id,
+            digests,
         });
-        *identity.accepted.borrow_mut() = accepted;
+        *identity.cached.borrow_mut() = cached;
     }
 
-    /// Lets one more request of a client's pass, if it is within its limits.
+    /// The credentials of a request in the scheme of a client.
+    fn credentials<'a>(&self, client_id: ClientId, headers: &'a HeaderMap) -> Option<&'a [u8]> {
+        self.schemes[client_id.scheme?].credentials(headers)
+    }
+
+    /// Admits one more request of a client within its limits. The permit counts the request as in
+    /// flight.
     ///
     /// # Errors
-    /// When it is not, and when it may be.
-    pub(crate) fn admit(self: &Arc<Self>, caller: ClientId) -> Result<Option<Permit>, Error> {
-        ClientLimits::admit(self, caller.client)
+    /// [`Error::TooManyAtOnce`] or [`Error::TooOften`].
+    pub(crate) fn admit(self: &Arc<Self>, client_id: ClientId) -> Result<Option<Permit>, Error> {
+        ClientLimits::admit(self, client_id.client)
     }
 }
 
-/// What each client must show, with the keys as they are in their files now.
-fn read_again(clients: &[Client]) -> Result<Vec<Vec<Proof>>, KeyError> {
-    let now: Vec<Client> = clients
+/// Reads the key files and returns the digests of each client.
+fn load_digests(clients: &[Client]) -> Result<Vec<Vec<KeyDigest>>, KeyError> {
+    let clients: Vec<Client> = clients
         .iter()
-        .map(with_key_of_now)
+        .map(with_current_key)
         .collect::<Result<_, _>>()?;
-    for (index, client) in now.iter().enumerate() {
-        let has_same = |other: &&Client| {
-            other
-                .key
-                .as_ref()
-                .zip(client.key.as_ref())
-                .is_some_and(|(other, own)| other.expose() == own.expose())
-        };
-        if let Some(twin) = now[..index].iter().find(has_same) {
-            return Err(KeyError::Twins(twin.name.clone(), client.name.clone()));
+    for (index, client) in clients.iter().enumerate() {
+        let earlier = &clients[..index];
+        if let Some(other) = earlier.iter().find(|other| client.has_key_of(other)) {
+            return Err(KeyError::Duplicate(other.name.clone(), client.name.clone()));
         }
     }
-    let mut ways = Vec::new();
-    Ok(now.iter().map(|client| proofs(client, &mut ways)).collect())
+    let mut schemes = Vec::new();
+    Ok(clients
+        .iter()
+        .map(|client| digests_of(client, &mut schemes))
+        .collect())
 }
 
-fn with_key_of_now(client: &Client) -> Result<Client, KeyError> {
+fn with_current_key(client: &Client) -> Result<Client, KeyError> {
     let Some(key) = &client.key else {
         return Ok(client.clone());
     };
     let key = key
         .read_again()
         .map_err(|source| KeyError::Unreadable(client.name.clone(), source))?;
-    let is_fit = if client.header.is_some() {
+    let is_valid = if client.header.is_some() {
         key.fits_header()
     } else {
         key.is_one_line()
     };
-    if !is_fit {
-        return Err(KeyError::Unfit(client.name.clone()));
+    if !is_valid {
+        return Err(KeyError::Invalid(client.name.clone()));
     }
     Ok(Client {
         key: Some(key),
@@ -377,40 +392,47 @@ fn with_key_of_now(client: &Client) -> Result<Client, KeyError> {
     })
 }
 
-/// What a client may show, each by its digest. The ways depend on how clients are configured, not on their keys.
-fn proofs(client: &Client, ways: &mut Vec<Way>) -> Vec<Proof> {
+/// The digests of the credentials of a client. Adds its schemes to `schemes`; their order depends
+/// on the configuration alone, not on keys.
+fn digests_of(client: &Client, schemes: &mut Vec<AuthScheme>) -> Vec<KeyDigest> {
     let Some(key) = &client.key else {
         return Vec::new();
     };
-    let mut proofs = Vec::new();
-    let mut add = |way: Way, shown: &[u8]| {
-        let known = ways.iter().position(|known| *known == way);
-        let way = known.unwrap_or_else(|| {
-            ways.push(way);
-            ways.len() - 1
+    let mut digests = Vec::new();
+    let mut add = |scheme: AuthScheme, credentials: &[u8]| {
+        let position = schemes.iter().position(|known| *known == scheme);
+        let scheme = position.unwrap_or_else(|| {
+            schemes.push(scheme);
+            schemes.len() - 1
         });
         let mut bytes = Zeroizing::new([0; SHA256_OUTPUT_LEN]);
-        bytes.copy_from_slice(digest(&SHA256, shown).as_ref());
-        proofs.push(Proof { way, digest: bytes });
+        bytes.copy_from_slice(digest(&SHA256, credentials).as_ref());
+        digests.push(KeyDigest {
+            scheme,
+            digest: bytes,
+        });
     };
     if let Some(user) = &client.basic {
         let pair = Zeroizing::new(format!("{user}:{}", key.expose()));
         add(
-            Way::Basic,
+            AuthScheme::Basic,
             Zeroizing::new(BASE64_STANDARD.encode(pair.as_bytes())).as_bytes(),
         );
     }
     match &client.header {
-        Some(name) if *name == header::AUTHORIZATION => add(Way::Bearer, key.expose().as_bytes()),
-        Some(name) => add(Way::Header(name.clone()), key.expose().as_bytes()),
+        Some(name) if *name == header::AUTHORIZATION => {
+            add(AuthScheme::Bearer, key.expose().as_bytes());
+        }
+        Some(name) => add(AuthScheme::Header(name.clone()), key.expose().as_bytes()),
         None => {}
     }
-    proofs
+    digests
 }
 
-impl Way {
-    /// What a request shows in this way; nothing if it is not clear what.
-    fn shown<'a>(&self, headers: &'a HeaderMap) -> Option<&'a [u8]> {
+impl AuthScheme {
+    /// The credentials that a request carries in this scheme. `None` if the field is missing or
+    /// repeated.
+    fn credentials<'a>(&self, headers: &'a HeaderMap) -> Option<&'a [u8]> {
         let (name, scheme) = match self {
             Self::Basic => (&header::AUTHORIZATION, &b"basic"[..]),
             Self::Bearer => (&header::AUTHORIZATION, &b"bearer"[..]),
@@ -421,12 +443,13 @@ impl Way {
             .next()
             .filter(|_| values.next().is_none())?
             .as_bytes();
-        let (given, shown) = value.split_at_checked(scheme.len())?;
-        let is_separate = scheme.is_empty() || shown.starts_with(b" ");
-        (given.eq_ignore_ascii_case(scheme) && is_separate).then(|| shown.trim_ascii())
+        let (received, credentials) = value.split_at_checked(scheme.len())?;
+        let is_separate = scheme.is_empty() || credentials.starts_with(b" ");
+        (received.eq_ignore_ascii_case(scheme) && is_separate).then(|| credentials.trim_ascii())
     }
 
-    /// How a client that shows nothing is asked. Where a field of its own carries the key, no scheme is registered.
+    /// The challenge for `WWW-Authenticate` (RFC 9110 §11.6.1). No scheme is registered for a key
+    /// in a header of its own.
     fn challenge(&self) -> Option<HeaderValue> {
         match self {
             Self::Basic => Some(HeaderValue::from_static(

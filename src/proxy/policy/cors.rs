@@ -1,5 +1,5 @@
-//! What lets pages of allowed origins call and read: the Fetch standard's CORS protocol, as far as the upstream does not
-//! speak it itself. Pure.
+//! CORS (Fetch standard §3.2) for web pages of allowed origins, where the upstream does not
+//! implement it itself. Pure.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request, response,
@@ -7,14 +7,15 @@ use http::{
 
 use crate::base::list_field;
 
-/// How long a browser may remember that a page may call, in seconds.
+/// How long a browser may cache a preflight response, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 
-const PRIVATE_NETWORK_WISH: HeaderName =
+const REQUEST_PRIVATE_NETWORK: HeaderName =
     HeaderName::from_static("access-control-request-private-network");
-const PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
+const ALLOW_PRIVATE_NETWORK: HeaderName =
+    HeaderName::from_static("access-control-allow-private-network");
 
-/// Whether a browser asks on behalf of a page, before the page's own request.
+/// Whether a request is a CORS preflight.
 pub(crate) fn is_preflight(request: &request::Parts) -> bool {
     request.method == Method::OPTIONS
         && request
@@ -22,11 +23,12 @@ pub(crate) fn is_preflight(request: &request::Parts) -> bool {
             .contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// The answer that lets a page do what its browser asks for: an origin that may call at all may call in any way.
+/// The preflight response, which allows all that is requested: methods and headers of an allowed
+/// origin are not restricted.
 pub(crate) fn preflight(request: &request::Parts) -> response::Parts {
-    let (mut answer, ()) = Response::new(()).into_parts();
-    answer.status = StatusCode::NO_CONTENT;
-    for (wish, grant) in [
+    let (mut response, ()) = Response::new(()).into_parts();
+    response.status = StatusCode::NO_CONTENT;
+    for (request_field, response_field) in [
         (
             header::ACCESS_CONTROL_REQUEST_METHOD,
             header::ACCESS_CONTROL_ALLOW_METHODS,
@@ -35,36 +37,36 @@ pub(crate) fn preflight(request: &request::Parts) -> response::Parts {
             header::ACCESS_CONTROL_REQUEST_HEADERS,
             header::ACCESS_CONTROL_ALLOW_HEADERS,
         ),
-        (PRIVATE_NETWORK_WISH, PRIVATE_NETWORK),
+        (REQUEST_PRIVATE_NETWORK, ALLOW_PRIVATE_NETWORK),
     ] {
-        if let Some(wished) = request.headers.get(&wish) {
-            answer.headers.insert(grant, wished.clone());
+        if let Some(requested) = request.headers.get(&request_field) {
+            response.headers.insert(response_field, requested.clone());
         }
-        answer.headers.append(header::VARY, wish.into());
+        response.headers.append(header::VARY, request_field.into());
     }
-    answer
+    response
         .headers
         .insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
-    answer
+    response
 }
 
-/// Lets a page of `origin` read an answer, unless the upstream has its own say on that. Answers to others are marked as
-/// well: a browser must not show a page what it keeps for another one.
-pub(crate) fn open(origin: Option<&HeaderValue>, answer: &mut HeaderMap) {
-    if answer.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN) {
+/// Lets a web page of `origin` read a response, unless the upstream has set CORS headers itself.
+/// `Vary` is set on all responses: a cache must not use one for a page of another origin.
+pub(crate) fn allow_origin(origin: Option<&HeaderValue>, response: &mut HeaderMap) {
+    if response.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN) {
         return;
     }
     if let Some(origin) = origin {
-        answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-        answer.insert(
+        response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        response.insert(
             header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
             HeaderValue::from_static("true"),
         );
     }
-    if !list_field::contains(answer, &header::VARY, "origin")
-        && !list_field::contains(answer, &header::VARY, "*")
+    if !list_field::contains(response, &header::VARY, "origin")
+        && !list_field::contains(response, &header::VARY, "*")
     {
-        answer.append(header::VARY, HeaderValue::from_static("Origin"));
+        response.append(header::VARY, HeaderValue::from_static("Origin"));
     }
 }
 
@@ -74,7 +76,7 @@ mod tests {
 
     use super::*;
 
-    fn asked(method: &str, fields: &[(&str, &str)]) -> request::Parts {
+    fn preflight_request(method: &str, fields: &[(&str, &str)]) -> request::Parts {
         let mut request = Request::builder().method(method).uri("/");
         for (name, value) in fields {
             request = request.header(*name, *value);
@@ -83,67 +85,70 @@ mod tests {
     }
 
     #[test]
-    fn a_preflight_grants_what_it_asks_for() {
+    fn a_preflight_response_allows_what_is_requested() {
         let method = ("access-control-request-method", "PUT");
-        assert!(!is_preflight(&asked("GET", &[method])) && !is_preflight(&asked("OPTIONS", &[])));
-        let asked = asked(
+        assert!(
+            !is_preflight(&preflight_request("GET", &[method]))
+                && !is_preflight(&preflight_request("OPTIONS", &[]))
+        );
+        let request = preflight_request(
             "OPTIONS",
             &[
                 method,
                 ("access-control-request-headers", "x-api-key, content-type"),
             ],
         );
-        assert!(is_preflight(&asked));
-        let answer = preflight(&asked);
-        assert_eq!(answer.status, 204);
-        assert_eq!(answer.headers["access-control-allow-methods"], "PUT");
+        assert!(is_preflight(&request));
+        let response = preflight(&request);
+        assert_eq!(response.status, 204);
+        assert_eq!(response.headers["access-control-allow-methods"], "PUT");
         assert_eq!(
-            answer.headers["access-control-allow-headers"],
+            response.headers["access-control-allow-headers"],
             "x-api-key, content-type"
         );
-        assert!(!answer.headers.contains_key(PRIVATE_NETWORK));
+        assert!(!response.headers.contains_key(ALLOW_PRIVATE_NETWORK));
     }
 
     #[test]
-    fn the_upstreams_own_say_wins() {
+    fn headers_of_the_upstream_are_kept() {
         let origin = HeaderValue::from_static("https://app.example.com");
-        let opened = |origin: Option<&HeaderValue>, fields: &[(&'static str, &'static str)]| {
+        let allowed = |origin: Option<&HeaderValue>, fields: &[(&'static str, &'static str)]| {
             let mut headers = HeaderMap::new();
             for (name, value) in fields {
                 headers.append(*name, HeaderValue::from_static(value));
             }
-            open(origin, &mut headers);
+            allow_origin(origin, &mut headers);
             let vary: Vec<_> = headers
                 .get_all("vary")
                 .iter()
                 .map(|value| value.to_str().unwrap())
                 .collect();
-            let allowed = headers
+            let origin = headers
                 .get("access-control-allow-origin")
                 .map(|value| value.to_str().unwrap());
-            (allowed.map(str::to_owned), vary.join(" | "))
+            (origin.map(str::to_owned), vary.join(" | "))
         };
         let ours = Some("https://app.example.com".to_owned());
         assert_eq!(
-            opened(Some(&origin), &[]),
+            allowed(Some(&origin), &[]),
             (ours.clone(), "Origin".to_owned())
         );
         assert_eq!(
-            opened(Some(&origin), &[("vary", "Accept")]),
+            allowed(Some(&origin), &[("vary", "Accept")]),
             (ours.clone(), "Accept | Origin".to_owned())
         );
         assert_eq!(
-            opened(Some(&origin), &[("vary", "accept, ORIGIN")]),
+            allowed(Some(&origin), &[("vary", "accept, ORIGIN")]),
             (ours.clone(), "accept, ORIGIN".to_owned())
         );
         assert_eq!(
-            opened(Some(&origin), &[("vary", "*")]),
+            allowed(Some(&origin), &[("vary", "*")]),
             (ours, "*".to_owned())
         );
-        assert_eq!(opened(None, &[]), (None, "Origin".to_owned()));
+        assert_eq!(allowed(None, &[]), (None, "Origin".to_owned()));
         let theirs = [("access-control-allow-origin", "*")];
         assert_eq!(
-            opened(Some(&origin), &theirs),
+            allowed(Some(&origin), &theirs),
             (Some("*".to_owned()), String::new())
         );
     }

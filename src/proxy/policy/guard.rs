@@ -1,8 +1,9 @@
-//! The local guard: what may reach the proxy's authority at all. Pure.
+//! The guard against requests from foreign web pages (DNS rebinding, CSRF). Pure.
 //!
-//! Whoever can send a request here acts with the operator's token. A web page can send requests to `localhost`, also by
-//! way of a DNS name of its own that resolves there. Browsers tell on such a page by `Host`, `Origin` and
-//! `Sec-Fetch-Site`; programs send none of the latter two.
+//! Every request that the proxy accepts is sent with the operator's token. A web page can send
+//! requests to `localhost`, also through a DNS name of its own that resolves to it. Such requests
+//! are recognised by `Host`, `Origin` and `Sec-Fetch-Site`; clients other than browsers send none
+//! of the latter two.
 
 use std::{cell::RefCell, collections::BTreeSet};
 
@@ -34,24 +35,24 @@ pub struct GuardConfig {
 /// The guard of one listener.
 #[derive(Debug)]
 pub(crate) struct Guard {
-    guard: GuardConfig,
+    config: GuardConfig,
     exposure: Exposure,
-    /// As which the listener is reached.
+    /// The scheme of the listener's URLs.
     scheme: Scheme,
 }
 
-/// Who can reach a listener.
+/// From where a listener can be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exposure {
-    /// This machine, by TCP.
+    /// From this machine, over TCP.
     Loopback,
-    /// Other machines as well.
+    /// From other machines as well.
     Network,
-    /// Whoever may open the socket's file: no browser.
+    /// Through a Unix domain socket: not by browsers.
     File,
 }
 
-/// Who can reach a listener at this address.
+/// The exposure of a listener at this address.
 pub(crate) fn exposure(address: &Address) -> Exposure {
     match address {
         Address::Unix(_) => Exposure::File,
@@ -60,13 +61,13 @@ pub(crate) fn exposure(address: &Address) -> Exposure {
     }
 }
 
-/// The last `Host` of a connection that was found good: a connection rarely changes it.
+/// The last accepted `Host` of a connection, which rarely changes.
 pub(crate) type KnownHost = RefCell<Option<HeaderValue>>;
 
 impl Guard {
-    pub(crate) fn new(guard: GuardConfig, exposure: Exposure, scheme: Scheme) -> Self {
+    pub(crate) fn new(config: GuardConfig, exposure: Exposure, scheme: Scheme) -> Self {
         Self {
-            guard,
+            config,
             exposure,
             scheme,
         }
@@ -76,7 +77,8 @@ impl Guard {
         &self.scheme
     }
 
-    /// Refuses what a browser was tricked into sending, and what is no request that can be passed on unambiguously.
+    /// Rejects requests that a foreign web page may have caused, and requests that cannot be
+    /// forwarded unambiguously.
     pub(crate) fn check(&self, request: &Parts, known: &KnownHost) -> Result<(), Error> {
         check_method(&request.method)?;
         self.check_host(request, known)?;
@@ -84,10 +86,11 @@ impl Guard {
         check_form(request)
     }
 
-    /// Refuses requests without the header that no page can send unasked: over plain HTTP, browsers tell nothing of a page
-    /// that calls a name of the local network.
+    /// Rejects requests without `required_header`, which a foreign page cannot set without a CORS
+    /// preflight. Over plain HTTP on a name of the local network, browsers do not send
+    /// `Sec-Fetch-Site`.
     pub(crate) fn check_required(&self, headers: &HeaderMap) -> Result<(), Error> {
-        match &self.guard.required_header {
+        match &self.config.required_header {
             Some(name) if self.exposure != Exposure::File && !headers.contains_key(name) => {
                 Err(Error::NoRequiredHeader(name.clone()))
             }
@@ -95,47 +98,48 @@ impl Guard {
         }
     }
 
-    /// The answer to a page of an allowed origin that asks first whether it may call. It can show nothing yet that a
-    /// request has to show, and is not for the upstream.
+    /// The response to a CORS preflight from an allowed origin. A preflight carries no credentials
+    /// and is not forwarded.
     pub(crate) fn preflight(&self, request: &Parts) -> Option<response::Parts> {
         cors::is_preflight(request)
             .then(|| self.allowed_origin(&request.headers))?
             .map(|_| cors::preflight(request))
     }
 
-    /// Lets pages of allowed origins read an answer.
-    pub(crate) fn open_to_origins(&self, request: &HeaderMap, answer: &mut HeaderMap) {
-        if !self.guard.allowed_origins.is_empty() {
-            cors::open(self.allowed_origin(request), answer);
+    /// Lets web pages of allowed origins read a response.
+    pub(crate) fn add_cors_headers(&self, request: &HeaderMap, response: &mut HeaderMap) {
+        if !self.config.allowed_origins.is_empty() {
+            cors::allow_origin(self.allowed_origin(request), response);
         }
     }
 
-    /// The origin of a page that may call although it was loaded from elsewhere.
+    /// The request's `Origin`, if it is an allowed one.
     fn allowed_origin<'a>(&self, request: &'a HeaderMap) -> Option<&'a HeaderValue> {
         let mut origins = request.get_all(header::ORIGIN).iter();
         let origin = origins.next()?;
-        (origins.next().is_none() && self.guard.allowed_origins.contains(&in_lower_case(origin)))
+        (origins.next().is_none() && self.config.allowed_origins.contains(&lowercase(origin)))
             .then_some(origin)
     }
 
-    /// The name alone: for what a page elsewhere may well send a browser to.
+    /// Checks `Host` alone: for URLs that another site may redirect a browser to.
     pub(crate) fn check_host(&self, request: &Parts, known: &KnownHost) -> Result<(), Error> {
         let mut hosts = request.headers.get_all(header::HOST).iter();
         let host = hosts.next();
         if hosts.next().is_some() {
-            return Err(Error::BadRequest("a request has one Host"));
+            return Err(Error::BadRequest("the request has more than one Host"));
         }
-        // A target in absolute form must say the same: RFC 9112 §3.2.2 lets it win, other servers let Host win.
+        // RFC 9112 §3.2.2 gives precedence to the authority of an absolute target, some servers to
+        // Host. They must be equal.
         let authority = request.uri.authority().map(http::uri::Authority::as_str);
         if let (Some(authority), Some(host)) = (authority, host)
             && !authority.as_bytes().eq_ignore_ascii_case(host.as_bytes())
         {
             return Err(Error::BadRequest(
-                "the request's target and its Host differ",
+                "the authority of the request's target differs from Host",
             ));
         }
         let Some(host) = host else {
-            // HTTP/1.0: an authority in the target, if there is one, still says whom the client means.
+            // HTTP/1.0 requests may come without Host; the target may have an authority.
             return match authority {
                 Some(authority) if request.version == Version::HTTP_10 => {
                     self.check_name(authority.as_bytes())
@@ -147,39 +151,42 @@ impl Guard {
             return Ok(());
         }
         self.check_name(host.as_bytes())?;
-        // A copy: a clone would keep the buffer of its whole head for as long as the connection lasts.
+        // A copy: a clone would keep the buffer of the whole head alive with the connection.
         *known.borrow_mut() = HeaderValue::from_bytes(host.as_bytes()).ok();
         Ok(())
     }
 
     fn check_name(&self, host: &[u8]) -> Result<(), Error> {
-        let name = host_name(host).ok_or(Error::BadRequest("Host is not a name or an address"))?;
-        if self.exposure != Exposure::File && !self.guard.is_off && !self.serves(&name) {
+        let name = host_name(host).ok_or(Error::BadRequest(
+            "Host is not a host name or an IP address",
+        ))?;
+        if self.exposure != Exposure::File && !self.config.is_off && !self.serves(&name) {
             return Err(Error::ForeignHost(name));
         }
         Ok(())
     }
 
     fn check_without_host(&self, request: &Parts) -> Result<(), Error> {
-        let from_browser = !self.guard.is_off
+        let is_from_browser = !self.config.is_off
             && (request.headers.contains_key(header::ORIGIN)
                 || request.headers.contains_key("sec-fetch-site"));
         match request.version {
-            Version::HTTP_10 if from_browser && self.exposure != Exposure::File => {
+            Version::HTTP_10 if is_from_browser && self.exposure != Exposure::File => {
                 Err(Error::ForeignHost(String::new()))
             }
             Version::HTTP_10 => Ok(()),
-            _ => Err(Error::BadRequest("an HTTP/1.1 request has a Host")),
+            _ => Err(Error::BadRequest("the request has no Host")),
         }
     }
 
-    /// Whether a name, in lower case and without a port, is one under which we are meant to be called.
+    /// Whether a host, in lower case and without a port, is one that this listener serves.
     fn serves(&self, name: &str) -> bool {
         let bare = name.strip_suffix('.').unwrap_or(name);
-        let is_named = host::is_localhost(bare) || self.guard.allowed_hosts.contains(bare);
-        // A literal address cannot be rebound; but a page reached by one is foreign unless the listener is there.
+        let is_named = host::is_localhost(bare) || self.config.allowed_hosts.contains(bare);
+        // DNS rebinding needs a name, not an IP address. On a loopback listener, however, a page
+        // from any other address is foreign.
         match host::literal(bare) {
-            // Nobody's name: some systems connect to themselves by it, and browsers do not know it for local.
+            // Some systems connect to themselves by 0.0.0.0, which browsers do not treat as local.
             Some(ip) if ip.is_unspecified() => false,
             Some(ip) => is_named || self.exposure == Exposure::Network || host::is_loopback(ip),
             None => is_named,
@@ -187,22 +194,22 @@ impl Guard {
     }
 
     fn check_site(&self, headers: &HeaderMap) -> Result<(), Error> {
-        if self.guard.is_off {
+        if self.config.is_off {
             return Ok(());
         }
-        let mut origin_allowed = false;
+        let mut is_origin_allowed = false;
         for origin in headers.get_all(header::ORIGIN) {
-            let words = in_lower_case(origin);
-            let own = headers
+            let lowercase = lowercase(origin);
+            let is_own = headers
                 .get(header::HOST)
-                .is_some_and(|host| is_origin_of(&words, &self.scheme, host));
-            if !own && !self.guard.allowed_origins.contains(&words) {
+                .is_some_and(|host| is_origin_of(&lowercase, &self.scheme, host));
+            if !is_own && !self.config.allowed_origins.contains(&lowercase) {
                 return Err(Error::ForeignOrigin(printable(origin)));
             }
-            origin_allowed = true;
+            is_origin_allowed = true;
         }
         for site in headers.get_all("sec-fetch-site") {
-            if !matches!(site.as_bytes(), b"none" | b"same-origin") && !origin_allowed {
+            if !matches!(site.as_bytes(), b"none" | b"same-origin") && !is_origin_allowed {
                 return Err(Error::ForeignSite(printable(site)));
             }
         }
@@ -210,7 +217,7 @@ impl Guard {
     }
 }
 
-fn in_lower_case(origin: &HeaderValue) -> String {
+fn lowercase(origin: &HeaderValue) -> String {
     String::from_utf8_lossy(origin.as_bytes()).to_ascii_lowercase()
 }
 
@@ -229,19 +236,21 @@ fn printable(value: &HeaderValue) -> String {
         .collect()
 }
 
-/// The name in a `Host`, in lower case and without its port; `None` if it is neither a name nor an address.
+/// The host in a `Host` field, in lower case and without its port. `None` if it is neither a host
+/// name nor an IP address.
 fn host_name(host: &[u8]) -> Option<String> {
     let (name, _) = host::parse(std::str::from_utf8(host).ok()?)?;
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    // The longest one that there can be, RFC 1035 §2.3.4: it goes into the log.
+    // The longest name, RFC 1035 §2.3.4: it is logged.
     let is_name = (1..=255).contains(&name.len()) && name.bytes().all(legal);
     let is_literal = name.starts_with('[') && host::literal(name).is_some();
     (is_name || is_literal).then(|| name.to_ascii_lowercase())
 }
 
-/// What is served to nobody. Before the name is observed_rate at: who takes us for another kind of proxy names somebody else.
+/// Rejects methods that are never served. This comes before the check of `Host`: a client that
+/// expects a forward proxy sends another host, and should get 405.
 fn check_method(method: &Method) -> Result<(), Error> {
-    // The last is how HTTP/2 begins: a server that takes it up leaves us behind.
+    // PRI begins HTTP/2: an upstream that accepts it would no longer speak HTTP/1.1.
     match *method {
         Method::CONNECT | Method::TRACE => Err(Error::Method),
         _ if method.as_str() == "PRI" => Err(Error::Method),
@@ -249,7 +258,7 @@ fn check_method(method: &Method) -> Result<(), Error> {
     }
 }
 
-/// What is no request that can be passed on as exactly one.
+/// Rejects requests that an upstream could read as more than one.
 fn check_form(request: &Parts) -> Result<(), Error> {
     if !request
         .method
@@ -258,33 +267,32 @@ fn check_form(request: &Parts) -> Result<(), Error> {
         .all(|byte| byte.is_ascii_uppercase() || matches!(byte, b'-' | b'_'))
     {
         return Err(Error::BadRequest(
-            "the request's method is not in capital letters",
+            "the request's method contains characters other than capital letters",
         ));
     }
-    // Its end would be the connection's, and then what follows it is anybody's guess: RFC 1945 §8.3.
+    // Without a length, servers disagree about the end of the body, RFC 1945 §8.3.
     if request.version == Version::HTTP_10
         && matches!(request.method, Method::POST | Method::PUT | Method::PATCH)
         && !request.headers.contains_key(header::CONTENT_LENGTH)
     {
         return Err(Error::BadRequest(
-            "an HTTP/1.0 request of this method has a Content-Length",
+            "an HTTP/1.0 request of this method needs a Content-Length",
         ));
     }
     check_target(&request.uri)?;
-    // In HTTP/1 it was observed_rate at before. The reader of HTTP/2 takes an empty one for zero, and equal ones for one.
+    // The scanner of HTTP/1 has checked it. The HTTP/2 parser accepts an empty length, and equal
+    // ones.
     let mut lengths = request.headers.get_all(header::CONTENT_LENGTH).iter();
     if let Some(length) = lengths.next()
         && (lengths.next().is_some() || length.is_empty())
     {
-        return Err(Error::BadRequest("a request has one Content-Length"));
+        return Err(Error::BadRequest("Content-Length is empty or repeated"));
     }
     let mut encodings = request.headers.get_all(header::TRANSFER_ENCODING).iter();
     if let Some(encoding) = encodings.next()
         && (encodings.next().is_some() || !encoding.as_bytes().eq_ignore_ascii_case(b"chunked"))
     {
-        return Err(Error::BadRequest(
-            "the only transfer coding served is one \"chunked\"",
-        ));
+        return Err(Error::BadRequest("Transfer-Encoding is not \"chunked\""));
     }
     for expectation in request.headers.get_all(header::EXPECT) {
         if !expectation.as_bytes().eq_ignore_ascii_case(b"100-continue") {
@@ -299,7 +307,7 @@ fn check_target(target: &Uri) -> Result<(), Error> {
         None | Some("http" | "https") => {}
         Some(_) => {
             return Err(Error::BadRequest(
-                "the request's target is not an http address",
+                "the request's target is not an http or https URL",
             ));
         }
     }
@@ -308,12 +316,12 @@ fn check_target(target: &Uri) -> Result<(), Error> {
         .is_some_and(|authority| authority.as_str().contains('@'))
     {
         return Err(Error::BadRequest(
-            "the request's target carries a user name",
+            "the request's target contains user information",
         ));
     }
     match target.path_and_query().map(http::uri::PathAndQuery::as_str) {
         Some(path) if path.starts_with('/') => Ok(()),
-        _ => Err(Error::BadRequest("the request's target is not a path")),
+        _ => Err(Error::BadRequest("the request's target has no path")),
     }
 }
 
@@ -323,27 +331,28 @@ mod tests {
 
     use super::*;
 
-    fn verdict(gate: &Guard, version: Version, target: &str, headers: &[(&str, &str)]) -> u16 {
+    fn verdict(guard: &Guard, version: Version, target: &str, headers: &[(&str, &str)]) -> u16 {
         let mut request = Request::builder().version(version).uri(target);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let (parts, ()) = request.body(()).unwrap().into_parts();
-        gate.check(&parts, &KnownHost::default())
+        guard
+            .check(&parts, &KnownHost::default())
             .map_or_else(|error| error.status().as_u16(), |()| 200)
     }
 
-    fn gate(exposure: Exposure) -> Guard {
-        let guard = GuardConfig {
+    fn guard(exposure: Exposure) -> Guard {
+        let config = GuardConfig {
             allowed_hosts: ["files.example.com".to_owned()].into(),
             allowed_origins: ["https://app.example.com".to_owned()].into(),
             ..GuardConfig::default()
         };
-        Guard::new(guard, exposure, Scheme::HTTP)
+        Guard::new(config, exposure, Scheme::HTTP)
     }
 
     #[test]
-    fn who_can_reach_an_address() {
+    fn exposure_of_an_address() {
         for (address, expected) in [
             ("127.0.0.2:80", Exposure::Loopback),
             ("[::1]:80", Exposure::Loopback),
@@ -396,22 +405,23 @@ mod tests {
             ("localhost, evil.example", 400, 400, 400),
         ];
         for (host, loopback, network, file) in table {
-            let seen = [Exposure::Loopback, Exposure::Network, Exposure::File]
-                .map(|exposure| verdict(&gate(exposure), Version::HTTP_11, "/", &[("host", host)]));
-            assert_eq!(seen, [loopback, network, file], "{host}");
+            let actual = [Exposure::Loopback, Exposure::Network, Exposure::File].map(|exposure| {
+                verdict(&guard(exposure), Version::HTTP_11, "/", &[("host", host)])
+            });
+            assert_eq!(actual, [loopback, network, file], "{host}");
         }
     }
 
     #[test]
     fn several_hosts_no_host_and_hosts_that_differ() {
-        let gate = gate(Exposure::Loopback);
+        let guard = guard(Exposure::Loopback);
         let host = ("host", "localhost");
-        assert_eq!(verdict(&gate, Version::HTTP_11, "/", &[host, host]), 400);
-        assert_eq!(verdict(&gate, Version::HTTP_11, "/", &[]), 400);
-        assert_eq!(verdict(&gate, Version::HTTP_10, "/", &[]), 200);
+        assert_eq!(verdict(&guard, Version::HTTP_11, "/", &[host, host]), 400);
+        assert_eq!(verdict(&guard, Version::HTTP_11, "/", &[]), 400);
+        assert_eq!(verdict(&guard, Version::HTTP_10, "/", &[]), 200);
         assert_eq!(
             verdict(
-                &gate,
+                &guard,
                 Version::HTTP_10,
                 "/",
                 &[("origin", "http://localhost")]
@@ -419,28 +429,28 @@ mod tests {
             421
         );
         assert_eq!(
-            verdict(&gate, Version::HTTP_10, "/", &[("sec-fetch-site", "none")]),
+            verdict(&guard, Version::HTTP_10, "/", &[("sec-fetch-site", "none")]),
             421
         );
         assert_eq!(
-            verdict(&gate, Version::HTTP_10, "http://evil.example/", &[]),
+            verdict(&guard, Version::HTTP_10, "http://evil.example/", &[]),
             421
         );
         assert_eq!(
-            verdict(&gate, Version::HTTP_10, "http://localhost/", &[]),
+            verdict(&guard, Version::HTTP_10, "http://localhost/", &[]),
             200
         );
         assert_eq!(
-            verdict(&gate, Version::HTTP_11, "http://localhost/x", &[host]),
+            verdict(&guard, Version::HTTP_11, "http://localhost/x", &[host]),
             200
         );
         assert_eq!(
-            verdict(&gate, Version::HTTP_11, "http://evil.example/x", &[host]),
+            verdict(&guard, Version::HTTP_11, "http://evil.example/x", &[host]),
             400
         );
         assert_eq!(
             verdict(
-                &gate,
+                &guard,
                 Version::HTTP_11,
                 "http://u@localhost/",
                 &[("host", "u@localhost")]
@@ -448,7 +458,7 @@ mod tests {
             400
         );
         assert_eq!(
-            verdict(&gate, Version::HTTP_11, "ftp://localhost/", &[host]),
+            verdict(&guard, Version::HTTP_11, "ftp://localhost/", &[host]),
             400
         );
     }
@@ -488,7 +498,7 @@ mod tests {
                 let mut all = vec![("host", "localhost:8080")];
                 all.extend_from_slice(headers);
                 assert_eq!(
-                    verdict(&gate(exposure), Version::HTTP_11, "/", &all),
+                    verdict(&guard(exposure), Version::HTTP_11, "/", &all),
                     *status,
                     "{headers:?} {exposure:?}"
                 );
@@ -497,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guard_that_is_off_still_wants_one_well_formed_request() {
+    fn a_guard_that_is_off_still_rejects_malformed_requests() {
         let off = Guard::new(
             GuardConfig {
                 is_off: true,
@@ -521,8 +531,8 @@ mod tests {
     }
 
     #[test]
-    fn a_host_once_found_good_does_not_vouch_for_another() {
-        let gate = gate(Exposure::Loopback);
+    fn an_accepted_host_does_not_admit_another() {
+        let guard = guard(Exposure::Loopback);
         let known = KnownHost::default();
         let check = |host: &str| {
             let (parts, ()) = Request::get("/")
@@ -530,7 +540,7 @@ mod tests {
                 .body(())
                 .unwrap()
                 .into_parts();
-            gate.check(&parts, &known).is_ok()
+            guard.check(&parts, &known).is_ok()
         };
         assert!(check("localhost"));
         assert!(!check("evil.example"));
@@ -539,7 +549,7 @@ mod tests {
 
     #[test]
     fn forms() {
-        let gate = gate(Exposure::Loopback);
+        let guard = guard(Exposure::Loopback);
         let form = |method: &str, target: &str, headers: &[(&str, &str)]| {
             let mut request = Request::builder()
                 .method(method)
@@ -549,7 +559,8 @@ mod tests {
                 request = request.header(*name, *value);
             }
             let (parts, ()) = request.body(()).unwrap().into_parts();
-            gate.check(&parts, &KnownHost::default())
+            guard
+                .check(&parts, &KnownHost::default())
                 .map_or_else(|error| error.status().as_u16(), |()| 200)
         };
         assert_eq!(form("TRACE", "/", &[]), 405);

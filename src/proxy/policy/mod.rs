@@ -1,4 +1,11 @@
-//! Which requests are served: the local guard, CORS, path rules, clients.
+//! Which requests are served.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `guard` | checks of `Host`, `Origin` and `Sec-Fetch-Site`, and of the form of requests |
+//! | `cors` | CORS response headers and preflight responses for allowed origins |
+//! | `rules` | allowed and denied paths, and the issuer's own paths |
+//! | `clients` | client authentication, rates and concurrency |
 
 pub(crate) mod clients;
 pub(crate) mod cors;

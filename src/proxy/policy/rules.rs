@@ -1,8 +1,8 @@
-//! Which paths may be asked for: judged is the path that is sent. Pure.
+//! Allowed and denied paths. The path that is checked is the one that is sent. Pure.
 //!
-//! Servers disagree on what a path means: some decode it twice, some take `\` for `/`, cut parameters at `;`, drop what stands
-//! behind a decoded `?`, ignore case or trailing dots. A rule that holds for one reading alone can be walked around, so a path
-//! is judged in every reading.
+//! Servers interpret paths differently: some decode them twice, treat `\` as `/`, cut parameters
+//! off at `;`, drop what follows a decoded `?`, ignore case or trailing dots. A rule that is
+//! checked against one interpretation alone can be bypassed, so every interpretation is checked.
 
 use std::borrow::Cow;
 
@@ -10,24 +10,24 @@ use http::Method;
 
 use crate::proxy::error::Error;
 
-/// Decodings after which a path that still changes is no honest one.
-const MAX_ROUNDS: usize = 3;
+/// The most rounds of percent-decoding. A path that changes after that is rejected.
+const MAX_DECODINGS: usize = 3;
 
-/// What an operator allows or denies: everything below a path, by any method or by one.
+/// A path prefix and a method that the configuration allows or denies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// The only method that it is about; `GET` includes `HEAD`.
+    /// The method; `GET` includes `HEAD`. `None`: all methods.
     pub method: Option<Method>,
-    /// This path and everything below it, as [`normal`] writes it.
+    /// The path prefix, in the form of [`normalize`]. It matches whole segments.
     path: String,
 }
 
 impl Rule {
-    /// A rule on everything below `path`.
+    /// A rule for `path` and everything below it.
     pub fn new(method: Option<Method>, path: &str) -> Self {
         Self {
             method,
-            path: normal(&folded(path.into())),
+            path: normalize(&fold_case(path.into())),
         }
     }
 
@@ -35,7 +35,7 @@ impl Rule {
         let below = path.strip_prefix(self.path.as_str());
         let is_below =
             below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || self.path == "/");
-        // HEAD is GET without the content: RFC 9110 §9.3.2.
+        // HEAD is GET without the content, RFC 9110 §9.3.2.
         let method = if *method == Method::HEAD && self.method != Some(Method::HEAD) {
             &Method::GET
         } else {
@@ -45,79 +45,83 @@ impl Rule {
     }
 }
 
-/// What holds on one route.
+/// The rules of a route or of a client.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// If there are any, only these may be asked for.
+    /// If there are any, all other paths are denied.
     pub allow: Vec<Rule>,
-    /// These may not.
+    /// Denied paths. They take precedence over allowed ones.
     pub deny: Vec<Rule>,
 }
 
 impl Rules {
-    /// Whether nothing is allowed or denied in particular.
+    /// Whether there are no rules.
     pub(crate) fn is_empty(&self) -> bool {
         self.allow.is_empty() && self.deny.is_empty()
     }
 
-    /// Judges the path of a request as it is sent. `issuer` holds the last segments of the issuer's own paths, in lower
-    /// case: no client may spend or mint our tokens.
+    /// Checks the path of a request as it is sent. `issuer` holds the last segments of the issuer's
+    /// own paths, in lower case: no client may use or obtain refresh tokens through the proxy.
+    ///
+    /// # Errors
+    /// When the path is denied, or servers could interpret it differently.
     pub(crate) fn judge(
         &self,
         method: &Method,
         path: &str,
         issuer: &[String],
     ) -> Result<(), Error> {
-        let has_own = !self.is_empty();
-        if !has_own && is_plain(path) {
-            return if names_issuer(path, issuer) {
+        let has_rules = !self.is_empty();
+        if !has_rules && is_unambiguous(path) {
+            return if contains_issuer_segment(path, issuer) {
                 Err(Error::IssuerPath)
             } else {
                 Ok(())
             };
         }
         if path.contains('\\') {
-            return Err(Error::BadRequest(
-                "a path is written with slashes, not with backslashes",
-            ));
+            return Err(Error::BadRequest("the path contains a backslash"));
         }
-        let mut reading = path.as_bytes().to_vec();
+        let mut decoded_path = path.as_bytes().to_vec();
         for round in 0.. {
-            // Bytes that are no text belong to no name that a rule can hold.
-            let text = folded(String::from_utf8_lossy(&reading));
+            // Rules are UTF-8, so that other bytes cannot match one.
+            let text = fold_case(String::from_utf8_lossy(&decoded_path));
             let cut = before_query(&text);
-            if names_issuer(&text, issuer) || names_issuer(cut, issuer) {
+            if contains_issuer_segment(&text, issuer) || contains_issuer_segment(cut, issuer) {
                 return Err(Error::IssuerPath);
             }
-            if climbs(&text) {
+            if escapes_root(&text) {
                 return Err(Error::BadRequest("the path leads above its root"));
             }
-            if has_own && (has_dot_segments(&text) || round > 0 && hides_a_border(&text, path)) {
+            if has_rules && (has_dot_segments(&text) || round > 0 && has_encoded_slash(&text, path))
+            {
                 return Err(Error::BadRequest(
-                    "where rules hold, a path has no dot segments and no encoded borders",
+                    "allow and deny rules require a path without dot segments and encoded slashes",
                 ));
             }
             for read in [&text, cut] {
-                let read = normal(read);
+                let read = normalize(read);
                 if self.deny.iter().any(|rule| rule.covers(method, &read)) {
                     return Err(Error::PathDenied);
                 }
             }
-            let decoded = match decode(&reading, round == 0)? {
+            let decoded = match decode(&decoded_path, round == 0)? {
                 Some(decoded) => decoded,
                 None => break,
             };
-            if has_own && round == 1 {
+            if has_rules && round == 1 {
                 return Err(Error::BadRequest(
-                    "where rules hold, a path is encoded once at most",
+                    "allow and deny rules require a path that is percent-encoded once at most",
                 ));
             }
-            if round == MAX_ROUNDS {
-                return Err(Error::BadRequest("the path is encoded over and over"));
+            if round == MAX_DECODINGS {
+                return Err(Error::BadRequest(
+                    "the path is percent-encoded too many times",
+                ));
             }
-            reading = decoded;
+            decoded_path = decoded;
         }
-        let read = normal(&folded(String::from_utf8_lossy(&reading)));
+        let read = normalize(&fold_case(String::from_utf8_lossy(&decoded_path)));
         if !self.allow.is_empty() && !self.allow.iter().any(|rule| rule.covers(method, &read)) {
             return Err(Error::PathDenied);
         }
@@ -125,26 +129,27 @@ impl Rules {
     }
 }
 
-/// Every way in which a path can be read, each as rules are written.
-pub(crate) fn readings(path: &str) -> impl Iterator<Item = String> {
-    let decoded = |reading: &Vec<u8>| decode(reading, false).ok().flatten();
-    let all = std::iter::successors(Some(path.as_bytes().to_vec()), decoded).take(MAX_ROUNDS + 1);
-    all.flat_map(|reading| {
-        let text = folded(String::from_utf8_lossy(&reading));
-        [normal(&text), normal(before_query(&text))]
+/// Every interpretation of a path, in the form of [`normalize`].
+pub(crate) fn interpretations(path: &str) -> impl Iterator<Item = String> {
+    let decoded = |decoded_path: &Vec<u8>| decode(decoded_path, false).ok().flatten();
+    let all =
+        std::iter::successors(Some(path.as_bytes().to_vec()), decoded).take(MAX_DECODINGS + 1);
+    all.flat_map(|decoded_path| {
+        let text = fold_case(String::from_utf8_lossy(&decoded_path));
+        [normalize(&text), normalize(before_query(&text))]
     })
 }
 
-/// The last segment of an issuer's path, as it is compared.
+/// The last segment of one of the issuer's paths, in the form that [`Rules::judge`] expects.
 pub fn issuer_segment(path: &str) -> Option<String> {
-    let path = normal(path);
+    let path = normalize(path);
     path.rsplit('/')
         .find(|segment| !segment.is_empty())
         .map(str::to_owned)
 }
 
-/// Whether everybody reads a path in the same way, but for case and trailing dots.
-fn is_plain(path: &str) -> bool {
+/// Whether a path has one interpretation, apart from case and trailing dots.
+fn is_unambiguous(path: &str) -> bool {
     let mut before = b'/';
     !path.bytes().any(|byte| {
         let is_dots = byte == b'.' && before == b'.';
@@ -153,8 +158,8 @@ fn is_plain(path: &str) -> bool {
     })
 }
 
-/// Whether a path has more `..` at some point than names before it: servers disagree on where that leads.
-fn climbs(path: &str) -> bool {
+/// Whether `..` leads above the root at some point: servers resolve that differently.
+fn escapes_root(path: &str) -> bool {
     let mut depth = 0_i32;
     path.split(['/', '\\']).any(|segment| {
         match segment.split(';').next().unwrap_or_default() {
@@ -166,31 +171,33 @@ fn climbs(path: &str) -> bool {
     })
 }
 
-fn names_issuer(path: &str, issuer: &[String]) -> bool {
+fn contains_issuer_segment(path: &str, issuer: &[String]) -> bool {
     path.split(['/', '\\'])
-        .map(bare)
+        .map(trimmed)
         .any(|segment| issuer.iter().any(|name| name.eq_ignore_ascii_case(segment)))
 }
 
-/// Some servers look for a query, or a fragment, in what they have decoded, and drop it.
+/// The path up to a decoded `?` or `#`: some servers split off the query after decoding.
 fn before_query(decoded: &str) -> &str {
     decoded.split(['?', '#']).next().unwrap_or_default()
 }
 
-/// A segment without parameters and what some servers and file systems ignore at its end.
-fn bare(segment: &str) -> &str {
+/// A segment without its parameters and without the trailing characters that some servers and file
+/// systems ignore.
+fn trimmed(segment: &str) -> &str {
     let name = segment.split(';').next().unwrap_or_default();
     name.trim_end_matches(|c: char| c == '.' || c.is_whitespace() || c.is_control())
 }
 
-/// Whether there are segments of dots, also of such as are some only without what is ignored at their end.
+/// Whether there are dot segments, also after trailing characters are ignored.
 fn has_dot_segments(path: &str) -> bool {
     path.split(['/', '\\'])
-        .any(|segment| segment.starts_with('.') && bare(segment).is_empty())
+        .any(|segment| segment.starts_with('.') && trimmed(segment).is_empty())
 }
 
-/// Some letters beyond ASCII are small or capital forms of letters within it: to servers that ignore case, they are the same.
-fn folded(text: Cow<'_, str>) -> Cow<'_, str> {
+/// Folds the case of letters outside ASCII. Some fold to ASCII letters (the Kelvin sign to `k`), so
+/// that servers that ignore case treat them as equal.
+fn fold_case(text: Cow<'_, str>) -> Cow<'_, str> {
     if text.is_ascii() {
         text
     } else {
@@ -198,32 +205,33 @@ fn folded(text: Cow<'_, str>) -> Cow<'_, str> {
     }
 }
 
-/// Whether decoding brought slashes to light.
-fn hides_a_border(decoded: &str, path: &str) -> bool {
-    let borders = |text: &str| {
+/// Whether decoding produced slashes.
+fn has_encoded_slash(decoded: &str, path: &str) -> bool {
+    let slashes = |text: &str| {
         text.bytes()
             .filter(|byte| matches!(byte, b'/' | b'\\'))
             .count()
     };
-    borders(decoded) != borders(path)
+    slashes(decoded) != slashes(path)
 }
 
-/// A path as the most lenient server reads it: one kind of slash, no empty segments, no parameters, dots resolved, no dots
-/// or spaces at the end of a name, lower case.
-pub(crate) fn normal(path: &str) -> String {
+/// A path in the most lenient interpretation: `\` is `/`, empty segments and parameters are
+/// removed, dot segments are resolved, dots and spaces at the end of a segment are removed, lower
+/// case.
+pub(crate) fn normalize(path: &str) -> String {
     let mut segments: Vec<&str> = Vec::new();
     for segment in path.split(['/', '\\']) {
         match segment.split(';').next().unwrap_or_default() {
             ".." => drop(segments.pop()),
-            name if bare(name).is_empty() => {}
-            name => segments.push(bare(name)),
+            name if trimmed(name).is_empty() => {}
+            name => segments.push(trimmed(name)),
         }
     }
     format!("/{}", segments.join("/")).to_ascii_lowercase()
 }
 
-/// Decodes once; `None` if there is nothing to decode. What is no triplet is a mistake in what a client wrote, and stays as
-/// it is in what came of decoding.
+/// Percent-decodes a path once; `None` if there is nothing to decode. A `%` without two digits is
+/// an error in the path that the client sent (`is_written`), and unchanged in a decoded one.
 fn decode(path: &[u8], is_written: bool) -> Result<Option<Vec<u8>>, Error> {
     let mut decoded = Vec::with_capacity(path.len());
     let mut rest = path;
@@ -399,11 +407,11 @@ mod tests {
         ] {
             assert_eq!(verdict(&rules, &method, path), expected, "{method} {path}");
         }
-        let all_but = Rules {
+        let deny_only = Rules {
             deny: vec![Rule::new(None, "/secret")],
             ..Rules::default()
         };
-        let reading = Rules {
+        let read_only = Rules {
             allow: vec![Rule::new(Some(Method::GET), "/x")],
             deny: vec![
                 Rule::new(Some(Method::GET), "/x/secret"),
@@ -418,13 +426,13 @@ mod tests {
             (Method::GET, "/x/large", 200),
         ] {
             assert_eq!(
-                verdict(&reading, &method, path),
+                verdict(&read_only, &method, path),
                 expected,
                 "{method} {path}"
             );
         }
-        assert_eq!(verdict(&all_but, &Method::GET, "/x"), 200);
-        assert_eq!(verdict(&all_but, &Method::GET, "/SECRET/x"), 403);
+        assert_eq!(verdict(&deny_only, &Method::GET, "/x"), 200);
+        assert_eq!(verdict(&deny_only, &Method::GET, "/SECRET/x"), 403);
         let nothing = Rules {
             deny: vec![Rule::new(None, "/")],
             ..Rules::default()
@@ -455,7 +463,10 @@ mod tests {
 
         #[test]
         fn no_path_makes_it_panic(path in "\\PC*") {
-            let rules = Rules { allow: vec![Rule::new(None, "/a")], deny: vec![Rule::new(None, "/a/b")] };
+            let rules = Rules {
+                allow: vec![Rule::new(None, "/a")],
+                deny: vec![Rule::new(None, "/a/b")],
+            };
             let _ = rules.judge(&Method::GET, &path, &issuer());
             let _ = Rules::default().judge(&Method::GET, &path, &issuer());
         }

@@ -15,7 +15,7 @@ use crate::{
             state::ConnState,
         },
         exchange::Peer,
-        message::headers::Client,
+        message::headers::ClientConnection,
         server::{
             http1,
             http2::{self, frames::PREFACE},
@@ -29,7 +29,12 @@ use crate::{
 const FIRST_READ: usize = 4096;
 
 /// Serves a connection of the listener at this position until either side ends it.
-pub(crate) async fn serve(worker: Rc<Worker>, stream: Transport, client: Client, listener: usize) {
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    stream: Transport,
+    client: ClientConnection,
+    listener: usize,
+) {
     let view = worker.view();
     let (read_due, write_due) = (worker.ticker.deadline(), worker.ticker.deadline());
     let monitor = ConnState::new(
@@ -59,7 +64,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Transport, client: Client,
 /// The names of the client's certificate, where any `[[client]]` is recognised by one.
 fn certificate_names(view: &View, stream: &Transport) -> CertificateNames {
     let shown = match stream {
-        Either::Right(stream) if view.clients().wants_names() => {
+        Either::Right(stream) if view.clients().uses_certificates() => {
             stream.get_ref().1.peer_certificates()
         }
         Either::Right(_) | Either::Left(_) => None,

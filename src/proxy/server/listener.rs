@@ -19,8 +19,8 @@ use crate::{
         tls,
     },
     proxy::{
-        ServerTls, message::headers::Client, metrics::ConnectionRejection, server::connection,
-        worker::Worker,
+        ServerTls, message::headers::ClientConnection, metrics::ConnectionRejection,
+        server::connection, worker::Worker,
     },
 };
 
@@ -83,7 +83,7 @@ fn take(
         return;
     };
     let view = worker.view();
-    let client = Client::new(peer, view.guard(position).scheme().clone());
+    let client = ClientConnection::new(peer, view.guard(position).scheme().clone());
     let worker = Rc::clone(worker);
     let Some(acceptor) = server_tls.map(|tls| TlsAcceptor::from(tls.load())) else {
         let serving = connection::serve(worker, Either::Left(stream), client, position);

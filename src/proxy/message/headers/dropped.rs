@@ -1,4 +1,4 @@
-//! Which fields go no further than here.
+//! The fields that are not forwarded.
 
 use http::{HeaderMap, HeaderName, header};
 
@@ -29,8 +29,8 @@ const NEVER_IN_TRAILERS: [HeaderName; 9] = [
     X_FORWARDED_PROTO,
 ];
 
-/// Drops from trailers what would mean something else behind a body than before it, or is for one hop only, RFC 9110 §6.5.1,
-/// and what is for us alone. Some servers put trailers among the fields of the head.
+/// Drops trailers that must not be merged into the head (RFC 9110 §6.5.1), hop-by-hop fields, and
+/// `stripped` fields. Some servers merge all trailers.
 pub(crate) fn clean_trailers(trailers: &mut HeaderMap, stripped: &[HeaderName]) {
     let is_dropped = |name: &&HeaderName| {
         is_dropped_from_requests(name, stripped) || NEVER_IN_TRAILERS.contains(name)
@@ -41,57 +41,72 @@ pub(crate) fn clean_trailers(trailers: &mut HeaderMap, stripped: &[HeaderName]) 
     }
 }
 
-/// Servers that hand fields to programs (CGI, WSGI) write every `-` as `_`, and then cannot tell the two apart.
+/// Whether a field is dropped from a request, under its name or with `_` for `-`: CGI and WSGI
+/// servers map both characters to `_`.
 pub(super) fn is_dropped_from_requests(name: &HeaderName, stripped: &[HeaderName]) -> bool {
     let name = name.as_str();
-    let is_withheld = |name: &str| stripped.iter().any(|stripped| stripped == name);
+    let is_stripped = |name: &str| stripped.iter().any(|stripped| stripped == name);
     is_dropped(name)
-        || is_withheld(name)
+        || is_stripped(name)
         || name.contains('_') && {
             let name = name.replace('_', "-");
             is_dropped(&name)
-                || is_withheld(&name)
+                || is_stripped(&name)
                 || name == "content-length"
-                || says_who_calls(&name)
+                || is_forwarding_field(&name)
         }
 }
 
-/// What only we know: where and by which way a client reached us.
-fn says_who_calls(name: &str) -> bool {
+/// The forwarding fields that only the proxy may set.
+fn is_forwarding_field(name: &str) -> bool {
     matches!(
         name,
         "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto"
     )
 }
 
-/// Compared as text: the compiler turns this into a switch on the length, cheaper than a row of comparisons of names.
+/// Compares text: the compiler switches on the length, which is cheaper than to compare each
+/// `HeaderName`.
 fn is_dropped(name: &str) -> bool {
     matches!(
         name,
-        "connection" | "proxy-connection" | "keep-alive" | "te" | "transfer-encoding" | "upgrade" | "http2-settings"
-            // Some servers act on these instead of on the path and the method that were judged.
-            | "x-original-url" | "x-rewrite-url" | "x-http-method-override" | "x-http-method" | "x-method-override"
-            | "authorization" | "proxy-authorization" | "proxy-authenticate" | "host"
-            // The body is sent at once: whoever waits for a 100 waits for ours.
+        "connection"
+            | "proxy-connection"
+            | "keep-alive"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+            // Some servers use these instead of the path and method that the rules have checked.
+            | "x-original-url"
+            | "x-rewrite-url"
+            | "x-http-method-override"
+            | "x-http-method"
+            | "x-method-override"
+            | "authorization"
+            | "proxy-authorization"
+            | "proxy-authenticate"
+            | "host"
+            // The proxy handles 100-continue itself, on both sides.
             | "expect"
     )
 }
 
-/// The fields that `Connection` lines declare to be for the next hop only.
-pub(super) struct Nominated {
+/// The connection options (RFC 9110 §7.6.1): names of fields that are hop-by-hop.
+pub(super) struct ConnectionOptions {
     pub(super) names: Vec<HeaderName>,
 }
 
-impl Nominated {
-    /// Reads every `Connection` line, not only the first.
+impl ConnectionOptions {
+    /// Reads all `Connection` fields.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let mut names = Vec::new();
         for name in list_field::elements(headers, &header::CONNECTION) {
-            // The two usual words are options, not fields: no need to look for them.
+            // The two common options do not name fields.
             if name.eq_ignore_ascii_case(b"keep-alive") || name.eq_ignore_ascii_case(b"close") {
                 continue;
             }
-            // Nominating the body's framing or our own fields would not make them hop-by-hop.
+            // Content-Length is never hop-by-hop: without it the body would be framed wrongly.
             names.extend(
                 HeaderName::from_bytes(name)
                     .ok()

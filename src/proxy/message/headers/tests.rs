@@ -18,12 +18,12 @@ fn sent(client: &[(&str, &str)], host: &Host, forwarded: ForwardedHeaders) -> He
         request = request.header(*name, *value);
     }
     let (parts, ()) = request.body(()).unwrap().into_parts();
-    let rewrite = Rewrite {
+    let rewrite = Outbound {
         endpoint: &endpoint(),
         host,
         forwarded,
-        client: &Client::new(Some("192.0.2.7:5000".parse().unwrap()), Scheme::HTTP),
-        mark: &HeaderValue::from_static("bearer-proxy-1"),
+        client: &ClientConnection::new(Some("192.0.2.7:5000".parse().unwrap()), Scheme::HTTP),
+        loop_id: &HeaderValue::from_static("bearer-proxy-1"),
         stripped: &[HeaderName::from_static("x-api-key")],
         authorization: Some(&HeaderValue::from_static("Bearer ours")),
     };
@@ -43,7 +43,7 @@ fn all<'a>(headers: &'a HeaderMap, name: &str) -> Vec<&'a str> {
 }
 
 #[test]
-fn our_token_is_there_exactly_once_whatever_the_client_sends() {
+fn the_injected_token_is_sent_exactly_once() {
     for client in [
         &[][..],
         &[
@@ -68,7 +68,7 @@ fn our_token_is_there_exactly_once_whatever_the_client_sends() {
 }
 
 #[test]
-fn hop_by_hop_fields_of_every_connection_line_are_dropped() {
+fn fields_named_by_any_connection_field_are_dropped() {
     let out = plain(&[
         ("connection", "X-One, keep-alive"),
         ("connection", "x-two"),
@@ -88,13 +88,13 @@ fn hop_by_hop_fields_of_every_connection_line_are_dropped() {
 }
 
 #[test]
-fn a_body_keeps_its_length_even_if_it_is_nominated() {
+fn content_length_is_kept_even_as_a_connection_option() {
     let out = plain(&[("connection", "content-length"), ("content-length", "5")]);
     assert_eq!(all(&out, "content-length"), ["5"]);
 }
 
 #[test]
-fn what_is_for_us_alone_goes_no_further() {
+fn stripped_fields_are_not_forwarded() {
     let out = plain(&[
         ("x-api-key", "1"),
         ("X-API-Key", "2"),
@@ -109,7 +109,7 @@ fn what_is_for_us_alone_goes_no_further() {
 }
 
 #[test]
-fn no_other_spelling_and_no_trailer_says_what_a_field_may_not() {
+fn dropped_fields_are_dropped_with_underscores_and_in_trailers() {
     let fields = [
         ("x_original_url", "/admin"),
         ("x-http_method_override", "DELETE"),
@@ -143,7 +143,7 @@ fn no_other_spelling_and_no_trailer_says_what_a_field_may_not() {
 }
 
 #[test]
-fn lengths_are_written_without_zeros_in_front() {
+fn leading_zeros_of_content_length_are_removed() {
     for (length, expected) in [
         ("0", "0"),
         ("00", "0"),
@@ -154,13 +154,13 @@ fn lengths_are_written_without_zeros_in_front() {
     ] {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static(length));
-        plain_length(&mut headers);
+        normalize_content_length(&mut headers);
         assert_eq!(headers[header::CONTENT_LENGTH], expected);
     }
 }
 
 #[test]
-fn everything_else_arrives_unchanged_and_in_order() {
+fn other_fields_are_forwarded_unchanged_and_in_order() {
     let out = plain(&[
         ("x-a", "1"),
         ("cookie", "a=b"),
@@ -174,7 +174,7 @@ fn everything_else_arrives_unchanged_and_in_order() {
 }
 
 #[test]
-fn pages_of_ours_are_the_upstreams_own() {
+fn origins_of_the_proxy_become_origins_of_the_upstream() {
     let out = plain(&[
         ("host", "localhost:8080"),
         ("origin", "http://localhost:8080"),
@@ -229,13 +229,13 @@ fn forwarding_fields() {
         ["for=192.0.2.7;host=\"localhost:8080\";proto=http"]
     );
     assert!(!plain(&client[..1]).contains_key("x-forwarded-for"));
-    let nominated = [
+    let options = [
         ("connection", "x-forwarded-for"),
         ("x-forwarded-for", "198.51.100.1"),
     ];
     assert_eq!(
         all(
-            &sent(&nominated, &Host::Endpoint, ForwardedHeaders::XForwarded),
+            &sent(&options, &Host::Endpoint, ForwardedHeaders::XForwarded),
             "x-forwarded-for"
         ),
         ["192.0.2.7"]
@@ -243,10 +243,10 @@ fn forwarding_fields() {
 }
 
 #[test]
-fn a_request_that_comes_round_again_is_recognised() {
-    let mark = HeaderValue::from_static("bearer-proxy-1");
+fn a_forwarding_loop_is_detected() {
+    let loop_id = HeaderValue::from_static("bearer-proxy-1");
     let first = plain(&[("cdn-loop", "other")]);
-    assert!(has_loop_id(&first, &mark));
+    assert!(has_loop_id(&first, &loop_id));
     assert!(!has_loop_id(
         &first,
         &HeaderValue::from_static("bearer-proxy-2")
@@ -260,14 +260,14 @@ fn received(headers: &[(&str, &str)], injected: bool) -> HeaderMap {
     }
     let (mut parts, ()) = response.body(()).unwrap().into_parts();
     let (client, host) = (
-        Client::new(None, Scheme::HTTP),
+        ClientConnection::new(None, Scheme::HTTP),
         HeaderValue::from_static("localhost:8080"),
     );
-    let origins = UrlMap::new(&[crate::proxy::message::urls::Rewrite {
+    let urls = UrlMap::new(&[crate::proxy::message::urls::Rewrite {
         from: endpoint().origin,
         to: String::new(),
     }]);
-    let home = Home {
+    let public_url = PublicUrl {
         client: &client,
         host: Some(&host),
         prefix: "",
@@ -275,15 +275,15 @@ fn received(headers: &[(&str, &str)], injected: bool) -> HeaderMap {
     inbound(
         &mut parts,
         &endpoint(),
-        &origins,
-        &home,
-        injected.then_some(CachePolicy::WhereSilent),
+        &urls,
+        &public_url,
+        injected.then_some(CachePolicy::IfUnspecified),
     );
     parts.headers
 }
 
 #[test]
-fn answers_that_can_be_read_in_two_ways_are_none() {
+fn ambiguous_responses_are_rejected() {
     type Case<'a> = (u16, &'a [(&'a str, &'a str)], bool);
     let table: &[Case<'_>] = &[
         (200, &[], true),
@@ -333,7 +333,7 @@ fn answers_that_can_be_read_in_two_ways_are_none() {
 }
 
 #[test]
-fn addresses_of_the_upstream_come_home() {
+fn locations_of_the_upstream_are_mapped_to_the_proxy() {
     for (location, expected) in [
         (
             "https://cloud.example.com/a?b#c",
@@ -365,7 +365,7 @@ fn addresses_of_the_upstream_come_home() {
 }
 
 #[test]
-fn answers_that_our_token_brought_stay_out_of_shared_caches() {
+fn responses_to_the_injected_token_are_private() {
     assert_eq!(
         all(
             &received(&[("cache-control", "max-age=60")], true),
@@ -377,7 +377,7 @@ fn answers_that_our_token_brought_stay_out_of_shared_caches() {
 }
 
 #[test]
-fn hop_by_hop_fields_of_answers_are_dropped() {
+fn hop_by_hop_fields_of_responses_are_dropped() {
     let headers = received(
         &[
             ("connection", "close, x-hop"),

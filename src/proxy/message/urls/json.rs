@@ -1,27 +1,27 @@
-//! Addresses in JSON, rewritten while it streams.
+//! Maps absolute URLs in JSON while the body streams.
 //!
-//! Only strings are observed_rate at, and only their beginnings: a string that is an address begins with its origin. So no more than
-//! the longest origin is ever held back, escaped in the longest way. What is no JSON passes as it is, except that a quote
-//! followed by such an origin is taken for a string. Keys are strings too.
+//! Only strings that begin with a mapped origin are changed, object keys included. So no more is
+//! held back than the longest origin in its longest escaped form. A body that is not valid JSON is
+//! forwarded unchanged, unless a quote is followed by a mapped origin.
 
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{UrlMap, ends_an_origin};
+use super::{UrlMap, ends_origin};
 
-/// One answer's body on its way.
+/// The rewriter of one response's body.
 #[derive(Debug)]
-pub(crate) struct Stream {
-    rewrites: Rc<UrlMap>,
-    /// How the client reaches us: `scheme://host`, or nothing.
-    base: Vec<u8>,
+pub(crate) struct JsonRewriter {
+    urls: Rc<UrlMap>,
+    /// The proxy's origin as the client sees it: `scheme://host`, or empty.
+    public_origin: Vec<u8>,
     state: State,
-    /// The beginning of a string that may turn out to be an address, as it came.
+    /// The start of a string that may be a mapped URL, as received.
     held: Vec<u8>,
-    /// The same without its escapes, in lower case.
-    plain: Vec<u8>,
-    /// What an escape has so far.
+    /// The same, unescaped and in lower case.
+    unescaped: Vec<u8>,
+    /// An escape sequence that is not complete.
     escape: Vec<u8>,
     has_escaped_slashes: bool,
 }
@@ -30,36 +30,36 @@ pub(crate) struct Stream {
 enum State {
     /// Between strings.
     Outside,
-    /// At the beginning of a string, which may still be an address.
-    Beginning,
-    /// In a string that is none, or whose origin is behind us.
+    /// At the start of a string that may be a mapped URL.
+    Start,
+    /// In the rest of a string.
     Inside,
-    /// Behind a backslash there.
+    /// After a backslash in the rest of a string.
     Escaped,
 }
 
-/// What one more character makes of the beginning of a string.
+/// Whether the start of a string, with one more character, is a mapped origin.
 enum Match {
     Possible,
     Impossible,
-    /// The origin ended before it; this rule's place.
+    /// The origin ends before the character. The value is the position of its mapping.
     Complete(usize),
 }
 
-impl Stream {
-    pub(crate) fn new(rewrites: Rc<UrlMap>, base: Vec<u8>) -> Self {
+impl JsonRewriter {
+    pub(crate) fn new(urls: Rc<UrlMap>, public_origin: Vec<u8>) -> Self {
         Self {
-            rewrites,
-            base,
+            urls,
+            public_origin,
             state: State::Outside,
             held: Vec::new(),
-            plain: Vec::new(),
+            unescaped: Vec::new(),
             escape: Vec::new(),
             has_escaped_slashes: false,
         }
     }
 
-    /// The next piece, as far as it is decided. It may be empty.
+    /// Rewrites the next data of the body. The result may be empty while data is held back.
     pub(crate) fn feed(&mut self, data: &Bytes) -> Bytes {
         let mut out: Option<BytesMut> = None;
         let mut rest = &data[..];
@@ -72,18 +72,18 @@ impl Stream {
                     };
                     let taken = end.map_or(rest.len(), |end| end + 1);
                     let (passed, left) = rest.split_at(taken);
-                    // A piece without any string that begins in it is handed on as it came.
+                    // Data in which no string starts is returned without a copy.
                     if out.is_none()
                         && left.is_empty()
                         && passed.len() == data.len()
-                        && !self.begins_behind(passed)
+                        && !self.starts_string(passed)
                     {
-                        self.step_over(passed);
+                        self.advance(passed);
                         return data.clone();
                     }
                     out.get_or_insert_with(|| BytesMut::with_capacity(data.len() + 256))
                         .extend_from_slice(passed);
-                    self.step_over(passed);
+                    self.advance(passed);
                     rest = left;
                 }
                 State::Escaped => {
@@ -92,9 +92,9 @@ impl Stream {
                     self.state = State::Inside;
                     rest = &rest[1..];
                 }
-                State::Beginning => {
+                State::Start => {
                     let out = out.get_or_insert_with(|| BytesMut::with_capacity(data.len() + 256));
-                    self.look_at(byte, out);
+                    self.match_byte(byte, out);
                     rest = &rest[1..];
                 }
             }
@@ -102,30 +102,30 @@ impl Stream {
         out.map(BytesMut::freeze).unwrap_or_default()
     }
 
-    /// What is still held at the end.
+    /// Returns the data that is still held back at the end of the body.
     pub(crate) fn finish(&mut self) -> Bytes {
         std::mem::take(&mut self.held).into()
     }
 
-    fn begins_behind(&self, passed: &[u8]) -> bool {
+    fn starts_string(&self, passed: &[u8]) -> bool {
         self.state == State::Outside && passed.ends_with(b"\"")
     }
 
-    fn step_over(&mut self, passed: &[u8]) {
+    fn advance(&mut self, passed: &[u8]) {
         self.state = match (self.state, passed.last()) {
-            (State::Outside, Some(b'"')) => State::Beginning,
+            (State::Outside, Some(b'"')) => State::Start,
             (State::Inside, Some(b'"')) => State::Outside,
             (State::Inside, Some(b'\\')) => State::Escaped,
             (state, _) => state,
         };
     }
 
-    /// One more byte of a string's beginning.
-    fn look_at(&mut self, byte: u8, out: &mut BytesMut) {
+    /// Matches one more byte of the start of a string.
+    fn match_byte(&mut self, byte: u8, out: &mut BytesMut) {
         if self.escape.is_empty() && byte == b'"' {
             match self.matched(None) {
-                Match::Complete(rule) => self.replace(rule, out),
-                Match::Possible | Match::Impossible => self.give_up(out),
+                Match::Complete(mapping) => self.replace(mapping, out),
+                Match::Possible | Match::Impossible => self.pass_through(out),
             }
             out.extend_from_slice(b"\"");
             self.state = State::Outside;
@@ -136,55 +136,56 @@ impl Stream {
             byte
         } else {
             self.escape.push(byte);
-            match unescaped(&self.escape) {
+            match unescape(&self.escape) {
                 Unescaped::Unfinished => return,
                 Unescaped::Character(character) => {
                     self.has_escaped_slashes |= character == b'/';
                     character
                 }
-                // Whatever it is, no origin has it. A backslash before it must not be lost count of.
-                Unescaped::Other => return self.give_up(out),
+                // No origin contains it. `pass_through` writes the whole escape sequence, so that
+                // its backslash does not escape what follows.
+                Unescaped::Other => return self.pass_through(out),
             }
         };
         let length = self.escape.len().max(1);
         self.escape.clear();
         match self.matched(Some(character)) {
-            Match::Possible => self.plain.push(character.to_ascii_lowercase()),
-            Match::Impossible => self.give_up(out),
-            Match::Complete(rule) => {
+            Match::Possible => self.unescaped.push(character.to_ascii_lowercase()),
+            Match::Impossible => self.pass_through(out),
+            Match::Complete(mapping) => {
                 let next = self.held.split_off(self.held.len() - length);
-                self.replace(rule, out);
+                self.replace(mapping, out);
                 out.extend_from_slice(&next);
             }
         }
     }
 
     fn matched(&self, next: Option<u8>) -> Match {
-        let rules = &self.rewrites.rules;
-        if ends_an_origin(next)
-            && let Some(rule) = rules
+        let mappings = &self.urls.mappings;
+        if ends_origin(next)
+            && let Some(mapping) = mappings
                 .iter()
-                .position(|rule| rule.from.as_bytes() == self.plain)
+                .position(|mapping| mapping.from.as_bytes() == self.unescaped)
         {
-            return Match::Complete(rule);
+            return Match::Complete(mapping);
         }
         let Some(next) = next else {
             return Match::Impossible;
         };
-        let goes_on = |from: &str| {
-            from.as_bytes().starts_with(&self.plain)
-                && from.as_bytes().get(self.plain.len()) == Some(&next.to_ascii_lowercase())
+        let continues = |from: &str| {
+            from.as_bytes().starts_with(&self.unescaped)
+                && from.as_bytes().get(self.unescaped.len()) == Some(&next.to_ascii_lowercase())
         };
-        if rules.iter().any(|rule| goes_on(&rule.from)) {
+        if mappings.iter().any(|mapping| continues(&mapping.from)) {
             Match::Possible
         } else {
             Match::Impossible
         }
     }
 
-    fn replace(&mut self, rule: usize, out: &mut BytesMut) {
-        let to = self.rewrites.rules[rule].to.as_bytes();
-        for &byte in self.base.iter().chain(to) {
+    fn replace(&mut self, mapping: usize, out: &mut BytesMut) {
+        let to = self.urls.mappings[mapping].to.as_bytes();
+        for &byte in self.public_origin.iter().chain(to) {
             if byte == b'/' && self.has_escaped_slashes {
                 out.extend_from_slice(b"\\/");
             } else {
@@ -192,18 +193,18 @@ impl Stream {
             }
         }
         self.held.clear();
-        self.leave_beginning();
+        self.end_match();
     }
 
-    /// It is no address: what was held goes on as it came.
-    fn give_up(&mut self, out: &mut BytesMut) {
+    /// The string is not a mapped URL: writes what was held back.
+    fn pass_through(&mut self, out: &mut BytesMut) {
         out.extend_from_slice(&self.held);
         self.held.clear();
-        self.leave_beginning();
+        self.end_match();
     }
 
-    fn leave_beginning(&mut self) {
-        self.plain.clear();
+    fn end_match(&mut self) {
+        self.unescaped.clear();
         self.escape.clear();
         self.has_escaped_slashes = false;
         self.state = State::Inside;
@@ -216,8 +217,8 @@ enum Unescaped {
     Other,
 }
 
-/// An escape of RFC 8259 §7, as far as an origin may be written with it.
-fn unescaped(escape: &[u8]) -> Unescaped {
+/// Decodes an escape sequence (RFC 8259 §7) of a character that an origin can contain.
+fn unescape(escape: &[u8]) -> Unescaped {
     match escape {
         [b'\\'] => Unescaped::Unfinished,
         [b'\\', b'/'] => Unescaped::Character(b'/'),
@@ -239,23 +240,23 @@ fn unescaped(escape: &[u8]) -> Unescaped {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{super::tests::rewrites, *};
+    use super::{super::tests::url_map, *};
 
     fn rewritten(text: &[u8], cuts: &[usize]) -> Vec<u8> {
-        let mut stream = Stream::new(Rc::new(rewrites()), b"http://localhost:8080".to_vec());
+        let mut rewriter = JsonRewriter::new(Rc::new(url_map()), b"http://localhost:8080".to_vec());
         let mut out = Vec::new();
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (text.len() + 1)).collect();
         cuts.extend([0, text.len()]);
         cuts.sort_unstable();
         for piece in cuts.windows(2) {
-            out.extend(stream.feed(&Bytes::copy_from_slice(&text[piece[0]..piece[1]])));
+            out.extend(rewriter.feed(&Bytes::copy_from_slice(&text[piece[0]..piece[1]])));
         }
-        out.extend(stream.finish());
+        out.extend(rewriter.finish());
         out
     }
 
     #[test]
-    fn addresses_in_every_spelling() {
+    fn urls_in_every_spelling_are_mapped() {
         for (text, expected) in [
             (
                 r#"{"url":"http://document.example.com/a?b"}"#,
@@ -290,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_of_theirs_stays() {
+    fn other_strings_are_unchanged() {
         for text in [
             r#"{"url":"http://document.example.com:8080/a"}"#,
             r#"{"url":"http://document.example.com.evil/a"}"#,
@@ -310,19 +311,19 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_without_a_string_is_not_copied() {
-        let mut stream = Stream::new(Rc::new(rewrites()), Vec::new());
-        stream.feed(&Bytes::from_static(b"[\"no address"));
+    fn data_in_which_no_string_starts_is_not_copied() {
+        let mut rewriter = JsonRewriter::new(Rc::new(url_map()), Vec::new());
+        rewriter.feed(&Bytes::from_static(b"[\"no address"));
         let piece = Bytes::from(vec![b'x'; 1000]);
-        assert_eq!(stream.feed(&piece).as_ptr(), piece.as_ptr());
+        assert_eq!(rewriter.feed(&piece).as_ptr(), piece.as_ptr());
     }
 
-    /// The same, made from the whole by a parser.
+    /// The expected result, computed with a JSON parser.
     fn reference(value: &mut serde_json::Value) {
         match value {
             serde_json::Value::String(text) => {
-                if let Some(home) = rewrites().home(text.as_bytes(), b"http://localhost:8080") {
-                    *text = String::from_utf8(home).expect("text");
+                if let Some(mapped) = url_map().map(text.as_bytes(), b"http://localhost:8080") {
+                    *text = String::from_utf8(mapped).expect("text");
                 }
             }
             serde_json::Value::Array(values) => values.iter_mut().for_each(reference),
@@ -370,7 +371,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_json_in_any_pieces_is_as_a_parser_would_have_it(
+        fn json_in_any_pieces_is_rewritten_as_by_a_parser(
             mut value in value(),
             is_escaped in any::<bool>(),
             cuts in prop::collection::vec(any::<usize>(), 0..10),
@@ -380,12 +381,13 @@ mod tests {
                 text = text.replace('/', "\\/");
             }
             reference(&mut value);
-            let out: serde_json::Value = serde_json::from_slice(&rewritten(text.as_bytes(), &cuts)).expect("JSON");
+            let out = rewritten(text.as_bytes(), &cuts);
+            let out: serde_json::Value = serde_json::from_slice(&out).expect("JSON");
             prop_assert_eq!(out, value);
         }
 
         #[test]
-        fn any_bytes_in_any_pieces_are_the_same_as_in_one(
+        fn bytes_without_a_mapped_origin_are_unchanged(
             bytes in prop::collection::vec(prop_oneof![
                 Just(b'"'), Just(b'\\'), Just(b'/'), Just(b'u'), Just(b'0'), any::<u8>(),
             ], 0..200),

@@ -1,4 +1,4 @@
-//! How often a client may ask, and how much at the same time: in all workers together.
+//! Rate and concurrency limits of clients, in all workers together.
 
 use std::{
     num::NonZeroU32,
@@ -12,56 +12,56 @@ use std::{
 use super::Clients;
 use crate::{base::clock::SharedClock, proxy::error::Error};
 
-/// So many requests in so much time, at once or spread.
+/// A rate limit: a burst of `requests`, which refills within `per`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// Requests.
+    /// The size of a burst.
     pub requests: NonZeroU32,
-    /// The time after which all of them are possible again.
+    /// The time in which that many requests are allowed on average.
     pub per: Duration,
 }
 
-/// One client's limits.
+/// The limits of one client, and how much of them is used.
 #[derive(Debug)]
 pub(super) struct ClientLimits {
-    rate: Option<Bucket>,
+    rate: Option<RateLimiter>,
     concurrency: Option<usize>,
-    under_way: AtomicUsize,
+    in_flight: AtomicUsize,
 }
 
-/// The generic cell rate algorithm (ITU-T I.371): one number says how much of the rate is used up.
+/// The generic cell rate algorithm (ITU-T I.371), which needs a single number as state.
 #[derive(Debug)]
-struct Bucket {
+struct RateLimiter {
     clock: SharedClock,
-    /// Nanoseconds that one request uses up.
-    each: u64,
-    /// How far requests may be ahead of their time.
-    ahead: u64,
-    /// When all that was used up is there again, on the boot clock.
-    full: AtomicU64,
+    /// Nanoseconds in which one request refills.
+    interval: u64,
+    /// Nanoseconds in which a whole burst but one request refills.
+    burst: u64,
+    /// When the burst is full again, in nanoseconds of the boot clock.
+    full_at: AtomicU64,
 }
 
-impl Bucket {
+impl RateLimiter {
     fn new(Rate { requests, per }: Rate, clock: &SharedClock) -> Self {
-        let each = nanoseconds(per) / u64::from(requests.get());
-        let ahead = each * u64::from(requests.get() - 1);
+        let interval = nanoseconds(per) / u64::from(requests.get());
+        let burst = interval * u64::from(requests.get() - 1);
         Self {
             clock: SharedClock::clone(clock),
-            each,
-            ahead,
-            full: AtomicU64::new(0),
+            interval,
+            burst,
+            full_at: AtomicU64::new(0),
         }
     }
 
-    /// Takes one request out; when there is none, the time until there is.
+    /// Admits one request, or returns the time until one is admitted.
     fn take(&self) -> Result<(), Duration> {
         let now = nanoseconds(self.clock.now().elapsed_since_boot());
-        let taken = self.full.fetch_update(Relaxed, Relaxed, |full| {
-            let full = full.max(now);
-            (full - now <= self.ahead).then(|| full.saturating_add(self.each))
+        let taken = self.full_at.fetch_update(Relaxed, Relaxed, |full_at| {
+            let full_at = full_at.max(now);
+            (full_at - now <= self.burst).then(|| full_at.saturating_add(self.interval))
         });
-        taken.map(drop).map_err(|full| {
-            Duration::from_nanos(full.saturating_sub(now).saturating_sub(self.ahead))
+        taken.map(drop).map_err(|full_at| {
+            Duration::from_nanos(full_at.saturating_sub(now).saturating_sub(self.burst))
         })
     }
 }
@@ -72,11 +72,11 @@ fn nanoseconds(duration: Duration) -> u64 {
 
 impl ClientLimits {
     pub(super) fn new(rate: Option<Rate>, concurrency: Option<usize>, clock: &SharedClock) -> Self {
-        let rate = rate.map(|rate| Bucket::new(rate, clock));
+        let rate = rate.map(|rate| RateLimiter::new(rate, clock));
         Self {
             rate,
             concurrency,
-            under_way: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
         }
     }
 
@@ -84,25 +84,25 @@ impl ClientLimits {
         let limits = &clients.clients[client].limits;
         let permit = match limits.concurrency {
             None => None,
-            Some(most) => {
+            Some(limit) => {
                 let permit = Permit {
                     clients: Arc::clone(clients),
                     client,
                 };
-                if limits.under_way.fetch_add(1, Relaxed) >= most {
+                if limits.in_flight.fetch_add(1, Relaxed) >= limit {
                     return Err(Error::TooManyAtOnce);
                 }
                 Some(permit)
             }
         };
-        match limits.rate.as_ref().map_or(Ok(()), Bucket::take) {
+        match limits.rate.as_ref().map_or(Ok(()), RateLimiter::take) {
             Ok(()) => Ok(permit),
             Err(retry_after) => Err(Error::TooOften { retry_after }),
         }
     }
 }
 
-/// A request's place among those of its client that are under way, given back when dropped.
+/// Counts a request as in flight until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
     clients: Arc<Clients>,
@@ -113,7 +113,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         self.clients.clients[self.client]
             .limits
-            .under_way
+            .in_flight
             .fetch_sub(1, Relaxed);
     }
 }

@@ -30,7 +30,7 @@ fn all(clients: &[Client]) -> Arc<Clients> {
     Arc::new(Clients::new(clients, &clock).unwrap())
 }
 
-fn shown(fields: &[(&'static str, &str)]) -> HeaderMap {
+fn credentials(fields: &[(&'static str, &str)]) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in fields {
         headers.append(*name, HeaderValue::from_str(value).unwrap());
@@ -38,14 +38,14 @@ fn shown(fields: &[(&'static str, &str)]) -> HeaderMap {
     headers
 }
 
-/// The client's name, or the status of the refusal.
+/// The client's name, or the status of the error response.
 fn who(
     clients: &Clients,
     identity: &ConnectionIdentity,
     fields: &[(&'static str, &str)],
 ) -> String {
-    match clients.recognise(identity, &shown(fields)) {
-        Ok(caller) => clients.name(caller).to_owned(),
+    match clients.authenticate(identity, &credentials(fields)) {
+        Ok(client_id) => clients.name(client_id).to_owned(),
         Err(error) => error.status().as_u16().to_string(),
     }
 }
@@ -55,7 +55,7 @@ fn address(text: &str) -> Option<IpAddr> {
 }
 
 #[test]
-fn a_key_is_shown_in_its_clients_ways_and_no_other() {
+fn a_key_is_accepted_in_the_schemes_of_its_client_alone() {
     let clients = all(&[
         by_header("a", "x-api-key", "key-a"),
         Client {
@@ -82,9 +82,9 @@ fn a_key_is_shown_in_its_clients_ways_and_no_other() {
         (&[("authorization", "Bearer key-d")], "d"),
         (&[("authorization", "bearer  key-d ")], "d"),
         (&[("x-other", "key-e")], "e"),
-        // The first client in the file, whatever comes first in the request.
+        // The first client in the configuration, in any order of the fields.
         (&[("x-other", "key-e"), ("x-api-key", "key-a")], "a"),
-        // What does not hold does not hinder.
+        // A wrong key beside a valid one is ignored.
         (&[("x-other", "key-e"), ("x-api-key", "wrong")], "e"),
         (&[], "401"),
         (&[("x-api-key", "")], "401"),
@@ -106,7 +106,7 @@ fn a_key_is_shown_in_its_clients_ways_and_no_other() {
 }
 
 #[test]
-fn what_was_accepted_once_on_a_connection_does_not_vouch_for_anything_else() {
+fn cached_credentials_admit_no_others() {
     let clients = all(&[
         by_header("a", "x-api-key", "key-a"),
         by_header("b", "x-other", "key-b"),
@@ -126,7 +126,7 @@ fn what_was_accepted_once_on_a_connection_does_not_vouch_for_anything_else() {
 }
 
 #[test]
-fn keys_follow_their_files_and_what_is_no_key_changes_nothing() {
+fn keys_are_reloaded_and_invalid_files_change_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("key");
     let write = |key: &str| std::fs::write(&file, key).unwrap();
@@ -140,9 +140,9 @@ fn keys_follow_their_files_and_what_is_no_key_changes_nothing() {
         },
     ]);
     let identity = clients.identity(None, &CertificateNames::default());
-    let shows = |key: &str| who(&clients, &identity, &[("x-api-key", key)]);
-    assert_eq!(shows("first"), "b");
-    for (content, is_taken) in [
+    let client_of = |key: &str| who(&clients, &identity, &[("x-api-key", key)]);
+    assert_eq!(client_of("first"), "b");
+    for (content, is_loaded) in [
         ("", false),
         ("two words", false),
         ("two\nlines", false),
@@ -150,25 +150,28 @@ fn keys_follow_their_files_and_what_is_no_key_changes_nothing() {
         ("second", true),
     ] {
         write(content);
-        assert_eq!(shows("first"), "b", "nobody has read it yet");
+        assert_eq!(client_of("first"), "b", "the file is not reloaded yet");
         assert_eq!(
             reload::Reload::reload(&*clients.keys()).unwrap_or_default(),
-            is_taken,
+            is_loaded,
             "{content:?}"
         );
     }
-    // What this very connection was let in with is no key any more.
+    // The reload invalidates the cached credentials of this connection.
     assert_eq!(
-        [shows("first"), shows("second"), shows("key-a")],
+        [client_of("first"), client_of("second"), client_of("key-a")],
         ["401", "b", "a"]
     );
     std::fs::remove_file(&file).unwrap();
     let error = reload::Reload::reload(&*clients.keys()).unwrap_err();
-    assert!(error.contains("key") && shows("second") == "b", "{error}");
+    assert!(
+        error.contains("key") && client_of("second") == "b",
+        "{error}"
+    );
 }
 
 #[test]
-fn networks_and_names_must_hold_beside_the_key() {
+fn networks_and_certificate_names_are_required_beside_the_key() {
     let networks = |networks: &[&str]| {
         networks
             .iter()
@@ -187,24 +190,24 @@ fn networks_and_names_must_hold_beside_the_key() {
         },
     ]);
     let key = [("x-api-key", "key")];
-    let nobody = CertificateNames::default();
+    let no_names = CertificateNames::default();
     for (from, expected, without_key) in [
         (address("192.0.2.77"), "office", "401"),
         (address("::ffff:192.0.2.77"), "office", "401"),
         (address("2001:db8:1::1"), "office", "401"),
-        // No key helps.
+        // No key is accepted.
         (address("203.0.113.1"), "403", "403"),
         (address("198.51.100.7"), "403", "403"),
         (None, "403", "403"),
     ] {
-        let identity = clients.identity(from, &nobody);
+        let identity = clients.identity(from, &no_names);
         assert_eq!(who(&clients, &identity, &key), expected, "{from:?}");
         assert_eq!(who(&clients, &identity, &[]), without_key, "{from:?}");
     }
 }
 
 #[test]
-fn a_refusal_says_how_to_show_a_key() {
+fn a_401_has_a_challenge_for_each_scheme() {
     let clients = all(&[
         Client {
             basic: Some("b".to_owned()),
@@ -213,11 +216,11 @@ fn a_refusal_says_how_to_show_a_key() {
         by_header("d", "authorization", "d"),
     ]);
     let identity = clients.identity(None, &CertificateNames::default());
-    let answer = clients
-        .recognise(&identity, &HeaderMap::new())
+    let response = clients
+        .authenticate(&identity, &HeaderMap::new())
         .unwrap_err()
         .to_response();
-    let challenges: Vec<_> = answer
+    let challenges: Vec<_> = response
         .headers()
         .get_all("www-authenticate")
         .iter()
@@ -233,7 +236,7 @@ fn a_refusal_says_how_to_show_a_key() {
 }
 
 #[test]
-fn nothing_prints_a_key() {
+fn debug_output_contains_no_key() {
     let clients = [by_header("a", "x-api-key", "k3y-of-a")];
     let known = all(&clients);
     let identity = known.identity(None, &CertificateNames::default());
@@ -247,7 +250,7 @@ fn nothing_prints_a_key() {
 }
 
 #[test]
-fn rates_fill_up_again_and_tell_when() {
+fn a_rate_refills_and_retry_after_says_when() {
     let clock = Arc::new(Simulated::new());
     let rate = Rate {
         requests: NonZeroU32::new(3).unwrap(),
@@ -269,7 +272,7 @@ fn rates_fill_up_again_and_tell_when() {
     );
     let [a, b] = [0, 1].map(|client| ClientId {
         client,
-        way: None,
+        scheme: None,
         by_password: false,
     });
     let retry_after = |error: &Error| {
@@ -294,14 +297,14 @@ fn rates_fill_up_again_and_tell_when() {
 }
 
 #[test]
-fn places_are_given_back() {
+fn permits_are_released() {
     let clients = all(&[Client {
         concurrency: Some(2),
         ..client("a")
     }]);
     let a = ClientId {
         client: 0,
-        way: None,
+        scheme: None,
         by_password: false,
     };
     let (first, second) = (clients.admit(a).unwrap(), clients.admit(a).unwrap());
