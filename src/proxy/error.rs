@@ -1,4 +1,5 @@
-//! Every answer that is ours, made in one place: RFC 9457 problem details and `Proxy-Status`, RFC 9209.
+//! The error responses of this proxy itself, made in one place: problem details (RFC 9457) and
+//! `Proxy-Status` (RFC 9209).
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,103 +12,107 @@ use crate::{
     upstream,
 };
 
-/// Why a request got an answer from us instead of one from the cloud.
+/// Why a request gets a response of this proxy instead of one from the upstream.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// `Host` names neither this machine nor an allowed name.
+    /// `Host` is neither a name of this machine nor an allowed one.
     #[error("the host \"{0}\" is not served here: add it to proxy.allowed_hosts if it should be")]
     ForeignHost(String),
-    /// The page that calls was loaded from elsewhere.
+    /// A web page of another origin sends the request.
     #[error(
-        "pages of the origin \"{0}\" may not call: add it to proxy.allowed_origins if they should"
+        "requests from pages of the origin \"{0}\" are not allowed: add it to proxy.allowed_origins to allow them"
     )]
     ForeignOrigin(String),
-    /// The browser says that the page that calls was loaded from elsewhere.
+    /// The browser states that a page of another site sends the request.
     #[error(
-        "requests from other sites (Sec-Fetch-Site: {0}) may not call: see proxy.allowed_origins"
+        "requests from pages of other sites (Sec-Fetch-Site: {0}) are not allowed: see proxy.allowed_origins"
     )]
     ForeignSite(String),
-    /// Without the header that no page can send unasked.
-    #[error("requests have to carry the header {0} (proxy.required_header)")]
+    /// The required header, which no page can send without permission, is missing.
+    #[error("the request lacks the header {0} (proxy.required_header)")]
     NoRequiredHeader(HeaderName),
-    /// None of the clients, but a key could show that it is one.
-    #[error("the request shows the key of no [[client]]")]
+    /// No client matches, but one could with its key.
+    #[error("the request carries no valid key of a [[client]]")]
     Unauthenticated(Arc<[HeaderValue]>),
-    /// None of the clients, whatever it shows.
-    #[error("no [[client]] has networks and a tls_subject that fit this connection")]
-    Stranger,
-    /// More often than the client may.
-    #[error("the client asks more often than the rate of its [[client]] allows")]
-    TooOften {
-        /// When it may ask again.
+    /// No client can match on this connection.
+    #[error("no [[client]] has networks and a tls_subject that match this connection")]
+    UnknownClient,
+    /// The client exceeds its rate.
+    #[error("the client sends more requests than the rate of its [[client]] allows")]
+    RateLimited {
+        /// When the next request is allowed.
         retry_after: Duration,
     },
-    /// More at the same time than the client may.
-    #[error("as many requests as the concurrency of the [[client]] allows are under way")]
-    TooManyAtOnce,
-    /// No well-formed request.
+    /// The client exceeds its concurrency.
+    #[error(
+        "as many requests of the client are in flight as the concurrency of its [[client]] allows"
+    )]
+    ConcurrencyLimited,
+    /// Malformed or ambiguous.
     #[error("{0}")]
     BadRequest(&'static str),
-    /// The target is longer than any that is served.
+    /// `proxy.max_uri_length` is exceeded.
     #[error("the request's target is too long (proxy.max_uri_length)")]
     TargetTooLong,
-    /// A head of too many bytes or fields.
+    /// `proxy.max_head_size` or `proxy.max_headers` is exceeded.
     #[error("the request's head is too large (proxy.max_head_size, proxy.max_headers)")]
     HeadTooLarge,
-    /// Another version of HTTP.
-    #[error("HTTP/1.0, HTTP/1.1 and HTTP/2 are spoken here")]
-    Version,
-    /// The path is one of the issuer's.
-    #[error("the path belongs to the issuer: no client may spend or mint the tokens of this proxy")]
+    /// A version of HTTP that is not supported.
+    #[error("only HTTP/1.0, HTTP/1.1 and HTTP/2 are supported")]
+    UnsupportedVersion,
+    /// The path is one of an issuer's own.
+    #[error(
+        "the path belongs to the token issuer: clients must not spend or mint the tokens of this proxy"
+    )]
     IssuerPath,
-    /// A rule of the operator's.
-    #[error("the path may not be asked for: see allow and deny of its [[route]] and [[client]]")]
+    /// A rule of the operator denies the path.
+    #[error("the path is not allowed: see allow and deny of its [[route]] and [[client]]")]
     PathDenied,
-    /// `TRACE` and `CONNECT` have no business here.
-    #[error("the method is not served: it would expose or bypass the credentials of this proxy")]
-    Method,
+    /// `TRACE` and `CONNECT`.
+    #[error("the method is not allowed: it would expose or bypass the credentials of this proxy")]
+    MethodNotAllowed,
     /// An `Expect` other than `100-continue`.
-    #[error("the expectation cannot be met: only 100-continue is known")]
-    Expectation,
-    /// The request has been here before.
+    #[error("the expectation cannot be met: only 100-continue is supported")]
+    ExpectationFailed,
+    /// The request has passed this instance before.
     #[error("the request has passed this proxy before: upstream.endpoints leads back to it")]
     Loop,
-    /// No token, and none came in time.
+    /// There is no valid token, and none came in time.
     #[error("there is no valid token at the moment: {reason}")]
     NoToken {
         /// The stable reason of the credential's state.
         reason: &'static str,
-        /// When it may be worth trying again.
+        /// When to try again.
         retry_after: Duration,
     },
-    /// `proxy.max_requests` are under way.
-    #[error("too many requests are under way (proxy.max_requests)")]
+    /// `proxy.max_requests` are in flight.
+    #[error("too many requests are in flight (proxy.max_requests)")]
     Overloaded,
-    /// A fault of ours; the log tells where.
-    #[error("this proxy made a mistake; its log tells where")]
+    /// A bug: a panic, which is logged.
+    #[error("internal error of this proxy: see its log")]
     Internal,
-    /// A fresh token was refused as well, and `retry.exhausted` says not to show it.
-    #[error("the upstream refused the request although its token is fresh")]
-    Refused,
-    /// A client that showed a password would take the upstream's 401 for a word on that.
+    /// The replay was rejected as well, and `retry.exhausted` hides it.
+    #[error("the upstream rejected the request although its token is fresh")]
+    TokenRejected,
+    /// A client that used Basic would relate the upstream's 401 to its own password.
     #[error(
-        "the upstream refused the request with 401 (retry.exhausted = \"relay\" would show its answer)"
+        "the upstream rejected the request with 401 (retry.exhausted = \"relay\" relays its response)"
     )]
-    Challenge,
+    HiddenChallenge,
     /// No connection to the upstream.
     #[error(transparent)]
     Connect(#[from] upstream::Error),
-    /// No answer in time.
-    #[error("the upstream did not answer in time (upstream.response_timeout)")]
+    /// No response in time.
+    #[error("the upstream did not respond in time (upstream.response_timeout)")]
     ResponseTimeout,
-    /// The upstream's connection broke before its answer came.
-    #[error("the upstream's connection broke before it answered")]
-    BrokenOff,
-    /// What came back is not HTTP.
-    #[error("the upstream's answer is not valid HTTP")]
-    InvalidAnswer,
-    /// The client's body broke off or is malformed.
-    #[error("the request's body broke off")]
+    /// The upstream's connection closed before its response came.
+    #[error("the upstream closed the connection before its response")]
+    ConnectionClosed,
+    /// The response is not valid HTTP.
+    #[error("the upstream's response is not valid HTTP")]
+    InvalidResponse,
+    /// The request's body is incomplete or malformed.
+    #[error("the request's body is incomplete")]
     ClientBody,
 }
 
@@ -119,30 +124,30 @@ labels! {
         ForeignSite => "foreign_site",
         RequiredHeader => "required_header",
         Unauthenticated => "unauthenticated",
-        Stranger => "stranger",
-        Rate => "rate",
-        Concurrency => "concurrency",
+        UnknownClient => "stranger",
+        RateLimited => "rate",
+        ConcurrencyLimited => "concurrency",
         BadRequest => "bad_request",
         TargetTooLong => "target_too_long",
         HeadTooLarge => "head_too_large",
-        Version => "version",
+        UnsupportedVersion => "version",
         IssuerPath => "issuer_path",
         PathDenied => "path_denied",
-        Method => "method",
-        Expectation => "expectation",
+        MethodNotAllowed => "method",
+        ExpectationFailed => "expectation",
         Loop => "loop",
         NoToken => "no_token",
         Overloaded => "overloaded",
         Internal => "internal",
-        Refused => "refused",
+        TokenRejected => "refused",
         ConnectTimeout => "connect_timeout",
         Resolve => "resolve",
         ConnectRefused => "connect_refused",
         Tls => "tls",
         ConnectionsFull => "connections_full",
         ResponseTimeout => "response_timeout",
-        BrokenOff => "broken_off",
-        InvalidAnswer => "invalid_answer",
+        ConnectionClosed => "broken_off",
+        InvalidResponse => "invalid_answer",
         ClientBody => "client_body",
     }
 }
@@ -156,8 +161,8 @@ labels! {
         Tls => "tls",
         ConnectionsFull => "connections_full",
         ResponseTimeout => "response_timeout",
-        BrokenOff => "broken_off",
-        InvalidAnswer => "invalid_answer",
+        ConnectionClosed => "broken_off",
+        InvalidResponse => "invalid_answer",
         Truncated => "truncated",
     }
 }
@@ -193,31 +198,31 @@ impl Error {
                 Failure::ConnectionsFull
             }
             Self::ResponseTimeout => Failure::ResponseTimeout,
-            Self::BrokenOff => Failure::BrokenOff,
-            Self::InvalidAnswer => Failure::InvalidAnswer,
+            Self::ConnectionClosed => Failure::ConnectionClosed,
+            Self::InvalidResponse => Failure::InvalidResponse,
             Self::ClientBody
             | Self::ForeignHost(_)
             | Self::ForeignOrigin(_)
             | Self::ForeignSite(_)
             | Self::NoRequiredHeader(_)
             | Self::Unauthenticated(_)
-            | Self::Stranger
-            | Self::TooOften { .. }
-            | Self::TooManyAtOnce
+            | Self::UnknownClient
+            | Self::RateLimited { .. }
+            | Self::ConcurrencyLimited
             | Self::BadRequest(_)
             | Self::TargetTooLong
             | Self::HeadTooLarge
-            | Self::Version
+            | Self::UnsupportedVersion
             | Self::IssuerPath
             | Self::PathDenied
-            | Self::Method
-            | Self::Expectation
+            | Self::MethodNotAllowed
+            | Self::ExpectationFailed
             | Self::Loop
             | Self::NoToken { .. }
             | Self::Overloaded
             | Self::Internal
-            | Self::Refused
-            | Self::Challenge => return None,
+            | Self::TokenRejected
+            | Self::HiddenChallenge => return None,
         })
     }
 
@@ -257,27 +262,27 @@ impl Error {
             ),
             Self::Unauthenticated(_) => class(
                 StatusCode::UNAUTHORIZED,
-                "Client not known",
+                "Client unknown",
                 DENIED,
                 Reason::Unauthenticated,
             ),
-            Self::Stranger => class(
+            Self::UnknownClient => class(
                 StatusCode::FORBIDDEN,
-                "Client not known",
+                "Client unknown",
                 DENIED,
-                Reason::Stranger,
+                Reason::UnknownClient,
             ),
-            Self::TooOften { .. } => class(
+            Self::RateLimited { .. } => class(
                 StatusCode::TOO_MANY_REQUESTS,
                 "Too many requests",
                 DENIED,
-                Reason::Rate,
+                Reason::RateLimited,
             ),
-            Self::TooManyAtOnce => class(
+            Self::ConcurrencyLimited => class(
                 StatusCode::TOO_MANY_REQUESTS,
                 "Too many requests at once",
                 DENIED,
-                Reason::Concurrency,
+                Reason::ConcurrencyLimited,
             ),
             Self::BadRequest(_) => class(
                 StatusCode::BAD_REQUEST,
@@ -300,11 +305,11 @@ impl Error {
                     Reason::HeadTooLarge,
                 )
             }
-            Self::Version => class(
+            Self::UnsupportedVersion => class(
                 StatusCode::HTTP_VERSION_NOT_SUPPORTED,
-                "Version not served",
+                "Version not supported",
                 "http_request_error",
-                Reason::Version,
+                Reason::UnsupportedVersion,
             ),
             Self::IssuerPath => class(
                 StatusCode::FORBIDDEN,
@@ -318,17 +323,17 @@ impl Error {
                 DENIED,
                 Reason::PathDenied,
             ),
-            Self::Method => class(
+            Self::MethodNotAllowed => class(
                 StatusCode::METHOD_NOT_ALLOWED,
-                "Method not served",
+                "Method not allowed",
                 DENIED,
-                Reason::Method,
+                Reason::MethodNotAllowed,
             ),
-            Self::Expectation => class(
+            Self::ExpectationFailed => class(
                 StatusCode::EXPECTATION_FAILED,
                 "Expectation failed",
                 "http_request_error",
-                Reason::Expectation,
+                Reason::ExpectationFailed,
             ),
             Self::Loop => class(
                 StatusCode::LOOP_DETECTED,
@@ -344,7 +349,7 @@ impl Error {
             ),
             Self::Overloaded => class(
                 StatusCode::SERVICE_UNAVAILABLE,
-                "Too many requests under way",
+                "Too many requests in flight",
                 "destination_unavailable",
                 Reason::Overloaded,
             ),
@@ -354,11 +359,11 @@ impl Error {
                 "proxy_internal_error",
                 Reason::Internal,
             ),
-            Self::Refused | Self::Challenge => class(
+            Self::TokenRejected | Self::HiddenChallenge => class(
                 StatusCode::BAD_GATEWAY,
-                "Refused upstream",
+                "Rejected by the upstream",
                 "http_protocol_error",
-                Reason::Refused,
+                Reason::TokenRejected,
             ),
             Self::Connect(upstream::Error::Timeout { .. }) => class(
                 StatusCode::GATEWAY_TIMEOUT,
@@ -368,7 +373,7 @@ impl Error {
             ),
             Self::Connect(upstream::Error::Resolve { .. }) => class(
                 StatusCode::BAD_GATEWAY,
-                "Upstream name unknown",
+                "Upstream name not resolved",
                 "dns_error",
                 Reason::Resolve,
             ),
@@ -406,28 +411,28 @@ impl Error {
                 "http_response_timeout",
                 Reason::ResponseTimeout,
             ),
-            Self::BrokenOff => class(
+            Self::ConnectionClosed => class(
                 StatusCode::BAD_GATEWAY,
-                "Upstream broke off",
+                "Upstream closed the connection",
                 "connection_terminated",
-                Reason::BrokenOff,
+                Reason::ConnectionClosed,
             ),
-            Self::InvalidAnswer => class(
+            Self::InvalidResponse => class(
                 StatusCode::BAD_GATEWAY,
-                "Upstream answer invalid",
+                "Invalid upstream response",
                 "http_protocol_error",
-                Reason::InvalidAnswer,
+                Reason::InvalidResponse,
             ),
             Self::ClientBody => class(
                 StatusCode::BAD_REQUEST,
-                "Request body broke off",
+                "Incomplete request body",
                 "http_request_error",
                 Reason::ClientBody,
             ),
         }
     }
 
-    /// The answer. Its words carry no secret: none of the errors above holds one.
+    /// The response. It contains no secret: none of the errors above holds one.
     pub(crate) fn to_response(&self) -> Response<Bytes> {
         let Class {
             status,
@@ -451,7 +456,7 @@ impl Error {
             Self::NoToken {
                 retry_after: wait, ..
             }
-            | Self::TooOften { retry_after: wait } => {
+            | Self::RateLimited { retry_after: wait } => {
                 headers.insert(header::RETRY_AFTER, retry_after(*wait));
             }
             Self::Unauthenticated(challenges) => {
@@ -459,22 +464,25 @@ impl Error {
                     headers.append(header::WWW_AUTHENTICATE, challenge.clone());
                 }
             }
-            Self::TooManyAtOnce
+            Self::ConcurrencyLimited
             | Self::Overloaded
             | Self::Connect(upstream::Error::Full { .. } | upstream::Error::NoSocket { .. }) => {
                 headers.insert(header::RETRY_AFTER, retry_after(Duration::from_secs(1)));
             }
-            Self::Method => {
+            Self::MethodNotAllowed => {
                 let methods =
                     HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
                 headers.insert(header::ALLOW, methods);
             }
             _ => {}
         }
-        // What follows a malformed request on its connection cannot be trusted to be a request.
+        // What follows a malformed request on its connection may not be a request.
         if matches!(
             self,
-            Self::BadRequest(_) | Self::TargetTooLong | Self::HeadTooLarge | Self::Version
+            Self::BadRequest(_)
+                | Self::TargetTooLong
+                | Self::HeadTooLarge
+                | Self::UnsupportedVersion
         ) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -488,7 +496,7 @@ impl From<Fault> for Error {
             Fault::Malformed(why) => Self::BadRequest(why),
             Fault::TargetTooLong => Self::TargetTooLong,
             Fault::HeadTooLarge => Self::HeadTooLarge,
-            Fault::Version => Self::Version,
+            Fault::Version => Self::UnsupportedVersion,
         }
     }
 }
@@ -498,7 +506,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_of_ours_says_what_happened_in_three_ways() {
+    fn an_error_response_has_a_status_a_problem_document_and_a_proxy_status() {
         let error = Error::NoToken {
             reason: "issuer_unreachable",
             retry_after: Duration::from_millis(400),
@@ -531,19 +539,19 @@ mod tests {
             Error::ForeignSite(String::new()),
             Error::NoRequiredHeader(HeaderName::from_static("x-required")),
             Error::Unauthenticated(Arc::new([])),
-            Error::Stranger,
-            Error::TooOften {
+            Error::UnknownClient,
+            Error::RateLimited {
                 retry_after: Duration::ZERO,
             },
-            Error::TooManyAtOnce,
+            Error::ConcurrencyLimited,
             Error::BadRequest("malformed"),
             Error::TargetTooLong,
             Error::HeadTooLarge,
-            Error::Version,
+            Error::UnsupportedVersion,
             Error::IssuerPath,
             Error::PathDenied,
-            Error::Method,
-            Error::Expectation,
+            Error::MethodNotAllowed,
+            Error::ExpectationFailed,
             Error::Loop,
             Error::NoToken {
                 reason: "refreshing",
@@ -551,8 +559,8 @@ mod tests {
             },
             Error::Overloaded,
             Error::Internal,
-            Error::Refused,
-            Error::Challenge,
+            Error::TokenRejected,
+            Error::HiddenChallenge,
             Error::Connect(upstream::Error::Timeout {
                 endpoint: endpoint(),
                 limit: Duration::ZERO,
@@ -574,8 +582,8 @@ mod tests {
                 limit: 0,
             }),
             Error::ResponseTimeout,
-            Error::BrokenOff,
-            Error::InvalidAnswer,
+            Error::ConnectionClosed,
+            Error::InvalidResponse,
             Error::ClientBody,
         ]
     }

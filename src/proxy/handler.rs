@@ -243,7 +243,7 @@ impl RequestContext<'_> {
                 .is_some_and(|caller| caller.by_password)
             && self.view.config().retry.exhausted != Some(Exhausted::Relay);
         if is_hidden {
-            Err(Error::Challenge)
+            Err(Error::HiddenChallenge)
         } else {
             Ok(response)
         }

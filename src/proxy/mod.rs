@@ -1,4 +1,40 @@
-//! The data path: a request's life, on single-threaded workers.
+//! The data path: requests and responses, on single-threaded workers.
+//!
+//! # Folders and files
+//!
+//! Each may import from itself and from those below it; `tests/layering.rs` holds the order.
+//!
+//! | module | purpose |
+//! |---|---|
+//! | `runtime.rs` | a worker's thread: start, run, drain |
+//! | `server/` | the client's side: listeners, HTTP/1, HTTP/2, tunnels |
+//! | `handler.rs` | a request's life on one page |
+//! | `forward/` | one attempt, its response on the way back, the replay after a rejection |
+//! | `worker.rs` | what one worker owns |
+//! | `token_source.rs` | the worker's way to a credential |
+//! | `exchange.rs`, `exchange/` | what the parts of one exchange share: the request's body, its recording, the gate |
+//! | `settings.rs` | the configuration as one value, and each worker's view of it |
+//! | `connection/` | one client connection: socket, deadlines, state, limits |
+//! | `metrics.rs` | the counters of one worker |
+//! | `config.rs`, `route.rs` | what is configured; which upstream a request goes to |
+//! | `message/` | heads and bodies: what is read from them, and what is changed |
+//! | `policy/` | which requests are served: the guard, path rules, clients, CORS |
+//! | `error.rs` | the error responses of this proxy's own |
+//! | `framing.rs` | the strict reading of HTTP/1.1 messages |
+//!
+//! # The life of a connection
+//!
+//! `server/listener.rs` accepts it, if `connection/limits.rs` has a slot, and performs the TLS
+//! handshake. `server/connection.rs` finds out the protocol (ALPN, or the HTTP/2 preface), then
+//! `server/http1.rs` or `server/http2.rs` serves it with hyper. `connection/state.rs` sets the
+//! deadlines for the client's next moves. After a 101 `server/tunnel.rs` carries bytes both ways.
+//! Draining closes it after its request under way, or after a grace if there is none.
+//!
+//! # The life of a request
+//!
+//! `handler.rs`: accept → guard → client → path rules → token → attempt → judge → (refresh → replay)
+//! → response → counters. What goes out is built by `message/headers.rs`, which injects the token
+//! last; what comes back passes `forward/response.rs` and `forward/response_body.rs`.
 
 mod config;
 pub(crate) mod connection;
@@ -64,7 +100,7 @@ pub const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
 /// A listener's TLS, which follows its files.
 pub type ServerTls = Arc<reload::Reloadable<rustls::ServerConfig>>;
 
-/// The running data path.
+/// The running workers.
 #[derive(Debug)]
 pub struct Proxy {
     stop: CancellationToken,
@@ -143,17 +179,17 @@ impl Proxy {
         })
     }
 
-    /// What follows files: the keys of clients.
+    /// What follows its files: the keys of clients.
     pub fn reloadable(&self) -> Arc<dyn reload::Reload> {
         Arc::<clients::Keys>::clone(&self.keys)
     }
 
-    /// The numbers of each worker.
+    /// The counters of each worker.
     pub fn metrics(&self) -> Arc<[Arc<Metrics>]> {
         Arc::clone(&self.metrics)
     }
 
-    /// Resolves when a worker has ended by itself, after a panic in what carries all its requests.
+    /// Resolves when a worker has ended by itself, after a panic in a task that serves all its requests.
     pub(crate) fn poll_failed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let has_ended = |worker: &mut oneshot::Receiver<()>| pin!(worker).poll(cx).is_ready();
         if self.workers.iter_mut().any(has_ended) {
@@ -167,7 +203,7 @@ impl Proxy {
     pub async fn drain(self) {
         self.stop.cancel();
         for worker in self.workers {
-            // An error means that the worker is gone already.
+            // An error means that the worker has ended already.
             let _ = worker.await;
         }
     }

@@ -208,9 +208,9 @@ impl RequestContext<'_> {
                 let (head, answer) = response.into_parts();
                 if !headers::is_unambiguous(&head, self.upgrade.is_some()) {
                     body.end();
-                    self.count_failure(lease.endpoint(), &Error::InvalidAnswer);
+                    self.count_failure(lease.endpoint(), &Error::InvalidResponse);
                     return Err(Failure {
-                        error: Error::InvalidAnswer,
+                        error: Error::InvalidResponse,
                         again: false,
                     });
                 }
@@ -266,7 +266,7 @@ impl RequestContext<'_> {
         let error = classify(&failed, self.body);
         let is_lost = lease.is_reused()
             && (is_unwritten
-                || self.head.method.is_idempotent() && matches!(error, Error::BrokenOff));
+                || self.head.method.is_idempotent() && matches!(error, Error::ConnectionClosed));
         let again = (is_lost || upstream::is_unprocessed(&failed)) && self.body.can_replay();
         if !again {
             self.body.end();
@@ -362,8 +362,8 @@ fn classify(error: &hyper::Error, body: &RequestBody) -> Error {
     if body.has_failed() {
         Error::ClientBody
     } else if error.is_parse() {
-        Error::InvalidAnswer
+        Error::InvalidResponse
     } else {
-        Error::BrokenOff
+        Error::ConnectionClosed
     }
 }

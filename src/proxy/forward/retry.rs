@@ -70,7 +70,7 @@ impl RequestContext<'_> {
                 token.accepted();
                 Ok(relay)
             }
-            ReadAhead::Broken => Err(Error::BrokenOff),
+            ReadAhead::Broken => Err(Error::ConnectionClosed),
         }
     }
 
@@ -160,7 +160,7 @@ impl RequestContext<'_> {
         };
         let exhausted = |outcome| match refusal {
             Some(refusal) => self.exhausted(outcome, refusal),
-            None => Err(Error::BrokenOff),
+            None => Err(Error::ConnectionClosed),
         };
         let token = match rejection {
             Rejection::Newer(token) => token,
@@ -187,7 +187,7 @@ impl RequestContext<'_> {
                     relay
                 }
                 ReadAhead::TooLarge(relay) => relay,
-                ReadAhead::Broken => return Err(Error::BrokenOff),
+                ReadAhead::Broken => return Err(Error::ConnectionClosed),
             }
         } else {
             self.relay(second)
@@ -226,7 +226,7 @@ impl RequestContext<'_> {
             .retried(RetryReason::Unauthorized, outcome);
         match self.view.config().retry.exhausted {
             None | Some(Exhausted::Relay) => Ok(refusal),
-            Some(Exhausted::BadGateway) => Err(Error::Refused),
+            Some(Exhausted::BadGateway) => Err(Error::TokenRejected),
         }
     }
 }

@@ -317,7 +317,7 @@ impl Clients {
             None if identity.candidates.iter().any(|client| has_key(&client)) => {
                 Err(Error::Unauthenticated(Arc::clone(&self.challenges)))
             }
-            None => Err(Error::Stranger),
+            None => Err(Error::UnknownClient),
         }
     }
 

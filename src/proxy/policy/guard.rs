@@ -252,8 +252,8 @@ fn host_name(host: &[u8]) -> Option<String> {
 fn check_method(method: &Method) -> Result<(), Error> {
     // PRI begins HTTP/2: an upstream that accepts it would no longer speak HTTP/1.1.
     match *method {
-        Method::CONNECT | Method::TRACE => Err(Error::Method),
-        _ if method.as_str() == "PRI" => Err(Error::Method),
+        Method::CONNECT | Method::TRACE => Err(Error::MethodNotAllowed),
+        _ if method.as_str() == "PRI" => Err(Error::MethodNotAllowed),
         _ => Ok(()),
     }
 }
@@ -296,7 +296,7 @@ fn check_form(request: &Parts) -> Result<(), Error> {
     }
     for expectation in request.headers.get_all(header::EXPECT) {
         if !expectation.as_bytes().eq_ignore_ascii_case(b"100-continue") {
-            return Err(Error::Expectation);
+            return Err(Error::ExpectationFailed);
         }
     }
     Ok(())

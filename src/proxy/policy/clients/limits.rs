@@ -90,14 +90,14 @@ impl ClientLimits {
                     client,
                 };
                 if limits.in_flight.fetch_add(1, Relaxed) >= limit {
-                    return Err(Error::TooManyAtOnce);
+                    return Err(Error::ConcurrencyLimited);
                 }
                 Some(permit)
             }
         };
         match limits.rate.as_ref().map_or(Ok(()), RateLimiter::take) {
             Ok(()) => Ok(permit),
-            Err(retry_after) => Err(Error::TooOften { retry_after }),
+            Err(retry_after) => Err(Error::RateLimited { retry_after }),
         }
     }
 }
