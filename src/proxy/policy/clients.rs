@@ -265,7 +265,7 @@ impl Clients {
     /// The first client in the configuration whose conditions a request meets.
     ///
     /// # Errors
-    /// [`Error::Unauthenticated`] if a key is missing or wrong, [`Error::Stranger`] if no key would
+    /// [`Error::Unauthenticated`] if a key is missing or wrong, [`Error::UnknownClient`] if no key would
     /// be accepted on this connection.
     pub(crate) fn authenticate(
         &self,
@@ -346,7 +346,7 @@ impl Clients {
     /// flight.
     ///
     /// # Errors
-    /// [`Error::TooManyAtOnce`] or [`Error::TooOften`].
+    /// [`Error::ConcurrencyLimited`] or [`Error::RateLimited`].
     pub(crate) fn admit(self: &Arc<Self>, client_id: ClientId) -> Result<Option<Permit>, Error> {
         ClientLimits::admit(self, client_id.client)
     }
