@@ -43,6 +43,13 @@ pub fn literal(host: &str) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
+/// A host as resolvers and sockets need it: an IPv6 address without brackets.
+pub fn without_brackets(host: &str) -> &str {
+    host.strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(host)
+}
+
 /// Whether an address is a loopback one. `::ffff:127.0.0.1` is, as the IPv4 address that it stands
 /// for.
 pub fn is_loopback(address: IpAddr) -> bool {
@@ -121,6 +128,10 @@ mod tests {
             Some(IpAddr::from([192, 0, 2, 1]))
         );
         assert_eq!(literal("[192.0.2.1]"), None);
+        assert_eq!(
+            [without_brackets("[::1]"), without_brackets("a.example")],
+            ["::1", "a.example"]
+        );
         // As a socket address has it, which was not parsed here.
         let mapped: IpAddr = "::ffff:127.9.9.9".parse().unwrap();
         assert!(mapped.is_ipv6() && is_loopback(mapped));

@@ -71,11 +71,13 @@ fn missing_keys(loaded: &Loaded) -> Vec<String> {
     let needed = [
         (
             config.initial_grant.code.redirect_uri.is_none(),
-            r#"token.redirect_uri: is missing (write it exactly as it is registered at the cloud, as in "http://127.0.0.1:8765/callback")"#,
+            "token.redirect_uri: is missing (write it exactly as it is registered at the cloud, as \
+             in \"http://127.0.0.1:8765/callback\")",
         ),
         (
             config.token.state_file.is_none(),
-            r#"token.state_file: is missing, and tokens are stored there (write state_file = "state/token.json")"#,
+            "token.state_file: is missing, and tokens are stored there (write state_file = \
+             \"state/token.json\")",
         ),
     ];
     needed

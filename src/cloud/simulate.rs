@@ -5,6 +5,7 @@ use std::{
 };
 
 use clap::Args;
+use humantime::parse_duration;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::{config::Config, faults::IssuerResponse, server::Cloud, state::Event};
@@ -26,17 +27,17 @@ pub struct SimulateArgs {
     #[arg(long)]
     pub allow_remote: bool,
     /// Lifetime of an access token
-    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_duration)]
     pub token_lifetime: Duration,
     /// Lifetime of a refresh token
-    #[arg(long, value_name = "DURATION", default_value = "30d", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "30d", value_parser = parse_duration)]
     pub refresh_lifetime: Duration,
     /// Do not replace the refresh token when it is used
     #[arg(long)]
     pub no_rotation: bool,
     /// How long a replaced refresh token may be used again; after that, its use revokes all tokens
     /// of its family
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     pub reuse_grace: Duration,
     /// The client's id
     #[arg(long, value_name = "ID", default_value = "demo")]
@@ -48,16 +49,16 @@ pub struct SimulateArgs {
     #[arg(long, value_name = "DIR")]
     pub folder: Option<PathBuf>,
     /// Delay of each call of the issuer
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     pub issuer_latency: Duration,
     /// Delay of each call of a file interface
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     pub files_latency: Duration,
     /// Respond 500 to the first N calls of the issuer
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub issuer_errors: u32,
     /// Reject every access token for this long after the start
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     pub reject_for: Duration,
     /// Reject access tokens with a 200 whose JSON body states the failure
     #[arg(long)]

@@ -128,55 +128,56 @@ impl Raw {
     pub(super) fn add_file(&mut self, file: &Path, text: &str) {
         // Some Windows editors write a byte order mark. Columns do not count it.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let positions = SourceText {
+        let source = SourceText {
             file: Arc::from(file),
             text,
         };
         let (table, errors) = DeTable::parse_recoverable(text);
         self.complete = errors.is_empty();
-        self.end = Some(positions.at(text.len()));
-        self.add_table("", table.get_ref(), &positions);
+        self.end = Some(source.at(text.len()));
+        self.add_table("", table.get_ref(), &source);
 
         // Findings for the remains of a malformed line would mislead.
-        let broken = SyntaxErrors::new(&errors, &positions);
-        self.mistakes.retain(|mistake| !broken.covers(&mistake.pos));
+        let errors_found = SyntaxErrors::new(&errors, &source);
+        self.mistakes
+            .retain(|mistake| !errors_found.covers(&mistake.pos));
         self.entries
-            .retain(|_, entry| !entry.positions().any(|pos| broken.covers(pos)));
-        self.mistakes.extend(broken.mistakes(&positions));
+            .retain(|_, entry| !entry.positions().any(|pos| errors_found.covers(pos)));
+        self.mistakes.extend(errors_found.mistakes(&source));
     }
 
-    fn add_table(&mut self, prefix: &str, table: &DeTable<'_>, positions: &SourceText<'_>) {
+    fn add_table(&mut self, prefix: &str, table: &DeTable<'_>, source: &SourceText<'_>) {
         for (name, value) in table {
             let path = if prefix.is_empty() {
                 name.get_ref().to_string()
             } else {
                 format!("{prefix}.{}", name.get_ref())
             };
-            let pos = positions.at(name.span().start);
+            let pos = source.at(name.span().start);
             // `"proxy.listen" = …` is a single name with a dot, not a key in a section.
             let is_odd = name.get_ref().contains(['.', '[']);
             let list = keys::ARRAYS.into_iter().find(|list| *list == path);
             if let Some(list) = list {
-                self.add_list(list, value.get_ref(), pos, positions);
+                self.add_list(list, value.get_ref(), pos, source);
                 continue;
             }
             match value.get_ref() {
                 given if !is_odd && keys::find(&path).is_some() => {
-                    let pos = positions.at(value.span().start);
+                    let pos = source.at(value.span().start);
                     self.set(
                         &path,
                         Entry {
-                            value: Value::from_toml(given, positions),
+                            value: Value::from_toml(given, source),
                             pos,
                         },
                     );
                 }
                 DeValue::Table(inner) if path == keys::UPSTREAMS => {
-                    self.add_upstreams(inner, positions)
+                    self.add_upstreams(inner, source)
                 }
                 DeValue::Table(inner) if !is_odd && keys::is_section(&path) => {
                     self.sections.insert(path.clone(), pos);
-                    self.add_table(&path, inner, positions);
+                    self.add_table(&path, inner, source);
                 }
                 _ if !is_odd && (keys::is_section(&path) || path == keys::UPSTREAMS) => {
                     let header = if path == keys::UPSTREAMS {
@@ -201,7 +202,7 @@ impl Raw {
         list: &'static str,
         given: &DeValue<'_>,
         pos: SourcePos,
-        positions: &SourceText<'_>,
+        source: &SourceText<'_>,
     ) {
         let header = keys::header(list);
         let DeValue::Array(elements) = given else {
@@ -211,7 +212,7 @@ impl Raw {
             return;
         };
         for (index, element) in elements.iter().enumerate() {
-            let pos = positions.at(element.span().start);
+            let pos = source.at(element.span().start);
             let DeValue::Table(inner) = element.get_ref() else {
                 let hint = format!("write {header}, and its keys below");
                 self.mistakes
@@ -221,15 +222,15 @@ impl Raw {
             let path = format!("{list}[{index}]");
             self.sections.insert(path.clone(), pos);
             self.tables.insert((list, index), path.clone());
-            self.add_table(&path, inner, positions);
+            self.add_table(&path, inner, source);
         }
     }
 
     /// Reads `[upstreams.NAME]`.
-    fn add_upstreams(&mut self, named: &DeTable<'_>, positions: &SourceText<'_>) {
+    fn add_upstreams(&mut self, named: &DeTable<'_>, source: &SourceText<'_>) {
         for (name, value) in named {
             let path = format!("{}.{}", keys::UPSTREAMS, name.get_ref());
-            let pos = positions.at(name.span().start);
+            let pos = source.at(name.span().start);
             let problem = match value.get_ref() {
                 DeValue::Table(_) if name.get_ref() == keys::DEFAULT => problem(
                     "is reserved for [upstream]",
@@ -242,7 +243,7 @@ impl Raw {
                 DeValue::Table(inner) => {
                     self.sections.insert(path.clone(), pos);
                     self.upstreams.insert(path.clone());
-                    self.add_table(&path, inner, positions);
+                    self.add_table(&path, inner, source);
                     continue;
                 }
                 _ => problem(
@@ -370,10 +371,10 @@ fn is_upstream_name(name: &str) -> bool {
 }
 
 impl Entry {
-    fn from_toml(value: &DeValue<'_>, span: Range<usize>, positions: &SourceText<'_>) -> Self {
+    fn from_toml(value: &DeValue<'_>, span: Range<usize>, source: &SourceText<'_>) -> Self {
         Self {
-            value: Value::from_toml(value, positions),
-            pos: positions.at(span.start),
+            value: Value::from_toml(value, source),
+            pos: source.at(span.start),
         }
     }
 
@@ -423,16 +424,16 @@ impl Value {
 
     /// Parses a TOML value.
     pub(super) fn from_toml_text(text: &str) -> Option<Self> {
-        let positions = SourceText {
+        let source = SourceText {
             file: Arc::from(Path::new("")),
             text,
         };
         DeValue::parse(text)
             .ok()
-            .map(|value| Self::from_toml(value.get_ref(), &positions))
+            .map(|value| Self::from_toml(value.get_ref(), &source))
     }
 
-    fn from_toml(value: &DeValue<'_>, positions: &SourceText<'_>) -> Self {
+    fn from_toml(value: &DeValue<'_>, source: &SourceText<'_>) -> Self {
         match value {
             DeValue::String(text) => Self::Text(text.to_string().into()),
             DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
@@ -441,14 +442,14 @@ impl Value {
             DeValue::Array(elements) => Self::List(
                 elements
                     .iter()
-                    .map(|element| Entry::from_toml(element.get_ref(), element.span(), positions))
+                    .map(|element| Entry::from_toml(element.get_ref(), element.span(), source))
                     .collect(),
             ),
             DeValue::Table(table) => Self::Table(
                 table
                     .iter()
                     .map(|(name, element)| {
-                        let entry = Entry::from_toml(element.get_ref(), element.span(), positions);
+                        let entry = Entry::from_toml(element.get_ref(), element.span(), source);
                         (name.get_ref().to_string(), entry)
                     })
                     .collect(),

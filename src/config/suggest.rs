@@ -36,22 +36,20 @@ fn header(section: &str) -> String {
 fn nearest_key(section: &str, name: &str) -> String {
     // `[upstreams.docs]` has the keys of `[upstream]`.
     let own_section = keys::table_path(section);
-    let section_header = |section_header: &str| match section_header.strip_prefix(&*own_section) {
-        Some(rest) if section_header == own_section || is_within(section_header, &own_section) => {
+    let header_of = |other: &str| match other.strip_prefix(&*own_section) {
+        Some(rest) if other == own_section || is_within(other, &own_section) => {
             keys::header(&format!("{}{rest}", keys::without_index(section)))
         }
-        _ => keys::header(section_header),
+        _ => keys::header(other),
     };
     let mut sections: Vec<&str> = keys::keys()
         .iter()
         .filter(|key| key.name() == name)
         .map(Key::section)
         .collect();
-    if sections
-        .iter()
-        .any(|section_header| is_within(section_header, &own_section))
-    {
-        sections.retain(|section_header| is_within(section_header, &own_section));
+    let is_subsection = |other: &&str| is_within(other, &own_section);
+    if sections.iter().any(is_subsection) {
+        sections.retain(is_subsection);
     }
     let own = names_in(&own_section);
     let longer: Vec<&str> = own
@@ -63,14 +61,8 @@ fn nearest_key(section: &str, name: &str) -> String {
         return format!("did you mean {}?", longer.join(" or "));
     }
     if !sections.is_empty() {
-        return format!(
-            "belongs in {}",
-            sections
-                .into_iter()
-                .map(section_header)
-                .collect::<Vec<_>>()
-                .join(" or ")
-        );
+        let headers: Vec<_> = sections.into_iter().map(header_of).collect();
+        return format!("belongs in {}", headers.join(" or "));
     }
     if let Some(name) = nearest(name, own.iter().copied()) {
         return format!("did you mean {name}?");
@@ -80,9 +72,9 @@ fn nearest_key(section: &str, name: &str) -> String {
         Some(key) => format!(
             "did you mean {} in {}?",
             key.name(),
-            section_header(key.section())
+            header_of(key.section())
         ),
-        None => format!("{} has {}", section_header(&own_section), own.join(", ")),
+        None => format!("{} has {}", header_of(&own_section), own.join(", ")),
     }
 }
 
@@ -98,14 +90,14 @@ fn names_in(section: &str) -> Vec<&'static str> {
 }
 
 pub(super) fn unknown_variable(name: &str) -> Problem {
-    let list = name
+    let array = name
         .strip_prefix(keys::PREFIX)
         .and_then(|rest| rest.split("__").next());
-    if let Some(list) = keys::ARRAYS
+    if let Some(array) = keys::ARRAYS
         .into_iter()
-        .find(|own| list.is_some_and(|list| list.eq_ignore_ascii_case(own)))
+        .find(|own| array.is_some_and(|array| array.eq_ignore_ascii_case(own)))
     {
-        let hint = format!("write {} in the configuration file", keys::header(list));
+        let hint = format!("write {} in the configuration file", keys::header(array));
         return problem(
             "belongs to an array of tables, whose keys variables cannot set",
             hint,
@@ -113,20 +105,24 @@ pub(super) fn unknown_variable(name: &str) -> Problem {
     }
     let settable = || keys::keys().iter().filter(|key| !key.is_in_array());
     let last_word = name.rsplit("__").next().unwrap_or(name);
-    let sections: Vec<String> = settable()
+    let same_name: Vec<String> = settable()
         .filter(|key| key.name().eq_ignore_ascii_case(last_word))
         .map(Key::variable)
         .collect();
     // Compared without the common prefix, which would make all names similar.
-    let rest = |name: &str| {
+    let without_prefix = |name: &str| {
         name.strip_prefix(keys::PREFIX)
             .unwrap_or_default()
             .to_owned()
     };
-    let rests: Vec<String> = settable().map(|key| rest(&key.variable())).collect();
-    let hint = if !sections.is_empty() {
-        format!("did you mean {}?", sections.join(" or "))
-    } else if let Some(nearest) = nearest(&rest(name), rests.iter().map(String::as_str)) {
+    let candidates: Vec<String> = settable()
+        .map(|key| without_prefix(&key.variable()))
+        .collect();
+    let hint = if !same_name.is_empty() {
+        format!("did you mean {}?", same_name.join(" or "))
+    } else if let Some(nearest) =
+        nearest(&without_prefix(name), candidates.iter().map(String::as_str))
+    {
         format!("did you mean {}{nearest}?", keys::PREFIX)
     } else {
         format!(
@@ -158,7 +154,7 @@ pub(super) fn misspelled_variable(name: &str) -> Option<Guess> {
         words.join("_")
     };
     let given = words(name);
-    let rest = given.strip_prefix("BEARER_PROXY_")?;
+    let name = given.strip_prefix("BEARER_PROXY_")?;
     let settable = || keys::keys().iter().filter(|key| !key.is_in_array());
     if let Some(key) = settable().find(|key| words(&key.variable()) == given) {
         return Some(Guess::Certain(problem(
@@ -166,12 +162,12 @@ pub(super) fn misspelled_variable(name: &str) -> Option<Guess> {
             format!("did you mean {}?", key.variable()),
         )));
     }
-    let sections: Vec<String> = settable()
-        .filter(|key| key.name().eq_ignore_ascii_case(rest))
+    let same_name: Vec<String> = settable()
+        .filter(|key| key.name().eq_ignore_ascii_case(name))
         .map(Key::variable)
         .collect();
-    let hint = format!("did you mean {}?", sections.join(" or "));
-    if sections.is_empty() {
+    let hint = format!("did you mean {}?", same_name.join(" or "));
+    if same_name.is_empty() {
         None
     } else {
         Some(Guess::Likely(problem(REASON, hint)))
@@ -182,7 +178,7 @@ pub(super) fn nearest<'a>(
     name: &str,
     candidates: impl Iterator<Item = &'a str>,
 ) -> Option<&'a str> {
-    const ALIKE: f64 = 0.6;
+    const MIN_SIMILARITY: f64 = 0.6;
     // The comparison takes quadratic time, and such a long name is no typing error.
     let name = if name.len() > 100 {
         return None;
@@ -196,7 +192,7 @@ pub(super) fn nearest<'a>(
                 candidate,
             )
         })
-        .filter(|(likeness, _)| *likeness >= ALIKE)
+        .filter(|(similarity, _)| *similarity >= MIN_SIMILARITY)
         .max_by(|(a, _), (b, _)| a.total_cmp(b))
         .map(|(_, candidate)| candidate)
 }

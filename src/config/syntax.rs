@@ -16,15 +16,15 @@ pub(super) struct SyntaxErrors<'a> {
 }
 
 impl<'a> SyntaxErrors<'a> {
-    pub(super) fn new(errors: &'a [Error], positions: &SourceText<'_>) -> Self {
+    pub(super) fn new(errors: &'a [Error], source: &SourceText<'_>) -> Self {
         let mut lines = BTreeMap::new();
         for error in errors {
             let start = error.span().map_or(0, |span| span.start);
             lines
-                .entry(positions.line(start))
+                .entry(source.line(start))
                 .or_insert((start, error.message()));
         }
-        let text: Vec<&str> = positions.text.lines().map(str::trim).collect();
+        let text: Vec<&str> = source.text.lines().map(str::trim).collect();
         let line = |number: usize| text.get(number - 1).copied().unwrap_or_default();
         let is_section =
             |number: &usize| line(*number).starts_with('[') && !lines.contains_key(number);
@@ -34,11 +34,11 @@ impl<'a> SyntaxErrors<'a> {
                 && !message.starts_with("unexpected key")
                 && !message.starts_with("duplicate key")
         };
-        let broken = lines
+        let malformed = lines
             .iter()
             .filter(|(number, (_, message))| is_dropped(number, message));
         // The header of the next section may have been parsed as a part of the malformed one.
-        let dropped: Vec<_> = broken
+        let dropped: Vec<_> = malformed
             .map(|(number, _)| {
                 number + 1
                     ..(number + 1..=text.len())
@@ -62,15 +62,13 @@ impl<'a> SyntaxErrors<'a> {
         self.lines.contains_key(line) || self.dropped.iter().any(|range| range.contains(line))
     }
 
-    pub(super) fn mistakes(&self, positions: &SourceText<'_>) -> Vec<Finding> {
+    pub(super) fn mistakes(&self, source: &SourceText<'_>) -> Vec<Finding> {
         // An unclosed list causes the same error in every line below it.
         let mut last = "";
         let mut mistakes = Vec::new();
         for &(start, message) in self.lines.values() {
             if message != last || !message.starts_with("missing comma") {
-                mistakes.push(
-                    syntax_problem(message, positions.text, start).at(positions.at(start), ""),
-                );
+                mistakes.push(syntax_problem(message, source.text, start).at(source.at(start), ""));
             }
             last = message;
         }
@@ -149,5 +147,5 @@ fn syntax_problem(message: &str, text: &str, offset: usize) -> Problem {
 }
 
 /// The hint for a Windows path in double quotes.
-pub(super) const BACKSLASH_HINT: &str = "a backslash in double quotes begins an escape: write the path in single quotes, \
-     as in 'C:\\proxy\\token.json', or with forward slashes";
+pub(super) const BACKSLASH_HINT: &str = "a backslash in double quotes begins an escape: write \
+     the path in single quotes, as in 'C:\\proxy\\token.json', or with forward slashes";

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Shorter keys can be guessed.
-const GOOD_KEY_LENGTH: usize = 16;
+const MIN_KEY_LENGTH: usize = 16;
 
 /// The clients whose tables have no mistake.
 pub(super) fn clients(r: &mut Reader, listeners: &[ListenerEntry]) -> Vec<Client> {
@@ -135,9 +135,9 @@ fn check_credentials(r: &mut Reader, section: &str, key: Option<&Secret>) {
         );
         r.mistake(secret_pos.clone(), &key_of("key"), problem);
     }
-    if key.is_some_and(|key| key.expose().chars().count() < GOOD_KEY_LENGTH) {
+    if key.is_some_and(|key| key.expose().chars().count() < MIN_KEY_LENGTH) {
         let reason = format!(
-            "is shorter than {GOOD_KEY_LENGTH} characters: an attacker who can connect may guess it"
+            "is shorter than {MIN_KEY_LENGTH} characters: an attacker who can connect may guess it"
         );
         r.warning(
             secret_pos,
@@ -149,13 +149,14 @@ fn check_credentials(r: &mut Reader, section: &str, key: Option<&Secret>) {
 
 /// A subject needs a listener that requests client certificates.
 fn check_tls_subject(r: &mut Reader, key: &str, listeners: &[ListenerEntry]) {
-    let asks = |one: &ListenerEntry| {
-        one.listener
+    let requests_certificates = |entry: &ListenerEntry| {
+        entry
+            .listener
             .tls
             .as_ref()
             .is_some_and(|tls| tls.client_ca_file.is_some())
     };
-    if !listeners.is_empty() && !listeners.iter().any(asks) {
+    if !listeners.is_empty() && !listeners.iter().any(requests_certificates) {
         let hint = "write a [[listener]] with tls.cert_file, tls.key_file and tls.client_ca_file";
         r.missing(
             r.pos(key),

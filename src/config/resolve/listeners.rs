@@ -132,11 +132,11 @@ fn require_authentication(
     ListenerEntry { listener, key, pos }: &ListenerEntry,
     open: Option<bool>,
 ) {
-    const VARIABLE: &str = "listen on 127.0.0.1, or set BEARER_PROXY__PROXY__ALLOW_UNAUTHENTICATED=true if the network \
-                            admits only the right clients";
+    const VARIABLE: &str = "listen on 127.0.0.1, or set \
+        BEARER_PROXY__PROXY__ALLOW_UNAUTHENTICATED=true if the network admits only the right clients";
     let address = &listener.address;
-    let is_guarded = !r.tables("client").is_empty();
-    if open != Some(false) || address.is_local() || is_guarded {
+    let has_clients = !r.tables("client").is_empty();
+    if open != Some(false) || address.is_local() || has_clients {
         return;
     }
     let reason = format!(
@@ -144,11 +144,12 @@ fn require_authentication(
          without authentication"
     );
     let hint = if *key == "proxy.listen" {
-        "listen on 127.0.0.1, authenticate clients with [[client]], or write allow_unauthenticated = true in [proxy] if \
-         the network admits only the right clients"
+        "listen on 127.0.0.1, authenticate clients with [[client]], or write \
+         allow_unauthenticated = true in [proxy] if the network admits only the right clients"
     } else {
-        "listen on 127.0.0.1, require client certificates with tls.client_ca_file, authenticate clients with [[client]], \
-         or write allow_unauthenticated = true here if the network admits only the right clients"
+        "listen on 127.0.0.1, require client certificates with tls.client_ca_file, authenticate \
+         clients with [[client]], or write allow_unauthenticated = true here if the network admits \
+         only the right clients"
     };
     r.missing(
         pos.clone(),
@@ -161,8 +162,8 @@ fn require_authentication(
 /// send.
 pub(super) fn relax_guards(listeners: &mut [ListenerEntry], clients: &[Client]) {
     let is_off = !clients.is_empty() && clients.iter().all(Client::is_csrf_safe);
-    for one in listeners {
-        one.listener.guard.is_off = is_off;
+    for entry in listeners {
+        entry.listener.guard.is_off = is_off;
     }
 }
 
@@ -175,17 +176,20 @@ pub(super) fn recommend_required_header(r: &mut Reader, listeners: &[ListenerEnt
             guard,
             tls,
         } = listener;
-        let is_known_otherwise =
+        let is_protected =
             guard.is_off || guard.required_header.is_some() || r.is_given("proxy.required_header");
-        let is_named = !address.is_local() || !guard.allowed_hosts.is_empty();
-        if tls.is_some() || matches!(address, Address::Unix(_)) || !is_named || is_known_otherwise {
+        let has_other_names = !address.is_local() || !guard.allowed_hosts.is_empty();
+        if tls.is_some() || matches!(address, Address::Unix(_)) || !has_other_names || is_protected
+        {
             continue;
         }
         let reason = format!(
-            "{address} is plain http with host names other than localhost, for which browsers do not send Origin and \
-             Sec-Fetch-Site with simple requests: any web page could send requests there"
+            "{address} is plain http with host names other than localhost, for which browsers do \
+             not send Origin and Sec-Fetch-Site with simple requests: any web page could send \
+             requests there"
         );
-        let hint = r#"if the apps can send an additional header, write required_header = "x-bearer-proxy" in [proxy]"#;
+        let hint = "if the apps can send an additional header, write required_header = \
+            \"x-bearer-proxy\" in [proxy]";
         let variable = "if the apps can send an additional header, set \
             BEARER_PROXY__PROXY__REQUIRED_HEADER=x-bearer-proxy";
         r.warning(
@@ -210,7 +214,7 @@ pub(super) fn reject_overlaps(
     });
     let data = listeners
         .iter()
-        .map(|one| (&one.listener.address, one.key, one.pos.clone()));
+        .map(|entry| (&entry.listener.address, entry.key, entry.pos.clone()));
     for (index, (address, key, pos)) in data.chain(admin).enumerate() {
         let earlier = listeners
             .iter()
@@ -218,11 +222,14 @@ pub(super) fn reject_overlaps(
             .find(|earlier| overlap(&earlier.listener.address, address));
         if let Some(ListenerEntry {
             listener,
-            key: taken,
+            key: earlier_key,
             ..
         }) = earlier
         {
-            let reason = format!("{address} overlaps with {} in {taken}", listener.address);
+            let reason = format!(
+                "{address} overlaps with {} in {earlier_key}",
+                listener.address
+            );
             r.mistake(pos, key, problem(reason, "use another port"));
         }
     }

@@ -208,8 +208,8 @@ fn check_initial_token(r: &mut Reader, state_file: Option<&Path>) {
     }
     let hint = "write redirect_uri and state_file and run `bearer-proxy login`, or write the first \
         refresh token";
-    let variables = "set BEARER_PROXY__TOKEN__REDIRECT_URI and BEARER_PROXY__TOKEN__STATE_FILE and run `bearer-proxy \
-                     login`, or set this to the first refresh token";
+    let variables = "set BEARER_PROXY__TOKEN__REDIRECT_URI and BEARER_PROXY__TOKEN__STATE_FILE and \
+        run `bearer-proxy login`, or set this to the first refresh token";
     r.missing(pos, KEY, problem(reason, hint).or_variable(variables));
 }
 

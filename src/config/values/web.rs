@@ -104,10 +104,7 @@ fn endpoint_of(url: &Url) -> Option<Endpoint> {
     };
     Some(Endpoint {
         scheme,
-        host: host
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .to_owned(),
+        host: host::without_brackets(host).to_owned(),
         port: url.port_or_known_default()?,
         origin: format!("{}://{authority}", url.scheme()),
         authority: HeaderValue::try_from(authority).ok()?,
