@@ -10,7 +10,7 @@ use super::{
 };
 
 /// An answer of the issuer's: a byte chooses its status, a line is its `Retry-After`, the rest is its body.
-pub fn answer(data: &[u8]) {
+pub fn token_response(data: &[u8]) {
     let Some((&status, rest)) = data.split_first() else {
         return;
     };
@@ -68,6 +68,6 @@ pub fn answer(data: &[u8]) {
 mod tests {
     #[test]
     fn the_corpus() {
-        crate::base::corpus::each("answer", super::answer);
+        crate::base::corpus::each("token_response", super::token_response);
     }
 }
