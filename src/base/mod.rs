@@ -22,6 +22,7 @@
 //! | [`watch`] | notices that files have changed |
 
 pub mod backoff;
+pub mod blocking;
 pub mod clock;
 pub(crate) mod coop;
 #[cfg(test)]
