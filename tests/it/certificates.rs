@@ -10,7 +10,7 @@ use std::{
 use bearer_proxy::{
     base::clock,
     config::{self, Source},
-    token::FailureClass,
+    token::{FailureClass, InitialGrant as _, jwt_grant::JwtGrant},
 };
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -65,7 +65,7 @@ fn der(pair: &Pair) -> CertificateDer<'static> {
 async fn a_renewed_certificate_is_shown_without_a_restart_and_its_end_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let authority = authority();
-    let cloud = issuer().await;
+    let cloud = crate::common::cloud().await;
     let (app, address, admin) = with_tls(folder.path(), &authority, &cloud).await;
     let apps = Arc::new(client_config(
         &authority,
@@ -128,7 +128,7 @@ async fn a_swapped_folder_of_certificates_is_noticed_as_kubernetes_makes_them() 
     }
     let (cert, key) = (at("proxy.pem"), at("proxy.key"));
     let proxy = proxy(
-        &issuer().await,
+        &crate::common::cloud().await,
         &[
             ("listener[0].address", "127.0.0.1:0"),
             ("listener[0].tls.cert_file", cert.to_str().unwrap()),
@@ -151,7 +151,7 @@ async fn a_swapped_folder_of_certificates_is_noticed_as_kubernetes_makes_them() 
 async fn apps_of_a_former_authority_are_out_though_they_were_in_before() {
     let folder = tempfile::tempdir().unwrap();
     let (former, new) = (authority(), authority());
-    let cloud = issuer().await;
+    let cloud = crate::common::cloud().await;
     let (app, address, _) = with_tls(folder.path(), &former, &cloud).await;
     let old_app = Arc::new(client_config(
         &former,
@@ -172,7 +172,8 @@ async fn apps_of_a_former_authority_are_out_though_they_were_in_before() {
 async fn an_app_whose_certificate_expires_is_out_though_it_was_in_before() {
     let folder = tempfile::tempdir().unwrap();
     let authority = authority();
-    let (_app, address, _) = with_tls(folder.path(), &authority, &issuer().await).await;
+    let (_app, address, _) =
+        with_tls(folder.path(), &authority, &crate::common::cloud().await).await;
     let app = Arc::new(client_config(
         &authority,
         Some(identity_for(&authority, "app", Duration::from_secs(5))),
@@ -275,9 +276,7 @@ async fn first_tokens_without_a_person_follow_new_certificates_too() {
     })
     .unwrap()
     .config;
-    let tokens = config
-        .initial_grant
-        .build(&config.token.issuer, clock::system())
+    let tokens = JwtGrant::new(&config.initial_grant, &config.token.issuer, clock::system())
         .unwrap()
         .unwrap();
     assert_eq!(

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::common::{
-    eventually, get, issuer, picky,
+    cloud, eventually, get, picky,
     process::{Running, free_address, listens},
     ready, send, text_at,
 };
@@ -132,7 +132,7 @@ fn mask(running: &Running, field: &str) -> u64 {
 /// The kernel gives `/proc/PID` of what may not be dumped to the superuser, and lets nobody else read or trace it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_22_nobody_reads_the_memory_of_a_running_process() {
-    let home = Home::new(&issuer().await);
+    let home = Home::new(&cloud().await);
     for command in ["run", "login"] {
         let mut program = home.as_stranger(&home.path("bearer-proxy"));
         program

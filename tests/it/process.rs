@@ -11,7 +11,7 @@ use std::{
 use tokio::io::AsyncWriteExt as _;
 
 use crate::common::{
-    LIMIT, eventually, get, issuer, picky,
+    LIMIT, cloud, eventually, get, picky,
     process::{Running, free_address, free_port, listens, program},
     read_head, read_head_granting, ready, scripted, send, text_at,
 };
@@ -224,7 +224,7 @@ fn init_writes_where_it_is_told() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn status_does_not_mind_what_else_is_wrong() {
     let folder = tempfile::tempdir().unwrap();
-    let (_, admin) = configuration(folder.path(), &issuer().await);
+    let (_, admin) = configuration(folder.path(), &cloud().await);
     let _running = start(folder.path());
     listens(admin).await;
     amend(
@@ -296,7 +296,7 @@ fn an_occupied_port_is_one_clear_line_and_the_state_is_not_touched() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_instance_does_not_start() {
     let folder = tempfile::tempdir().unwrap();
-    let (address, _) = configuration(folder.path(), &issuer().await);
+    let (address, _) = configuration(folder.path(), &cloud().await);
     let _first = start(folder.path());
     listens(address).await;
     let (code, _, error) = words(&run(folder.path(), &["run"]));
@@ -385,7 +385,7 @@ async fn status_tells_ready_not_ready_and_unreachable_apart() {
         Some(0)
     );
     drop(not_ready);
-    let (_, admin) = configuration(folder.path(), &issuer().await);
+    let (_, admin) = configuration(folder.path(), &cloud().await);
     let _ready = start(folder.path());
     listens(admin).await;
     eventually("it is ready", async || {
@@ -501,7 +501,7 @@ async fn killed_in_the_middle_of_a_refresh_it_knows_so_and_goes_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_environment_alone_is_enough() {
     let folder = tempfile::tempdir().unwrap();
-    let cloud = issuer().await;
+    let cloud = cloud().await;
     let port = free_port();
     let child = program(folder.path())
         .env("BEARER_PROXY__PROXY__LISTEN", format!("127.0.0.1:{port}"))
@@ -522,7 +522,7 @@ async fn the_environment_alone_is_enough() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_does_not_speak_tls_is_told_of_each_second() {
     let folder = tempfile::tempdir().unwrap();
-    let (address, _) = configuration(folder.path(), &issuer().await);
+    let (address, _) = configuration(folder.path(), &cloud().await);
     let own = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     fs::write(folder.path().join("own.pem"), own.cert.pem()).unwrap();
     fs::write(
@@ -560,7 +560,7 @@ async fn who_does_not_speak_tls_is_told_of_each_second() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_says_whose_a_request_was_and_nothing_of_its_query() {
     let folder = tempfile::tempdir().unwrap();
-    let (address, _) = configuration(folder.path(), &issuer().await);
+    let (address, _) = configuration(folder.path(), &cloud().await);
     let more = "[log]\naccess = \"all\"\n[[client]]\nname = \"backup\"\nkey = \"key-of-the-backup\"\nheader = \"x-key\"\nrate = \"1/h\"\n";
     let path = folder.path().join("proxy.toml");
     fs::write(&path, fs::read_to_string(&path).unwrap() + more).unwrap();
@@ -624,7 +624,7 @@ async fn the_log_says_whose_a_request_was_and_nothing_of_its_query() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_metric_and_every_value_of_its_labels_is_documented() {
     let folder = tempfile::tempdir().unwrap();
-    let (address, admin) = configuration(folder.path(), &issuer().await);
+    let (address, admin) = configuration(folder.path(), &cloud().await);
     let _running = start(folder.path());
     listens(address).await;
     let metrics = text_at(admin, "/metrics").await;

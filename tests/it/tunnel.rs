@@ -21,7 +21,7 @@ async fn shake_hands(stream: &mut TcpStream) -> io::Result<bool> {
         if head.is_empty() {
             return Ok(false);
         }
-        if head.contains("token-0-1\r\n") {
+        if head.contains("token-1\r\n") {
             stream
                 .write_all(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n")
                 .await?;

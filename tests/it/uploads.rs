@@ -463,7 +463,7 @@ async fn chunks_that_were_refused_end_in_good_order() {
                 if head.is_empty() {
                     return Ok(());
                 }
-                let is_fresh = !head.contains("Bearer token-0-1\r\n");
+                let is_fresh = !head.contains("Bearer token-1\r\n");
                 if head.contains("100-continue") {
                     stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
                 }

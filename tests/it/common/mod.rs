@@ -6,6 +6,7 @@ pub mod frames;
 pub mod process;
 pub mod strict;
 pub mod tls;
+pub mod upstream;
 pub mod web;
 
 use std::{future::Future, io, net::SocketAddr, time::Duration};
@@ -17,14 +18,16 @@ use bearer_proxy::{
     net::socket::Address,
 };
 use bytes::Bytes;
-use http::{Request, Response, header};
+use http::{Response, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
 };
+
+use self::upstream::{Request, Upstream, oauth_error, ok};
 
 /// Longer than anything here takes; a test that waits this long has failed.
 pub const LIMIT: Duration = Duration::from_secs(30);
@@ -99,7 +102,7 @@ impl Proxy {
     }
 
     /// Sends one request on a connection of its own.
-    pub async fn send(&self, request: Request<Full<Bytes>>) -> Response<Bytes> {
+    pub async fn send(&self, request: http::Request<Full<Bytes>>) -> Response<Bytes> {
         send(self.address, request).await
     }
 
@@ -107,19 +110,67 @@ impl Proxy {
         self.send(get(path)).await
     }
 
-    /// Waits until `/readyz` says yes.
+    /// Sends these bytes and reads until the connection closes.
+    pub async fn raw(&self, request: &str) -> String {
+        raw(self.address, request.as_bytes(), LIMIT).await
+    }
+
+    /// Sends a request with these fields and without a body: `ask("GET /", "Host: localhost\r\n")`.
+    pub async fn ask(&self, request: &str, fields: &str) -> String {
+        let request = format!("{request} HTTP/1.1\r\n{fields}Connection: close\r\n\r\n");
+        self.raw(&request).await
+    }
+
+    /// Waits until `/readyz` responds 200.
     pub async fn ready(&self) {
         ready(self.admin).await;
     }
 
-    /// The value of a metric, its labels as they are written; 0 if it is not there.
+    /// The value of a metric with its labels; 0 if it is not there.
     pub async fn metric(&self, name: &str) -> f64 {
-        let text = text_at(self.admin, "/metrics").await;
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.map_or(0.0, |value| value.parse().unwrap())
+        metric(self.admin, name).await
     }
+
+    /// Requests that were rejected for this reason.
+    pub async fn rejected(&self, reason: &str) -> f64 {
+        let name = format!("bearer_proxy_requests_rejected_total{{reason=\"{reason}\"}}");
+        self.metric(&name).await
+    }
+
+    /// Waits until a metric has this value.
+    pub async fn until(&self, name: &str, value: f64) {
+        eventually(&format!("{name} is {value}"), async || {
+            self.metric(name).await == value
+        })
+        .await;
+    }
+
+    /// Waits until this many requests are in flight.
+    pub async fn until_in_flight(&self, count: u32) {
+        self.until("bearer_proxy_requests_in_flight", count.into())
+            .await;
+    }
+
+    /// Waits until this many connections of clients are open.
+    pub async fn until_open(&self, count: u32) {
+        self.until("bearer_proxy_connections_open", count.into())
+            .await;
+    }
+}
+
+/// The value of a metric at this admin endpoint, with its labels; 0 if it is not there.
+pub async fn metric(admin: SocketAddr, name: &str) -> f64 {
+    let text = text_at(admin, "/metrics").await;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.map_or(0.0, |value| value.parse().unwrap())
+}
+
+/// An address on which nothing listens.
+pub fn closed_address() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
 }
 
 pub fn tcp(address: &Address) -> SocketAddr {
@@ -142,22 +193,22 @@ pub async fn text_at(address: SocketAddr, path: &str) -> String {
     String::from_utf8(send(address, get(path)).await.into_body().to_vec()).unwrap()
 }
 
-pub fn get(path: &str) -> Request<Full<Bytes>> {
-    Request::get(path)
+pub fn get(path: &str) -> http::Request<Full<Bytes>> {
+    http::Request::get(path)
         .header(header::HOST, "localhost")
         .body(Full::default())
         .unwrap()
 }
 
-pub fn post(path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
-    Request::post(path)
+pub fn post(path: &str, body: impl Into<Bytes>) -> http::Request<Full<Bytes>> {
+    http::Request::post(path)
         .header(header::HOST, "localhost")
         .body(Full::new(body.into()))
         .unwrap()
 }
 
 /// Sends one request on a connection of its own.
-pub async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Response<Bytes> {
+pub async fn send(address: SocketAddr, request: http::Request<Full<Bytes>>) -> Response<Bytes> {
     let work = async { Client::connect(address).await.send(request).await };
     tokio::time::timeout(LIMIT, work)
         .await
@@ -179,7 +230,7 @@ impl Client {
 
     pub async fn send(
         &mut self,
-        request: Request<Full<Bytes>>,
+        request: http::Request<Full<Bytes>>,
     ) -> Result<Response<Bytes>, hyper::Error> {
         self.0.ready().await?;
         let (head, body) = self.0.send_request(request).await?.into_parts();
@@ -215,6 +266,12 @@ pub async fn scripted<F: Future<Output = io::Result<()>> + Send + 'static>(
     address
 }
 
+/// An upstream that accepts everything and responds to nothing.
+pub async fn silent_upstream() -> SocketAddr {
+    scripted(|_, mut stream| async move { stream.read_to_end(&mut Vec::new()).await.map(drop) })
+        .await
+}
+
 /// Reads a head, byte by byte, so that what follows stays unread. Empty if the peer closes first.
 pub async fn read_head(stream: &mut TcpStream) -> io::Result<String> {
     let mut head = Vec::new();
@@ -242,7 +299,33 @@ pub async fn read_head_granting(stream: &mut TcpStream) -> io::Result<String> {
     }
 }
 
-/// Sends raw bytes and reads until the peer closes or answers nothing more for `silence`.
+/// A connection on which these bytes were sent.
+pub async fn connect(address: SocketAddr, bytes: impl AsRef<[u8]>) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.write_all(bytes.as_ref()).await.unwrap();
+    stream
+}
+
+/// What arrives until the peer closes, which it must do in order and in time.
+pub async fn read_to_close(stream: &mut (impl AsyncRead + Unpin)) -> String {
+    let mut bytes = Vec::new();
+    tokio::time::timeout(LIMIT, stream.read_to_end(&mut bytes))
+        .await
+        .unwrap_or_else(|_| panic!("still open"))
+        .unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The status of a response.
+pub fn status(response: &str) -> u16 {
+    let status = response.split(' ').nth(1);
+    status
+        .and_then(|status| status.parse().ok())
+        .unwrap_or_else(|| panic!("not a response: {response:?}"))
+}
+
+/// Sends raw bytes and reads until the peer closes or sends nothing more for `silence`.
 pub async fn raw(address: SocketAddr, request: &[u8], silence: Duration) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request).await.unwrap();
@@ -268,41 +351,23 @@ pub fn grant(access_token: &str, lifetime: u64) -> String {
     )
 }
 
-/// An issuer that grants `token-1`, `token-2`, … for an hour each.
+/// The origin of an issuer that grants `token-1`, `token-2`, … for an hour each.
 pub async fn issuer() -> String {
-    let address = scripted(|number, mut stream| async move {
-        for call in 1.. {
-            if read_head(&mut stream).await?.is_empty() {
-                break;
-            }
-            // Each connection counts on its own: enough to tell tokens apart.
-            stream
-                .write_all(grant(&format!("token-{number}-{call}"), 3600).as_bytes())
-                .await?;
-        }
-        Ok(())
-    })
-    .await;
-    format!("http://{address}")
+    upstream::issuer().start().await.origin()
 }
 
-/// A cloud whose issuer takes the refresh token `good` and any code, and refuses others. It answers whatever else is asked.
+/// The origin of a cloud that is its own issuer and responds 200 to everything else.
+pub async fn cloud() -> String {
+    Upstream::new().issuing().start().await.origin()
+}
+
+/// A cloud whose issuer takes the refresh token `good` and any code, and refuses others.
 pub async fn picky() -> String {
-    let address = scripted(|_, mut stream| async move {
-        let head = read_head(&mut stream).await?;
-        let answer = if head.starts_with("GET") {
-            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned()
-        } else if head.contains("refresh_token=good ") || head.contains("code=") {
-            grant("token", 3600)
-        } else {
-            let body = r#"{"error":"invalid_grant"}"#;
-            format!(
-                "HTTP/1.1 400 Bad Request\r\nContent-Length: {}\r\n\r\n{body}",
-                body.len()
-            )
-        };
-        stream.write_all(answer.as_bytes()).await
-    })
-    .await;
-    format!("http://{address}")
+    let is_good = |target: &str| target.contains("refresh_token=good") || target.contains("code=");
+    let cloud = Upstream::always(move |request: &Request| match request.method() {
+        "GET" => ok(""),
+        _ if is_good(request.target()) => upstream::grant("token", 3600),
+        _ => oauth_error("invalid_grant"),
+    });
+    cloud.start().await.origin()
 }
