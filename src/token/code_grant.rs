@@ -1,29 +1,28 @@
-//! The authorization code grant (RFC 6749 §4.1): the URL at which a user logs in, and the exchange
-//! of the code for the first tokens.
+//! Authorization codes: where a person gets one, and how it becomes the first tokens (RFC 6749 §4.1).
 
 use url::Url;
 
 use super::{
+    IssuerConfig,
     endpoint::encode_parameters,
-    issuer::{Error, IssuerConfig, TokenEndpoint},
+    issuer::{Error, TokenEndpoint},
     token_response::{Failure, GrantType, TokenResponse},
 };
 use crate::base::{clock::SharedClock, secret::Secret};
 
-/// The endpoints of the authorization code grant.
+/// Where codes come from and go to.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The authorization endpoint, which a browser opens; without a query.
+    /// The authorize interface, for a browser; without a query.
     pub authorize_url: Url,
-    /// The token endpoint for codes, without a query.
+    /// The token interface, without a query.
     pub token_url: Url,
-    /// The redirect URI, exactly as it is registered at the cloud.
+    /// The redirect URI, character by character as it is registered.
     pub redirect_uri: Option<String>,
 }
 
 impl Config {
-    /// The authorization request (RFC 6749 §4.1.1). The cloud returns `data` beside the code, as
-    /// the RFC's `state`.
+    /// The address at which a person logs in and agrees. The cloud gives `data` back with the code.
     pub fn authorize_url(&self, client_id: &str, data: &str) -> Url {
         let redirect_uri = self
             .redirect_uri
@@ -42,32 +41,35 @@ impl Config {
     }
 }
 
-/// The token endpoint for codes: `POST {token_url}?grant_type=authorization_code&code=…`.
+/// The token interface: `POST {token_url}?grant_type=authorization_code&code=…`, HTTP Basic.
 #[derive(Debug)]
 pub struct CodeGrant {
-    endpoint: TokenEndpoint,
+    issuer: TokenEndpoint,
     redirect_uri: Option<String>,
 }
 
 impl CodeGrant {
-    /// Builds the HTTP client. Connects to nothing yet.
+    /// Builds the client; speaks to nobody yet.
     ///
     /// # Errors
-    /// When the TLS settings are unusable.
+    /// When the TLS settings cannot be used.
     pub fn new(config: &Config, issuer: &IssuerConfig, clock: SharedClock) -> Result<Self, Error> {
-        let grant_type = GrantType::AuthorizationCode;
-        let endpoint = TokenEndpoint::at(&config.token_url, grant_type, issuer, clock)?;
+        let issuer = TokenEndpoint::at(
+            &config.token_url,
+            GrantType::AuthorizationCode,
+            issuer,
+            clock,
+        )?;
         Ok(Self {
-            endpoint,
+            issuer,
             redirect_uri: config.redirect_uri.clone(),
         })
     }
 
-    /// Exchanges the code for tokens (RFC 6749 §4.1.3). It is sent once: whatever the response, it
-    /// is invalid afterwards. Ends within the issuer's timeout.
+    /// Spends the code, once: whatever the answer, it is good for nothing afterwards. Ends within the issuer's timeout.
     ///
     /// # Errors
-    /// A classified failure whose detail contains no secret.
+    /// With what follows from the failure, and words for people that contain no secret.
     pub async fn exchange(&self, code: &Secret) -> Result<TokenResponse, Failure> {
         let redirect_uri = self
             .redirect_uri
@@ -77,15 +79,15 @@ impl CodeGrant {
             ("grant_type", "authorization_code"),
             ("code", code.expose()),
         ];
-        self.endpoint
+        self.issuer
             .request_tokens(pairs.into_iter().chain(redirect_uri))
             .await
     }
 
-    /// Reads the client secret and the files of `tls` again.
+    /// Reads the client's secret and the files of `tls` again.
     pub(super) async fn reload(&mut self) {
-        self.endpoint.reload_client_secret().await;
-        self.endpoint.reload_tls().await;
+        self.issuer.reload_client_secret().await;
+        self.issuer.reload_tls().await;
     }
 }
 
@@ -94,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_authorize_url_encodes_every_special_character() {
+    fn the_authorize_url_survives_every_character() {
         let config = Config {
             authorize_url: "https://cloud.example.com/api/authorize.do"
                 .parse()

@@ -1,15 +1,14 @@
-//! The handle to a credential, for the data path and the admin endpoint.
+//! The handle to a credential that the data path, the admin endpoint and the log hold.
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use arc_swap::{ArcSwapOption, Guard};
-use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 
 use super::{
@@ -18,56 +17,55 @@ use super::{
 };
 use crate::base::clock::SharedClock;
 
-/// How many requests may wait for a token of one credential. Further ones do not wait.
+/// How many requests may wait for a token of one credential; more get none.
 pub const MAX_WAITERS: usize = 32_768;
 
-/// Limits of the `Retry-After` that clients get.
-const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+const SHORTEST_RETRY_AFTER: Duration = Duration::from_secs(1);
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// A credential as its users see it. Cheap to clone, usable from every thread.
+/// A credential, as those see it who use its token. Cheap to clone, and usable from every thread.
 #[derive(Debug, Clone)]
 pub struct Credential {
     shared: Arc<Shared>,
     status: watch::Receiver<Status>,
 }
 
-/// What to do about a response that rejected a token.
+/// What to do about an answer that rejected a token.
 #[derive(Debug)]
 pub enum Rejection {
-    /// There is a newer token already: replay with it.
+    /// A newer token is there already: replay with it.
     Newer(Arc<Token>),
-    /// A newer token is being requested: wait for it ([`Credential::newer_than`]).
+    /// A newer token is being fetched: wait for it ([`Credential::newer_than`]).
     Refreshing,
-    /// A newer token would most likely not help: relay the response.
+    /// A newer token would most likely not help: relay the answer.
     Futile,
 }
 
-/// Why an operator's request for a refresh is not executed.
+/// Why a person's wish for a refresh is not granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ManualRefreshError {
-    /// Within the cooldown after the last refresh, a backoff, or the issuer's `Retry-After`.
+    /// Too early: after the last refresh, within a backoff, or within a wait that the issuer asked for.
     TooEarly {
-        /// Time until a request is executed.
+        /// Time until the wish would be granted.
         retry_after: Duration,
     },
-    /// There is no refresh token that can be sent.
+    /// There is no refresh token that could be spent.
     NoCredential,
 }
 
-/// What the refresher and the handles share.
+/// What the refresher and its credential's handles share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) name: String,
     pub(super) clock: SharedClock,
-    /// The cached token. An expired one stays, so that versions can be compared.
+    /// Expired tokens stay, so that versions can be compared.
     pub(super) token: ArcSwapOption<Token>,
-    /// Wakes the refresher, after the token or a flag below has changed.
+    /// Wakes the refresher: the token is rejected, or a person asks.
     pub(super) wake: Notify,
-    /// An operator asked for a refresh.
-    pub(super) refresh_requested: AtomicBool,
-    /// The files of secrets or the state file may have changed.
-    pub(super) files_changed: AtomicBool,
+    /// A person asks for a refresh.
+    pub(super) requested: AtomicBool,
+    /// Somebody says that secrets or the state file have changed.
+    pub(super) changed: AtomicBool,
     cooldown: Duration,
     waiters: AtomicUsize,
     telemetry: Mutex<Telemetry>,
@@ -85,8 +83,8 @@ impl Shared {
             clock,
             token: ArcSwapOption::empty(),
             wake: Notify::new(),
-            refresh_requested: AtomicBool::new(false),
-            files_changed: AtomicBool::new(false),
+            requested: AtomicBool::new(false),
+            changed: AtomicBool::new(false),
             cooldown,
             waiters: AtomicUsize::new(0),
             telemetry: Mutex::new(telemetry),
@@ -94,7 +92,10 @@ impl Shared {
     }
 
     pub(super) fn telemetry(&self) -> MutexGuard<'_, Telemetry> {
-        self.telemetry.lock()
+        // The books are still the best there is after a panic.
+        self.telemetry
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -108,26 +109,26 @@ impl Credential {
         &self.shared.name
     }
 
-    /// The clock whose moments [`Token::is_usable`] takes.
+    /// The clock that [`Token::usable`] wants to be asked with.
     pub fn clock(&self) -> &SharedClock {
         &self.shared.clock
     }
 
-    /// The cached token, usable or not. Never blocks and never allocates.
+    /// The cached token, usable or not. Never blocks, never allocates.
     ///
     /// Do not hold the guard across an `.await`.
     pub fn token(&self) -> Guard<Option<Arc<Token>>> {
         self.shared.token.load()
     }
 
-    /// Reports that a request with this version got an authorization failure. Takes no lock.
+    /// A request under this version was not authorized. Takes no lock.
     pub fn rejected(&self, version: Version) -> Rejection {
         let now = self.shared.clock.now();
         match self.shared.token.load().as_ref() {
-            Some(token) if token.version() > version && token.is_usable(now) => {
+            Some(token) if token.version() > version && token.usable(now) => {
                 Rejection::Newer(Arc::clone(token))
             }
-            Some(token) if token.version() == version && token.is_usable(now) => {
+            Some(token) if token.version() == version && token.usable(now) => {
                 if !token.is_worth_refreshing(now) {
                     return Rejection::Futile;
                 }
@@ -136,18 +137,18 @@ impl Credential {
                 }
                 Rejection::Refreshing
             }
-            // It has expired, so a refresh is due anyway.
+            // Expired, hence being refreshed anyway.
             _ => Rejection::Refreshing,
         }
     }
 
-    /// Waits for a usable token above this version (any usable token for `None`). Dropping the
-    /// future cancels the wait, never the refresh.
+    /// Waits for a usable token above that version (any, for `None`). Dropping the future ends the waiting and nothing
+    /// else.
     ///
-    /// `None` after `wait`; at once if there will be none until an operator acts, or if
-    /// [`MAX_WAITERS`] wait already. It waits by the runtime's clock: time in suspend does not count.
+    /// `None` after `wait`, or at once when none will come without a person, or when too many wait already. Waits on
+    /// the runtime's time: a request that is suspended with the machine need not know it.
     pub async fn newer_than(&self, version: Option<Version>, wait: Duration) -> Option<Arc<Token>> {
-        let _slot = WaiterSlot::take(&self.shared.waiters)?;
+        let _place = WaiterSlot::take(&self.shared.waiters)?;
         tokio::time::timeout(wait, self.published_after(version))
             .await
             .ok()
@@ -157,13 +158,12 @@ impl Credential {
     async fn published_after(&self, version: Option<Version>) -> Option<Arc<Token>> {
         let mut status = self.status.clone();
         loop {
-            // The status is marked as seen before the cache is read: a token that is published in
-            // between makes `changed` return at once.
+            // Marks the status as seen before the cache is read: a token that is published in between wakes us again.
             let needs_operator = status.borrow_and_update().needs_operator();
             if let Some(token) = self.usable_above(version) {
                 return Some(token);
             }
-            // `changed` fails after the refresher has ended.
+            // An error means that the refresher has ended.
             if needs_operator || status.changed().await.is_err() {
                 return None;
             }
@@ -175,29 +175,29 @@ impl Credential {
         let token = self.shared.token.load();
         token
             .as_ref()
-            .filter(|token| token.is_usable(now) && Some(token.version()) > version)
+            .filter(|token| token.usable(now) && Some(token.version()) > version)
             .cloned()
     }
 
-    /// `Retry-After` for a 503 without a token: 1 s to 5 min, not rounded yet.
+    /// For a 503 without a token: when a new attempt may be worth it, 1 s to 5 min, in whole seconds.
     pub fn retry_after(&self) -> Duration {
         let next = self.shared.telemetry().next_attempt;
-        let wait = next.map_or(MAX_RETRY_AFTER, |next| {
+        let wait = next.map_or(LONGEST_RETRY_AFTER, |next| {
             next.saturating_since(self.shared.clock.now())
         });
-        wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER)
+        wait.clamp(SHORTEST_RETRY_AFTER, LONGEST_RETRY_AFTER)
     }
 
-    /// Has the files of secrets and the state file read again. New contents revive a dead credential.
+    /// The secrets' files and the state file are read again. What is new in them revives a dead credential.
     pub fn reload(&self) {
-        self.shared.files_changed.store(true, Relaxed);
+        self.shared.changed.store(true, Relaxed);
         self.shared.wake.notify_one();
     }
 
-    /// An operator's request for a refresh. Files are read again in any case.
+    /// A person asks for a refresh now. Files are read again in any case.
     ///
     /// # Errors
-    /// When it is too early, or when there is nothing to refresh with.
+    /// When it is too early for one, or when there is nothing to refresh with.
     pub fn refresh_now(&self) -> Result<(), ManualRefreshError> {
         self.reload();
         let reason = self.status.borrow().reason;
@@ -209,18 +209,18 @@ impl Credential {
         }
         let now = self.shared.clock.now();
         let mut telemetry = self.shared.telemetry();
-        let retry_after = telemetry.manual_refresh_at.saturating_since(now);
+        let retry_after = telemetry.next_request.saturating_since(now);
         if !retry_after.is_zero() {
             return Err(ManualRefreshError::TooEarly { retry_after });
         }
-        telemetry.manual_refresh_at = now + self.shared.cooldown;
+        telemetry.next_request = now + self.shared.cooldown;
         drop(telemetry);
-        self.shared.refresh_requested.store(true, Relaxed);
+        self.shared.requested.store(true, Relaxed);
         self.shared.wake.notify_one();
         Ok(())
     }
 
-    /// The credential at this moment, for status, readiness and metrics.
+    /// Everything that may be told, now.
     pub fn snapshot(&self) -> Snapshot {
         let now = self.shared.clock.now();
         let wall = self.shared.clock.wall();
@@ -228,12 +228,12 @@ impl Credential {
         let token = self.shared.token.load_full();
         let expires_in = token
             .as_ref()
-            .filter(|token| token.is_usable(now))
+            .filter(|token| token.usable(now))
             .map(|token| token.expires_at().saturating_since(now));
         let telemetry = self.shared.telemetry();
         Snapshot {
             name: self.shared.name.clone(),
-            // During a call the refresher does not notice the expiry.
+            // The refresher may be in the middle of a call and not have noticed the expiry.
             state: if expires_in.is_none() && matches!(status.state, State::Fresh | State::Stale) {
                 State::Expired
             } else {
@@ -267,14 +267,14 @@ impl Credential {
     }
 }
 
-/// One of [`MAX_WAITERS`] slots, released on drop.
+/// A place among the waiters, given back on drop.
 struct WaiterSlot<'a>(&'a AtomicUsize);
 
 impl<'a> WaiterSlot<'a> {
     fn take(waiters: &'a AtomicUsize) -> Option<Self> {
-        let slot = Self(waiters);
-        // Above the limit the slot is dropped here, which undoes the count.
-        (waiters.fetch_add(1, Relaxed) < MAX_WAITERS).then_some(slot)
+        let place = Self(waiters);
+        // Above the limit the place is given back at once, by the drop.
+        (waiters.fetch_add(1, Relaxed) < MAX_WAITERS).then_some(place)
     }
 }
 
@@ -289,7 +289,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waiter_slots_are_bounded_and_released() {
+    fn places_are_bounded_and_given_back() {
         let waiters = AtomicUsize::new(MAX_WAITERS - 1);
         let last = WaiterSlot::take(&waiters).expect("one is left");
         assert!(WaiterSlot::take(&waiters).is_none());

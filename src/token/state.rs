@@ -1,5 +1,4 @@
-//! The state of a credential and the statistics of its refreshes, for status, metrics and logs. None
-//! of it is secret.
+//! What people and machines are told about a credential: its state, and what its refreshes came to. Never a secret.
 
 use std::{
     collections::VecDeque,
@@ -18,15 +17,15 @@ use crate::base::{
 labels! {
     /// The state of a credential.
     pub enum State {
-        /// There was no token yet.
+        /// No token yet.
         Starting => "starting",
-        /// The token is usable and refreshing works.
+        /// All is well.
         Fresh => "fresh",
-        /// The token is usable, but a refresh is overdue or fails.
+        /// The token is usable, but refreshing it fails.
         Stale => "stale",
-        /// There is no usable token; refreshing is retried.
+        /// No usable token; refreshing goes on being tried.
         Expired => "expired",
-        /// The issuer refused the credential: an operator must act. A valid token stays in use.
+        /// The issuer refused the credential: a person must act. What is still valid keeps serving.
         Dead => "dead",
     }
 }
@@ -34,32 +33,31 @@ labels! {
 labels! {
     /// Why a credential is in its state.
     pub enum Reason {
-        /// No problem.
+        /// Nothing is wrong.
         Ok => "ok",
-        /// A token is being requested.
+        /// A token is being fetched.
         Refreshing => "refreshing",
         /// There is no refresh token, neither configured nor stored.
         NoCredential => "no_credential",
-        /// The issuer cannot be reached or does not respond.
+        /// The issuer cannot be reached, or does not answer.
         IssuerUnreachable => "issuer_unreachable",
-        /// The issuer responds with an error.
+        /// The issuer answers with an error.
         IssuerFailing => "issuer_failing",
-        /// The issuer stated a `Retry-After`.
+        /// The issuer asked us to wait.
         IssuerThrottling => "issuer_throttling",
-        /// The issuer's 2xx is not a usable token response.
+        /// The issuer's success is unreadable.
         IssuerGarbled => "issuer_garbled",
-        /// The refresh token is expired, revoked or already used.
+        /// The refresh token is expired, revoked or spent.
         RefreshTokenRefused => "refresh_token_refused",
-        /// The client's id or secret is wrong, or the client must not refresh.
+        /// The client's id or secret is wrong, or the client may not refresh.
         ClientRefused => "client_refused",
-        /// The refresh token may have been used, and `token.grace_retry` forbids to send it again.
+        /// The refresh token may be spent, and `token.grace_retry` forbids to try.
         OutcomeUnknown => "outcome_unknown",
     }
 }
 
 impl Reason {
-    /// The state that follows from the reason, from whether there is a usable token, and from
-    /// whether there ever was one.
+    /// The state that goes with a problem.
     pub(super) const fn state(self, usable: bool, had_token: bool) -> State {
         match self {
             Self::RefreshTokenRefused | Self::ClientRefused | Self::OutcomeUnknown => State::Dead,
@@ -84,28 +82,28 @@ impl From<FailureClass> for Reason {
     }
 }
 
-/// What subscribers see. It changes with every transition and with every new token.
+/// What subscribers see: changes with every transition and with every new token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Status {
     /// The state.
     pub state: State,
     /// Why.
     pub reason: Reason,
-    /// Since when, by the wall clock.
+    /// Since when it is in this state, for people.
     pub since: SystemTime,
-    /// The cached token's version.
+    /// The cached token's.
     pub version: Option<Version>,
 }
 
 impl Status {
-    /// Whether there will be no newer token until an operator acts.
+    /// Whether no newer token will come unless a person acts.
     pub fn needs_operator(&self) -> bool {
         self.state == State::Dead || self.reason == Reason::NoCredential
     }
 }
 
 labels! {
-    /// How one call to the issuer ended.
+    /// How one issuer call ended.
     pub enum Outcome {
         /// A new token.
         Success => "success",
@@ -115,9 +113,9 @@ labels! {
         ClientRefused => "client_refused",
         /// 429 or 503 with `Retry-After`.
         Throttled => "throttled",
-        /// A 2xx that is not a usable token response.
+        /// A 2xx that cannot be used.
         Garbled => "garbled",
-        /// The request was sent, and no complete response arrived.
+        /// No answer to a request that went out.
         Ambiguous => "ambiguous",
         /// Anything else.
         Transient => "transient",
@@ -137,32 +135,32 @@ impl From<FailureClass> for Outcome {
     }
 }
 
-/// One call to the issuer.
+/// One issuer call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refresh {
     /// When it was sent.
     pub at: SystemTime,
     /// How it ended.
     pub outcome: Outcome,
-    /// From sending the request to the end of the response.
+    /// From sending to the end of the answer.
     pub duration: Duration,
 }
 
-/// Whether the newest tokens would survive a restart.
+/// Whether a restart would find the newest tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Persistence {
-    /// There is no state file: after a restart the configured refresh token is used.
+    /// There is no state file: a restart begins with the configured refresh token.
     Off,
     /// The newest tokens are stored.
     Stored,
-    /// They are in memory only; writing is retried.
+    /// They are in memory only, since then; writing goes on being tried.
     Failing {
-        /// Since when, by the wall clock.
+        /// When the oldest unwritten token came, for people.
         since: SystemTime,
     },
 }
 
-/// Calls to the issuer by duration.
+/// Calls by duration.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct DurationHistogram {
     counts: [u64; Self::BOUNDS.len() + 1],
@@ -174,12 +172,12 @@ impl DurationHistogram {
     /// Upper bounds of the buckets, in seconds; one more bucket has no bound.
     pub const BOUNDS: [f64; 9] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
-    /// Calls in each bucket (not cumulative), the unbounded one last.
+    /// Calls in each bucket (not cumulated), the unbounded one last.
     pub fn counts(&self) -> &[u64] {
         &self.counts
     }
 
-    /// The sum of all durations, in seconds.
+    /// All durations together, in seconds.
     pub fn sum(&self) -> f64 {
         self.sum
     }
@@ -191,7 +189,7 @@ impl DurationHistogram {
     }
 }
 
-/// Everything that status, readiness and metrics show of a credential, at one moment.
+/// Everything that status, readiness and metrics say about a credential at one moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Snapshot {
     /// The credential's name.
@@ -200,41 +198,40 @@ pub struct Snapshot {
     pub state: State,
     /// Why it is in this state.
     pub reason: Reason,
-    /// Since when it is in this state, by the wall clock.
+    /// Since when it is in this state, for people.
     pub since: SystemTime,
-    /// The detail of the current problem.
+    /// The last failure, in words, while it lasts.
     pub problem: Option<String>,
     /// The cached token's generation; 0 without one.
     pub generation: u64,
-    /// The cached token's remaining lifetime; `None` without a usable one.
+    /// How long the cached token may still be sent; `None`: there is no usable one.
     pub expires_in: Option<Duration>,
-    /// The same by the wall clock, which may be wrong.
+    /// The same as a calendar date, which is only as good as the machine's calendar.
     pub expires_at: Option<SystemTime>,
-    /// When the refresh token expires: as the issuer stated it, or by the configured lifetime.
-    /// `None` if unknown.
+    /// When the refresh token expires: as the issuer said, or by the configured lifetime. `None`: nobody knows.
     pub refresh_token_expires_at: Option<SystemTime>,
-    /// The newest configured refresh token was refused, and the previous chain stays in use.
+    /// The newest configured refresh token was refused, and the chain before it goes on.
     pub seed_refused: bool,
     /// The last calls, the newest first.
     pub last_refreshes: Vec<Refresh>,
-    /// Whether the newest tokens would survive a restart.
+    /// Whether a restart would find the newest tokens.
     pub persistence: Persistence,
-    /// Time until the next call; zero during a call; `None` if none is planned.
+    /// How long until the next call; zero while one is under way; `None`: none is planned.
     pub next_attempt_in: Option<Duration>,
-    /// Calls by outcome, since the process started.
+    /// Calls by outcome, since the program's start.
     pub refreshes: Vec<(Outcome, u64)>,
-    /// Calls by duration, since the process started.
+    /// Calls by duration, since the program's start.
     pub refresh_durations: DurationHistogram,
 }
 
 impl Snapshot {
-    /// Whether there is a usable token.
+    /// Whether requests can be served.
     pub fn is_ready(&self) -> bool {
         self.expires_in.is_some()
     }
 }
 
-/// What the refresher records for snapshots. It is behind a lock that the data path never takes.
+/// The refresher's books, which snapshots copy. Behind a lock that the data path never takes.
 #[derive(Debug)]
 pub(super) struct Telemetry {
     pub(super) problem: Option<String>,
@@ -242,16 +239,15 @@ pub(super) struct Telemetry {
     pub(super) seed_refused: bool,
     pub(super) persistence: Persistence,
     pub(super) next_attempt: Option<Moment>,
-    /// `POST /token/refresh` is rejected before that.
-    pub(super) manual_refresh_at: Moment,
+    /// A person's wish for a refresh is heard from then on.
+    pub(super) next_request: Moment,
     last_refreshes: VecDeque<Refresh>,
     counts: PerLabel<Outcome, u64>,
     durations: DurationHistogram,
 }
 
 impl Telemetry {
-    /// Calls that `/status` lists.
-    const MAX_LAST_REFRESHES: usize = 20;
+    const REMEMBERED: usize = 20;
 
     pub(super) fn new(persistence: Persistence) -> Self {
         Self {
@@ -260,15 +256,15 @@ impl Telemetry {
             seed_refused: false,
             persistence,
             next_attempt: None,
-            manual_refresh_at: Moment::default(),
-            last_refreshes: VecDeque::with_capacity(Self::MAX_LAST_REFRESHES),
+            next_request: Moment::default(),
+            last_refreshes: VecDeque::with_capacity(Self::REMEMBERED),
             counts: PerLabel::default(),
             durations: DurationHistogram::default(),
         }
     }
 
     pub(super) fn record(&mut self, refresh: Refresh) {
-        self.last_refreshes.truncate(Self::MAX_LAST_REFRESHES - 1);
+        self.last_refreshes.truncate(Self::REMEMBERED - 1);
         self.last_refreshes.push_front(refresh);
         self.durations.add(refresh.duration);
         self.counts[refresh.outcome] += 1;
@@ -290,7 +286,7 @@ impl Telemetry {
     }
 }
 
-/// Why a credential is not refreshed at present.
+/// What keeps a credential from being refreshed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Problem {
     pub(super) reason: Reason,
@@ -335,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn telemetry_is_bounded_and_counts_every_call() {
+    fn the_ledger_is_bounded_and_counts_everything() {
         let mut telemetry = Telemetry::new(Persistence::Off);
         for n in 0..100_u64 {
             let at = SystemTime::UNIX_EPOCH + Duration::from_secs(n);
@@ -351,7 +347,7 @@ mod tests {
             });
         }
         let last = telemetry.last_refreshes();
-        assert_eq!(last.len(), Telemetry::MAX_LAST_REFRESHES);
+        assert_eq!(last.len(), Telemetry::REMEMBERED);
         assert_eq!(last[0].at, SystemTime::UNIX_EPOCH + Duration::from_secs(99));
         let counts = telemetry.refreshes();
         assert!(
@@ -365,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_above_the_last_bound_are_counted() {
+    fn durations_beyond_every_bound_are_counted_too() {
         let mut durations = DurationHistogram::default();
         durations.add(Duration::from_secs(60));
         durations.add(Duration::from_secs(10));

@@ -1,5 +1,5 @@
-//! HTTP/2 at its edges: servers that say goodbye, clients that are late, and what breaks off. Written in frames, since a
-//! well-behaved library does none of this.
+//! HTTP/2 at its edges: GOAWAY, refused streams, late clients, truncated messages. Written in frames, since no well-behaved
+//! library sends these.
 
 use std::{
     net::SocketAddr,
@@ -10,111 +10,102 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::common::{
-    LIMIT, Proxy, eventually,
+    Client, LIMIT, Proxy, connect, eventually,
     frames::{
         ACK, CANCEL, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, NO_ERROR, PING, POST,
-        PREFACE, REFUSED_STREAM, RST_STREAM, SETTINGS, WINDOW_UPDATE, greeted, head, read, until,
-        write,
+        REFUSED_STREAM, RST_STREAM, WINDOW_UPDATE, accept, begin, greeted, head,
+        next as next_frame, read, request, reset, until, write,
     },
-    get, post, proxy, read_head_granting, scripted, send,
+    get, in_front_of, post, read_head, scripted, send,
     strict::Strict,
+    upstream::{Upstream, ok, silence},
 };
 
 /// What an upstream does with a request.
 #[derive(Debug, Clone, Copy)]
-enum Deed {
-    Answer,
-    /// It has not done anything with it.
+enum Action {
+    Respond,
+    /// REFUSED_STREAM: the request was not processed.
     Refuse,
-    /// It leaves, and has not seen this one.
-    LeaveBefore,
-    /// It answers this one, and leaves.
-    AnswerAndLeave,
-    /// It has seen it, and is gone.
-    Vanish,
-    /// It breaks off in the middle of its answer.
+    /// GOAWAY with a last stream before this one.
+    GoAwayBefore,
+    /// A response, and GOAWAY with this stream as the last.
+    GoAwayAfter,
+    /// Closes the connection without a response.
+    Close,
+    /// Closes the connection in the middle of the response.
     Truncate,
-    /// The same, and it says that nothing is wrong.
+    /// The same by RST_STREAM with NO_ERROR.
     Reset,
 }
 
-/// An upstream that does one deed after the other, whichever connection a request comes by, and then answers. Counts what
-/// it has taken upon itself.
-async fn upstream(deeds: &'static [Deed]) -> (SocketAddr, Arc<AtomicUsize>, Arc<AtomicUsize>) {
-    let (taken, next, connections) = (
-        Arc::new(AtomicUsize::new(0)),
-        Arc::new(AtomicUsize::new(0)),
-        Arc::new(AtomicUsize::new(0)),
-    );
-    let (count, dialled) = (Arc::clone(&taken), Arc::clone(&connections));
+/// What an upstream has seen.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Requests that it processed.
+    processed: AtomicUsize,
+    connections: AtomicUsize,
+    actions: AtomicUsize,
+}
+
+/// An upstream that does one action after the other, on whichever connection a request arrives, and then responds.
+async fn upstream(actions: &'static [Action]) -> (SocketAddr, Arc<Seen>) {
+    let seen = Arc::<Seen>::default();
+    let shared = Arc::clone(&seen);
     let address = scripted(move |_, mut stream| {
-        let (taken, next) = (Arc::clone(&count), Arc::clone(&next));
-        dialled.fetch_add(1, SeqCst);
+        let seen = Arc::clone(&shared);
+        seen.connections.fetch_add(1, SeqCst);
         async move {
-            stream.read_exact(&mut [0; PREFACE.len()]).await?;
-            write(&mut stream, SETTINGS, 0, 0, &[]).await?;
+            accept(&mut stream, &[]).await?;
             loop {
-                let frame = read(&mut stream).await?;
+                let frame = next_frame(&mut stream).await?;
                 let is_whole =
                     matches!(frame.kind, HEADERS | DATA) && frame.flags & END_STREAM != 0;
-                if frame.kind == SETTINGS && frame.flags & ACK == 0 {
-                    write(&mut stream, SETTINGS, ACK, 0, &[]).await?;
-                }
                 if !is_whole {
                     continue;
                 }
-                let deed = deeds
-                    .get(next.fetch_add(1, SeqCst))
+                let action = actions
+                    .get(seen.actions.fetch_add(1, SeqCst))
                     .copied()
-                    .unwrap_or(Deed::Answer);
+                    .unwrap_or(Action::Respond);
                 let number = frame.stream;
-                if !matches!(deed, Deed::Refuse | Deed::LeaveBefore) {
-                    taken.fetch_add(1, SeqCst);
-                }
-                match deed {
-                    Deed::Refuse => {
-                        write(
-                            &mut stream,
-                            RST_STREAM,
-                            0,
-                            number,
-                            &REFUSED_STREAM.to_be_bytes(),
-                        )
-                        .await?
+                let go_away = |last: u32| [last.to_be_bytes(), NO_ERROR.to_be_bytes()].concat();
+                match action {
+                    Action::Refuse => {
+                        let reason = REFUSED_STREAM.to_be_bytes();
+                        write(&mut stream, RST_STREAM, 0, number, &reason).await?;
+                        continue;
                     }
-                    Deed::LeaveBefore | Deed::AnswerAndLeave => {
-                        let last = if matches!(deed, Deed::LeaveBefore) {
-                            number.saturating_sub(2)
-                        } else {
-                            number
-                        };
-                        let goodbye = [last.to_be_bytes(), NO_ERROR.to_be_bytes()].concat();
-                        write(&mut stream, GOAWAY, 0, 0, &goodbye).await?;
+                    Action::GoAwayBefore => {
+                        let frame = go_away(number.saturating_sub(2));
+                        write(&mut stream, GOAWAY, 0, 0, &frame).await?;
+                        continue;
                     }
-                    Deed::Vanish => return Ok(()),
-                    Deed::Answer | Deed::Truncate | Deed::Reset => {}
+                    Action::GoAwayAfter => {
+                        write(&mut stream, GOAWAY, 0, 0, &go_away(number)).await?;
+                    }
+                    Action::Respond | Action::Close | Action::Truncate | Action::Reset => {}
                 }
-                if !matches!(deed, Deed::Refuse | Deed::LeaveBefore) {
-                    // `:status: 200` and `content-type`, as HPACK writes them.
-                    let block = b"\x88\x0f\x10\x10application/json";
-                    write(&mut stream, HEADERS, END_HEADERS, number, block).await?;
-                    let end = if matches!(deed, Deed::Truncate | Deed::Reset) {
-                        0
-                    } else {
-                        END_STREAM
-                    };
-                    write(&mut stream, DATA, end, number, b"done").await?;
+                seen.processed.fetch_add(1, SeqCst);
+                if matches!(action, Action::Close) {
+                    return Ok(());
                 }
-                match deed {
-                    Deed::Truncate => return Ok(()),
-                    Deed::Reset => {
-                        write(&mut stream, RST_STREAM, 0, number, &NO_ERROR.to_be_bytes()).await?
+                // `:status: 200` and `content-type`, as HPACK writes them.
+                let block = b"\x88\x0f\x10\x10application/json";
+                write(&mut stream, HEADERS, END_HEADERS, number, block).await?;
+                let end = match action {
+                    Action::Truncate | Action::Reset => 0,
+                    _ => END_STREAM,
+                };
+                write(&mut stream, DATA, end, number, b"done").await?;
+                match action {
+                    Action::Truncate => return Ok(()),
+                    Action::Reset => {
+                        write(&mut stream, RST_STREAM, 0, number, &NO_ERROR.to_be_bytes()).await?;
                     }
                     _ => {}
                 }
@@ -122,120 +113,95 @@ async fn upstream(deeds: &'static [Deed]) -> (SocketAddr, Arc<AtomicUsize>, Arc<
         }
     })
     .await;
-    (address, taken, connections)
+    (address, seen)
 }
 
-/// A proxy that speaks HTTP/2 with this upstream.
-async fn in_front_of(address: SocketAddr, more: &[(&str, &str)]) -> Proxy {
-    let given = [
-        &[("upstream.http2", "always"), ("proxy.workers", "1")],
-        more,
-    ]
-    .concat();
-    crate::common::in_front_of(address, &given).await
+/// A proxy that uses HTTP/2 towards this upstream.
+async fn over_http2(address: SocketAddr, more: &[(&str, &str)]) -> Proxy {
+    let http2 = [("upstream.http2", "always"), ("proxy.workers", "1")];
+    in_front_of(address, &[&http2, more].concat()).await
+}
+
+/// The status of a response; 0 if it was truncated or never came.
+async fn status_of(proxy: &Proxy, request: http::Request<http_body_util::Full<Bytes>>) -> u16 {
+    let mut client = Client::connect(proxy.address).await;
+    let response = tokio::time::timeout(LIMIT, client.send(request)).await;
+    response
+        .unwrap()
+        .map_or(0, |response| response.status().as_u16())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_server_has_not_processed_is_sent_again_and_nothing_else() {
-    use Deed::{Answer, AnswerAndLeave, LeaveBefore, Refuse, Truncate, Vanish};
+async fn a_request_that_the_server_has_not_processed_is_sent_again_and_no_other() {
+    use Action::{Close, GoAwayAfter, GoAwayBefore, Refuse, Respond, Truncate};
     // What happens to the second request; the first one opens the connection.
-    type Story = (&'static str, &'static [Deed], u16, u16);
-    let table: [Story; 8] = [
-        ("refused", &[Answer, Refuse], 200, 200),
+    type Case = (&'static str, &'static [Action], u16, u16);
+    let table: [Case; 8] = [
+        ("refused", &[Respond, Refuse], 200, 200),
         (
             "refused on a new connection too",
-            &[Answer, Refuse, Refuse],
+            &[Respond, Refuse, Refuse],
             200,
             200,
         ),
         (
             "refused again and again",
-            &[Answer, Refuse, Refuse, Refuse, Refuse, Refuse],
+            &[Respond, Refuse, Refuse, Refuse, Refuse, Refuse],
             502,
             502,
         ),
-        ("goodbye before it", &[Answer, LeaveBefore], 200, 200),
-        ("goodbye after it", &[Answer, AnswerAndLeave], 200, 200),
-        ("goodbye before it came", &[AnswerAndLeave], 200, 200),
-        // It may have been done: only what can be done twice is sent again.
-        ("vanished", &[Answer, Vanish], 200, 502),
-        ("broken off", &[Answer, Truncate], 0, 0),
+        ("GOAWAY before it", &[Respond, GoAwayBefore], 200, 200),
+        ("GOAWAY after it", &[Respond, GoAwayAfter], 200, 200),
+        ("GOAWAY before it arrived", &[GoAwayAfter], 200, 200),
+        // It may have been applied: only an idempotent request is sent again.
+        ("closed", &[Respond, Close], 200, 502),
+        ("truncated", &[Respond, Truncate], 0, 0),
     ];
-    for (what, deeds, for_get, for_post) in table {
-        for (method, expected) in [("GET", for_get), ("POST", for_post)] {
-            let (address, taken, _) = upstream(deeds).await;
-            let proxy = in_front_of(address, &[]).await;
+    for (what, actions, for_get, for_post) in table {
+        for (request, expected) in [
+            (get("/"), for_get),
+            (post("/", "x".repeat(10_000)), for_post),
+        ] {
+            let (address, seen) = upstream(actions).await;
+            let proxy = over_http2(address, &[]).await;
             assert_eq!(proxy.get("/").await.status(), 200);
-            let request = if method == "GET" {
-                get("/")
-            } else {
-                post("/", "x".repeat(10_000))
-            };
-            let mut client = crate::common::Client::connect(proxy.address).await;
-            let answer = tokio::time::timeout(LIMIT, client.send(request))
-                .await
-                .unwrap();
-            let status = answer.map_or(0, |answer| answer.status().as_u16());
+            let method = request.method().clone();
+            let status = status_of(&proxy, request).await;
             assert_eq!(status, expected, "{method}: {what}");
-            let done = taken.load(SeqCst);
-            if method == "POST" {
-                assert!(done <= 2, "{what}: done {} times", done - 1);
-            }
-            // The connection, or its successor, serves on.
+            let processed = seen.processed.load(SeqCst) - 1;
+            assert!(
+                method == "GET" || processed <= 1,
+                "{what}: processed {processed} times"
+            );
+            // The connection, or its successor, goes on serving.
             assert_eq!(proxy.get("/").await.status(), 200, "{method}: {what}");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_that_come_at_once_share_a_connection() {
-    let (address, taken, connections) = upstream(&[]).await;
-    let proxy = in_front_of(address, &[]).await;
+async fn requests_at_the_same_time_share_a_connection() {
+    let (address, seen) = upstream(&[]).await;
+    let proxy = over_http2(address, &[]).await;
     let all = (0..30).map(|_| {
         let address = proxy.address;
         tokio::spawn(async move { send(address, get("/")).await.status() })
     });
-    for answer in all.collect::<Vec<_>>() {
-        assert_eq!(answer.await.unwrap(), 200);
+    for status in all.collect::<Vec<_>>() {
+        assert_eq!(status.await.unwrap(), 200);
     }
-    assert_eq!((taken.load(SeqCst), connections.load(SeqCst)), (30, 1));
-}
-
-/// An upstream on HTTP/1.1: a grant, a quick answer, a slow one, and one without end.
-async fn plain() -> SocketAddr {
-    scripted(|_, mut stream| async move {
-        loop {
-            let head = read_head_granting(&mut stream).await?;
-            match head.split(' ').nth(1) {
-                None => return Ok(()),
-                Some("/large") => {
-                    stream
-                        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
-                        .await?;
-                    let piece = vec![b'x'; 100_000];
-                    for _ in 0..1000 {
-                        stream.write_all(&piece).await?;
-                    }
-                }
-                Some("/upload") => {
-                    // It never comes whole.
-                    stream.read_to_end(&mut Vec::new()).await?;
-                    return Ok(());
-                }
-                Some(_) => {
-                    stream
-                        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-                        .await?
-                }
-            }
-        }
-    })
-    .await
+    assert_eq!(seen.processed.load(SeqCst), 30);
+    assert_eq!(seen.connections.load(SeqCst), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_are_late_lose_what_they_are_late_with_and_no_more() {
-    let origin = format!("http://{}", plain().await);
+async fn a_late_client_loses_the_stream_or_connection_that_is_late_and_no_more() {
+    let upstream = Upstream::new()
+        .on("/large", ok(vec![b'x'; 100_000_000]))
+        .on("/upload", silence())
+        .early()
+        .start()
+        .await;
     let short = [
         ("proxy.first_byte_timeout", "300ms"),
         ("proxy.head_timeout", "300ms"),
@@ -243,102 +209,57 @@ async fn clients_that_are_late_lose_what_they_are_late_with_and_no_more() {
         ("proxy.idle_timeout", "1s"),
         ("proxy.workers", "1"),
     ];
-    let proxy = proxy(&origin, &short);
-    proxy.ready().await;
+    let proxy = upstream.proxy(&short).await;
 
-    // Not even the protocol is told.
-    for beginning in [&b""[..], b"P", b"PRI * HTTP/2.0\r\n"] {
-        let answer = crate::common::raw(proxy.address, beginning, LIMIT).await;
-        assert!(answer.is_empty(), "{answer}");
+    // Before the protocol is known.
+    for beginning in ["", "P", "PRI * HTTP/2.0\r\n"] {
+        assert_eq!(proxy.raw(beginning).await, "");
     }
-    // Told, and nothing more: it hears a goodbye when it was idle for too long.
+    // Idle for too long: GOAWAY, then the end.
     let mut idle = greeted(proxy.address, &[]).await;
     assert_eq!(
         until(&mut idle, GOAWAY, 0).await.unwrap().reason(),
         NO_ERROR
     );
-    assert!(
-        until(&mut idle, DATA, 99).await.is_none(),
-        "and then the end"
-    );
+    assert!(until(&mut idle, DATA, 99).await.is_none(), "still open");
 
     // A body that stalls costs its own stream; the one beside it goes on.
     let mut stream = greeted(proxy.address, &[]).await;
-    write(&mut stream, HEADERS, END_HEADERS, 1, &head(POST, "/upload"))
-        .await
-        .unwrap();
+    begin(&mut stream, 1, POST, "/upload").await;
     write(&mut stream, DATA, 0, 1, b"half").await.unwrap();
     assert_eq!(
         until(&mut stream, RST_STREAM, 1).await.unwrap().reason(),
         CANCEL
     );
-    write(
-        &mut stream,
-        HEADERS,
-        END_HEADERS | END_STREAM,
-        3,
-        &head(GET, "/"),
-    )
-    .await
-    .unwrap();
+    request(&mut stream, 3, GET, "/").await;
     assert_eq!(until(&mut stream, DATA, 3).await.unwrap().payload, b"ok");
 
-    // So does an answer that is not taken: the window of each stream is a thousand bytes.
+    // So does a response that is not read: the window of each stream is a thousand bytes.
     let mut stream = greeted(proxy.address, &[0, 4, 0, 0, 3, 0xe8]).await;
-    write(
-        &mut stream,
-        HEADERS,
-        END_HEADERS | END_STREAM,
-        1,
-        &head(GET, "/large"),
-    )
-    .await
-    .unwrap();
+    request(&mut stream, 1, GET, "/large").await;
     assert_eq!(
         until(&mut stream, DATA, 1).await.unwrap().payload.len(),
         1000
     );
-    write(
-        &mut stream,
-        HEADERS,
-        END_HEADERS | END_STREAM,
-        3,
-        &head(GET, "/"),
-    )
-    .await
-    .unwrap();
+    request(&mut stream, 3, GET, "/").await;
     assert_eq!(until(&mut stream, DATA, 3).await.unwrap().payload, b"ok");
     assert_eq!(
         until(&mut stream, RST_STREAM, 1).await.unwrap().reason(),
         CANCEL
     );
-    write(
-        &mut stream,
-        HEADERS,
-        END_HEADERS | END_STREAM,
-        5,
-        &head(GET, "/"),
-    )
-    .await
-    .unwrap();
+    request(&mut stream, 5, GET, "/").await;
     assert_eq!(until(&mut stream, DATA, 5).await.unwrap().payload, b"ok");
-    eventually("nothing is under way any more", async || {
-        proxy.metric("bearer_proxy_requests_in_flight").await == 0.0
-    })
-    .await;
+    proxy.until_in_flight(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pings_do_not_keep_an_idle_connection_and_a_steady_client_is_not_late() {
-    let origin = format!("http://{}", plain().await);
-    let proxy = proxy(
-        &origin,
-        &[
-            ("proxy.idle_timeout", "1s"),
-            ("proxy.body_idle_timeout", "1s"),
-        ],
-    );
-    proxy.ready().await;
+async fn pings_do_not_keep_an_idle_connection_open() {
+    let upstream = Upstream::new().start().await;
+    let limits = [
+        ("proxy.idle_timeout", "1s"),
+        ("proxy.body_idle_timeout", "1s"),
+    ];
+    let proxy = upstream.proxy(&limits).await;
     let mut stream = greeted(proxy.address, &[]).await;
     let (mut reading, mut writing) = stream.split();
     let pinging = async {
@@ -360,36 +281,28 @@ async fn pings_do_not_keep_an_idle_connection_and_a_steady_client_is_not_late() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_input_18_a_truncated_answer_is_a_reset_and_a_reset_request_is_given_up() {
-    let gone = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&gone);
+async fn bad_input_18_a_truncated_response_is_a_reset_and_a_reset_request_is_cancelled() {
+    let closed = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&closed);
     let address = scripted(move |_, mut stream| {
-        let gone = Arc::clone(&count);
+        let closed = Arc::clone(&count);
         async move {
-            let head = crate::common::read_head(&mut stream).await?;
+            let head = read_head(&mut stream).await?;
             if head.starts_with("GET /cut") {
                 return stream
                     .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
                     .await;
             }
-            // It thinks, for ever, until the proxy gives up.
+            // No response, until the proxy closes.
             stream.read_to_end(&mut Vec::new()).await?;
-            gone.fetch_add(1, SeqCst);
+            closed.fetch_add(1, SeqCst);
             Ok(())
         }
     })
     .await;
-    let proxy = crate::common::in_front_of(address, &[]).await;
+    let proxy = in_front_of(address, &[]).await;
     let mut stream = greeted(proxy.address, &[]).await;
-    write(
-        &mut stream,
-        HEADERS,
-        END_HEADERS | END_STREAM,
-        1,
-        &head(GET, "/cut"),
-    )
-    .await
-    .unwrap();
+    request(&mut stream, 1, GET, "/cut").await;
     let frame = loop {
         let frame = tokio::time::timeout(LIMIT, read(&mut stream))
             .await
@@ -404,62 +317,39 @@ async fn bad_input_18_a_truncated_answer_is_a_reset_and_a_reset_request_is_given
         }
     };
     assert_ne!(frame.reason(), NO_ERROR);
-    write(
-        &mut stream,
-        HEADERS,
-        END_HEADERS | END_STREAM,
-        3,
-        &head(GET, "/slow"),
-    )
-    .await
-    .unwrap();
-    eventually("it is on its way", async || {
-        proxy.metric("bearer_proxy_requests_in_flight").await == 1.0
-    })
-    .await;
-    write(&mut stream, RST_STREAM, 0, 3, &CANCEL.to_be_bytes())
-        .await
-        .unwrap();
+    request(&mut stream, 3, GET, "/slow").await;
+    proxy.until_in_flight(1).await;
+    reset(&mut stream, 3, CANCEL).await;
     eventually("the upstream's connection is closed", async || {
-        gone.load(SeqCst) == 1
+        closed.load(SeqCst) == 1
     })
     .await;
-    eventually("nothing is under way", async || {
-        proxy.metric("bearer_proxy_requests_in_flight").await == 0.0
-    })
-    .await;
+    proxy.until_in_flight(0).await;
 }
 
-/// hyper takes such a reset for the end of the answer.
+/// hyper takes RST_STREAM with NO_ERROR for the end of the response.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_input_18_an_answer_that_is_reset_without_an_error_is_not_whole() {
+async fn bad_input_18_a_response_that_is_reset_without_an_error_is_not_complete() {
     let read_ahead = [
         ("retry.json.pointer", "/code"),
         ("retry.json.values", "401"),
     ];
     for (more, expected) in [(&[][..], 0), (&read_ahead, 502)] {
-        let (address, ..) = upstream(&[Deed::Reset]).await;
-        let proxy = in_front_of(address, more).await;
-        let mut client = crate::common::Client::connect(proxy.address).await;
-        let answer = tokio::time::timeout(LIMIT, client.send(get("/")))
-            .await
-            .unwrap();
-        assert_eq!(
-            answer.map_or(0, |answer| answer.status().as_u16()),
-            expected
-        );
+        let (address, _) = upstream(&[Action::Reset]).await;
+        let proxy = over_http2(address, more).await;
+        assert_eq!(status_of(&proxy, get("/")).await, expected);
         assert_eq!(proxy.get("/").await.status(), 200);
     }
 }
 
-/// And for the end of a request.
+/// The same reset towards the proxy must not end a request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_input_18_a_request_that_is_reset_without_an_error_is_not_whole() {
+async fn bad_input_18_a_request_that_is_reset_without_an_error_is_not_complete() {
     let (arrived, mut arrival) = tokio::sync::mpsc::unbounded_channel();
     let address = scripted(move |_, mut stream| {
         let arrived = arrived.clone();
         async move {
-            crate::common::read_head(&mut stream).await?;
+            read_head(&mut stream).await?;
             let mut body = Vec::new();
             while stream.read_buf(&mut body).await.is_ok_and(|n| n > 0) {
                 arrived.send(Some(body.clone())).unwrap();
@@ -469,11 +359,9 @@ async fn bad_input_18_a_request_that_is_reset_without_an_error_is_not_whole() {
         }
     })
     .await;
-    let proxy = in_front_of(address, &[("upstream.http2", "never")]).await;
+    let proxy = in_front_of(address, &[("proxy.workers", "1")]).await;
     let mut stream = greeted(proxy.address, &[]).await;
-    write(&mut stream, HEADERS, END_HEADERS, 1, &head(POST, "/"))
-        .await
-        .unwrap();
+    begin(&mut stream, 1, POST, "/").await;
     write(&mut stream, DATA, 0, 1, b"half").await.unwrap();
     let mut next = async || {
         tokio::time::timeout(LIMIT, arrival.recv())
@@ -484,9 +372,7 @@ async fn bad_input_18_a_request_that_is_reset_without_an_error_is_not_whole() {
     let mut body = next().await.unwrap();
     let mut rest = Vec::new();
     write(&mut rest, DATA, 0, 1, b"more").await.unwrap();
-    write(&mut rest, RST_STREAM, 0, 1, &NO_ERROR.to_be_bytes())
-        .await
-        .unwrap();
+    reset(&mut rest, 1, NO_ERROR).await;
     stream.write_all(&rest).await.unwrap();
     while let Some(more) = next().await {
         body = more;
@@ -498,13 +384,12 @@ async fn bad_input_18_a_request_that_is_reset_without_an_error_is_not_whole() {
     );
 }
 
-/// A server that lets no request begin, with a body or without, is as silent as one that does not answer.
+/// A server that permits no streams is as silent as one that does not respond, to requests with a body and without.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_lets_no_request_begin_is_not_waited_for_for_ever() {
+async fn a_server_that_permits_no_streams_is_waited_for_until_the_timeout() {
     let address = scripted(|_, mut stream| async move {
-        stream.read_exact(&mut [0; PREFACE.len()]).await?;
         // SETTINGS_MAX_CONCURRENT_STREAMS
-        write(&mut stream, SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 0]).await?;
+        accept(&mut stream, &[0, 3, 0, 0, 0, 0]).await?;
         stream.read_to_end(&mut Vec::new()).await.map(drop)
     })
     .await;
@@ -512,30 +397,26 @@ async fn a_server_that_lets_no_request_begin_is_not_waited_for_for_ever() {
         ("upstream.response_timeout", "300ms"),
         ("upstream.body_idle_timeout", "300ms"),
     ];
-    let proxy = in_front_of(address, &limits).await;
+    let proxy = over_http2(address, &limits).await;
     for _ in 0..2 {
         assert_eq!(proxy.get("/").await.status(), 504);
         assert_eq!(proxy.send(post("/", "body")).await.status(), 504);
     }
 }
 
-/// The client goes away while its request is about to be sent again: nobody is left to end the refused attempt.
+/// The client cancels while its request is about to be sent again: the refused attempt must be ended all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_attempt_that_nobody_will_repeat_is_reset() {
+async fn the_refused_attempt_of_a_cancelled_request_is_reset() {
     let refused = Arc::new(tokio::sync::Notify::new());
-    let (reset, mut is_reset) = tokio::sync::mpsc::unbounded_channel();
+    let (resets, mut is_reset) = tokio::sync::mpsc::unbounded_channel();
     let has_refused = Arc::clone(&refused);
     let address = scripted(move |_, mut stream| {
-        let (refused, reset) = (Arc::clone(&has_refused), reset.clone());
+        let (refused, resets) = (Arc::clone(&has_refused), resets.clone());
         async move {
-            stream.read_exact(&mut [0; PREFACE.len()]).await?;
-            write(&mut stream, SETTINGS, 0, 0, &[]).await?;
+            accept(&mut stream, &[]).await?;
             loop {
-                let frame = read(&mut stream).await?;
+                let frame = next_frame(&mut stream).await?;
                 match frame.kind {
-                    SETTINGS if frame.flags & ACK == 0 => {
-                        write(&mut stream, SETTINGS, ACK, 0, &[]).await?
-                    }
                     DATA => {
                         // `:status: 401`, and a body that does not end.
                         let refusal = b"\x08\x03401";
@@ -543,39 +424,32 @@ async fn an_attempt_that_nobody_will_repeat_is_reset() {
                         write(&mut stream, PING, 0, 0, b"arrived?").await?;
                     }
                     PING if frame.flags & ACK != 0 => refused.notify_one(),
-                    RST_STREAM => reset.send(frame.reason()).unwrap(),
+                    RST_STREAM => resets.send(frame.reason()).unwrap(),
                     _ => {}
                 }
             }
         }
     })
     .await;
-    let proxy = in_front_of(address, &[]).await;
+    let proxy = over_http2(address, &[]).await;
     let mut client = greeted(proxy.address, &[]).await;
-    write(&mut client, HEADERS, END_HEADERS, 1, &head(POST, "/"))
-        .await
-        .unwrap();
+    begin(&mut client, 1, POST, "/").await;
     write(&mut client, DATA, 0, 1, b"some").await.unwrap();
     tokio::time::timeout(LIMIT, refused.notified())
         .await
         .unwrap();
-    write(&mut client, RST_STREAM, 0, 1, &CANCEL.to_be_bytes())
-        .await
-        .unwrap();
+    reset(&mut client, 1, CANCEL).await;
     tokio::time::timeout(LIMIT, is_reset.recv())
         .await
         .expect("the attempt is ended");
-    eventually("nothing is under way", async || {
-        proxy.metric("bearer_proxy_requests_in_flight").await == 0.0
-    })
-    .await;
+    proxy.until_in_flight(0).await;
 }
 
-/// Fields that HTTP/1 would read as more than one, or as its own.
+/// Messages whose fields HTTP/1.1 would parse as several fields or as framing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_input_08_what_http1_would_read_otherwise_never_arrives() {
+async fn bad_input_08_what_http1_would_parse_differently_is_not_forwarded() {
     let upstream = Strict::start().await;
-    let proxy = crate::common::in_front_of(upstream.address, &[]).await;
+    let proxy = in_front_of(upstream.address, &[]).await;
     let field = |name: &[u8], value: &[u8]| {
         [
             &[0, u8::try_from(name.len()).unwrap()],
@@ -687,35 +561,28 @@ async fn bad_input_08_what_http1_would_read_otherwise_never_arrives() {
             "{what}: {log:?}"
         );
     }
-    eventually("nothing is under way", async || {
-        proxy.metric("bearer_proxy_requests_in_flight").await == 0.0
-    })
-    .await;
+    proxy.until_in_flight(0).await;
     let log = upstream.take();
     assert!(log.requests.is_empty() && log.odd.is_empty(), "{log:?}");
     assert_eq!(proxy.get("/").await.status(), 200);
 }
 
-/// A server that answers early and in full, and leaves the stream as it is, its window shut.
+/// The server sends a complete response early and does not read the stream: its window stays shut.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_only_writes_sees_the_early_answer_of_a_stream() {
+async fn a_client_that_writes_before_it_reads_gets_the_early_response_of_a_stream() {
     let address = scripted(|_, mut stream| async move {
-        stream.read_exact(&mut [0; PREFACE.len()]).await?;
-        write(&mut stream, SETTINGS, 0, 0, &[]).await?;
-        let mut answered = 0;
+        accept(&mut stream, &[]).await?;
+        let mut responded = 0;
         loop {
-            let frame = read(&mut stream).await?;
-            if frame.kind == SETTINGS && frame.flags & ACK == 0 {
-                write(&mut stream, SETTINGS, ACK, 0, &[]).await?;
-            }
-            if frame.kind == DATA && frame.stream > answered {
-                answered = frame.stream;
+            let frame = next_frame(&mut stream).await?;
+            if frame.kind == DATA && frame.stream > responded {
+                responded = frame.stream;
                 // `:status: 413`
                 write(
                     &mut stream,
                     HEADERS,
                     END_HEADERS | END_STREAM,
-                    answered,
+                    responded,
                     b"\x08\x03413",
                 )
                 .await?;
@@ -727,20 +594,18 @@ async fn a_client_that_only_writes_sees_the_early_answer_of_a_stream() {
         }
     })
     .await;
-    let proxy = in_front_of(address, &[]).await;
+    let proxy = over_http2(address, &[]).await;
     for _ in 0..3 {
         let exchange = async {
-            let mut stream = TcpStream::connect(proxy.address).await.unwrap();
             let head = "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 20000000\r\n\r\n";
-            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut stream = connect(proxy.address, head).await;
             stream.write_all(&vec![b'x'; 20_000_000]).await.unwrap();
-            crate::common::read_head(&mut stream).await.unwrap()
+            read_head(&mut stream).await.unwrap()
         };
         let head = tokio::time::timeout(LIMIT, exchange)
             .await
-            .expect("its body is read");
+            .expect("the body is read");
         assert!(head.starts_with("HTTP/1.1 413 "), "{head}");
     }
-    let open = async || proxy.metric("bearer_proxy_connections_open").await;
-    eventually("its connections are over", async || open().await == 0.0).await;
+    proxy.until_open(0).await;
 }

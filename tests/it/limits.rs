@@ -1,4 +1,4 @@
-//! What a client may take up: each limit is a key, answered with words, counted, and no harm to others.
+//! Limits on what a client may use: each is a key, has a response that explains it, is counted, and does not affect others.
 
 use std::{
     net::SocketAddr,
@@ -17,55 +17,89 @@ use tokio::{
 };
 
 use crate::common::{
-    LIMIT, Proxy, eventually,
+    LIMIT, Proxy, connect, eventually,
     frames::{
-        ACK, CANCEL, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, POST, RST_STREAM,
-        WINDOW_UPDATE, greeted, head, read, until, write,
+        ACK, CANCEL, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, POST, PREFACE,
+        RST_STREAM, WINDOW_UPDATE, greeted, head, read, request, reset, until, write,
     },
-    get, in_front_of, scripted, send,
+    get, in_front_of, read_head, read_to_close, scripted, send, status,
+    upstream::{self, Respond, Upstream, fields, grant, ok, unauthorized},
     web::{self, Identity, Speech},
 };
 
-/// An upstream that answers each request when it may. Counts those that wait.
-async fn held() -> (SocketAddr, Arc<Semaphore>, Arc<AtomicUsize>) {
-    let (may, waiting) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
-    let (permits, count) = (Arc::clone(&may), Arc::clone(&waiting));
-    let address = scripted(move |_, mut stream| {
-        let (may, waiting) = (Arc::clone(&permits), Arc::clone(&count));
-        async move {
-            while !crate::common::read_head(&mut stream).await?.is_empty() {
-                waiting.fetch_add(1, SeqCst);
-                may.acquire().await.unwrap().forget();
-                waiting.fetch_sub(1, SeqCst);
-                stream
-                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-                    .await?;
-            }
-            Ok(())
-        }
-    })
-    .await;
-    (address, may, waiting)
+/// An upstream that responds to a request for each permit.
+struct Held {
+    address: SocketAddr,
+    permits: Arc<Semaphore>,
+    /// Requests that wait for a permit.
+    waiting: Arc<AtomicUsize>,
 }
 
-async fn rejected(proxy: &Proxy, reason: &str) -> f64 {
-    proxy
-        .metric(&format!(
-            "bearer_proxy_requests_rejected_total{{reason=\"{reason}\"}}"
-        ))
+impl Held {
+    async fn start() -> Self {
+        Self::replying(|_: &upstream::Request| ok("ok")).await
+    }
+
+    /// An issuer of `token-1`, `token-2`, …
+    async fn start_issuer() -> Self {
+        let calls = AtomicUsize::new(0);
+        Self::replying(move |_: &upstream::Request| {
+            grant(&format!("token-{}", calls.fetch_add(1, SeqCst) + 1), 3600)
+        })
         .await
+    }
+
+    async fn replying(reply: impl Respond) -> Self {
+        let (permits, waiting) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (may, count) = (Arc::clone(&permits), Arc::clone(&waiting));
+        let reply = move |request: &upstream::Request| {
+            let (may, count) = (Arc::clone(&may), Arc::clone(&count));
+            reply.reply(request).after(move || {
+                let (may, count) = (Arc::clone(&may), Arc::clone(&count));
+                async move {
+                    count.fetch_add(1, SeqCst);
+                    may.acquire().await.unwrap().forget();
+                    count.fetch_sub(1, SeqCst);
+                }
+            })
+        };
+        let upstream = Upstream::always(reply).early().start().await;
+        Self {
+            address: upstream.address,
+            permits,
+            waiting,
+        }
+    }
+
+    fn origin(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    async fn until_waiting(&self, count: usize) {
+        eventually(&format!("{count} requests wait"), async || {
+            self.waiting.load(SeqCst) == count
+        })
+        .await;
+    }
 }
+
+/// Clients that were too late, by the limit that they exceeded.
+async fn late(proxy: &Proxy, limit: &str) -> f64 {
+    let name = format!("bearer_proxy_clients_late_total{{limit=\"{limit}\"}}");
+    proxy.metric(&name).await
+}
+
+const FLOODS: &str = r#"bearer_proxy_connections_rejected_total{reason="http2_flood"}"#;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn heads_have_a_size_a_number_of_fields_and_a_length_of_their_target() {
-    let (address, may, _) = held().await;
-    may.add_permits(1000);
+async fn a_head_is_limited_in_size_number_of_fields_and_length_of_the_target() {
+    let upstream = Upstream::new().start().await;
     let more = [
         ("proxy.max_head_size", "3KB"),
         ("proxy.max_uri_length", "500B"),
         ("proxy.max_headers", "20"),
     ];
-    let proxy = in_front_of(address, &more).await;
+    let proxy = upstream.proxy(&more).await;
     let target = |length: usize| get(&format!("/{}", "x".repeat(length - 1)));
     let fields = |number: usize, size: usize| {
         let mut request = get("/");
@@ -98,18 +132,21 @@ async fn heads_have_a_size_a_number_of_fields_and_a_length_of_their_target() {
         let before = if reason.is_empty() {
             0.0
         } else {
-            rejected(&proxy, reason).await
+            proxy.rejected(reason).await
         };
         let what = format!(
             "{} {:?}",
             request.uri().path().len(),
             request.headers().len()
         );
-        let answer = proxy.send(request).await;
-        assert_eq!(answer.status(), status, "{what}");
+        let response = proxy.send(request).await;
+        assert_eq!(response.status(), status, "{what}");
         if !reason.is_empty() {
-            assert_eq!(answer.headers()["content-type"], "application/problem+json");
-            assert_eq!(rejected(&proxy, reason).await, before + 1.0, "{what}");
+            assert_eq!(
+                response.headers()["content-type"],
+                "application/problem+json"
+            );
+            assert_eq!(proxy.rejected(reason).await, before + 1.0, "{what}");
         }
     }
 
@@ -132,7 +169,7 @@ async fn heads_have_a_size_a_number_of_fields_and_a_length_of_their_target() {
             .chain(std::iter::repeat_n(b'/', 501)),
     );
     for (number, block, reason) in [(1, many, "head_too_large"), (3, long, "target_too_long")] {
-        let before = rejected(&proxy, reason).await;
+        let before = proxy.rejected(reason).await;
         write(
             &mut stream,
             HEADERS,
@@ -144,60 +181,49 @@ async fn heads_have_a_size_a_number_of_fields_and_a_length_of_their_target() {
         .unwrap();
         until(&mut stream, HEADERS, number)
             .await
-            .expect("an answer");
-        assert_eq!(rejected(&proxy, reason).await, before + 1.0, "{reason}");
+            .expect("a response");
+        assert_eq!(proxy.rejected(reason).await, before + 1.0, "{reason}");
     }
     let mut client = web::Client::connect(Speech::Http2, proxy.address, &Identity::new()).await;
     for (size, status) in [(2700, 200), (3100, 431), (100, 200)] {
         let request = Request::get("/")
             .header("host", "localhost")
             .header("x", "y".repeat(size));
-        let answer =
+        let response =
             tokio::time::timeout(LIMIT, client.send(request.body(web::whole("")).unwrap()))
                 .await
                 .unwrap();
-        assert_eq!(answer.unwrap().status(), status, "{size}");
+        assert_eq!(response.unwrap().status(), status, "{size}");
     }
 }
 
-/// Encoding makes it three times as long. A longer one arrived without any target: the library takes 64 KiB.
+/// Percent-encoding triples its length. hyper drops the target of a request line beyond 64 KiB.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_longest_address_arrives_encoded() {
-    let address = scripted(|_, mut stream| async move {
-        let head = crate::common::read_head(&mut stream).await?;
-        let length = head.split(' ').nth(1).map_or(0, str::len).to_string();
-        let answer = format!(
-            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{length}",
-            length.len()
-        );
-        stream.write_all(answer.as_bytes()).await
-    })
-    .await;
+async fn the_longest_target_is_forwarded_encoded() {
+    let upstream = Upstream::new().start().await;
     let more = [
         ("proxy.max_uri_length", "21KiB"),
         ("route[0].prefix", "/_x"),
         ("route[0].strip_prefix", "true"),
     ];
-    let proxy = in_front_of(address, &more).await;
+    let proxy = upstream.proxy(&more).await;
+    let names = "é".repeat((21 * 1024 - 1) / 2 - 2);
     for prefix in ["", "/_x"] {
-        let names = "é".repeat((21 * 1024 - 1) / 2 - 2);
-        let request = format!(
-            "DELETE {prefix}/{names} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-        );
-        let answer = crate::common::raw(proxy.address, request.as_bytes(), LIMIT).await;
-        assert!(
-            answer.ends_with(&format!("\r\n\r\n{}", 1 + 3 * names.len())),
-            "{answer}"
-        );
+        let request = format!("DELETE {prefix}/{names}");
+        let response = proxy.ask(&request, "Host: localhost\r\n").await;
+        assert_eq!(status(&response), 200, "{response}");
     }
+    for target in upstream.targets() {
+        assert_eq!(target.len(), 1 + 3 * names.len(), "{target}");
+    }
+    assert_eq!(upstream.count(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_silence_has_a_deadline_of_its_own() {
-    let (address, may, _) = held().await;
-    may.add_permits(1000);
+async fn each_kind_of_silence_has_a_deadline_of_its_own() {
+    let upstream = Upstream::new().early().start().await;
     let whole = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
-    let preface = String::from_utf8_lossy(crate::common::frames::PREFACE).into_owned();
+    let preface = String::from_utf8_lossy(PREFACE).into_owned();
     let idle_http2 = preface.clone() + "\0\0\0\x04\0\0\0\0\0";
     for (key, sent) in [
         ("first_byte", &[""][..]),
@@ -214,35 +240,29 @@ async fn each_silence_has_a_deadline_of_its_own() {
         let more = keys
             .each_ref()
             .map(|name| (name.as_str(), if *name == short { "200ms" } else { "10m" }));
-        let proxy = in_front_of(address, &more).await;
+        let proxy = upstream.proxy(&more).await;
         for words in sent {
-            let mut stream = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
-            stream.write_all(words.as_bytes()).await.unwrap();
+            let mut stream = connect(proxy.address, words).await;
             // How it ends, by a close or a reset, is not the point here.
             let end =
                 tokio::time::timeout(LIMIT, tokio::io::copy(&mut stream, &mut tokio::io::sink()))
                     .await;
             assert!(end.is_ok(), "{key}: left open after {words:?}");
         }
-        let late = format!("bearer_proxy_clients_late_total{{limit=\"{key}_timeout\"}}");
         eventually("they are counted", async || {
-            proxy.metric(&late).await == sent.len() as f64
+            late(&proxy, &format!("{key}_timeout")).await == sent.len() as f64
         })
         .await;
     }
 }
 
-/// Sends a body piece by piece, and returns what comes back.
+/// Sends a body piece by piece, and returns the response.
 async fn sent_slowly(proxy: &Proxy, piece: &'static str, pieces: usize) -> String {
-    let (mut answer, mut body) = tokio::net::TcpStream::connect(proxy.address)
-        .await
-        .unwrap()
-        .into_split();
     let head = format!(
         "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
         piece.len() * pieces
     );
-    body.write_all(head.as_bytes()).await.unwrap();
+    let (mut response, mut body) = connect(proxy.address, head).await.into_split();
     let sending = tokio::spawn(async move {
         for _ in 0..pieces {
             tokio::time::sleep(Duration::from_millis(100)).await; // the pace of the client
@@ -252,44 +272,23 @@ async fn sent_slowly(proxy: &Proxy, piece: &'static str, pieces: usize) -> Strin
         }
         body
     });
-    let mut words = Vec::new();
+    let mut bytes = Vec::new();
     // A reset is an end as well.
-    let end = tokio::time::timeout(LIMIT, answer.read_to_end(&mut words)).await;
-    assert!(end.is_ok(), "left open");
+    let end = tokio::time::timeout(LIMIT, response.read_to_end(&mut bytes)).await;
+    assert!(end.is_ok(), "still open");
     sending.abort();
-    String::from_utf8(words).unwrap()
+    String::from_utf8(bytes).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_byte_now_and_then_does_not_keep_a_request_and_a_slow_upload_is_no_attack() {
-    let address = scripted(|_, mut stream| async move {
-        while let Some(length) = crate::common::read_head(&mut stream)
-            .await?
-            .lines()
-            .find_map(|line| {
-                let (name, value) = line.split_once(": ")?;
-                name.eq_ignore_ascii_case("content-length")
-                    .then(|| value.parse::<u64>().ok())
-                    .flatten()
-            })
-        {
-            tokio::io::copy(&mut (&mut stream).take(length), &mut tokio::io::sink()).await?;
-            stream
-                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-                .await?;
-        }
-        Ok(())
-    })
-    .await;
+async fn a_trickle_of_bytes_does_not_keep_a_request_and_a_slow_upload_is_not_cut() {
+    let upstream = Upstream::new().start().await;
     let with = async |rate: &str| {
-        in_front_of(
-            address,
-            &[
-                ("proxy.body_idle_timeout", "2s"),
-                ("proxy.min_body_rate", rate),
-            ],
-        )
-        .await
+        let limits = [
+            ("proxy.body_idle_timeout", "2s"),
+            ("proxy.min_body_rate", rate),
+        ];
+        upstream.proxy(&limits).await
     };
     let (strict, lenient) = (with("100B").await, with("0B").await);
     let fifty = "01234567890123456789012345678901234567890123456789";
@@ -298,15 +297,13 @@ async fn a_byte_now_and_then_does_not_keep_a_request_and_a_slow_upload_is_no_att
         sent_slowly(&strict, fifty, 40),
         sent_slowly(&lenient, "x", 40),
     );
-    assert_eq!(trickle, "", "closed, long before its half a minute is over");
+    assert_eq!(
+        trickle, "",
+        "not closed before its thirty seconds were over"
+    );
     assert!(slow.starts_with("HTTP/1.1 200 "), "{slow}");
     assert!(allowed.starts_with("HTTP/1.1 200 "), "{allowed}");
-    assert_eq!(
-        strict
-            .metric(r#"bearer_proxy_clients_late_total{limit="min_body_rate"}"#)
-            .await,
-        1.0
-    );
+    assert_eq!(late(&strict, "min_body_rate").await, 1.0);
 }
 
 /// The head of a body of 2,000 bytes.
@@ -316,15 +313,15 @@ fn announced() -> Vec<u8> {
     block
 }
 
-/// Pieces that come at once are one wait: the later ones are there before anybody waits for them.
+/// Pieces that arrive together are one wait: the later ones are there before the proxy waits for them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_byte_counts_of_a_body_that_comes_in_many_small_pieces_at_once() {
-    let (address, may, _) = held().await;
+async fn every_byte_counts_of_a_body_that_arrives_in_many_small_pieces_at_once() {
+    let upstream = Held::start().await;
     let more = [
         ("proxy.body_idle_timeout", "2s"),
         ("proxy.min_body_rate", "100B"),
     ];
-    let proxy = in_front_of(address, &more).await;
+    let proxy = in_front_of(upstream.address, &more).await;
     let mut stream = greeted(proxy.address, &[]).await;
     write(&mut stream, HEADERS, END_HEADERS, 1, &announced())
         .await
@@ -337,21 +334,16 @@ async fn every_byte_counts_of_a_body_that_comes_in_many_small_pieces_at_once() {
         }
         stream.write_all(&pieces).await.unwrap();
     }
-    may.add_permits(1);
-    until(&mut stream, HEADERS, 1).await.expect("an answer");
-    assert_eq!(
-        proxy
-            .metric(r#"bearer_proxy_clients_late_total{limit="min_body_rate"}"#)
-            .await,
-        0.0
-    );
+    upstream.permits.add_permits(1);
+    until(&mut stream, HEADERS, 1).await.expect("a response");
+    assert_eq!(late(&proxy, "min_body_rate").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_began_slowly_may_be_silent_as_long_as_any_once_it_is_answered() {
+async fn a_client_that_began_slowly_has_the_whole_idle_timeout_after_the_response_began() {
     const SLOWLY: usize = 20;
     let address = scripted(|_, mut stream| async move {
-        crate::common::read_head(&mut stream).await?;
+        read_head(&mut stream).await?;
         stream.read_exact(&mut [0; SLOWLY]).await?;
         stream
             .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
@@ -373,8 +365,8 @@ async fn a_client_that_began_slowly_may_be_silent_as_long_as_any_once_it_is_answ
         tokio::time::sleep(Duration::from_millis(100)).await; // the pace of the client
         write(&mut stream, DATA, 0, 1, b"x").await.unwrap();
     }
-    until(&mut stream, HEADERS, 1).await.expect("an answer");
-    tokio::time::sleep(Duration::from_secs(3)).await; // a silence within the limit, but not within what was left
+    until(&mut stream, HEADERS, 1).await.expect("a response");
+    tokio::time::sleep(Duration::from_secs(3)).await; // within the limit, but not within the rest of it
     write(&mut stream, DATA, END_STREAM, 1, &[b'x'; 2000 - SLOWLY])
         .await
         .unwrap();
@@ -386,238 +378,145 @@ async fn a_client_that_began_slowly_may_be_silent_as_long_as_any_once_it_is_answ
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_a_new_token_is_waited_for_nobody_is_late_with_a_body_that_is_not_read() {
-    let (may, calls) = (Arc::new(Semaphore::new(1)), Arc::new(AtomicUsize::new(0)));
-    let (permits, count) = (Arc::clone(&may), Arc::clone(&calls));
-    let address = scripted(move |_, mut stream| {
-        let (may, calls) = (Arc::clone(&permits), Arc::clone(&count));
-        async move {
-            loop {
-                let head = crate::common::read_head(&mut stream).await?;
-                if head.starts_with("POST /api/refreshToken.do") {
-                    let token = format!("token-{}", calls.fetch_add(1, SeqCst));
-                    may.acquire().await.unwrap().forget();
-                    stream
-                        .write_all(crate::common::grant(&token, 3600).as_bytes())
-                        .await?;
-                } else if head.contains("Bearer token-0\r\n") {
-                    stream.read_exact(&mut [0; 4]).await?;
-                    stream
-                        .write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
-                        .await?;
-                } else if head.is_empty() {
-                    return Ok(());
-                } else {
-                    stream.read_exact(&mut [0; 9]).await?;
-                    stream
-                        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-                        .await?;
-                }
+async fn a_body_that_the_proxy_does_not_read_while_it_waits_for_a_token_is_not_late() {
+    let issuer = Held::start_issuer().await;
+    issuer.permits.add_permits(1);
+    let upstream = scripted(|_, mut stream| async move {
+        loop {
+            let head = read_head(&mut stream).await?;
+            if head.is_empty() {
+                return Ok(());
             }
+            let is_first = fields(&head, "authorization") == ["Bearer token-1"];
+            let (read, reply) = match is_first {
+                true => (4, unauthorized("")),
+                false => (9, ok("ok")),
+            };
+            stream.read_exact(&mut vec![0; read]).await?;
+            reply.send(&mut stream).await?;
         }
     })
     .await;
-    let proxy = crate::common::proxy(
-        &format!("http://{address}"),
-        &[("proxy.body_idle_timeout", "500ms")],
-    );
-    proxy.ready().await;
-    let mut stream = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
+    let more = [
+        ("token.issuer", &*issuer.origin()),
+        ("proxy.body_idle_timeout", "500ms"),
+    ];
+    let proxy = in_front_of(upstream, &more).await;
     let head =
-        b"POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 9\r\n\r\nhalf";
-    stream.write_all(head).await.unwrap();
-    eventually("its token is refused", async || calls.load(SeqCst) == 2).await;
+        "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 9\r\n\r\nhalf";
+    let mut stream = connect(proxy.address, head).await;
+    issuer.until_waiting(1).await;
     stream.write_all(b" more").await.unwrap();
-    tokio::time::sleep(Duration::from_secs(1)).await; // longer than a client may be silent
-    may.add_permits(1);
-    let mut answer = String::new();
-    tokio::time::timeout(LIMIT, stream.read_to_string(&mut answer))
-        .await
-        .expect("in time")
-        .unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    tokio::time::sleep(Duration::from_secs(1)).await; // longer than the idle timeout of a body
+    issuer.permits.add_permits(1);
+    let response = read_to_close(&mut stream).await;
+    assert_eq!(status(&response), 200, "{response}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn too_many_requests_are_told_to_come_back_and_those_under_way_are_answered() {
-    let (address, may, waiting) = held().await;
-    let proxy = in_front_of(address, &[("proxy.max_requests", "3")]).await;
-    let asked = |number: usize| {
+async fn requests_beyond_the_limit_get_503_and_those_in_flight_are_served() {
+    let upstream = Held::start().await;
+    let proxy = in_front_of(upstream.address, &[("proxy.max_requests", "3")]).await;
+    let requests = |count: usize| {
         let address = proxy.address;
-        (0..number)
+        (0..count)
             .map(move |_| tokio::spawn(async move { send(address, get("/")).await }))
             .collect::<Vec<_>>()
     };
-    let under_way = asked(3);
-    eventually("three are under way", async || waiting.load(SeqCst) == 3).await;
-    for refused in asked(20) {
-        let refused = refused.await.unwrap();
-        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(refused.headers()["retry-after"], "1");
+    let in_flight = requests(3);
+    upstream.until_waiting(3).await;
+    for rejected in requests(20) {
+        let rejected = rejected.await.unwrap();
+        assert_eq!(rejected.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(rejected.headers()["retry-after"], "1");
         assert_eq!(
-            refused.headers()["proxy-status"],
+            rejected.headers()["proxy-status"],
             "bearer-proxy; error=destination_unavailable"
         );
     }
-    assert_eq!(
-        (rejected(&proxy, "overloaded").await, waiting.load(SeqCst)),
-        (20.0, 3)
-    );
-    may.add_permits(4);
-    for answer in under_way {
-        assert_eq!(answer.await.unwrap().status(), 200);
+    assert_eq!(proxy.rejected("overloaded").await, 20.0);
+    assert_eq!(upstream.waiting.load(SeqCst), 3);
+    upstream.permits.add_permits(4);
+    for response in in_flight {
+        assert_eq!(response.await.unwrap().status(), 200);
     }
-    eventually("their places are free", async || {
-        proxy.metric("bearer_proxy_requests_in_flight").await == 0.0
-    })
-    .await;
+    proxy.until_in_flight(0).await;
     assert_eq!(proxy.get("/").await.status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_opens_and_resets_streams_is_shown_out_and_who_uses_them_may_reset_some() {
-    let (address, may, waiting) = held().await;
-    let proxy = in_front_of(
-        address,
-        &[("proxy.max_resets", "10"), ("proxy.workers", "1")],
-    )
-    .await;
-    let open = async |stream: &mut tokio::net::TcpStream, number: u32| {
-        write(
-            stream,
-            HEADERS,
-            END_HEADERS | END_STREAM,
-            number,
-            &head(GET, "/"),
-        )
-        .await
-    };
-    // As many resets as answers, again and again.
+async fn a_client_that_opens_and_resets_streams_is_closed_and_one_that_uses_them_may_reset_some() {
+    let upstream = Held::start().await;
+    let (permits, waiting) = (&upstream.permits, &upstream.waiting);
+    let limits = [("proxy.max_resets", "10"), ("proxy.workers", "1")];
+    let proxy = in_front_of(upstream.address, &limits).await;
+    // As many resets as responses, again and again.
     let mut fair = greeted(proxy.address, &[]).await;
     for round in 0..30 {
-        open(&mut fair, 4 * round + 1).await.unwrap();
-        eventually("it is under way", async || waiting.load(SeqCst) == 1).await;
-        write(
-            &mut fair,
-            RST_STREAM,
-            0,
-            4 * round + 1,
-            &CANCEL.to_be_bytes(),
-        )
-        .await
-        .unwrap();
-        eventually("it is given up", async || {
-            proxy.metric("bearer_proxy_requests_in_flight").await == 0.0
-        })
-        .await;
-        // The upstream's side of it is answered, and nobody listens.
-        may.add_permits(2);
-        open(&mut fair, 4 * round + 3).await.unwrap();
-        until(&mut fair, HEADERS, 4 * round + 3)
-            .await
-            .expect("an answer");
-        eventually("nothing waits", async || waiting.load(SeqCst) == 0).await;
+        let (first, second) = (4 * round + 1, 4 * round + 3);
+        request(&mut fair, first, GET, "/").await;
+        upstream.until_waiting(1).await;
+        reset(&mut fair, first, CANCEL).await;
+        proxy.until_in_flight(0).await;
+        // One permit is for the upstream's side of the cancelled request.
+        permits.add_permits(2);
+        request(&mut fair, second, GET, "/").await;
+        until(&mut fair, HEADERS, second).await.expect("a response");
+        upstream.until_waiting(0).await;
     }
 
-    // Resets that come before a request was looked at, and those of requests that are under way already.
+    // Resets that arrive before a request was processed, and resets of requests in flight.
     for (is_patient, times) in [(false, 1000), (true, 12)] {
-        let counted = r#"bearer_proxy_connections_rejected_total{reason="http2_flood"}"#;
-        let before = proxy.metric(counted).await;
-        eventually("nothing waits", async || waiting.load(SeqCst) == 0).await;
-        may.forget_permits(usize::MAX);
+        let before = proxy.metric(FLOODS).await;
+        upstream.until_waiting(0).await;
+        permits.forget_permits(usize::MAX);
         let mut rapid = greeted(proxy.address, &[]).await;
         for round in 0..times {
             let number = 2 * round + 1;
-            let Ok(()) = open(&mut rapid, number).await else {
+            let flags = END_HEADERS | END_STREAM;
+            let Ok(()) = write(&mut rapid, HEADERS, flags, number, &head(GET, "/")).await else {
                 break;
             };
             if is_patient {
-                let under_way =
-                    async || waiting.load(SeqCst) > 0 || proxy.metric(counted).await > before;
-                eventually("it is under way", under_way).await;
+                let in_flight =
+                    async || waiting.load(SeqCst) > 0 || proxy.metric(FLOODS).await > before;
+                eventually("it is in flight", in_flight).await;
             }
             let Ok(()) = write(&mut rapid, RST_STREAM, 0, number, &CANCEL.to_be_bytes()).await
             else {
                 break;
             };
             if is_patient {
-                // Else the answer could overtake the reset.
-                eventually("it is given up", async || {
-                    proxy.metric("bearer_proxy_requests_in_flight").await == 0.0
-                })
-                .await;
+                // Otherwise the response could overtake the reset.
+                proxy.until_in_flight(0).await;
             }
-            may.add_permits(1);
+            permits.add_permits(1);
             if is_patient {
-                eventually("nothing waits", async || waiting.load(SeqCst) == 0).await;
+                upstream.until_waiting(0).await;
             }
         }
-        until(&mut rapid, GOAWAY, 0).await.expect("a goodbye");
-        assert!(
-            until(&mut rapid, HEADERS, u32::MAX).await.is_none(),
-            "and the end"
-        );
-        eventually("it is counted", async || {
-            proxy.metric(counted).await == before + 1.0
-        })
-        .await;
+        until(&mut rapid, GOAWAY, 0).await.expect("GOAWAY");
+        let end = until(&mut rapid, HEADERS, u32::MAX).await;
+        assert!(end.is_none(), "still open");
+        proxy.until(FLOODS, before + 1.0).await;
     }
-    may.add_permits(1000);
-    assert_eq!(
-        tokio::time::timeout(LIMIT, proxy.get("/"))
-            .await
-            .unwrap()
-            .status(),
-        200
-    );
+    permits.add_permits(1000);
+    assert_eq!(proxy.get("/").await.status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn for_streams_that_are_reset_at_once_nobody_is_called() {
-    let (connections, requests) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let counts = (Arc::clone(&connections), Arc::clone(&requests));
-    let address = scripted(move |_, mut stream| {
-        let (connections, requests) = (Arc::clone(&counts.0), Arc::clone(&counts.1));
-        connections.fetch_add(1, SeqCst);
-        async move {
-            while !crate::common::read_head(&mut stream).await?.is_empty() {
-                requests.fetch_add(1, SeqCst);
-                stream
-                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-                    .await?;
-            }
-            Ok(())
-        }
-    })
-    .await;
-    let proxy = in_front_of(address, &[("proxy.workers", "1")]).await;
+async fn a_stream_that_is_reset_at_once_causes_no_upstream_request() {
+    let upstream = Upstream::new().start().await;
+    let proxy = upstream.proxy(&[("proxy.workers", "1")]).await;
     let mut stream = greeted(proxy.address, &[]).await;
-    let mut said = Vec::new();
+    let mut frames = Vec::new();
     for number in (1..60).step_by(4) {
-        write(
-            &mut said,
-            HEADERS,
-            END_HEADERS | END_STREAM,
-            number,
-            &head(GET, "/"),
-        )
-        .await
-        .unwrap();
-        write(&mut said, RST_STREAM, 0, number, &CANCEL.to_be_bytes())
-            .await
-            .unwrap();
-        write(
-            &mut said,
-            HEADERS,
-            END_HEADERS | END_STREAM,
-            number + 2,
-            &head(GET, "/"),
-        )
-        .await
-        .unwrap();
+        request(&mut frames, number, GET, "/").await;
+        reset(&mut frames, number, CANCEL).await;
+        request(&mut frames, number + 2, GET, "/").await;
         // A window beyond its bounds makes the server reset the stream: RFC 9113 §6.9.1.
         write(
-            &mut said,
+            &mut frames,
             WINDOW_UPDATE,
             0,
             number + 2,
@@ -626,68 +525,44 @@ async fn for_streams_that_are_reset_at_once_nobody_is_called() {
         .await
         .unwrap();
     }
-    write(
-        &mut said,
-        HEADERS,
-        END_HEADERS | END_STREAM,
-        61,
-        &head(GET, "/"),
-    )
-    .await
-    .unwrap();
-    stream.write_all(&said).await.unwrap();
-    until(&mut stream, HEADERS, 61).await.expect("an answer");
-    assert_eq!((connections.load(SeqCst), requests.load(SeqCst)), (1, 1));
+    request(&mut frames, 61, GET, "/").await;
+    stream.write_all(&frames).await.unwrap();
+    until(&mut stream, HEADERS, 61).await.expect("a response");
+    assert_eq!((upstream.connections(), upstream.count()), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_says_much_beside_its_requests_is_shown_out_and_who_asks_in_between_may_say_more() {
-    let (address, may, _) = held().await;
-    may.add_permits(1000);
-    let proxy = in_front_of(
-        address,
-        &[("proxy.max_control_frames", "50"), ("proxy.workers", "1")],
-    )
-    .await;
+async fn a_client_that_sends_many_control_frames_is_closed_and_requests_in_between_permit_more() {
+    let upstream = Upstream::new().start().await;
+    let limits = [("proxy.max_control_frames", "50"), ("proxy.workers", "1")];
+    let proxy = upstream.proxy(&limits).await;
     let pings = async |stream: &mut tokio::net::TcpStream, number: usize| {
-        let mut said = Vec::new();
+        let mut frames = Vec::new();
         for _ in 0..number {
-            write(&mut said, PING, 0, 0, &[0; 8]).await.unwrap();
+            write(&mut frames, PING, 0, 0, &[0; 8]).await.unwrap();
         }
-        stream.write_all(&said).await.unwrap();
+        stream.write_all(&frames).await.unwrap();
     };
     let mut fair = greeted(proxy.address, &[]).await;
     for round in 0..10 {
         pings(&mut fair, 40).await;
-        let mut answered = 0;
-        while answered < 40 {
+        let mut acknowledged = 0;
+        while acknowledged < 40 {
             let frame = tokio::time::timeout(LIMIT, read(&mut fair))
                 .await
                 .unwrap()
                 .unwrap();
-            answered += usize::from(frame.kind == PING && frame.flags == ACK);
+            acknowledged += usize::from(frame.kind == PING && frame.flags == ACK);
         }
-        write(
-            &mut fair,
-            HEADERS,
-            END_HEADERS | END_STREAM,
-            2 * round + 1,
-            &head(GET, "/"),
-        )
-        .await
-        .unwrap();
+        request(&mut fair, 2 * round + 1, GET, "/").await;
         until(&mut fair, HEADERS, 2 * round + 1)
             .await
-            .expect("an answer");
+            .expect("a response");
     }
 
-    let counted = r#"bearer_proxy_connections_rejected_total{reason="http2_flood"}"#;
-    let before = proxy.metric(counted).await;
-    let mut chatty = greeted(proxy.address, &[]).await;
-    pings(&mut chatty, 100).await;
-    until(&mut chatty, GOAWAY, 0).await.expect("a goodbye");
-    eventually("it is counted", async || {
-        proxy.metric(counted).await == before + 1.0
-    })
-    .await;
+    let before = proxy.metric(FLOODS).await;
+    let mut flooding = greeted(proxy.address, &[]).await;
+    pings(&mut flooding, 100).await;
+    until(&mut flooding, GOAWAY, 0).await.expect("GOAWAY");
+    proxy.until(FLOODS, before + 1.0).await;
 }

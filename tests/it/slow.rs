@@ -22,7 +22,7 @@ use tokio::{
 
 use crate::common::{
     Client, LIMIT, Proxy, eventually,
-    frames::{END_HEADERS, END_STREAM, GET, HEADERS, POST, greeted, head, write},
+    frames::{END_HEADERS, GET, HEADERS, POST, greeted, head, request, write},
     get, in_front_of, issuer,
     process::Standing,
     proxy, read_head, read_head_granting, scripted, send, tcp, text_at,
@@ -434,15 +434,7 @@ async fn streams_beyond_their_number_are_refused() {
     let proxy = Standing::start(cloud, "max_streams = 3").await;
     let mut stream = greeted(proxy.address, &[]).await;
     for number in [1, 3, 5, 7] {
-        write(
-            &mut stream,
-            HEADERS,
-            END_HEADERS | END_STREAM,
-            number,
-            &head(GET, "/"),
-        )
-        .await
-        .unwrap();
+        request(&mut stream, number, GET, "/").await;
     }
     let refused = crate::common::frames::until(&mut stream, crate::common::frames::RST_STREAM, 7)
         .await

@@ -98,9 +98,49 @@ pub async fn until(stream: &mut TcpStream, kind: u8, number: u32) -> Option<Fram
         .expect("neither the frame nor the end")
 }
 
+/// A client's connection with these settings.
 pub async fn greeted(address: SocketAddr, settings: &[u8]) -> TcpStream {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    stream.write_all(PREFACE).await.unwrap();
+    let mut stream = super::connect(address, PREFACE).await;
     write(&mut stream, SETTINGS, 0, 0, settings).await.unwrap();
     stream
+}
+
+/// A request without a body on a stream of this number.
+pub async fn request(stream: &mut (impl AsyncWrite + Unpin), number: u32, method: u8, path: &str) {
+    let flags = END_HEADERS | END_STREAM;
+    write(stream, HEADERS, flags, number, &head(method, path))
+        .await
+        .unwrap();
+}
+
+/// The head of a request whose body follows.
+pub async fn begin(stream: &mut (impl AsyncWrite + Unpin), number: u32, method: u8, path: &str) {
+    write(stream, HEADERS, END_HEADERS, number, &head(method, path))
+        .await
+        .unwrap();
+}
+
+pub async fn reset(stream: &mut (impl AsyncWrite + Unpin), number: u32, reason: u32) {
+    write(stream, RST_STREAM, 0, number, &reason.to_be_bytes())
+        .await
+        .unwrap();
+}
+
+/// Takes a client's preface, as a server with these settings.
+pub async fn accept(stream: &mut TcpStream, settings: &[u8]) -> io::Result<()> {
+    stream.read_exact(&mut [0; PREFACE.len()]).await?;
+    write(stream, SETTINGS, 0, 0, settings).await
+}
+
+/// The next frame; acknowledges settings.
+pub async fn next(stream: &mut TcpStream) -> io::Result<Frame> {
+    loop {
+        let frame = read(stream).await?;
+        if frame.kind != SETTINGS {
+            return Ok(frame);
+        }
+        if frame.flags & ACK == 0 {
+            write(stream, SETTINGS, ACK, 0, &[]).await?;
+        }
+    }
 }

@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
 use tokio::{sync::oneshot, task::JoinHandle};
 
 pub(super) use crate::base::log::capture::Log;
@@ -22,7 +21,7 @@ use crate::{
     token::{
         Config, Credential, Failure, FailureClass, InitialGrant, Outcome, Reason, State,
         StoreError, Token, TokenResponse,
-        issuer::Issuer,
+        issuer::{BoxFuture, Issuer},
         refresher::Refresher,
         store::{Lock, Record, Store},
         testing,
@@ -59,7 +58,7 @@ pub(super) fn refused(n: usize) -> Result<TokenResponse, Failure> {
     })
 }
 
-type Response = Box<dyn Fn(usize) -> Result<TokenResponse, Failure> + Send + Sync>;
+type Answer = Box<dyn Fn(usize) -> Result<TokenResponse, Failure> + Send + Sync>;
 type WriteTime = Box<dyn Fn(usize) -> Duration + Send + Sync>;
 type WriteResult = Box<dyn Fn(usize) -> io::Result<()> + Send + Sync>;
 
@@ -82,13 +81,13 @@ pub(super) struct Save {
 }
 
 pub(super) struct Setup {
-    response: Response,
+    answer: Answer,
     latency: Duration,
     client_secrets: usize,
     write_time: WriteTime,
     write_result: WriteResult,
     refresh_token: Option<Secret>,
-    initial_grant: Option<Response>,
+    initial_grant: Option<Answer>,
     grace_retry: bool,
     record: Option<Record>,
     machine: Option<(Arc<Simulated>, Arc<Disk>)>,
@@ -96,10 +95,10 @@ pub(super) struct Setup {
 
 impl Setup {
     pub(super) fn new(
-        response: impl Fn(usize) -> Result<TokenResponse, Failure> + Send + Sync + 'static,
+        answer: impl Fn(usize) -> Result<TokenResponse, Failure> + Send + Sync + 'static,
     ) -> Self {
         Self {
-            response: Box::new(response),
+            answer: Box::new(answer),
             latency: Duration::ZERO,
             client_secrets: 0,
             write_time: Box::new(|_| Duration::ZERO),
@@ -153,10 +152,10 @@ impl Setup {
     /// First tokens can be had; such calls spend nothing.
     pub(super) fn initial_grant(
         self,
-        response: impl Fn(usize) -> Result<TokenResponse, Failure> + Send + Sync + 'static,
+        answer: impl Fn(usize) -> Result<TokenResponse, Failure> + Send + Sync + 'static,
     ) -> Self {
         Self {
-            initial_grant: Some(Box::new(response)),
+            initial_grant: Some(Box::new(answer)),
             ..self
         }
     }
@@ -197,7 +196,7 @@ impl Setup {
         }
         let issuer = Arc::new(Script {
             clock: Arc::clone(&clock),
-            response: self.response,
+            answer: self.answer,
             latency: self.latency,
             calls: Mutex::default(),
         });
@@ -209,10 +208,10 @@ impl Setup {
             disk: Arc::clone(&disk),
             credential: OnceLock::new(),
         });
-        let initial_grant = self.initial_grant.map(|response| {
+        let initial_grant = self.initial_grant.map(|answer| {
             let script = Script {
                 clock: Arc::clone(&clock),
-                response,
+                answer,
                 latency: self.latency,
                 calls: Mutex::default(),
             };
@@ -272,7 +271,7 @@ impl Bench {
         self.credential
             .token()
             .as_ref()
-            .filter(|token| token.is_usable(self.clock.now()))
+            .filter(|token| token.usable(self.clock.now()))
             .cloned()
     }
 
@@ -392,7 +391,7 @@ impl Bench {
 
 struct Script {
     clock: Arc<Simulated>,
-    response: Response,
+    answer: Answer,
     latency: Duration,
     calls: Mutex<Vec<Call>>,
 }
@@ -412,7 +411,7 @@ impl Script {
                 .sleep_until(self.clock.now() + self.latency)
                 .await;
         }
-        (self.response)(n)
+        (self.answer)(n)
     }
 }
 
@@ -498,7 +497,7 @@ impl Store for Arc<Shelf> {
                 refresh_token: record
                     .refresh_token
                     .as_ref()
-                    .map_or("", |token| token.secret().expose())
+                    .map_or("", Secret::expose)
                     .to_owned(),
                 published: credential
                     .token()

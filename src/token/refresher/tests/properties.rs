@@ -188,7 +188,7 @@ impl Run {
             .credential
             .token()
             .as_ref()
-            .filter(|token| token.is_usable(now))
+            .filter(|token| token.usable(now))
             .cloned()
         else {
             return;

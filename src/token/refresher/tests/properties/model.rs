@@ -7,8 +7,6 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
-
 use crate::{
     base::{
         clock::{Clock as _, Moment, Simulated},
@@ -16,9 +14,9 @@ use crate::{
     },
     token::{
         Credential, Failure, FailureClass, StoreError, Token, TokenResponse, Version,
-        issuer::Issuer,
+        issuer::{BoxFuture, Issuer},
         refresher::tests::harness::seconds,
-        store::{AccessToken, Grant, Lock, Record, RequestTime, Store},
+        store::{AccessToken, Grant, Lock, Record, Store},
     },
 };
 
@@ -146,7 +144,7 @@ impl World {
         let (false, Some(mut record)) = (facts.is_locked, facts.disk.clone()) else {
             return;
         };
-        let Some(sent) = record
+        let Some(spent) = record
             .refresh_token
             .clone()
             .filter(|_| record.access.is_some())
@@ -156,23 +154,26 @@ impl World {
         let now = self.clock.now();
         facts.granted += 1;
         let n = facts.granted;
-        let access = AccessToken::new(
-            Secret::new(format!("theirs-{n}")),
+        let access = AccessToken {
+            token: Secret::new(format!("theirs-{n}")),
             lifetime,
-            RequestTime::now(&*self.clock),
-            &*self.clock,
-        );
+            obtained_at: self.clock.wall(),
+            boot: self
+                .clock
+                .boot_id()
+                .map(|id| (id.to_owned(), now + lifetime)),
+        };
         facts
             .issued
             .insert(format!("Bearer theirs-{n}"), (now + lifetime, lifetime));
-        facts.replaced.insert(sent.secret().expose().to_owned());
-        facts.doubts.remove(sent.secret().expose());
+        facts.replaced.insert(spent.expose().to_owned());
+        facts.doubts.remove(spent.expose());
         facts.is_client_refused = false;
         record.advance(
             Some(Secret::new(format!("refresh-{n}"))),
             None,
             access,
-            &Grant::Chain(sent),
+            Grant::Chain,
         );
         facts.disk = Some(record);
     }
@@ -191,7 +192,7 @@ impl World {
         credential
             .token()
             .as_ref()
-            .filter(|token| token.is_usable(now))
+            .filter(|token| token.usable(now))
             .cloned()
     }
 
