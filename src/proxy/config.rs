@@ -1,9 +1,9 @@
 //! What the data path is configured with. Types that one file acts on stand in that file.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
-    net::{socket::Address, tls},
+    net::{reload, socket::Address, tls},
     proxy::{
         message::{headers::ForwardedHeaders, judge::Retry, urls::Rewrite},
         policy::{clients::Client, guard::GuardConfig},
@@ -89,6 +89,9 @@ pub struct Listener {
     /// Certificate and key, if the listener speaks TLS.
     pub tls: Option<tls::ServerConfig>,
 }
+
+/// A listener's TLS settings, which follow their files.
+pub type ServerTls = Arc<reload::Reloadable<rustls::ServerConfig>>;
 
 /// What the data path knows of a credential.
 #[derive(Debug, Clone)]

@@ -67,7 +67,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
-    config::{AccessLog, Config, CredentialConfig, Limits, Listener},
+    config::{AccessLog, Config, CredentialConfig, Limits, Listener, ServerTls},
     message::{
         headers::ForwardedHeaders,
         judge::{Exhausted, Retry, RetryJson},
@@ -96,9 +96,6 @@ use crate::{
 
 /// What a listener with TLS offers, RFC 7301.
 pub const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
-
-/// A listener's TLS, which follows its files.
-pub type ServerTls = Arc<reload::Reloadable<rustls::ServerConfig>>;
 
 /// The running workers.
 #[derive(Debug)]

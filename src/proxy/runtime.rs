@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     net::socket::UnregisteredListener,
     proxy::{
-        ServerTls,
+        config::ServerTls,
         connection::lingering,
         metrics::Metrics,
         server::listener::accept,

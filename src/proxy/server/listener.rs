@@ -19,7 +19,7 @@ use crate::{
         tls,
     },
     proxy::{
-        ServerTls, message::headers::ClientConnection, metrics::ConnectionRejection,
+        config::ServerTls, message::headers::ClientConnection, metrics::ConnectionRejection,
         server::connection, worker::Worker,
     },
 };
