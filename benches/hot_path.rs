@@ -65,7 +65,7 @@ fn taking_the_token(criterion: &mut Criterion) {
             let token = credential.token();
             token
                 .as_ref()
-                .is_some_and(|token| token.usable(clock.now()))
+                .is_some_and(|token| token.is_usable(clock.now()))
         });
     });
 }

@@ -34,7 +34,7 @@ use crate::{
         tls,
     },
     proxy::{self, Proxy, message::observed},
-    token::{self, Credential, InitialGrant, Refresher, jwt_grant::JwtGrant},
+    token::{self, Credential, Refresher},
     upstream,
 };
 
@@ -122,7 +122,10 @@ impl App {
         let upstreams = share_upstreams(config.upstreams, descriptors.upstream)?;
         let upstream_configs = upstreams.iter().map(|one| one.config().clone()).collect();
 
-        let initial_grant = initial_grant(&config.initial_grant, &config.token, &clock)?;
+        let initial_grant = config
+            .initial_grant
+            .build(&config.token.issuer, clock.clone())
+            .map_err(token::Error::from)?;
         let (refresher, credential) = Refresher::new(config.token, initial_grant, clock.clone())?;
 
         let listeners = add_tls(bound, &config.proxy.listeners)?;
@@ -355,16 +358,6 @@ fn share_upstreams(
         .into_iter()
         .map(|config| upstream::Shared::new(config, &sockets))
         .collect()
-}
-
-/// The way to the first tokens without a configured refresh token, if there is one.
-fn initial_grant(
-    config: &token::InitialGrantConfig,
-    token: &token::Config,
-    clock: &SharedClock,
-) -> Result<Option<Box<dyn InitialGrant>>, token::Error> {
-    let grant = JwtGrant::new(config, &token.issuer, clock.clone())?;
-    Ok(grant.map(|grant| Box::new(grant) as Box<dyn InitialGrant>))
 }
 
 fn erase<T: Send + Sync + 'static>(value: Arc<Reloadable<T>>) -> Arc<dyn Reload> {

@@ -16,7 +16,7 @@ fn reading_the_token_allocates_nothing() {
     let mut read = || {
         let token = credential.token();
         let token = token.as_ref().expect("a token");
-        assert!(token.usable(credential.clock().now()));
+        assert!(token.is_usable(credential.clock().now()));
         black_box(token.header());
         token.accepted();
         black_box(credential.rejected(token.version()));

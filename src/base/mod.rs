@@ -3,6 +3,7 @@
 //! | file | contents |
 //! |---|---|
 //! | [`backoff`] | exponential backoff with jitter |
+//! | [`blocking`] | runs file I/O on a thread for blocking calls |
 //! | [`clock`] | the boot clock, the wall clock, and a simulated clock for tests |
 //! | `coop` | cooperative yielding for tasks whose input never runs dry |
 //! | `corpus` | runs fuzz targets on their stored corpus (tests only) |
@@ -22,6 +23,7 @@
 //! | [`watch`] | notices that files have changed |
 
 pub mod backoff;
+pub mod blocking;
 pub mod clock;
 pub(crate) mod coop;
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::{fmt, io, path::PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
 
+use super::blocking;
+
 /// A configured secret and, if it was read from a file, the path, so that it can be read again
 /// after a rotation.
 ///
@@ -34,6 +36,14 @@ impl Secret {
             value,
             file: Some(file),
         })
+    }
+
+    /// [`Secret::from_file`] on a thread for blocking calls.
+    ///
+    /// # Errors
+    /// Like [`Secret::from_file`].
+    pub async fn load(file: PathBuf) -> io::Result<Self> {
+        blocking::run(|| Self::from_file(file)).await?
     }
 
     /// Reads the secret again from its file; one given inline is returned as it is.

@@ -92,7 +92,7 @@ impl TokenSource {
 
     fn current(&self, now: Moment) -> Option<Rc<LocalToken>> {
         let current = self.credential.token();
-        let current = current.as_ref().filter(|token| token.usable(now))?;
+        let current = current.as_ref().filter(|token| token.is_usable(now))?;
         Some(self.local(current))
     }
 

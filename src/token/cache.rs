@@ -1,4 +1,4 @@
-//! The cached token: immutable but for its marks, read by everybody without blocking.
+//! The cached access token: immutable except for its flags, read without blocking.
 
 use std::{
     fmt,
@@ -12,10 +12,10 @@ use zeroize::Zeroizing;
 
 use crate::base::clock::Moment;
 
-/// No cooldown grows beyond this by doubling.
-const LONGEST_COOLDOWN: Duration = Duration::from_secs(300);
+/// Doubling does not increase a cooldown beyond this.
+const MAX_COOLDOWN: Duration = Duration::from_secs(300);
 
-/// Which token this is: versions of one credential only grow.
+/// Identifies a token of one credential. Versions only increase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Version {
     // In this order: the derived `Ord` compares the epoch first.
@@ -28,12 +28,13 @@ impl Version {
         Self { epoch, generation }
     }
 
-    /// When the credential chain began, in milliseconds since 1970, or one more than the chain before it.
+    /// Identifies the chain: when it began, in milliseconds since 1970, or the epoch of the
+    /// previous chain plus one, whichever is greater.
     pub const fn epoch(self) -> u64 {
         self.epoch
     }
 
-    /// Counts the tokens. Goes on over restarts and credential chains.
+    /// Counts the tokens of the credential, across restarts and chains.
     pub const fn generation(self) -> u64 {
         self.generation
     }
@@ -45,38 +46,39 @@ impl fmt::Display for Version {
     }
 }
 
-/// An access token, ready to be sent.
+/// An access token with its ready-made `Authorization` value.
 ///
-/// Its marks say what became of requests under it. They are relaxed atomics: a mark that is seen a moment late costs at
-/// most one needless wait, never a second issuer call.
+/// Its flags record how the upstream treated requests that carried it. They are relaxed atomics: a
+/// flag that is seen late costs at most one needless wait, never a second call to the issuer.
 #[derive(Debug)]
 pub struct Token {
     version: Version,
-    header: HeaderValue,
+    authorization: HeaderValue,
     published_at: Moment,
     expires_at: Moment,
     history: RefreshHistory,
-    marks: AtomicU8,
+    flags: AtomicU8,
 }
 
-/// A 2xx came back under this token.
+/// A request with this token got a 2xx.
 const PROVEN: u8 = 1;
-/// A replay under it was not an authorization failure.
+/// A replay with this token was not an authorization failure.
 const REPLAY_ACCEPTED: u8 = 2;
-/// A replay under it was an authorization failure: refreshing did not help.
+/// A replay with this token was an authorization failure: the refresh did not help.
 const REPLAY_REJECTED: u8 = 4;
-/// Somebody was promised a newer one.
+/// A rejection asked for a newer token.
 const REFRESH_REQUESTED: u8 = 8;
 
-/// What a token inherits from those before it.
+/// What a token inherits from its predecessors: why it was fetched, and how long to wait before
+/// another rejection causes a refresh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RefreshHistory {
     after_rejection: bool,
     base_cooldown: Duration,
     cooldown: Duration,
-    /// Futile refreshes in a row before this token.
-    futile: u32,
-    /// A futile predecessor's cooldown, still running: a scheduled refresh in between does not end it.
+    /// Consecutive futile refreshes before this token.
+    futile_refreshes: u32,
+    /// End of a futile predecessor's cooldown: a scheduled refresh does not end it.
     cooldown_until: Option<Moment>,
 }
 
@@ -87,127 +89,133 @@ impl RefreshHistory {
             after_rejection: false,
             base_cooldown: cooldown,
             cooldown,
-            futile: 0,
+            futile_refreshes: 0,
             cooldown_until: None,
         }
     }
 
     /// Of the token that replaces `token`.
     pub(super) fn after(token: &Token, base_cooldown: Duration) -> Self {
-        let futile = match token.marks() {
-            marks if marks & REPLAY_ACCEPTED != 0 => 0,
-            marks if marks & REPLAY_REJECTED != 0 => token.history.futile.saturating_add(1),
-            _ => token.history.futile,
+        let futile_refreshes = match token.flags() {
+            flags if flags & REPLAY_ACCEPTED != 0 => 0,
+            flags if flags & REPLAY_REJECTED != 0 => {
+                token.history.futile_refreshes.saturating_add(1)
+            }
+            _ => token.history.futile_refreshes,
         };
         let doubled = base_cooldown
-            .saturating_mul(2_u32.saturating_pow(futile))
-            .min(LONGEST_COOLDOWN);
+            .saturating_mul(2_u32.saturating_pow(futile_refreshes))
+            .min(MAX_COOLDOWN);
         Self {
             after_rejection: token.is_refresh_requested(),
             base_cooldown,
             cooldown: doubled.max(base_cooldown),
-            futile,
+            futile_refreshes,
             cooldown_until: token.futile_until(),
         }
     }
 }
 
 impl Token {
-    /// The header is made by [`authorization`].
+    /// `authorization` comes from [`authorization`].
     pub(super) fn new(
         version: Version,
-        header: HeaderValue,
+        authorization: HeaderValue,
         published_at: Moment,
         expires_at: Moment,
         history: RefreshHistory,
     ) -> Self {
         Self {
             version,
-            header,
+            authorization,
             published_at,
             expires_at,
             history,
-            marks: AtomicU8::new(0),
+            flags: AtomicU8::new(0),
         }
     }
 
-    /// Which one this is.
+    /// The version.
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// `Bearer …`, marked sensitive, wiped when its last clone is dropped.
+    /// The value of `Authorization`: `Bearer …`, marked sensitive, wiped when its last clone is
+    /// dropped.
     pub fn header(&self) -> &HeaderValue {
-        &self.header
+        &self.authorization
     }
 
-    /// The same in memory of its own, for a thread that wants to share no reference count with others.
+    /// A deep copy of [`Token::header`], so that threads do not contend for one reference count.
     pub fn header_copy(&self) -> HeaderValue {
-        let text = Zeroizing::new(self.header.as_bytes().to_vec());
-        // The bytes of a legal value are legal.
+        let text = Zeroizing::new(self.authorization.as_bytes().to_vec());
+        // The bytes of a valid header value are valid.
         let mut copy = HeaderValue::from_maybe_shared(Bytes::from_owner(text))
-            .unwrap_or_else(|_| self.header.clone());
+            .unwrap_or_else(|_| self.authorization.clone());
         copy.set_sensitive(true);
         copy
     }
 
-    /// From then on it must not be sent.
+    /// When it expires. It must not be sent from then on.
     pub fn expires_at(&self) -> Moment {
         self.expires_at
     }
 
-    /// Whether it may be sent now.
-    pub fn usable(&self, now: Moment) -> bool {
+    /// Whether it has not expired.
+    pub fn is_usable(&self, now: Moment) -> bool {
         now < self.expires_at
     }
 
-    /// Whether it was made for longer and has less than a minute left.
+    /// Whether it has less than a minute left, of a lifetime of more than two minutes.
     pub fn expires_soon(&self, now: Moment) -> bool {
         const MINUTE: Duration = Duration::from_secs(60);
         self.expires_at.saturating_since(now) < MINUTE
             && self.expires_at.saturating_since(self.published_at) > 2 * MINUTE
     }
 
-    /// A 2xx came back under it.
+    /// Records a 2xx for a request with this token.
     pub fn accepted(&self) {
-        self.mark(PROVEN);
+        self.set(PROVEN);
     }
 
-    /// A replay under it was not an authorization failure: the refresh that minted it helped.
+    /// Records that a replay with this token was not an authorization failure: the refresh that
+    /// brought the token helped.
     pub fn replay_accepted(&self) {
-        self.mark(PROVEN | REPLAY_ACCEPTED);
+        self.set(PROVEN | REPLAY_ACCEPTED);
     }
 
-    /// A replay under it was an authorization failure too: refreshing because of such requests is futile.
+    /// Records that a replay with this token was an authorization failure too: refreshing because
+    /// of such requests is futile.
     pub fn replay_rejected(&self) {
-        self.mark(REPLAY_REJECTED);
+        self.set(REPLAY_REJECTED);
     }
 
-    /// Whether refreshing it because of a rejection is worth a call now. A *futile* token, or one that is *unproven*
-    /// (minted because of a rejection, and no 2xx yet), must be a cooldown old.
+    /// Whether a rejection of this token justifies a refresh now. A *futile* token (a replay with
+    /// it was rejected) and an *unproven* one (fetched because of a rejection, no 2xx yet) must be
+    /// as old as their cooldown.
     pub(super) fn is_worth_refreshing(&self, now: Moment) -> bool {
-        let unproven = self.history.after_rejection && self.marks() & PROVEN == 0;
+        let unproven = self.history.after_rejection && self.flags() & PROVEN == 0;
         let unproven_until = unproven.then(|| self.published_at + self.cooldown());
         unproven_until
             .max(self.futile_until())
             .is_none_or(|until| now >= until)
     }
 
-    /// Notes that a newer token is wanted; true for the first to ask.
+    /// Asks for a newer token; true for the first caller.
     pub(super) fn request_refresh(&self) -> bool {
         !self.is_refresh_requested()
-            && self.marks.fetch_or(REFRESH_REQUESTED, Relaxed) & REFRESH_REQUESTED == 0
+            && self.flags.fetch_or(REFRESH_REQUESTED, Relaxed) & REFRESH_REQUESTED == 0
     }
 
     pub(super) fn is_refresh_requested(&self) -> bool {
-        self.marks() & REFRESH_REQUESTED != 0
+        self.flags() & REFRESH_REQUESTED != 0
     }
 
     fn futile_until(&self) -> Option<Moment> {
-        let marks = self.marks();
-        if marks & REPLAY_REJECTED != 0 {
+        let flags = self.flags();
+        if flags & REPLAY_REJECTED != 0 {
             Some(self.published_at + self.cooldown())
-        } else if marks & REPLAY_ACCEPTED != 0 {
+        } else if flags & REPLAY_ACCEPTED != 0 {
             None
         } else {
             self.history.cooldown_until
@@ -216,29 +224,30 @@ impl Token {
 
     /// An accepted replay undoes all doubling.
     fn cooldown(&self) -> Duration {
-        if self.marks() & REPLAY_ACCEPTED != 0 {
+        if self.flags() & REPLAY_ACCEPTED != 0 {
             self.history.base_cooldown
         } else {
             self.history.cooldown
         }
     }
 
-    fn marks(&self) -> u8 {
-        self.marks.load(Relaxed)
+    fn flags(&self) -> u8 {
+        self.flags.load(Relaxed)
     }
 
-    /// Called for every answer: a store only when it changes something, so that the cache line stays shared.
-    fn mark(&self, marks: u8) {
-        if self.marks() & marks != marks {
-            self.marks.fetch_or(marks, Relaxed);
+    /// Called for every response: it writes only if that changes something, so that the cache line
+    /// stays shared between cores.
+    fn set(&self, flags: u8) {
+        if self.flags() & flags != flags {
+            self.flags.fetch_or(flags, Relaxed);
         }
     }
 }
 
-/// The value of an `Authorization` field: marked sensitive, and wiped when its last clone is dropped.
+/// The value of an `Authorization` field: marked sensitive, wiped when its last clone is dropped.
 ///
 /// # Errors
-/// When the credentials cannot stand in a header.
+/// When the credentials contain bytes that a header value must not contain.
 pub(super) fn authorization(
     scheme: &str,
     credentials: &str,
@@ -274,7 +283,7 @@ mod tests {
         )
     }
 
-    /// The token minted at `published_at` because somebody wanted to replace `token`.
+    /// The token published at `published_at` because `token` was rejected.
     fn refreshed(token: &Token, published_at: Moment) -> Token {
         token.request_refresh();
         scheduled(token, published_at)
@@ -294,8 +303,8 @@ mod tests {
     #[test]
     fn a_token_is_usable_until_its_expiry() {
         let token = token(at(0), RefreshHistory::first(COOLDOWN));
-        assert!(token.usable(at(3599)));
-        assert!(!token.usable(at(3600)));
+        assert!(token.is_usable(at(3599)));
+        assert!(!token.is_usable(at(3600)));
     }
 
     #[test]
@@ -307,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_first_to_want_a_refresh_is_told_so() {
+    fn only_the_first_request_for_a_refresh_returns_true() {
         let token = token(at(0), RefreshHistory::first(COOLDOWN));
         assert!(token.request_refresh());
         assert!(!token.request_refresh());
@@ -385,10 +394,10 @@ mod tests {
     }
 
     #[test]
-    fn marking_twice_is_marking_once() {
+    fn setting_a_flag_twice_changes_nothing() {
         let token = token(at(0), RefreshHistory::first(COOLDOWN));
         token.accepted();
         token.accepted();
-        assert_eq!(token.marks(), PROVEN);
+        assert_eq!(token.flags(), PROVEN);
     }
 }

@@ -1,28 +1,29 @@
-//! Authorization codes: where a person gets one, and how it becomes the first tokens (RFC 6749 §4.1).
+//! The authorization code grant (RFC 6749 §4.1): the URL at which a user logs in, and the exchange
+//! of the code for the first tokens.
 
 use url::Url;
 
 use super::{
-    IssuerConfig,
     endpoint::encode_parameters,
-    issuer::{Error, TokenEndpoint},
+    issuer::{Error, IssuerConfig, TokenEndpoint},
     token_response::{Failure, GrantType, TokenResponse},
 };
 use crate::base::{clock::SharedClock, secret::Secret};
 
-/// Where codes come from and go to.
+/// The endpoints of the authorization code grant.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The authorize interface, for a browser; without a query.
+    /// The authorization endpoint, which a browser opens; without a query.
     pub authorize_url: Url,
-    /// The token interface, without a query.
+    /// The token endpoint for codes, without a query.
     pub token_url: Url,
-    /// The redirect URI, character by character as it is registered.
+    /// The redirect URI, exactly as it is registered at the cloud.
     pub redirect_uri: Option<String>,
 }
 
 impl Config {
-    /// The address at which a person logs in and agrees. The cloud gives `data` back with the code.
+    /// The authorization request (RFC 6749 §4.1.1). The cloud returns `data` beside the code, as
+    /// the RFC's `state`.
     pub fn authorize_url(&self, client_id: &str, data: &str) -> Url {
         let redirect_uri = self
             .redirect_uri
@@ -41,35 +42,32 @@ impl Config {
     }
 }
 
-/// The token interface: `POST {token_url}?grant_type=authorization_code&code=…`, HTTP Basic.
+/// The token endpoint for codes: `POST {token_url}?grant_type=authorization_code&code=…`.
 #[derive(Debug)]
 pub struct CodeGrant {
-    issuer: TokenEndpoint,
+    endpoint: TokenEndpoint,
     redirect_uri: Option<String>,
 }
 
 impl CodeGrant {
-    /// Builds the client; speaks to nobody yet.
+    /// Builds the HTTP client. Connects to nothing yet.
     ///
     /// # Errors
-    /// When the TLS settings cannot be used.
+    /// When the TLS settings are unusable.
     pub fn new(config: &Config, issuer: &IssuerConfig, clock: SharedClock) -> Result<Self, Error> {
-        let issuer = TokenEndpoint::at(
-            &config.token_url,
-            GrantType::AuthorizationCode,
-            issuer,
-            clock,
-        )?;
+        let grant_type = GrantType::AuthorizationCode;
+        let endpoint = TokenEndpoint::at(&config.token_url, grant_type, issuer, clock)?;
         Ok(Self {
-            issuer,
+            endpoint,
             redirect_uri: config.redirect_uri.clone(),
         })
     }
 
-    /// Spends the code, once: whatever the answer, it is good for nothing afterwards. Ends within the issuer's timeout.
+    /// Exchanges the code for tokens (RFC 6749 §4.1.3). It is sent once: whatever the response, it
+    /// is invalid afterwards. Ends within the issuer's timeout.
     ///
     /// # Errors
-    /// With what follows from the failure, and words for people that contain no secret.
+    /// A classified failure whose detail contains no secret.
     pub async fn exchange(&self, code: &Secret) -> Result<TokenResponse, Failure> {
         let redirect_uri = self
             .redirect_uri
@@ -79,15 +77,15 @@ impl CodeGrant {
             ("grant_type", "authorization_code"),
             ("code", code.expose()),
         ];
-        self.issuer
+        self.endpoint
             .request_tokens(pairs.into_iter().chain(redirect_uri))
             .await
     }
 
-    /// Reads the client's secret and the files of `tls` again.
+    /// Reads the client secret and the files of `tls` again.
     pub(super) async fn reload(&mut self) {
-        self.issuer.reload_client_secret().await;
-        self.issuer.reload_tls().await;
+        self.endpoint.reload_client_secret().await;
+        self.endpoint.reload_tls().await;
     }
 }
 
@@ -96,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_authorize_url_survives_every_character() {
+    fn the_authorize_url_encodes_every_special_character() {
         let config = Config {
             authorize_url: "https://cloud.example.com/api/authorize.do"
                 .parse()

@@ -1,14 +1,15 @@
-//! The handle to a credential that the data path, the admin endpoint and the log hold.
+//! The handle to a credential, for the data path and the admin endpoint.
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use arc_swap::{ArcSwapOption, Guard};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 
 use super::{
@@ -17,55 +18,56 @@ use super::{
 };
 use crate::base::clock::SharedClock;
 
-/// How many requests may wait for a token of one credential; more get none.
+/// How many requests may wait for a token of one credential. Further ones do not wait.
 pub const MAX_WAITERS: usize = 32_768;
 
-const SHORTEST_RETRY_AFTER: Duration = Duration::from_secs(1);
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
+/// Limits of the `Retry-After` that clients get.
+const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// A credential, as those see it who use its token. Cheap to clone, and usable from every thread.
+/// A credential as its users see it. Cheap to clone, usable from every thread.
 #[derive(Debug, Clone)]
 pub struct Credential {
     shared: Arc<Shared>,
     status: watch::Receiver<Status>,
 }
 
-/// What to do about an answer that rejected a token.
+/// What to do about a response that rejected a token.
 #[derive(Debug)]
 pub enum Rejection {
-    /// A newer token is there already: replay with it.
+    /// There is a newer token already: replay with it.
     Newer(Arc<Token>),
-    /// A newer token is being fetched: wait for it ([`Credential::newer_than`]).
+    /// A newer token is being requested: wait for it ([`Credential::newer_than`]).
     Refreshing,
-    /// A newer token would most likely not help: relay the answer.
+    /// A newer token would most likely not help: relay the response.
     Futile,
 }
 
-/// Why a person's wish for a refresh is not granted.
+/// Why an operator's request for a refresh is not executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ManualRefreshError {
-    /// Too early: after the last refresh, within a backoff, or within a wait that the issuer asked for.
+    /// Within the cooldown after the last refresh, a backoff, or the issuer's `Retry-After`.
     TooEarly {
-        /// Time until the wish would be granted.
+        /// Time until a request is executed.
         retry_after: Duration,
     },
-    /// There is no refresh token that could be spent.
+    /// There is no refresh token that can be sent.
     NoCredential,
 }
 
-/// What the refresher and its credential's handles share.
+/// What the refresher and the handles share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) name: String,
     pub(super) clock: SharedClock,
-    /// Expired tokens stay, so that versions can be compared.
+    /// The cached token. An expired one stays, so that versions can be compared.
     pub(super) token: ArcSwapOption<Token>,
-    /// Wakes the refresher: the token is rejected, or a person asks.
+    /// Wakes the refresher, after the token or a flag below has changed.
     pub(super) wake: Notify,
-    /// A person asks for a refresh.
-    pub(super) requested: AtomicBool,
-    /// Somebody says that secrets or the state file have changed.
-    pub(super) changed: AtomicBool,
+    /// An operator asked for a refresh.
+    pub(super) refresh_requested: AtomicBool,
+    /// The files of secrets or the state file may have changed.
+    pub(super) files_changed: AtomicBool,
     cooldown: Duration,
     waiters: AtomicUsize,
     telemetry: Mutex<Telemetry>,
@@ -83,8 +85,8 @@ impl Shared {
             clock,
             token: ArcSwapOption::empty(),
             wake: Notify::new(),
-            requested: AtomicBool::new(false),
-            changed: AtomicBool::new(false),
+            refresh_requested: AtomicBool::new(false),
+            files_changed: AtomicBool::new(false),
             cooldown,
             waiters: AtomicUsize::new(0),
             telemetry: Mutex::new(telemetry),
@@ -92,10 +94,7 @@ impl Shared {
     }
 
     pub(super) fn telemetry(&self) -> MutexGuard<'_, Telemetry> {
-        // The books are still the best there is after a panic.
-        self.telemetry
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.telemetry.lock()
     }
 }
 
@@ -109,26 +108,26 @@ impl Credential {
         &self.shared.name
     }
 
-    /// The clock that [`Token::usable`] wants to be asked with.
+    /// The clock whose moments [`Token::is_usable`] takes.
     pub fn clock(&self) -> &SharedClock {
         &self.shared.clock
     }
 
-    /// The cached token, usable or not. Never blocks, never allocates.
+    /// The cached token, usable or not. Never blocks and never allocates.
     ///
     /// Do not hold the guard across an `.await`.
     pub fn token(&self) -> Guard<Option<Arc<Token>>> {
         self.shared.token.load()
     }
 
-    /// A request under this version was not authorized. Takes no lock.
+    /// Reports that a request with this version got an authorization failure. Takes no lock.
     pub fn rejected(&self, version: Version) -> Rejection {
         let now = self.shared.clock.now();
         match self.shared.token.load().as_ref() {
-            Some(token) if token.version() > version && token.usable(now) => {
+            Some(token) if token.version() > version && token.is_usable(now) => {
                 Rejection::Newer(Arc::clone(token))
             }
-            Some(token) if token.version() == version && token.usable(now) => {
+            Some(token) if token.version() == version && token.is_usable(now) => {
                 if !token.is_worth_refreshing(now) {
                     return Rejection::Futile;
                 }
@@ -137,18 +136,18 @@ impl Credential {
                 }
                 Rejection::Refreshing
             }
-            // Expired, hence being refreshed anyway.
+            // It has expired, so a refresh is due anyway.
             _ => Rejection::Refreshing,
         }
     }
 
-    /// Waits for a usable token above that version (any, for `None`). Dropping the future ends the waiting and nothing
-    /// else.
+    /// Waits for a usable token above this version (any usable token for `None`). Dropping the
+    /// future cancels the wait, never the refresh.
     ///
-    /// `None` after `wait`, or at once when none will come without a person, or when too many wait already. Waits on
-    /// the runtime's time: a request that is suspended with the machine need not know it.
+    /// `None` after `wait`; at once if there will be none until an operator acts, or if
+    /// [`MAX_WAITERS`] wait already. It waits by the runtime's clock: time in suspend does not count.
     pub async fn newer_than(&self, version: Option<Version>, wait: Duration) -> Option<Arc<Token>> {
-        let _place = WaiterSlot::take(&self.shared.waiters)?;
+        let _slot = WaiterSlot::take(&self.shared.waiters)?;
         tokio::time::timeout(wait, self.published_after(version))
             .await
             .ok()
@@ -158,12 +157,13 @@ impl Credential {
     async fn published_after(&self, version: Option<Version>) -> Option<Arc<Token>> {
         let mut status = self.status.clone();
         loop {
-            // Marks the status as seen before the cache is read: a token that is published in between wakes us again.
+            // The status is marked as seen before the cache is read: a token that is published in
+            // between makes `changed` return at once.
             let needs_operator = status.borrow_and_update().needs_operator();
             if let Some(token) = self.usable_above(version) {
                 return Some(token);
             }
-            // An error means that the refresher has ended.
+            // `changed` fails after the refresher has ended.
             if needs_operator || status.changed().await.is_err() {
                 return None;
             }
@@ -175,29 +175,29 @@ impl Credential {
         let token = self.shared.token.load();
         token
             .as_ref()
-            .filter(|token| token.usable(now) && Some(token.version()) > version)
+            .filter(|token| token.is_usable(now) && Some(token.version()) > version)
             .cloned()
     }
 
-    /// For a 503 without a token: when a new attempt may be worth it, 1 s to 5 min, in whole seconds.
+    /// `Retry-After` for a 503 without a token: 1 s to 5 min, not rounded yet.
     pub fn retry_after(&self) -> Duration {
         let next = self.shared.telemetry().next_attempt;
-        let wait = next.map_or(LONGEST_RETRY_AFTER, |next| {
+        let wait = next.map_or(MAX_RETRY_AFTER, |next| {
             next.saturating_since(self.shared.clock.now())
         });
-        wait.clamp(SHORTEST_RETRY_AFTER, LONGEST_RETRY_AFTER)
+        wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER)
     }
 
-    /// The secrets' files and the state file are read again. What is new in them revives a dead credential.
+    /// Has the files of secrets and the state file read again. New contents revive a dead credential.
     pub fn reload(&self) {
-        self.shared.changed.store(true, Relaxed);
+        self.shared.files_changed.store(true, Relaxed);
         self.shared.wake.notify_one();
     }
 
-    /// A person asks for a refresh now. Files are read again in any case.
+    /// An operator's request for a refresh. Files are read again in any case.
     ///
     /// # Errors
-    /// When it is too early for one, or when there is nothing to refresh with.
+    /// When it is too early, or when there is nothing to refresh with.
     pub fn refresh_now(&self) -> Result<(), ManualRefreshError> {
         self.reload();
         let reason = self.status.borrow().reason;
@@ -209,18 +209,18 @@ impl Credential {
         }
         let now = self.shared.clock.now();
         let mut telemetry = self.shared.telemetry();
-        let retry_after = telemetry.next_request.saturating_since(now);
+        let retry_after = telemetry.manual_refresh_at.saturating_since(now);
         if !retry_after.is_zero() {
             return Err(ManualRefreshError::TooEarly { retry_after });
         }
-        telemetry.next_request = now + self.shared.cooldown;
+        telemetry.manual_refresh_at = now + self.shared.cooldown;
         drop(telemetry);
-        self.shared.requested.store(true, Relaxed);
+        self.shared.refresh_requested.store(true, Relaxed);
         self.shared.wake.notify_one();
         Ok(())
     }
 
-    /// Everything that may be told, now.
+    /// The credential at this moment, for status, readiness and metrics.
     pub fn snapshot(&self) -> Snapshot {
         let now = self.shared.clock.now();
         let wall = self.shared.clock.wall();
@@ -228,12 +228,12 @@ impl Credential {
         let token = self.shared.token.load_full();
         let expires_in = token
             .as_ref()
-            .filter(|token| token.usable(now))
+            .filter(|token| token.is_usable(now))
             .map(|token| token.expires_at().saturating_since(now));
         let telemetry = self.shared.telemetry();
         Snapshot {
             name: self.shared.name.clone(),
-            // The refresher may be in the middle of a call and not have noticed the expiry.
+            // During a call the refresher does not notice the expiry.
             state: if expires_in.is_none() && matches!(status.state, State::Fresh | State::Stale) {
                 State::Expired
             } else {
@@ -267,14 +267,14 @@ impl Credential {
     }
 }
 
-/// A place among the waiters, given back on drop.
+/// One of [`MAX_WAITERS`] slots, released on drop.
 struct WaiterSlot<'a>(&'a AtomicUsize);
 
 impl<'a> WaiterSlot<'a> {
     fn take(waiters: &'a AtomicUsize) -> Option<Self> {
-        let place = Self(waiters);
-        // Above the limit the place is given back at once, by the drop.
-        (waiters.fetch_add(1, Relaxed) < MAX_WAITERS).then_some(place)
+        let slot = Self(waiters);
+        // Above the limit the slot is dropped here, which undoes the count.
+        (waiters.fetch_add(1, Relaxed) < MAX_WAITERS).then_some(slot)
     }
 }
 
@@ -289,7 +289,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_bounded_and_given_back() {
+    fn waiter_slots_are_bounded_and_released() {
         let waiters = AtomicUsize::new(MAX_WAITERS - 1);
         let last = WaiterSlot::take(&waiters).expect("one is left");
         assert!(WaiterSlot::take(&waiters).is_none());

@@ -1,4 +1,4 @@
-//! The wire to the issuer: one HTTP call, with the care that each of them takes.
+//! An endpoint of the issuer: its URL, and an HTTP client that sends each request exactly once.
 
 use std::{error::Error as _, fmt::Write as _, io, net::IpAddr, sync::Arc, time::Duration};
 
@@ -7,34 +7,35 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Client, RequestBuilder, Url};
 use zeroize::Zeroizing;
 
-use super::{
-    IssuerConfig,
-    token_response::{Failure, FailureClass},
+use super::token_response::{Failure, FailureClass};
+use crate::{
+    base::blocking,
+    net::{reload, tls},
 };
-use crate::net::{reload, tls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest answer that is read.
+/// The longest response body that is read, in bytes.
 const BODY_LIMIT: usize = 64 * 1024;
-/// Everything but the unreserved characters of RFC 3986 §2.3, so that `+`, `%`, `&`, `=` and spaces survive.
+/// Everything but the unreserved characters of RFC 3986 §2.3, so that `+`, `%`, `&`, `=` and spaces
+/// in a value survive.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
 
-/// Why no client for the issuer can be built.
+/// Why no HTTP client for the issuer can be built.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Its trust or our certificate.
+    /// A CA file or the client certificate.
     #[error("the TLS settings for the issuer: {0}")]
     Tls(#[from] tls::Error),
-    /// `server_name` is an address.
+    /// `server_name` is an IP address.
     #[error(
         "tls.server_name: {0} is an IP address; write the name in the issuer's certificate, or leave it out"
     )]
     ServerName(IpAddr),
-    /// `server_name` is not a name at all.
+    /// `server_name` is not a host name.
     #[error("tls.server_name: this is not a host name")]
     NotAName,
     /// The HTTP client.
@@ -42,17 +43,17 @@ pub enum Error {
     Client(reqwest::Error),
 }
 
-/// One interface of the issuer.
+/// One endpoint of the issuer.
 #[derive(Debug)]
 pub(super) struct Endpoint {
     client: Arc<reload::Reloadable<Client>>,
-    /// Its host is `tls.server_name` if that is set.
+    /// With `tls.server_name` as its host, if that is set.
     url: Url,
-    /// What to send as `Host` when the URL's is not the issuer's own.
+    /// The `Host` field, if the URL's host is not the issuer's.
     host: Option<HeaderValue>,
 }
 
-/// A complete answer, not yet judged.
+/// A complete response, not parsed yet.
 pub(super) struct EndpointResponse {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
@@ -60,17 +61,18 @@ pub(super) struct EndpointResponse {
 }
 
 impl Endpoint {
-    /// Builds the client; speaks to nobody yet.
-    pub(super) fn new(interface: &Url, config: &IssuerConfig) -> Result<Self, Error> {
-        let mut url = interface.clone();
+    /// Builds the client; connects to nothing yet. `timeout` limits a whole call.
+    pub(super) fn new(url: &Url, tls: &tls::Config, timeout: Duration) -> Result<Self, Error> {
+        let mut url = url.clone();
         let is_https = url.scheme() == "https";
         let mut host = None;
-        let mut alias = None;
-        if let Some(name) = config.tls.server_name.as_deref().filter(|_| is_https) {
+        let mut resolver = None;
+        if let Some(name) = tls.server_name.as_deref().filter(|_| is_https) {
             if let Ok(address) = name.parse() {
                 return Err(Error::ServerName(address));
             }
-            // reqwest takes the name to verify from the URL, so the URL gets that name and the resolver the real one.
+            // reqwest verifies the certificate against the URL's host. So the URL gets
+            // `server_name`, and the resolver and the Host field keep the real name.
             let real = url
                 .host_str()
                 .unwrap_or_default()
@@ -79,21 +81,20 @@ impl Endpoint {
             host = HeaderValue::from_str(&url[url::Position::BeforeHost..url::Position::AfterPort])
                 .ok();
             url.set_host(Some(name)).map_err(|_| Error::NotAName)?;
-            alias = Some(Alias { real: real.into() });
+            resolver = Some(FixedHost { host: real.into() });
         }
-        let tls = is_https.then(|| config.tls.clone());
+        let tls = is_https.then(|| tls.clone());
         let (files, certificate) = tls
             .as_ref()
             .map(|tls| (tls.files(), tls.client_cert_file.clone()))
             .unzip();
         let files: Vec<_> = files.into_iter().flatten().collect();
-        let timeout = config.timeout;
-        let make = move || client(tls.as_ref(), timeout, alias.clone());
+        let build = move || build_client(tls.as_ref(), timeout, resolver.clone());
         let client = reload::Reloadable::new(
             "issuer:client".to_owned(),
             files,
             certificate.flatten(),
-            make,
+            build,
         )?;
         Ok(Self {
             client: Arc::new(client),
@@ -102,29 +103,29 @@ impl Endpoint {
         })
     }
 
-    /// What follows the files of `tls`. Whoever holds it reads them again when they change.
+    /// What reloads the client when the files of `tls` change.
     pub(super) fn reloadable(&self) -> Arc<dyn reload::Reload> {
         Arc::clone(&self.client) as Arc<dyn reload::Reload>
     }
 
-    /// Reads the files of `tls` again. If they cannot be used, the client stays as it was.
+    /// Reads the files of `tls` again. If they are unusable, the client stays as it was.
     pub(super) async fn reload(&self) {
-        let client = self.reloadable();
-        // The reloader logs errors: the refresher's client, which it watches, has the same files.
-        let _ = tokio::task::spawn_blocking(move || client.reload()).await;
+        let reloadable = self.reloadable();
+        // Errors are reported by the reloader of the refresher's client, which has the same files.
+        let _ = blocking::run(move || reloadable.reload()).await;
     }
 
-    /// A `POST`; without a query the URL stays as it is.
+    /// A `POST`; without a query the URL stays as configured.
     pub(super) fn post(&self, query: Option<&str>) -> RequestBuilder {
-        self.prepared(Method::POST, query)
+        self.request(Method::POST, query)
     }
 
     /// A `GET`.
     pub(super) fn get(&self, query: &str) -> RequestBuilder {
-        self.prepared(Method::GET, Some(query))
+        self.request(Method::GET, Some(query))
     }
 
-    fn prepared(&self, method: Method, query: Option<&str>) -> RequestBuilder {
+    fn request(&self, method: Method, query: Option<&str>) -> RequestBuilder {
         let mut url = self.url.clone();
         if query.is_some() {
             url.set_query(query);
@@ -138,11 +139,11 @@ impl Endpoint {
     }
 }
 
-/// A client that speaks TLS as these files say; without them, one that trusts nobody.
-fn client(
+/// Without `tls` the client accepts no certificate at all.
+fn build_client(
     tls: Option<&tls::Config>,
     timeout: Duration,
-    alias: Option<Alias>,
+    resolver: Option<FixedHost>,
 ) -> Result<Client, Error> {
     let tls = match tls {
         Some(tls) => tls::client_config(tls, &[b"http/1.1"])?,
@@ -152,31 +153,31 @@ fn client(
         .tls_backend_preconfigured(tls)
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
-        // A second try would spend the refresh token a second time: trying again is the refresher's decision.
+        // A retry here would send a refresh token twice: only the refresher decides that.
         .retry(reqwest::retry::never())
         .referer(false)
         .http1_only()
-        // A pooled connection that died unnoticed would make a call's outcome unknown.
+        // On a pooled connection that has died unnoticed, the outcome of a call is unknown.
         .pool_max_idle_per_host(0)
         .connect_timeout(CONNECT_TIMEOUT.min(timeout))
         .timeout(timeout)
         .user_agent(concat!("bearer-proxy/", env!("CARGO_PKG_VERSION")));
-    if let Some(alias) = alias {
-        builder = builder.dns_resolver(alias);
+    if let Some(resolver) = resolver {
+        builder = builder.dns_resolver(resolver);
     }
     builder
         .build()
         .map_err(|error| Error::Client(error.without_url()))
 }
 
-/// Sends it once and reads the answer. Ends within the configured timeout.
+/// Sends the request once and reads the response. Ends within the configured timeout.
 pub(super) async fn send(request: RequestBuilder) -> Result<EndpointResponse, Failure> {
-    let mut response = request.send().await.map_err(failure)?;
+    let mut response = request.send().await.map_err(transport_failure)?;
     let status = response.status();
     let headers = std::mem::take(response.headers_mut());
     let body = match read_body(&mut response).await {
         Ok(body) => body,
-        // Of a refusal the status tells enough.
+        // The status of an error response is enough to classify it.
         Err(_) if !status.is_success() => Zeroizing::default(),
         Err(failure) => return Err(failure),
     };
@@ -187,7 +188,7 @@ pub(super) async fn send(request: RequestBuilder) -> Result<EndpointResponse, Fa
     })
 }
 
-/// `name=value&name=value`, percent-encoded.
+/// `name=value&name=value`, the values percent-encoded.
 pub(super) fn encode_parameters<'a>(
     pairs: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Zeroizing<String> {
@@ -195,7 +196,7 @@ pub(super) fn encode_parameters<'a>(
     for (name, value) in pairs {
         let separator = if text.is_empty() { "" } else { "&" };
         let value = Zeroizing::new(utf8_percent_encode(value, RESERVED).to_string());
-        // A string that grows leaves unwiped copies behind.
+        // A string that grows would leave unwiped copies behind.
         let mut longer = Zeroizing::new(String::with_capacity(
             text.len() + name.len() + value.len() + 2,
         ));
@@ -207,31 +208,31 @@ pub(super) fn encode_parameters<'a>(
     text
 }
 
-/// Resolves every name to the addresses of one other name.
+/// Resolves every name to the addresses of one host.
 #[derive(Clone)]
-struct Alias {
-    real: Arc<str>,
+struct FixedHost {
+    host: Arc<str>,
 }
 
-impl reqwest::dns::Resolve for Alias {
+impl reqwest::dns::Resolve for FixedHost {
     fn resolve(&self, _name: reqwest::dns::Name) -> reqwest::dns::Resolving {
-        let real = Arc::clone(&self.real);
+        let host = Arc::clone(&self.host);
         Box::pin(async move {
-            // Port 0 stands for the URL's.
-            let addresses: Vec<_> = tokio::net::lookup_host((&*real, 0)).await?.collect();
+            // reqwest replaces port 0 with the URL's.
+            let addresses: Vec<_> = tokio::net::lookup_host((&*host, 0)).await?.collect();
             Ok(Box::new(addresses.into_iter()) as reqwest::dns::Addrs)
         })
     }
 }
 
-/// Reads at most [`BODY_LIMIT`] bytes, into one allocation that is wiped.
+/// Reads at most [`BODY_LIMIT`] bytes into one allocation, which is wiped on drop.
 async fn read_body(response: &mut reqwest::Response) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let mut body = Zeroizing::new(Vec::with_capacity(BODY_LIMIT));
-    while let Some(chunk) = response.chunk().await.map_err(failure)? {
+    while let Some(chunk) = response.chunk().await.map_err(transport_failure)? {
         if body.len() + chunk.len() > BODY_LIMIT {
             return Err(Failure::new(
                 FailureClass::Garbled,
-                format!("the issuer's answer exceeds {} KiB", BODY_LIMIT / 1024),
+                format!("the issuer's response exceeds {} KiB", BODY_LIMIT / 1024),
             ));
         }
         body.extend_from_slice(&chunk);
@@ -239,9 +240,9 @@ async fn read_body(response: &mut reqwest::Response) -> Result<Zeroizing<Vec<u8>
     Ok(body)
 }
 
-/// What a failed call means: before the connection stands, nothing was spent.
-fn failure(error: reqwest::Error) -> Failure {
-    // The URL holds the refresh token: it goes before anything is printed.
+/// Classifies a transport error: without a connection, nothing was sent.
+fn transport_failure(error: reqwest::Error) -> Failure {
+    // The URL contains the refresh token: it is removed before anything is printed.
     let error = error.without_url();
     let (class, mut detail) = if error.is_connect() {
         (
@@ -251,7 +252,7 @@ fn failure(error: reqwest::Error) -> Failure {
     } else if error.is_timeout() {
         (
             FailureClass::Ambiguous,
-            "the issuer did not answer in time".to_owned(),
+            "the issuer did not respond in time (token.timeout)".to_owned(),
         )
     } else if error.is_builder() {
         (
@@ -261,7 +262,7 @@ fn failure(error: reqwest::Error) -> Failure {
     } else {
         (
             FailureClass::Ambiguous,
-            "the issuer's answer was cut off or is not HTTP".to_owned(),
+            "the issuer's response is incomplete or not HTTP".to_owned(),
         )
     };
     if let Some(cause) = root_cause(&error) {
@@ -271,13 +272,13 @@ fn failure(error: reqwest::Error) -> Failure {
     Failure::new(class, detail)
 }
 
-/// The innermost error: what the system, TLS or the HTTP parser said.
+/// The innermost error: of the operating system, of TLS or of the HTTP parser.
 fn root_cause(error: &reqwest::Error) -> Option<String> {
     let mut cause = error.source()?;
     while let Some(deeper) = cause.source() {
         cause = deeper;
     }
-    // What an I/O error was made of is no source of it, be it another one.
+    // An I/O error does not return the error that it wraps as its source.
     let mut wrapped: &(dyn std::error::Error + 'static) = cause;
     while let Some(inner) = wrapped
         .downcast_ref::<io::Error>()
@@ -285,9 +286,9 @@ fn root_cause(error: &reqwest::Error) -> Option<String> {
     {
         wrapped = inner;
     }
-    let said_by_tls = wrapped.downcast_ref();
+    let tls_error = wrapped.downcast_ref();
     Some(format!(
         "{cause}{}",
-        said_by_tls.map_or("", tls::server_advice)
+        tls_error.map_or("", tls::server_advice)
     ))
 }

@@ -1,16 +1,16 @@
-//! What a fuzzer may find out about the issuer's answer.
+//! The entry point for fuzzing the parser of token responses.
 
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use super::{
-    FailureClass, ResponseFields,
-    token_response::{GrantType, ResponseParser, is_valid_access_token},
+use super::token_response::{
+    FailureClass, GrantType, ResponseFields, ResponseParser, is_valid_access_token,
 };
 
-/// An answer of the issuer's: a byte chooses its status, a line is its `Retry-After`, the rest is its body.
-pub fn answer(data: &[u8]) {
+/// A response of the issuer: the first byte selects the status, the first line is `Retry-After`,
+/// the rest is the body.
+pub fn token_response(data: &[u8]) {
     let Some((&status, rest)) = data.split_first() else {
         return;
     };
@@ -28,23 +28,23 @@ pub fn answer(data: &[u8]) {
             .ok()
             .map(|value| (header::RETRY_AFTER, value)),
     );
-    let reader = ResponseParser {
+    let parser = ResponseParser {
         fields: ResponseFields::default(),
         default_expires_in: Duration::from_secs(300),
         grant_type: GrantType::RefreshToken,
     };
     // All of them are valid statuses.
-    match reader.read(
+    match parser.parse(
         status.unwrap_or_default(),
         &headers,
         body,
         SystemTime::UNIX_EPOCH,
     ) {
-        Ok(grant) => {
-            assert!(is_valid_access_token(grant.access_token.expose()));
-            assert!((1..=365 * 24 * 3600).contains(&grant.lifetime.as_secs()));
+        Ok(response) => {
+            assert!(is_valid_access_token(response.access_token.expose()));
+            assert!((1..=365 * 24 * 3600).contains(&response.lifetime.as_secs()));
             assert!(
-                grant
+                response
                     .refresh_token
                     .is_none_or(|token| !token.expose().is_empty())
             );
@@ -55,7 +55,7 @@ pub fn answer(data: &[u8]) {
                     .detail
                     .bytes()
                     .all(|byte| byte.is_ascii_graphic() || byte == b' '),
-                "it is all our own words"
+                "the detail repeats nothing of the response"
             );
             if let FailureClass::Throttled(wait) = failure.class {
                 assert!((1..=300).contains(&wait.as_secs()));
@@ -68,6 +68,6 @@ pub fn answer(data: &[u8]) {
 mod tests {
     #[test]
     fn the_corpus() {
-        crate::base::corpus::each("answer", super::answer);
+        crate::base::corpus::each("token_response", super::token_response);
     }
 }

@@ -1,20 +1,20 @@
-//! First tokens: how a chain begins without a refresh token.
+//! The seam for grants that need neither a refresh token nor a user.
 
 use std::fmt::Debug;
 
-use super::{
-    issuer::BoxFuture,
-    token_response::{Failure, TokenResponse},
-};
+use futures_util::future::BoxFuture;
 
-/// A way to get first tokens without a person and without a refresh token.
+use super::token_response::{Failure, TokenResponse};
+
+/// Obtains the first tokens of a chain without a refresh token and without a user.
 ///
-/// Used when there is no refresh token, when the issuer refused it, and when it may be spent.
+/// The refresher uses it when there is no refresh token, when the issuer refused it, and when it
+/// may have been used already.
 pub trait InitialGrant: Send + Sync + Debug {
-    /// Fetches them. Ends within the issuer's timeout.
+    /// Requests the tokens. Ends within the issuer's timeout.
     ///
     /// # Errors
-    /// Failures are classed like those of a refresh; a refusal (`invalid_grant`, `invalid_client`) is tried again after
-    /// a minute.
+    /// Classified like the failures of a refresh. After a refusal (`invalid_grant`,
+    /// `invalid_client`) the refresher tries again after a minute.
     fn request_tokens(&self) -> BoxFuture<'_, Result<TokenResponse, Failure>>;
 }

@@ -1,40 +1,79 @@
-//! The issuer, spoken to over HTTP: one call spends one refresh token, or one code.
+//! The issuer's token endpoint (RFC 6749 §3.2): one request uses one refresh token or one code.
 
-use std::{pin::Pin, sync::Arc};
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use futures_util::future::BoxFuture;
 use http::{HeaderValue, header};
 use url::Url;
 use zeroize::Zeroizing;
 
 pub use super::endpoint::Error;
 use super::{
-    BasicEncoding, IssuerConfig, ParameterLocation,
     cache::authorization,
     endpoint::{self, Endpoint, encode_parameters},
-    token_response::{Failure, GrantType, ResponseParser, TokenResponse},
+    token_response::{Failure, GrantType, ResponseFields, ResponseParser, TokenResponse},
 };
 use crate::{
     base::{clock::SharedClock, secret::Secret},
-    net::reload,
+    net::{reload, tls},
 };
 
-/// A boxed future, so that issuers and stores can be trait objects.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+/// How to call the issuer: `POST {url}`, client authentication by HTTP Basic, the grant's
+/// parameters in the URL or in a form.
+#[derive(Debug, Clone)]
+pub struct IssuerConfig {
+    /// The endpoint that takes refresh tokens: issuer origin and `refresh_path`, without a query.
+    pub refresh_url: Url,
+    /// The client's id.
+    pub client_id: String,
+    /// The client's secret.
+    pub client_secret: Secret,
+    /// Where the grant's parameters go.
+    pub parameters: ParameterLocation,
+    /// How id and secret are encoded before Base64.
+    pub basic_encoding: BasicEncoding,
+    /// Where the fields of a token response are.
+    pub fields: ResponseFields,
+    /// Limit for a whole call.
+    pub timeout: Duration,
+    /// The lifetime of a token whose response states none.
+    pub default_expires_in: Duration,
+    /// TLS towards the issuer, if it is `https`.
+    pub tls: tls::Config,
+}
 
-/// Who turns a refresh token into an access token.
+/// Where the grant's parameters go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParameterLocation {
+    /// In the URL's query, as the cloud documents it.
+    Query,
+    /// In an `application/x-www-form-urlencoded` body (RFC 6749 §6).
+    Form,
+}
+
+/// How id and secret are encoded before Base64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BasicEncoding {
+    /// As they are (RFC 7617).
+    Raw,
+    /// Form-encoded first (RFC 6749 §2.3.1).
+    Form,
+}
+
+/// Exchanges a refresh token for new tokens. A trait, so that tests can script the issuer.
 pub(super) trait Issuer: Send {
-    /// Spends the refresh token. Ends within the configured timeout.
+    /// Sends the refresh token once. Ends within the configured timeout.
     fn refresh<'a>(
         &'a self,
         refresh_token: &'a Secret,
     ) -> BoxFuture<'a, Result<TokenResponse, Failure>>;
 
-    /// Reads the client's secret again from where it came; true if it is another one now.
+    /// Reads the client secret's file again; true if it holds another secret now.
     fn reload_client_secret(&mut self) -> BoxFuture<'_, bool>;
 }
 
-/// An interface of the issuer that grants tokens: `POST {url}`, HTTP Basic.
+/// A token endpoint: `POST {url}`, HTTP Basic.
 #[derive(Debug)]
 pub struct TokenEndpoint {
     endpoint: Endpoint,
@@ -43,29 +82,29 @@ pub struct TokenEndpoint {
     client_secret: Secret,
     parameters: ParameterLocation,
     basic_encoding: BasicEncoding,
-    reader: ResponseParser,
+    parser: ResponseParser,
     clock: SharedClock,
 }
 
 impl TokenEndpoint {
-    /// Builds the client of the refresh interface; speaks to nobody yet.
+    /// The endpoint that takes refresh tokens. Connects to nothing yet.
     ///
     /// # Errors
-    /// When the TLS settings cannot be used.
+    /// When the TLS settings are unusable.
     pub fn new(config: &IssuerConfig, clock: SharedClock) -> Result<Self, Error> {
         Self::at(&config.refresh_url, GrantType::RefreshToken, config, clock)
     }
 
-    /// Builds the client of an interface of the same issuer.
+    /// Another endpoint of the same issuer.
     pub(super) fn at(
-        interface: &Url,
+        url: &Url,
         grant_type: GrantType,
         config: &IssuerConfig,
         clock: SharedClock,
     ) -> Result<Self, Error> {
         Ok(Self {
-            endpoint: Endpoint::new(interface, config)?,
-            authorization: basic(
+            endpoint: Endpoint::new(url, &config.tls, config.timeout)?,
+            authorization: basic_authorization(
                 &config.client_id,
                 &config.client_secret,
                 config.basic_encoding,
@@ -74,7 +113,7 @@ impl TokenEndpoint {
             client_secret: config.client_secret.clone(),
             parameters: config.parameters,
             basic_encoding: config.basic_encoding,
-            reader: ResponseParser {
+            parser: ResponseParser {
                 fields: config.fields.clone(),
                 default_expires_in: config.default_expires_in,
                 grant_type,
@@ -83,10 +122,10 @@ impl TokenEndpoint {
         })
     }
 
-    /// Spends the refresh token, once. Ends within the configured timeout.
+    /// Sends the refresh token once (RFC 6749 §6). Ends within the configured timeout.
     ///
     /// # Errors
-    /// With what follows from the failure, and words for people that contain no secret.
+    /// A classified failure whose detail contains no secret.
     pub async fn refresh(&self, refresh_token: &Secret) -> Result<TokenResponse, Failure> {
         self.request_tokens([
             ("grant_type", "refresh_token"),
@@ -100,35 +139,35 @@ impl TokenEndpoint {
         &self,
         pairs: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<TokenResponse, Failure> {
-        let grant = encode_parameters(pairs);
+        let parameters = encode_parameters(pairs);
         let request = match self.parameters {
-            // Some servers answer 411 to a POST that does not state its empty body.
+            // Some servers respond 411 to a POST without Content-Length.
             ParameterLocation::Query => self
                 .endpoint
-                .post(Some(&grant))
+                .post(Some(&parameters))
                 .header(header::CONTENT_LENGTH, "0"),
             ParameterLocation::Form => self
                 .endpoint
                 .post(None)
                 .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
-                .body(grant.to_string()),
+                .body(parameters.to_string()),
         };
         let request = request.header(header::AUTHORIZATION, self.authorization.clone());
-        let answer = endpoint::send(request).await?;
-        self.reader.read(
-            answer.status,
-            &answer.headers,
-            &answer.body,
+        let response = endpoint::send(request).await?;
+        self.parser.parse(
+            response.status,
+            &response.headers,
+            &response.body,
             self.clock.wall(),
         )
     }
 
-    /// What follows the files of the issuer's `tls`.
+    /// What reloads the client when the files of the issuer's `tls` change.
     pub(super) fn reloadable(&self) -> Arc<dyn reload::Reload> {
         self.endpoint.reloadable()
     }
 
-    /// Reads the files of `tls` again. If they cannot be used, what was in them before stays in use.
+    /// Reads the files of `tls` again. If they are unusable, the previous settings stay.
     pub(super) async fn reload_tls(&self) {
         self.endpoint.reload().await;
     }
@@ -137,13 +176,14 @@ impl TokenEndpoint {
         let Some(file) = self.client_secret.file().map(ToOwned::to_owned) else {
             return false;
         };
-        // A file that is missing, empty or half-written is as good as an unchanged one: it is read again next time.
-        let Ok(Ok(secret)) = tokio::task::spawn_blocking(|| Secret::from_file(file)).await else {
+        // A file that is missing, empty or half-written counts as unchanged: its next change is
+        // read again.
+        let Ok(secret) = Secret::load(file).await else {
             return false;
         };
         let changed = secret.expose() != self.client_secret.expose();
         if changed {
-            self.authorization = basic(&self.client_id, &secret, self.basic_encoding);
+            self.authorization = basic_authorization(&self.client_id, &secret, self.basic_encoding);
             self.client_secret = secret;
         }
         changed
@@ -163,8 +203,12 @@ impl Issuer for TokenEndpoint {
     }
 }
 
-/// HTTP Basic, RFC 7617: `Base64(client_id ":" client_secret)`.
-fn basic(client_id: &str, client_secret: &Secret, encoding: BasicEncoding) -> HeaderValue {
+/// HTTP Basic (RFC 7617): `Base64(client_id ":" client_secret)`.
+fn basic_authorization(
+    client_id: &str,
+    client_secret: &Secret,
+    encoding: BasicEncoding,
+) -> HeaderValue {
     let form =
         |text: &str| url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
     let pair = Zeroizing::new(match encoding {
@@ -175,7 +219,8 @@ fn basic(client_id: &str, client_secret: &Secret, encoding: BasicEncoding) -> He
         }
     });
     let encoded = Zeroizing::new(STANDARD.encode(pair.as_bytes()));
-    authorization("Basic", &encoded).expect("Base64 is legal in a header")
+    // Base64 consists of visible ASCII only.
+    authorization("Basic", &encoded).expect("Base64 is valid in a header")
 }
 
 #[cfg(test)]
@@ -194,10 +239,10 @@ mod tests {
     #[test]
     fn basic_raw_and_form_encoded() {
         let secret = Secret::new("p+w%&= ü:");
-        let raw = basic("id", &secret, BasicEncoding::Raw);
+        let raw = basic_authorization("id", &secret, BasicEncoding::Raw);
         assert_eq!(decoded(&raw), "id:p+w%&= ü:");
         assert!(raw.is_sensitive());
-        let form = basic("i d", &secret, BasicEncoding::Form);
+        let form = basic_authorization("i d", &secret, BasicEncoding::Form);
         assert_eq!(decoded(&form), "i+d:p%2Bw%25%26%3D+%C3%BC%3A");
     }
 }

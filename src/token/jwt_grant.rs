@@ -1,11 +1,12 @@
-//! First tokens without a person: a JWT is shown to the cloud, which answers with a code, which becomes tokens.
+//! First tokens without a user: the cloud exchanges a signed JWT for an authorization code, and the
+//! code is exchanged for tokens.
 
 use std::{
     borrow::Cow,
-    pin::Pin,
     time::{Duration, SystemTime},
 };
 
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, StatusCode, header};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Map, Value};
@@ -14,84 +15,85 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use super::{
-    InitialGrant, InitialGrantConfig, IssuerConfig,
-    code_grant::CodeGrant,
+    code_grant::{self, CodeGrant},
     endpoint::{self, Endpoint, EndpointResponse, encode_parameters},
-    issuer::Error,
-    token_response::{Failure, FailureClass, GrantType, TokenResponse, refusal},
+    initial_grant::InitialGrant,
+    issuer::{Error, IssuerConfig},
+    token_response::{Failure, FailureClass, GrantType, TokenResponse, error_response},
 };
 use crate::base::{clock::SharedClock, secret::Secret};
 
-/// How long a JWT is good for: it is used at once, and clocks differ.
+/// Lifetime of a JWT: it is sent at once, and clocks differ.
 const JWT_LIFETIME: Duration = Duration::from_secs(300);
-/// The longest code that is accepted, in bytes.
-const CODE_LIMIT: usize = 4096;
-/// Claims that are made here and cannot be configured.
+/// The longest accepted code, in bytes.
+const MAX_CODE_LENGTH: usize = 4096;
+/// Claims that this module sets, and that cannot be configured.
 pub const RESERVED_CLAIMS: [&str; 3] = ["client_id", "iat", "exp"];
 
-/// How to get codes without a person.
+/// How to obtain codes without a user.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The interface that takes JWTs, without a query.
+    /// The endpoint that takes JWTs, without a query.
     pub url: Url,
-    /// The JWT key of the developer account: the secret itself for HS…, a private key in PEM form for the others.
+    /// The JWT key of the developer account: the secret itself for HS…, otherwise a private key in
+    /// PEM form.
     pub key: Secret,
-    /// How JWTs are signed.
+    /// The signature algorithm.
     pub algorithm: Algorithm,
-    /// As whom to act; `None`: as the enterprise's administrator.
+    /// The user that the tokens act for; `None`: the enterprise's administrator.
     pub user: Option<User>,
-    /// Further claims.
+    /// Additional claims.
     pub claims: Map<String, Value>,
-    /// What this deployment calls things.
+    /// Parameter names of this deployment.
     pub names: ParameterNames,
-    /// Where the code is in a JSON answer: JSON pointers (RFC 6901), tried in this order.
+    /// Where the code is in a JSON response: JSON pointers (RFC 6901), tried in this order.
     pub code_fields: Vec<String>,
 }
 
-/// ParameterNames of URL parameters.
+/// Names of URL parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParameterNames {
-    /// The client's id, also as a claim.
+    /// The client's id, also the name of its claim.
     pub client_id: String,
     /// The JWT.
     pub jwt_token: String,
-    /// A user's address.
+    /// A user's email address.
     pub email: String,
     /// A user's telephone number.
     pub phone: String,
     /// A user's id.
     pub babel_id: String,
-    /// The code, in the address that the cloud redirects to.
+    /// The code, in the URL that the cloud redirects to.
     pub code: String,
 }
 
-/// How a user of the cloud is named.
+/// Identifies a user of the cloud.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum User {
-    /// By address.
+    /// By email address.
     Email(String),
-    /// By number.
+    /// By telephone number.
     Phone(String),
-    /// By the cloud's own id.
+    /// By the cloud's id.
     BabelId(String),
 }
 
-/// The key does not fit the algorithm. Says nothing of the key.
+/// The key does not fit the algorithm. The message contains no part of the key.
 #[derive(Debug, thiserror::Error)]
 #[error("the key is no private key in PEM form that fits the algorithm")]
 pub struct InvalidKey;
 
-/// Whether JWTs can be signed with it.
+/// Whether the key can sign JWTs with this algorithm.
 ///
 /// # Errors
-/// When they cannot.
+/// When it cannot.
 pub fn check_key(algorithm: Algorithm, key: &Secret) -> Result<(), InvalidKey> {
     sign(algorithm, key, &Map::new()).map(drop)
 }
 
-/// First tokens by JWT.
+/// Obtains tokens for a JWT.
 #[derive(Debug)]
-pub struct JwtGrant {
+pub(super) struct JwtGrant {
     config: Config,
     client_id: String,
     endpoint: Endpoint,
@@ -100,37 +102,32 @@ pub struct JwtGrant {
 }
 
 impl JwtGrant {
-    /// `None` unless JWTs are configured. Speaks to nobody yet.
-    ///
-    /// # Errors
-    /// When the TLS settings cannot be used.
-    pub fn new(
-        config: &InitialGrantConfig,
+    /// Connects to nothing yet. Fails when the TLS settings are unusable.
+    pub(super) fn new(
+        config: Config,
+        code: &code_grant::Config,
         issuer: &IssuerConfig,
         clock: SharedClock,
-    ) -> Result<Option<Self>, Error> {
-        let Some(jwt) = config.jwt.clone() else {
-            return Ok(None);
-        };
-        let code_grant = Mutex::new(CodeGrant::new(
-            &config.code,
-            issuer,
-            SharedClock::clone(&clock),
-        )?);
-        let endpoint = Endpoint::new(&jwt.url, issuer)?;
-        Ok(Some(Self {
-            config: jwt,
+    ) -> Result<Self, Error> {
+        let code_grant = CodeGrant::new(code, issuer, SharedClock::clone(&clock))?;
+        let endpoint = Endpoint::new(&config.url, &issuer.tls, issuer.timeout)?;
+        Ok(Self {
+            config,
             client_id: issuer.client_id.clone(),
             endpoint,
-            code_grant,
+            code_grant: Mutex::new(code_grant),
             clock,
-        }))
+        })
     }
 
     async fn obtain(&self) -> Result<TokenResponse, Failure> {
         let jwt = self.jwt().await?;
         let names = &self.config.names;
-        let user = self.config.user.as_ref().map(|user| names.of(user));
+        let user = self
+            .config
+            .user
+            .as_ref()
+            .map(|user| names.user_parameter(user));
         let pairs = [
             ("response_type", "code"),
             (names.client_id.as_str(), self.client_id.as_str()),
@@ -138,8 +135,8 @@ impl JwtGrant {
         ];
         let query = encode_parameters(pairs.into_iter().chain(user));
         self.endpoint.reload().await;
-        let answer = endpoint::send(self.endpoint.get(&query)).await?;
-        let code = self.config.code(&answer, self.clock.wall())?;
+        let response = endpoint::send(self.endpoint.get(&query)).await?;
+        let code = self.config.code(&response, self.clock.wall())?;
         let mut code_grant = self.code_grant.lock().await;
         code_grant.reload().await;
         code_grant.exchange(&code).await
@@ -162,34 +159,30 @@ impl JwtGrant {
         sign(self.config.algorithm, &key, &claims).map_err(|error| {
             Failure::new(
                 FailureClass::Failing,
-                format!("no JWT can be signed: {error}: check token.jwt.key"),
+                format!("the JWT cannot be signed: {error}: check token.jwt.key"),
             )
         })
     }
 
-    /// The key may have been replaced since the start. A file that cannot be read is as good as an unchanged one.
+    /// The key may have been replaced since the start. A file that cannot be read counts as
+    /// unchanged.
     async fn current_key(&self) -> Secret {
         let known = self.config.key.clone();
-        let Some(file) = known.file().map(ToOwned::to_owned) else {
-            return known;
-        };
-        match tokio::task::spawn_blocking(|| Secret::from_file(file)).await {
-            Ok(Ok(key)) => key,
-            Ok(Err(_)) | Err(_) => known,
+        match known.file().map(ToOwned::to_owned) {
+            Some(file) => Secret::load(file).await.unwrap_or(known),
+            None => known,
         }
     }
 }
 
 impl InitialGrant for JwtGrant {
-    fn request_tokens(
-        &self,
-    ) -> Pin<Box<dyn Future<Output = Result<TokenResponse, Failure>> + Send + '_>> {
+    fn request_tokens(&self) -> BoxFuture<'_, Result<TokenResponse, Failure>> {
         Box::pin(self.obtain())
     }
 }
 
 impl ParameterNames {
-    fn of<'a>(&'a self, user: &'a User) -> (&'a str, &'a str) {
+    fn user_parameter<'a>(&'a self, user: &'a User) -> (&'a str, &'a str) {
         match user {
             User::Email(email) => (&self.email, email),
             User::Phone(phone) => (&self.phone, phone),
@@ -212,7 +205,7 @@ fn sign(
         Algorithm::EdDSA => EncodingKey::from_ed_pem(bytes),
         _ => EncodingKey::from_rsa_pem(bytes),
     };
-    // The library's words may quote the key.
+    // The library's error messages may quote the key.
     let jwt = jsonwebtoken::encode(
         &Header::new(algorithm),
         claims,
@@ -222,32 +215,33 @@ fn sign(
 }
 
 impl Config {
-    /// The code in either shape of answer: a redirect whose target carries it, or JSON.
-    fn code(&self, answer: &EndpointResponse, wall: SystemTime) -> Result<Secret, Failure> {
-        let found = match answer.status {
+    /// The code of a response, which has one of two forms: a redirect whose target carries the
+    /// code, or JSON.
+    fn code(&self, response: &EndpointResponse, wall: SystemTime) -> Result<Secret, Failure> {
+        let code = match response.status {
             StatusCode::MOVED_PERMANENTLY
             | StatusCode::FOUND
             | StatusCode::SEE_OTHER
             | StatusCode::TEMPORARY_REDIRECT
-            | StatusCode::PERMANENT_REDIRECT => self.code_in_location(&answer.headers)?,
-            status if status.is_success() => self.code_in_json(&answer.body)?,
+            | StatusCode::PERMANENT_REDIRECT => self.code_in_location(&response.headers)?,
+            status if status.is_success() => self.code_in_json(&response.body)?,
             status => {
-                return Err(refusal(
+                return Err(error_response(
                     GrantType::Jwt,
                     status,
-                    &answer.headers,
-                    &answer.body,
+                    &response.headers,
+                    &response.body,
                     wall,
                 ));
             }
         };
-        if found.expose().len() > CODE_LIMIT {
+        if code.expose().len() > MAX_CODE_LENGTH {
             return Err(Failure::new(
                 FailureClass::Failing,
-                "the code that the cloud gave for the JWT is too long",
+                "the code in the cloud's response to the JWT is too long",
             ));
         }
-        Ok(found)
+        Ok(code)
     }
 
     fn code_in_location(&self, headers: &HeaderMap) -> Result<Secret, Failure> {
@@ -263,20 +257,20 @@ impl Config {
             (Some((_, code)), None) => Ok(Secret::new(code)),
             (None, _) | (_, Some(_)) => Err(Failure::new(
                 FailureClass::Failing,
-                "the cloud answered the JWT with a redirect that carries no code: is this interface enabled, and are \
-                 the keys in [token.jwt] right?",
+                "the cloud responded to the JWT with a redirect that carries no code: check that the cloud has this \
+                 interface enabled, and the keys in [token.jwt]",
             )),
         }
     }
 
     fn code_in_json(&self, body: &[u8]) -> Result<Secret, Failure> {
         let failing = |detail: String| Err(Failure::new(FailureClass::Failing, detail));
-        let Ok(mut answer) = serde_json::from_slice::<Value>(body) else {
-            return failing("the cloud's answer to the JWT is not JSON".to_owned());
+        let Ok(mut json) = serde_json::from_slice::<Value>(body) else {
+            return failing("the cloud's response to the JWT is not JSON".to_owned());
         };
-        if answer.get("success") == Some(&Value::Bool(false)) {
-            // A number cannot be a secret; the envelope's message could quote one.
-            let number = answer.get("code").and_then(Value::as_i64);
+        if json.get("success") == Some(&Value::Bool(false)) {
+            // The envelope's message could quote a secret; a number cannot be one.
+            let number = json.get("code").and_then(Value::as_i64);
             let number = number
                 .map(|number| format!(" (code {number})"))
                 .unwrap_or_default();
@@ -285,22 +279,22 @@ impl Config {
             ));
         }
         for pointer in &self.code_fields {
-            if let Some(Value::String(code)) = answer.pointer_mut(pointer).map(Value::take)
+            if let Some(Value::String(code)) = json.pointer_mut(pointer).map(Value::take)
                 && !code.is_empty()
-                && !is_status(&code)
+                && !is_status_code(&code)
             {
                 return Ok(Secret::new(code));
             }
         }
         let places = self.code_fields.join(", ");
         failing(format!(
-            "the cloud's answer to the JWT has no code at {places} (token.fields.code)"
+            "the cloud's response to the JWT has no code at {places} (token.fields.code)"
         ))
     }
 }
 
-/// A status that some clouds write as a text: `"0"`, `"200"`. No authorization code is that short.
-fn is_status(code: &str) -> bool {
+/// Some clouds send a status as text: `"0"`, `"200"`. No authorization code is that short.
+fn is_status_code(code: &str) -> bool {
     code.len() <= 5 && code.bytes().all(|byte| byte.is_ascii_digit())
 }
 
@@ -310,19 +304,19 @@ mod tests {
 
     use super::*;
 
-    fn answered(status: u16, location: Option<&str>, body: &str) -> Result<String, Failure> {
+    fn respond(status: u16, location: Option<&str>, body: &str) -> Result<String, Failure> {
         let mut headers = HeaderMap::new();
         if let Some(location) = location {
             headers.insert(header::LOCATION, location.parse().expect("a value"));
         }
         let status = StatusCode::from_u16(status).expect("a status");
-        let answer = EndpointResponse {
+        let response = EndpointResponse {
             status,
             headers,
             body: Zeroizing::new(body.as_bytes().to_vec()),
         };
         config()
-            .code(&answer, SystemTime::UNIX_EPOCH)
+            .code(&response, SystemTime::UNIX_EPOCH)
             .map(|code| code.expose().to_owned())
     }
 
@@ -349,8 +343,8 @@ mod tests {
     }
 
     #[test]
-    fn a_deployment_may_call_things_otherwise() {
-        let answer = |location: &str, body: &[u8]| EndpointResponse {
+    fn parameter_names_and_code_fields_are_configurable() {
+        let response = |location: &str, body: &[u8]| EndpointResponse {
             status: if location.is_empty() {
                 StatusCode::OK
             } else {
@@ -362,20 +356,20 @@ mod tests {
         let mut config = config();
         config.names.code = "ticket".to_owned();
         config.code_fields = vec!["/payload/ticket".to_owned()];
-        let code = |answer| {
+        let code = |response| {
             config
-                .code(&answer, SystemTime::UNIX_EPOCH)
+                .code(&response, SystemTime::UNIX_EPOCH)
                 .map(|code| code.expose().to_owned())
         };
         assert_eq!(
-            code(answer("/back?code=no&ticket=abc", b"")).as_deref(),
+            code(response("/back?code=no&ticket=abc", b"")).as_deref(),
             Ok("abc")
         );
         assert_eq!(
-            code(answer("", br#"{"code":"no","payload":{"ticket":"abc"}}"#)).as_deref(),
+            code(response("", br#"{"code":"no","payload":{"ticket":"abc"}}"#)).as_deref(),
             Ok("abc")
         );
-        let failure = code(answer("", br#"{"code":"no"}"#)).expect_err("no code");
+        let failure = code(response("", br#"{"code":"no"}"#)).expect_err("no code");
         assert!(
             failure
                 .detail
@@ -386,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_in_both_shapes() {
+    fn codes_in_both_forms_of_response() {
         for (location, code) in [
             ("https://app.example.com/back?code=abc", "abc"),
             (
@@ -397,7 +391,7 @@ mod tests {
             ("app:/back?code=abc", "abc"),
         ] {
             assert_eq!(
-                answered(302, Some(location), "").as_deref(),
+                respond(302, Some(location), "").as_deref(),
                 Ok(code),
                 "{location}"
             );
@@ -409,12 +403,12 @@ mod tests {
             (r#"{"code":"0","data":{"code":"abc"}}"#, "abc"),
             (r#"{"code":"ok","result":{"code":"abc"}}"#, "abc"),
         ] {
-            assert_eq!(answered(200, None, body).as_deref(), Ok(code), "{body}");
+            assert_eq!(respond(200, None, body).as_deref(), Ok(code), "{body}");
         }
     }
 
     #[test]
-    fn what_is_no_code_is_not_taken_for_one() {
+    fn other_values_are_not_mistaken_for_a_code() {
         for location in [
             None,
             Some("https://app/"),
@@ -422,7 +416,7 @@ mod tests {
             Some("https://app/?code=a&code=b"),
         ] {
             assert_eq!(
-                answered(302, location, "").expect_err("no code").class,
+                respond(302, location, "").expect_err("no code").class,
                 FailureClass::Failing,
                 "{location:?}"
             );
@@ -440,19 +434,19 @@ mod tests {
             "",
             &"[".repeat(10_000),
         ] {
-            let failure = answered(200, None, body).expect_err("no code");
+            let failure = respond(200, None, body).expect_err("no code");
             assert_eq!(failure.class, FailureClass::Failing, "{body}");
             assert!(!failure.detail.contains("s3cret"), "{}", failure.detail);
         }
-        let refused = answered(200, None, r#"{"code":1001,"success":false}"#).expect_err("refused");
+        let refused = respond(200, None, r#"{"code":1001,"success":false}"#).expect_err("refused");
         assert!(refused.detail.contains("code 1001"), "{}", refused.detail);
-        let endless = format!(r#"{{"code":"{}"}}"#, "x".repeat(CODE_LIMIT + 1));
-        assert!(answered(200, None, &endless).is_err());
+        let endless = format!(r#"{{"code":"{}"}}"#, "x".repeat(MAX_CODE_LENGTH + 1));
+        assert!(respond(200, None, &endless).is_err());
     }
 
     #[test]
-    fn refusals_have_classes_and_none_is_final_but_the_clients() {
-        let class = |status, body| answered(status, None, body).expect_err("refused").class;
+    fn error_responses_are_classified_and_only_the_clients_are_final() {
+        let class = |status, body| respond(status, None, body).expect_err("refused").class;
         assert_eq!(
             class(401, r#"{"error":"invalid_client"}"#),
             FailureClass::ClientRefused
@@ -475,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn jwts_are_what_rfc_7519_says() {
+    fn jwts_follow_rfc_7519() {
         let claims = Map::from_iter([("client_id".to_owned(), "app".into())]);
         let jwt = sign(Algorithm::HS256, &Secret::new("key"), &claims).expect("signed");
         let parts: Vec<_> = jwt.split('.').collect();

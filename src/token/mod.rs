@@ -1,23 +1,72 @@
-//! The token's lifecycle: kept fresh by one refresher task, read by everybody without blocking.
+//! The lifecycle of a credential's tokens: one task keeps the access token fresh, and every worker
+//! reads it without blocking.
 //!
-//! [`Refresher`] is the task, [`Credential`] the handle for everybody else, [`Token`] what they share through one cell.
+//! [`Refresher`] is the task, [`Credential`] the handle for everything else, and [`Token`] the
+//! cached access token that they share through one `ArcSwap` cell.
 //!
-//! | file | what it is for |
+//! # Files
+//!
+//! | file | contents |
 //! |---|---|
-//! | `refresher.rs` | the one task that calls the issuer, and what follows from each answer |
-//! | `refresher/plan.rs` | what to call next, and when |
-//! | `refresher/chain.rs` | what chains of tokens come from: the stored record, other processes, the configuration |
-//! | `schedule.rs` | the moments, as pure functions |
-//! | `cache.rs` | a token, its version, and the marks that decide whether a rejection is worth a refresh |
-//! | `credential.rs` | reading, waiting, reporting |
-//! | `state.rs` | what is told to people and machines |
-//! | `issuer.rs`, `channel.rs`, `answer.rs` | the call, how it is sent, and the judgement of its answer |
-//! | `exchange.rs`, `jwt.rs`, `first.rs` | first tokens: for a code, and without a person |
-//! | `login.rs` | first tokens that a person got, stored beside a running refresher |
-//! | `store/` | where tokens outlive the process |
+//! | `config.rs` | the configuration of a credential |
+//! | `credential.rs` | the handle: read the token, report a rejection, wait for a newer token |
+//! | `cache.rs` | the cached token, its version, and when a rejection justifies a refresh |
+//! | `refresher.rs` | the task: executes the plan, one call to the issuer at a time |
+//! | `refresher/plan.rs` | pure functions: which call to make next, when, and when to retry |
+//! | `refresher/situation.rs` | the refresher's state as the plan's input |
+//! | `refresher/chain.rs` | the known refresh tokens: chain, seed, refused ones |
+//! | `refresher/reload.rs` | the stored record of other processes, and the files of secrets |
+//! | `refresher/report.rs` | status, telemetry, log |
+//! | `schedule.rs` | pure functions: margins, cooldowns, waits |
+//! | `state.rs` | states, reasons, outcomes, snapshots |
+//! | `issuer.rs`, `endpoint.rs` | the token endpoint, and the HTTP client for one endpoint |
+//! | `token_response.rs` | parsing of responses, classification of failures |
+//! | `code_grant.rs`, `jwt_grant.rs`, `initial_grant.rs` | the first tokens of a chain: for a code, for a JWT |
+//! | `login.rs` | stores the tokens of `login` beside a running proxy |
+//! | `refresh_token.rs` | a refresh token and its fingerprint |
+//! | `store/` | the token store: the record, the state file, its lock, the writer |
+//!
+//! # The life of a refresh
+//!
+//! A refresh is due at the scheduled moment (a margin before the access token expires), when the
+//! upstream rejected the token, or when an operator asks. Then the refresher
+//!
+//! 1. locks the state file,
+//! 2. reads the record again and goes on with a newer one,
+//! 3. stores an intent,
+//! 4. calls the issuer once,
+//! 5. saves the new tokens,
+//! 6. publishes the access token, which wakes the requests that wait for it.
+//!
+//! After a failure its class decides: an unknown outcome is repeated once within a few seconds, a
+//! refused refresh token is never sent again, everything else is retried with backoff.
+//!
+//! # States
+//!
+//! | state | meaning | left when |
+//! |---|---|---|
+//! | `starting` | there was no token yet | the first token arrives |
+//! | `fresh` | the token is usable and refreshing works | a refresh fails, or the token expires |
+//! | `stale` | the token is usable, a refresh is overdue or fails | a refresh succeeds, or the token expires |
+//! | `expired` | no usable token; refreshing is retried | a refresh succeeds |
+//! | `dead` | the issuer refused the credential; a valid token stays in use | an operator supplies a new refresh token or client secret |
+//!
+//! # Terms
+//!
+//! - *chain*: a refresh token and those that replaced it, one after the other.
+//! - *seed*: a configured refresh token that was never used; it can begin a new chain, once.
+//! - *epoch*, *generation*: the version of a token. The epoch identifies the chain and increases
+//!   with each new one; the generation counts all tokens.
+//! - *intent*: the stored note that a refresh token is about to be sent; while it is open, that
+//!   token may have been used.
+//! - *proven*: a token that got a 2xx from the upstream.
+//! - *futile*: a token with which a replay was rejected too, so that refreshing did not help.
+//! - *grant*: what is presented to the issuer for tokens (RFC 6749 §1.3); an *initial grant* needs
+//!   no refresh token.
 
 mod cache;
 pub mod code_grant;
+mod config;
 mod credential;
 mod endpoint;
 #[cfg(any(test, fuzzing))]
@@ -26,6 +75,7 @@ mod initial_grant;
 pub mod issuer;
 pub mod jwt_grant;
 pub mod login;
+mod refresh_token;
 mod refresher;
 mod schedule;
 mod state;
@@ -34,131 +84,14 @@ mod store;
 mod testing;
 mod token_response;
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
-
 pub use self::{
     cache::{Token, Version},
+    config::{Config, InitialGrantConfig},
     credential::{Credential, MAX_WAITERS, ManualRefreshError, Rejection},
     initial_grant::InitialGrant,
+    issuer::{BasicEncoding, IssuerConfig, ParameterLocation},
     refresher::{Error, Refresher},
     state::{DurationHistogram, Outcome, Persistence, Reason, Refresh, Snapshot, State, Status},
     store::Error as StoreError,
-    token_response::{Failure, FailureClass, TokenResponse},
+    token_response::{Failure, FailureClass, ResponseFields, TokenResponse},
 };
-use crate::base::secret::Secret;
-
-/// A named credential: what to refresh, with what, and where to keep it. Nothing about it is global.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// The credential's name in metrics and status; `default` today.
-    pub name: String,
-    /// How to talk to the issuer.
-    pub issuer: IssuerConfig,
-    /// The configured refresh token, if any: the seed of a credential chain.
-    pub refresh_token: Option<Secret>,
-    /// Where tokens are kept over a restart.
-    pub state_file: Option<PathBuf>,
-    /// How long before expiry to refresh; `None`: max(5 min, 20 % of the lifetime). Never more than half the lifetime.
-    pub refresh_margin: Option<Duration>,
-    /// How long a refresh token lives whose issuer does not tell, from the last different one.
-    pub refresh_lifetime: Duration,
-    /// Whether a refresh token that may be spent is sent once more, and what follows from that.
-    pub grace_retry: bool,
-    /// How long a request may wait for a token.
-    pub wait: Duration,
-    /// The least time between two refreshes that rejections ask for.
-    pub cooldown: Duration,
-}
-
-impl Config {
-    /// The files that the credential comes from.
-    fn files(&self) -> impl Iterator<Item = &Path> {
-        let secrets = [
-            Some(&self.issuer.client_secret),
-            self.refresh_token.as_ref(),
-        ];
-        secrets
-            .into_iter()
-            .flatten()
-            .filter_map(Secret::file)
-            .chain(self.state_file.as_deref())
-    }
-}
-
-/// How to talk to the issuer: `POST {url}`, HTTP Basic, grant in the URL or in a form.
-#[derive(Debug, Clone)]
-pub struct IssuerConfig {
-    /// The refresh interface: issuer origin and `refresh_path`, without a query.
-    pub refresh_url: url::Url,
-    /// The client's id.
-    pub client_id: String,
-    /// The client's secret.
-    pub client_secret: Secret,
-    /// Where the grant's parameters go.
-    pub parameters: ParameterLocation,
-    /// How id and secret are encoded before Base64.
-    pub basic_encoding: BasicEncoding,
-    /// Where the answer's fields are.
-    pub fields: ResponseFields,
-    /// Limit for a whole call.
-    pub timeout: Duration,
-    /// The lifetime of a token whose answer names none.
-    pub default_expires_in: Duration,
-    /// Trust and greeting, if the issuer is `https`.
-    pub tls: crate::net::tls::Config,
-}
-
-/// Where the credential's first tokens come from.
-#[derive(Debug, Clone)]
-pub struct InitialGrantConfig {
-    /// How codes become tokens.
-    pub code: code_grant::Config,
-    /// How to get codes without a person, if that is configured.
-    pub jwt: Option<jwt_grant::Config>,
-}
-
-/// Where the grant's parameters go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ParameterLocation {
-    /// Into the URL, as the cloud documents it.
-    Query,
-    /// Into an `application/x-www-form-urlencoded` body, as RFC 6749 §6 has it.
-    Form,
-}
-
-/// How id and secret are encoded before Base64.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BasicEncoding {
-    /// As they are.
-    Raw,
-    /// Form-encoded first, RFC 6749 §2.3.1.
-    Form,
-}
-
-/// JSON pointers (RFC 6901) to the fields of the issuer's answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ResponseFields {
-    /// Default `/access_token`.
-    pub access_token: String,
-    /// Default `/refresh_token`.
-    pub refresh_token: String,
-    /// Default `/expires_in`, seconds.
-    pub expires_in: String,
-    /// Default `/refresh_expires_in`, seconds.
-    pub refresh_expires_in: String,
-}
-
-impl Default for ResponseFields {
-    fn default() -> Self {
-        let field = |name| format!("/{name}");
-        Self {
-            access_token: field("access_token"),
-            refresh_token: field("refresh_token"),
-            expires_in: field("expires_in"),
-            refresh_expires_in: field("refresh_expires_in"),
-        }
-    }
-}

@@ -1,31 +1,48 @@
-//! The one task that calls the issuer. Single flight by construction: nobody else can.
+//! The one task that calls the issuer. No other code does, so calls never run in parallel.
+//!
+//! A refresh token works once: the issuer replaces it with every refresh. A process that loses the
+//! replacement, or sends the old token again, loses the credential until an operator logs in. So
+//! each refresh takes these steps, in this order:
+//!
+//! 1. **Lock** the state file, so that other processes wait.
+//! 2. **Re-read** the stored record: another process may have refreshed already.
+//! 3. Store the **intent**: the fingerprint of the refresh token that is about to be sent. After a
+//!    crash it tells that the token may have been used.
+//! 4. **Call** the issuer, once.
+//! 5. **Save** the new tokens durably.
+//! 6. **Publish** the access token to the data path.
+//!
+//! What to call with, and when, is decided by [`plan`]; this file executes the plan.
 
+mod chain;
 mod plan;
 mod reload;
 mod report;
+mod situation;
 
 use std::{
-    collections::VecDeque,
     io,
     path::PathBuf,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use tokio::sync::watch;
 
 use self::{
-    plan::{Attempt, Source},
+    chain::{Attempt, Chain},
+    plan::{Plan, Retry},
     reload::LockState,
 };
 use super::{
-    Config, InitialGrant,
     cache::authorization,
+    config::Config,
     credential::{Credential, Shared},
+    initial_grant::InitialGrant,
     issuer::{self, Issuer, TokenEndpoint},
     schedule,
-    state::{Outcome, Problem, Reason, Refresh, State, Status, Telemetry},
-    store::{self, AccessToken, FileStore, Grant, Lock, Record, RefreshToken, Store, Writer},
+    state::{Problem, Reason, State, Status, Telemetry},
+    store::{self, AccessToken, FileStore, Grant, Lock, Record, RequestTime, Store, Writer},
     token_response::{Failure, FailureClass, TokenResponse},
 };
 use crate::{
@@ -38,25 +55,18 @@ use crate::{
     net::reload::Reload,
 };
 
-/// Calls of a refused client are at least this far apart.
-const REFUSED_CLIENT_WAIT: Duration = Duration::from_secs(60);
-/// Calls that failed and are repeated at once are at least this far apart.
-const LEAST_SPACING: Duration = Duration::from_secs(1);
-/// How often a lock is asked for that another process holds.
-const LOCK_POLL: Duration = Duration::from_millis(50);
-
-/// Why a credential cannot be kept fresh at all.
+/// Why a refresher cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Its state file.
+    /// The state file is unusable.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// Its issuer.
+    /// The issuer's client cannot be built.
     #[error(transparent)]
     Issuer(#[from] issuer::Error),
 }
 
-/// Keeps one credential fresh.
+/// Keeps the access token of one credential fresh.
 pub struct Refresher {
     shared: Arc<Shared>,
     status: watch::Sender<Status>,
@@ -64,44 +74,48 @@ pub struct Refresher {
     initial_grant: Option<Box<dyn InitialGrant>>,
     store: Option<Arc<dyn Store>>,
     writer: Writer,
+    /// Held from reading the stored record until the newest one is stored.
+    lock: Option<Lock>,
+    policy: Policy,
+    chain: Chain,
+    timing: Timing,
+    problem: Option<Problem>,
+    /// A client secret that was read after a refusal of the client, and that was not tried yet.
+    has_new_secret: bool,
+    /// The file of the configured refresh token.
+    seed_file: Option<PathBuf>,
+    file_watcher: FileWatcher,
+    /// Reloads the TLS settings of the issuer's client.
+    reloadable: Option<Arc<dyn Reload>>,
+    /// A problem with reading or locking the store is logged once.
+    is_store_problem_logged: bool,
+    /// The last remaining lifetime of the refresh token that was warned of, in days.
+    warned_days: Option<u64>,
+}
+
+/// What the configuration decides.
+struct Policy {
     margin: Option<Duration>,
     cooldown: Duration,
     refresh_lifetime: Duration,
     grace_retry: bool,
-    /// What is known of the chain; what is stored lags behind while writing fails.
-    record: Record,
-    /// A configured refresh token that was never tried: it goes first, and the chain goes on if it is refused.
-    seed: Option<RefreshToken>,
-    /// Where configured refresh tokens come from.
-    seed_file: Option<PathBuf>,
-    watch: FileWatcher,
-    /// The TLS settings of the issuer's client.
-    reloadable: Option<Arc<dyn Reload>>,
-    /// The newest seed was refused, and the chain goes on.
-    seed_refused: bool,
-    /// Fingerprints of refresh tokens that the issuer refused, so that none is sent again.
-    refused: VecDeque<String>,
-    /// Held from the reading of the stored record until the newest one is stored.
-    lock: Option<Lock>,
-    /// When the cached token is due; the past if there is none.
+}
+
+/// When calls are due.
+struct Timing {
+    /// The scheduled refresh of the cached token; in the past if there is none.
     refresh_at: Moment,
-    /// No call before that, whoever wants it.
+    /// No call before that, whatever asks for it.
     not_before: Moment,
     backoff: Backoff,
-    problem: Option<Problem>,
-    /// A changed client secret was read after a refusal and waits for its one try.
-    has_new_secret: bool,
-    /// So that trouble with the stored record, or with its lock, is logged once.
-    is_store_alarmed: bool,
-    /// The last threshold of the refresh token's age that was warned of.
-    warned_days: Option<u64>,
 }
 
 impl Refresher {
-    /// Reads the state file and builds the issuer's client. Speaks to nobody until [`Refresher::run`].
+    /// Reads the state file and builds the issuer's client. Connects to nothing before
+    /// [`Refresher::run`].
     ///
     /// # Errors
-    /// When the state file or the TLS settings cannot be used. The message says what to do.
+    /// When the state file or the TLS settings are unusable. The message says what to do.
     pub fn new(
         config: Config,
         initial_grant: Option<Box<dyn InitialGrant>>,
@@ -117,7 +131,7 @@ impl Refresher {
             .unwrap_or_default();
         let store = file.map(|file| Arc::new(file) as Arc<dyn Store>);
         let reloadable = issuer.reloadable();
-        let (refresher, credential) = Self::with(
+        let (mut refresher, credential) = Self::with(
             config,
             clock,
             Box::new(issuer),
@@ -125,16 +139,11 @@ impl Refresher {
             store,
             record,
         );
-        Ok((
-            Self {
-                reloadable: Some(reloadable),
-                ..refresher
-            },
-            credential,
-        ))
+        refresher.reloadable = Some(reloadable);
+        Ok((refresher, credential))
     }
 
-    /// What follows the files of the issuer's `tls`. Whoever takes it reads them again when they change.
+    /// What reloads the issuer's client when the files of its `tls` change.
     pub fn reloadable(&self) -> Option<Arc<dyn Reload>> {
         self.reloadable.clone()
     }
@@ -148,21 +157,16 @@ impl Refresher {
         record: Record,
     ) -> (Self, Credential) {
         let writer = Writer::new(store.clone(), Arc::clone(&clock));
-        let watch = FileWatcher::new(config.files(), Arc::clone(&clock));
-        let shared = Shared::new(
-            config.name,
-            clock,
-            config.cooldown,
-            Telemetry::new(writer.persistence()),
-        );
-        let status = Status {
+        let file_watcher = FileWatcher::new(config.files(), Arc::clone(&clock));
+        let telemetry = Telemetry::new(writer.persistence());
+        let shared = Arc::new(Shared::new(config.name, clock, config.cooldown, telemetry));
+        let (status, subscriber) = watch::channel(Status {
             state: State::Starting,
             reason: Reason::Refreshing,
             since: shared.clock.wall(),
             version: None,
-        };
-        let (status, watched) = watch::channel(status);
-        let shared = Arc::new(shared);
+        });
+        let seed_file = config.refresh_token.as_ref().and_then(Secret::file);
         let mut refresher = Self {
             shared: Arc::clone(&shared),
             status,
@@ -170,63 +174,58 @@ impl Refresher {
             initial_grant,
             store,
             writer,
-            margin: config.refresh_margin,
-            cooldown: config.cooldown,
-            refresh_lifetime: config.refresh_lifetime,
-            grace_retry: config.grace_retry,
-            record,
-            seed: None,
-            seed_file: config
-                .refresh_token
-                .as_ref()
-                .and_then(Secret::file)
-                .map(ToOwned::to_owned),
-            watch,
-            reloadable: None,
-            seed_refused: false,
-            refused: VecDeque::new(),
             lock: None,
-            refresh_at: Moment::default(),
-            not_before: Moment::default(),
-            backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(300)),
+            policy: Policy {
+                margin: config.refresh_margin,
+                cooldown: config.cooldown,
+                refresh_lifetime: config.refresh_lifetime,
+                grace_retry: config.grace_retry,
+            },
+            chain: Chain::new(record),
+            timing: Timing {
+                refresh_at: Moment::default(),
+                not_before: Moment::default(),
+                backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(300)),
+            },
             problem: None,
             has_new_secret: false,
-            is_store_alarmed: false,
+            seed_file: seed_file.map(ToOwned::to_owned),
+            file_watcher,
+            reloadable: None,
+            is_store_problem_logged: false,
             warned_days: None,
         };
         refresher.restore(config.refresh_token);
         refresher.report();
-        (refresher, Credential::new(shared, watched))
+        (refresher, Credential::new(shared, subscriber))
     }
 
-    /// Refreshes until `shutdown`. After that no call begins; one that was sent runs to its end, and its result is
-    /// stored, before this returns. Do not drop the future earlier: a rotated refresh token may be lost with it.
+    /// Refreshes until `shutdown`. After that no call begins; one in progress runs to its end, and
+    /// its result is stored, before this returns. Dropping the future earlier may lose a rotated
+    /// refresh token.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
             if self.writer.is_idle() {
                 self.lock = None;
             }
-            if self.shared.changed.swap(false, Relaxed) {
-                self.reload().await;
+            if self.shared.files_changed.swap(false, Relaxed) {
+                self.reload_files().await;
             }
             self.report();
             let shared = Arc::clone(&self.shared);
-            // While the newest tokens are not stored, the lock is still ours.
-            let store = if self.lock.is_none() {
-                self.store.clone()
-            } else {
-                None
-            };
-            let due = self.due();
+            // While the newest tokens are not stored, this process still holds the lock.
+            let to_lock = self.store.clone().filter(|_| self.lock.is_none());
+            let due = self.plan().due();
             tokio::select! {
                 biased;
                 () = &mut shutdown => break,
-                lock = acquire(&shared.clock, store, due) => self.refresh(lock).await,
-                // To report the expiry, or to look at what is due again.
+                // A call is never cancelled: only the wait for it is.
+                lock = due_and_locked(&shared.clock, to_lock, due) => self.refresh(lock).await,
+                // To report the expiry, and to plan again.
                 () = sleep_until(&shared.clock, self.expiry()) => {}
                 () = shared.wake.notified() => {}
-                () = self.watch.changed() => shared.changed.store(true, Relaxed),
+                () = self.file_watcher.changed() => shared.files_changed.store(true, Relaxed),
                 () = self.writer.progress() => {}
             }
         }
@@ -234,231 +233,160 @@ impl Refresher {
         self.report();
     }
 
-    /// One call and what follows from it, or none, if another process has made it.
+    /// One refresh; no call if another process has refreshed already.
     async fn refresh(&mut self, lock: io::Result<Option<Lock>>) {
-        self.take_lock(lock);
+        self.hold(lock);
         if self.is_client_refused() {
             self.has_new_secret |= self.issuer.reload_client_secret().await;
         }
         self.reload_record(LockState::Held).await;
         self.assess();
-        if self.due().is_none_or(|due| self.shared.clock.now() < due) {
-            return;
-        }
-        let Some(attempt) = self.attempt() else {
+        let Plan::Call { grant, due } = self.plan() else {
             return;
         };
-        // Durable before the call: a crash in the middle must not look as if nothing had been sent.
-        if let Some(spent) = &attempt.spends {
-            self.record
-                .open_intent(&spent.fingerprint, &*self.shared.clock);
-            self.writer.save(self.record.clone()).await;
+        if self.shared.clock.now() < due {
+            return;
         }
-        // The lifetime counts from before the request: the issuer's clock started somewhere after it.
-        let sent_at = self.shared.clock.now();
-        let sent_at_wall = self.shared.clock.wall();
-        {
-            let mut telemetry = self.shared.telemetry();
-            telemetry.next_attempt = Some(sent_at);
-            telemetry.next_request = sent_at + self.cooldown;
+        let attempt = self.chain.begin(grant, &*self.shared.clock);
+        // Durable before the call: after a crash it must not look as if nothing had been sent.
+        if attempt.grant.refresh_token().is_some() {
+            self.writer.save(self.chain.record.clone()).await;
         }
-        let result = match (&attempt.spends, &self.initial_grant) {
-            (Some(spent), _) => self.issuer.refresh(&spent.token).await,
+        let sent_at = RequestTime::now(&*self.shared.clock);
+        self.announce_call(sent_at.moment);
+        let result = match (attempt.grant.refresh_token(), &self.initial_grant) {
+            (Some(token), _) => self.issuer.refresh(token.secret()).await,
             (None, Some(initial_grant)) => initial_grant.request_tokens().await,
             (None, None) => return,
         };
-        self.shared.requested.store(false, Relaxed);
-        let outcome = result
-            .as_ref()
-            .map_or_else(|failure| failure.class.into(), |_| Outcome::Success);
-        let duration = self.shared.clock.now().saturating_since(sent_at);
-        self.shared.telemetry().record(Refresh {
-            at: sent_at_wall,
-            outcome,
-            duration,
-        });
+        self.shared.refresh_requested.store(false, Relaxed);
+        self.count_call(sent_at, &result);
         match result {
-            Ok(grant) => self.succeeded(grant, attempt, sent_at, sent_at_wall).await,
-            Err(failure) => self.failed(failure, attempt, sent_at).await,
+            Ok(response) => self.succeeded(response, attempt, sent_at).await,
+            Err(failure) => self.failed(failure, attempt, sent_at.moment).await,
         }
     }
 
-    /// Stores the new tokens, then publishes them.
-    async fn succeeded(
-        &mut self,
-        grant: TokenResponse,
-        attempt: Attempt,
-        sent_at: Moment,
-        sent_at_wall: SystemTime,
-    ) {
-        let lifetime = grant.lifetime;
-        let Ok(header) = authorization("Bearer", grant.access_token.expose()) else {
-            let failure = Failure::new(
-                FailureClass::Garbled,
-                "the access token cannot stand in a header",
-            );
-            return self.failed(failure, attempt, sent_at).await;
+    /// Saves the new tokens, then publishes the access token.
+    async fn succeeded(&mut self, response: TokenResponse, attempt: Attempt, sent_at: RequestTime) {
+        let Ok(header) = authorization("Bearer", response.access_token.expose()) else {
+            let detail = "the access token contains characters that are not allowed in a header";
+            let failure = Failure::new(FailureClass::Garbled, detail);
+            return self.failed(failure, attempt, sent_at.moment).await;
         };
-        let access = AccessToken {
-            token: grant.access_token,
+        self.log_new_chain(&attempt.grant);
+        let lifetime = response.lifetime;
+        let access = AccessToken::new(
+            response.access_token,
             lifetime,
-            obtained_at: sent_at_wall,
-            boot: self
-                .shared
-                .clock
-                .boot_id()
-                .map(|id| (id.to_owned(), sent_at + lifetime)),
-        };
-        let origin = match attempt.spends {
-            Some(seed) if attempt.is_seed => Grant::Seed(seed),
-            Some(_) => Grant::Chain,
-            None => Grant::Initial,
-        };
-        if let Some(from) = origin.begins_with() {
-            tracing::info!(
-                credential = self.shared.name,
-                from,
-                "a new chain of tokens begins"
-            );
-            self.seed = None;
-            self.seed_refused = false;
-        }
-        self.record
-            .advance(grant.refresh_token, grant.refresh_lifetime, access, origin);
-        // Durable before its first use: a crash right after must not bring back the spent refresh token.
-        self.writer.save(self.record.clone()).await;
-        self.publish(header, sent_at + lifetime, lifetime);
-        let margin = schedule::margin(lifetime, self.margin, backoff::random());
-        self.refresh_at = schedule::refresh_at(sent_at, lifetime, margin);
+            sent_at,
+            &*self.shared.clock,
+        );
+        self.chain.advance(
+            response.refresh_token,
+            response.refresh_lifetime,
+            access,
+            &attempt.grant,
+        );
+        // Durable before its first use: a crash must not bring back the used refresh token.
+        self.writer.save(self.chain.record.clone()).await;
+        self.publish(header, sent_at.moment + lifetime, lifetime);
+        let margin = schedule::margin(lifetime, self.policy.margin, backoff::random());
+        self.timing.refresh_at = schedule::refresh_at(sent_at.moment, lifetime, margin);
         self.clear_failures();
         tracing::debug!(
             credential = self.shared.name,
-            generation = self.record.generation,
+            generation = self.chain.record.generation,
             ?lifetime,
             "token refreshed"
         );
     }
 
-    fn clear_failures(&mut self) {
-        self.backoff.reset();
-        self.problem = None;
-        self.has_new_secret = false;
-    }
-
+    /// Closes the intent if the outcome is known, and schedules the next call.
     async fn failed(&mut self, failure: Failure, attempt: Attempt, sent_at: Moment) {
         tracing::debug!(
             credential = self.shared.name,
             detail = failure.detail,
             "refresh failed"
         );
-        self.close_intent(&failure, &attempt).await;
-        let now = self.shared.clock.now();
-        // Whatever follows, the token is due until a call succeeds.
-        if !attempt.is_seed {
-            self.refresh_at = Moment::default();
+        if self.chain.close_intent(failure.class, &attempt) {
+            self.writer.save(self.chain.record.clone()).await;
         }
-        if failure.class == FailureClass::RefreshTokenRefused && self.refused(&attempt).await {
-            self.not_before = now;
+        let now = self.shared.clock.now();
+        // The cached token is due until a call succeeds. A failed seed says nothing about it.
+        if !attempt.grant.is_seed() {
+            self.timing.refresh_at = Moment::default();
+        }
+        if failure.class == FailureClass::RefreshTokenRefused
+            && self.has_alternative(&attempt).await
+        {
+            self.timing.not_before = now;
             return;
         }
-        self.not_before = match failure.class {
-            // Whoever issues first tokens may think better of it. Otherwise `due` plans no further call.
-            FailureClass::RefreshTokenRefused => sent_at + REFUSED_CLIENT_WAIT,
-            // Other troubles in between do not make a refused client a better one.
-            _ if self.is_client_refused() => {
-                (sent_at + REFUSED_CLIENT_WAIT).max(now + failure.retry_after())
-            }
-            FailureClass::ClientRefused => {
+        self.timing.not_before = match self.failed_call(&failure, &attempt, sent_at, now).retry() {
+            Retry::At(moment) => moment,
+            Retry::WithNewSecretOrAt(moment) => {
                 let was_tried = std::mem::take(&mut self.has_new_secret);
                 self.has_new_secret = !was_tried && self.issuer.reload_client_secret().await;
                 if self.has_new_secret {
-                    // One try with the new secret, before anybody is told that the client is refused.
-                    self.not_before = now;
+                    // One call with the new secret, before the credential becomes `dead`.
+                    self.timing.not_before = now;
                     return;
                 }
-                sent_at + REFUSED_CLIENT_WAIT
+                moment
             }
-            FailureClass::Throttled(wait) => now + wait,
-            FailureClass::Garbled | FailureClass::Ambiguous
-                if self.is_worth_repeating(&attempt) =>
-            {
-                (sent_at + LEAST_SPACING).max(now)
-            }
-            FailureClass::Garbled
-            | FailureClass::Ambiguous
-            | FailureClass::Unreachable
-            | FailureClass::Failing => {
+            Retry::WithBackoff => {
                 let left = self
                     .expiry()
                     .map_or(Duration::ZERO, |expiry| expiry.saturating_since(now));
-                now + schedule::wait_after_failure(&mut self.backoff, left)
+                now + schedule::wait_after_failure(&mut self.timing.backoff, left)
             }
         };
+        // A refused client stays the problem, whatever fails in between.
         if !self.is_client_refused() || failure.class == FailureClass::RefreshTokenRefused {
             self.problem = Some(failure.into());
         }
         self.assess();
     }
 
-    /// The intent stays open exactly as long as nobody knows whether the refresh token was spent.
-    async fn close_intent(&mut self, failure: &Failure, attempt: &Attempt) {
-        let Some(spent) = &attempt.spends else { return };
-        match failure.class {
-            FailureClass::Ambiguous | FailureClass::Garbled => return,
-            FailureClass::RefreshTokenRefused => {
-                self.record.intents.clone_from(&attempt.intents_before);
-                self.record.close_intent_of(&spent.fingerprint);
-            }
-            // This attempt spent nothing; an earlier one may have.
-            FailureClass::ClientRefused
-            | FailureClass::Throttled(_)
-            | FailureClass::Unreachable
-            | FailureClass::Failing => {
-                self.record.intents.clone_from(&attempt.intents_before);
-            }
-        }
-        self.writer.save(self.record.clone()).await;
-    }
-
-    /// A refresh token is refused for good; true if there is another way to go on.
-    async fn refused(&mut self, attempt: &Attempt) -> bool {
-        let Some(spent) = &attempt.spends else {
+    /// Notes that the issuer refused the refresh token for good. True if another grant can be
+    /// presented at once.
+    async fn has_alternative(&mut self, attempt: &Attempt) -> bool {
+        let Some(token) = attempt.grant.refresh_token() else {
             return false;
         };
-        // Bounded: each of these took a person, or a new chain.
-        self.refused.truncate(15);
-        self.refused.push_front(spent.fingerprint.clone());
-        let source = self.source();
-        if attempt.is_seed && matches!(source, Some(Source::Chain(_))) {
-            tracing::error!(
-                credential = self.shared.name,
-                "the issuer refused the newly configured refresh token: the stored one stays in use, and the new one \
-                 is not tried again"
-            );
-            self.seed = None;
-            self.seed_refused = true;
-            self.record.adopt(spent.fingerprint.clone());
-            self.writer.save(self.record.clone()).await;
-            return true;
+        self.chain.refuse(token);
+        match self.plan().grant() {
+            Some(Grant::Chain(_)) if attempt.grant.is_seed() => {
+                tracing::error!(
+                    credential = self.shared.name,
+                    "the issuer refused the newly configured refresh token: the stored one stays in use, and the new \
+                     one is not tried again"
+                );
+                self.chain.discard_seed();
+                self.writer.save(self.chain.record.clone()).await;
+                true
+            }
+            Some(Grant::Initial) => {
+                tracing::warn!(
+                    credential = self.shared.name,
+                    "the issuer refused the refresh token: new tokens are requested with [token.jwt]"
+                );
+                true
+            }
+            Some(Grant::Chain(_) | Grant::Seed(_)) => true,
+            None => false,
         }
-        if matches!(source, Some(Source::InitialGrant)) {
-            tracing::warn!(
-                credential = self.shared.name,
-                "the issuer refused the refresh token: first tokens are fetched"
-            );
-            return true;
-        }
-        source.is_some()
     }
 
-    fn take_lock(&mut self, lock: io::Result<Option<Lock>>) {
+    fn hold(&mut self, lock: io::Result<Option<Lock>>) {
         match lock {
             Ok(Some(lock)) => self.lock = Some(lock),
-            // There is no store, or the lock is ours already.
+            // There is no store, or this process holds the lock already.
             Ok(None) => {}
-            // Better alone than without a token.
+            // Refreshing without the lock is better than having no token.
             Err(error) => {
-                if !std::mem::replace(&mut self.is_store_alarmed, true) {
+                if !std::mem::replace(&mut self.is_store_problem_logged, true) {
                     tracing::warn!(
                         %error,
                         "the state file cannot be locked: another process with the same file would not be noticed"
@@ -468,41 +396,28 @@ impl Refresher {
         }
     }
 
-    /// When the cached token expires, unless it has.
-    fn expiry(&self) -> Option<Moment> {
-        let now = self.shared.clock.now();
-        self.shared
-            .token
-            .load()
-            .as_ref()
-            .filter(|token| token.usable(now))
-            .map(|token| token.expires_at())
-    }
-
-    fn is_client_refused(&self) -> bool {
-        self.problem
-            .as_ref()
-            .is_some_and(|problem| problem.reason == Reason::ClientRefused)
+    fn clear_failures(&mut self) {
+        self.timing.backoff.reset();
+        self.problem = None;
+        self.has_new_secret = false;
     }
 }
 
-/// At that moment, and when no other process is at work; an error means that locking does not work.
-async fn acquire(
+/// Resolves at `due`, as soon as no other process holds the lock. An error means that the store
+/// cannot be locked.
+async fn due_and_locked(
     clock: &SharedClock,
     store: Option<Arc<dyn Store>>,
     due: Option<Moment>,
 ) -> io::Result<Option<Lock>> {
     sleep_until(clock, due).await;
-    let Some(store) = store else { return Ok(None) };
-    loop {
-        if let Some(lock) = store.try_lock().await? {
-            return Ok(Some(lock));
-        }
-        clock.sleep_until(clock.now() + LOCK_POLL).await;
+    match store {
+        Some(store) => store::lock(&*store, &**clock).await.map(Some),
+        None => Ok(None),
     }
 }
 
-/// Never resolves for `None`.
+/// Pends forever for `None`.
 async fn sleep_until(clock: &SharedClock, moment: Option<Moment>) {
     match moment {
         Some(moment) => clock.sleep_until(moment).await,

@@ -4,41 +4,42 @@ use std::time::Duration;
 
 use crate::base::{backoff::Backoff, clock::Moment};
 
-const SHORTEST_MARGIN: Duration = Duration::from_secs(300);
+const MIN_MARGIN: Duration = Duration::from_secs(300);
 const MARGIN_SHARE: f64 = 0.2;
 /// How much the margin varies, so that a fleet that started together does not refresh together.
 const JITTER: f64 = 0.1;
-/// Calls that nobody asked for are at least this far apart, however short a token lives.
-const LEAST_SPACING: Duration = Duration::from_secs(1);
-/// With less life than this left, failures are retried quickly.
+/// The shortest time between scheduled calls, however short a token lives.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+/// In the last minute of a token's life, failures are retried quickly.
 const LAST_MINUTE: Duration = Duration::from_secs(60);
 const LAST_MINUTE_WAIT: Duration = Duration::from_secs(5);
 
-/// How long before expiry to refresh: `configured`, or max(5 min, 20 % of the lifetime); ±10 %; never more than half the
-/// lifetime. `random` is 0 ≤ n < 1.
+/// How long before expiry to refresh: `configured`, or max(5 min, 20 % of the lifetime); ±10 %;
+/// never more than half the lifetime. `random` is 0 ≤ n < 1.
 pub(super) fn margin(lifetime: Duration, configured: Option<Duration>, random: f64) -> Duration {
-    let margin = configured.unwrap_or_else(|| SHORTEST_MARGIN.max(lifetime.mul_f64(MARGIN_SHARE)));
-    // Bounded before the jitter: a margin of centuries would overflow in it.
+    let margin = configured.unwrap_or_else(|| MIN_MARGIN.max(lifetime.mul_f64(MARGIN_SHARE)));
+    // Limited before the jitter, in which a margin of centuries would overflow.
     margin
         .min(lifetime)
         .mul_f64(1.0 - JITTER + 2.0 * JITTER * random)
         .min(lifetime / 2)
 }
 
-/// When to refresh a token of that lifetime, requested at `sent_at`.
-pub(super) fn refresh_at(sent_at: Moment, lifetime: Duration, margin: Duration) -> Moment {
-    sent_at + lifetime.saturating_sub(margin).max(LEAST_SPACING)
+/// When to refresh a token of this lifetime that was requested at `requested_at`.
+pub(super) fn refresh_at(requested_at: Moment, lifetime: Duration, margin: Duration) -> Moment {
+    requested_at + lifetime.saturating_sub(margin).max(MIN_INTERVAL)
 }
 
-/// The least age at which a doubtful token is refreshed because of a rejection: as configured, at most 20 % of the
-/// lifetime.
+/// The age from which a futile or unproven token is refreshed because of a rejection: as
+/// configured, at most 20 % of the lifetime.
 pub(super) fn cooldown(configured: Duration, lifetime: Duration) -> Duration {
-    configured.min(lifetime.mul_f64(MARGIN_SHARE).max(LEAST_SPACING))
+    configured.min(lifetime.mul_f64(MARGIN_SHARE).max(MIN_INTERVAL))
 }
 
-/// How long to wait after a failure, with so much life left in the cached token.
+/// How long to wait after a failure, with this much life left in the cached token.
 ///
-/// In the last minute at most five seconds; earlier at most until then; with nothing left the usual backoff.
+/// In the last minute at most five seconds; before that, at most until the last minute; without a
+/// usable token the normal backoff.
 pub(super) fn wait_after_failure(backoff: &mut Backoff, left: Duration) -> Duration {
     if left.is_zero() {
         backoff.next_delay()
@@ -47,7 +48,7 @@ pub(super) fn wait_after_failure(backoff: &mut Backoff, left: Duration) -> Durat
     } else {
         backoff
             .next_delay()
-            .min((left - LAST_MINUTE).max(LEAST_SPACING))
+            .min((left - LAST_MINUTE).max(MIN_INTERVAL))
     }
 }
 

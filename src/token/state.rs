@@ -1,4 +1,5 @@
-//! What people and machines are told about a credential: its state, and what its refreshes came to. Never a secret.
+//! The state of a credential and the statistics of its refreshes, for status, metrics and logs. None
+//! of it is secret.
 
 use std::{
     collections::VecDeque,
@@ -17,15 +18,15 @@ use crate::base::{
 labels! {
     /// The state of a credential.
     pub enum State {
-        /// No token yet.
+        /// There was no token yet.
         Starting => "starting",
-        /// All is well.
+        /// The token is usable and refreshing works.
         Fresh => "fresh",
-        /// The token is usable, but refreshing it fails.
+        /// The token is usable, but a refresh is overdue or fails.
         Stale => "stale",
-        /// No usable token; refreshing goes on being tried.
+        /// There is no usable token; refreshing is retried.
         Expired => "expired",
-        /// The issuer refused the credential: a person must act. What is still valid keeps serving.
+        /// The issuer refused the credential: an operator must act. A valid token stays in use.
         Dead => "dead",
     }
 }
@@ -33,31 +34,32 @@ labels! {
 labels! {
     /// Why a credential is in its state.
     pub enum Reason {
-        /// Nothing is wrong.
+        /// No problem.
         Ok => "ok",
-        /// A token is being fetched.
+        /// A token is being requested.
         Refreshing => "refreshing",
         /// There is no refresh token, neither configured nor stored.
         NoCredential => "no_credential",
-        /// The issuer cannot be reached, or does not answer.
+        /// The issuer cannot be reached or does not respond.
         IssuerUnreachable => "issuer_unreachable",
-        /// The issuer answers with an error.
+        /// The issuer responds with an error.
         IssuerFailing => "issuer_failing",
-        /// The issuer asked us to wait.
+        /// The issuer stated a `Retry-After`.
         IssuerThrottling => "issuer_throttling",
-        /// The issuer's success is unreadable.
+        /// The issuer's 2xx is not a usable token response.
         IssuerGarbled => "issuer_garbled",
-        /// The refresh token is expired, revoked or spent.
+        /// The refresh token is expired, revoked or already used.
         RefreshTokenRefused => "refresh_token_refused",
-        /// The client's id or secret is wrong, or the client may not refresh.
+        /// The client's id or secret is wrong, or the client must not refresh.
         ClientRefused => "client_refused",
-        /// The refresh token may be spent, and `token.grace_retry` forbids to try.
+        /// The refresh token may have been used, and `token.grace_retry` forbids to send it again.
         OutcomeUnknown => "outcome_unknown",
     }
 }
 
 impl Reason {
-    /// The state that goes with a problem.
+    /// The state that follows from the reason, from whether there is a usable token, and from
+    /// whether there ever was one.
     pub(super) const fn state(self, usable: bool, had_token: bool) -> State {
         match self {
             Self::RefreshTokenRefused | Self::ClientRefused | Self::OutcomeUnknown => State::Dead,
@@ -82,28 +84,28 @@ impl From<FailureClass> for Reason {
     }
 }
 
-/// What subscribers see: changes with every transition and with every new token.
+/// What subscribers see. It changes with every transition and with every new token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Status {
     /// The state.
     pub state: State,
     /// Why.
     pub reason: Reason,
-    /// Since when it is in this state, for people.
+    /// Since when, by the wall clock.
     pub since: SystemTime,
-    /// The cached token's.
+    /// The cached token's version.
     pub version: Option<Version>,
 }
 
 impl Status {
-    /// Whether no newer token will come unless a person acts.
+    /// Whether there will be no newer token until an operator acts.
     pub fn needs_operator(&self) -> bool {
         self.state == State::Dead || self.reason == Reason::NoCredential
     }
 }
 
 labels! {
-    /// How one issuer call ended.
+    /// How one call to the issuer ended.
     pub enum Outcome {
         /// A new token.
         Success => "success",
@@ -113,9 +115,9 @@ labels! {
         ClientRefused => "client_refused",
         /// 429 or 503 with `Retry-After`.
         Throttled => "throttled",
-        /// A 2xx that cannot be used.
+        /// A 2xx that is not a usable token response.
         Garbled => "garbled",
-        /// No answer to a request that went out.
+        /// The request was sent, and no complete response arrived.
         Ambiguous => "ambiguous",
         /// Anything else.
         Transient => "transient",
@@ -135,32 +137,32 @@ impl From<FailureClass> for Outcome {
     }
 }
 
-/// One issuer call.
+/// One call to the issuer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refresh {
     /// When it was sent.
     pub at: SystemTime,
     /// How it ended.
     pub outcome: Outcome,
-    /// From sending to the end of the answer.
+    /// From sending the request to the end of the response.
     pub duration: Duration,
 }
 
-/// Whether a restart would find the newest tokens.
+/// Whether the newest tokens would survive a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Persistence {
-    /// There is no state file: a restart begins with the configured refresh token.
+    /// There is no state file: after a restart the configured refresh token is used.
     Off,
     /// The newest tokens are stored.
     Stored,
-    /// They are in memory only, since then; writing goes on being tried.
+    /// They are in memory only; writing is retried.
     Failing {
-        /// When the oldest unwritten token came, for people.
+        /// Since when, by the wall clock.
         since: SystemTime,
     },
 }
 
-/// Calls by duration.
+/// Calls to the issuer by duration.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct DurationHistogram {
     counts: [u64; Self::BOUNDS.len() + 1],
@@ -172,12 +174,12 @@ impl DurationHistogram {
     /// Upper bounds of the buckets, in seconds; one more bucket has no bound.
     pub const BOUNDS: [f64; 9] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
-    /// Calls in each bucket (not cumulated), the unbounded one last.
+    /// Calls in each bucket (not cumulative), the unbounded one last.
     pub fn counts(&self) -> &[u64] {
         &self.counts
     }
 
-    /// All durations together, in seconds.
+    /// The sum of all durations, in seconds.
     pub fn sum(&self) -> f64 {
         self.sum
     }
@@ -189,7 +191,7 @@ impl DurationHistogram {
     }
 }
 
-/// Everything that status, readiness and metrics say about a credential at one moment.
+/// Everything that status, readiness and metrics show of a credential, at one moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Snapshot {
     /// The credential's name.
@@ -198,40 +200,41 @@ pub struct Snapshot {
     pub state: State,
     /// Why it is in this state.
     pub reason: Reason,
-    /// Since when it is in this state, for people.
+    /// Since when it is in this state, by the wall clock.
     pub since: SystemTime,
-    /// The last failure, in words, while it lasts.
+    /// The detail of the current problem.
     pub problem: Option<String>,
     /// The cached token's generation; 0 without one.
     pub generation: u64,
-    /// How long the cached token may still be sent; `None`: there is no usable one.
+    /// The cached token's remaining lifetime; `None` without a usable one.
     pub expires_in: Option<Duration>,
-    /// The same as a calendar date, which is only as good as the machine's calendar.
+    /// The same by the wall clock, which may be wrong.
     pub expires_at: Option<SystemTime>,
-    /// When the refresh token expires: as the issuer said, or by the configured lifetime. `None`: nobody knows.
+    /// When the refresh token expires: as the issuer stated it, or by the configured lifetime.
+    /// `None` if unknown.
     pub refresh_token_expires_at: Option<SystemTime>,
-    /// The newest configured refresh token was refused, and the chain before it goes on.
+    /// The newest configured refresh token was refused, and the previous chain stays in use.
     pub seed_refused: bool,
     /// The last calls, the newest first.
     pub last_refreshes: Vec<Refresh>,
-    /// Whether a restart would find the newest tokens.
+    /// Whether the newest tokens would survive a restart.
     pub persistence: Persistence,
-    /// How long until the next call; zero while one is under way; `None`: none is planned.
+    /// Time until the next call; zero during a call; `None` if none is planned.
     pub next_attempt_in: Option<Duration>,
-    /// Calls by outcome, since the program's start.
+    /// Calls by outcome, since the process started.
     pub refreshes: Vec<(Outcome, u64)>,
-    /// Calls by duration, since the program's start.
+    /// Calls by duration, since the process started.
     pub refresh_durations: DurationHistogram,
 }
 
 impl Snapshot {
-    /// Whether requests can be served.
+    /// Whether there is a usable token.
     pub fn is_ready(&self) -> bool {
         self.expires_in.is_some()
     }
 }
 
-/// The refresher's books, which snapshots copy. Behind a lock that the data path never takes.
+/// What the refresher records for snapshots. It is behind a lock that the data path never takes.
 #[derive(Debug)]
 pub(super) struct Telemetry {
     pub(super) problem: Option<String>,
@@ -239,15 +242,16 @@ pub(super) struct Telemetry {
     pub(super) seed_refused: bool,
     pub(super) persistence: Persistence,
     pub(super) next_attempt: Option<Moment>,
-    /// A person's wish for a refresh is heard from then on.
-    pub(super) next_request: Moment,
+    /// `POST /token/refresh` is rejected before that.
+    pub(super) manual_refresh_at: Moment,
     last_refreshes: VecDeque<Refresh>,
     counts: PerLabel<Outcome, u64>,
     durations: DurationHistogram,
 }
 
 impl Telemetry {
-    const REMEMBERED: usize = 20;
+    /// Calls that `/status` lists.
+    const MAX_LAST_REFRESHES: usize = 20;
 
     pub(super) fn new(persistence: Persistence) -> Self {
         Self {
@@ -256,15 +260,15 @@ impl Telemetry {
             seed_refused: false,
             persistence,
             next_attempt: None,
-            next_request: Moment::default(),
-            last_refreshes: VecDeque::with_capacity(Self::REMEMBERED),
+            manual_refresh_at: Moment::default(),
+            last_refreshes: VecDeque::with_capacity(Self::MAX_LAST_REFRESHES),
             counts: PerLabel::default(),
             durations: DurationHistogram::default(),
         }
     }
 
     pub(super) fn record(&mut self, refresh: Refresh) {
-        self.last_refreshes.truncate(Self::REMEMBERED - 1);
+        self.last_refreshes.truncate(Self::MAX_LAST_REFRESHES - 1);
         self.last_refreshes.push_front(refresh);
         self.durations.add(refresh.duration);
         self.counts[refresh.outcome] += 1;
@@ -286,7 +290,7 @@ impl Telemetry {
     }
 }
 
-/// What keeps a credential from being refreshed.
+/// Why a credential is not refreshed at present.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Problem {
     pub(super) reason: Reason,
@@ -331,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ledger_is_bounded_and_counts_everything() {
+    fn telemetry_is_bounded_and_counts_every_call() {
         let mut telemetry = Telemetry::new(Persistence::Off);
         for n in 0..100_u64 {
             let at = SystemTime::UNIX_EPOCH + Duration::from_secs(n);
@@ -347,7 +351,7 @@ mod tests {
             });
         }
         let last = telemetry.last_refreshes();
-        assert_eq!(last.len(), Telemetry::REMEMBERED);
+        assert_eq!(last.len(), Telemetry::MAX_LAST_REFRESHES);
         assert_eq!(last[0].at, SystemTime::UNIX_EPOCH + Duration::from_secs(99));
         let counts = telemetry.refreshes();
         assert!(
@@ -361,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_beyond_every_bound_are_counted_too() {
+    fn durations_above_the_last_bound_are_counted() {
         let mut durations = DurationHistogram::default();
         durations.add(Duration::from_secs(60));
         durations.add(Duration::from_secs(10));

@@ -1,59 +1,63 @@
-//! What the issuer answered, judged. The answer is hostile input: nothing here trusts it, and nothing here repeats it.
+//! The token response of the issuer (RFC 6749 §5): parsing, and classification of failures.
+//!
+//! The response is untrusted input. Nothing of it is repeated in a message.
 
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, StatusCode, header};
 use serde_json::Value;
 
-use super::ResponseFields;
 use crate::base::secret::Secret;
 
-/// The largest token that is accepted, in bytes.
-const TOKEN_LIMIT: usize = 16 * 1024;
-/// Longer lifetimes are taken for a mistake.
-const LONGEST_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
-/// The longest `Retry-After` that is obeyed.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
-const SHORTEST_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// The longest accepted token, in bytes.
+const MAX_TOKEN_LENGTH: usize = 16 * 1024;
+/// A longer lifetime is considered a mistake.
+const MAX_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Limits of an obeyed `Retry-After`.
+const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// What a successful refresh brought.
+/// A successful token response (RFC 6749 §5.1).
 #[derive(Debug, Clone)]
 pub struct TokenResponse {
-    /// Legal as a header value.
+    /// Valid in a header value.
     pub access_token: Secret,
-    /// `None`: the one that was spent stays good.
+    /// `None`: the refresh token that was sent stays valid.
     pub refresh_token: Option<Secret>,
-    /// The access token's, from when the request was sent.
+    /// The access token's lifetime, from when the request was sent.
     pub lifetime: Duration,
-    /// The refresh token's, if the issuer told a sane one.
+    /// The refresh token's lifetime, if the response has a plausible one.
     pub refresh_lifetime: Option<Duration>,
 }
 
-/// Why a refresh brought nothing.
+/// Why a call to the issuer brought no token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// What follows from it.
+    /// Decides what the refresher does next.
     pub class: FailureClass,
-    /// For people; made of our own words only.
+    /// For logs and status. It contains no part of the response except statuses and registered
+    /// OAuth error codes.
     pub detail: String,
 }
 
-/// Failures, by what follows from them.
+/// Failures by their consequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureClass {
-    /// `invalid_grant`: no further call until a person acts.
+    /// `invalid_grant`: the refresh token is never sent again.
     RefreshTokenRefused,
-    /// `invalid_client` or `unauthorized_client`: hardly any further call until a person acts.
+    /// `invalid_client` or `unauthorized_client`: at most one call a minute until an operator
+    /// corrects the configuration.
     ClientRefused,
-    /// The issuer names the wait.
+    /// The issuer stated a `Retry-After`.
     Throttled(Duration),
-    /// A 2xx without a usable grant. The refresh token may have been spent.
+    /// A 2xx that is not a usable token response. The refresh token may have been used.
     Garbled,
-    /// The request went out and no answer came, or a gateway gave up. The refresh token may have been spent.
+    /// The request was sent, and no complete response or only a gateway error arrived. The refresh
+    /// token may have been used.
     Ambiguous,
-    /// The issuer was not reached.
+    /// No connection to the issuer.
     Unreachable,
-    /// Any other answer.
+    /// Any other response.
     Failing,
 }
 
@@ -65,41 +69,59 @@ impl Failure {
         }
     }
 
-    /// The wait that the issuer asked for.
-    pub(super) fn retry_after(&self) -> Duration {
-        match self.class {
-            FailureClass::Throttled(wait) => wait,
-            _ => Duration::ZERO,
-        }
-    }
-
     fn garbled(detail: impl Into<String>) -> Self {
         Self::new(FailureClass::Garbled, detail)
     }
 }
 
-/// What a call presents to the issuer. It decides what a refusal means.
+/// JSON pointers (RFC 6901) to the fields of a token response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResponseFields {
+    /// Default `/access_token`.
+    pub access_token: String,
+    /// Default `/refresh_token`.
+    pub refresh_token: String,
+    /// Default `/expires_in`, seconds.
+    pub expires_in: String,
+    /// Default `/refresh_expires_in`, seconds.
+    pub refresh_expires_in: String,
+}
+
+impl Default for ResponseFields {
+    fn default() -> Self {
+        let field = |name| format!("/{name}");
+        Self {
+            access_token: field("access_token"),
+            refresh_token: field("refresh_token"),
+            expires_in: field("expires_in"),
+            refresh_expires_in: field("refresh_expires_in"),
+        }
+    }
+}
+
+/// What a request to the issuer presents. It decides what `invalid_grant` means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum GrantType {
+    /// RFC 6749 §6.
     RefreshToken,
-    /// An authorization code.
+    /// RFC 6749 §4.1.3.
     AuthorizationCode,
-    /// A JWT, to get a code for it.
+    /// A JWT, exchanged for an authorization code.
     Jwt,
 }
 
 impl GrantType {
-    /// `invalid_grant`, RFC 6749 §5.2.
-    fn invalid(self) -> (FailureClass, &'static str) {
+    /// The consequence of `invalid_grant` (RFC 6749 §5.2), and what to do about it.
+    fn invalid_grant(self) -> (FailureClass, &'static str) {
         match self {
             Self::RefreshToken => (
                 FailureClass::RefreshTokenRefused,
-                "the refresh token is expired, revoked or spent; get a new one",
+                "the refresh token is expired, revoked or already used; get a new one",
             ),
-            // Another code may be good: this is no reason to give up for ever.
+            // The next code or JWT may be accepted, so this is not final.
             Self::AuthorizationCode => (
                 FailureClass::Failing,
-                "the code is expired or spent, or was asked for with another redirect_uri; get a new one",
+                "the code is expired or already used, or was issued for another redirect_uri; get a new one",
             ),
             Self::Jwt => (
                 FailureClass::Failing,
@@ -108,7 +130,7 @@ impl GrantType {
         }
     }
 
-    /// The key that names the interface.
+    /// The configuration key of the endpoint's path.
     fn path_key(self) -> &'static str {
         match self {
             Self::RefreshToken => "token.refresh_path",
@@ -118,7 +140,7 @@ impl GrantType {
     }
 }
 
-/// How answers are read.
+/// Parses the responses of one token endpoint.
 #[derive(Debug, Clone)]
 pub(super) struct ResponseParser {
     pub(super) fields: ResponseFields,
@@ -127,8 +149,9 @@ pub(super) struct ResponseParser {
 }
 
 impl ResponseParser {
-    /// Judges a complete answer. `wall` is for a `Retry-After` date when the answer has no `Date` to compare it with.
-    pub(super) fn read(
+    /// Parses a complete response. A `Retry-After` date is compared with `wall` if the response
+    /// has no `Date`.
+    pub(super) fn parse(
         &self,
         status: StatusCode,
         headers: &HeaderMap,
@@ -136,38 +159,45 @@ impl ResponseParser {
         wall: SystemTime,
     ) -> Result<TokenResponse, Failure> {
         if status.is_success() {
-            self.grant(body)
+            self.token_response(body)
         } else {
-            Err(refusal(self.grant_type, status, headers, body, wall))
+            Err(error_response(self.grant_type, status, headers, body, wall))
         }
     }
 
-    fn grant(&self, body: &[u8]) -> Result<TokenResponse, Failure> {
-        let mut answer: Value = serde_json::from_slice(body).map_err(|_| {
+    fn token_response(&self, body: &[u8]) -> Result<TokenResponse, Failure> {
+        let mut json: Value = serde_json::from_slice(body).map_err(|_| {
             Failure::garbled(format!(
-                "the issuer's answer is not JSON ({} bytes)",
+                "the issuer's response is not JSON ({} bytes)",
                 body.len()
             ))
         })?;
         let pointers = &self.fields;
-        check_token_type(&answer, &pointers.access_token)?;
-        let lifetime = match present(&answer, &pointers.expires_in) {
+        check_token_type(&json, &pointers.access_token)?;
+        let lifetime = match non_null(&json, &pointers.expires_in) {
             None => self.default_expires_in,
-            Some(value) => lifetime_of(value).ok_or_else(|| {
-                Failure::garbled(format!("no usable lifetime at {}", pointers.expires_in))
+            Some(value) => parse_lifetime(value).ok_or_else(|| {
+                Failure::garbled(format!(
+                    "the issuer's response has no usable lifetime at {} (token.fields.expires_in)",
+                    pointers.expires_in
+                ))
             })?,
         };
-        let refresh_lifetime = present(&answer, &pointers.refresh_expires_in).and_then(lifetime_of);
-        // Taken out rather than copied, so that no copy stays behind unwiped.
-        let access_token = take_token(&mut answer, &pointers.access_token)?.ok_or_else(|| {
-            Failure::garbled(format!("no access token at {}", pointers.access_token))
+        let refresh_lifetime =
+            non_null(&json, &pointers.refresh_expires_in).and_then(parse_lifetime);
+        // Tokens are taken out, not copied: a copy would stay in memory unwiped.
+        let access_token = take_token(&mut json, &pointers.access_token)?.ok_or_else(|| {
+            Failure::garbled(format!(
+                "the issuer's response has no access token at {} (token.fields.access_token)",
+                pointers.access_token
+            ))
         })?;
         if !is_valid_access_token(access_token.expose()) {
             return Err(Failure::garbled(
-                "the access token has characters that no header may carry",
+                "the access token contains characters that are not allowed in a header",
             ));
         }
-        let refresh_token = take_token(&mut answer, &pointers.refresh_token)?;
+        let refresh_token = take_token(&mut json, &pointers.refresh_token)?;
         Ok(TokenResponse {
             access_token,
             refresh_token,
@@ -177,105 +207,111 @@ impl ResponseParser {
     }
 }
 
-/// Whether a token can stand in an `Authorization` field: visible ASCII only, not empty, not absurdly long.
+/// Whether a token is valid in an `Authorization` field: visible ASCII only, not empty, not longer
+/// than [`MAX_TOKEN_LENGTH`].
 pub(super) fn is_valid_access_token(token: &str) -> bool {
     !token.is_empty()
-        && token.len() <= TOKEN_LIMIT
+        && token.len() <= MAX_TOKEN_LENGTH
         && token.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// The value at a JSON pointer; `null` counts as missing.
-fn present<'a>(answer: &'a Value, pointer: &str) -> Option<&'a Value> {
-    answer.pointer(pointer).filter(|value| !value.is_null())
+fn non_null<'a>(json: &'a Value, pointer: &str) -> Option<&'a Value> {
+    json.pointer(pointer).filter(|value| !value.is_null())
 }
 
-/// `token_type` stands beside the access token and, if it is there, is `Bearer` (RFC 6749 §7.1: in any case).
-fn check_token_type(answer: &Value, access_token: &str) -> Result<(), Failure> {
+/// `token_type` is a sibling of the access token. If present it must be `Bearer` (RFC 6749 §7.1;
+/// case-insensitive).
+fn check_token_type(json: &Value, access_token: &str) -> Result<(), Failure> {
     let parent = access_token
         .rsplit_once('/')
         .map_or("", |(parent, _)| parent);
-    match present(answer, &format!("{parent}/token_type")) {
+    match non_null(json, &format!("{parent}/token_type")) {
         None => Ok(()),
         Some(Value::String(kind)) if kind.eq_ignore_ascii_case("bearer") => Ok(()),
-        Some(_) => Err(Failure::garbled("the token is not of the type Bearer")),
+        Some(_) => Err(Failure::garbled("the issuer's token_type is not Bearer")),
     }
 }
 
-/// A token; `None` when it is missing, `null` or empty.
-fn take_token(answer: &mut Value, pointer: &str) -> Result<Option<Secret>, Failure> {
-    match answer.pointer_mut(pointer).map(Value::take) {
+/// A token; `None` if it is missing, `null` or empty.
+fn take_token(json: &mut Value, pointer: &str) -> Result<Option<Secret>, Failure> {
+    match json.pointer_mut(pointer).map(Value::take) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(token)) if token.is_empty() => Ok(None),
-        Some(Value::String(token)) if token.len() <= TOKEN_LIMIT => Ok(Some(Secret::new(token))),
+        Some(Value::String(token)) if token.len() <= MAX_TOKEN_LENGTH => {
+            Ok(Some(Secret::new(token)))
+        }
         Some(Value::String(_)) => Err(Failure::garbled(format!(
-            "the token at {pointer} is too long"
+            "the token at {pointer} is longer than {} KiB",
+            MAX_TOKEN_LENGTH / 1024
         ))),
         Some(_) => Err(Failure::garbled(format!(
-            "what is at {pointer} is not a text"
+            "the value at {pointer} is not a string"
         ))),
     }
 }
 
-/// A number of seconds or its text; a fraction is dropped. `None` unless it lies between a second and a year.
-fn lifetime_of(value: &Value) -> Option<Duration> {
+/// Seconds, as a number or as text; a fraction is dropped. `None` unless it is between a second and
+/// [`MAX_LIFETIME`].
+fn parse_lifetime(value: &Value) -> Option<Duration> {
     let seconds = match value {
         Value::Number(number) => number.as_f64()?,
         Value::String(text) => text.trim().parse::<f64>().ok()?,
         _ => return None,
     };
     // Also false for NaN.
-    (1.0..=LONGEST_LIFETIME.as_secs_f64())
+    (1.0..=MAX_LIFETIME.as_secs_f64())
         .contains(&seconds)
         .then(|| Duration::from_secs_f64(seconds.floor()))
 }
 
-/// What follows from an answer that is neither a success nor, where one is expected, a redirect.
-pub(super) fn refusal(
+/// Classifies a response that is neither a success nor, where one is expected, a redirect.
+pub(super) fn error_response(
     grant_type: GrantType,
     status: StatusCode,
     headers: &HeaderMap,
     body: &[u8],
     wall: SystemTime,
 ) -> Failure {
-    let answered = format!("the issuer answered {}", status.as_u16());
+    let responded = format!("the issuer responded {}", status.as_u16());
     match status {
         StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED => match oauth_error(body) {
-            // RFC 6749 §5.2.
             Some("invalid_grant") => {
-                let (class, words) = grant_type.invalid();
-                Failure::new(class, format!("{answered} invalid_grant: {words}"))
+                let (class, advice) = grant_type.invalid_grant();
+                Failure::new(class, format!("{responded} invalid_grant: {advice}"))
             }
             Some(error @ ("invalid_client" | "unauthorized_client")) => Failure::new(
                 FailureClass::ClientRefused,
-                format!("{answered} {error}: check token.client_id and token.client_secret"),
+                format!("{responded} {error}: check token.client_id and token.client_secret"),
             ),
-            Some(error) => Failure::new(FailureClass::Failing, format!("{answered} {error}")),
-            None => Failure::new(FailureClass::Failing, answered),
+            Some(error) => Failure::new(FailureClass::Failing, format!("{responded} {error}")),
+            None => Failure::new(FailureClass::Failing, responded),
         },
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
             match retry_after(headers, wall) {
                 Some(wait) => Failure::new(
                     FailureClass::Throttled(wait),
-                    format!("{answered}, come back in {} s", wait.as_secs()),
+                    format!("{responded} (Retry-After: {} s)", wait.as_secs()),
                 ),
-                None => Failure::new(FailureClass::Failing, answered),
+                None => Failure::new(FailureClass::Failing, responded),
             }
         }
         StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => {
-            Failure::new(FailureClass::Ambiguous, answered)
+            Failure::new(FailureClass::Ambiguous, responded)
         }
         status if status.is_redirection() => Failure::new(
             FailureClass::Failing,
             format!(
-                "{answered}, a redirect; credentials never follow one: check token.issuer and {}",
+                "{responded}, a redirect, which is not followed with credentials: check \
+                 token.issuer and {}",
                 grant_type.path_key()
             ),
         ),
-        _ => Failure::new(FailureClass::Failing, answered),
+        _ => Failure::new(FailureClass::Failing, responded),
     }
 }
 
-/// The `error` of RFC 6749 §5.2, if it is one of those that the RFC names: an unknown text is not repeated.
+/// The `error` of RFC 6749 §5.2, if it is one that the RFC defines: unknown text is not repeated.
 fn oauth_error(body: &[u8]) -> Option<&'static str> {
     const KNOWN: [&str; 6] = [
         "invalid_request",
@@ -285,18 +321,17 @@ fn oauth_error(body: &[u8]) -> Option<&'static str> {
         "unsupported_grant_type",
         "invalid_scope",
     ];
-    let answer: Value = serde_json::from_slice(body).ok()?;
-    let error = answer.get("error")?.as_str()?;
+    let json: Value = serde_json::from_slice(body).ok()?;
+    let error = json.get("error")?.as_str()?;
     KNOWN.into_iter().find(|known| *known == error)
 }
 
-/// `Retry-After`, RFC 9110 §10.2.3: seconds, or a date, which is compared with the answer's own `Date` if it has one,
-/// so that our calendar does not matter.
+/// `Retry-After` (RFC 9110 §10.2.3): seconds, or a date. The date is compared with the response's
+/// own `Date`, if it has one, so that our wall clock does not matter.
 fn retry_after(headers: &HeaderMap, wall: SystemTime) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        text.parse()
-            .map_or(LONGEST_RETRY_AFTER, Duration::from_secs)
+        text.parse().map_or(MAX_RETRY_AFTER, Duration::from_secs)
     } else {
         let date = |text: &str| httpdate::parse_http_date(text).ok();
         let now = headers
@@ -306,7 +341,7 @@ fn retry_after(headers: &HeaderMap, wall: SystemTime) -> Option<Duration> {
             .unwrap_or(wall);
         date(text)?.duration_since(now).unwrap_or_default()
     };
-    Some(wait.clamp(SHORTEST_RETRY_AFTER, LONGEST_RETRY_AFTER))
+    Some(wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER))
 }
 
 #[cfg(test)]
@@ -316,7 +351,7 @@ mod tests {
 
     use super::*;
 
-    fn reader() -> ResponseParser {
+    fn parser() -> ResponseParser {
         ResponseParser {
             fields: ResponseFields::default(),
             default_expires_in: Duration::from_secs(300),
@@ -324,17 +359,17 @@ mod tests {
         }
     }
 
-    fn grant(body: &Value) -> Result<TokenResponse, Failure> {
-        read(200, &HeaderMap::new(), body.to_string().as_bytes())
+    fn success(body: &Value) -> Result<TokenResponse, Failure> {
+        respond(200, &HeaderMap::new(), body.to_string().as_bytes())
     }
 
-    fn read(status: u16, headers: &HeaderMap, body: &[u8]) -> Result<TokenResponse, Failure> {
+    fn respond(status: u16, headers: &HeaderMap, body: &[u8]) -> Result<TokenResponse, Failure> {
         let status = StatusCode::from_u16(status).expect("a status");
-        reader().read(status, headers, body, SystemTime::UNIX_EPOCH)
+        parser().parse(status, headers, body, SystemTime::UNIX_EPOCH)
     }
 
     fn class(status: u16, body: &str) -> FailureClass {
-        read(status, &HeaderMap::new(), body.as_bytes())
+        respond(status, &HeaderMap::new(), body.as_bytes())
             .expect_err("refused")
             .class
     }
@@ -342,7 +377,7 @@ mod tests {
     #[test]
     fn lifetimes() {
         let lifetime = |value: Value| {
-            grant(&json!({"access_token": "a", "expires_in": value})).map(|g| g.lifetime)
+            success(&json!({"access_token": "a", "expires_in": value})).map(|g| g.lifetime)
         };
         let seconds = |n| Ok(Duration::from_secs(n));
         assert_eq!(lifetime(json!(3600)), seconds(3600));
@@ -352,8 +387,8 @@ mod tests {
         assert_eq!(lifetime(json!(31_536_000)), seconds(31_536_000));
         assert_eq!(lifetime(Value::Null), seconds(300));
         assert_eq!(
-            grant(&json!({"access_token": "a"}))
-                .expect("granted")
+            success(&json!({"access_token": "a"}))
+                .expect("a token response")
                 .lifetime,
             Duration::from_secs(300)
         );
@@ -381,7 +416,11 @@ mod tests {
     #[test]
     fn an_absurd_refresh_lifetime_is_ignored() {
         let body = |n: Value| json!({"access_token": "a", "refresh_expires_in": n});
-        let lifetime = |n| grant(&body(n)).expect("granted").refresh_lifetime;
+        let lifetime = |n| {
+            success(&body(n))
+                .expect("a token response")
+                .refresh_lifetime
+        };
         assert_eq!(
             lifetime(json!(2_592_000)),
             Some(Duration::from_secs(2_592_000))
@@ -391,17 +430,17 @@ mod tests {
 
     #[test]
     fn access_tokens_must_be_legal_header_values() {
-        let longest = "x".repeat(TOKEN_LIMIT);
+        let longest = "x".repeat(MAX_TOKEN_LENGTH);
         for good in ["a", "eyJ.a-b_c~+/==", &longest] {
             assert_eq!(
-                grant(&json!({"access_token": good}))
-                    .expect("granted")
+                success(&json!({"access_token": good}))
+                    .expect("a token response")
                     .access_token
                     .expose(),
                 good
             );
         }
-        let too_long = "x".repeat(TOKEN_LIMIT + 1);
+        let too_long = "x".repeat(MAX_TOKEN_LENGTH + 1);
         for bad in [
             "",
             "a\r\nX: y",
@@ -413,12 +452,12 @@ mod tests {
             "a\u{7f}",
             &too_long,
         ] {
-            let failure = grant(&json!({"access_token": bad})).expect_err("rejected");
+            let failure = success(&json!({"access_token": bad})).expect_err("rejected");
             assert_eq!(failure.class, FailureClass::Garbled, "{bad:?}");
         }
         for bad in [json!(null), json!(1), json!({}), json!(["a"])] {
             assert_eq!(
-                grant(&json!({"access_token": bad}))
+                success(&json!({"access_token": bad}))
                     .expect_err("rejected")
                     .class,
                 FailureClass::Garbled
@@ -435,18 +474,23 @@ mod tests {
         ] {
             let mut body = none;
             body["access_token"] = json!("a");
-            assert!(grant(&body).expect("granted").refresh_token.is_none());
+            assert!(
+                success(&body)
+                    .expect("a token response")
+                    .refresh_token
+                    .is_none()
+            );
         }
-        let rotated =
-            grant(&json!({"access_token": "a", "refresh_token": "ü+%&="})).expect("granted");
+        let rotated = success(&json!({"access_token": "a", "refresh_token": "ü+%&="}))
+            .expect("a token response");
         assert_eq!(rotated.refresh_token.expect("rotated").expose(), "ü+%&=");
-        let strange = grant(&json!({"access_token": "a", "refresh_token": 7}));
+        let strange = success(&json!({"access_token": "a", "refresh_token": 7}));
         assert_eq!(strange.expect_err("rejected").class, FailureClass::Garbled);
     }
 
     #[test]
     fn only_bearer_tokens() {
-        let with = |kind: Value| grant(&json!({"access_token": "a", "token_type": kind}));
+        let with = |kind: Value| success(&json!({"access_token": "a", "token_type": kind}));
         for good in [
             json!("Bearer"),
             json!("bearer"),
@@ -471,19 +515,19 @@ mod tests {
             expires_in: "/data/ttl".into(),
             refresh_expires_in: "/data/next_ttl".into(),
         };
-        let reader = ResponseParser { fields, ..reader() };
+        let parser = ResponseParser { fields, ..parser() };
         let read = |body: Value| {
-            reader.read(
+            parser.parse(
                 StatusCode::OK,
                 &HeaderMap::new(),
                 body.to_string().as_bytes(),
                 SystemTime::UNIX_EPOCH,
             )
         };
-        let granted = read(json!({"code": 0, "data": {"token": "a", "next": "r", "ttl": 60}}))
-            .expect("granted");
-        assert_eq!(granted.lifetime, Duration::from_secs(60));
-        assert_eq!(granted.refresh_token.expect("rotated").expose(), "r");
+        let response = read(json!({"code": 0, "data": {"token": "a", "next": "r", "ttl": 60}}))
+            .expect("a token response");
+        assert_eq!(response.lifetime, Duration::from_secs(60));
+        assert_eq!(response.refresh_token.expect("rotated").expose(), "r");
         assert!(read(json!({"access_token": "a"})).is_err());
         assert!(read(json!({"data": {"token": "a", "token_type": "mac"}})).is_err());
     }
@@ -542,10 +586,10 @@ mod tests {
     }
 
     #[test]
-    fn what_the_issuer_says_is_not_repeated() {
+    fn nothing_of_the_response_is_repeated() {
         let body = r#"{"error":"s3cret","error_description":"s3cret"}"#;
         for status in [200, 302, 400, 401, 500] {
-            let failure = read(status, &HeaderMap::new(), body.as_bytes()).expect_err("refused");
+            let failure = respond(status, &HeaderMap::new(), body.as_bytes()).expect_err("refused");
             assert!(!failure.detail.contains("s3cret"), "{}", failure.detail);
         }
     }
@@ -557,7 +601,7 @@ mod tests {
             for (name, value) in fields {
                 headers.insert(*name, HeaderValue::from_str(value).expect("a value"));
             }
-            match read(status, &headers, b"").expect_err("refused").class {
+            match respond(status, &headers, b"").expect_err("refused").class {
                 FailureClass::Throttled(wait) => Some(wait.as_secs()),
                 class => {
                     assert_eq!(class, FailureClass::Failing);
@@ -576,7 +620,7 @@ mod tests {
             assert_eq!(wait(status, &[("retry-after", "-5")]), None);
             assert_eq!(wait(status, &[("retry-after", "later")]), None);
             assert_eq!(wait(status, &[]), None);
-            // The fallback calendar of these tests stands at 1970.
+            // The wall clock of these tests stands at 1970.
             assert_eq!(
                 wait(status, &[("retry-after", "Thu, 01 Jan 1970 00:01:30 GMT")]),
                 Some(90)

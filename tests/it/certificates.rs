@@ -10,7 +10,7 @@ use std::{
 use bearer_proxy::{
     base::clock,
     config::{self, Source},
-    token::{FailureClass, InitialGrant as _, jwt_grant::JwtGrant},
+    token::FailureClass,
 };
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -276,7 +276,9 @@ async fn first_tokens_without_a_person_follow_new_certificates_too() {
     })
     .unwrap()
     .config;
-    let tokens = JwtGrant::new(&config.initial_grant, &config.token.issuer, clock::system())
+    let tokens = config
+        .initial_grant
+        .build(&config.token.issuer, clock::system())
         .unwrap()
         .unwrap();
     assert_eq!(

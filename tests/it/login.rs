@@ -15,7 +15,7 @@ use bearer_proxy::{
     base::clock,
     cloud::{Cloud, Config, IssuerResponse},
     config::{self, Loaded, Source},
-    token::{FailureClass, InitialGrant as _, jwt_grant::JwtGrant},
+    token::{FailureClass, InitialGrant},
 };
 use http::StatusCode;
 use tokio::io::AsyncWriteExt as _;
@@ -352,7 +352,7 @@ async fn a_code_carried_by_hand_is_spent_once() {
     let (status, out, error) = run(folder.path(), &["login", "--code", &code]);
     assert_eq!((status, out.as_str()), (1, ""));
     assert!(
-        error.contains("the code is expired or spent") && error.lines().count() == 1,
+        error.contains("the code is expired or already used") && error.lines().count() == 1,
         "{error}"
     );
     assert!(!error.contains(&code), "{error}");
@@ -472,9 +472,11 @@ fn with_jwt(cloud: &str, more: &[(&str, &str)]) -> Loaded {
     config::load(source).unwrap_or_else(|mistakes| panic!("{mistakes}"))
 }
 
-fn jwt_tokens(loaded: Loaded) -> JwtGrant {
+fn jwt_tokens(loaded: Loaded) -> Box<dyn InitialGrant> {
     let config = loaded.config;
-    JwtGrant::new(&config.initial_grant, &config.token.issuer, clock::system())
+    config
+        .initial_grant
+        .build(&config.token.issuer, clock::system())
         .unwrap()
         .unwrap()
 }
@@ -579,7 +581,7 @@ async fn a_jwt_that_brings_nothing_says_why_without_secrets() {
         (
             wrong_client,
             FailureClass::Failing,
-            "the issuer answered 400",
+            "the issuer responded 400",
         ),
         (nobody, FailureClass::Unreachable, "cannot be reached"),
     ] {

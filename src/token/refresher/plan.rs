@@ -1,179 +1,289 @@
-//! What to call next, and when.
+//! Which call to make next, and when: pure functions of a [`Situation`]. They need neither a clock
+//! nor a store.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::time::Duration;
 
-use super::Refresher;
 use crate::{
-    base::{clock::Moment, secret::Secret},
+    base::clock::Moment,
     token::{
+        refresh_token::RefreshToken,
         state::{Problem, Reason},
-        store::{Intent, RefreshToken, fingerprint},
+        store::{Grant, Intent},
+        token_response::FailureClass,
     },
 };
 
-/// How long after it was first sent a refresh token may be sent once more: issuers forgive that for a few seconds.
+/// How long after it was first sent a refresh token may be sent once more: issuers accept a
+/// repetition for a few seconds.
 const GRACE: Duration = Duration::from_secs(5);
-/// With less life than this left, or this share of it, a token is worth the risk of losing it.
+/// If this much of an access token's life is left, or this share of it, a refresh may risk its
+/// revocation.
 const LAST_MINUTE: Duration = Duration::from_secs(60);
 const LAST_SHARE: u32 = 5;
+/// The shortest time between calls of a refused client.
+const REFUSED_CLIENT_INTERVAL: Duration = Duration::from_secs(60);
+/// The shortest time between a call with an unknown outcome and its repetition.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Where the next tokens come from.
-pub(super) enum Source<'a> {
-    /// A configured refresh token that was never tried.
-    Seed(&'a RefreshToken),
+/// Everything that the next call depends on, at one moment.
+#[derive(Debug, Clone)]
+pub(super) struct Situation {
+    /// The seed: a configured refresh token that was never used. It takes precedence over the
+    /// chain.
+    pub(super) seed: Option<Candidate>,
     /// The chain's refresh token.
-    Chain(&'a Secret),
-    /// No refresh token at all.
-    InitialGrant,
+    pub(super) chain: Option<Candidate>,
+    /// Whether tokens can be obtained without a refresh token.
+    pub(super) has_initial_grant: bool,
+    /// Whether a refresh token that may have been used can be sent once more.
+    pub(super) grace_retry: bool,
+    /// An operator asked for a refresh.
+    pub(super) is_requested: bool,
+    /// The upstream rejected the cached token.
+    pub(super) is_rejected: bool,
+    /// When the cached token is due for its scheduled refresh.
+    pub(super) refresh_at: Moment,
+    /// The end of the backoff or of the issuer's `Retry-After`.
+    pub(super) not_before: Moment,
+    /// When the cached token expires; `None` if there is no usable one.
+    pub(super) expires_at: Option<Moment>,
+    /// The lifetime of the newest access token.
+    pub(super) lifetime: Duration,
 }
 
-/// One call, from its decision to its end.
-#[derive(Debug)]
-pub(super) struct Attempt {
-    /// The refresh token that it spends, if any.
-    pub(super) spends: Option<RefreshToken>,
-    pub(super) is_seed: bool,
-    /// What was in question before.
-    pub(super) intents_before: Vec<Intent>,
+/// A refresh token that could be sent.
+#[derive(Debug, Clone)]
+pub(super) struct Candidate {
+    pub(super) token: RefreshToken,
+    pub(super) standing: Standing,
 }
 
-impl Refresher {
-    /// When to call next; `None`: only a person can help.
-    pub(super) fn due(&self) -> Option<Moment> {
-        let is_requested = self.shared.requested.load(Relaxed);
-        let is_wanted = is_requested
-            || self
-                .shared
-                .token
-                .load()
-                .as_ref()
-                .is_some_and(|token| token.is_refresh_requested());
-        let at = match self.source()? {
-            Source::Seed(seed) if self.is_possibly_spent(&seed.fingerprint) && !is_requested => {
-                self.last_chance()
-            }
-            Source::Chain(token)
-                if self.is_possibly_spent(&fingerprint(token)) && !is_requested =>
+/// What is known of a refresh token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It was not sent, or the outcome is unknown but so recent that the issuer accepts a
+    /// repetition.
+    Good,
+    /// It was sent, the outcome is unknown, and it is too late for a repetition.
+    PossiblyUsed,
+    /// The issuer refused it: it is never sent again.
+    Refused,
+}
+
+impl Standing {
+    /// `age` is the time since the intent was opened; `None` if unknown.
+    pub(super) fn new(
+        is_refused: bool,
+        intent: Option<&Intent>,
+        age: Option<Duration>,
+        grace_retry: bool,
+    ) -> Self {
+        match intent {
+            _ if is_refused => Self::Refused,
+            None => Self::Good,
+            Some(intent)
+                if grace_retry && intent.attempts == 1 && age.is_some_and(|age| age < GRACE) =>
             {
-                self.last_chance()
+                Self::Good
             }
-            Source::Seed(_) => Moment::default(),
-            // A wish brings the schedule forward, never the end of a backoff.
-            Source::Chain(_) | Source::InitialGrant if is_wanted => Moment::default(),
-            Source::Chain(_) | Source::InitialGrant => self.refresh_at,
-        };
-        Some(at.max(self.not_before))
-    }
-
-    pub(super) fn source(&self) -> Option<Source<'_>> {
-        let seed = self
-            .seed
-            .as_ref()
-            .filter(|seed| self.may_spend(&seed.fingerprint))
-            .map(Source::Seed);
-        let chain = || {
-            let token = self.record.refresh_token.as_ref()?;
-            self.may_spend(&fingerprint(token))
-                .then_some(Source::Chain(token))
-        };
-        seed.or_else(chain)
-            .or_else(|| self.initial_grant.is_some().then_some(Source::InitialGrant))
-    }
-
-    pub(super) fn attempt(&self) -> Option<Attempt> {
-        let (spends, is_seed) = match self.source()? {
-            Source::Seed(seed) => (Some(seed.clone()), true),
-            Source::Chain(token) => (
-                Some(RefreshToken {
-                    token: token.clone(),
-                    fingerprint: fingerprint(token),
-                }),
-                false,
-            ),
-            Source::InitialGrant => (None, false),
-        };
-        Some(Attempt {
-            spends,
-            is_seed,
-            intents_before: self.record.intents.clone(),
-        })
-    }
-
-    /// After a call whose outcome is unknown: whether what follows need not wait.
-    pub(super) fn is_worth_repeating(&self, attempt: &Attempt) -> bool {
-        attempt.spends.as_ref().is_some_and(|spent| {
-            !self.is_possibly_spent(&spent.fingerprint)
-                || matches!(self.source(), Some(Source::InitialGrant))
-        })
-    }
-
-    /// Says what only a person can help with, and takes it back when there is a way on.
-    pub(super) fn assess(&mut self) {
-        let reason = self.problem.as_ref().map(|problem| problem.reason);
-        if self.source().is_some() {
-            let is_over = match reason {
-                Some(Reason::NoCredential | Reason::OutcomeUnknown) => true,
-                Some(Reason::RefreshTokenRefused) => self.initial_grant.is_none(),
-                _ => false,
-            };
-            if is_over {
-                self.problem = None;
-                self.not_before = Moment::default();
-            }
-            return;
+            Some(_) => Self::PossiblyUsed,
         }
-        let token = self
-            .seed
-            .as_ref()
-            .map(|seed| &seed.token)
-            .or(self.record.refresh_token.as_ref());
-        let (reason, detail) = match token.map(fingerprint) {
-            None => (
+    }
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Plan {
+    /// Present `grant` to the issuer at `due`.
+    Call { grant: Grant, due: Moment },
+    /// Make no call until an operator acts.
+    Blocked(Blocker),
+}
+
+/// Why no call can be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Blocker {
+    /// There is no refresh token, and no other grant.
+    NoRefreshToken,
+    /// The issuer refused the only refresh token.
+    Refused,
+    /// The only refresh token may have been used, and must not be sent again.
+    OutcomeUnknown,
+}
+
+impl Plan {
+    /// When to call; `None` without a call.
+    pub(super) fn due(&self) -> Option<Moment> {
+        match self {
+            Self::Call { due, .. } => Some(*due),
+            Self::Blocked(_) => None,
+        }
+    }
+
+    /// What to call with; `None` without a call.
+    pub(super) fn grant(&self) -> Option<&Grant> {
+        match self {
+            Self::Call { grant, .. } => Some(grant),
+            Self::Blocked(_) => None,
+        }
+    }
+
+    /// Whether a call is possible again that this problem excluded.
+    pub(super) fn resolves(&self, problem: Reason, has_initial_grant: bool) -> bool {
+        let Self::Call { .. } = self else {
+            return false;
+        };
+        match problem {
+            Reason::NoCredential | Reason::OutcomeUnknown => true,
+            // With an initial grant, this is the refusal of that grant, which a retry may end.
+            Reason::RefreshTokenRefused => !has_initial_grant,
+            _ => false,
+        }
+    }
+}
+
+impl Blocker {
+    /// The problem that only an operator can solve; `None` if the issuer's refusal already is it.
+    pub(super) fn problem(self) -> Option<Problem> {
+        let (reason, detail) = match self {
+            Self::NoRefreshToken => (
                 Reason::NoCredential,
-                "there is no refresh token: set token.refresh_token_file, or log in",
+                "there is no refresh token: set token.refresh_token_file, or run bearer-proxy login",
             ),
-            Some(fingerprint) if self.refused.contains(&fingerprint) => return,
-            Some(_) => (
+            Self::Refused => return None,
+            Self::OutcomeUnknown => (
                 Reason::OutcomeUnknown,
-                "the issuer's answer was lost, so that the refresh token may be spent, and token.grace_retry forbids \
-                 to try it again: get a new one",
+                "the issuer's response was lost, so the refresh token may have been used, and \
+                 token.grace_retry = false forbids to send it again: get a new one",
             ),
         };
-        self.problem = Some(Problem {
+        Some(Problem {
             reason,
             detail: detail.to_owned(),
-        });
-    }
-
-    /// A refresh token that was refused is never sent again. One that may be spent is not sent again if first tokens can
-    /// be had instead, or if that is forbidden.
-    fn may_spend(&self, fingerprint: &String) -> bool {
-        let is_better_left = !self.grace_retry || self.initial_grant.is_some();
-        !(self.refused.contains(fingerprint)
-            || is_better_left && self.is_possibly_spent(fingerprint))
-    }
-
-    /// Whether it may be spent, and it is too late for the issuer to forgive a repetition.
-    fn is_possibly_spent(&self, fingerprint: &str) -> bool {
-        self.record.intent(fingerprint).is_some_and(|intent| {
-            let is_young = intent
-                .age(&*self.shared.clock)
-                .is_some_and(|age| age < GRACE);
-            !(self.grace_retry && intent.attempts == 1 && is_young)
         })
     }
+}
 
-    /// To send a refresh token again that is spent may revoke the access token too: that waits until there is little to
-    /// lose.
+impl Situation {
+    pub(super) fn plan(&self) -> Plan {
+        let seed = self.seed.as_ref().filter(|seed| self.may_send(seed));
+        let chain = self.chain.as_ref().filter(|chain| self.may_send(chain));
+        let (grant, due) = if let Some(seed) = seed {
+            let due = self.due(seed.standing, Moment::default());
+            (Grant::Seed(seed.token.clone()), due)
+        } else if let Some(chain) = chain {
+            let due = self.due(chain.standing, self.next_refresh());
+            (Grant::Chain(chain.token.clone()), due)
+        } else if self.has_initial_grant {
+            (Grant::Initial, self.next_refresh())
+        } else {
+            return Plan::Blocked(self.blocker());
+        };
+        // Neither a rejection nor an operator shortens a backoff.
+        let due = due.max(self.not_before);
+        Plan::Call { grant, due }
+    }
+
+    fn may_send(&self, candidate: &Candidate) -> bool {
+        match candidate.standing {
+            Standing::Good => true,
+            Standing::PossiblyUsed => self.grace_retry && !self.has_initial_grant,
+            Standing::Refused => false,
+        }
+    }
+
+    /// Only an operator takes the risk of [`Standing::PossiblyUsed`] at once.
+    fn due(&self, standing: Standing, otherwise: Moment) -> Moment {
+        if standing == Standing::PossiblyUsed && !self.is_requested {
+            self.last_chance()
+        } else {
+            otherwise
+        }
+    }
+
+    fn next_refresh(&self) -> Moment {
+        if self.is_requested || self.is_rejected {
+            Moment::default()
+        } else {
+            self.refresh_at
+        }
+    }
+
+    /// An issuer that sees a refresh token for the second time may revoke the access token as well.
+    /// So that call waits until little of the access token's life is left.
     fn last_chance(&self) -> Moment {
-        let lifetime = self
-            .record
-            .access
-            .as_ref()
-            .map_or(Duration::ZERO, |access| access.lifetime);
-        let little = LAST_MINUTE.max(lifetime / LAST_SHARE);
-        self.expiry().map_or(Moment::default(), |expiry| {
+        let little = LAST_MINUTE.max(self.lifetime / LAST_SHARE);
+        self.expires_at.map_or(Moment::default(), |expiry| {
             Moment::since_boot(expiry.elapsed_since_boot().saturating_sub(little))
         })
     }
+
+    fn blocker(&self) -> Blocker {
+        match self.seed.as_ref().or(self.chain.as_ref()) {
+            None => Blocker::NoRefreshToken,
+            Some(candidate) if candidate.standing == Standing::Refused => Blocker::Refused,
+            Some(_) => Blocker::OutcomeUnknown,
+        }
+    }
 }
+
+/// A failed call, and what its retry depends on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FailedCall {
+    pub(super) class: FailureClass,
+    /// When the request was sent.
+    pub(super) sent_at: Moment,
+    pub(super) now: Moment,
+    /// Whether the issuer had refused the client already before this call.
+    pub(super) is_client_refused: bool,
+    /// What is known of the sent refresh token; `None` if the call sent none.
+    pub(super) standing: Option<Standing>,
+    /// Whether the next call presents an initial grant instead of a refresh token.
+    pub(super) is_initial_grant_next: bool,
+}
+
+/// When to call again after a failed call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Retry {
+    /// Not before this moment.
+    At(Moment),
+    /// After the backoff.
+    WithBackoff,
+    /// At once if the client secret has changed; otherwise not before this moment.
+    WithNewSecretOrAt(Moment),
+}
+
+impl FailedCall {
+    pub(super) fn retry(&self) -> Retry {
+        let next_probe = self.sent_at + REFUSED_CLIENT_INTERVAL;
+        match self.class {
+            // Of an initial grant: otherwise the plan has no further call with this token.
+            FailureClass::RefreshTokenRefused => Retry::At(next_probe),
+            FailureClass::Throttled(wait) if self.is_client_refused => {
+                Retry::At(next_probe.max(self.now + wait))
+            }
+            // Other failures in between do not end the refusal of the client.
+            _ if self.is_client_refused => Retry::At(next_probe.max(self.now)),
+            FailureClass::ClientRefused => Retry::WithNewSecretOrAt(next_probe),
+            FailureClass::Throttled(wait) => Retry::At(self.now + wait),
+            FailureClass::Garbled | FailureClass::Ambiguous if self.is_worth_repeating() => {
+                Retry::At((self.sent_at + MIN_INTERVAL).max(self.now))
+            }
+            FailureClass::Garbled
+            | FailureClass::Ambiguous
+            | FailureClass::Unreachable
+            | FailureClass::Failing => Retry::WithBackoff,
+        }
+    }
+
+    /// After an unknown outcome: whether the same refresh token can be repeated within the grace
+    /// period, or an initial grant replaces it.
+    fn is_worth_repeating(&self) -> bool {
+        self.standing.is_some_and(|standing| {
+            standing != Standing::PossiblyUsed || self.is_initial_grant_next
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,5 @@
-//! Where a chain of tokens comes from: the stored record, another process, a configured refresh token.
+//! What reaches the refresher from outside: the stored record, which other processes write, and the
+//! files of secrets.
 
 use std::{
     cmp::Ordering,
@@ -14,11 +15,11 @@ use crate::{
     token::{
         cache::{RefreshHistory, Token, authorization},
         schedule,
-        store::{Record, RefreshToken, fingerprint},
+        store::Record,
     },
 };
 
-/// Whether it is our turn: without the lock, another process may be in the middle of its call.
+/// Whether this process holds the lock. Without it, another process may be in the middle of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LockState {
     Held,
@@ -26,155 +27,136 @@ pub(super) enum LockState {
 }
 
 impl Refresher {
-    /// The start: the stored access token serves if it is still good, and a new configured refresh token is tried.
+    /// At the start: publishes the stored access token if it is still valid, and considers the
+    /// configured refresh token.
     pub(super) fn restore(&mut self, configured: Option<Secret>) {
-        self.install();
-        // Whether those are of a process that died, or of one that is just at it, shows with the lock.
-        if self.record.has_open_intent() {
-            self.refresh_at = Moment::default();
+        self.publish_stored();
+        if self.chain.record.has_open_intent() {
+            self.timing.refresh_at = Moment::default();
         }
-        self.record.intents.clear();
+        // Stored intents count only once the lock is held: until then, the process that opened them
+        // may still be in its call.
+        self.chain.record.intents.clear();
         if let Some(configured) = configured {
-            let is_new = self.offer_seed(configured);
-            let name = if is_new {
+            let used = if self.chain.offer_seed(configured) {
                 "the configured one"
             } else {
                 "the stored one"
             };
-            tracing::info!(credential = self.shared.name, "refresh token: {name}");
+            tracing::info!(credential = self.shared.name, "refresh token: {used}");
         }
         self.assess();
     }
 
-    /// Files may have changed. One that is empty or half-written is ignored: its next change comes.
-    pub(super) async fn reload(&mut self) {
+    /// Reads all files again. An empty or half-written file is ignored: its next change is read.
+    pub(super) async fn reload_files(&mut self) {
         self.issuer.reload_client_secret().await;
         if let Some(file) = self.seed_file.clone()
-            && let Ok(Ok(configured)) =
-                tokio::task::spawn_blocking(|| Secret::from_file(file)).await
-            && self.offer_seed(configured)
+            && let Ok(configured) = Secret::load(file).await
+            && self.chain.offer_seed(configured)
         {
             tracing::info!(
                 credential = self.shared.name,
-                "a new refresh token is configured: it is tried"
+                "a new refresh token is configured and is tried now"
             );
         }
         self.reload_record(LockState::NotHeld).await;
         self.assess();
     }
 
-    /// A configured refresh token that began no chain yet, and was not refused, is tried at once; true for such a one.
-    /// Any other is older than what is stored.
-    pub(super) fn offer_seed(&mut self, configured: Secret) -> bool {
-        let seed = RefreshToken {
-            fingerprint: fingerprint(&configured),
-            token: configured,
-        };
-        let is_same = |other: &Secret| other.expose() == seed.token.expose();
-        let is_known = self.record.has_adopted(&seed.fingerprint)
-            || self.refused.contains(&seed.fingerprint)
-            || self.record.refresh_token.as_ref().is_some_and(is_same)
-            || self.seed.as_ref().is_some_and(|seed| is_same(&seed.token));
-        if !is_known {
-            self.seed = Some(seed);
-            self.seed_refused = false;
-        }
-        !is_known
-    }
-
-    /// Another process may have refreshed, or be dead in the middle of it.
-    pub(super) async fn reload_record(&mut self, ours: LockState) {
+    /// Reads the stored record again: another process may have refreshed, or died during a call.
+    pub(super) async fn reload_record(&mut self, lock: LockState) {
         let Some(store) = &self.store else { return };
         match store.load().await {
             Ok(Some(stored)) => {
-                self.is_store_alarmed = false;
-                self.compare(stored, ours);
+                self.is_store_problem_logged = false;
+                self.merge(stored, lock);
             }
-            // Somebody removed it: the next write brings it back.
+            // The file was removed: the next write creates it again.
             Ok(None) => {}
             Err(error) => {
-                if !std::mem::replace(&mut self.is_store_alarmed, true) {
-                    tracing::error!(credential = self.shared.name, %error, "going on with what is in memory");
+                if !std::mem::replace(&mut self.is_store_problem_logged, true) {
+                    tracing::error!(
+                        credential = self.shared.name,
+                        %error,
+                        "the state file cannot be read: the tokens in memory stay in use"
+                    );
                 }
             }
         }
     }
 
-    fn compare(&mut self, stored: Record, ours: LockState) {
-        if let Some(token) = stored
-            .refresh_token
-            .clone()
-            .filter(|_| stored.is_handwritten())
+    fn merge(&mut self, stored: Record, lock: LockState) {
+        if let Some(token) = &stored.refresh_token
+            && stored.is_handwritten()
         {
-            self.offer_seed(token);
+            self.chain.offer_seed(token.secret().clone());
         }
-        match stored.version().cmp(&self.record.version()) {
+        let ours = &mut self.chain.record;
+        match stored.version().cmp(&ours.version()) {
             Ordering::Greater => self.take_over(stored),
-            // What is not written yet is newer than what is read.
-            Ordering::Equal if ours == LockState::Held && self.writer.is_idle() => {
-                if !self.record.has_open_intent() && stored.has_open_intent() {
-                    let credential = &self.shared.name;
+            // A record that is not written yet is newer than the stored one.
+            Ordering::Equal if lock == LockState::Held && self.writer.is_idle() => {
+                if !ours.has_open_intent() && stored.has_open_intent() {
                     tracing::warn!(
-                        credential,
-                        "a process died in the middle of a refresh: the refresh token may be spent"
+                        credential = self.shared.name,
+                        "a process died during a refresh: the refresh token may have been used"
                     );
                 }
-                self.record.merge_notes(stored);
+                ours.merge_notes(stored);
             }
-            // A backup, say: its refresh token is spent.
+            // An older record, from a backup for example: its refresh token was used.
             Ordering::Equal | Ordering::Less => {}
         }
     }
 
-    /// Goes on with what another process stored.
+    /// Goes on with the tokens that another process stored.
     fn take_over(&mut self, stored: Record) {
         tracing::info!(
             credential = self.shared.name,
             generation = stored.generation,
-            "another process stored newer tokens: going on with them"
+            "another process stored newer tokens, which are used from now on"
         );
-        self.record = stored;
-        self.seed
-            .take_if(|seed| self.record.has_adopted(&seed.fingerprint));
-        self.shared.requested.store(false, Relaxed);
-        self.refresh_at = Moment::default();
+        self.chain.take_over(stored);
+        self.shared.refresh_requested.store(false, Relaxed);
+        self.timing.refresh_at = Moment::default();
         self.clear_failures();
-        self.install();
+        self.publish_stored();
         self.assess();
     }
 
-    /// Publishes the record's access token, if it is still good, and plans its refresh.
-    fn install(&mut self) {
-        let Some(access) = &self.record.access else {
+    /// Publishes the record's access token, if it is still valid, and schedules its refresh.
+    fn publish_stored(&mut self) {
+        let Some(access) = &self.chain.record.access else {
             return;
         };
         let now = self.shared.clock.now();
         let (expiry, lifetime) = (access.expiry(&*self.shared.clock), access.lifetime);
-        let Ok(header) = authorization("Bearer", access.token.expose()) else {
+        let Ok(header) = authorization("Bearer", access.secret.expose()) else {
             return;
         };
         if expiry.at <= now {
             return;
         }
         if expiry.is_certain {
-            let margin = schedule::margin(lifetime, self.margin, backoff::random());
+            let margin = schedule::margin(lifetime, self.policy.margin, backoff::random());
             let left = expiry.at.saturating_since(now);
-            self.refresh_at = now + left.saturating_sub(margin);
+            self.timing.refresh_at = now + left.saturating_sub(margin);
         }
         self.publish(header, expiry.at, lifetime);
     }
 
+    /// Makes the record's access token the cached token.
     pub(super) fn publish(&self, header: HeaderValue, expires_at: Moment, lifetime: Duration) {
-        let cooldown = schedule::cooldown(self.cooldown, lifetime);
+        let cooldown = schedule::cooldown(self.policy.cooldown, lifetime);
         let history = match self.shared.token.load().as_ref() {
             Some(replaced) => RefreshHistory::after(replaced, cooldown),
             None => RefreshHistory::first(cooldown),
         };
-        let published_at = self.shared.clock.now();
         let token = Token::new(
-            self.record.version(),
+            self.chain.record.version(),
             header,
-            published_at,
+            self.shared.clock.now(),
             expires_at,
             history,
         );

@@ -1,58 +1,72 @@
-//! What the refresher tells: one log line a transition, and the books for status and metrics.
+//! What the refresher reports: the status for subscribers, telemetry for snapshots, and one log
+//! line for each transition.
 
 use super::Refresher;
-use crate::token::state::{Reason, State, Status};
+use crate::{
+    base::clock::Moment,
+    token::{
+        state::{Outcome, Reason, Refresh, State, Status},
+        store::{Grant, RequestTime},
+        token_response::{Failure, TokenResponse},
+    },
+};
 
-/// Days left to the refresh token at which a person is warned.
+/// Days of remaining lifetime of the refresh token at which the log warns.
 const WARNING_DAYS: [u64; 3] = [1, 3, 7];
-/// In seconds.
-const DAY: u64 = 24 * 3600;
+const SECONDS_PER_DAY: u64 = 24 * 3600;
 
 impl Refresher {
-    /// Tells everybody what has changed; one log line a transition.
+    /// Publishes what has changed.
     pub(super) fn report(&mut self) {
+        let expiry = self.expiry();
         let reason = match &self.problem {
             Some(problem) => problem.reason,
-            None if self.expiry().is_none() => Reason::Refreshing,
+            None if expiry.is_none() => Reason::Refreshing,
             None => Reason::Ok,
         };
         let token = self.shared.token.load();
-        let state = reason.state(self.expiry().is_some(), token.is_some());
-        {
-            let mut telemetry = self.shared.telemetry();
-            telemetry.problem = self.problem.as_ref().map(|problem| problem.detail.clone());
-            telemetry.refresh_token_expires_at =
-                self.record.refresh_token_expiry(self.refresh_lifetime);
-            telemetry.seed_refused = self.seed_refused;
-            telemetry.persistence = self.writer.persistence();
-            telemetry.next_attempt = self.due();
-            telemetry.next_request = telemetry.next_request.max(self.not_before);
-        }
-        let version = token.as_ref().map(|token| token.version());
+        let state = reason.state(expiry.is_some(), token.is_some());
+        self.update_telemetry();
         let old = *self.status.borrow();
-        let since = if state == old.state {
-            old.since
-        } else {
-            self.shared.clock.wall()
-        };
         let new = Status {
             state,
             reason,
-            since,
-            version,
+            since: if state == old.state {
+                old.since
+            } else {
+                self.shared.clock.wall()
+            },
+            version: token.as_ref().map(|token| token.version()),
         };
         if new != old {
             self.status.send_replace(new);
         }
         if (new.state, new.reason) != (old.state, old.reason) {
-            self.log(old.state, new);
+            self.log_transition(old.state, new);
         }
-        self.warn_of_age();
+        self.warn_of_expiry();
     }
 
-    /// One line at each of the thresholds.
-    fn warn_of_age(&mut self) {
-        let expiry = self.record.refresh_token_expiry(self.refresh_lifetime);
+    fn update_telemetry(&self) {
+        let next_attempt = self.plan().due();
+        let mut telemetry = self.shared.telemetry();
+        telemetry.problem = self.problem.as_ref().map(|problem| problem.detail.clone());
+        telemetry.refresh_token_expires_at = self
+            .chain
+            .record
+            .refresh_token_expiry(self.policy.refresh_lifetime);
+        telemetry.seed_refused = self.chain.is_seed_refused;
+        telemetry.persistence = self.writer.persistence();
+        telemetry.next_attempt = next_attempt;
+        telemetry.manual_refresh_at = telemetry.manual_refresh_at.max(self.timing.not_before);
+    }
+
+    /// Warns once at each of [`WARNING_DAYS`] before the refresh token expires.
+    fn warn_of_expiry(&mut self) {
+        let expiry = self
+            .chain
+            .record
+            .refresh_token_expiry(self.policy.refresh_lifetime);
         let left = expiry.map(|expiry| {
             expiry
                 .duration_since(self.shared.clock.wall())
@@ -61,20 +75,53 @@ impl Refresher {
         let reached = left.and_then(|left| {
             WARNING_DAYS
                 .into_iter()
-                .find(|days| left.as_secs() <= days * DAY)
+                .find(|days| left.as_secs() <= days * SECONDS_PER_DAY)
         });
         if reached.is_some_and(|days| self.warned_days.is_none_or(|warned| days < warned)) {
             let hours_left = left.unwrap_or_default().as_secs() / 3600;
             tracing::warn!(
                 credential = self.shared.name,
                 hours_left,
-                "the refresh token expires soon, and the issuer sends no new one: log in again, or configure a new one"
+                "the refresh token expires soon, and the issuer does not replace it: run bearer-proxy login, or \
+                 configure a new refresh token"
             );
         }
         self.warned_days = reached;
     }
 
-    fn log(&self, from: State, to: Status) {
+    /// A call begins.
+    pub(super) fn announce_call(&self, sent_at: Moment) {
+        let mut telemetry = self.shared.telemetry();
+        telemetry.next_attempt = Some(sent_at);
+        telemetry.manual_refresh_at = sent_at + self.policy.cooldown;
+    }
+
+    /// A call has ended.
+    pub(super) fn count_call(&self, sent_at: RequestTime, result: &Result<TokenResponse, Failure>) {
+        let outcome = result
+            .as_ref()
+            .map_or_else(|failure| failure.class.into(), |_| Outcome::Success);
+        self.shared.telemetry().record(Refresh {
+            at: sent_at.wall,
+            outcome,
+            duration: self.shared.clock.now().saturating_since(sent_at.moment),
+        });
+    }
+
+    pub(super) fn log_new_chain(&self, grant: &Grant) {
+        let from = match grant {
+            Grant::Chain(_) => return,
+            Grant::Seed(_) => "the configured refresh token",
+            Grant::Initial => "[token.jwt]",
+        };
+        tracing::info!(
+            credential = self.shared.name,
+            from,
+            "a new chain of refresh tokens begins"
+        );
+    }
+
+    fn log_transition(&self, from: State, to: Status) {
         let (credential, from, state, reason) = (
             &self.shared.name,
             from.label(),

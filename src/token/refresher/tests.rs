@@ -16,7 +16,7 @@ use crate::{
         clock::{Clock as _, Jump},
         secret::Secret,
     },
-    token::{ManualRefreshError, Persistence, Rejection, store::fingerprint},
+    token::{ManualRefreshError, Outcome, Persistence, Rejection, refresh_token::RefreshToken},
 };
 
 const HOUR: Duration = seconds(3600);
@@ -704,7 +704,7 @@ async fn a_stored_token_of_unknown_age_is_refreshed_at_once() {
     bench.token().await;
     let mut record = bench.stored();
     record.access.as_mut().expect("there").boot = None;
-    record.access.as_mut().expect("there").obtained_at += 10 * DAY;
+    record.access.as_mut().expect("there").requested_at += 10 * DAY;
     let bench = Setup::new(|n| Ok(grant(n, HOUR)))
         .record(record.clone())
         .start();

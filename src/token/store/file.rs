@@ -1,4 +1,4 @@
-//! The state file: replaced as a whole or not at all, readable by its owner alone.
+//! The state file: replaced as a whole or not at all, accessible to its owner only.
 
 use std::{
     fs,
@@ -7,12 +7,13 @@ use std::{
     sync::Arc,
 };
 
+use futures_util::future::BoxFuture;
 use zeroize::Zeroizing;
 
 use super::{Error, Lock, Record, Store};
-use crate::token::issuer::BoxFuture;
+use crate::base::blocking;
 
-/// Far more than any record.
+/// In bytes; a record is far smaller.
 const SIZE_LIMIT: u64 = 1024 * 1024;
 
 /// A record in a file.
@@ -26,17 +27,18 @@ impl FileStore {
         Self { path }
     }
 
-    /// The stored record; `None` if there is no file yet. Removes what a crash in the middle of writing left behind.
+    /// The stored record; `None` if there is no file yet. Removes the temporary files of a crash
+    /// during a write.
     ///
     /// # Errors
-    /// When the file is not one that we would have written.
+    /// When the file is not one that this program would have written, or its folder is not writable.
     pub(in crate::token) fn open(&self) -> Result<Option<Record>, Error> {
         let record = self.read()?;
         let unwritable = |source| Error::Unwritable {
             path: self.path.clone(),
             source,
         };
-        // With the lock, since nobody is writing then.
+        // Under the lock no other process is writing.
         if let Some(_lock) = try_lock(&self.path).map_err(unwritable)? {
             remove_temporary_files(&self.path);
         }
@@ -53,16 +55,16 @@ impl FileStore {
         let Some(file) = platform::open(&self.path)? else {
             return Ok(None);
         };
-        // Of the open file, so that it cannot be exchanged after the check.
+        // Metadata of the open file: the path could be replaced after the check.
         let metadata = file.metadata().map_err(read_error)?;
         if !metadata.is_file() {
             return Err(Error::NotRegular { path: path() });
         }
         platform::check_mode(&self.path, &metadata)?;
         if metadata.len() > SIZE_LIMIT {
-            return Err(Error::Garbled {
+            return Err(Error::Invalid {
                 path: path(),
-                what: "it is too large for a state file".to_owned(),
+                problem: "it is too large for a state file".to_owned(),
             });
         }
         let size = usize::try_from(metadata.len()).unwrap_or_default();
@@ -72,59 +74,54 @@ impl FileStore {
             .map_err(read_error)?;
         Record::from_json(&json)
             .map(Some)
-            .map_err(|what| Error::Garbled { path: path(), what })
+            .map_err(|problem| Error::Invalid {
+                path: path(),
+                problem,
+            })
     }
 }
 
 impl Store for FileStore {
     fn save(&self, record: Arc<Record>) -> BoxFuture<'static, io::Result<()>> {
         let path = self.path.clone();
-        Box::pin(async move {
-            let replaced = tokio::task::spawn_blocking(move || {
-                replace(&path, &record).map_err(|error| {
-                    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-                })
-            });
-            replaced
-                .await
-                .unwrap_or_else(|panic| Err(io::Error::other(panic)))
-        })
+        Box::pin(blocking_io(move || {
+            replace(&path, &record).map_err(|error| {
+                io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+            })
+        }))
     }
 
     fn load(&self) -> BoxFuture<'static, Result<Option<Record>, Error>> {
         let store = self.clone();
         Box::pin(async move {
             let path = store.path.clone();
-            let read = tokio::task::spawn_blocking(move || store.read());
-            read.await.unwrap_or_else(|panic| {
-                Err(Error::Read {
-                    path,
-                    source: io::Error::other(panic),
-                })
-            })
+            blocking::run(move || store.read())
+                .await
+                .unwrap_or_else(|source| Err(Error::Read { path, source }))
         })
     }
 
     fn try_lock(&self) -> BoxFuture<'static, io::Result<Option<Lock>>> {
         let path = self.path.clone();
-        Box::pin(async move {
-            let locked = tokio::task::spawn_blocking(move || try_lock(&path));
-            locked
-                .await
-                .unwrap_or_else(|panic| Err(io::Error::other(panic)))
-        })
+        Box::pin(blocking_io(move || try_lock(&path)))
     }
 }
 
-/// Makes a file where records are made, and takes it away again.
+async fn blocking_io<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    blocking::run(work).await?
+}
+
+/// Creates a file in the record's folder and removes it.
 fn probe_write(path: &Path) -> io::Result<()> {
-    let temporary = temporary_of(path);
+    let temporary = temporary_path(path);
     platform::create_new(&temporary)?;
     fs::remove_file(temporary)
 }
 
-/// The lock is a file of its own, since the state file is replaced by each write. It is never removed: another process
-/// may be waiting for this very file.
+/// The lock is a file of its own, since each write replaces the state file. It is never removed:
+/// another process may be waiting for this very inode.
 fn try_lock(path: &Path) -> io::Result<Option<Lock>> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
@@ -137,24 +134,24 @@ fn try_lock(path: &Path) -> io::Result<Option<Lock>> {
     }
 }
 
-/// A crash at any point leaves the old file or the new one, whole.
+/// A crash at any point leaves the old file or the new one, complete.
 fn replace(path: &Path, record: &Record) -> io::Result<()> {
     let json = record.to_json()?;
     let folder = folder_of(path);
     platform::create_folder(folder)?;
-    let temporary = temporary_of(path);
+    let temporary = temporary_path(path);
     let written = write_durably(&temporary, &json).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
-        // The mistake to report is the first one.
+        // The first error is the one to report.
         let _ = fs::remove_file(&temporary);
     }
     written?;
     platform::sync_folder(folder)
 }
 
-/// In the same folder, since only there renaming is atomic. A name of its own, so that two processes never write into each
-/// other's.
-fn temporary_of(path: &Path) -> PathBuf {
+/// In the same folder, since a rename is atomic only there. The name is unique, so that two
+/// processes never write to the same temporary file.
+fn temporary_path(path: &Path) -> PathBuf {
     let unique = getrandom::u64().unwrap_or_else(|_| std::process::id().into());
     folder_of(path).join(format!("{}{:016x}.tmp", temporary_prefix(path), unique))
 }
@@ -165,8 +162,8 @@ fn write_durably(path: &Path, contents: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Temporary files of a process that was killed. One that another process is just writing, its lock lost, may go too:
-/// its rename then fails, and it writes again.
+/// Removes the temporary files of killed processes. The file of a process that is writing without
+/// the lock may be removed too: its rename fails, and it writes again.
 fn remove_temporary_files(path: &Path) {
     let prefix = temporary_prefix(path);
     let Ok(entries) = fs::read_dir(folder_of(path)) else {
@@ -214,13 +211,13 @@ mod platform {
 
     use super::Error;
 
-    /// `None` if there is nothing. Neither follows a link nor waits for a pipe's writer.
+    /// `None` if there is no file. Does not follow a link, and does not block on a pipe.
     pub(super) fn open(path: &Path) -> Result<Option<File>, Error> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         match rustix::fs::open(path, flags, Mode::empty()) {
             Ok(file) => Ok(Some(file.into())),
             Err(Errno::NOENT) => Ok(None),
-            // FreeBSD says MLINK.
+            // MLINK on FreeBSD.
             Err(Errno::LOOP | Errno::MLINK) => Err(Error::Symlink {
                 path: path.to_owned(),
             }),
@@ -240,7 +237,7 @@ mod platform {
         if mode & 0o077 == 0 {
             Ok(())
         } else {
-            Err(Error::Accessible {
+            Err(Error::InsecureMode {
                 path: path.to_owned(),
                 mode,
             })
@@ -264,14 +261,14 @@ mod platform {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)
     }
 
-    /// Without this, a power cut may undo the rename.
+    /// Without this, a power failure may undo the rename.
     pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
         File::open(folder)?.sync_all()
     }
 }
 
-/// Windows: the folder's access list stands in for the mode, and there is no syncing of folders. A rename that fails
-/// because a virus scanner holds the file is tried again as every failed write is.
+/// Windows: the folder's access control list replaces the mode, and folders are not synced. A rename
+/// that fails because a virus scanner has the file open is retried like every failed write.
 #[cfg(not(unix))]
 mod platform {
     use std::{
@@ -328,11 +325,11 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use super::*;
-    use crate::base::secret::Secret;
+    use crate::{base::secret::Secret, token::refresh_token::RefreshToken};
 
     fn record(refresh_token: &str) -> Record {
         let mut record = Record::default();
-        record.refresh_token = Some(Secret::new(refresh_token));
+        record.refresh_token = Some(RefreshToken::new(Secret::new(refresh_token)));
         record
     }
 
@@ -343,6 +340,7 @@ mod tests {
             .expect("there")
             .refresh_token
             .expect("there")
+            .secret()
             .expose()
             .to_owned()
     }
@@ -430,7 +428,7 @@ mod tests {
             .await
             .expect("readable")
             .expect("there");
-        assert_eq!(record.refresh_token.expect("there").expose(), "r");
+        assert_eq!(record.refresh_token.expect("there").secret().expose(), "r");
         assert_eq!(names(folder.path()).len(), 2);
     }
 
@@ -438,7 +436,7 @@ mod tests {
     async fn a_failed_write_leaves_the_old_file_and_nothing_else() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("token.json");
-        // A folder in the file's place makes the rename fail, also for root.
+        // A folder at the file's path makes the rename fail, also for root.
         fs::create_dir(&path).expect("created");
         fs::write(path.join("x"), "x").expect("written");
         FileStore::new(path.clone())
@@ -507,7 +505,7 @@ mod tests {
         }
     }
 
-    /// Found out at the start, while no token is spent yet. Not even root can make a file there.
+    /// Detected at the start, before a refresh token is sent. Not even root can create a file there.
     #[cfg(target_os = "linux")]
     #[test]
     fn a_place_that_cannot_be_written_is_refused() {

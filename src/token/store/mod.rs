@@ -1,34 +1,59 @@
-//! Where tokens outlive the process.
+//! The token store: what survives the process.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `record.rs`, `record/format.rs` | the record of a credential, and its JSON |
+//! | `file.rs` | the state file and its lock |
+//! | `writer.rs` | writes records one at a time, with retries |
 
 mod file;
 mod record;
 mod writer;
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
 
 pub(super) use self::{
     file::FileStore,
-    record::{AccessToken, Grant, Intent, Record, RefreshToken, fingerprint},
+    record::{AccessToken, Grant, Intent, Record, RequestTime},
     writer::Writer,
 };
-use super::issuer::BoxFuture;
+use crate::base::clock::Clock;
 
-/// Keeps the newest record durably: what [`Store::save`] confirmed survives a power cut.
+/// How often a lock is tried that another process holds.
+const LOCK_POLL: Duration = Duration::from_millis(50);
+
+/// Stores the newest record durably: what [`Store::save`] confirmed survives a power failure.
 pub(super) trait Store: Send + Sync {
-    /// Replaces the stored record as a whole. Never called again before it has ended.
+    /// Replaces the whole stored record. Callers wait for the previous call to end.
     fn save(&self, record: Arc<Record>) -> BoxFuture<'static, io::Result<()>>;
 
     /// The stored record, which another process may have written; `None` if there is none.
     fn load(&self) -> BoxFuture<'static, Result<Option<Record>, Error>>;
 
-    /// Shuts other processes out until the lock is dropped; `None` while another one holds it.
+    /// Locks out other processes until the lock is dropped; `None` while another one holds it.
     fn try_lock(&self) -> BoxFuture<'static, io::Result<Option<Lock>>>;
 }
 
-/// The right to spend the stored refresh token. Given back on drop, and by the system when the process dies.
+/// The exclusive right to send the stored refresh token. Released on drop, and by the operating
+/// system when the process dies.
 pub(super) type Lock = Box<dyn Send>;
 
-/// Why a state file is not used. None of these touches the file.
+/// Waits until no other process holds the lock.
+///
+/// # Errors
+/// When the store cannot be locked at all.
+pub(super) async fn lock(store: &dyn Store, clock: &dyn Clock) -> io::Result<Lock> {
+    loop {
+        if let Some(lock) = store.try_lock().await? {
+            return Ok(lock);
+        }
+        clock.sleep_until(clock.now() + LOCK_POLL).await;
+    }
+}
+
+/// Why a state file is not used. None of these changes the file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It cannot be read.
@@ -36,10 +61,10 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// It is a symbolic link: whoever owns the folder could send our tokens elsewhere.
+    /// It is a symbolic link: an attacker who can write to the folder could redirect the tokens.
     #[error(
         "state file {}: it is a symbolic link, which is refused; set token.state_file to the file itself",
         path.display()
@@ -48,44 +73,44 @@ pub enum Error {
         /// The link.
         path: PathBuf,
     },
-    /// It is a folder, a pipe or a device.
+    /// It is a folder, a pipe, a socket or a device.
     #[error("state file {}: it is not a regular file; set token.state_file to another path", path.display())]
     NotRegular {
-        /// What is there.
+        /// The path.
         path: PathBuf,
     },
-    /// Others than its owner may read or write it.
+    /// Users other than its owner may read or write it.
     #[error(
-        "state file {}: its mode {mode:03o} lets others than its owner in, and it holds tokens; \
-         run: chmod 600 '{}' (and get a new refresh token if somebody may have read it)",
+        "state file {}: its mode {mode:03o} gives access to users other than its owner, and it contains tokens; \
+         run: chmod 600 '{}' (and get a new refresh token if another user may have read it)",
         path.display(), path.display()
     )]
-    Accessible {
+    InsecureMode {
         /// The file.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
     },
-    /// Its folder does not let us write. Spending a refresh token then would lose its successor.
+    /// It cannot be written. A refresh would lose the refresh token that replaces the sent one.
     #[error(
-        "state file {}: it cannot be written: {source}; let the proxy's user write to its folder, or set \
+        "state file {}: it cannot be written: {source}; make its folder writable for the proxy's user, or set \
          token.state_file to another path", path.display()
     )]
     Unwritable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// It is not what this program writes.
+    /// Its contents are not a record of this program.
     #[error(
-        "state file {}: {what}; it is left as it is: restore it from a backup, or move it away and start again \
+        "state file {}: {problem}; it is left as it is: restore it from a backup, or move it away and start again \
          with a new refresh token", path.display()
     )]
-    Garbled {
+    Invalid {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it, without its contents.
-        what: String,
+        /// The mistake, without the file's contents.
+        problem: String,
     },
 }

@@ -1,15 +1,11 @@
-//! The record of a credential chain.
+//! The stored record of a credential: its chain of refresh tokens and its newest access token.
 
 mod format;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    fmt::Write as _,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
-use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -17,75 +13,92 @@ use crate::{
         clock::{Clock, Moment},
         secret::Secret,
     },
-    token::cache::Version,
+    token::{cache::Version, refresh_token::RefreshToken},
 };
 
-/// Fingerprints kept. An older configured token would be taken for a new one, and refused by the issuer.
-const ADOPTED_LIMIT: usize = 256;
-/// Intents kept: each one beyond the chain's own is a configured refresh token whose answer was lost.
-const INTENTS_LIMIT: usize = 16;
+/// Fingerprints of adopted seeds that are kept. An older seed would be taken for a new one, and the
+/// issuer would refuse it.
+const MAX_ADOPTED: usize = 256;
+/// Intents that are kept: beside the chain's own, each is a seed whose outcome is unknown.
+const MAX_INTENTS: usize = 16;
 
-/// All that must not be lost: the chain of refresh tokens, and the newest access token.
+/// Everything that must survive a restart.
 #[derive(Debug, Clone, Default)]
 pub(in crate::token) struct Record {
+    /// Identifies the chain; 0 if this program did not write the record.
     pub(in crate::token) epoch: u64,
     pub(in crate::token) generation: u64,
-    pub(in crate::token) refresh_token: Option<Secret>,
-    /// As the issuer told it.
+    /// The chain's newest refresh token.
+    pub(in crate::token) refresh_token: Option<RefreshToken>,
+    /// As the issuer stated it.
     pub(in crate::token) refresh_token_expires_at: Option<SystemTime>,
-    /// When this refresh token came: a different one than before.
+    /// When the refresh token last changed.
     pub(in crate::token) refresh_token_since: Option<SystemTime>,
     pub(in crate::token) access: Option<AccessToken>,
-    /// At most one for each refresh token that is still in question: the chain's, and configured ones, which may be
-    /// configured again.
+    /// At most one for each refresh token whose outcome is unknown: the chain's, and seeds, which
+    /// may be configured again.
     pub(in crate::token) intents: Vec<Intent>,
-    /// Fingerprints of the configured refresh tokens that once began a chain; each does so once.
+    /// Fingerprints of the seeds that began a chain. Each seed begins at most one.
     adopted: Vec<String>,
 }
 
-/// A refresh token that was sent to the issuer, or was about to be, and no outcome is known: it may be spent.
+/// Notes, before a refresh token is sent, that it will be. It remains until the outcome is known:
+/// while it exists, the refresh token may have been used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::token) struct Intent {
-    /// The refresh token's fingerprint.
-    spends: String,
-    /// When it was first sent.
+    /// Of the refresh token.
+    #[serde(rename = "spends")]
+    fingerprint: String,
+    /// When it was first sent, in milliseconds since 1970.
     at_ms: u64,
     boot_id: Option<String>,
+    /// The same on that boot's clock.
     at_boot_ms: u64,
-    /// How often it was sent without an outcome.
+    /// How often it was sent.
     pub(in crate::token) attempts: u32,
 }
 
-/// A configured refresh token that begins a new chain.
-#[derive(Debug, Clone)]
-pub(in crate::token) struct RefreshToken {
-    pub(in crate::token) token: Secret,
-    pub(in crate::token) fingerprint: String,
-}
-
-/// What new tokens were had for.
-#[derive(Debug)]
+/// What is presented to the issuer for new tokens (an authorization grant, RFC 6749 §1.3).
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::token) enum Grant {
     /// The chain's refresh token.
-    Chain,
-    /// A configured refresh token: a new chain.
+    Chain(RefreshToken),
+    /// A configured refresh token that was never used: it begins a new chain.
     Seed(RefreshToken),
-    /// No refresh token at all: a new chain.
+    /// A grant without a refresh token: it begins a new chain.
     Initial,
 }
 
-/// An access token, and what is known about its age.
+/// An access token, and what is known of its age.
 #[derive(Debug, Clone)]
 pub(in crate::token) struct AccessToken {
-    pub(in crate::token) token: Secret,
+    pub(in crate::token) secret: Secret,
     pub(in crate::token) lifetime: Duration,
-    pub(in crate::token) obtained_at: SystemTime,
-    /// The boot's id, and the expiry on that boot's clock.
+    /// When the request for it was sent, by the wall clock.
+    pub(in crate::token) requested_at: SystemTime,
+    /// The id of the boot in which it was requested, and its expiry on that boot's clock.
     pub(in crate::token) boot: Option<(String, Moment)>,
 }
 
+/// When a request to the issuer was sent, on both clocks. Lifetimes count from here: the issuer's
+/// count begins later.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::token) struct RequestTime {
+    pub(in crate::token) moment: Moment,
+    pub(in crate::token) wall: SystemTime,
+}
+
+impl RequestTime {
+    pub(in crate::token) fn now(clock: &dyn Clock) -> Self {
+        Self {
+            moment: clock.now(),
+            wall: clock.wall(),
+        }
+    }
+}
+
 impl Record {
-    /// Whether this configured refresh token, by its fingerprint, once began a chain.
+    /// Whether the seed with this fingerprint began a chain.
     pub(in crate::token) fn has_adopted(&self, fingerprint: &str) -> bool {
         self.adopted.iter().any(|adopted| adopted == fingerprint)
     }
@@ -94,101 +107,92 @@ impl Record {
         Version::new(self.epoch, self.generation)
     }
 
-    /// Whether people or other programs wrote it: as good as a configured refresh token.
+    /// Whether an operator or another program wrote it: its refresh token is treated as a seed.
     pub(in crate::token) fn is_handwritten(&self) -> bool {
         self.epoch == 0
     }
 
-    /// One refresh further: a new access token, and a new refresh token unless the issuer kept the one that was spent.
+    /// Takes in a token response: a new access token, and a new refresh token unless the issuer
+    /// kept the one that was sent.
     pub(in crate::token) fn advance(
         &mut self,
         rotated: Option<Secret>,
         refresh_lifetime: Option<Duration>,
         access: AccessToken,
-        origin: Grant,
+        grant: &Grant,
     ) {
         if self.is_handwritten()
-            && let Some(token) = &self.refresh_token
+            && let Some(token) = self.refresh_token.clone()
         {
-            self.adopt(fingerprint(token));
+            self.adopt(&token);
         }
-        if self.is_handwritten() || !matches!(origin, Grant::Chain) {
-            self.epoch = to_millis(access.obtained_at).max(self.epoch.saturating_add(1));
+        if self.is_handwritten() || grant.begins_chain() {
+            self.epoch = to_millis(access.requested_at).max(self.epoch.saturating_add(1));
         }
         self.generation = self.generation.saturating_add(1);
-        let spent = match origin {
-            Grant::Chain => self.refresh_token.clone(),
-            Grant::Seed(seed) => {
-                self.adopt(seed.fingerprint);
-                Some(seed.token)
-            }
-            Grant::Initial => None,
-        };
-        let newest = rotated.or_else(|| spent.clone());
-        let is_another =
-            newest.as_ref().map(Secret::expose) != self.refresh_token.as_ref().map(Secret::expose);
-        if is_another {
-            self.refresh_token_since = Some(access.obtained_at);
+        if let Grant::Seed(seed) = grant {
+            self.adopt(seed);
+        }
+        let sent = grant.refresh_token().cloned();
+        let newest = rotated.map(RefreshToken::new).or_else(|| sent.clone());
+        if newest != self.refresh_token {
+            self.refresh_token_since = Some(access.requested_at);
             self.refresh_token_expires_at = None;
         }
         if let Some(lifetime) = refresh_lifetime {
-            self.refresh_token_expires_at = Some(access.obtained_at + lifetime);
+            self.refresh_token_expires_at = Some(access.requested_at + lifetime);
         }
-        let replaced = [self.refresh_token.as_ref(), newest.as_ref(), spent.as_ref()];
-        let replaced = replaced.map(|token: Option<&Secret>| token.map(fingerprint));
+        let settled = [&self.refresh_token, &newest, &sent];
         self.intents.retain(|intent| {
-            !replaced
+            !settled
                 .iter()
-                .flatten()
-                .any(|known| *known == intent.spends)
+                .filter_map(|token| token.as_ref())
+                .any(|token| token.fingerprint() == intent.fingerprint)
         });
         self.refresh_token = newest;
         self.access = Some(access);
     }
 
-    /// When the refresh token expires: as the issuer told it, or `lifetime` after it came.
+    /// When the refresh token expires: as the issuer stated it, or `lifetime` after it last changed.
     pub(in crate::token) fn refresh_token_expiry(&self, lifetime: Duration) -> Option<SystemTime> {
         self.refresh_token_expires_at
             .or_else(|| self.refresh_token_since?.checked_add(lifetime))
     }
 
-    /// The refresh token of that fingerprint, if it was sent and no outcome is known.
+    /// The open intent of the refresh token with this fingerprint.
     pub(in crate::token) fn intent(&self, fingerprint: &str) -> Option<&Intent> {
         self.intents
             .iter()
-            .find(|intent| intent.spends == fingerprint)
+            .find(|intent| intent.fingerprint == fingerprint)
     }
 
-    /// Whether the chain's own refresh token may be spent.
+    /// Whether the chain's own refresh token has an open intent.
     pub(in crate::token) fn has_open_intent(&self) -> bool {
-        self.chain_fingerprint()
-            .is_some_and(|chain| self.intent(&chain).is_some())
+        self.refresh_token
+            .as_ref()
+            .is_some_and(|token| self.intent(token.fingerprint()).is_some())
     }
 
-    fn chain_fingerprint(&self) -> Option<String> {
-        self.refresh_token.as_ref().map(fingerprint)
-    }
-
-    /// The refresh token of that fingerprint is about to be sent.
-    pub(in crate::token) fn open_intent(&mut self, fingerprint: &str, clock: &dyn Clock) {
+    /// Notes that this refresh token is about to be sent.
+    pub(in crate::token) fn open_intent(&mut self, token: &RefreshToken, clock: &dyn Clock) {
         if let Some(intent) = self
             .intents
             .iter_mut()
-            .find(|intent| intent.spends == fingerprint)
+            .find(|intent| intent.fingerprint == token.fingerprint())
         {
             intent.attempts = intent.attempts.saturating_add(1);
             return;
         }
-        if self.intents.len() >= INTENTS_LIMIT {
-            let chain = self.chain_fingerprint();
+        if self.intents.len() >= MAX_INTENTS {
+            let chain = self.refresh_token.as_ref().map(RefreshToken::fingerprint);
             let oldest = self
                 .intents
                 .iter()
-                .position(|intent| Some(&intent.spends) != chain.as_ref());
+                .position(|intent| Some(intent.fingerprint.as_str()) != chain);
             self.intents.remove(oldest.unwrap_or_default());
         }
         self.intents.push(Intent {
-            spends: fingerprint.to_owned(),
+            fingerprint: token.fingerprint().to_owned(),
             at_ms: to_millis(clock.wall()),
             boot_id: clock.boot_id().map(str::to_owned),
             at_boot_ms: millis(clock.now().elapsed_since_boot()),
@@ -196,22 +200,23 @@ impl Record {
         });
     }
 
-    /// The outcome is known.
-    pub(in crate::token) fn close_intent_of(&mut self, fingerprint: &str) {
-        self.intents.retain(|intent| intent.spends != fingerprint);
+    /// The outcome for this refresh token is known.
+    pub(in crate::token) fn close_intent(&mut self, token: &RefreshToken) {
+        self.intents
+            .retain(|intent| intent.fingerprint != token.fingerprint());
     }
 
-    /// What another process noted about the same chain.
+    /// Takes over what another process noted about the same chain.
     pub(in crate::token) fn merge_notes(&mut self, stored: Self) {
         self.intents = stored.intents;
         self.adopted = stored.adopted;
     }
 
-    /// From now on this configured refresh token is never tried again.
-    pub(in crate::token) fn adopt(&mut self, fingerprint: String) {
-        self.adopted.push(fingerprint);
+    /// Notes that this seed began a chain, or never will: it is not tried again.
+    pub(in crate::token) fn adopt(&mut self, seed: &RefreshToken) {
+        self.adopted.push(seed.fingerprint().to_owned());
         self.adopted
-            .drain(..self.adopted.len().saturating_sub(ADOPTED_LIMIT));
+            .drain(..self.adopted.len().saturating_sub(MAX_ADOPTED));
     }
 }
 
@@ -219,17 +224,33 @@ impl Record {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::token) struct Expiry {
     pub(in crate::token) at: Moment,
-    /// Whether that is more than an upper limit.
+    /// False if `at` is only an upper limit.
     pub(in crate::token) is_certain: bool,
 }
 
 impl AccessToken {
+    pub(in crate::token) fn new(
+        secret: Secret,
+        lifetime: Duration,
+        requested_at: RequestTime,
+        clock: &dyn Clock,
+    ) -> Self {
+        let expires_at = requested_at.moment + lifetime;
+        Self {
+            secret,
+            lifetime,
+            requested_at: requested_at.wall,
+            boot: clock.boot_id().map(|id| (id.to_owned(), expires_at)),
+        }
+    }
+
     /// The expiry on this boot's clock.
     pub(in crate::token) fn expiry(&self, clock: &dyn Clock) -> Expiry {
         let now = clock.now();
         if let (Some((boot, at)), Some(this_boot)) = (&self.boot, clock.boot_id())
             && boot == this_boot
-            // A token from the future was stored on another clock: in another time namespace, say.
+            // An expiry beyond the lifetime was stored by another clock: in another time
+            // namespace, for example.
             && at.saturating_since(now) <= self.lifetime
         {
             return Expiry {
@@ -237,9 +258,9 @@ impl AccessToken {
                 is_certain: true,
             };
         }
-        // After another boot there is only the calendar. One that went back leaves the age unknown, but no token lives
-        // longer than its lifetime.
-        match clock.wall().duration_since(self.obtained_at) {
+        // After a reboot only the wall clock is left. If it went back, the age is unknown; but a
+        // token lives no longer than its lifetime.
+        match clock.wall().duration_since(self.requested_at) {
             Ok(age) => Expiry {
                 at: now + self.lifetime.saturating_sub(age),
                 is_certain: true,
@@ -253,18 +274,26 @@ impl AccessToken {
 }
 
 impl Grant {
-    /// What a new chain begins with, for people.
-    pub(in crate::token) fn begins_with(&self) -> Option<&'static str> {
+    /// The refresh token that it sends, if any.
+    pub(in crate::token) fn refresh_token(&self) -> Option<&RefreshToken> {
         match self {
-            Self::Chain => None,
-            Self::Seed(_) => Some("the configured refresh token"),
-            Self::Initial => Some("first tokens"),
+            Self::Chain(token) | Self::Seed(token) => Some(token),
+            Self::Initial => None,
         }
+    }
+
+    pub(in crate::token) fn is_seed(&self) -> bool {
+        matches!(self, Self::Seed(_))
+    }
+
+    /// Whether a success begins a new chain.
+    pub(in crate::token) fn begins_chain(&self) -> bool {
+        !matches!(self, Self::Chain(_))
     }
 }
 
 impl Intent {
-    /// Time since the refresh token was first sent; `None` if the calendar went back.
+    /// Time since the refresh token was first sent; `None` if the wall clock went back.
     pub(in crate::token) fn age(&self, clock: &dyn Clock) -> Option<Duration> {
         if self.boot_id.is_some() && self.boot_id.as_deref() == clock.boot_id() {
             let sent = Moment::since_boot(Duration::from_millis(self.at_boot_ms));
@@ -272,18 +301,6 @@ impl Intent {
         }
         clock.wall().duration_since(from_millis(self.at_ms)?).ok()
     }
-}
-
-/// SHA-256 in hexadecimal: tells refresh tokens apart without keeping them.
-pub(in crate::token) fn fingerprint(token: &Secret) -> String {
-    digest(&SHA256, token.expose().as_bytes())
-        .as_ref()
-        .iter()
-        .fold(String::with_capacity(64), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
 }
 
 fn millis(duration: Duration) -> u64 {

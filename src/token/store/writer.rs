@@ -1,4 +1,5 @@
-//! Writes records in the background of the refresher: one at a time, the newest last, again until it worked.
+//! Writes records beside the refresher's other work: one write at a time, the newest record last,
+//! repeated until it succeeds.
 
 use std::{
     io,
@@ -6,32 +7,34 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures_util::future::BoxFuture;
+
 use super::{Record, Store};
 use crate::{
     base::{
         backoff::Backoff,
         clock::{Moment, SharedClock},
     },
-    token::{issuer::BoxFuture, state::Persistence},
+    token::state::Persistence,
 };
 
-/// How long a new token waits for its record to be durable before it is published all the same.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// How long the end of the program waits for a record that is not written yet.
-const LAST_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a new token waits for its record to be durable. After that it is published all the same.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long shutdown waits for a record that is not written yet.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(in crate::token) struct Writer {
     store: Option<Arc<dyn Store>>,
     clock: SharedClock,
     /// The newest record, if it is not stored yet, and since when.
     unwritten: Option<(Arc<Record>, SystemTime)>,
-    /// The write under way, and what it writes. Never two at a time: the older could overtake the newer.
+    /// The write in progress, and its record. Of two at a time, the older could overtake the newer.
     running: Option<(Arc<Record>, BoxFuture<'static, io::Result<()>>)>,
     retry_at: Moment,
     backoff: Backoff,
     failures: u64,
-    /// So that an outage is logged once.
-    is_alarmed: bool,
+    /// An outage is logged once.
+    is_outage_logged: bool,
 }
 
 impl Writer {
@@ -45,11 +48,12 @@ impl Writer {
             retry_at: Moment::default(),
             backoff,
             failures: 0,
-            is_alarmed: false,
+            is_outage_logged: false,
         }
     }
 
-    /// Takes over the record and returns when it is stored, when storing it failed, or after a second.
+    /// Takes over the record. Returns when it is stored, when storing it failed, or after
+    /// [`SAVE_TIMEOUT`].
     pub(in crate::token) async fn save(&mut self, record: Record) {
         if self.store.is_none() {
             return;
@@ -59,21 +63,23 @@ impl Writer {
             .take()
             .map_or_else(|| self.clock.wall(), |(_, since)| since);
         self.unwritten = Some((Arc::new(record), since));
-        // A new record is no reason to wait for an older one's backoff.
+        // A new record is tried at once, whatever the backoff of the previous one.
         self.retry_at = Moment::default();
         let failures = self.failures;
-        let attempted = tokio::time::timeout(PATIENCE, async {
+        let attempted = tokio::time::timeout(SAVE_TIMEOUT, async {
             while self.unwritten.is_some() && self.failures == failures {
                 self.progress().await;
             }
         });
-        if attempted.await.is_err() && !std::mem::replace(&mut self.is_alarmed, true) {
-            tracing::warn!("the state file takes over a second to write, which is not waited for");
+        if attempted.await.is_err() && !std::mem::replace(&mut self.is_outage_logged, true) {
+            tracing::warn!(
+                "writing the state file takes longer than a second: new tokens are used before they are stored"
+            );
         }
     }
 
-    /// Resolves after each step: a write ended. Never resolves while there is nothing to write. May be dropped at any
-    /// await: the write goes on, and is asked for again.
+    /// Resolves when a write has ended; pends while there is nothing to write. Cancel-safe: a write
+    /// goes on, and the next call waits for it.
     pub(in crate::token) async fn progress(&mut self) {
         if self.running.is_none() {
             let (Some(store), Some((record, _))) = (&self.store, &self.unwritten) else {
@@ -84,11 +90,11 @@ impl Writer {
         }
         if let Some((_, write)) = &mut self.running {
             let result = write.await;
-            self.ended(result);
+            self.write_ended(result);
         }
     }
 
-    /// The end of the program: a last chance for what is not stored yet.
+    /// Shutdown: a last chance for a record that is not stored yet.
     pub(in crate::token) async fn finish(&mut self) {
         self.retry_at = Moment::default();
         let all = async {
@@ -96,15 +102,15 @@ impl Writer {
                 self.progress().await;
             }
         };
-        if tokio::time::timeout(LAST_PATIENCE, all).await.is_err() {
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, all).await.is_err() {
             tracing::error!(
                 "the newest tokens could not be stored and are lost with this process: \
-                 after a restart the refresh token may have to be renewed by hand"
+                 after a restart a new refresh token may be necessary"
             );
         }
     }
 
-    /// Whether the newest record is stored, or never will be.
+    /// Whether there is nothing to write.
     pub(in crate::token) fn is_idle(&self) -> bool {
         self.unwritten.is_none()
     }
@@ -117,7 +123,7 @@ impl Writer {
         }
     }
 
-    fn ended(&mut self, result: io::Result<()>) {
+    fn write_ended(&mut self, result: io::Result<()>) {
         let Some((written, _)) = self.running.take() else {
             return;
         };
@@ -127,17 +133,17 @@ impl Writer {
                     .take_if(|(newest, _)| Arc::ptr_eq(newest, &written));
                 self.backoff.reset();
                 self.retry_at = Moment::default();
-                if self.unwritten.is_none() && std::mem::take(&mut self.is_alarmed) {
+                if self.unwritten.is_none() && std::mem::take(&mut self.is_outage_logged) {
                     tracing::info!("the state file is up to date again");
                 }
             }
             Err(error) => {
                 self.failures += 1;
                 self.retry_at = self.clock.now() + self.backoff.next_delay();
-                if !std::mem::replace(&mut self.is_alarmed, true) {
+                if !std::mem::replace(&mut self.is_outage_logged, true) {
                     tracing::error!(
                         %error,
-                        "the state file cannot be written: tokens are kept in memory and would be lost by a restart"
+                        "the state file cannot be written: new tokens are kept in memory and would be lost by a restart"
                     );
                 }
             }

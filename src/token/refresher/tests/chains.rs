@@ -187,7 +187,7 @@ async fn a_state_file_by_hand_is_as_good_as_a_configured_refresh_token() {
     let bench = Setup::new(|n| Ok(grant(n, HOUR))).start();
     let old = bench.token().await;
     let mut by_hand = Record::default();
-    by_hand.refresh_token = Some(Secret::new("by hand"));
+    by_hand.refresh_token = Some(RefreshToken::new(Secret::new("by hand")));
     for _ in 0..2 {
         bench.put(by_hand.clone());
         bench.credential.reload();
@@ -247,12 +247,13 @@ async fn a_lock_is_waited_for_and_what_was_stored_meanwhile_is_adopted() {
     let token = bench.token().await;
     let mut newer = bench.stored();
     let mut access = newer.access.clone().expect("there");
-    access.token = Secret::new("theirs");
+    access.secret = Secret::new("theirs");
+    let sent = newer.refresh_token.clone().expect("there");
     newer.advance(
         Some(Secret::new("their refresh token")),
         None,
         access,
-        Grant::Chain,
+        &Grant::Chain(sent),
     );
     bench.pass(seconds(60)).await;
     bench.hold_lock(true);

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use tokio::{sync::oneshot, task::JoinHandle};
 
 pub(super) use crate::base::log::capture::Log;
@@ -21,7 +22,7 @@ use crate::{
     token::{
         Config, Credential, Failure, FailureClass, InitialGrant, Outcome, Reason, State,
         StoreError, Token, TokenResponse,
-        issuer::{BoxFuture, Issuer},
+        issuer::Issuer,
         refresher::Refresher,
         store::{Lock, Record, Store},
         testing,
@@ -58,7 +59,7 @@ pub(super) fn refused(n: usize) -> Result<TokenResponse, Failure> {
     })
 }
 
-type Answer = Box<dyn Fn(usize) -> Result<TokenResponse, Failure> + Send + Sync>;
+type Response = Box<dyn Fn(usize) -> Result<TokenResponse, Failure> + Send + Sync>;
 type WriteTime = Box<dyn Fn(usize) -> Duration + Send + Sync>;
 type WriteResult = Box<dyn Fn(usize) -> io::Result<()> + Send + Sync>;
 
@@ -81,13 +82,13 @@ pub(super) struct Save {
 }
 
 pub(super) struct Setup {
-    answer: Answer,
+    response: Response,
     latency: Duration,
     client_secrets: usize,
     write_time: WriteTime,
     write_result: WriteResult,
     refresh_token: Option<Secret>,
-    initial_grant: Option<Answer>,
+    initial_grant: Option<Response>,
     grace_retry: bool,
     record: Option<Record>,
     machine: Option<(Arc<Simulated>, Arc<Disk>)>,
@@ -95,10 +96,10 @@ pub(super) struct Setup {
 
 impl Setup {
     pub(super) fn new(
-        answer: impl Fn(usize) -> Result<TokenResponse, Failure> + Send + Sync + 'static,
+        response: impl Fn(usize) -> Result<TokenResponse, Failure> + Send + Sync + 'static,
     ) -> Self {
         Self {
-            answer: Box::new(answer),
+            response: Box::new(response),
             latency: Duration::ZERO,
             client_secrets: 0,
             write_time: Box::new(|_| Duration::ZERO),
@@ -152,10 +153,10 @@ impl Setup {
     /// First tokens can be had; such calls spend nothing.
     pub(super) fn initial_grant(
         self,
-        answer: impl Fn(usize) -> Result<TokenResponse, Failure> + Send + Sync + 'static,
+        response: impl Fn(usize) -> Result<TokenResponse, Failure> + Send + Sync + 'static,
     ) -> Self {
         Self {
-            initial_grant: Some(Box::new(answer)),
+            initial_grant: Some(Box::new(response)),
             ..self
         }
     }
@@ -196,7 +197,7 @@ impl Setup {
         }
         let issuer = Arc::new(Script {
             clock: Arc::clone(&clock),
-            answer: self.answer,
+            response: self.response,
             latency: self.latency,
             calls: Mutex::default(),
         });
@@ -208,10 +209,10 @@ impl Setup {
             disk: Arc::clone(&disk),
             credential: OnceLock::new(),
         });
-        let initial_grant = self.initial_grant.map(|answer| {
+        let initial_grant = self.initial_grant.map(|response| {
             let script = Script {
                 clock: Arc::clone(&clock),
-                answer,
+                response,
                 latency: self.latency,
                 calls: Mutex::default(),
             };
@@ -271,7 +272,7 @@ impl Bench {
         self.credential
             .token()
             .as_ref()
-            .filter(|token| token.usable(self.clock.now()))
+            .filter(|token| token.is_usable(self.clock.now()))
             .cloned()
     }
 
@@ -391,7 +392,7 @@ impl Bench {
 
 struct Script {
     clock: Arc<Simulated>,
-    answer: Answer,
+    response: Response,
     latency: Duration,
     calls: Mutex<Vec<Call>>,
 }
@@ -411,7 +412,7 @@ impl Script {
                 .sleep_until(self.clock.now() + self.latency)
                 .await;
         }
-        (self.answer)(n)
+        (self.response)(n)
     }
 }
 
@@ -497,7 +498,7 @@ impl Store for Arc<Shelf> {
                 refresh_token: record
                     .refresh_token
                     .as_ref()
-                    .map_or("", Secret::expose)
+                    .map_or("", |token| token.secret().expose())
                     .to_owned(),
                 published: credential
                     .token()

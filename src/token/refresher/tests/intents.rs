@@ -41,7 +41,7 @@ async fn an_intent_is_durable_before_the_call_and_closed_by_the_new_tokens() {
     assert!(
         writes[0]
             .record
-            .intent(&fingerprint(&Secret::new("seed")))
+            .intent(RefreshToken::new(Secret::new("seed")).fingerprint())
             .is_some()
     );
     assert_eq!(
@@ -137,7 +137,12 @@ async fn after_a_crash_an_old_intent_leads_to_first_tokens_if_they_can_be_had() 
         "a new chain"
     );
     assert_eq!(
-        bench.stored().refresh_token.expect("stored").expose(),
+        bench
+            .stored()
+            .refresh_token
+            .expect("stored")
+            .secret()
+            .expose(),
         "refresh-201"
     );
 }

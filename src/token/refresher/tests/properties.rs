@@ -188,7 +188,7 @@ impl Run {
             .credential
             .token()
             .as_ref()
-            .filter(|token| token.usable(now))
+            .filter(|token| token.is_usable(now))
             .cloned()
         else {
             return;

@@ -1,4 +1,4 @@
-//! A record as it stands in its file: JSON.
+//! The state file's format: JSON.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ use zeroize::Zeroizing;
 use super::{AccessToken, Intent, Record, from_millis, millis, to_millis};
 use crate::{
     base::{clock::Moment, secret::Secret},
-    token::token_response::is_valid_access_token,
+    token::{refresh_token::RefreshToken, token_response::is_valid_access_token},
 };
 
 const FORMAT: u32 = 1;
 
 impl Record {
-    /// JSON, in one allocation that is wiped.
+    /// JSON, in one allocation, which is wiped on drop.
     pub(in crate::token::store) fn to_json(&self) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
         let access = self.access.as_ref();
         let text = |secret: &Secret| secret.expose().to_owned();
@@ -22,13 +22,16 @@ impl Record {
             format: FORMAT,
             epoch: self.epoch,
             generation: self.generation,
-            refresh_token: self.refresh_token.as_ref().map(text),
+            refresh_token: self
+                .refresh_token
+                .as_ref()
+                .map(|token| text(token.secret())),
             refresh_token_expires_at_ms: self.refresh_token_expires_at.map(to_millis),
             refresh_token_since_ms: self.refresh_token_since.map(to_millis),
-            access_token: access.map(|access| text(&access.token)),
+            access_token: access.map(|access| text(&access.secret)),
             lifetime_ms: access.map(|access| millis(access.lifetime)),
-            obtained_at_ms: access.map(|access| to_millis(access.obtained_at)),
-            expires_at_ms: access.map(|access| to_millis(access.obtained_at + access.lifetime)),
+            obtained_at_ms: access.map(|access| to_millis(access.requested_at)),
+            expires_at_ms: access.map(|access| to_millis(access.requested_at + access.lifetime)),
             boot_id: access
                 .and_then(|access| access.boot.as_ref())
                 .map(|(id, _)| id.clone()),
@@ -38,7 +41,8 @@ impl Record {
             adopted: self.adopted.clone(),
             intents: self.intents.clone(),
         };
-        // A vector that grows leaves unwiped copies behind, so it gets room for the worst: every byte escaped.
+        // A vector that grows would leave unwiped copies behind, so its capacity allows for the worst
+        // case: every byte escaped.
         let secrets = format.access_token.as_ref().map_or(0, String::len)
             + format.refresh_token.as_ref().map_or(0, String::len);
         let others = 80 * self.adopted.len() + 512 * self.intents.len() + 1024;
@@ -49,13 +53,13 @@ impl Record {
     }
 
     /// # Errors
-    /// With what is wrong, without any of the contents.
+    /// The mistake and its position, without any of the contents.
     pub(in crate::token::store) fn from_json(json: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Head {
             format: u32,
         }
-        // The parser's own words may quote a value: its place must do.
+        // The parser's message may quote a value, so only its position is used.
         let garbled = |error: serde_json::Error| {
             format!(
                 "line {}, column {}: this is not a state file of this program",
@@ -66,7 +70,7 @@ impl Record {
         let head: Head = serde_json::from_slice(json).map_err(garbled)?;
         if head.format != FORMAT {
             return Err(format!(
-                "its format {} is not known to this version of the program",
+                "its format {} is unknown to this version of the program",
                 head.format
             ));
         }
@@ -79,7 +83,7 @@ impl Record {
                 .refresh_token
                 .take()
                 .filter(|token| !token.is_empty())
-                .map(Secret::new),
+                .map(|token| RefreshToken::new(Secret::new(token))),
             refresh_token_expires_at: format.refresh_token_expires_at_ms.and_then(from_millis),
             refresh_token_since: format.refresh_token_since_ms.and_then(from_millis),
             access,
@@ -89,7 +93,8 @@ impl Record {
     }
 }
 
-/// The file. Everything but the format may be missing, so that `{"format": 1, "refresh_token": "…"}` is a state file.
+/// The file. Everything but the format may be missing, so that an operator can write
+/// `{"format": 1, "refresh_token": "…"}`.
 #[derive(Serialize, Deserialize)]
 struct Format {
     format: u32,
@@ -103,7 +108,7 @@ struct Format {
     access_token: Option<String>,
     lifetime_ms: Option<u64>,
     obtained_at_ms: Option<u64>,
-    /// For people and other programs: obtained plus lifetime.
+    /// `obtained_at_ms` plus `lifetime_ms`, for readers of the file.
     expires_at_ms: Option<u64>,
     boot_id: Option<String>,
     expires_at_boot_ms: Option<u64>,
@@ -114,26 +119,28 @@ struct Format {
 }
 
 impl Format {
-    /// An access token of unknown age is worth nothing: `None`.
+    /// An access token of unknown age is not used: `None`.
     fn take_access(&mut self) -> Result<Option<AccessToken>, String> {
-        let (Some(token), Some(lifetime), Some(obtained_at)) = (
+        let (Some(secret), Some(lifetime), Some(requested_at)) = (
             self.access_token.take().map(Secret::new),
             self.lifetime_ms,
             self.obtained_at_ms.and_then(from_millis),
         ) else {
             return Ok(None);
         };
-        if !is_valid_access_token(token.expose()) {
-            return Err("its access token has characters that no header may carry".to_owned());
+        if !is_valid_access_token(secret.expose()) {
+            return Err(
+                "its access token contains characters that are not allowed in a header".to_owned(),
+            );
         }
         let boot_expiry = self
             .expires_at_boot_ms
             .map(|at| Moment::since_boot(Duration::from_millis(at)));
         let boot = self.boot_id.take().zip(boot_expiry);
         Ok(Some(AccessToken {
-            token,
+            secret,
             lifetime: Duration::from_millis(lifetime),
-            obtained_at,
+            requested_at,
             boot,
         }))
     }

@@ -3,17 +3,25 @@ use crate::base::clock::Simulated;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
+fn token(text: &str) -> RefreshToken {
+    RefreshToken::new(Secret::new(text))
+}
+
+fn intent<'a>(record: &'a Record, text: &str) -> Option<&'a Intent> {
+    record.intent(token(text).fingerprint())
+}
+
 fn record(clock: &dyn Clock) -> Record {
     let mut record = Record {
         epoch: 1_750_000_000_123,
         generation: 42,
-        refresh_token: Some(Secret::new("r+%&=ü\"\n")),
+        refresh_token: Some(token("r+%&=ü\"\n")),
         refresh_token_expires_at: from_millis(1_760_000_000_000),
         refresh_token_since: from_millis(1_750_000_000_000),
         access: Some(AccessToken {
-            token: Secret::new("abc"),
+            secret: Secret::new("abc"),
             lifetime: HOUR,
-            obtained_at: clock.wall(),
+            requested_at: clock.wall(),
             boot: clock
                 .boot_id()
                 .map(|id| (id.to_owned(), clock.now() + HOUR)),
@@ -21,8 +29,8 @@ fn record(clock: &dyn Clock) -> Record {
         adopted: Vec::new(),
         intents: Vec::new(),
     };
-    record.adopt(fingerprint(&Secret::new("seed")));
-    record.open_intent("a fingerprint", clock);
+    record.adopt(&token("seed"));
+    record.open_intent(&token("sent"), clock);
     record
 }
 
@@ -30,9 +38,10 @@ fn reparsed(record: &Record) -> Record {
     Record::from_json(&record.to_json().expect("JSON")).expect("readable")
 }
 
-/// A machine like `Simulated::new`, but of that boot, so long up, and with its calendar so far from 2025's.
-fn machine(boot: Option<&str>, uptime: Duration, calendar: Duration) -> Simulated {
-    let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_750_000_000) - 48 * HOUR + calendar;
+/// A machine like `Simulated::new`, with this boot id, uptime and difference to the wall clock of 2025.
+fn machine(boot: Option<&str>, uptime: Duration, wall_offset: Duration) -> Simulated {
+    let wall =
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_750_000_000) - 48 * HOUR + wall_offset;
     Simulated::booted(boot, uptime, wall)
 }
 
@@ -41,13 +50,16 @@ async fn a_record_survives_its_json() {
     let clock = Simulated::new();
     let (old, new) = (record(&clock), reparsed(&record(&clock)));
     assert_eq!((new.epoch, new.generation), (old.epoch, old.generation));
-    assert_eq!(new.refresh_token.expect("kept").expose(), "r+%&=ü\"\n");
+    assert_eq!(
+        new.refresh_token.expect("kept").secret().expose(),
+        "r+%&=ü\"\n"
+    );
     assert_eq!(new.refresh_token_expires_at, old.refresh_token_expires_at);
     assert_eq!(new.refresh_token_since, old.refresh_token_since);
     assert!(new.adopted == old.adopted && new.adopted.len() == 1);
     assert!(new.intents == old.intents && new.intents.len() == 1);
     let (new, old) = (new.access.expect("kept"), old.access.expect("there"));
-    assert_eq!(new.token.expose(), "abc");
+    assert_eq!(new.secret.expose(), "abc");
     assert_eq!((new.lifetime, new.boot), (old.lifetime, old.boot));
 }
 
@@ -55,18 +67,18 @@ async fn a_record_survives_its_json() {
 fn serialising_never_reallocates() {
     let clock = Simulated::new();
     let mut record = record(&clock);
-    record.refresh_token = Some(Secret::new("\u{1}".repeat(16 * 1024)));
-    for n in 0..ADOPTED_LIMIT + 10 {
-        record.adopt(fingerprint(&Secret::new(n.to_string())));
-        record.open_intent(&fingerprint(&Secret::new(n.to_string())), &clock);
+    record.refresh_token = Some(token(&"\u{1}".repeat(16 * 1024)));
+    for n in 0..MAX_ADOPTED + 10 {
+        record.adopt(&token(&n.to_string()));
+        record.open_intent(&token(&n.to_string()), &clock);
     }
     let json = record.to_json().expect("JSON");
-    assert_eq!(record.adopted.len(), ADOPTED_LIMIT);
+    assert_eq!(record.adopted.len(), MAX_ADOPTED);
     assert!(json.len() > 6 * 16 * 1024);
     // A vector that had grown would have doubled its capacity.
     assert_eq!(
         json.capacity(),
-        6 * (16 * 1024 + 3) + 80 * ADOPTED_LIMIT + 512 * INTENTS_LIMIT + 1024
+        6 * (16 * 1024 + 3) + 80 * MAX_ADOPTED + 512 * MAX_INTENTS + 1024
     );
 }
 
@@ -74,112 +86,111 @@ fn serialising_never_reallocates() {
 async fn an_intent_knows_its_age_over_a_restart_and_counts_its_attempts() {
     let (second, clock) = (Duration::from_secs(1), machine(Some("a"), HOUR, 48 * HOUR));
     let mut record = Record::default();
-    record.open_intent("x", &clock);
+    record.open_intent(&token("x"), &clock);
     let later = machine(Some("a"), HOUR + second, Duration::ZERO);
-    record.open_intent("x", &later);
-    let intent = reparsed(&record).intent("x").expect("kept").clone();
+    record.open_intent(&token("x"), &later);
+    let intent = intent(&reparsed(&record), "x").expect("kept").clone();
     assert_eq!(
         (intent.attempts, intent.age(&later)),
         (2, Some(second)),
         "of the first attempt, by the boot clock"
     );
-    let rebooted = |calendar| intent.age(&machine(Some("b"), second, calendar));
+    let rebooted = |wall_offset| intent.age(&machine(Some("b"), second, wall_offset));
     assert_eq!(rebooted(49 * HOUR), Some(HOUR));
-    assert_eq!(rebooted(47 * HOUR), None, "a calendar that went back");
+    assert_eq!(rebooted(47 * HOUR), None, "the wall clock went back");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_chains_own_doubt_outlives_those_of_configured_tokens() {
+async fn the_chains_own_intent_outlives_those_of_seeds() {
     let clock = Simulated::new();
-    let chain = fingerprint(&Secret::new("chain"));
     let mut record = Record {
-        refresh_token: Some(Secret::new("chain")),
+        refresh_token: Some(token("chain")),
         ..Record::default()
     };
-    record.open_intent(&chain, &clock);
-    for n in 0..2 * INTENTS_LIMIT {
-        record.open_intent(&n.to_string(), &clock);
+    record.open_intent(&token("chain"), &clock);
+    for n in 0..2 * MAX_INTENTS {
+        record.open_intent(&token(&n.to_string()), &clock);
     }
-    assert_eq!(record.intents.len(), INTENTS_LIMIT);
+    assert_eq!(record.intents.len(), MAX_INTENTS);
     assert!(
-        record.has_open_intent() && record.intent("31").is_some() && record.intent("0").is_none()
+        record.has_open_intent()
+            && intent(&record, "31").is_some()
+            && intent(&record, "0").is_none()
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn new_tokens_settle_the_doubt_about_their_own_chain_alone() {
+async fn new_tokens_close_the_intents_of_their_own_chain_only() {
     let clock = Simulated::new();
     let access = || AccessToken {
-        token: Secret::new("a"),
+        secret: Secret::new("a"),
         lifetime: HOUR,
-        obtained_at: clock.wall(),
+        requested_at: clock.wall(),
         boot: None,
     };
-    let seed = |name: &str| RefreshToken {
-        token: Secret::new(name),
-        fingerprint: fingerprint(&Secret::new(name)),
-    };
-    for origin in [Grant::Chain, Grant::Seed(seed("b")), Grant::Initial] {
+    for grant in [
+        Grant::Chain(token("chain")),
+        Grant::Seed(token("b")),
+        Grant::Initial,
+    ] {
         let mut record = Record {
-            refresh_token: Some(Secret::new("chain")),
+            refresh_token: Some(token("chain")),
             ..Record::default()
         };
-        for token in ["chain", "a", "b"] {
-            record.open_intent(&seed(token).fingerprint, &clock);
+        for name in ["chain", "a", "b"] {
+            record.open_intent(&token(name), &clock);
         }
-        let is_seed = matches!(origin, Grant::Seed(_));
-        record.advance(Some(Secret::new("next")), None, access(), origin);
-        assert!(record.intent(&seed("chain").fingerprint).is_none());
+        record.advance(Some(Secret::new("next")), None, access(), &grant);
+        assert!(intent(&record, "chain").is_none());
         assert!(
-            record.intent(&seed("a").fingerprint).is_some(),
+            intent(&record, "a").is_some(),
             "a rolled-back configuration may bring it back"
         );
-        assert_eq!(record.intent(&seed("b").fingerprint).is_none(), is_seed);
+        assert_eq!(intent(&record, "b").is_none(), grant.is_seed());
     }
 }
 
 #[test]
 fn a_refresh_token_is_as_old_as_its_last_change() {
     let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-    let access = |obtained_at| AccessToken {
-        token: Secret::new("a"),
+    let access = |requested_at| AccessToken {
+        secret: Secret::new("a"),
         lifetime: HOUR,
-        obtained_at,
+        requested_at,
         boot: None,
     };
     let mut record = Record::default();
-    let seed = RefreshToken {
-        token: Secret::new("r"),
-        fingerprint: fingerprint(&Secret::new("r")),
-    };
-    record.advance(None, None, access(at(10)), Grant::Seed(seed));
+    let (first, second) = (token("r"), token("s"));
+    record.advance(None, None, access(at(10)), &Grant::Seed(first.clone()));
     assert_eq!(record.refresh_token_expiry(HOUR), Some(at(3610)));
     for same in [None, Some(Secret::new("r"))] {
-        record.advance(same, None, access(at(20)), Grant::Chain);
+        record.advance(same, None, access(at(20)), &Grant::Chain(first.clone()));
         assert_eq!(record.refresh_token_expiry(HOUR), Some(at(3610)));
     }
-    record.advance(Some(Secret::new("s")), None, access(at(30)), Grant::Chain);
+    let grant = Grant::Chain(first);
+    record.advance(Some(Secret::new("s")), None, access(at(30)), &grant);
     assert_eq!(record.refresh_token_expiry(HOUR), Some(at(3630)));
-    record.advance(None, Some(2 * HOUR), access(at(40)), Grant::Chain);
+    let grant = Grant::Chain(second);
+    record.advance(None, Some(2 * HOUR), access(at(40)), &grant);
     assert_eq!(
         record.refresh_token_expiry(HOUR),
         Some(at(7240)),
-        "the issuer knows better"
+        "the issuer's statement wins"
     );
-    record.advance(None, None, access(at(50)), Grant::Initial);
+    record.advance(None, None, access(at(50)), &Grant::Initial);
     assert!(
         record.refresh_token.is_none(),
-        "a new chain takes nothing over"
+        "a new chain takes over nothing"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_the_same_boot_the_calendar_does_not_matter() {
+async fn in_the_same_boot_the_wall_clock_does_not_matter() {
     let access = record(&machine(Some("a"), HOUR, 48 * HOUR))
         .access
         .expect("there");
-    for calendar in [Duration::ZERO, 48 * HOUR, 96 * HOUR] {
-        let clock = machine(Some("a"), HOUR + HOUR / 4, calendar);
+    for wall_offset in [Duration::ZERO, 48 * HOUR, 96 * HOUR] {
+        let clock = machine(Some("a"), HOUR + HOUR / 4, wall_offset);
         let expiry = access.expiry(&clock);
         assert_eq!(
             expiry,
@@ -197,8 +208,8 @@ async fn after_another_boot_the_smaller_of_remainder_and_lifetime_counts() {
         .access
         .expect("there");
     for boot in [Some("b"), None] {
-        let left = |calendar| {
-            let clock = machine(boot, Duration::from_secs(10), calendar);
+        let left = |wall_offset| {
+            let clock = machine(boot, Duration::from_secs(10), wall_offset);
             let expiry = access.expiry(&clock);
             (expiry.at.saturating_since(clock.now()), expiry.is_certain)
         };
@@ -207,13 +218,13 @@ async fn after_another_boot_the_smaller_of_remainder_and_lifetime_counts() {
         assert_eq!(
             left(Duration::ZERO),
             (HOUR, false),
-            "a calendar that went back"
+            "the wall clock went back"
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_moment_of_another_time_namespace_is_not_believed() {
+async fn an_expiry_of_another_time_namespace_is_ignored() {
     let access = record(&machine(Some("a"), 1000 * HOUR, 48 * HOUR))
         .access
         .expect("there");
@@ -224,7 +235,7 @@ async fn a_moment_of_another_time_namespace_is_not_believed() {
 #[test]
 fn the_least_state_file_holds_a_refresh_token() {
     let record = Record::from_json(br#"{"format": 1, "refresh_token": "r"}"#).expect("readable");
-    assert_eq!(record.refresh_token.expect("there").expose(), "r");
+    assert_eq!(record.refresh_token.expect("there").secret().expose(), "r");
     assert!(record.access.is_none());
 }
 
@@ -254,10 +265,4 @@ fn mistakes_are_placed_and_never_quoted() {
         let error = Record::from_json(json.as_bytes()).expect_err("refused");
         assert!(error.contains(says) && !error.contains("s3cret"), "{error}");
     }
-}
-
-#[test]
-fn fingerprints_are_sha_256() {
-    let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-    assert_eq!(fingerprint(&Secret::new("abc")), abc);
 }

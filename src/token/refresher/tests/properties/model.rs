@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
+
 use crate::{
     base::{
         clock::{Clock as _, Moment, Simulated},
@@ -14,9 +16,9 @@ use crate::{
     },
     token::{
         Credential, Failure, FailureClass, StoreError, Token, TokenResponse, Version,
-        issuer::{BoxFuture, Issuer},
+        issuer::Issuer,
         refresher::tests::harness::seconds,
-        store::{AccessToken, Grant, Lock, Record, Store},
+        store::{AccessToken, Grant, Lock, Record, RequestTime, Store},
     },
 };
 
@@ -144,7 +146,7 @@ impl World {
         let (false, Some(mut record)) = (facts.is_locked, facts.disk.clone()) else {
             return;
         };
-        let Some(spent) = record
+        let Some(sent) = record
             .refresh_token
             .clone()
             .filter(|_| record.access.is_some())
@@ -154,26 +156,23 @@ impl World {
         let now = self.clock.now();
         facts.granted += 1;
         let n = facts.granted;
-        let access = AccessToken {
-            token: Secret::new(format!("theirs-{n}")),
+        let access = AccessToken::new(
+            Secret::new(format!("theirs-{n}")),
             lifetime,
-            obtained_at: self.clock.wall(),
-            boot: self
-                .clock
-                .boot_id()
-                .map(|id| (id.to_owned(), now + lifetime)),
-        };
+            RequestTime::now(&*self.clock),
+            &*self.clock,
+        );
         facts
             .issued
             .insert(format!("Bearer theirs-{n}"), (now + lifetime, lifetime));
-        facts.replaced.insert(spent.expose().to_owned());
-        facts.doubts.remove(spent.expose());
+        facts.replaced.insert(sent.secret().expose().to_owned());
+        facts.doubts.remove(sent.secret().expose());
         facts.is_client_refused = false;
         record.advance(
             Some(Secret::new(format!("refresh-{n}"))),
             None,
             access,
-            Grant::Chain,
+            &Grant::Chain(sent),
         );
         facts.disk = Some(record);
     }
@@ -192,7 +191,7 @@ impl World {
         credential
             .token()
             .as_ref()
-            .filter(|token| token.usable(now))
+            .filter(|token| token.is_usable(now))
             .cloned()
     }
 

@@ -1,0 +1,82 @@
+//! The configuration of a credential.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{
+    code_grant,
+    initial_grant::InitialGrant,
+    issuer::{self, IssuerConfig},
+    jwt_grant::{self, JwtGrant},
+};
+use crate::base::{clock::SharedClock, secret::Secret};
+
+/// A named credential: what to refresh, with what, and where to store it. Nothing about it is
+/// global.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The credential's name in metrics and status; `default` today.
+    pub name: String,
+    /// How to call the issuer.
+    pub issuer: IssuerConfig,
+    /// The configured refresh token, if any: the seed of a chain.
+    pub refresh_token: Option<Secret>,
+    /// The state file, which keeps tokens across restarts.
+    pub state_file: Option<PathBuf>,
+    /// How long before expiry to refresh; `None`: max(5 min, 20 % of the lifetime). Never more
+    /// than half the lifetime.
+    pub refresh_margin: Option<Duration>,
+    /// The lifetime of a refresh token if the issuer states none, from the last different one.
+    pub refresh_lifetime: Duration,
+    /// Whether a refresh token that may have been used is sent once more.
+    pub grace_retry: bool,
+    /// How long a request may wait for a token.
+    pub wait: Duration,
+    /// The shortest time between two refreshes that rejections cause.
+    pub cooldown: Duration,
+}
+
+impl Config {
+    /// The files that the credential is read from.
+    pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
+        let secrets = [
+            Some(&self.issuer.client_secret),
+            self.refresh_token.as_ref(),
+        ];
+        secrets
+            .into_iter()
+            .flatten()
+            .filter_map(Secret::file)
+            .chain(self.state_file.as_deref())
+    }
+}
+
+/// How the credential's first tokens are obtained.
+#[derive(Debug, Clone)]
+pub struct InitialGrantConfig {
+    /// The authorization code grant, which `login` uses, and the JWT grant after its first step.
+    pub code: code_grant::Config,
+    /// Codes without a user, if configured.
+    pub jwt: Option<jwt_grant::Config>,
+}
+
+impl InitialGrantConfig {
+    /// The grant that needs no user; `None` unless `[token.jwt]` is configured. Connects to nothing
+    /// yet.
+    ///
+    /// # Errors
+    /// When the TLS settings are unusable.
+    pub fn build(
+        &self,
+        issuer: &IssuerConfig,
+        clock: SharedClock,
+    ) -> Result<Option<Box<dyn InitialGrant>>, issuer::Error> {
+        let Some(jwt) = &self.jwt else {
+            return Ok(None);
+        };
+        let grant = JwtGrant::new(jwt.clone(), &self.code, issuer, clock)?;
+        Ok(Some(Box::new(grant)))
+    }
+}

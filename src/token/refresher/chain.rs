@@ -1,0 +1,164 @@
+//! The refresh tokens that a credential knows: its chain, a seed, and those that the issuer refused.
+//! State only: it performs no I/O.
+
+use std::{collections::VecDeque, time::Duration};
+
+use super::plan::{Candidate, Standing};
+use crate::{
+    base::{clock::Clock, secret::Secret},
+    token::{
+        refresh_token::RefreshToken,
+        store::{AccessToken, Grant, Intent, Record},
+        token_response::FailureClass,
+    },
+};
+
+/// Refused refresh tokens that are remembered. Each of them took an operator or a new chain.
+const MAX_REFUSED: usize = 16;
+
+pub(super) struct Chain {
+    /// The newest record. The stored one is older while writing fails.
+    pub(super) record: Record,
+    /// A configured refresh token that was never used. If the issuer refuses it, the chain goes on.
+    pub(super) seed: Option<RefreshToken>,
+    /// The newest seed was refused, and the chain goes on.
+    pub(super) is_seed_refused: bool,
+    /// Fingerprints of refresh tokens that the issuer refused: none of them is sent again.
+    refused: VecDeque<String>,
+}
+
+/// A call from its decision to its end.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    pub(super) grant: Grant,
+    /// The open intents before this call's own.
+    intents_before: Vec<Intent>,
+}
+
+impl Chain {
+    pub(super) fn new(record: Record) -> Self {
+        Self {
+            record,
+            seed: None,
+            is_seed_refused: false,
+            refused: VecDeque::new(),
+        }
+    }
+
+    /// Takes a configured refresh token as the seed, unless it is known already: then it is older
+    /// than the chain, or was refused. True if it was taken.
+    pub(super) fn offer_seed(&mut self, configured: Secret) -> bool {
+        let token = RefreshToken::new(configured);
+        let is_known = self.record.has_adopted(token.fingerprint())
+            || self.is_refused(&token)
+            || self.record.refresh_token.as_ref() == Some(&token)
+            || self.seed.as_ref() == Some(&token);
+        if !is_known {
+            self.seed = Some(token);
+            self.is_seed_refused = false;
+        }
+        !is_known
+    }
+
+    pub(super) fn candidate(
+        &self,
+        token: &RefreshToken,
+        grace_retry: bool,
+        clock: &dyn Clock,
+    ) -> Candidate {
+        Candidate {
+            token: token.clone(),
+            standing: self.standing(token, grace_retry, clock),
+        }
+    }
+
+    pub(super) fn standing(
+        &self,
+        token: &RefreshToken,
+        grace_retry: bool,
+        clock: &dyn Clock,
+    ) -> Standing {
+        let intent = self.record.intent(token.fingerprint());
+        let age = intent.and_then(|intent| intent.age(clock));
+        Standing::new(self.is_refused(token), intent, age, grace_retry)
+    }
+
+    /// Begins a call. The intent must be stored before the refresh token is sent.
+    pub(super) fn begin(&mut self, grant: Grant, clock: &dyn Clock) -> Attempt {
+        let intents_before = self.record.intents.clone();
+        if let Some(token) = grant.refresh_token() {
+            self.record.open_intent(token, clock);
+        }
+        Attempt {
+            grant,
+            intents_before,
+        }
+    }
+
+    /// Takes in the tokens of a successful call.
+    pub(super) fn advance(
+        &mut self,
+        refresh_token: Option<Secret>,
+        refresh_lifetime: Option<Duration>,
+        access: AccessToken,
+        grant: &Grant,
+    ) {
+        if grant.begins_chain() {
+            self.seed = None;
+            self.is_seed_refused = false;
+        }
+        self.record
+            .advance(refresh_token, refresh_lifetime, access, grant);
+    }
+
+    /// Closes the intent of a failed call, unless the outcome is unknown. True if the record
+    /// changed.
+    pub(super) fn close_intent(&mut self, class: FailureClass, attempt: &Attempt) -> bool {
+        let Some(token) = attempt.grant.refresh_token() else {
+            return false;
+        };
+        match class {
+            FailureClass::Ambiguous | FailureClass::Garbled => false,
+            FailureClass::RefreshTokenRefused => {
+                self.record.intents.clone_from(&attempt.intents_before);
+                self.record.close_intent(token);
+                true
+            }
+            // This call did not use the refresh token; an earlier one may have.
+            FailureClass::ClientRefused
+            | FailureClass::Throttled(_)
+            | FailureClass::Unreachable
+            | FailureClass::Failing => {
+                self.record.intents.clone_from(&attempt.intents_before);
+                true
+            }
+        }
+    }
+
+    /// Notes that the issuer refused this refresh token.
+    pub(super) fn refuse(&mut self, token: &RefreshToken) {
+        self.refused.truncate(MAX_REFUSED - 1);
+        self.refused.push_front(token.fingerprint().to_owned());
+    }
+
+    /// Gives the refused seed up for good. The chain goes on.
+    pub(super) fn discard_seed(&mut self) {
+        if let Some(seed) = self.seed.take() {
+            self.record.adopt(&seed);
+        }
+        self.is_seed_refused = true;
+    }
+
+    /// Goes on with a newer record, which another process stored.
+    pub(super) fn take_over(&mut self, stored: Record) {
+        self.record = stored;
+        self.seed
+            .take_if(|seed| self.record.has_adopted(seed.fingerprint()));
+    }
+
+    fn is_refused(&self, token: &RefreshToken) -> bool {
+        self.refused
+            .iter()
+            .any(|refused| refused == token.fingerprint())
+    }
+}

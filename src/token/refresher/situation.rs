@@ -1,0 +1,105 @@
+//! The refresher's state as the input of [`plan`](super::plan), and the problem that follows from it.
+
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+
+use super::{
+    Refresher,
+    chain::Attempt,
+    plan::{FailedCall, Plan, Situation},
+};
+use crate::{
+    base::clock::Moment,
+    token::{
+        state::{Problem, Reason},
+        store::Grant,
+        token_response::Failure,
+    },
+};
+
+impl Refresher {
+    /// Sets the problem that only an operator can solve, and clears it when a call is possible
+    /// again.
+    pub(super) fn assess(&mut self) {
+        let plan = self.plan();
+        if let Plan::Blocked(blocker) = plan {
+            if let Some(problem) = blocker.problem() {
+                self.problem = Some(problem);
+            }
+            return;
+        }
+        let has_initial_grant = self.initial_grant.is_some();
+        let is_resolved = |problem: &Problem| plan.resolves(problem.reason, has_initial_grant);
+        if self.problem.as_ref().is_some_and(is_resolved) {
+            self.problem = None;
+            self.timing.not_before = Moment::default();
+        }
+    }
+
+    /// What to do next.
+    pub(super) fn plan(&self) -> Plan {
+        self.situation().plan()
+    }
+
+    fn situation(&self) -> Situation {
+        let (chain, clock) = (&self.chain, &*self.shared.clock);
+        let candidate = |token| chain.candidate(token, self.policy.grace_retry, clock);
+        let cached = self.shared.token.load();
+        Situation {
+            seed: chain.seed.as_ref().map(candidate),
+            chain: chain.record.refresh_token.as_ref().map(candidate),
+            has_initial_grant: self.initial_grant.is_some(),
+            grace_retry: self.policy.grace_retry,
+            is_requested: self.shared.refresh_requested.load(Relaxed),
+            is_rejected: cached
+                .as_ref()
+                .is_some_and(|token| token.is_refresh_requested()),
+            refresh_at: self.timing.refresh_at,
+            not_before: self.timing.not_before,
+            expires_at: self.expiry(),
+            lifetime: chain
+                .record
+                .access
+                .as_ref()
+                .map_or(Duration::ZERO, |access| access.lifetime),
+        }
+    }
+
+    /// The failed call as [`FailedCall::retry`] takes it.
+    pub(super) fn failed_call(
+        &self,
+        failure: &Failure,
+        attempt: &Attempt,
+        sent_at: Moment,
+        now: Moment,
+    ) -> FailedCall {
+        let standing = attempt.grant.refresh_token().map(|token| {
+            self.chain
+                .standing(token, self.policy.grace_retry, &*self.shared.clock)
+        });
+        FailedCall {
+            class: failure.class,
+            sent_at,
+            now,
+            is_client_refused: self.is_client_refused(),
+            standing,
+            is_initial_grant_next: self.plan().grant() == Some(&Grant::Initial),
+        }
+    }
+
+    /// When the cached token expires; `None` if there is no usable one.
+    pub(super) fn expiry(&self) -> Option<Moment> {
+        let now = self.shared.clock.now();
+        self.shared
+            .token
+            .load()
+            .as_ref()
+            .filter(|token| token.is_usable(now))
+            .map(|token| token.expires_at())
+    }
+
+    pub(super) fn is_client_refused(&self) -> bool {
+        self.problem
+            .as_ref()
+            .is_some_and(|problem| problem.reason == Reason::ClientRefused)
+    }
+}
