@@ -145,7 +145,8 @@ impl Credential {
     /// future cancels the wait, never the refresh.
     ///
     /// `None` after `wait`; at once if there will be none until an operator acts, or if
-    /// [`MAX_WAITERS`] wait already. It waits by the runtime's clock: time in suspend does not count.
+    /// [`MAX_WAITERS`] wait already. It waits by the runtime's clock: time in suspend does not
+    /// count.
     pub async fn newer_than(&self, version: Option<Version>, wait: Duration) -> Option<Arc<Token>> {
         let _slot = WaiterSlot::take(&self.shared.waiters)?;
         tokio::time::timeout(wait, self.published_after(version))
@@ -188,7 +189,8 @@ impl Credential {
         wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER)
     }
 
-    /// Has the files of secrets and the state file read again. New contents revive a dead credential.
+    /// Has the files of secrets and the state file read again. New contents revive a dead
+    /// credential.
     pub fn reload(&self) {
         self.shared.files_changed.store(true, Relaxed);
         self.shared.wake.notify_one();

@@ -32,7 +32,8 @@ pub enum Error {
     Tls(#[from] tls::Error),
     /// `server_name` is an IP address.
     #[error(
-        "tls.server_name: {0} is an IP address; write the name in the issuer's certificate, or leave it out"
+        "tls.server_name: {0} is an IP address; write the name in the issuer's certificate, or \
+         leave it out"
     )]
     ServerName(IpAddr),
     /// `server_name` is not a host name.

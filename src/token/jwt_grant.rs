@@ -257,8 +257,8 @@ impl Config {
             (Some((_, code)), None) => Ok(Secret::new(code)),
             (None, _) | (_, Some(_)) => Err(Failure::new(
                 FailureClass::Failing,
-                "the cloud responded to the JWT with a redirect that carries no code: check that the cloud has this \
-                 interface enabled, and the keys in [token.jwt]",
+                "the cloud responded to the JWT with a redirect that carries no code: check that \
+                 the cloud has this interface enabled, and the keys in [token.jwt]",
             )),
         }
     }

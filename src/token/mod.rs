@@ -21,7 +21,8 @@
 //! | `state.rs` | states, reasons, outcomes, snapshots |
 //! | `issuer.rs`, `endpoint.rs` | the token endpoint, and the HTTP client for one endpoint |
 //! | `token_response.rs` | parsing of responses, classification of failures |
-//! | `code_grant.rs`, `jwt_grant.rs`, `initial_grant.rs` | the first tokens of a chain: for a code, for a JWT |
+//! | `code_grant.rs`, `jwt_grant.rs` | the first tokens of a chain: for a code, for a JWT |
+//! | `initial_grant.rs` | the seam for grants without a refresh token |
 //! | `login.rs` | stores the tokens of `login` beside a running proxy |
 //! | `refresh_token.rs` | a refresh token and its fingerprint |
 //! | `store/` | the token store: the record, the state file, its lock, the writer |
@@ -46,10 +47,12 @@
 //! | state | meaning | left when |
 //! |---|---|---|
 //! | `starting` | there was no token yet | the first token arrives |
-//! | `fresh` | the token is usable and refreshing works | a refresh fails, or the token expires |
-//! | `stale` | the token is usable, a refresh is overdue or fails | a refresh succeeds, or the token expires |
+//! | `fresh` | usable; refreshing works | a refresh fails, or the token expires |
+//! | `stale` | usable; a refresh is overdue or fails | a refresh succeeds, or the token expires |
 //! | `expired` | no usable token; refreshing is retried | a refresh succeeds |
-//! | `dead` | the issuer refused the credential; a valid token stays in use | an operator supplies a new refresh token or client secret |
+//! | `dead` | the issuer refused the credential | there is a new refresh token or client secret |
+//!
+//! A token that is still valid stays in use in the state `dead`, too.
 //!
 //! # Terms
 //!

@@ -360,8 +360,8 @@ impl Refresher {
             Some(Grant::Chain(_)) if attempt.grant.is_seed() => {
                 tracing::error!(
                     credential = self.shared.name,
-                    "the issuer refused the newly configured refresh token: the stored one stays in use, and the new \
-                     one is not tried again"
+                    "the issuer refused the newly configured refresh token: the stored one stays \
+                     in use, and the new one is not tried again"
                 );
                 self.chain.discard_seed();
                 self.writer.save(self.chain.record.clone()).await;
@@ -370,7 +370,8 @@ impl Refresher {
             Some(Grant::Initial) => {
                 tracing::warn!(
                     credential = self.shared.name,
-                    "the issuer refused the refresh token: new tokens are requested with [token.jwt]"
+                    "the issuer refused the refresh token: new tokens are requested with \
+                     [token.jwt]"
                 );
                 true
             }
@@ -389,7 +390,8 @@ impl Refresher {
                 if !std::mem::replace(&mut self.is_store_problem_logged, true) {
                     tracing::warn!(
                         %error,
-                        "the state file cannot be locked: another process with the same file would not be noticed"
+                        "the state file cannot be locked: another process with the same file \
+                         would not be noticed"
                     );
                 }
             }

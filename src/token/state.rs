@@ -1,5 +1,5 @@
-//! The state of a credential and the statistics of its refreshes, for status, metrics and logs. None
-//! of it is secret.
+//! The state of a credential and the statistics of its refreshes, for status, metrics and logs.
+//! None of it is secret.
 
 use std::{
     collections::VecDeque,

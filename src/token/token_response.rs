@@ -121,7 +121,8 @@ impl GrantType {
             // The next code or JWT may be accepted, so this is not final.
             Self::AuthorizationCode => (
                 FailureClass::Failing,
-                "the code is expired or already used, or was issued for another redirect_uri; get a new one",
+                "the code is expired or already used, or was issued for another redirect_uri; get \
+                 a new one",
             ),
             Self::Jwt => (
                 FailureClass::Failing,

@@ -1,5 +1,5 @@
-//! The refresh tokens that a credential knows: its chain, a seed, and those that the issuer refused.
-//! State only: it performs no I/O.
+//! The refresh tokens that a credential knows: its chain, a seed, and those that the issuer
+//! refused. State only: it performs no I/O.
 
 use std::{collections::VecDeque, time::Duration};
 

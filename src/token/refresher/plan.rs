@@ -148,7 +148,8 @@ impl Blocker {
         let (reason, detail) = match self {
             Self::NoRefreshToken => (
                 Reason::NoCredential,
-                "there is no refresh token: set token.refresh_token_file, or run bearer-proxy login",
+                "there is no refresh token: set token.refresh_token_file, or run bearer-proxy \
+                 login",
             ),
             Self::Refused => return None,
             Self::OutcomeUnknown => (

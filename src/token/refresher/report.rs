@@ -82,8 +82,8 @@ impl Refresher {
             tracing::warn!(
                 credential = self.shared.name,
                 hours_left,
-                "the refresh token expires soon, and the issuer does not replace it: run bearer-proxy login, or \
-                 configure a new refresh token"
+                "the refresh token expires soon, and the issuer does not replace it: run \
+                 bearer-proxy login, or configure a new refresh token"
             );
         }
         self.warned_days = reached;

@@ -1,4 +1,5 @@
-//! The refresher's state as the input of [`plan`](super::plan), and the problem that follows from it.
+//! The refresher's state as the input of [`plan`](super::plan), and the problem that follows from
+//! it.
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 

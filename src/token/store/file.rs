@@ -31,7 +31,7 @@ impl FileStore {
     /// during a write.
     ///
     /// # Errors
-    /// When the file is not one that this program would have written, or its folder is not writable.
+    /// When the file is not one that this program writes, or its folder is not writable.
     pub(in crate::token) fn open(&self) -> Result<Option<Record>, Error> {
         let record = self.read()?;
         let unwritable = |source| Error::Unwritable {
@@ -267,8 +267,8 @@ mod platform {
     }
 }
 
-/// Windows: the folder's access control list replaces the mode, and folders are not synced. A rename
-/// that fails because a virus scanner has the file open is retried like every failed write.
+/// Windows: the folder's access control list replaces the mode, and folders are not synced. A
+/// rename that fails because a virus scanner has the file open is retried like every failed write.
 #[cfg(not(unix))]
 mod platform {
     use std::{
@@ -505,7 +505,8 @@ mod tests {
         }
     }
 
-    /// Detected at the start, before a refresh token is sent. Not even root can create a file there.
+    /// Detected at the start, before a refresh token is sent. Not even root can create a file
+    /// there.
     #[cfg(target_os = "linux")]
     #[test]
     fn a_place_that_cannot_be_written_is_refused() {

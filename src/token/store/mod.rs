@@ -66,7 +66,8 @@ pub enum Error {
     },
     /// It is a symbolic link: an attacker who can write to the folder could redirect the tokens.
     #[error(
-        "state file {}: it is a symbolic link, which is refused; set token.state_file to the file itself",
+        "state file {}: it is a symbolic link, which is refused; set token.state_file to the file \
+         itself",
         path.display()
     )]
     Symlink {
@@ -74,15 +75,19 @@ pub enum Error {
         path: PathBuf,
     },
     /// It is a folder, a pipe, a socket or a device.
-    #[error("state file {}: it is not a regular file; set token.state_file to another path", path.display())]
+    #[error(
+        "state file {}: it is not a regular file; set token.state_file to another path",
+        path.display()
+    )]
     NotRegular {
         /// The path.
         path: PathBuf,
     },
     /// Users other than its owner may read or write it.
     #[error(
-        "state file {}: its mode {mode:03o} gives access to users other than its owner, and it contains tokens; \
-         run: chmod 600 '{}' (and get a new refresh token if another user may have read it)",
+        "state file {}: its mode {mode:03o} gives access to users other than its owner, and it \
+         contains tokens; run: chmod 600 '{}' \
+         (and get a new refresh token if another user may have read it)",
         path.display(), path.display()
     )]
     InsecureMode {
@@ -93,8 +98,8 @@ pub enum Error {
     },
     /// It cannot be written. A refresh would lose the refresh token that replaces the sent one.
     #[error(
-        "state file {}: it cannot be written: {source}; make its folder writable for the proxy's user, or set \
-         token.state_file to another path", path.display()
+        "state file {}: it cannot be written: {source}; make its folder writable for the proxy's \
+         user, or set token.state_file to another path", path.display()
     )]
     Unwritable {
         /// The file.
@@ -104,8 +109,8 @@ pub enum Error {
     },
     /// Its contents are not a record of this program.
     #[error(
-        "state file {}: {problem}; it is left as it is: restore it from a backup, or move it away and start again \
-         with a new refresh token", path.display()
+        "state file {}: {problem}; it is left as it is: restore it from a backup, or move it away \
+         and start again with a new refresh token", path.display()
     )]
     Invalid {
         /// The file.

@@ -153,7 +153,8 @@ impl Record {
         self.access = Some(access);
     }
 
-    /// When the refresh token expires: as the issuer stated it, or `lifetime` after it last changed.
+    /// When the refresh token expires: as the issuer stated it, or `lifetime` after it last
+    /// changed.
     pub(in crate::token) fn refresh_token_expiry(&self, lifetime: Duration) -> Option<SystemTime> {
         self.refresh_token_expires_at
             .or_else(|| self.refresh_token_since?.checked_add(lifetime))

@@ -18,7 +18,8 @@ use crate::{
     token::state::Persistence,
 };
 
-/// How long a new token waits for its record to be durable. After that it is published all the same.
+/// How long a new token waits for its record to be durable. After that it is published all the
+/// same.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long shutdown waits for a record that is not written yet.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -73,7 +74,8 @@ impl Writer {
         });
         if attempted.await.is_err() && !std::mem::replace(&mut self.is_outage_logged, true) {
             tracing::warn!(
-                "writing the state file takes longer than a second: new tokens are used before they are stored"
+                "writing the state file takes longer than a second: new tokens are used before \
+                 they are stored"
             );
         }
     }
@@ -143,7 +145,8 @@ impl Writer {
                 if !std::mem::replace(&mut self.is_outage_logged, true) {
                     tracing::error!(
                         %error,
-                        "the state file cannot be written: new tokens are kept in memory and would be lost by a restart"
+                        "the state file cannot be written: new tokens are kept in memory and \
+                         would be lost by a restart"
                     );
                 }
             }

@@ -1,43 +1,46 @@
-//! Where chains come from: configured refresh tokens, other processes, first tokens.
+//! How chains begin and change: seeds, other processes, initial grants.
 
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn first_tokens_begin_a_chain_when_there_is_no_refresh_token() {
-    let bench = Setup::new(|n| Ok(grant(n, HOUR)))
+async fn an_initial_grant_begins_a_chain_when_there_is_no_refresh_token() {
+    let harness = Setup::new(|n| Ok(grant(n, HOUR)))
         .no_refresh_token()
         .initial_grant(|n| Ok(grant(n + 200, HOUR)))
         .start();
-    bench.token().await;
-    bench.until(State::Fresh, Reason::Ok).await;
-    bench.pass(HOUR).await;
+    harness.token().await;
+    harness.until(State::Fresh, Reason::Ok).await;
+    harness.pass(HOUR).await;
     assert_eq!(
-        (bench.first_calls().len(), bench.calls()[0].spent.as_str()),
+        (
+            harness.first_calls().len(),
+            harness.calls()[0].sent.as_str()
+        ),
         (1, "refresh-201")
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn first_tokens_take_over_when_the_refresh_token_is_refused() {
-    let bench = Setup::new(|_| failure(FailureClass::RefreshTokenRefused))
+async fn an_initial_grant_replaces_a_refused_refresh_token() {
+    let harness = Setup::new(|_| failure(FailureClass::RefreshTokenRefused))
         .latency(seconds(1))
         .initial_grant(|n| Ok(grant(n + 200, HOUR)))
         .start();
-    let mut statuses = bench.credential.subscribe();
+    let mut statuses = harness.credential.subscribe();
     assert!(
-        bench
+        harness
             .credential
             .newer_than(None, seconds(3))
             .await
             .is_some(),
-        "those who wait get it"
+        "waiting requests get it"
     );
     assert_ne!(statuses.borrow_and_update().state, State::Dead);
-    assert_eq!((bench.calls().len(), bench.first_calls().len()), (1, 1));
+    assert_eq!((harness.calls().len(), harness.first_calls().len()), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn refused_first_tokens_are_asked_for_once_a_minute() {
+async fn a_refused_initial_grant_is_retried_once_a_minute() {
     for class in [
         FailureClass::RefreshTokenRefused,
         FailureClass::ClientRefused,
@@ -49,13 +52,13 @@ async fn refused_first_tokens_are_asked_for_once_a_minute() {
                 Ok(grant(n, HOUR))
             }
         };
-        let bench = Setup::new(|n| Ok(grant(n, HOUR)))
+        let harness = Setup::new(|n| Ok(grant(n, HOUR)))
             .no_refresh_token()
             .initial_grant(answer)
             .start();
-        bench.until(State::Dead, class.into()).await;
-        bench.until(State::Fresh, Reason::Ok).await;
-        let calls = bench.first_calls();
+        harness.until(State::Dead, class.into()).await;
+        harness.until(State::Fresh, Reason::Ok).await;
+        let calls = harness.first_calls();
         assert!(
             calls
                 .windows(2)
@@ -69,8 +72,8 @@ async fn refused_first_tokens_are_asked_for_once_a_minute() {
 #[tokio::test(start_paused = true)]
 async fn a_new_seed_that_is_refused_leaves_the_old_chain_in_place() {
     let log = harness::Log::capture();
-    let bench = Setup::new(|n| Ok(grant(n, HOUR))).start();
-    let old = bench.token().await;
+    let harness = Setup::new(|n| Ok(grant(n, HOUR))).start();
+    let old = harness.token().await;
     let bad = |n| {
         if n == 1 {
             failure(FailureClass::RefreshTokenRefused)
@@ -78,35 +81,36 @@ async fn a_new_seed_that_is_refused_leaves_the_old_chain_in_place() {
             Ok(grant(n + 100, HOUR))
         }
     };
-    let bench = bench
+    let harness = harness
         .restart(Setup::new(bad).refresh_token("bad seed"))
         .await;
-    bench.pass(seconds(60)).await;
-    let snapshot = bench.credential.snapshot();
+    harness.pass(seconds(60)).await;
+    let snapshot = harness.credential.snapshot();
     assert_eq!(
         (snapshot.state, snapshot.reason, snapshot.seed_refused),
         (State::Fresh, Reason::Ok, true)
     );
     assert_eq!(log.lines("refused the newly configured refresh token"), 1);
-    assert_eq!(bench.usable().expect("a token").version(), old.version());
-    bench.pass(HOUR).await;
-    let spent: Vec<_> = bench.calls().into_iter().map(|call| call.spent).collect();
-    assert_eq!(spent, ["bad seed", "refresh-1"]);
+    assert_eq!(harness.usable().expect("a token").version(), old.version());
+    harness.pass(HOUR).await;
+    let sent: Vec<_> = harness.calls().into_iter().map(|call| call.sent).collect();
+    assert_eq!(sent, ["bad seed", "refresh-1"]);
     assert_eq!(
-        bench.stored().epoch,
+        harness.stored().epoch,
         old.version().epoch(),
         "the same chain"
     );
     // Not after a restart either.
-    let bench = bench
+    let harness = harness
         .restart(Setup::new(|n| Ok(grant(n + 200, HOUR))).refresh_token("bad seed"))
         .await;
-    bench.pass(HOUR).await;
-    assert!(bench.calls().iter().all(|call| call.spent != "bad seed"));
+    harness.pass(HOUR).await;
+    assert!(harness.calls().iter().all(|call| call.sent != "bad seed"));
 }
 
-/// A credential that is dead because of the refresh token in this file; any other is good.
-async fn dead(file: &std::path::Path) -> Bench {
+/// A credential that is dead because of the refresh token in this file. Any other token is
+/// accepted.
+async fn dead(file: &std::path::Path) -> Harness {
     std::fs::write(file, "bad").expect("written");
     let answer = |n| {
         if n == 1 {
@@ -115,108 +119,112 @@ async fn dead(file: &std::path::Path) -> Bench {
             Ok(grant(n, HOUR))
         }
     };
-    let bench = Setup::new(answer).refresh_token_file(file).start();
-    bench.until(State::Dead, Reason::RefreshTokenRefused).await;
-    bench
+    let harness = Setup::new(answer).refresh_token_file(file).start();
+    harness
+        .until(State::Dead, Reason::RefreshTokenRefused)
+        .await;
+    harness
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_new_refresh_token_in_its_file_revives_a_dead_credential() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("refresh_token");
-    let bench = dead(&file).await;
-    // Neither a file that says nothing new nor an empty one is worth a call, whoever asks.
+    let harness = dead(&file).await;
+    // Neither an unchanged nor an empty file causes a call, not even on request.
     for contents in ["bad\n", ""] {
         std::fs::write(&file, contents).expect("written");
-        bench.credential.reload();
+        harness.credential.reload();
         assert_eq!(
-            bench.credential.refresh_now(),
+            harness.credential.refresh_now(),
             Err(ManualRefreshError::NoCredential)
         );
-        bench.pass(HOUR).await;
-        assert_eq!(bench.calls().len(), 1);
+        harness.pass(HOUR).await;
+        assert_eq!(harness.calls().len(), 1);
     }
     std::fs::write(&file, "good").expect("written");
-    bench.credential.reload();
-    bench.until(State::Fresh, Reason::Ok).await;
-    assert_eq!(bench.calls()[1].spent, "good");
-    // Back to a token that once was good: it is spent.
+    harness.credential.reload();
+    harness.until(State::Fresh, Reason::Ok).await;
+    assert_eq!(harness.calls()[1].sent, "good");
+    // A configured token that began a chain before is not tried again.
     std::fs::write(&file, "bad").expect("written");
-    bench.credential.reload();
-    bench.pass(HOUR).await;
+    harness.credential.reload();
+    harness.pass(HOUR).await;
     std::fs::write(&file, "good").expect("written");
-    bench.credential.reload();
-    bench.pass(HOUR).await;
-    let again: Vec<_> = bench
+    harness.credential.reload();
+    harness.pass(HOUR).await;
+    let again: Vec<_> = harness
         .calls()
         .into_iter()
         .skip(2)
-        .map(|call| call.spent)
+        .map(|call| call.sent)
         .collect();
     assert_eq!(again, ["refresh-2", "refresh-3"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn files_are_looked_at_without_being_told() {
+async fn changed_files_are_noticed_without_a_reload() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("refresh_token");
-    let bench = dead(&file).await;
+    let harness = dead(&file).await;
     std::fs::write(&file, "good").expect("written");
-    bench.until(State::Fresh, Reason::Ok).await;
-    assert!(bench.calls()[1].at <= bench.calls()[0].at + seconds(31));
+    harness.until(State::Fresh, Reason::Ok).await;
+    assert!(harness.calls()[1].at <= harness.calls()[0].at + seconds(31));
 }
 
 #[tokio::test(start_paused = true)]
 async fn tokens_that_another_process_stores_revive_a_dead_credential() {
-    let bench = Setup::new(|_| failure(FailureClass::RefreshTokenRefused)).start();
-    bench.until(State::Dead, Reason::RefreshTokenRefused).await;
+    let harness = Setup::new(|_| failure(FailureClass::RefreshTokenRefused)).start();
+    harness
+        .until(State::Dead, Reason::RefreshTokenRefused)
+        .await;
     let logged_in = Setup::new(|n| Ok(grant(n + 200, HOUR))).start();
     logged_in.token().await;
-    bench.put(logged_in.stored());
-    bench.credential.reload();
-    bench.until(State::Fresh, Reason::Ok).await;
+    harness.put(logged_in.stored());
+    harness.credential.reload();
+    harness.until(State::Fresh, Reason::Ok).await;
     assert_eq!(
-        bench.usable().expect("a token").header(),
+        harness.usable().expect("a token").header(),
         logged_in.usable().expect("a token").header()
     );
-    assert_eq!(bench.calls().len(), 1);
+    assert_eq!(harness.calls().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_state_file_by_hand_is_as_good_as_a_configured_refresh_token() {
-    let bench = Setup::new(|n| Ok(grant(n, HOUR))).start();
-    let old = bench.token().await;
+async fn a_handwritten_state_file_acts_as_a_seed() {
+    let harness = Setup::new(|n| Ok(grant(n, HOUR))).start();
+    let old = harness.token().await;
     let mut by_hand = Record::default();
     by_hand.refresh_token = Some(RefreshToken::new(Secret::new("by hand")));
     for _ in 0..2 {
-        bench.put(by_hand.clone());
-        bench.credential.reload();
-        bench.pass(seconds(1)).await;
-        assert_eq!(bench.calls().len(), 2, "once");
+        harness.put(by_hand.clone());
+        harness.credential.reload();
+        harness.pass(seconds(1)).await;
+        assert_eq!(harness.calls().len(), 2, "once");
     }
-    assert_eq!(bench.calls()[1].spent, "by hand");
-    assert!(bench.usable().expect("a token").version().epoch() > old.version().epoch());
+    assert_eq!(harness.calls()[1].sent, "by hand");
+    assert!(harness.usable().expect("a token").version().epoch() > old.version().epoch());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_client_is_probed_once_a_minute_whoever_asks() {
-    let bench = Setup::new(|_| failure(FailureClass::ClientRefused)).start();
-    bench.until(State::Dead, Reason::ClientRefused).await;
+async fn a_refused_client_is_probed_once_a_minute_even_on_request() {
+    let harness = Setup::new(|_| failure(FailureClass::ClientRefused)).start();
+    harness.until(State::Dead, Reason::ClientRefused).await;
     for _ in 0..600 {
-        bench.credential.reload();
-        let _ = bench.credential.refresh_now();
-        bench.pass(seconds(1)).await;
+        harness.credential.reload();
+        let _ = harness.credential.refresh_now();
+        harness.pass(seconds(1)).await;
     }
     assert!(
-        bench.gaps().iter().all(|gap| *gap >= seconds(60)),
+        harness.gaps().iter().all(|gap| *gap >= seconds(60)),
         "{:?}",
-        bench.gaps()
+        harness.gaps()
     );
-    assert!(bench.calls().len() >= 10);
+    assert!(harness.calls().len() >= 10);
 }
 
 #[tokio::test(start_paused = true)]
-async fn processes_that_share_a_state_file_spend_each_token_once() {
+async fn processes_that_share_a_state_file_send_each_token_once() {
     let issuer = |n| move |m| Ok(grant(n + m, HOUR));
     let first = Setup::new(issuer(0)).latency(seconds(2)).start();
     let second = Setup::new(issuer(100_000))
@@ -227,25 +235,25 @@ async fn processes_that_share_a_state_file_spend_each_token_once() {
     assert_eq!(one.version(), other.version());
     assert_eq!(one.header(), other.header());
     first.pass(10 * DAY).await;
-    let mut spent: Vec<_> = first
+    let mut sent: Vec<_> = first
         .calls()
         .into_iter()
         .chain(second.calls())
-        .map(|call| call.spent)
+        .map(|call| call.sent)
         .collect();
-    let calls = spent.len();
+    let calls = sent.len();
     assert!(calls > 200 && calls < 350, "{calls}");
-    spent.sort();
-    spent.dedup();
-    assert_eq!(spent.len(), calls, "a refresh token was spent twice");
+    sent.sort();
+    sent.dedup();
+    assert_eq!(sent.len(), calls, "a refresh token was sent twice");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lock_is_waited_for_and_what_was_stored_meanwhile_is_adopted() {
+async fn a_refresh_waits_for_the_lock_and_adopts_newer_tokens() {
     let log = harness::Log::capture();
-    let bench = Setup::new(|n| Ok(grant(n, HOUR))).start();
-    let token = bench.token().await;
-    let mut newer = bench.stored();
+    let harness = Setup::new(|n| Ok(grant(n, HOUR))).start();
+    let token = harness.token().await;
+    let mut newer = harness.stored();
     let mut access = newer.access.clone().expect("there");
     access.secret = Secret::new("theirs");
     let sent = newer.refresh_token.clone().expect("there");
@@ -255,14 +263,14 @@ async fn a_lock_is_waited_for_and_what_was_stored_meanwhile_is_adopted() {
         access,
         &Grant::Chain(sent),
     );
-    bench.pass(seconds(60)).await;
-    bench.hold_lock(true);
-    bench.credential.rejected(token.version());
-    bench.pass(seconds(30)).await;
-    assert_eq!(bench.calls().len(), 1);
-    bench.put(newer);
-    bench.hold_lock(false);
-    let adopted = bench
+    harness.pass(seconds(60)).await;
+    harness.hold_lock(true);
+    harness.credential.rejected(token.version());
+    harness.pass(seconds(30)).await;
+    assert_eq!(harness.calls().len(), 1);
+    harness.put(newer);
+    harness.hold_lock(false);
+    let adopted = harness
         .credential
         .newer_than(Some(token.version()), seconds(10))
         .await
@@ -270,25 +278,25 @@ async fn a_lock_is_waited_for_and_what_was_stored_meanwhile_is_adopted() {
     assert_eq!(adopted.header().as_bytes(), b"Bearer theirs");
     assert_eq!(
         (
-            bench.calls().len(),
+            harness.calls().len(),
             log.lines("another process stored newer tokens")
         ),
         (1, 1)
     );
-    bench.pass(HOUR).await;
-    assert_eq!(bench.calls()[1].spent, "their refresh token");
+    harness.pass(HOUR).await;
+    assert_eq!(harness.calls()[1].sent, "their refresh token");
 }
 
 #[tokio::test(start_paused = true)]
 async fn shutdown_does_not_wait_for_a_lock() {
-    let bench = Setup::new(|n| Ok(grant(n, HOUR))).start();
-    let token = bench.token().await;
-    bench.hold_lock(true);
-    bench.credential.rejected(token.version());
-    bench.pass(seconds(5)).await;
-    let before = bench.clock.now();
-    let bench = bench.stop().await;
-    assert_eq!((bench.calls().len(), bench.clock.now()), (1, before));
+    let harness = Setup::new(|n| Ok(grant(n, HOUR))).start();
+    let token = harness.token().await;
+    harness.hold_lock(true);
+    harness.credential.rejected(token.version());
+    harness.pass(seconds(5)).await;
+    let before = harness.clock.now();
+    let harness = harness.stop().await;
+    assert_eq!((harness.calls().len(), harness.clock.now()), (1, before));
 }
 
 #[tokio::test(start_paused = true)]
@@ -310,67 +318,67 @@ async fn the_lock_is_held_until_the_newest_tokens_are_stored() {
     second.token().await;
     assert!(
         second.calls().is_empty(),
-        "it would have spent the seed again"
+        "it would have sent the seed again"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_backup_is_not_taken_for_news() {
-    let bench = Setup::new(|n| Ok(grant(n, HOUR))).start();
-    bench.token().await;
-    let backup = bench.stored();
-    bench.pass(HOUR).await;
-    bench.put(backup);
-    bench.pass(HOUR).await;
-    assert_eq!(bench.calls()[2].spent, "refresh-2");
+async fn an_older_record_is_ignored() {
+    let harness = Setup::new(|n| Ok(grant(n, HOUR))).start();
+    harness.token().await;
+    let backup = harness.stored();
+    harness.pass(HOUR).await;
+    harness.put(backup);
+    harness.pass(HOUR).await;
+    assert_eq!(harness.calls()[2].sent, "refresh-2");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_age_of_a_refresh_token_is_told_and_warned_of() {
+async fn the_expiry_of_a_refresh_token_is_reported_and_warned_of() {
     let log = harness::Log::capture();
-    let untold = |n| {
+    let unstated = |n| {
         Ok(TokenResponse {
             refresh_token: None,
             refresh_lifetime: None,
             ..grant(n, HOUR)
         })
     };
-    let bench = Setup::new(untold).start();
-    bench.token().await;
-    let expiry = bench
+    let harness = Setup::new(unstated).start();
+    harness.token().await;
+    let expiry = harness
         .credential
         .snapshot()
         .refresh_token_expires_at
-        .expect("told");
-    assert_eq!(expiry, bench.clock.wall() + 30 * DAY);
+        .expect("reported");
+    assert_eq!(expiry, harness.clock.wall() + 30 * DAY);
     for (days, warnings) in [(22, 0), (2, 1), (2, 1), (2, 2), (1, 2), (1, 3)] {
-        bench.pass(days * DAY).await;
+        harness.pass(days * DAY).await;
         assert_eq!(log.lines("expires soon"), warnings, "{}", log.text());
     }
     assert_eq!(
-        bench.credential.snapshot().refresh_token_expires_at,
+        harness.credential.snapshot().refresh_token_expires_at,
         Some(expiry),
         "the token is the same"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_processs_refresh_under_way_is_no_reason_to_give_up() {
+async fn a_refresh_of_another_process_does_not_block_the_credential() {
     let slow = Setup::new(|n| Ok(grant(n, HOUR)))
         .latency(seconds(8))
         .start();
     slow.pass(seconds(1)).await;
-    let bench = Setup::new(|n| Ok(grant(n + 200, HOUR)))
+    let harness = Setup::new(|n| Ok(grant(n + 200, HOUR)))
         .no_grace_retry()
         .beside(&slow)
         .start();
-    bench.until(State::Fresh, Reason::Ok).await;
-    assert!(bench.calls().is_empty() && slow.calls().len() == 1);
+    harness.until(State::Fresh, Reason::Ok).await;
+    assert!(harness.calls().is_empty() && slow.calls().len() == 1);
 
     let token = slow.token().await;
     slow.credential.rejected(token.version());
     slow.pass(seconds(1)).await;
-    bench.credential.reload();
-    bench.pass(seconds(1)).await;
-    assert_eq!(bench.credential.snapshot().state, State::Fresh);
+    harness.credential.reload();
+    harness.pass(seconds(1)).await;
+    assert_eq!(harness.credential.snapshot().state, State::Fresh);
 }

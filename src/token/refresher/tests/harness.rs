@@ -1,4 +1,5 @@
-//! A refresher on the test bench: its clock, issuer and store are scripted, and everything is recorded.
+//! A refresher with a simulated clock, a scripted issuer and a scripted store. All calls and writes
+//! are recorded.
 
 use std::{
     collections::VecDeque,
@@ -30,13 +31,13 @@ use crate::{
 };
 
 /// More simulated time than any test needs.
-const PATIENCE: Duration = seconds(400 * 24 * 3600);
+const TIME_LIMIT: Duration = seconds(400 * 24 * 3600);
 
 pub(super) const fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-/// What a good issuer answers to its nth call.
+/// The response of a working issuer to its nth call.
 pub(super) fn grant(n: usize, lifetime: Duration) -> TokenResponse {
     TokenResponse {
         access_token: Secret::new(format!("access-{n}")),
@@ -50,7 +51,7 @@ pub(super) fn failure(class: FailureClass) -> Result<TokenResponse, Failure> {
     Err(Failure::new(class, "as scripted"))
 }
 
-/// A refused client, with other troubles in between.
+/// A refused client, with other failures in between.
 pub(super) fn refused(n: usize) -> Result<TokenResponse, Failure> {
     failure(if n.is_multiple_of(3) {
         FailureClass::Unreachable
@@ -67,7 +68,7 @@ type WriteResult = Box<dyn Fn(usize) -> io::Result<()> + Send + Sync>;
 #[derive(Debug, Clone)]
 pub(super) struct Call {
     pub(super) at: Moment,
-    pub(super) spent: String,
+    pub(super) sent: String,
 }
 
 /// One write of the store.
@@ -116,7 +117,8 @@ impl Setup {
         Self { latency, ..self }
     }
 
-    /// The client's secret has changed whenever it is read again, so many times.
+    /// The client secret has changed each of the first `client_secrets` times that it is read
+    /// again.
     pub(super) fn client_secrets(self, client_secrets: usize) -> Self {
         Self {
             client_secrets,
@@ -150,7 +152,7 @@ impl Setup {
         }
     }
 
-    /// First tokens can be had; such calls spend nothing.
+    /// Configures an initial grant; its calls send no refresh token.
     pub(super) fn initial_grant(
         self,
         response: impl Fn(usize) -> Result<TokenResponse, Failure> + Send + Sync + 'static,
@@ -182,26 +184,26 @@ impl Setup {
         }
     }
 
-    /// Another process on the machine of that one.
-    pub(super) fn beside(self, bench: &Bench) -> Self {
+    /// Another process on the same machine.
+    pub(super) fn beside(self, harness: &Harness) -> Self {
         Self {
-            machine: Some((Arc::clone(&bench.clock), Arc::clone(&bench.store.disk))),
+            machine: Some((Arc::clone(&harness.clock), Arc::clone(&harness.store.disk))),
             ..self
         }
     }
 
-    pub(super) fn start(self) -> Bench {
+    pub(super) fn start(self) -> Harness {
         let (clock, disk) = self.machine.unwrap_or_default();
         if let Some(record) = self.record {
             disk.put(record);
         }
-        let issuer = Arc::new(Script {
+        let issuer = Arc::new(ScriptedCalls {
             clock: Arc::clone(&clock),
             response: self.response,
             latency: self.latency,
             calls: Mutex::default(),
         });
-        let store = Arc::new(Shelf {
+        let store = Arc::new(ScriptedStore {
             clock: Arc::clone(&clock),
             time: self.write_time,
             result: self.write_result,
@@ -210,7 +212,7 @@ impl Setup {
             credential: OnceLock::new(),
         });
         let initial_grant = self.initial_grant.map(|response| {
-            let script = Script {
+            let script = ScriptedCalls {
                 clock: Arc::clone(&clock),
                 response,
                 latency: self.latency,
@@ -239,7 +241,7 @@ impl Setup {
         let task = tokio::spawn(refresher.run(async {
             let _ = stopped.await;
         }));
-        Bench {
+        Harness {
             clock,
             credential,
             issuer,
@@ -250,20 +252,20 @@ impl Setup {
     }
 }
 
-pub(super) struct Bench {
+pub(super) struct Harness {
     pub(super) clock: Arc<Simulated>,
     pub(super) credential: Credential,
-    issuer: Arc<Script>,
-    initial_grant: Option<Arc<Script>>,
-    store: Arc<Shelf>,
+    issuer: Arc<ScriptedCalls>,
+    initial_grant: Option<Arc<ScriptedCalls>>,
+    store: Arc<ScriptedStore>,
     running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
-impl Bench {
+impl Harness {
     /// The cached token, once there is a usable one.
     pub(super) async fn token(&self) -> Arc<Token> {
         self.credential
-            .newer_than(None, PATIENCE)
+            .newer_than(None, TIME_LIMIT)
             .await
             .expect("a token")
     }
@@ -279,7 +281,7 @@ impl Bench {
     pub(super) async fn until(&self, state: State, reason: Reason) {
         let mut status = self.credential.subscribe();
         let reached = status.wait_for(|status| status.state == state && status.reason == reason);
-        let reached = tokio::time::timeout(PATIENCE, reached).await;
+        let reached = tokio::time::timeout(TIME_LIMIT, reached).await;
         assert!(
             reached.is_ok_and(|reached| reached.is_ok()),
             "{state:?} {reason:?}: {:?}",
@@ -292,7 +294,7 @@ impl Bench {
         self.clock.sleep_until(self.clock.now() + time).await;
     }
 
-    /// What the data path does with a request that the upstream never authorizes.
+    /// What the data path does for a request that the upstream never authorizes.
     pub(super) async fn reject_once(&self) {
         use crate::token::Rejection;
         let token = self.usable().expect("a token");
@@ -314,7 +316,7 @@ impl Bench {
         self.issuer.calls.lock().unwrap().clone()
     }
 
-    /// Calls for first tokens.
+    /// Calls of the initial grant.
     pub(super) fn first_calls(&self) -> Vec<Call> {
         self.initial_grant
             .as_ref()
@@ -345,12 +347,12 @@ impl Bench {
         self.store.disk.record().unwrap_or_default()
     }
 
-    /// Somebody else writes the file.
+    /// Another process writes the file.
     pub(super) fn put(&self, record: Record) {
         self.store.disk.put(record);
     }
 
-    /// Somebody else locks the file, or gives it free.
+    /// Another process locks or unlocks the file.
     pub(super) fn hold_lock(&self, is_held: bool) {
         self.store.disk.is_locked.store(is_held, Relaxed);
     }
@@ -368,8 +370,8 @@ impl Bench {
     /// Shuts the refresher down and waits for its end.
     pub(super) async fn stop(mut self) -> Self {
         let (stop, task) = self.running.take().expect("running");
-        stop.send(()).expect("it listens");
-        tokio::time::timeout(PATIENCE, task)
+        stop.send(()).expect("running");
+        tokio::time::timeout(TIME_LIMIT, task)
             .await
             .expect("it ends")
             .expect("without a panic");
@@ -390,20 +392,20 @@ impl Bench {
     }
 }
 
-struct Script {
+struct ScriptedCalls {
     clock: Arc<Simulated>,
     response: Response,
     latency: Duration,
     calls: Mutex<Vec<Call>>,
 }
 
-impl Script {
-    async fn call(&self, spent: String) -> Result<TokenResponse, Failure> {
+impl ScriptedCalls {
+    async fn call(&self, sent: String) -> Result<TokenResponse, Failure> {
         let n = {
             let mut calls = self.calls.lock().unwrap();
             calls.push(Call {
                 at: self.clock.now(),
-                spent,
+                sent,
             });
             calls.len()
         };
@@ -417,7 +419,7 @@ impl Script {
 }
 
 struct ScriptedIssuer {
-    script: Arc<Script>,
+    script: Arc<ScriptedCalls>,
     client_secrets: VecDeque<usize>,
 }
 
@@ -435,19 +437,19 @@ impl Issuer for ScriptedIssuer {
     }
 }
 
-impl std::fmt::Debug for Script {
+impl std::fmt::Debug for ScriptedCalls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Script")
+        f.write_str("ScriptedCalls")
     }
 }
 
-impl InitialGrant for Arc<Script> {
+impl InitialGrant for Arc<ScriptedCalls> {
     fn request_tokens(&self) -> BoxFuture<'_, Result<TokenResponse, Failure>> {
         Box::pin(self.call(String::new()))
     }
 }
 
-/// What all processes of the machine share.
+/// The state file, which all processes of the machine share.
 #[derive(Default)]
 struct Disk {
     record: Mutex<Option<Record>>,
@@ -472,7 +474,7 @@ impl Drop for DiskLock {
     }
 }
 
-struct Shelf {
+struct ScriptedStore {
     disk: Arc<Disk>,
     clock: Arc<Simulated>,
     time: WriteTime,
@@ -481,17 +483,17 @@ struct Shelf {
     credential: OnceLock<Credential>,
 }
 
-impl Store for Arc<Shelf> {
+impl Store for Arc<ScriptedStore> {
     fn save(&self, record: Arc<Record>) -> BoxFuture<'static, io::Result<()>> {
-        let shelf = Arc::clone(self);
+        let store = Arc::clone(self);
         Box::pin(async move {
-            let at = shelf.clock.now();
-            let n = shelf.saves.lock().unwrap().len() + 1;
-            let time = (shelf.time)(n);
+            let at = store.clock.now();
+            let n = store.saves.lock().unwrap().len() + 1;
+            let time = (store.time)(n);
             if !time.is_zero() {
-                shelf.clock.sleep_until(at + time).await;
+                store.clock.sleep_until(at + time).await;
             }
-            let credential = shelf.credential.get().expect("set at the start");
+            let credential = store.credential.get().expect("set at the start");
             let save = Save {
                 at,
                 generation: record.generation,
@@ -506,8 +508,8 @@ impl Store for Arc<Shelf> {
                     .map(|token| token.version().generation()),
                 record: Arc::clone(&record),
             };
-            shelf.saves.lock().unwrap().push(save);
-            (shelf.result)(n).inspect(|()| shelf.disk.put(Record::clone(&record)))
+            store.saves.lock().unwrap().push(save);
+            (store.result)(n).inspect(|()| store.disk.put(Record::clone(&record)))
         })
     }
 

@@ -1,36 +1,37 @@
-//! Whatever the issuer answers, the clocks do and people change: what is promised of a credential holds.
+//! Property test: the invariants of a credential hold for any responses of the issuer, clock jumps,
+//! crashes and configuration changes.
 
 mod model;
 
 use proptest::{prelude::*, test_runner::Config as Cases};
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use self::model::{Answer, World};
+use self::model::{Model, ScriptedResponse};
 use super::*;
 use crate::token::{Token, testing};
 
-/// The longest way back to a usable token: the longest `Retry-After`, and a little for the call.
+/// The longest time to a usable token: the longest `Retry-After`, and a margin for the call.
 const RECOVERY: Duration = seconds(330);
 
 #[derive(Debug, Clone)]
 enum Step {
     Pass(Duration),
-    /// To the cached token's expiry, plus so much.
+    /// To the cached token's expiry, plus this duration.
     PassToExpiry(Duration),
-    /// A request without a token, or one whose token was rejected; it waits for so long.
+    /// A request without a token, or one whose token was rejected, waits this long.
     Wait(Duration),
     Reject(Duration, Verdict),
     JumpWall(bool, Duration),
     Suspend(Duration),
     NewClientSecret,
     NewSeed,
-    /// Another process refreshes; somebody may tell this one.
+    /// Another process refreshes; this one may be asked to reload.
     AnotherProcess(bool, Duration),
     Restart,
     Crash,
 }
 
-/// What the upstream says to a replay.
+/// How the upstream treats a replay.
 #[derive(Debug, Clone, Copy)]
 enum Verdict {
     Accepted,
@@ -64,17 +65,19 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..3_u64).prop_map(|n| Step::PassToExpiry(Duration::from_millis(n))),
         3 => wait().prop_map(Step::Wait),
         6 => (wait(), verdict()).prop_map(|(wait, verdict)| Step::Reject(wait, verdict)),
-        2 => (any::<bool>(), two_days()).prop_map(|(is_forwards, by)| Step::JumpWall(is_forwards, by)),
+        2 => (any::<bool>(), two_days())
+            .prop_map(|(is_forwards, by)| Step::JumpWall(is_forwards, by)),
         2 => two_days().prop_map(Step::Suspend),
         1 => Just(Step::NewClientSecret),
         2 => Just(Step::NewSeed),
-        1 => (any::<bool>(), lifetime()).prop_map(|(is_told, lifetime)| Step::AnotherProcess(is_told, lifetime)),
+        1 => (any::<bool>(), lifetime())
+            .prop_map(|(reload, lifetime)| Step::AnotherProcess(reload, lifetime)),
         1 => Just(Step::Restart),
         2 => Just(Step::Crash),
     ]
 }
 
-fn answer() -> impl Strategy<Value = Answer> {
+fn response() -> impl Strategy<Value = ScriptedResponse> {
     let latency = prop_oneof![Just(0_u64), 1..9_000_u64].prop_map(Duration::from_millis);
     let failure = prop_oneof![
         2 => Just(FailureClass::Garbled),
@@ -87,15 +90,19 @@ fn answer() -> impl Strategy<Value = Answer> {
     ];
     prop_oneof![
         4 => (latency.clone(), any::<bool>(), lifetime())
-            .prop_map(|(latency, rotates, lifetime)| Answer { latency, outcome: Ok((rotates, lifetime)) }),
-        4 => (latency, failure).prop_map(|(latency, class)| Answer { latency, outcome: Err(class) }),
-        1 => Just(Answer { latency: seconds(10), outcome: Err(FailureClass::Ambiguous) }),
+            .prop_map(|(latency, rotates, lifetime)| ScriptedResponse {
+                latency,
+                outcome: Ok((rotates, lifetime)),
+            }),
+        4 => (latency, failure)
+            .prop_map(|(latency, class)| ScriptedResponse { latency, outcome: Err(class) }),
+        1 => Just(ScriptedResponse { latency: seconds(10), outcome: Err(FailureClass::Ambiguous) }),
     ]
 }
 
-/// One process after the other on one machine, and the requests that wait.
+/// Consecutive processes on one machine, and the waiting requests.
 struct Run {
-    world: Arc<World>,
+    model: Arc<Model>,
     folder: tempfile::TempDir,
     seeds: usize,
     credential: Credential,
@@ -105,13 +112,13 @@ struct Run {
 }
 
 impl Run {
-    fn new(answers: Vec<Answer>) -> Self {
+    fn new(responses: Vec<ScriptedResponse>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::write(folder.path().join("seed"), "seed-0").expect("written");
-        let world = World::new(answers);
-        let (credential, stop, task) = start(&world, folder.path());
+        let model = Model::new(responses);
+        let (credential, stop, task) = start(&model, folder.path());
         Self {
-            world,
+            model,
             folder,
             seeds: 0,
             credential,
@@ -131,14 +138,14 @@ impl Run {
                     .as_ref()
                     .map(|token| token.expires_at());
                 let left = expiry.map_or(Duration::ZERO, |at| {
-                    at.saturating_since(self.world.clock.now())
+                    at.saturating_since(self.model.clock.now())
                 });
                 self.pass(left + more).await;
             }
             Step::Wait(wait) => self.wait(None, wait, Verdict::Accepted),
             Step::Reject(wait, verdict) => self.reject(wait, verdict),
             Step::JumpWall(is_forwards, by) => {
-                self.world.clock.jump_wall(
+                self.model.clock.jump_wall(
                     if is_forwards {
                         Jump::Forwards
                     } else {
@@ -147,28 +154,28 @@ impl Run {
                     by,
                 );
             }
-            Step::Suspend(time) => self.world.clock.suspend(time),
-            Step::NewClientSecret => self.world.change_client_secret(),
+            Step::Suspend(time) => self.model.clock.suspend(time),
+            Step::NewClientSecret => self.model.change_client_secret(),
             Step::NewSeed => self.configure_seed(),
-            Step::AnotherProcess(is_told, lifetime) => {
-                self.world.refresh_in_another_process(lifetime);
-                if is_told {
+            Step::AnotherProcess(reload, lifetime) => {
+                self.model.refresh_in_another_process(lifetime);
+                if reload {
                     self.credential.reload();
                 }
             }
             Step::Restart => self.restart(true).await,
             Step::Crash => self.restart(false).await,
         }
-        self.world.observe(&self.credential);
+        self.model.observe(&self.credential);
     }
 
     async fn pass(&self, time: Duration) {
         for _ in 0..4 {
-            self.world
+            self.model
                 .clock
-                .sleep_until(self.world.clock.now() + time / 4)
+                .sleep_until(self.model.clock.now() + time / 4)
                 .await;
-            self.world.observe(&self.credential);
+            self.model.observe(&self.credential);
         }
     }
 
@@ -183,7 +190,7 @@ impl Run {
     }
 
     fn reject(&mut self, wait: Duration, verdict: Verdict) {
-        let now = self.world.clock.now();
+        let now = self.model.clock.now();
         let Some(token) = self
             .credential
             .token()
@@ -195,7 +202,7 @@ impl Run {
         };
         match self.credential.rejected(token.version()) {
             Rejection::Newer(newer) => self
-                .world
+                .model
                 .violated(&format!("{:?} is the newest", newer.version())),
             Rejection::Refreshing => self.wait(Some(token), wait, verdict),
             Rejection::Futile => {}
@@ -203,18 +210,19 @@ impl Run {
     }
 
     fn wait(&mut self, rejected: Option<Arc<Token>>, wait: Duration, verdict: Verdict) {
-        let (world, credential) = (Arc::clone(&self.world), self.credential.clone());
+        let (model, credential) = (Arc::clone(&self.model), self.credential.clone());
         self.waiters.push(tokio::spawn(async move {
             let version = rejected.map(|token| token.version());
-            let answer = credential.newer_than(version, wait);
-            let Ok(answer) = tokio::time::timeout(wait + Duration::from_millis(2), answer).await
+            let response = credential.newer_than(version, wait);
+            let Ok(response) =
+                tokio::time::timeout(wait + Duration::from_millis(2), response).await
             else {
-                return world.violated("a waiter got no answer by its deadline");
+                return model.violated("a waiter did not return by its deadline");
             };
-            let Some(token) = answer else {
-                return world.observe_none(&credential, version);
+            let Some(token) = response else {
+                return model.observe_none(&credential, version);
             };
-            world.observe_handed_out(&token, version);
+            model.observe_handed_out(&token, version);
             match verdict {
                 Verdict::Accepted => token.replay_accepted(),
                 Verdict::Rejected => token.replay_rejected(),
@@ -224,7 +232,7 @@ impl Run {
     }
 
     async fn restart(&mut self, is_orderly: bool) {
-        self.world.let_answers_arrive().await;
+        self.model.let_responses_arrive().await;
         if is_orderly {
             let (unused, _) = oneshot::channel();
             std::mem::replace(&mut self.stop, unused)
@@ -242,21 +250,21 @@ impl Run {
                 "it panicked"
             );
         }
-        self.world.observe_end(is_orderly);
-        let (credential, stop, task) = start(&self.world, self.folder.path());
+        self.model.observe_end(is_orderly);
+        let (credential, stop, task) = start(&self.model, self.folder.path());
         (self.credential, self.stop, self.task) = (credential, stop, task);
     }
 
-    /// The issuer is well again, and a person brings a new refresh token.
+    /// The issuer works again, and an operator configures a new refresh token.
     async fn recover(&mut self) {
-        self.world.heal();
+        self.model.heal();
         self.configure_seed();
         if self.credential.newer_than(None, seconds(1)).await.is_none() {
             self.pass(RECOVERY).await;
         }
-        if self.world.usable(&self.credential).is_none() {
-            self.world
-                .violated(&format!("no way back: {:?}", self.credential.snapshot()));
+        if self.model.usable(&self.credential).is_none() {
+            self.model
+                .violated(&format!("no recovery: {:?}", self.credential.snapshot()));
         }
         for waiter in self.waiters.drain(..) {
             waiter.await.expect("without a panic");
@@ -266,15 +274,15 @@ impl Run {
 }
 
 fn start(
-    world: &Arc<World>,
+    model: &Arc<Model>,
     folder: &std::path::Path,
 ) -> (Credential, oneshot::Sender<()>, JoinHandle<()>) {
-    let (issuer, store, record) = world.boot();
+    let (issuer, store, record) = model.boot();
     let seed = Secret::from_file(folder.join("seed")).expect("readable");
     let config = testing::config(Some(seed));
-    let clock = Arc::clone(&world.clock) as SharedClock;
+    let clock = Arc::clone(&model.clock) as SharedClock;
     let (refresher, credential) = Refresher::with(config, clock, issuer, None, Some(store), record);
-    world.watch(credential.clone());
+    model.watch(credential.clone());
     let (stop, stopped) = oneshot::channel::<()>();
     let task = tokio::spawn(refresher.run(async {
         let _ = stopped.await;
@@ -286,18 +294,21 @@ proptest! {
     #![proptest_config(Cases { cases: 256, failure_persistence: None, ..Cases::default() })]
 
     #[test]
-    fn promises_are_kept(
-        answers in prop::collection::vec(answer(), 0..40),
+    fn invariants_hold(
+        responses in prop::collection::vec(response(), 0..40),
         steps in prop::collection::vec(step(), 1..60),
     ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build();
         let violations = runtime.expect("a runtime").block_on(async {
-            let mut run = Run::new(answers);
+            let mut run = Run::new(responses);
             for step in steps {
                 run.step(step).await;
             }
             run.recover().await;
-            run.world.violations()
+            run.model.violations()
         });
         prop_assert!(violations.is_empty(), "{violations:#?}");
     }

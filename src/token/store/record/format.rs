@@ -41,8 +41,8 @@ impl Record {
             adopted: self.adopted.clone(),
             intents: self.intents.clone(),
         };
-        // A vector that grows would leave unwiped copies behind, so its capacity allows for the worst
-        // case: every byte escaped.
+        // A vector that grows would leave unwiped copies behind, so its capacity allows for the
+        // worst case: every byte escaped.
         let secrets = format.access_token.as_ref().map_or(0, String::len)
             + format.refresh_token.as_ref().map_or(0, String::len);
         let others = 80 * self.adopted.len() + 512 * self.intents.len() + 1024;

@@ -38,7 +38,8 @@ fn reparsed(record: &Record) -> Record {
     Record::from_json(&record.to_json().expect("JSON")).expect("readable")
 }
 
-/// A machine like `Simulated::new`, with this boot id, uptime and difference to the wall clock of 2025.
+/// A machine like `Simulated::new`, with this boot id, uptime and difference to the wall clock of
+/// 2025.
 fn machine(boot: Option<&str>, uptime: Duration, wall_offset: Duration) -> Simulated {
     let wall =
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_750_000_000) - 48 * HOUR + wall_offset;
@@ -258,7 +259,8 @@ fn mistakes_are_placed_and_never_quoted() {
         ("{\"format\": 2, \"refresh_token\": \"s3cret\"}", "format 2"),
         ("{\"refresh_token\": \"s3cret\"}", "line 1"),
         (
-            "{\"format\": 1, \"access_token\": \"s3cret\\r\\n\", \"lifetime_ms\": 1, \"obtained_at_ms\": 1}",
+            "{\"format\": 1, \"access_token\": \"s3cret\\r\\n\", \"lifetime_ms\": 1, \
+             \"obtained_at_ms\": 1}",
             "access token",
         ),
     ] {

@@ -1,4 +1,4 @@
-//! A machine and an issuer that remember everything, and note each promise that is broken.
+//! A model of a machine and an issuer. It records everything and notes each violated invariant.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -25,45 +25,45 @@ use crate::{
 const HOUR: Duration = seconds(3600);
 const GRACE: Duration = seconds(5);
 
-/// What the issuer does with one call: whether it rotates, and the new token's lifetime.
+/// The response to one call: whether the refresh token rotates, and the access token's lifetime.
 #[derive(Debug, Clone)]
-pub(super) struct Answer {
+pub(super) struct ScriptedResponse {
     pub(super) latency: Duration,
     pub(super) outcome: Result<(bool, Duration), FailureClass>,
 }
 
-pub(super) struct World {
+pub(super) struct Model {
     pub(super) clock: Arc<Simulated>,
-    facts: Mutex<Facts>,
+    state: Mutex<ModelState>,
 }
 
 #[derive(Default)]
-struct Facts {
-    answers: VecDeque<Answer>,
+struct ModelState {
+    responses: VecDeque<ScriptedResponse>,
     violations: Vec<String>,
-    /// Processes so far: the last one is alive.
+    /// Processes so far. The last one is running.
     process: usize,
     credential: Option<Credential>,
     disk: Option<Record>,
     is_locked: bool,
     is_in_flight: bool,
-    /// A call ended without its answer.
+    /// A call ended without its response.
     is_cut: bool,
     granted: usize,
-    /// Until when each access token is surely good, and how long it lives.
+    /// Until when each access token is valid, and its lifetime.
     issued: HashMap<String, (Moment, Duration)>,
     newest: Option<Version>,
-    /// When each refresh token was sent without a known outcome.
-    doubts: HashMap<String, Vec<Moment>>,
+    /// When each refresh token was sent with an unknown outcome.
+    unknown_outcomes: HashMap<String, Vec<Moment>>,
     replaced: HashSet<String>,
-    /// By this process's calls.
+    /// In this process's calls.
     refused: HashSet<String>,
     is_client_refused: bool,
     is_client_secret_new: bool,
     last: Option<Call>,
 }
 
-/// A call of the living process.
+/// A call of the running process.
 #[derive(Debug, Clone)]
 struct Call {
     at: Moment,
@@ -71,65 +71,65 @@ struct Call {
     failure: Option<FailureClass>,
 }
 
-impl World {
-    pub(super) fn new(answers: Vec<Answer>) -> Arc<Self> {
-        let facts = Facts {
-            answers: answers.into(),
-            ..Facts::default()
+impl Model {
+    pub(super) fn new(responses: Vec<ScriptedResponse>) -> Arc<Self> {
+        let state = ModelState {
+            responses: responses.into(),
+            ..ModelState::default()
         };
         Arc::new(Self {
             clock: Arc::new(Simulated::new()),
-            facts: Mutex::new(facts),
+            state: Mutex::new(state),
         })
     }
 
-    fn facts(&self) -> MutexGuard<'_, Facts> {
-        self.facts.lock().expect("no panic before")
+    fn state(&self) -> MutexGuard<'_, ModelState> {
+        self.state.lock().expect("no panic before")
     }
 
-    /// A new process: what it calls, where it writes, and what it finds there.
+    /// Starts a process: its issuer, its store, and the stored record.
     pub(super) fn boot(self: &Arc<Self>) -> (Box<dyn Issuer>, Arc<dyn Store>, Record) {
-        let mut facts = self.facts();
-        facts.process += 1;
-        facts.last = None;
-        facts.is_client_refused = false;
-        facts.refused.clear();
+        let mut state = self.state();
+        state.process += 1;
+        state.last = None;
+        state.is_client_refused = false;
+        state.refused.clear();
         let issuer = Caller {
-            world: Arc::clone(self),
-            process: facts.process,
+            model: Arc::clone(self),
+            process: state.process,
         };
         (
             Box::new(issuer),
             Arc::new(Disk(Arc::clone(self))),
-            facts.disk.clone().unwrap_or_default(),
+            state.disk.clone().unwrap_or_default(),
         )
     }
 
     pub(super) fn watch(&self, credential: Credential) {
-        self.facts().credential = Some(credential);
+        self.state().credential = Some(credential);
     }
 
-    /// A process has ended: were its calls let to their ends, as an orderly one's must be?
+    /// A process has ended. An orderly shutdown must not cut a call.
     pub(super) fn observe_end(&self, is_orderly: bool) {
-        let is_cut = std::mem::take(&mut self.facts().is_cut);
+        let is_cut = std::mem::take(&mut self.state().is_cut);
         if is_orderly && is_cut {
             self.violated("shutdown cut a call");
         }
     }
 
     pub(super) fn change_client_secret(&self) {
-        self.facts().is_client_secret_new = true;
+        self.state().is_client_secret_new = true;
     }
 
-    /// From now on the issuer grants whatever is asked for.
+    /// From now on each call succeeds.
     pub(super) fn heal(&self) {
-        self.facts().answers.clear();
+        self.state().responses.clear();
     }
 
-    /// An answer of this very moment counts as received.
-    pub(super) async fn let_answers_arrive(&self) {
+    /// A response of this very moment counts as received.
+    pub(super) async fn let_responses_arrive(&self) {
         let is_now = self
-            .facts()
+            .state()
             .last
             .as_ref()
             .is_some_and(|last| last.ended == self.clock.now());
@@ -140,10 +140,10 @@ impl World {
         }
     }
 
-    /// Somebody with the same state file spends the refresh token and stores what it got, under the lock.
+    /// Another process refreshes with the same state file, under the lock.
     pub(super) fn refresh_in_another_process(&self, lifetime: Duration) {
-        let mut facts = self.facts();
-        let (false, Some(mut record)) = (facts.is_locked, facts.disk.clone()) else {
+        let mut state = self.state();
+        let (false, Some(mut record)) = (state.is_locked, state.disk.clone()) else {
             return;
         };
         let Some(sent) = record
@@ -154,36 +154,38 @@ impl World {
             return;
         };
         let now = self.clock.now();
-        facts.granted += 1;
-        let n = facts.granted;
+        state.granted += 1;
+        let n = state.granted;
         let access = AccessToken::new(
             Secret::new(format!("theirs-{n}")),
             lifetime,
             RequestTime::now(&*self.clock),
             &*self.clock,
         );
-        facts
+        state
             .issued
             .insert(format!("Bearer theirs-{n}"), (now + lifetime, lifetime));
-        facts.replaced.insert(sent.secret().expose().to_owned());
-        facts.doubts.remove(sent.secret().expose());
-        facts.is_client_refused = false;
+        state.replaced.insert(sent.secret().expose().to_owned());
+        state.unknown_outcomes.remove(sent.secret().expose());
+        state.is_client_refused = false;
         record.advance(
             Some(Secret::new(format!("refresh-{n}"))),
             None,
             access,
             &Grant::Chain(sent),
         );
-        facts.disk = Some(record);
+        state.disk = Some(record);
     }
 
-    pub(super) fn violated(&self, promise: &str) {
+    pub(super) fn violated(&self, invariant: &str) {
         let now = self.clock.now();
-        self.facts().violations.push(format!("{now:?}: {promise}"));
+        self.state()
+            .violations
+            .push(format!("{now:?}: {invariant}"));
     }
 
     pub(super) fn violations(&self) -> Vec<String> {
-        self.facts().violations.clone()
+        self.state().violations.clone()
     }
 
     pub(super) fn usable(&self, credential: &Credential) -> Option<Arc<Token>> {
@@ -195,17 +197,17 @@ impl World {
             .cloned()
     }
 
-    /// Looks at what the data path would send now.
+    /// Checks what the data path would send now.
     pub(super) fn observe(&self, credential: &Credential) {
         if let Some(token) = self.usable(credential) {
             self.observe_token(&token);
         }
         let newest = credential.token().as_ref().map(|token| token.version());
-        let before = self.facts().newest;
+        let before = self.state().newest;
         if newest.is_some() && newest < before {
             self.violated(&format!("the version fell from {before:?} to {newest:?}"));
         }
-        self.facts().newest = newest.max(before);
+        self.state().newest = newest.max(before);
     }
 
     pub(super) fn observe_handed_out(&self, token: &Token, above: Option<Version>) {
@@ -215,7 +217,7 @@ impl World {
         }
     }
 
-    /// A waiter got nothing.
+    /// A waiter got no token.
     pub(super) fn observe_none(&self, credential: &Credential, above: Option<Version>) {
         let Some(token) = self
             .usable(credential)
@@ -223,10 +225,10 @@ impl World {
         else {
             return;
         };
-        // What comes in the very moment of the deadline, or from another process, may be missed.
+        // A token of the deadline's very moment, or of another process, may be missed.
         let is_theirs = token.header().as_bytes().starts_with(b"Bearer theirs");
         let is_just_now = self
-            .facts()
+            .state()
             .last
             .as_ref()
             .is_none_or(|last| last.ended == self.clock.now());
@@ -237,7 +239,7 @@ impl World {
 
     fn observe_token(&self, token: &Token) {
         let good_until = self
-            .facts()
+            .state()
             .issued
             .get(header(token))
             .map(|(until, _)| *until);
@@ -250,20 +252,24 @@ impl World {
         }
     }
 
-    /// A call begins: is it one that may be?
-    fn begin(&self, process: usize, spends: &str) -> Answer {
+    /// A call begins. Checks whether it is allowed.
+    fn begin(&self, process: usize, token: &str) -> ScriptedResponse {
         let now = self.clock.now();
-        let mut facts = self.facts();
-        let mut broken = facts.broken_by_calling(now, process);
-        broken.extend(facts.broken_by_spending(now, spends));
-        facts.violations.extend(
-            broken
+        let mut state = self.state();
+        let mut violations = state.violations_by_calling(now, process);
+        violations.extend(state.violations_by_sending(now, token));
+        state.violations.extend(
+            violations
                 .iter()
-                .map(|promise| format!("{now:?}: {promise}, with {spends}")),
+                .map(|violation| format!("{now:?}: {violation}, with {token}")),
         );
-        facts.is_in_flight = true;
-        facts.doubts.entry(spends.to_owned()).or_default().push(now);
-        facts.answers.pop_front().unwrap_or(Answer {
+        state.is_in_flight = true;
+        state
+            .unknown_outcomes
+            .entry(token.to_owned())
+            .or_default()
+            .push(now);
+        state.responses.pop_front().unwrap_or(ScriptedResponse {
             latency: Duration::ZERO,
             outcome: Ok((true, HOUR)),
         })
@@ -272,27 +278,27 @@ impl World {
     fn end(
         &self,
         at: Moment,
-        spends: &str,
+        token: &str,
         outcome: &Result<(bool, Duration), FailureClass>,
     ) -> Result<TokenResponse, Failure> {
-        let mut facts = self.facts();
+        let mut state = self.state();
         let ended = self.clock.now();
-        facts.last = Some(Call {
+        state.last = Some(Call {
             at,
             ended,
             failure: outcome.err(),
         });
         match outcome {
             Ok((rotates, lifetime)) => {
-                facts.doubts.remove(spends);
-                facts.is_client_refused = false;
-                facts.granted += 1;
-                let n = facts.granted;
-                facts
+                state.unknown_outcomes.remove(token);
+                state.is_client_refused = false;
+                state.granted += 1;
+                let n = state.granted;
+                state
                     .issued
                     .insert(format!("Bearer access-{n}"), (at + *lifetime, *lifetime));
                 if *rotates {
-                    facts.replaced.insert(spends.to_owned());
+                    state.replaced.insert(token.to_owned());
                 }
                 Ok(TokenResponse {
                     access_token: Secret::new(format!("access-{n}")),
@@ -305,13 +311,13 @@ impl World {
                 match class {
                     FailureClass::Ambiguous | FailureClass::Garbled => {}
                     FailureClass::RefreshTokenRefused => {
-                        facts.doubts.remove(spends);
-                        facts.refused.insert(spends.to_owned());
-                        facts.is_client_refused = false;
+                        state.unknown_outcomes.remove(token);
+                        state.refused.insert(token.to_owned());
+                        state.is_client_refused = false;
                     }
                     _ => {
-                        facts.doubts.get_mut(spends).map(Vec::pop);
-                        facts.is_client_refused |= *class == FailureClass::ClientRefused;
+                        state.unknown_outcomes.get_mut(token).map(Vec::pop);
+                        state.is_client_refused |= *class == FailureClass::ClientRefused;
                     }
                 }
                 Err(Failure::new(*class, "as generated"))
@@ -320,25 +326,25 @@ impl World {
     }
 }
 
-impl Facts {
-    fn broken_by_calling(&self, now: Moment, process: usize) -> Vec<&'static str> {
-        let mut broken = Vec::new();
+impl ModelState {
+    fn violations_by_calling(&self, now: Moment, process: usize) -> Vec<&'static str> {
+        let mut violations = Vec::new();
         if self.is_in_flight {
-            broken.push("two calls at once");
+            violations.push("two calls at once");
         }
         if process != self.process {
-            broken.push("a call after the end of its process");
+            violations.push("a call after the end of its process");
         }
         let Some(last) = &self.last else {
-            return broken;
+            return violations;
         };
         let since = now.saturating_since(last.at);
         if self.is_client_refused && since < seconds(60) {
-            broken.push("a refused client asked again within a minute");
+            violations.push("a refused client called again within a minute");
         }
         match last.failure {
             Some(FailureClass::Throttled(wait)) if now < last.ended + wait => {
-                broken.push("a call within Retry-After")
+                violations.push("a call within Retry-After")
             }
             Some(
                 FailureClass::Throttled(_)
@@ -346,23 +352,25 @@ impl Facts {
                 | FailureClass::ClientRefused,
             )
             | None => {}
-            Some(_) if since < seconds(1) => broken.push("a failed call repeated within a second"),
+            Some(_) if since < seconds(1) => {
+                violations.push("a failed call repeated within a second")
+            }
             Some(_) => {}
         }
-        broken
+        violations
     }
 
-    fn broken_by_spending(&self, now: Moment, spends: &str) -> Vec<&'static str> {
-        let mut broken = Vec::new();
-        if self.replaced.contains(spends) {
-            broken.push("a refresh token spent twice");
+    fn violations_by_sending(&self, now: Moment, token: &str) -> Vec<&'static str> {
+        let mut violations = Vec::new();
+        if self.replaced.contains(token) {
+            violations.push("a refresh token sent twice");
         }
-        if self.refused.contains(spends) {
-            broken.push("a refused refresh token sent again");
+        if self.refused.contains(token) {
+            violations.push("a refused refresh token sent again");
         }
         let is_allowed = match self
-            .doubts
-            .get(spends)
+            .unknown_outcomes
+            .get(token)
             .map(Vec::as_slice)
             .unwrap_or_default()
         {
@@ -371,12 +379,13 @@ impl Facts {
             _ => self.has_little_to_lose(now),
         };
         if !is_allowed {
-            broken.push("a refresh token that may be spent was sent again too late, and too early");
+            violations.push("a possibly used refresh token was sent again after the grace period");
         }
-        broken
+        violations
     }
 
-    /// The documented late retry: under a minute, or under a fifth of its life, is left of the token that serves.
+    /// The documented last chance: less than a minute, or than a fifth of its life, is left of the
+    /// cached token.
     fn has_little_to_lose(&self, now: Moment) -> bool {
         let Some(token) = self
             .credential
@@ -399,21 +408,21 @@ fn header(token: &Token) -> &str {
 }
 
 struct Caller {
-    world: Arc<World>,
+    model: Arc<Model>,
     process: usize,
 }
 
-/// The call is over, also when its process was killed.
+/// Ends the call, also when its process was killed.
 struct InFlight<'a> {
-    world: &'a World,
+    model: &'a Model,
     is_answered: bool,
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        let mut facts = self.world.facts();
-        facts.is_in_flight = false;
-        facts.is_cut |= !self.is_answered;
+        let mut state = self.model.state();
+        state.is_in_flight = false;
+        state.is_cut |= !self.is_answered;
     }
 }
 
@@ -423,55 +432,55 @@ impl Issuer for Caller {
         refresh_token: &'a Secret,
     ) -> BoxFuture<'a, Result<TokenResponse, Failure>> {
         Box::pin(async move {
-            let (at, spends) = (self.world.clock.now(), refresh_token.expose());
-            let answer = self.world.begin(self.process, spends);
+            let (at, token) = (self.model.clock.now(), refresh_token.expose());
+            let response = self.model.begin(self.process, token);
             let mut in_flight = InFlight {
-                world: &self.world,
+                model: &self.model,
                 is_answered: false,
             };
-            if !answer.latency.is_zero() {
-                self.world.clock.sleep_until(at + answer.latency).await;
+            if !response.latency.is_zero() {
+                self.model.clock.sleep_until(at + response.latency).await;
             }
             in_flight.is_answered = true;
-            self.world.end(at, spends, &answer.outcome)
+            self.model.end(at, token, &response.outcome)
         })
     }
 
     fn reload_client_secret(&mut self) -> BoxFuture<'_, bool> {
-        let mut facts = self.world.facts();
-        let is_new = std::mem::take(&mut facts.is_client_secret_new);
-        let now = self.world.clock.now();
-        // Read right after the refusal, it is worth a call at once: another client, as it were.
-        if is_new && facts.last.as_ref().is_some_and(|last| last.ended == now) {
-            facts.is_client_refused = false;
+        let mut state = self.model.state();
+        let is_new = std::mem::take(&mut state.is_client_secret_new);
+        let now = self.model.clock.now();
+        // A new secret that is read right after the refusal allows a call at once.
+        if is_new && state.last.as_ref().is_some_and(|last| last.ended == now) {
+            state.is_client_refused = false;
         }
         Box::pin(async move { is_new })
     }
 }
 
-struct Disk(Arc<World>);
+struct Disk(Arc<Model>);
 
-struct DiskLock(Arc<World>);
+struct DiskLock(Arc<Model>);
 
 impl Drop for DiskLock {
     fn drop(&mut self) {
-        self.0.facts().is_locked = false;
+        self.0.state().is_locked = false;
     }
 }
 
 impl Store for Disk {
     fn save(&self, record: Arc<Record>) -> BoxFuture<'static, io::Result<()>> {
-        self.0.facts().disk = Some(Record::clone(&record));
+        self.0.state().disk = Some(Record::clone(&record));
         Box::pin(async { Ok(()) })
     }
 
     fn load(&self) -> BoxFuture<'static, Result<Option<Record>, StoreError>> {
-        let record = self.0.facts().disk.clone();
+        let record = self.0.state().disk.clone();
         Box::pin(async { Ok(record) })
     }
 
     fn try_lock(&self) -> BoxFuture<'static, io::Result<Option<Lock>>> {
-        let is_free = !std::mem::replace(&mut self.0.facts().is_locked, true);
+        let is_free = !std::mem::replace(&mut self.0.state().is_locked, true);
         let lock = is_free.then(|| Box::new(DiskLock(Arc::clone(&self.0))) as Lock);
         Box::pin(async { Ok(lock) })
     }
