@@ -1,4 +1,11 @@
-//! One request and its answer: what all parts of the way share.
+//! One exchange, a request and its response: what its handler, its bodies and its connection share.
+//!
+//! | File | Contents |
+//! |---|---|
+//! | `request_body` | the request body, which can be sent by more than one attempt |
+//! | `recording` | the part of it that is kept for that, within memory limits |
+//! | `continue_gate` | `Expect: 100-continue` toward the upstream |
+//! | `upgrade` | a requested protocol upgrade, and the tunnel that it becomes |
 
 pub(crate) mod continue_gate;
 pub(crate) mod recording;
@@ -18,7 +25,7 @@ use crate::{
     base::ticker::Deadline,
     net::certificate::CertificateNames,
     proxy::{
-        connection::{lingering::UnreadBody, state::ConnState},
+        connection::{lingering::UnreadBody, state::ExchangeState},
         exchange::upgrade::Tunnel,
         message::headers::ClientConnection,
         policy::{
@@ -30,17 +37,17 @@ use crate::{
     },
 };
 
-/// Who is at the other end of a connection, and by which door it came.
+/// The client's end of a connection.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) client: ClientConnection,
-    /// The position of its listener.
+    /// The position of the listener that accepted it.
     pub(crate) listener: usize,
-    /// Of the certificate that the client showed.
+    /// The names in the client's certificate.
     pub(crate) names: CertificateNames,
     pub(crate) known_host: KnownHost,
     pub(crate) identity: RefCell<ConnectionIdentity>,
-    /// The settings with which `known_host` and `identity` were found.
+    /// The settings that `known_host` and `identity` were derived from.
     view: RefCell<Rc<View>>,
 }
 
@@ -62,7 +69,7 @@ impl Peer {
         }
     }
 
-    /// Forgets what other settings than these have found.
+    /// Discards what was derived from other settings than these.
     fn adopt(&self, view: &Rc<View>) {
         if !Rc::ptr_eq(&self.view.borrow(), view) {
             *self.known_host.borrow_mut() = None;
@@ -72,7 +79,7 @@ impl Peer {
     }
 }
 
-/// The clients that a connection may belong to.
+/// The clients that a connection may come from.
 fn identity(
     view: &View,
     client: &ClientConnection,
@@ -85,32 +92,23 @@ fn identity(
     clients.identity(client.address().map(|address| address.ip()), names)
 }
 
-/// What an exchange takes up of its connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Carrier {
-    /// All of it, one exchange after the other: HTTP/1.
-    Connection,
-    /// One stream of it, beside others: HTTP/2.
-    Stream,
-}
-
-/// What all parts of an exchange share. On HTTP/1, one serves all requests of a connection in turn.
+/// What all parts of an exchange share. On HTTP/1, one serves all exchanges of a connection in
+/// turn; on HTTP/2, each stream has its own.
 pub(crate) struct Exchange {
     pub(crate) peer: Rc<Peer>,
-    pub(crate) carrier: Carrier,
-    /// When the upstream has been silent for too long.
+    pub(crate) state: ExchangeState,
+    /// Expires when the upstream has been silent for too long.
     pub(crate) upstream_deadline: Deadline,
-    /// What the upstream of this request may take its time with.
+    /// The timeouts of the request's route.
     pub(crate) timeouts: Cell<RouteTimeouts>,
-    pub(crate) monitor: Arc<ConnState>,
     pub(crate) lingering: mpsc::UnboundedSender<UnreadBody>,
     /// The settings with which its request began.
     pub(crate) view: RefCell<Rc<View>>,
-    /// Who sent this request, if clients have names.
+    /// The client that sent this request, if clients are configured.
     pub(crate) caller: Cell<Option<ClientId>>,
-    /// Its place among that client's requests that are under way.
+    /// Its slot among that client's concurrent requests.
     pub(crate) permit: Cell<Option<Permit>>,
-    /// What becomes of the connection after an answer of 101.
+    /// Set by a 101 response: the connection becomes this tunnel.
     pub(crate) tunnel: RefCell<Option<Tunnel>>,
 }
 
@@ -118,13 +116,12 @@ impl std::fmt::Debug for Exchange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Exchange")
             .field("peer", &self.peer)
-            .field("carrier", &self.carrier)
             .finish_non_exhaustive()
     }
 }
 
 impl Exchange {
-    /// A request begins: what it finds are these settings, to its end.
+    /// A request begins: it uses these settings to its end.
     pub(crate) fn begin(&self, current: Rc<View>) -> Rc<View> {
         if !Rc::ptr_eq(&self.view.borrow(), &current) {
             *self.view.borrow_mut() = Rc::clone(&current);
@@ -133,71 +130,61 @@ impl Exchange {
         current
     }
 
-    /// The settings of the request under way.
+    /// The settings of the current request.
     pub(crate) fn view(&self) -> Rc<View> {
         Rc::clone(&self.view.borrow())
     }
 
-    /// The client owes us more of its body; the upstream nothing.
-    pub(crate) fn waiting_for_client(&self, before_answer: bool) {
-        self.monitor.waiting_for_body();
-        if before_answer {
+    /// The proxy waits for more of the request body. Until then the upstream has no deadline,
+    /// unless its response has begun.
+    pub(crate) fn wait_for_client(&self, has_response: bool) {
+        self.state.wait_for_body();
+        if !has_response {
             self.upstream_deadline.disarm();
         }
     }
 
-    /// The client sent so many bytes; the upstream must take them.
-    pub(crate) fn client_moved(&self, n: usize, before_answer: bool) {
-        if before_answer {
-            self.monitor.body_moved(n as u64);
-            self.upstream_deadline.arm(self.timeouts.get().body_idle);
+    /// Bytes of the request body have arrived; the upstream must accept them.
+    pub(crate) fn body_received(&self, bytes: usize, has_response: bool) {
+        if has_response {
+            // Request and response may both be under way now; each has a deadline of its own.
+            self.state.end_body_wait();
         } else {
-            // Both may be talking now, as long as neither is silent.
-            self.monitor.body_is_free();
+            self.state.body_received(bytes as u64);
+            self.upstream_deadline.arm(self.timeouts.get().body_idle);
         }
     }
 
-    /// The client has sent everything; the upstream must answer.
-    pub(crate) fn client_finished(&self, before_answer: bool) {
-        self.monitor.body_is_free();
-        if before_answer {
+    /// The request body is complete; the upstream must respond.
+    pub(crate) fn body_complete(&self, has_response: bool) {
+        self.state.end_body_wait();
+        if !has_response {
             self.upstream_deadline.arm(self.timeouts.get().response);
         }
     }
 
-    /// The upstream must go on with its answer's body.
-    pub(crate) fn waiting_for_upstream(&self) {
+    /// The upstream must send more of its response body.
+    pub(crate) fn wait_for_upstream(&self) {
         self.upstream_deadline
             .arm_if_idle(self.timeouts.get().body_idle);
     }
 
-    /// A piece of the answer is there for the client to take. On HTTP/1 the socket tells when it does.
-    pub(crate) fn offered(&self) {
-        if self.carrier == Carrier::Stream {
-            self.monitor.offered();
-        }
-    }
-
-    /// The client has room for more.
-    pub(crate) fn taken(&self) {
-        if self.carrier == Carrier::Stream {
-            self.monitor.taken();
-        }
-    }
-
-    /// Reads a client's body out that nobody wants any more. A stream is simply reset: the others need not wait for it.
-    pub(crate) fn linger(&self, body: Incoming, exchange: u32, is_unasked: bool) {
-        if self.carrier == Carrier::Connection {
-            let monitor = Arc::clone(&self.monitor);
-            // Whoever reads it out has limits of its own.
-            monitor.body_pauses();
-            // Fails only when the worker is gone, and the connection with it.
-            let _ = self.lingering.send(UnreadBody {
-                body,
-                monitor,
-                exchange,
-                is_unasked,
-            });
+    /// Drains a request body that has no reader any more, so that the client reads the response. A
+    /// stream is reset instead, since that does not affect the others of its connection.
+    pub(crate) fn linger(&self, body: Incoming, exchange: u32, is_unrequested: bool) {
+        match &self.state {
+            ExchangeState::Http1(state) => {
+                // Lingering has timeouts of its own.
+                self.state.pause_body();
+                // Fails only when the worker is gone, and the connection with it.
+                let _ = self.lingering.send(UnreadBody {
+                    body,
+                    state: Arc::clone(state),
+                    exchange,
+                    is_unrequested,
+                });
+            }
+            ExchangeState::Http2(_) => drop(body),
         }
     }
 }

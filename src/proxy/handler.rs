@@ -15,7 +15,7 @@ use crate::{
         config::Limits,
         connection::flood,
         error::Error,
-        exchange::{Carrier, Exchange, request_body::RequestBody, upgrade::Upgrade},
+        exchange::{Exchange, request_body::RequestBody, upgrade::Upgrade},
         forward::{
             attempt::RequestContext,
             response::ClientResponse,
@@ -37,12 +37,12 @@ pub(crate) async fn handle(
     exchange: Rc<Exchange>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    if exchange.carrier == Carrier::Stream && exchange.monitor.conduct().is_unproven() {
+    if exchange.state.is_unproven() {
         flood::yield_for_resets().await;
     }
     let received = worker.clock.now();
     let view = exchange.begin(worker.view());
-    let number = exchange.monitor.begin_exchange();
+    let number = exchange.state.begin_exchange();
     let (head, body, upgrade) = split_request(request);
     let body = RequestBody::new(body, &head, &worker.shared.kept, &exchange, number);
     let mut in_flight = InFlightGuard::new(&worker, &exchange, number, body.clone(), received);
@@ -61,7 +61,7 @@ pub(crate) async fn handle(
         body: &body,
         upgrade,
     };
-    let outcome = match exchange.monitor.fault(number) {
+    let outcome = match exchange.state.fault(number) {
         None => context
             .respond(received)
             .await
@@ -86,7 +86,7 @@ pub(crate) async fn handle(
             worker.rejected(&view, &error, &exchange);
             error
                 .to_response()
-                .map(|problem| ResponseBody::ours(problem, in_flight))
+                .map(|problem| ResponseBody::local(problem, in_flight))
         }
     };
     // A client that waits for 100 need not send its body now; what follows is then the next request,
@@ -100,7 +100,7 @@ pub(crate) async fn handle(
         head.version == Version::HTTP_10 && response.body().size_hint().exact().is_none();
     let is_draining = worker.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS;
     let is_last = is_body_uncertain || ends_with_close || is_draining;
-    if is_last && exchange.carrier == Carrier::Connection {
+    if is_last && exchange.state.is_http1() {
         response
             .headers_mut()
             .insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -124,7 +124,7 @@ pub(crate) async fn handle(
 
 /// A function of its own: what an async function has borrowed once stays in its future.
 fn split_request(mut request: Request<Incoming>) -> (request::Parts, Incoming, Option<Upgrade>) {
-    let upgrade = Upgrade::wished(&mut request);
+    let upgrade = Upgrade::requested(&mut request);
     let (mut head, body) = request.into_parts();
     if head.version == Version::HTTP_2 {
         headers::from_http2(&mut head);
@@ -147,7 +147,7 @@ impl RequestContext<'_> {
     async fn respond(&self, received: Moment) -> Result<ClientResponse, Error> {
         let config = self.view.config();
         self.worker.admit(config.limits.requests)?;
-        if self.exchange.carrier == Carrier::Stream
+        if !self.exchange.state.is_http1()
             && let Some(fault) = fault(self.head, &config.limits)
         {
             return Err(fault.into());

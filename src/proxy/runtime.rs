@@ -68,7 +68,7 @@ async fn run(
     // The worker cannot serve without any of these.
     let mut lasting = JoinSet::new();
     lasting.spawn_local(Rc::clone(&worker.ticker).run());
-    lasting.spawn_local(lingering::read_out(unread_bodies));
+    lasting.spawn_local(lingering::drain(unread_bodies));
     for upstream in &worker.upstreams {
         lasting.spawn_local(upstream.shed_idle());
     }

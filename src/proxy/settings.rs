@@ -16,7 +16,7 @@ use crate::{
     net::socket::Address,
     proxy::{
         config::Config,
-        connection::state::Timeouts,
+        connection::timers::Timeouts,
         message::{cache_control::CachePolicy, urls::UrlMap},
         metrics::{Endpoint, Metrics, StatusCounters},
         policy::{

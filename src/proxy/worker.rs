@@ -28,10 +28,10 @@ use crate::{
         connection::{
             limits::{ConnectionLimiter, ConnectionSlot},
             lingering::UnreadBody,
-            state::ConnState,
+            state::{ConnState, ExchangeState},
         },
         error::{Error, RejectionReason, UpstreamFailure},
-        exchange::{Carrier, Exchange, Peer, request_body::AttemptBody},
+        exchange::{Exchange, Peer, request_body::AttemptBody},
         message::observed::{self, Observer},
         metrics::{ConnectionRejection, Metrics},
         policy::clients::ClientId,
@@ -75,7 +75,7 @@ pub(crate) struct Worker {
     /// A copy of its own, as with tokens.
     pub(crate) loop_id: HeaderValue,
     draining: Arc<AtomicBool>,
-    connections: RefCell<Slab<Arc<ConnState>>>,
+    connections: RefCell<Slab<ConnState>>,
     all_closed: Notify,
     pub(crate) lingering: mpsc::UnboundedSender<UnreadBody>,
     rejections_logged: PerLabel<RejectionReason, PerSecond>,
@@ -147,19 +147,13 @@ impl Worker {
     }
 
     /// What the parts of an exchange share, for a connection or one of its streams.
-    pub(crate) fn exchange(
-        &self,
-        peer: &Rc<Peer>,
-        carrier: Carrier,
-        monitor: &Arc<ConnState>,
-    ) -> Rc<Exchange> {
+    pub(crate) fn exchange(&self, peer: &Rc<Peer>, state: ExchangeState) -> Rc<Exchange> {
         let view = self.view();
         Rc::new(Exchange {
             peer: Rc::clone(peer),
-            carrier,
+            state,
             upstream_deadline: self.ticker.deadline(),
             timeouts: Cell::new(view.routes.default_timeouts()),
-            monitor: Arc::clone(monitor),
             lingering: self.lingering.clone(),
             view: RefCell::new(view),
             caller: Cell::default(),
@@ -170,20 +164,11 @@ impl Worker {
 
     /// Takes one of the slots for connections, in total and from this address.
     pub(crate) fn connection_slot(&self, peer: Option<SocketAddr>) -> Option<ConnectionSlot> {
-        match self.shared.connection_limiter.take(peer) {
-            Ok(source) => {
-                self.metrics.connections_open.add(1);
-                Some(ConnectionSlot {
-                    limiter: Arc::clone(&self.shared.connection_limiter),
-                    metrics: Arc::clone(&self.metrics),
-                    source,
-                })
-            }
-            Err(reason) => {
-                self.connection_failed(reason, peer, None);
-                None
-            }
-        }
+        let limiter = &self.shared.connection_limiter;
+        limiter
+            .acquire(peer, &self.metrics)
+            .inspect_err(|reason| self.connection_failed(*reason, peer, None))
+            .ok()
     }
 
     /// Rejects a request when too many are under way, this one included.
@@ -224,8 +209,8 @@ impl Worker {
 
     /// Enters a connection into the list that draining goes through, until what is returned is
     /// dropped.
-    pub(crate) fn register(self: &Rc<Self>, connection: &Arc<ConnState>) -> Registered {
-        let key = self.connections.borrow_mut().insert(Arc::clone(connection));
+    pub(crate) fn register(self: &Rc<Self>, connection: ConnState) -> Registered {
+        let key = self.connections.borrow_mut().insert(connection);
         Registered {
             worker: Rc::clone(self),
             key,
@@ -342,6 +327,13 @@ impl Worker {
 pub(crate) struct Registered {
     worker: Rc<Worker>,
     key: usize,
+}
+
+impl Registered {
+    /// Replaces the connection's state, once its protocol is known.
+    pub(crate) fn replace(&self, connection: ConnState) {
+        self.worker.connections.borrow_mut()[self.key] = connection;
+    }
 }
 
 impl Drop for Registered {

@@ -1,24 +1,23 @@
-//! Until when a client must have sent something, or taken something.
+//! Runs the work of a client's connection or stream until a deadline expires.
 
 use std::{future::poll_fn, pin::pin, task::Poll};
 
 use crate::{
     base::ticker::Deadline,
-    proxy::{
-        connection::state::ConnState,
-        metrics::{ClientTimeout, Metrics},
-    },
+    proxy::metrics::{ClientTimeout, Metrics},
 };
 
-/// Until when a client must have sent something, or taken something.
-pub(crate) struct Due {
+/// The deadlines of one connection or stream. Its state arms and disarms them.
+pub(crate) struct ClientDeadlines {
+    /// The client must have sent something by then.
     pub(crate) read: Deadline,
+    /// The client must have accepted some of the response by then.
     pub(crate) write: Deadline,
 }
 
-impl Due {
-    /// Runs `work` to its end; `None` if the client was late before.
-    pub(crate) async fn cut<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+impl ClientDeadlines {
+    /// Runs `work` to completion; `None` if a deadline expires before.
+    pub(crate) async fn run<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let mut work = pin!(work);
         poll_fn(|cx| match work.as_mut().poll(cx) {
             Poll::Ready(done) => Poll::Ready(Some(done)),
@@ -28,15 +27,16 @@ impl Due {
         .await
     }
 
-    /// Counts what a client was late with.
-    pub(crate) fn count(&self, monitor: &ConnState, metrics: &Metrics) {
-        let late = if self.write.is_due() {
+    /// Counts the timeout that has expired. `read_timeout` is what the read deadline stood for;
+    /// `None`: closing was the proxy's decision.
+    pub(crate) fn count_expired(&self, read_timeout: Option<ClientTimeout>, metrics: &Metrics) {
+        let timeout = if self.write.is_due() {
             Some(ClientTimeout::Body)
         } else {
-            monitor.passed()
+            read_timeout
         };
-        if let Some(late) = late {
-            metrics.client_timeouts[late].add(1);
+        if let Some(timeout) = timeout {
+            metrics.client_timeouts[timeout].add(1);
         }
     }
 }

@@ -1,16 +1,20 @@
-//! How an HTTP/2 client behaves. Pings, settings, windows, empty frames, streams that are reset at once: all this costs a
-//! client nothing and us something. So it is read in small pieces, between which others have their turn, and not for ever.
+//! HTTP/2 flood protection: counters and read quotas.
+//!
+//! Pings, settings, window updates, empty frames and streams that are reset at once cost a client
+//! nothing and the proxy something. Frames are therefore read in small batches, between which other
+//! tasks run, and over a limit the connection is closed. RFC 9113 §10.5.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
-/// How much is read before others have their turn.
+/// How much is read before the task yields.
 pub(crate) struct ReadQuota {
     pub(crate) frames: u32,
-    /// What is read at once, beside the rest of a frame that has begun.
+    /// Bytes per read, in addition to the rest of a frame that has begun.
     pub(crate) bytes: usize,
 }
 
-/// As many requests as usual clients send at once. And enough for h2 to see at the first look that streams come to be reset.
+/// As many requests as clients usually send at once. It is also enough for h2 to see in its first
+/// read that streams are reset.
 const NORMAL_QUOTA: ReadQuota = ReadQuota {
     frames: 64,
     bytes: 2048,
@@ -21,41 +25,44 @@ const REDUCED_QUOTA: ReadQuota = ReadQuota {
     bytes: 256,
 };
 
-/// So many frames in a row a usual client says beside its requests.
-const USUAL_FRAMES: u32 = 32;
+/// Control frames in a row that a well-behaved client sends, at most.
+const NORMAL_CONTROL_FRAMES: u32 = 32;
 
-/// What a client has done on this connection. Changed by one thread alone, but reached from what must be `Send`.
+/// What a client has done on one connection. Atomics, since the socket that counts must be `Send`;
+/// one thread uses them.
 #[derive(Debug, Default)]
 pub(crate) struct FloodCounters {
-    /// Frames that carry nothing of a body, since something of a request moved. One more is forgiven at each tick.
-    frames: AtomicU32,
-    control_frames_read: AtomicU64,
-    /// Streams that ended before their answer did, less those that ended well: opening and resetting streams costs a client
-    /// nothing, and us a request each (CVE-2023-44487).
+    /// Frames without body data since a request last made progress. Each tick subtracts one.
+    control_frames: AtomicU32,
+    /// The tick of the last frame.
+    counted_at: AtomicU64,
+    /// Streams that ended before their response did, less those that ended in good order: opening
+    /// and resetting a stream costs a client nothing, and the proxy a request (CVE-2023-44487).
     resets: AtomicU32,
     has_completed_stream: AtomicBool,
 }
 
 impl FloodCounters {
-    /// So many frames more, at this tick.
-    pub(crate) fn control_frames_read(&self, frames: u32, now: u64) {
-        let forgiven = now - self.control_frames_read.load(Relaxed);
-        self.control_frames_read.store(now, Relaxed);
-        let before = u64::from(self.frames.load(Relaxed)).saturating_sub(forgiven) as u32;
-        self.frames.store(before.saturating_add(frames), Relaxed);
+    /// Counts frames that carry no body data, at the tick `now`.
+    pub(crate) fn control_frames_received(&self, frames: u32, now: u64) {
+        let elapsed = now - self.counted_at.load(Relaxed);
+        self.counted_at.store(now, Relaxed);
+        let before = u64::from(self.control_frames()).saturating_sub(elapsed) as u32;
+        self.control_frames
+            .store(before.saturating_add(frames), Relaxed);
     }
 
-    /// Something of a request moved.
-    pub(crate) fn moved(&self) {
-        self.frames.store(0, Relaxed);
+    /// A request made progress.
+    pub(crate) fn progress(&self) {
+        self.control_frames.store(0, Relaxed);
     }
 
-    pub(crate) fn frames(&self) -> u32 {
-        self.frames.load(Relaxed)
+    pub(crate) fn control_frames(&self) -> u32 {
+        self.control_frames.load(Relaxed)
     }
 
-    /// A stream has ended.
-    pub(crate) fn ended(&self, is_reset: bool) {
+    /// A stream has ended, `is_reset` if before the end of its response.
+    pub(crate) fn stream_ended(&self, is_reset: bool) {
         let resets = self.resets.load(Relaxed);
         self.resets.store(
             if is_reset {
@@ -74,13 +81,14 @@ impl FloodCounters {
         self.resets.load(Relaxed)
     }
 
-    /// Whether the client has yet to show that it means what it asks for.
+    /// Whether the client has not yet received a complete response, or resets streams: its next
+    /// request may be followed by a reset, see [`yield_for_resets`].
     pub(crate) fn is_unproven(&self) -> bool {
         self.resets() > 0 || !self.has_completed_stream.load(Relaxed)
     }
 
     pub(crate) fn quota(&self) -> ReadQuota {
-        if self.frames() > USUAL_FRAMES {
+        if self.control_frames() > NORMAL_CONTROL_FRAMES {
             REDUCED_QUOTA
         } else {
             NORMAL_QUOTA
@@ -88,8 +96,11 @@ impl FloodCounters {
     }
 }
 
-/// Lets a reset arrive that follows at once, so that nothing is begun for it. The connection has given others their turn, is
-/// read in the next, and hyper looks for a reset when this is polled after that.
+/// Yields until a reset that immediately follows a request has been read, so that no work is begun
+/// for it.
+///
+/// Three turns: in the first the connection's task yields, in the second it reads the reset, and in
+/// the third hyper sees it before it polls the request.
 pub(crate) async fn yield_for_resets() {
     for _ in 0..3 {
         tokio::task::yield_now().await;
@@ -101,32 +112,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_is_forgiven_at_each_tick_and_all_of_them_when_something_moves() {
-        let conduct = FloodCounters::default();
-        conduct.control_frames_read(10, 1000);
-        conduct.control_frames_read(10, 1000);
-        assert_eq!(conduct.frames(), 20);
-        conduct.control_frames_read(1, 1005);
-        assert_eq!(conduct.frames(), 16);
-        conduct.control_frames_read(1, 9000);
-        assert_eq!(conduct.frames(), 1);
-        conduct.control_frames_read(u32::MAX, 9000);
-        assert_eq!(conduct.frames(), u32::MAX);
-        conduct.moved();
-        assert_eq!(conduct.frames(), 0);
+    fn each_tick_subtracts_a_control_frame_and_progress_clears_them() {
+        let flood = FloodCounters::default();
+        flood.control_frames_received(10, 1000);
+        flood.control_frames_received(10, 1000);
+        assert_eq!(flood.control_frames(), 20);
+        flood.control_frames_received(1, 1005);
+        assert_eq!(flood.control_frames(), 16);
+        flood.control_frames_received(1, 9000);
+        assert_eq!(flood.control_frames(), 1);
+        flood.control_frames_received(u32::MAX, 9000);
+        assert_eq!(flood.control_frames(), u32::MAX);
+        flood.progress();
+        assert_eq!(flood.control_frames(), 0);
     }
 
     #[test]
-    fn a_client_is_in_doubt_until_it_takes_an_answer_and_when_it_resets_more_than_it_takes() {
-        let conduct = FloodCounters::default();
-        assert!(conduct.is_unproven(), "a new one");
-        conduct.ended(false);
-        assert!(!conduct.is_unproven(), "an answer was taken");
-        conduct.ended(true);
-        conduct.ended(true);
-        conduct.ended(false);
-        assert!(conduct.is_unproven(), "one reset is left");
-        conduct.ended(false);
-        assert!(!conduct.is_unproven(), "none is left");
+    fn a_client_is_unproven_before_its_first_response_and_while_it_resets_more_than_it_receives() {
+        let flood = FloodCounters::default();
+        assert!(flood.is_unproven(), "a new one");
+        flood.stream_ended(false);
+        assert!(!flood.is_unproven(), "a response was received");
+        flood.stream_ended(true);
+        flood.stream_ended(true);
+        flood.stream_ended(false);
+        assert!(flood.is_unproven(), "one reset remains");
+        flood.stream_ended(false);
+        assert!(!flood.is_unproven(), "none remains");
     }
 }

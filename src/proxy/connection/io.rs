@@ -1,4 +1,4 @@
-//! A client's socket, watched.
+//! The client's socket: counts bytes, and reports reads and writes to the connection's state.
 
 use std::{
     io,
@@ -17,43 +17,48 @@ use crate::{
     proxy::{connection::state::ConnState, metrics::Metrics},
 };
 
-/// In clear, or through TLS.
+/// Plain TCP or a Unix socket, or TLS over it.
 pub(crate) type Transport = Either<Stream, Box<TlsStream<Stream>>>;
 
-/// A client's socket, watched.
+/// The client's socket.
 pub(crate) struct Io {
-    stream: Transport,
-    /// Read already, to tell the protocols apart.
-    ahead: Bytes,
-    monitor: Arc<ConnState>,
+    transport: Transport,
+    /// Bytes that were read to detect the protocol.
+    unread: Bytes,
+    state: ConnState,
     metrics: Arc<Metrics>,
 }
 
 impl Io {
-    pub(crate) fn new(stream: Transport, monitor: Arc<ConnState>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(transport: Transport, state: ConnState, metrics: Arc<Metrics>) -> Self {
         Self {
-            stream,
-            ahead: Bytes::new(),
-            monitor,
+            transport,
+            unread: Bytes::new(),
+            state,
             metrics,
         }
     }
 
-    /// What ALPN agreed on (RFC 7301), if the client speaks TLS.
-    pub(crate) fn agreed_protocol(&self) -> Option<Option<&[u8]>> {
-        match &self.stream {
+    /// Reports to this state from now on.
+    pub(crate) fn set_state(&mut self, state: ConnState) {
+        self.state = state;
+    }
+
+    /// The protocol that ALPN agreed on (RFC 7301), `Some(None)` if none; `None` without TLS.
+    pub(crate) fn alpn_protocol(&self) -> Option<Option<&[u8]>> {
+        match &self.transport {
             Either::Left(_) => None,
             Either::Right(stream) => Some(stream.get_ref().1.alpn_protocol()),
         }
     }
 
-    /// Gives bytes back that were read to tell the protocols apart.
-    pub(crate) fn unread(&mut self, ahead: Bytes) {
-        self.ahead = ahead;
+    /// Puts bytes back that were read: the next read returns them again.
+    pub(crate) fn unread(&mut self, bytes: Bytes) {
+        self.unread = bytes;
     }
 
     fn socket(&self) -> &Stream {
-        match &self.stream {
+        match &self.transport {
             Either::Left(stream) => stream,
             Either::Right(stream) => stream.get_ref().0,
         }
@@ -63,7 +68,7 @@ impl Io {
         if let Poll::Ready(Ok(n)) = &written {
             self.metrics.sent_bytes.add(*n as u64);
         }
-        self.monitor.written(&written);
+        self.state.written(&written);
         written
     }
 }
@@ -74,17 +79,17 @@ impl AsyncRead for Io {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.ahead.is_empty() {
-            let n = self.ahead.len().min(buf.remaining());
-            buf.put_slice(&self.ahead.split_to(n));
+        if !self.unread.is_empty() {
+            let n = self.unread.len().min(buf.remaining());
+            buf.put_slice(&self.unread.split_to(n));
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let read = Pin::new(&mut self.transport).poll_read(cx, buf);
         let n = buf.filled().len() - before;
         if n > 0 {
             self.metrics.received_bytes.add(n as u64);
-            self.monitor.received();
+            self.state.received();
         }
         read
     }
@@ -96,7 +101,7 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        let written = Pin::new(&mut self.transport).poll_write(cx, buf);
         self.written(written)
     }
 
@@ -105,40 +110,41 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let written = Pin::new(&mut self.transport).poll_write_vectored(cx, bufs);
         self.written(written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.transport.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // hyper does not read while a request is answered, since a client may close its side and wait for the answer. One that
-        // broke off would hold its slots until the upstream has answered.
-        if self.monitor.is_answering() && self.socket().poll_reset(cx) {
+        // hyper does not read while a request is served, since a client may close its sending side
+        // and wait for the response. A client that has reset the connection would otherwise hold
+        // its slots until the upstream responds.
+        if self.state.is_in_http1_exchange() && self.socket().poll_reset(cx) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        let flushed = Pin::new(&mut self.transport).poll_flush(cx);
         if let Poll::Ready(Ok(())) = flushed {
-            self.monitor.flushed();
+            self.state.flushed();
         }
         flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.monitor.is_broken() {
-            // A half-close would look like a clean end to a client that reads until the close.
+        if self.state.is_aborted() {
+            // A FIN would be the regular end of a response that is delimited by the close.
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Pin::new(&mut self.transport).poll_shutdown(cx)
     }
 }
 
 impl Drop for Io {
     fn drop(&mut self) {
-        // After a panic it is not known how much of an answer has left.
-        if self.monitor.is_broken() || std::thread::panicking() {
+        // After a panic it is unknown how much of a response was written.
+        if self.state.is_aborted() || std::thread::panicking() {
             self.socket().reset_on_close();
         }
     }

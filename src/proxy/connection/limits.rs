@@ -1,4 +1,5 @@
-//! How many connections are open, in all and from each address. Asked when a connection begins and ends, never by a request.
+//! Slots for client connections, in total and by client address. Used when a connection begins and
+//! ends, never by a request.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -16,57 +17,71 @@ use crate::{
     proxy::metrics::{ConnectionRejection, Metrics},
 };
 
-/// Where a connection comes from, as far as it counts; `None`: from this machine.
+/// The address that a connection counts for; `None`: a loopback address or a Unix socket, which
+/// have no limit of their own.
 pub(crate) type SourceAddress = Option<IpAddr>;
 
-/// The slots of connections, for all workers together.
+/// The slots of all workers together.
 #[derive(Debug)]
 pub(crate) struct ConnectionLimiter {
     limit: usize,
-    taken: AtomicUsize,
+    open: AtomicUsize,
     addresses: PerAddressLimiter,
 }
 
+/// A connection's slot among `proxy.max_connections` and `proxy.max_connections_per_address`,
+/// released when dropped.
+#[derive(Debug)]
+pub(crate) struct ConnectionSlot {
+    limiter: Arc<ConnectionLimiter>,
+    metrics: Arc<Metrics>,
+    source: SourceAddress,
+}
+
 impl ConnectionLimiter {
+    /// At most `limit` connections in total, and `per_address` from one address.
     pub(crate) fn new(limit: usize, per_address: usize) -> Self {
         Self {
             limit,
-            taken: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
             addresses: PerAddressLimiter::new(per_address),
         }
     }
 
-    /// Takes one, to be given back when the connection has ended.
+    /// Takes a slot for a connection from `peer`, which `metrics` counts as open.
     ///
     /// # Errors
-    /// When there is none, which limit that is due to.
-    pub(crate) fn take(
-        &self,
+    /// Which limit is reached.
+    pub(crate) fn acquire(
+        self: &Arc<Self>,
         peer: Option<SocketAddr>,
-    ) -> Result<SourceAddress, ConnectionRejection> {
+        metrics: &Arc<Metrics>,
+    ) -> Result<ConnectionSlot, ConnectionRejection> {
+        let source = self.take(peer)?;
+        metrics.connections_open.add(1);
+        Ok(ConnectionSlot {
+            limiter: Arc::clone(self),
+            metrics: Arc::clone(metrics),
+            source,
+        })
+    }
+
+    fn take(&self, peer: Option<SocketAddr>) -> Result<SourceAddress, ConnectionRejection> {
         let source = self
             .addresses
             .take(peer)
             .ok_or(ConnectionRejection::FullForAddress)?;
-        if self.taken.fetch_add(1, Relaxed) < self.limit {
+        if self.open.fetch_add(1, Relaxed) < self.limit {
             return Ok(source);
         }
         self.release(source);
         Err(ConnectionRejection::Full)
     }
 
-    pub(crate) fn release(&self, source: SourceAddress) {
-        self.taken.fetch_sub(1, Relaxed);
+    fn release(&self, source: SourceAddress) {
+        self.open.fetch_sub(1, Relaxed);
         self.addresses.release(source);
     }
-}
-
-/// A connection's place among `proxy.max_connections` and those of its address, given back when dropped.
-#[derive(Debug)]
-pub(crate) struct ConnectionSlot {
-    pub(crate) limiter: Arc<ConnectionLimiter>,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) source: SourceAddress,
 }
 
 impl Drop for ConnectionSlot {
@@ -76,7 +91,8 @@ impl Drop for ConnectionSlot {
     }
 }
 
-/// The counts of each address. A lock, since connections of one address come to every worker.
+/// Open connections by address. Behind a lock, since every worker accepts connections from any
+/// address.
 #[derive(Debug)]
 pub(crate) struct PerAddressLimiter {
     limit: usize,
@@ -91,7 +107,7 @@ impl PerAddressLimiter {
         }
     }
 
-    /// Counts one more connection; `None` if there are too many from there.
+    /// Counts one more connection; `None` if its address has reached the limit.
     pub(crate) fn take(&self, peer: Option<SocketAddr>) -> Option<SourceAddress> {
         let Some(source) = peer.and_then(|peer| source(peer.ip())) else {
             return Some(None);
@@ -113,7 +129,7 @@ impl PerAddressLimiter {
     }
 }
 
-/// What counts as one address: whoever has one of IPv6 has the whole /64 around it.
+/// What counts as one address: an IPv6 host usually has the whole /64 around its address.
 fn source(ip: IpAddr) -> SourceAddress {
     match ip.to_canonical() {
         ip if host::is_loopback(ip) => None,
@@ -129,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_address_has_its_places_and_gives_them_back() {
+    fn each_address_has_its_slots_and_releases_them() {
         let addresses = PerAddressLimiter::new(2);
         let take = |ip: &str| {
             addresses.take(Some(
@@ -163,21 +179,21 @@ mod tests {
     }
 
     #[test]
-    fn both_limits_hold_and_who_is_turned_away_takes_no_place() {
+    fn both_limits_apply_and_a_rejected_connection_takes_no_slot() {
         let addresses = PerAddressLimiter::new(2);
-        let connection_limiter = ConnectionLimiter {
+        let limiter = ConnectionLimiter {
             limit: 3,
-            taken: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
             addresses,
         };
         let take = |ip: &str| {
-            connection_limiter.take(Some(
+            limiter.take(Some(
                 (ip.parse::<IpAddr>().expect("an address"), 5000).into(),
             ))
         };
         let (first, second) = (
-            take("192.0.2.1").expect("a place"),
-            take("192.0.2.1").expect("a place"),
+            take("192.0.2.1").expect("a slot"),
+            take("192.0.2.1").expect("a slot"),
         );
         for _ in 0..5 {
             assert!(matches!(
@@ -185,19 +201,16 @@ mod tests {
                 Err(ConnectionRejection::FullForAddress)
             ));
         }
-        let third = take("192.0.2.2").expect("a place");
+        let third = take("192.0.2.2").expect("a slot");
         for ip in ["192.0.2.2", "192.0.2.3", "127.0.0.1", "192.0.2.3"] {
             assert!(matches!(take(ip), Err(ConnectionRejection::Full)), "{ip}");
         }
-        connection_limiter.release(first);
-        let local = take("127.0.0.1").expect("a place");
+        limiter.release(first);
+        let local = take("127.0.0.1").expect("a slot");
         assert!(take("192.0.2.3").is_err());
         for source in [second, third, local] {
-            connection_limiter.release(source);
+            limiter.release(source);
         }
-        assert!(
-            connection_limiter.addresses.open.lock().is_empty()
-                && connection_limiter.taken.load(Relaxed) == 0
-        );
+        assert!(limiter.addresses.open.lock().is_empty() && limiter.open.load(Relaxed) == 0);
     }
 }

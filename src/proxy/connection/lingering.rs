@@ -1,4 +1,8 @@
-//! Bodies that nobody wants any more: they are read all the same, within bounds, so that their clients see the answer.
+//! Drains request bodies whose response has already been sent.
+//!
+//! A client may not read the response before it has sent its whole request, and a socket that is
+//! closed while bytes arrive is reset, which can discard the response. The rest of the body is
+//! therefore read, within limits.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,52 +10,55 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
-use crate::proxy::connection::state::ConnState;
+use crate::proxy::connection::http1_state::Http1State;
 
-/// Bounds for reading one out: in all, and for each silence.
+/// Limit for draining one body.
 const LINGER: Duration = Duration::from_secs(30);
-const LINGER_SILENCE: Duration = Duration::from_secs(5);
+/// Limit for each pause of it.
+const LINGER_PAUSE: Duration = Duration::from_secs(5);
 
-/// How long a client that was not asked for its body may take to send some of it all the same. Those that wait for the
-/// close of the connection wait as long.
-const UNASKED_SILENCE: Duration = Duration::from_millis(500);
+/// Limit for the first byte of a body that the client was never asked for: few clients send it all
+/// the same, and those that wait for the connection to close wait as long.
+const UNREQUESTED_PAUSE: Duration = Duration::from_millis(500);
 
-/// A client's body that nobody wants any more.
+/// The rest of a request body that has no reader any more.
 #[derive(Debug)]
 pub(crate) struct UnreadBody {
     pub(crate) body: Incoming,
-    pub(crate) monitor: Arc<ConnState>,
+    pub(crate) state: Arc<Http1State>,
+    /// The number of its exchange.
     pub(crate) exchange: u32,
-    /// The client was to send it when asked, and was not: few do all the same.
-    pub(crate) is_unasked: bool,
+    /// The client sent `Expect: 100-continue` and got no 100.
+    pub(crate) is_unrequested: bool,
 }
 
-/// Reads abandoned bodies to their end, within bounds; beyond them the connection closes.
-pub(crate) async fn read_out(mut unread_bodies: mpsc::UnboundedReceiver<UnreadBody>) {
+/// Reads each body to its end and then ends its exchange. Beyond the limits the exchange's deadline
+/// closes the connection.
+pub(crate) async fn drain(mut unread_bodies: mpsc::UnboundedReceiver<UnreadBody>) {
     while let Some(UnreadBody {
         mut body,
-        monitor,
+        state,
         exchange,
-        is_unasked,
+        is_unrequested,
     }) = unread_bodies.recv().await
     {
         tokio::task::spawn_local(async move {
-            let mut silence = if is_unasked {
-                UNASKED_SILENCE
+            let mut pause = if is_unrequested {
+                UNREQUESTED_PAUSE
             } else {
-                LINGER_SILENCE
+                LINGER_PAUSE
             };
             let reading = async {
                 loop {
-                    match tokio::time::timeout(silence, body.frame()).await {
-                        Ok(Some(Ok(_))) => silence = LINGER_SILENCE,
+                    match tokio::time::timeout(pause, body.frame()).await {
+                        Ok(Some(Ok(_))) => pause = LINGER_PAUSE,
                         Ok(None) => return true,
                         Ok(Some(Err(_))) | Err(_) => return false,
                     }
                 }
             };
             if tokio::time::timeout(LINGER, reading).await == Ok(true) {
-                monitor.end_exchange(exchange);
+                state.end_exchange(exchange);
             }
         });
     }

@@ -1,7 +1,8 @@
-//! A body that waits until its upstream wants it: `Expect: 100-continue`, RFC 9110 §10.1.1.
+//! `Expect: 100-continue` toward the upstream, RFC 9110 §10.1.1.
 //!
-//! A body that cannot be kept for sending again would be lost with the first refusal. So its head goes ahead, and the body
-//! follows when the upstream says 100, or, since not every server does, after a while. A refusal that comes instead costs
+//! A body that cannot be recorded for a replay would be lost with the first response that rejects
+//! the token. Its head is therefore sent alone, and the body follows when the upstream responds 100
+//! or, since not every server does, after a timeout. A final response that comes instead costs
 //! nothing: no byte of the body was read from the client.
 
 use std::{
@@ -16,26 +17,26 @@ use std::{
 use atomic_waker::AtomicWaker;
 use http::{HeaderValue, Request, StatusCode, header};
 
-/// How long an upstream may take to say 100.
+/// How long to wait for the 100 response.
 pub(crate) const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a body waits behind. hyper reports the 100 through something that must be `Send + Sync`, hence atomics, although all
-/// of this happens on one thread.
+/// Holds a request body back. Atomics, since hyper requires `Send + Sync` of the callback that
+/// reports the 100 response; one thread uses them.
 #[derive(Debug, Default)]
 pub(crate) struct ContinueGate {
     is_open: AtomicBool,
-    /// The upstream has said 100.
-    is_wanted: AtomicBool,
+    /// The upstream has responded 100.
+    is_confirmed: AtomicBool,
     waiting: AtomicWaker,
 }
 
 impl ContinueGate {
-    /// Asks this request's upstream to say 100, which opens the gate.
-    pub(crate) fn ask<B>(self: &Arc<Self>, request: &mut Request<B>) {
+    /// Adds the `Expect` field to a request; the 100 response to it opens the gate.
+    pub(crate) fn expect_continue<B>(self: &Arc<Self>, request: &mut Request<B>) {
         let gate = Arc::clone(self);
-        hyper::ext::on_informational(request, move |answer| {
-            if answer.status() == StatusCode::CONTINUE {
-                gate.is_wanted.store(true, Relaxed);
+        hyper::ext::on_informational(request, move |response| {
+            if response.status() == StatusCode::CONTINUE {
+                gate.is_confirmed.store(true, Relaxed);
                 gate.open();
             }
         });
@@ -44,7 +45,7 @@ impl ContinueGate {
             .insert(header::EXPECT, HeaderValue::from_static("100-continue"));
     }
 
-    /// Lets the body through.
+    /// Lets the body pass.
     pub(crate) fn open(&self) {
         self.is_open.store(true, Relaxed);
         self.waiting.wake();
@@ -54,9 +55,9 @@ impl ContinueGate {
         self.is_open.load(Relaxed)
     }
 
-    /// Whether the upstream has said 100.
-    pub(crate) fn is_wanted(&self) -> bool {
-        self.is_wanted.load(Relaxed)
+    /// Whether the upstream has responded 100.
+    pub(crate) fn is_confirmed(&self) -> bool {
+        self.is_confirmed.load(Relaxed)
     }
 
     pub(crate) fn poll_open(&self, cx: &mut Context<'_>) -> Poll<()> {

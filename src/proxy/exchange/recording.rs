@@ -1,4 +1,5 @@
-//! What was read of a request's body so far, kept within limits that charge the memory it pins.
+//! The part of a request body that has been read, kept for a replay within limits on the memory
+//! that it keeps allocated.
 
 use std::sync::{
     Arc,
@@ -9,26 +10,27 @@ use bytes::{Bytes, BytesMut};
 
 use crate::proxy::message::judge::Retry;
 
-/// Frames from this size on are shared with the connection's read buffer; smaller ones are copied together, since each
-/// shared one pins a whole buffer: 20,000 chunks of one byte pinned 77 MB.
+/// Frames of at least this size share the connection's read buffer. Smaller ones are copied into
+/// one buffer, since each that is shared keeps a whole read buffer allocated: 20,000 chunks of one
+/// byte kept 77 MB.
 const SHARE_FROM: usize = 4096;
 
 /// The size of a buffer into which small frames are copied.
 const COPY_BUFFER: usize = 16 * 1024;
 
-/// How much may be kept.
+/// How many bytes may be kept.
 #[derive(Debug, Clone)]
 pub(crate) struct ReplayLimits {
-    /// For one request.
+    /// Of one request.
     pub(crate) body: usize,
-    /// For all requests of all workers together.
+    /// Of all requests of all workers together.
     pub(crate) total: usize,
-    /// What all requests keep now.
+    /// What all requests keep at the moment.
     pub(crate) kept: Arc<AtomicUsize>,
 }
 
 impl ReplayLimits {
-    /// Those of `retry`, for bodies that are charged to `kept`.
+    /// The limits of `retry`, for bodies that are counted in `kept`.
     pub(crate) fn new(retry: &Retry, kept: &Arc<AtomicUsize>) -> Self {
         Self {
             body: retry.body_limit,
@@ -37,21 +39,22 @@ impl ReplayLimits {
         }
     }
 
-    /// Whether a body of this length may be kept, as things are now.
+    /// Whether a body of this length may be kept at the moment.
     pub(crate) fn have_room_for(&self, length: u64) -> bool {
         let total = self.total.saturating_sub(self.kept.load(Relaxed));
         length <= self.body.min(total) as u64
     }
 }
 
-/// What was read so far, within limits.
+/// What has been read of one body.
 #[derive(Debug)]
 pub(crate) struct Recording {
     frames: Vec<Bytes>,
     copied: BytesMut,
     length: usize,
-    /// Memory that is pinned, and charged to `limits.kept`.
+    /// Memory that is kept allocated, and counted in `limits.kept`.
     charged: usize,
+    /// The announced length, or the size of a buffer.
     expected: usize,
     limits: ReplayLimits,
 }
@@ -71,7 +74,7 @@ impl Recording {
         }
     }
 
-    /// Keeps one more frame; false if the limits forbid it.
+    /// Keeps one more frame; false if a limit is exceeded.
     pub(crate) fn push(&mut self, data: &Bytes) -> bool {
         self.length += data.len();
         if self.length > self.limits.body {
@@ -105,7 +108,7 @@ impl Recording {
         self.limits.kept.fetch_add(size, Relaxed) + size <= self.limits.total
     }
 
-    /// All that was recorded so far.
+    /// All frames that were recorded.
     pub(crate) fn seal(&mut self) -> Vec<Bytes> {
         self.flush();
         self.frames.clone()
@@ -138,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn large_frames_are_shared_and_small_ones_copied_together_in_order() {
+    fn large_frames_are_shared_and_small_ones_are_copied_in_order() {
         let (mut recording, kept) = recording(1 << 20, 1 << 20);
         let large = Bytes::from(vec![b'L'; SHARE_FROM]);
         let mut expected = Vec::new();
@@ -161,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn tiny_frames_cost_what_they_hold() {
+    fn tiny_frames_keep_little_more_than_their_bytes() {
         let (mut recording, kept) = recording(1 << 20, 1 << 20);
         let buffer = Bytes::from(vec![b'x'; SHARE_FROM]);
         for at in 0..20_000 {
@@ -175,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_hold_for_one_and_for_all_together() {
+    fn limits_apply_to_one_body_and_to_all_together() {
         let (mut one, _) = recording(10, 1 << 20);
         assert!(one.push(&Bytes::from_static(b"0123456789")));
         assert!(!one.push(&Bytes::from_static(b"0")));

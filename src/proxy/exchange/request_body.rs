@@ -1,14 +1,15 @@
-//! A request's body, held so that it can be sent more than once.
+//! The request body, which can be sent by more than one attempt.
 //!
-//! One holder owns the client's stream and what was recorded of it, and hands itself from attempt to attempt. Each attempt
-//! has a body of its own that reads from the holder: first what was recorded, then what the client still sends. Only the
-//! current attempt may read. An attempt that was answered early is *parked* (its body waits, so that its answer can be
-//! read to the end on a connection that still works), then *ended*.
+//! A [`BodySource`] owns the client's stream and the recording of what was read from it. Each
+//! attempt has an [`AttemptBody`] that reads from the source: first the recording, then what the
+//! client still sends. Only the current attempt may read. An attempt whose response came early is
+//! *parked*: its body waits, so that the response can be read to its end on a connection that still
+//! works. Then the attempt is *ended*.
 
 use std::{
     cell::RefCell,
     error::Error as StdError,
-    fmt,
+    fmt, mem,
     pin::Pin,
     rc::Rc,
     sync::{Arc, atomic::AtomicUsize},
@@ -21,45 +22,136 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use crate::proxy::{
     exchange::{
-        Carrier, Exchange,
+        Exchange,
         continue_gate::ContinueGate,
         recording::{Recording, ReplayLimits},
     },
     message::headers,
 };
 
-/// The body of a client's request. `None` inside: there is none.
-#[derive(Debug, Clone)]
-pub(crate) struct RequestBody(Option<Rc<RefCell<Holder>>>);
+type BoxError = Box<dyn StdError + Send + Sync>;
 
-struct Holder {
-    /// Taken when read to its end, or given to whoever reads it out after an early answer.
-    client: Option<Incoming>,
+/// The body of a client's request; `None` inside if it has none.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestBody(Option<Rc<RefCell<BodySource>>>);
+
+struct BodySource {
+    client: ClientStream,
+    attempt: Attempt,
+    response: ResponseState,
+    /// The announced length; `None`: chunked.
     length: Option<u64>,
+    /// `None` if a limit is exceeded, or once the response is being sent to the client.
     recording: Option<Recording>,
     trailers: Option<HeaderMap>,
-    attempt: u32,
-    /// An attempt that was ended, and whose body ends where it was.
-    refused_attempt: Option<u32>,
-    parked: bool,
-    /// The current attempt is a stream of an HTTP/2 connection.
-    on_stream: bool,
+    /// The task of the current attempt's connection, while its body waits.
     waker: Option<Waker>,
-    failed: bool,
-    /// Somebody was already told how this request ends: the body is no longer what its deadline waits for.
-    answered: bool,
-    /// The answer has ended as well: when the client's stream ends, so does the exchange.
-    closed: bool,
-    /// Nobody has asked the client for a byte yet.
-    unread: bool,
-    /// The client waits to be asked for it.
-    is_expected: bool,
     exchange: Rc<Exchange>,
+    /// The exchange's number.
     number: u32,
 }
 
+/// How much of the client's stream has been read.
+enum ClientStream {
+    /// Nothing.
+    Unread {
+        body: Incoming,
+        /// The client waits for a 100 response (RFC 9110 §10.1.1).
+        expects_continue: bool,
+    },
+    /// Not all of it.
+    Reading(Incoming),
+    /// All of it.
+    Complete,
+    /// It failed before its end.
+    Failed,
+    /// The rest is drained or dropped: the exchange does not need it.
+    Discarded,
+}
+
+impl ClientStream {
+    fn is_unread(&self) -> bool {
+        match self {
+            Self::Unread { .. } => true,
+            Self::Reading(_) | Self::Complete | Self::Failed | Self::Discarded => false,
+        }
+    }
+
+    /// Whether more can be read.
+    fn is_open(&self) -> bool {
+        match self {
+            Self::Unread { .. } | Self::Reading(_) => true,
+            Self::Complete | Self::Failed | Self::Discarded => false,
+        }
+    }
+
+    /// The stream, from which something is about to be read; `None` if nothing is left.
+    fn read(&mut self) -> Option<&mut Incoming> {
+        if self.is_unread()
+            && let Self::Unread { body, .. } = mem::replace(self, Self::Discarded)
+        {
+            *self = Self::Reading(body);
+        }
+        match self {
+            Self::Reading(body) => Some(body),
+            Self::Unread { .. } | Self::Complete | Self::Failed | Self::Discarded => None,
+        }
+    }
+}
+
+/// The last attempt to send the body.
+struct Attempt {
+    /// Counts attempts: the bodies of earlier ones are ended.
+    number: u32,
+    state: AttemptState,
+    /// It is a stream of an HTTP/2 connection.
+    is_http2: bool,
+    /// The last attempt whose body may end early as if it were complete.
+    truncatable: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AttemptState {
+    /// Its body reads from the source.
+    Sending,
+    /// Its body waits until the response, which came early, has been read.
+    Parked,
+    /// Its body fails, so that its upstream cannot take a part for the whole.
+    Ended,
+}
+
+/// The response, as far as it matters to the body: it decides which deadlines apply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ResponseState {
+    /// The upstream has not responded to the last attempt.
+    Pending,
+    /// Its head has arrived, or the proxy responds itself.
+    Begun,
+    /// It has been sent to the client: when the client's stream ends, so does the exchange.
+    Ended,
+    /// It will not be sent: its exchange was dropped before it began.
+    Abandoned,
+}
+
+impl ResponseState {
+    fn has_begun(self) -> bool {
+        match self {
+            Self::Begun | Self::Ended => true,
+            Self::Pending | Self::Abandoned => false,
+        }
+    }
+
+    fn is_over(self) -> bool {
+        match self {
+            Self::Ended | Self::Abandoned => true,
+            Self::Pending | Self::Begun => false,
+        }
+    }
+}
+
 impl RequestBody {
-    /// Takes over a client's body. It is recorded from the first byte unless its length says that this is in vain.
+    /// Takes over a client's body. It is recorded from the first byte, unless its length exceeds
+    /// the limits.
     pub(crate) fn new(
         client: Incoming,
         head: &request::Parts,
@@ -70,26 +162,28 @@ impl RequestBody {
         if client.is_end_stream() {
             return Self(None);
         }
-        let length = client.size_hint().exact();
         let limits = ReplayLimits::new(&exchange.view().config().retry, kept);
+        let length = client.size_hint().exact();
         let keep = length.is_none_or(|length| limits.have_room_for(length));
-        Self(Some(Rc::new(RefCell::new(Holder {
-            client: Some(client),
+        // The proxy sends no 100 response on HTTP/2: a stream whose body is not read costs nothing.
+        let expects_continue =
+            head.version < Version::HTTP_2 && head.headers.contains_key(header::EXPECT);
+        Self(Some(Rc::new(RefCell::new(BodySource {
+            client: ClientStream::Unread {
+                body: client,
+                expects_continue,
+            },
+            attempt: Attempt {
+                number: 0,
+                state: AttemptState::Ended,
+                is_http2: false,
+                truncatable: None,
+            },
+            response: ResponseState::Pending,
             length,
             recording: keep.then(|| Recording::new(limits, length)),
             trailers: None,
-            attempt: 0,
-            refused_attempt: None,
-            parked: false,
-            on_stream: false,
             waker: None,
-            failed: false,
-            answered: false,
-            closed: false,
-            unread: true,
-            // On HTTP/2 nobody answers it, and nobody need: a stream that is not wanted costs nothing.
-            is_expected: head.version < Version::HTTP_2
-                && head.headers.contains_key(header::EXPECT),
             exchange: Rc::clone(exchange),
             number,
         }))))
@@ -100,31 +194,27 @@ impl RequestBody {
         Self(None)
     }
 
-    /// The body of the next attempt. Whatever came before is ended.
-    /// It waits behind the gate, if there is one.
-    pub(crate) fn attempt(&self, gate: Option<Arc<ContinueGate>>, on_stream: bool) -> AttemptBody {
-        let Some(holder) = &self.0 else {
+    /// The body of a new attempt, which ends the one before. It waits for `gate` to open, if there
+    /// is one.
+    pub(crate) fn attempt(&self, gate: Option<Arc<ContinueGate>>, is_http2: bool) -> AttemptBody {
+        let Some(source) = &self.0 else {
             return AttemptBody { reader: None };
         };
-        self.end();
-        let mut borrowed = holder.borrow_mut();
-        borrowed.answered = false;
-        borrowed.on_stream = on_stream;
+        let mut borrowed = source.borrow_mut();
+        borrowed.begin_attempt(is_http2);
         let recorded = borrowed
             .recording
             .as_mut()
             .map(Recording::seal)
             .unwrap_or_default();
-        let (attempt, length) = (borrowed.attempt, borrowed.length);
-        let holder = Rc::clone(holder);
         AttemptBody {
             reader: Some(Reader {
-                holder,
-                attempt,
+                source: Rc::clone(source),
+                attempt: borrowed.attempt.number,
                 gate,
                 recorded: recorded.into_iter(),
-                length,
-                over: false,
+                length: borrowed.length,
+                is_finished: false,
             }),
         }
     }
@@ -138,133 +228,189 @@ impl RequestBody {
     pub(crate) fn is_chunked(&self) -> bool {
         self.0
             .as_ref()
-            .is_some_and(|holder| holder.borrow().length.is_none())
+            .is_some_and(|source| source.borrow().length.is_none())
     }
 
-    /// Whether another attempt would send all of it.
+    /// Whether another attempt can send all of it.
     pub(crate) fn can_replay(&self) -> bool {
-        self.0.as_ref().is_none_or(|holder| {
-            let holder = holder.borrow();
-            (holder.recording.is_some() || holder.unread) && !holder.failed
+        self.0.as_ref().is_none_or(|source| {
+            let source = source.borrow();
+            match source.client {
+                ClientStream::Unread { .. } => true,
+                ClientStream::Failed => false,
+                ClientStream::Reading(_) | ClientStream::Complete | ClientStream::Discarded => {
+                    source.recording.is_some()
+                }
+            }
         })
     }
 
-    /// Whether it should wait until its upstream wants it: it may turn out too large to be kept, or the client waits as
-    /// well.
+    /// Whether the body should be sent after a 100 response only: it may be too large to be kept
+    /// for a replay, or the client itself waits for one.
     pub(crate) fn should_wait_for_continue(&self) -> bool {
-        self.0.as_ref().is_some_and(|holder| {
-            let holder = holder.borrow();
-            holder.unread
-                && (holder.length.is_none() || holder.recording.is_none() || holder.is_expected)
+        self.0.as_ref().is_some_and(|source| {
+            let source = source.borrow();
+            match source.client {
+                ClientStream::Unread {
+                    expects_continue, ..
+                } => expects_continue || source.length.is_none() || source.recording.is_none(),
+                ClientStream::Reading(_)
+                | ClientStream::Complete
+                | ClientStream::Failed
+                | ClientStream::Discarded => false,
+            }
         })
     }
 
-    /// Whether the client still waits to be asked for its body: it has no reason to send it any more.
+    /// Whether nothing was read of it: a client that waits for a 100 response has no reason to send
+    /// it any more.
     pub(crate) fn is_unread(&self) -> bool {
-        self.0.as_ref().is_some_and(|holder| holder.borrow().unread)
+        self.0
+            .as_ref()
+            .is_some_and(|source| source.borrow().client.is_unread())
     }
 
-    /// Whether the client's stream broke.
+    /// Whether the client's stream failed.
     pub(crate) fn has_failed(&self) -> bool {
-        self.0.as_ref().is_some_and(|holder| holder.borrow().failed)
+        self.0
+            .as_ref()
+            .is_some_and(|source| matches!(source.borrow().client, ClientStream::Failed))
     }
 
-    /// Lets the current attempt's body wait. It must be ended later, or its connection never finishes.
+    /// Makes the current attempt's body wait. It must be ended later, or its connection never
+    /// becomes idle.
     pub(crate) fn park(&self) {
-        if let Some(holder) = &self.0 {
-            let mut holder = holder.borrow_mut();
-            holder.parked = true;
-            holder.exchange.monitor.body_pauses();
+        if let Some(source) = &self.0 {
+            let mut source = source.borrow_mut();
+            if source.attempt.state == AttemptState::Sending {
+                source.attempt.state = AttemptState::Parked;
+            }
+            source.exchange.state.pause_body();
         }
     }
 
-    /// Lets a parked attempt go on.
+    /// Lets a parked attempt continue.
     pub(crate) fn unpark(&self) {
-        if let Some(holder) = &self.0 {
-            let mut holder = holder.borrow_mut();
-            holder.parked = false;
-            holder.wake();
+        if let Some(source) = &self.0 {
+            let mut source = source.borrow_mut();
+            if source.attempt.state == AttemptState::Parked {
+                source.attempt.state = AttemptState::Sending;
+            }
+            source.wake();
         }
     }
 
-    /// Ends the current attempt: its body fails, so that its upstream cannot take a part for the whole. That connection is
-    /// lost.
-    pub(crate) fn end(&self) {
-        if let Some(holder) = &self.0 {
-            holder.borrow_mut().end();
+    /// Ends the current attempt: its body fails, so that the upstream cannot take a part for the
+    /// whole. Its connection is lost.
+    pub(crate) fn end_attempt(&self) {
+        if let Some(source) = &self.0 {
+            source.borrow_mut().end_attempt();
         }
     }
 
-    /// Ends the current attempt, which was refused in full, before all of its body was sent: chunks end here as if they were
-    /// whole, since the upstream wants no more of them; a body with a length fails, unless all of it is on its way. Whether
-    /// the connection can be used again.
-    pub(crate) fn end_refused(&self) -> bool {
-        let Some(holder) = &self.0 else { return true };
-        let is_usable = {
-            let mut holder = holder.borrow_mut();
-            let is_chunked = holder.length.is_none();
-            holder.refused_attempt = is_chunked.then_some(holder.attempt);
-            is_chunked || holder.client.is_none()
-        };
-        self.end();
-        is_usable
+    /// Ends the current attempt, whose complete response came before the end of its body. A chunked
+    /// body ends as if it were complete, since the upstream does not need the rest; one with a
+    /// length fails, unless all of it has been sent. Returns whether the connection can be reused.
+    pub(crate) fn end_rejected_attempt(&self) -> bool {
+        let Some(source) = &self.0 else { return true };
+        let mut source = source.borrow_mut();
+        let is_chunked = source.length.is_none();
+        source.attempt.truncatable = is_chunked.then_some(source.attempt.number);
+        let is_reusable = is_chunked || !source.client.is_open();
+        source.end_attempt();
+        is_reusable
     }
 
-    /// The answer is on its way to the client: nothing will be sent again, so nothing needs to be kept.
+    /// The response is being sent to the client: there will be no further attempt, and nothing
+    /// needs to be kept for one.
     pub(crate) fn commit(&self) {
-        if let Some(holder) = &self.0 {
-            let mut holder = holder.borrow_mut();
-            holder.recording = None;
-            holder.answer();
+        if let Some(source) = &self.0 {
+            let mut source = source.borrow_mut();
+            source.recording = None;
+            source.begin_response();
         }
     }
 
-    /// The answer's head is here: from now on its body has the deadline.
-    pub(crate) fn answered(&self) {
-        if let Some(holder) = &self.0 {
-            holder.borrow_mut().answer();
+    /// The response's head has arrived: from now on the response body has the deadline.
+    pub(crate) fn begin_response(&self) {
+        if let Some(source) = &self.0 {
+            source.borrow_mut().begin_response();
         }
     }
 
-    /// The answer has ended. True if the client has sent everything, so that the exchange is over; otherwise it is over
-    /// when the rest was read.
-    pub(crate) fn close(&self) -> bool {
-        self.0.as_ref().is_none_or(|holder| {
-            let mut holder = holder.borrow_mut();
-            holder.closed = true;
-            if holder.unread || holder.parked {
-                // The upstream has answered without it, or nobody is left to send it again: it would wait for ever.
-                holder.end();
-            }
-            if holder.on_stream && holder.client.is_some() {
-                // A server that has answered in full need not take the rest (RFC 9113 §8.1), and if it leaves the stream's
-                // window shut, this body is not even asked for it: nobody would read what the client goes on writing.
-                holder.end();
-                holder.linger();
-                return holder.exchange.carrier == Carrier::Stream;
-            }
-            holder.client.is_none()
-        })
+    /// The response has ended. True if the exchange is over; otherwise it ends when the rest of the
+    /// request has been read.
+    pub(crate) fn end_response(&self) -> bool {
+        self.0
+            .as_ref()
+            .is_none_or(|source| source.borrow_mut().end_response())
     }
 }
 
-impl Holder {
-    fn end(&mut self) {
-        self.attempt += 1;
-        self.parked = false;
+impl BodySource {
+    fn begin_attempt(&mut self, is_http2: bool) {
+        self.end_attempt();
+        self.attempt.number = self.attempt.number.wrapping_add(1);
+        self.attempt.state = AttemptState::Sending;
+        self.attempt.is_http2 = is_http2;
+        self.response = ResponseState::Pending;
+    }
+
+    fn end_attempt(&mut self) {
+        self.attempt.state = AttemptState::Ended;
         self.wake();
     }
 
-    fn answer(&mut self) {
-        if !std::mem::replace(&mut self.answered, true) {
-            self.exchange.monitor.answer_begins();
+    fn attempt_state(&self, attempt: u32) -> AttemptState {
+        if attempt == self.attempt.number {
+            self.attempt.state
+        } else {
+            AttemptState::Ended
         }
     }
 
+    fn begin_response(&mut self) {
+        match self.response {
+            ResponseState::Pending => {
+                self.response = ResponseState::Begun;
+                self.exchange.state.begin_response();
+            }
+            ResponseState::Begun | ResponseState::Ended | ResponseState::Abandoned => {}
+        }
+    }
+
+    fn end_response(&mut self) -> bool {
+        self.response = match self.response {
+            ResponseState::Begun | ResponseState::Ended => ResponseState::Ended,
+            ResponseState::Pending | ResponseState::Abandoned => ResponseState::Abandoned,
+        };
+        if self.client.is_unread() || self.attempt.state == AttemptState::Parked {
+            // The upstream has responded without it, or it will not be sent again: it would wait
+            // for ever.
+            self.end_attempt();
+        }
+        if self.attempt.is_http2 && self.client.is_open() {
+            // A server that has sent its whole response need not accept the rest (RFC 9113 §8.1).
+            // If it leaves the stream's window closed, h2 does not even poll this body, and what
+            // the client sends would not be read.
+            self.end_attempt();
+            self.linger();
+            return !self.exchange.state.is_http1();
+        }
+        !self.client.is_open()
+    }
+
+    /// Gives the rest of the client's stream up.
     fn linger(&mut self) {
-        if let Some(client) = self.client.take() {
-            self.exchange
-                .linger(client, self.number, self.unread && self.is_expected);
+        match mem::replace(&mut self.client, ClientStream::Discarded) {
+            ClientStream::Unread {
+                body,
+                expects_continue,
+            } => self.exchange.linger(body, self.number, expects_continue),
+            ClientStream::Reading(body) => self.exchange.linger(body, self.number, false),
+            over @ (ClientStream::Complete | ClientStream::Failed | ClientStream::Discarded) => {
+                self.client = over;
+            }
         }
     }
 
@@ -274,28 +420,28 @@ impl Holder {
         }
     }
 
-    /// The client's next frame, recorded on the way.
+    /// Reads and records the next frame of the client's stream.
     fn poll_client(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Some(client) = &mut self.client else {
+        let Some(client) = self.client.read() else {
             return Poll::Ready(None);
         };
-        self.unread = false;
         let Poll::Ready(frame) = Pin::new(&mut *client).poll_frame(cx) else {
-            if self.on_stream {
+            if self.attempt.is_http2 {
                 self.waker = Some(cx.waker().clone());
             }
-            self.exchange.waiting_for_client(!self.answered);
+            self.exchange.wait_for_client(self.response.has_begun());
             return Poll::Pending;
         };
         let is_last = client.is_end_stream();
-        let moved = frame
+        let length = frame
             .as_ref()
             .and_then(|frame| frame.as_ref().ok()?.data_ref())
             .map_or(0, Bytes::len);
-        self.exchange.client_moved(moved, !self.answered);
+        self.exchange
+            .body_received(length, self.response.has_begun());
         match frame {
             Some(Ok(mut frame)) => {
                 if let Some(data) = frame.data_ref()
@@ -308,60 +454,56 @@ impl Holder {
                     headers::clean_trailers(trailers, &self.exchange.view().stripped);
                     self.trailers = Some(trailers.clone());
                 }
-                // hyper does not ask again once it has as much as was announced, nor behind trailers.
+                // hyper does not poll again after the announced length, nor after trailers.
                 if is_last || frame.is_trailers() {
-                    self.finish();
+                    self.complete();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
-                self.failed = true;
-                self.client = None;
+                self.client = ClientStream::Failed;
                 Poll::Ready(Some(Err(error.into())))
             }
-            // hyper takes a stream that is reset for one that has ended, if the reset states no error.
-            None if self.exchange.carrier == Carrier::Stream && !is_last => {
-                self.failed = true;
-                self.client = None;
-                Poll::Ready(Some(Err(Reset.into())))
+            // hyper reports a stream that was reset without an error code as one that has ended.
+            None if !self.exchange.state.is_http1() && !is_last => {
+                self.client = ClientStream::Failed;
+                Poll::Ready(Some(Err(ClientReset.into())))
             }
             None => {
-                self.finish();
+                self.complete();
                 Poll::Ready(None)
             }
         }
     }
 
     /// The client has sent everything.
-    fn finish(&mut self) {
-        self.client = None;
-        self.exchange.client_finished(!self.answered);
-        if self.closed {
-            self.exchange.monitor.end_exchange(self.number);
+    fn complete(&mut self) {
+        self.client = ClientStream::Complete;
+        self.exchange.body_complete(self.response.has_begun());
+        if self.response.is_over() {
+            self.exchange.state.end_exchange(self.number);
         }
     }
 }
 
-impl Drop for Holder {
-    /// Nobody sends this body any more, but the client may go on writing and not look for its answer before it is done:
-    /// closing now would destroy that answer. So the rest is read out, within bounds.
+impl Drop for BodySource {
+    /// No attempt sends this body any more, but the client may send its whole body before it reads
+    /// the response: closing the connection now would destroy that response.
     fn drop(&mut self) {
         self.linger();
     }
 }
 
-impl fmt::Debug for Holder {
+impl fmt::Debug for BodySource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Holder")
-            .field("attempt", &self.attempt)
+        f.debug_struct("BodySource")
+            .field("attempt", &self.attempt.number)
             .field("length", &self.length)
             .finish_non_exhaustive()
     }
 }
 
-type BoxError = Box<dyn StdError + Send + Sync>;
-
-/// The body of one attempt.
+/// The body of one attempt; `None` inside if the request has none.
 #[derive(Debug)]
 pub(crate) struct AttemptBody {
     reader: Option<Reader>,
@@ -369,23 +511,24 @@ pub(crate) struct AttemptBody {
 
 #[derive(Debug)]
 struct Reader {
-    holder: Rc<RefCell<Holder>>,
+    source: Rc<RefCell<BodySource>>,
     attempt: u32,
     gate: Option<Arc<ContinueGate>>,
+    /// What is left of the recording that this attempt began with.
     recorded: std::vec::IntoIter<Bytes>,
     length: Option<u64>,
-    over: bool,
+    is_finished: bool,
 }
 
-/// What a body fails with that its client gave up.
+/// The error of a request body whose stream the client reset.
 #[derive(Debug, thiserror::Error)]
-#[error("the client reset its request before the end")]
-struct Reset;
+#[error("the client reset the stream before the end of its request body")]
+struct ClientReset;
 
-/// What a body fails with when its attempt is over.
+/// The error of a body whose attempt was ended.
 #[derive(Debug, thiserror::Error)]
-#[error("this attempt is over")]
-struct Over;
+#[error("this attempt to send the request has been ended")]
+struct AttemptEnded;
 
 impl Body for AttemptBody {
     type Data = Bytes;
@@ -398,56 +541,59 @@ impl Body for AttemptBody {
         let Some(reader) = &mut self.reader else {
             return Poll::Ready(None);
         };
-        if reader.over {
+        if reader.is_finished {
             return Poll::Ready(None);
         }
-        let mut holder = reader.holder.borrow_mut();
-        if holder.attempt != reader.attempt {
-            reader.over = true;
-            return Poll::Ready(
-                (holder.refused_attempt != Some(reader.attempt)).then(|| Err(Over.into())),
-            );
-        }
-        if holder.parked {
-            holder.waker = Some(cx.waker().clone());
-            return Poll::Pending;
+        let mut source = reader.source.borrow_mut();
+        match source.attempt_state(reader.attempt) {
+            AttemptState::Sending => {}
+            AttemptState::Parked => {
+                source.waker = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            AttemptState::Ended => {
+                reader.is_finished = true;
+                let is_truncatable = source.attempt.truncatable == Some(reader.attempt);
+                return Poll::Ready((!is_truncatable).then(|| Err(AttemptEnded.into())));
+            }
         }
         if let Some(gate) = &reader.gate {
             if gate.poll_open(cx).is_pending() {
-                holder.waker = Some(cx.waker().clone());
+                source.waker = Some(cx.waker().clone());
                 return Poll::Pending;
             }
             reader.gate = None;
         }
         if let Some(data) = reader.recorded.next() {
-            // It came before.
-            holder.exchange.client_moved(0, !holder.answered);
-            if holder.client.is_none()
-                && holder.trailers.is_none()
+            source
+                .exchange
+                .body_received(0, source.response.has_begun());
+            if !source.client.is_open()
+                && source.trailers.is_none()
                 && reader.recorded.as_slice().is_empty()
             {
-                reader.over = true;
-                holder.exchange.client_finished(!holder.answered);
+                reader.is_finished = true;
+                source.exchange.body_complete(source.response.has_begun());
             }
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
-        if holder.client.is_none() {
-            reader.over = true;
-            holder.exchange.client_finished(!holder.answered);
+        if !source.client.is_open() {
+            reader.is_finished = true;
+            source.exchange.body_complete(source.response.has_begun());
             return Poll::Ready(
-                holder
+                source
                     .trailers
                     .clone()
                     .map(|trailers| Ok(Frame::trailers(trailers))),
             );
         }
-        let frame = ready!(holder.poll_client(cx));
-        reader.over = !matches!(&frame, Some(Ok(_))) || holder.client.is_none();
+        let frame = ready!(source.poll_client(cx));
+        reader.is_finished = !matches!(&frame, Some(Ok(_))) || !source.client.is_open();
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.reader.as_ref().is_none_or(|reader| reader.over)
+        self.reader.as_ref().is_none_or(|reader| reader.is_finished)
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -1,7 +1,7 @@
-//! Connections that stop speaking HTTP: WebSocket and every other `Upgrade` (RFC 9110 §7.8).
+//! Protocol upgrades: WebSocket and any other `Upgrade` (RFC 9110 §7.8).
 //!
-//! The handshake is a request like any other, with the token and its replay. After the upstream's 101 both connections are
-//! one: bytes both ways, each half closed when its sender is done.
+//! The handshake is a request like any other, with the token and its replay. After the upstream's
+//! 101 response the two connections become a tunnel.
 
 use std::cell::RefCell;
 
@@ -13,21 +13,22 @@ use hyper::{
 
 use crate::{base::list_field, proxy::policy::clients::Permit, upstream::Reservation};
 
-/// A client's wish to speak something else.
+/// An upgrade that a client requests.
 #[derive(Debug)]
 pub(crate) struct Upgrade {
-    /// As the client names it.
+    /// The value of its `Upgrade` field.
     pub(crate) protocol: HeaderValue,
     client: RefCell<Option<OnUpgrade>>,
 }
 
 impl Upgrade {
-    /// The wish of an HTTP/1.1 request without a body. HTTP/2 is not reached this way: that would take the connection out
-    /// of our hands, and the token with it.
-    pub(crate) fn wished(request: &mut Request<Incoming>) -> Option<Self> {
+    /// The upgrade that an HTTP/1.1 request without a body asks for. An upgrade to HTTP/2 is
+    /// ignored: the proxy could not inspect the requests that follow, which would carry the token.
+    pub(crate) fn requested(request: &mut Request<Incoming>) -> Option<Self> {
         let protocol = request.headers().get(header::UPGRADE)?;
-        let is_wished = request.version() == Version::HTTP_11 && request.body().is_end_stream();
-        if !is_wished || !list_field::contains(request.headers(), &header::CONNECTION, "upgrade") {
+        let is_eligible = request.version() == Version::HTTP_11 && request.body().is_end_stream();
+        if !is_eligible || !list_field::contains(request.headers(), &header::CONNECTION, "upgrade")
+        {
             return None;
         }
         if list_field::contains(request.headers(), &header::UPGRADE, "h2c")
@@ -43,8 +44,8 @@ impl Upgrade {
         })
     }
 
-    /// The upstream has agreed.
-    pub(crate) fn agreed(
+    /// The tunnel, once the upstream has responded 101.
+    pub(crate) fn accepted(
         &self,
         upstream: OnUpgrade,
         reservation: Reservation,
@@ -59,13 +60,13 @@ impl Upgrade {
     }
 }
 
-/// Two connections that are about to become one.
+/// Two connections that are about to be joined.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
     pub(crate) client: OnUpgrade,
     pub(crate) upstream: OnUpgrade,
-    /// Its place among the upstream's connections is held to the end.
+    /// The slot among the upstream's connections, held to the end.
     pub(crate) reservation: Reservation,
-    /// Its place among the requests of its client likewise.
+    /// The slot among the client's concurrent requests, held to the end.
     pub(crate) permit: Option<Permit>,
 }

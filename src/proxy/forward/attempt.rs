@@ -172,7 +172,7 @@ impl RequestContext<'_> {
             Some(_) if !lease.ignores_expect(worker.clock.now()) => exchange
                 .upstream_deadline
                 .arm(expect::CONTINUE_TIMEOUT.into()),
-            None if body.is_empty() => exchange.client_finished(true),
+            None if body.is_empty() => exchange.body_complete(false),
             gate => {
                 gate.iter().for_each(|gate| gate.open());
                 // The upstream must take some of it. On HTTP/2, it may not even let the stream begin.
@@ -201,13 +201,13 @@ impl RequestContext<'_> {
         };
         exchange.upstream_deadline.disarm();
         if let Some(gate) = gate.filter(|gate| gate.is_open()) {
-            lease.remember_expect(gate.is_wanted(), worker.clock.now());
+            lease.remember_expect(gate.is_confirmed(), worker.clock.now());
         }
         match sent {
             Some(Ok(response)) => {
                 let (head, answer) = response.into_parts();
                 if !headers::is_unambiguous(&head, self.upgrade.is_some()) {
-                    body.end();
+                    body.end_attempt();
                     self.count_failure(lease.endpoint(), &Error::InvalidResponse);
                     return Err(Failure {
                         error: Error::InvalidResponse,
@@ -217,7 +217,7 @@ impl RequestContext<'_> {
                 if headers::authenticates_connection(&head.headers) {
                     lease.retire();
                 }
-                body.answered();
+                body.begin_response();
                 Ok(UpstreamResponse {
                     head,
                     body: answer,
@@ -226,7 +226,7 @@ impl RequestContext<'_> {
             }
             Some(Err(failed)) => Err(self.failure(failed, &lease)),
             None => {
-                body.end();
+                body.end_attempt();
                 // It may be the connection that is dead.
                 lease.retire();
                 self.count_failure(lease.endpoint(), &Error::ResponseTimeout);
@@ -269,7 +269,7 @@ impl RequestContext<'_> {
                 || self.head.method.is_idempotent() && matches!(error, Error::ConnectionClosed));
         let again = (is_lost || upstream::is_unprocessed(&failed)) && self.body.can_replay();
         if !again {
-            self.body.end();
+            self.body.end_attempt();
             self.count_failure(lease.endpoint(), &error);
         }
         Failure { error, again }
@@ -296,7 +296,7 @@ impl RequestContext<'_> {
         *request.version_mut() = Version::HTTP_11;
         *request.headers_mut() = headers::outbound(self.head, &outbound);
         if let Some(gate) = gate {
-            gate.ask(&mut request);
+            gate.expect_continue(&mut request);
         }
         if self.route.is_rewritten {
             // Parts of an answer, and compressed ones, cannot be rewritten.

@@ -75,7 +75,7 @@ impl RequestContext<'_> {
             let upstream = head.extensions.remove();
             let tunnel = self.upgrade.zip(upstream).and_then(|(upgrade, upstream)| {
                 let permit = self.exchange.permit.take();
-                upgrade.agreed(upstream, lease.into_reservation()?, permit)
+                upgrade.accepted(upstream, lease.into_reservation()?, permit)
             });
             *self.exchange.tunnel.borrow_mut() = tunnel;
             return ClientResponse::of_head(head);
@@ -132,7 +132,7 @@ impl RequestContext<'_> {
         let rewriter = self.prepare(&mut head, lease.endpoint());
         let mut ahead = VecDeque::new();
         let mut length = 0;
-        self.exchange.waiting_for_upstream();
+        self.exchange.wait_for_upstream();
         let is_whole = loop {
             let frame = tokio::select! {
                 biased;

@@ -84,9 +84,9 @@ pub(crate) fn is_truncated(
 
 impl ResponseBody {
     /// A body of our own.
-    pub(crate) fn ours(words: Bytes, account: InFlightGuard) -> Self {
+    pub(crate) fn local(body: Bytes, account: InFlightGuard) -> Self {
         Self {
-            ahead: VecDeque::from([Frame::data(words)]),
+            ahead: VecDeque::from([Frame::data(body)]),
             rest: None,
             rewriter: None,
             look: None,
@@ -133,7 +133,7 @@ impl ResponseBody {
             let view = exchange.view();
             worker.upstream_failed(&view, &rest.lease.endpoint().origin, failure);
         }
-        exchange.monitor.break_off();
+        exchange.state.abort();
     }
 }
 
@@ -146,11 +146,11 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = self.get_mut();
-        this.account.exchange.taken();
+        this.account.exchange.state.response_accepted();
         loop {
             let frame = ready!(this.poll_upstream(cx));
             let Some(rewriter) = &mut this.rewriter else {
-                this.account.exchange.offered();
+                this.account.exchange.state.response_offered();
                 return Poll::Ready(frame);
             };
             let rewritten = match frame {
@@ -167,7 +167,7 @@ impl Body for ResponseBody {
                 }
             };
             if !rewritten.is_empty() {
-                this.account.exchange.offered();
+                this.account.exchange.state.response_offered();
                 return Poll::Ready(Some(Ok(Frame::data(rewritten))));
             }
         }
@@ -222,7 +222,7 @@ impl ResponseBody {
         };
         let Poll::Ready(frame) = Pin::new(&mut rest.body).poll_frame(cx) else {
             let exchange = &this.account.exchange;
-            exchange.waiting_for_upstream();
+            exchange.wait_for_upstream();
             ready!(exchange.upstream_deadline.poll_due(cx));
             this.break_off(UpstreamFailure::ResponseTimeout);
             return Poll::Ready(Some(Err(Broken::Silent)));
@@ -261,7 +261,7 @@ impl Drop for ResponseBody {
     /// hyper need not ask for the end of a body whose length it knows.
     fn drop(&mut self) {
         if self.is_end_stream() {
-            self.account.exchange.monitor.complete();
+            self.account.exchange.state.complete();
         }
         if let Some(look) = self.look.take() {
             let view = self.account.exchange.view();
@@ -300,8 +300,8 @@ impl Drop for InFlightGuard {
             .duration
             .observe(self.worker.clock.now().saturating_since(self.received));
         self.exchange.upstream_deadline.disarm();
-        if self.request.close() {
-            self.exchange.monitor.end_exchange(self.number);
+        if self.request.end_response() {
+            self.exchange.state.end_exchange(self.number);
         }
     }
 }

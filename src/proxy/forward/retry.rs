@@ -144,7 +144,7 @@ impl RequestContext<'_> {
         };
         let refusal = match read {
             ReadAhead::Whole(refusal, lease) => {
-                if self.body.end_refused() {
+                if self.body.end_rejected_attempt() {
                     lease.release();
                 }
                 Some(refusal)
@@ -154,7 +154,7 @@ impl RequestContext<'_> {
                 return self.exhausted(RetryOutcome::BodyNotKept, refusal);
             }
             ReadAhead::Broken => {
-                self.body.end();
+                self.body.end_attempt();
                 None
             }
         };

@@ -1,4 +1,4 @@
-//! A panic ends one request, not the worker that carries many.
+//! A panic ends one request, not the worker and its other connections.
 
 use std::{convert::Infallible, panic::AssertUnwindSafe, rc::Rc};
 
@@ -8,21 +8,22 @@ use hyper::body::Incoming;
 
 use crate::proxy::{
     error::Error,
-    exchange::{Carrier, Exchange, request_body::RequestBody},
+    exchange::{Exchange, request_body::RequestBody},
     forward::response_body::{InFlightGuard, ResponseBody},
     handler,
     worker::Worker,
 };
 
-/// Answers a request, be it with 500. One that panics later, while its answer is on its way, breaks its stream or its
-/// connection: tokio ends the task.
+/// Handles a request; responds 500 if its handler panics. A panic later, while the response is
+/// being sent, aborts the stream or the connection: tokio ends its task.
 pub(crate) async fn handle(
     worker: Rc<Worker>,
     exchange: Rc<Exchange>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let handling = handler::handle(Rc::clone(&worker), Rc::clone(&exchange), request);
-    // What it borrowed is given back while the panic unwinds, and what it left half done is dropped with it.
+    // Unwind safe: guards release what the handler has borrowed, and its partial results are
+    // dropped with its future.
     match AssertUnwindSafe(handling).catch_unwind().await {
         Ok(response) => response,
         Err(_) => Ok(internal_error(&worker, &exchange)),
@@ -32,8 +33,8 @@ pub(crate) async fn handle(
 fn internal_error(worker: &Rc<Worker>, exchange: &Rc<Exchange>) -> Response<ResponseBody> {
     let error = Error::Internal;
     worker.rejected(&exchange.view(), &error, exchange);
-    let number = exchange.monitor.begin_exchange();
-    let account = InFlightGuard::new(
+    let number = exchange.state.begin_exchange();
+    let in_flight = InFlightGuard::new(
         worker,
         exchange,
         number,
@@ -42,9 +43,9 @@ fn internal_error(worker: &Rc<Worker>, exchange: &Rc<Exchange>) -> Response<Resp
     );
     let mut response = error
         .to_response()
-        .map(|words| ResponseBody::ours(words, account));
-    if exchange.carrier == Carrier::Connection {
-        // Whether its body was read to the end, nobody knows.
+        .map(|body| ResponseBody::local(body, in_flight));
+    if exchange.state.is_http1() {
+        // It is unknown whether the request body was read to its end.
         response
             .headers_mut()
             .insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -1,4 +1,4 @@
-//! One client connection, and which protocol it speaks.
+//! Serves one client connection: detects its protocol, then speaks HTTP/1 or HTTP/2.
 
 use std::{io, rc::Rc, sync::Arc};
 
@@ -10,7 +10,9 @@ use crate::{
     net::certificate::CertificateNames,
     proxy::{
         connection::{
-            deadlines::Due,
+            deadlines::ClientDeadlines,
+            http1_state::Http1State,
+            http2_state::Http2State,
             io::{Io, Transport},
             state::ConnState,
         },
@@ -25,73 +27,85 @@ use crate::{
     },
 };
 
-/// Room for what is read while it is not known yet which protocol it is.
-const FIRST_READ: usize = 4096;
+/// Buffer for the bytes that are read to detect the protocol.
+const DETECTION_BUFFER: usize = 4096;
 
-/// Serves a connection of the listener at this position until either side ends it.
-pub(crate) async fn serve(
-    worker: Rc<Worker>,
-    stream: Transport,
-    client: ClientConnection,
-    listener: usize,
-) {
-    let view = worker.view();
-    let (read_due, write_due) = (worker.ticker.deadline(), worker.ticker.deadline());
-    let monitor = ConnState::new(
-        read_due.handle(),
-        write_due.handle(),
-        Arc::clone(&view.timeouts),
-    );
-    let monitor = Arc::new(monitor);
-    let _registered = worker.register(&monitor);
-    let names = certificate_names(&view, &stream);
-    let peer = Rc::new(Peer::new(client, listener, names, view));
-    let metrics = Arc::clone(&worker.metrics);
-    let mut io = Io::new(stream, Arc::clone(&monitor), Arc::clone(&metrics));
-    let due = Due {
-        read: read_due,
-        write: write_due,
-    };
-    match due.cut(protocol(&mut io)).await {
-        Some(Ok(Protocol::Http1)) => http1::serve(worker, io, peer, monitor, due).await,
-        // Rarer, larger, and longer-lived.
-        Some(Ok(Protocol::Http2)) => Box::pin(http2::serve(worker, io, peer, monitor, due)).await,
-        Some(Err(_)) => {}
-        None => due.count(&monitor, &metrics),
-    }
-}
-
-/// The names of the client's certificate, where any `[[client]]` is recognised by one.
-fn certificate_names(view: &View, stream: &Transport) -> CertificateNames {
-    let shown = match stream {
-        Either::Right(stream) if view.clients().uses_certificates() => {
-            stream.get_ref().1.peer_certificates()
-        }
-        Either::Right(_) | Either::Left(_) => None,
-    };
-    shown
-        .and_then(|chain| chain.first())
-        .map(CertificateNames::of)
-        .unwrap_or_default()
-}
-
-/// Which protocol a client speaks. HTTP/1.0 and 1.1 are one.
+/// HTTP/1.0 and 1.1 are one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protocol {
     Http1,
     Http2,
 }
 
-/// Finds out what the client speaks: TLS has agreed on it, and in clear the first bytes tell.
-async fn protocol(io: &mut Io) -> io::Result<Protocol> {
-    if let Some(agreed) = io.agreed_protocol() {
-        return Ok(if agreed == Some(b"h2") {
+/// Serves a connection, which the listener at this position accepted, until either side closes it.
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    transport: Transport,
+    client: ClientConnection,
+    listener: usize,
+) {
+    let view = worker.view();
+    let timeouts = Arc::clone(&view.timeouts);
+    let deadlines = ClientDeadlines {
+        read: worker.ticker.deadline(),
+        write: worker.ticker.deadline(),
+    };
+    let state = Arc::new(Http1State::new(
+        deadlines.read.handle(),
+        deadlines.write.handle(),
+        Arc::clone(&timeouts),
+    ));
+    let registration = worker.register(ConnState::Http1(Arc::clone(&state)));
+    let names = certificate_names(&view, &transport);
+    let peer = Rc::new(Peer::new(client, listener, names, view));
+    let mut io = Io::new(
+        transport,
+        ConnState::Http1(Arc::clone(&state)),
+        Arc::clone(&worker.metrics),
+    );
+    match deadlines.run(detect_protocol(&mut io)).await {
+        Some(Ok(Protocol::Http1)) => http1::serve(worker, io, peer, state, deadlines).await,
+        Some(Ok(Protocol::Http2)) => {
+            let state = Arc::new(Http2State::new(
+                deadlines.read.handle(),
+                deadlines.write.handle(),
+                timeouts,
+            ));
+            registration.replace(ConnState::Http2(Arc::clone(&state)));
+            io.set_state(ConnState::Http2(Arc::clone(&state)));
+            // Boxed: these are fewer, and their future is larger.
+            Box::pin(http2::serve(worker, io, peer, state, deadlines)).await
+        }
+        Some(Err(_)) => {}
+        None => deadlines.count_expired(state.read_timeout(), &worker.metrics),
+    }
+}
+
+/// The names in the client's certificate, if any `[[client]]` is recognised by one.
+fn certificate_names(view: &View, transport: &Transport) -> CertificateNames {
+    let certificates = match transport {
+        Either::Right(stream) if view.clients().uses_certificates() => {
+            stream.get_ref().1.peer_certificates()
+        }
+        Either::Right(_) | Either::Left(_) => None,
+    };
+    certificates
+        .and_then(|chain| chain.first())
+        .map(CertificateNames::of)
+        .unwrap_or_default()
+}
+
+/// With TLS, what ALPN agreed on; in clear, HTTP/2 if the first bytes are its preface (prior
+/// knowledge, RFC 9113 §3.3).
+async fn detect_protocol(io: &mut Io) -> io::Result<Protocol> {
+    if let Some(negotiated) = io.alpn_protocol() {
+        return Ok(if negotiated == Some(b"h2") {
             Protocol::Http2
         } else {
             Protocol::Http1
         });
     }
-    let mut read = BytesMut::with_capacity(FIRST_READ);
+    let mut read = BytesMut::with_capacity(DETECTION_BUFFER);
     let protocol = loop {
         let is_end = io.read_buf(&mut read).await? == 0;
         let known = read.len().min(PREFACE.len());

@@ -1,4 +1,4 @@
-//! HTTP/1 with a client.
+//! HTTP/1.0 and HTTP/1.1 with a client.
 
 pub(crate) mod strict_reader;
 
@@ -8,54 +8,58 @@ use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 
 use crate::proxy::{
-    connection::{deadlines::Due, io::Io, state::ConnState},
-    exchange::{Carrier, Peer},
+    connection::{
+        deadlines::ClientDeadlines, http1_state::Http1State, io::Io, state::ExchangeState,
+    },
+    exchange::Peer,
     framing,
     server::{catch_panic, http1::strict_reader::StrictReader, tunnel},
     worker::Worker,
 };
 
-/// The largest piece of a body that is read at once.
+/// The largest part of a body that is read at once.
 const READ_BUFFER: usize = 64 * 1024;
 
-/// For so many fields of a head hyper has room without allocating.
-const USUAL_HEADERS: usize = 100;
+/// The number of fields for which hyper has space without allocating.
+const DEFAULT_MAX_HEADERS: usize = 100;
 
+/// Serves an HTTP/1 connection until either side closes it, and after an upgrade its tunnel.
 pub(crate) async fn serve(
     worker: Rc<Worker>,
     io: Io,
     peer: Rc<Peer>,
-    monitor: Arc<ConnState>,
-    due: Due,
+    state: Arc<Http1State>,
+    deadlines: ClientDeadlines,
 ) {
-    let exchange = worker.exchange(&peer, Carrier::Connection, &monitor);
+    let exchange = worker.exchange(&peer, ExchangeState::Http1(Arc::clone(&state)));
     let service = service_fn(|request| {
         catch_panic::handle(Rc::clone(&worker), Rc::clone(&exchange), request)
     });
     let view = worker.view();
     let limits = &view.config().limits;
-    let heads = framing::HeadLimits {
+    let head_limits = framing::HeadLimits {
         target: limits.uri_length,
         head: limits.head_size,
         fields: limits.headers,
     };
-    let intake = StrictReader::new(io, Arc::clone(&monitor), heads);
+    let reader = StrictReader::new(io, Arc::clone(&state), head_limits);
     let mut builder = http1::Builder::new();
-    if limits.headers > USUAL_HEADERS {
+    if limits.headers > DEFAULT_MAX_HEADERS {
         builder.max_headers(limits.headers);
     }
     let connection = builder
         .half_close(true)
         .header_read_timeout(None)
-        // hyper must not find a head too large that is not: it would answer in its own way.
+        // Larger than the reader's own limit: hyper would respond to an oversized head by itself,
+        // uncounted and unlogged.
         .max_buf_size(READ_BUFFER.max(limits.head_size) + 1)
         .title_case_headers(true)
         .writev(false)
-        .serve_connection(TokioIo::new(intake), service)
+        .serve_connection(TokioIo::new(reader), service)
         .with_upgrades();
-    // What went wrong on a client's connection was the client's doing, or was counted where it happened.
-    if due.cut(connection).await.is_none() {
-        due.count(&exchange.monitor, &worker.metrics);
+    // An error is ignored: the client caused it, or it was counted where it occurred.
+    if deadlines.run(connection).await.is_none() {
+        deadlines.count_expired(state.read_timeout(), &worker.metrics);
     }
     if let Some(tunnel) = exchange.tunnel.take() {
         tunnel::run(tunnel, &worker).await;

@@ -1,6 +1,6 @@
-//! HTTP/2 with a client: many requests side by side on one connection, each a task with deadlines of its own.
+//! HTTP/2 with a client. Each request is a stream, and a task with deadlines of its own.
 
-pub(crate) mod frames;
+pub(super) mod frames;
 mod throttle;
 
 use std::{cell::RefCell, future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll};
@@ -11,94 +11,101 @@ use hyper_util::rt::TokioIo;
 use crate::{
     net,
     proxy::{
-        connection::{deadlines::Due, io::Io, state::ConnState},
-        exchange::{Carrier, Peer},
+        connection::{
+            deadlines::ClientDeadlines, http2_state::Http2State, io::Io, state::ExchangeState,
+            stream_state::StreamState,
+        },
+        exchange::Peer,
         metrics::{ConnectionRejection, Metrics},
         server::{catch_panic, http2::throttle::ThrottledIo},
         worker::Worker,
     },
 };
 
-/// What a client may send ahead, on one stream and on all of them: what we hold of it at most.
+/// The flow-control windows of a stream and of a connection: the most that is buffered of request
+/// bodies which the upstream is slow to accept.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
-/// Resets that a client makes us send by errors of its own (CVE-2025-8671). One that is well makes none.
-const FORCED_RESETS: usize = 20;
+/// Resets that a client may make h2 send by protocol errors on its streams (CVE-2025-8671).
+/// Well-behaved clients cause none.
+const MAX_LOCAL_RESETS: usize = 20;
 
-/// What is kept of one answer for a client that is slow to take it.
+/// The most that is buffered of one response which the client is slow to accept.
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// Serves an HTTP/2 connection until either side has had enough.
+/// Serves an HTTP/2 connection until either side closes it.
 pub(crate) async fn serve(
     worker: Rc<Worker>,
     io: Io,
     peer: Rc<Peer>,
-    monitor: Arc<ConnState>,
-    due: Due,
+    state: Arc<Http2State>,
+    deadlines: ClientDeadlines,
 ) {
-    monitor.multiplex();
     let view = worker.view();
     let limits = &view.config().limits;
-    let (most_resets, most_frames) = (number(limits.resets), number(limits.control_frames));
-    let conduct = monitor.conduct();
-    let streams = Streams {
-        begun: Rc::default(),
-        connection: Arc::clone(&monitor),
+    let (max_resets, max_control_frames) =
+        (saturate(limits.resets), saturate(limits.control_frames));
+    let executor = StreamExecutor {
+        next: Rc::default(),
+        connection: Arc::clone(&state),
         metrics: Arc::clone(&worker.metrics),
     };
     let service = service_fn(|request| {
-        let (read, write) = (worker.ticker.deadline(), worker.ticker.deadline());
-        let monitor = Arc::new(ConnState::of_stream(
-            &monitor,
-            read.handle(),
-            write.handle(),
+        let deadlines = ClientDeadlines {
+            read: worker.ticker.deadline(),
+            write: worker.ticker.deadline(),
+        };
+        let stream = Rc::new(StreamState::new(
+            &state,
+            deadlines.read.handle(),
+            deadlines.write.handle(),
         ));
-        let exchange = worker.exchange(&peer, Carrier::Stream, &monitor);
-        *streams.begun.borrow_mut() = Some((Due { read, write }, monitor));
+        let exchange = worker.exchange(&peer, ExchangeState::Http2(Rc::clone(&stream)));
+        *executor.next.borrow_mut() = Some((deadlines, stream));
         catch_panic::handle(Rc::clone(&worker), exchange, request)
     });
-    let connection = http2::Builder::new(streams.clone())
-        .max_concurrent_streams(number(limits.streams))
-        // Those of its own are counted below.
-        .max_local_error_reset_streams(Some(FORCED_RESETS))
+    let connection = http2::Builder::new(executor.clone())
+        .max_concurrent_streams(saturate(limits.streams))
+        // Resets by the client are counted by `FloodCounters`.
+        .max_local_error_reset_streams(Some(MAX_LOCAL_RESETS))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(number(limits.head_size))
+        .max_header_list_size(saturate(limits.head_size))
         .max_send_buf_size(SEND_BUFFER)
         .serve_connection(
             TokioIo::new(ThrottledIo::new(
                 io,
                 Arc::clone(&worker.metrics),
-                Arc::clone(&monitor),
+                Arc::clone(&state),
             )),
             service,
         );
     let mut connection = pin!(connection);
     poll_fn(|cx| {
         loop {
-            // What else went wrong on a client's connection was the client's doing, or was counted where it happened.
+            // Other errors are ignored: the client caused them, or they were counted where they
+            // occurred.
             if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
                 if ended.is_err_and(|error| is_flood(&error)) {
                     worker.connection_rejected(ConnectionRejection::Flood);
                 }
                 return Poll::Ready(());
             }
-            if conduct.resets() > most_resets || conduct.frames() > most_frames {
+            let flood = state.flood();
+            if flood.resets() > max_resets || flood.control_frames() > max_control_frames {
                 worker.connection_rejected(ConnectionRejection::Flood);
-                // A last look at the connection, in which it says goodbye.
+                // One more poll, to send GOAWAY.
                 connection.as_mut().graceful_shutdown();
                 let _ = connection.as_mut().poll(cx);
                 return Poll::Ready(());
             }
-            if due.read.poll_due(cx).is_pending() && due.write.poll_due(cx).is_pending() {
+            if deadlines.read.poll_due(cx).is_pending() && deadlines.write.poll_due(cx).is_pending()
+            {
                 return Poll::Pending;
             }
-            due.count(&monitor, &worker.metrics);
-            if due.write.is_due() {
-                return Poll::Ready(());
-            }
-            if !monitor.leave() {
+            deadlines.count_expired(state.read_timeout(), &worker.metrics);
+            if deadlines.write.is_due() || !state.begin_close() {
                 return Poll::Ready(());
             }
             connection.as_mut().graceful_shutdown();
@@ -107,66 +114,61 @@ pub(crate) async fn serve(
     .await;
 }
 
-/// What a stream that has begun is watched by.
-type Begun = (Due, Arc<ConnState>);
-
-/// Runs each request's stream as a task of this thread.
+/// Runs each stream as a task of this thread, until one of its deadlines expires.
 ///
-/// hyper calls the service and then hands over the stream that will drive what the service returned. So what the service
-/// leaves here belongs to the next stream that comes.
+/// hyper calls the service, and then gives the executor the future that drives what the service
+/// returned. What the service leaves in `next` therefore belongs to the next future.
 #[derive(Clone)]
-struct Streams {
-    begun: Rc<RefCell<Option<Begun>>>,
-    connection: Arc<ConnState>,
+struct StreamExecutor {
+    next: Rc<RefCell<Option<(ClientDeadlines, Rc<StreamState>)>>>,
+    connection: Arc<Http2State>,
     metrics: Arc<Metrics>,
 }
 
-impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
+impl<F: Future<Output = ()> + 'static> Executor<F> for StreamExecutor {
     fn execute(&self, stream: F) {
-        let begun = self.begun.borrow_mut().take();
-        let under_way = UnderWay::new(&self.connection);
+        let next = self.next.borrow_mut().take();
+        let open = OpenStream::new(&self.connection);
         let metrics = Arc::clone(&self.metrics);
         tokio::task::spawn_local(async move {
-            match begun {
-                // A client that is late has its stream reset.
-                Some((due, monitor)) => {
-                    let is_late = due.cut(stream).await.is_none();
-                    if is_late {
-                        due.count(&monitor, &metrics);
+            match next {
+                // When a deadline expires, dropping the future resets the stream.
+                Some((deadlines, state)) => {
+                    let is_expired = deadlines.run(stream).await.is_none();
+                    if is_expired {
+                        deadlines.count_expired(Some(state.read_timeout()), &metrics);
                     }
-                    under_way
-                        .0
-                        .conduct()
-                        .ended(!is_late && !monitor.is_complete());
+                    let is_reset = !is_expired && !state.is_complete();
+                    open.0.flood().stream_ended(is_reset);
                 }
                 None => stream.await,
             }
-            drop(under_way);
+            drop(open);
         });
     }
 }
 
-/// Whether the protocol's own bounds ended a connection: RFC 9113 §10.5.
-fn is_flood(error: &hyper::Error) -> bool {
-    net::http2::cause(error).and_then(h2::Error::reason) == Some(h2::Reason::ENHANCE_YOUR_CALM)
-}
+/// Counts a stream as open until dropped.
+struct OpenStream(Arc<Http2State>);
 
-fn number(limit: usize) -> u32 {
-    u32::try_from(limit).unwrap_or(u32::MAX)
-}
-
-/// Counts a stream while it lasts, however it ends.
-struct UnderWay(Arc<ConnState>);
-
-impl UnderWay {
-    fn new(connection: &Arc<ConnState>) -> Self {
+impl OpenStream {
+    fn new(connection: &Arc<Http2State>) -> Self {
         connection.stream_opened();
         Self(Arc::clone(connection))
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for OpenStream {
     fn drop(&mut self) {
         self.0.stream_closed();
     }
+}
+
+/// Whether h2's own limits ended a connection, RFC 9113 §10.5.
+fn is_flood(error: &hyper::Error) -> bool {
+    net::http2::cause(error).and_then(h2::Error::reason) == Some(h2::Reason::ENHANCE_YOUR_CALM)
+}
+
+fn saturate(limit: usize) -> u32 {
+    u32::try_from(limit).unwrap_or(u32::MAX)
 }

@@ -1,4 +1,4 @@
-//! Accepting connections, until it is time to stop.
+//! Accepts connections until draining begins.
 
 use std::{
     future::{Future, poll_fn},
@@ -24,14 +24,15 @@ use crate::{
     },
 };
 
-/// How long to leave a listener alone when the process or the machine has run out of something.
+/// Pause after `accept` failed because file descriptors or memory are exhausted.
 const EXHAUSTION_PAUSE: Duration = Duration::from_millis(100);
 
-const REJECTION: &[u8] =
-    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+/// Sent on a connection that exceeds a limit.
+const OVERLOADED: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+    Retry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
-/// Serves what arrives at one listener until `stop` resolves. Connections that are in the queue then are served too: closing
-/// the listener would reset them.
+/// Accepts and serves the connections of the listener at this position until `stop` resolves, and
+/// after that those that are in the queue: closing the listener would reset them.
 pub(crate) async fn accept(
     worker: Rc<Worker>,
     listener: Listener,
@@ -47,12 +48,12 @@ pub(crate) async fn accept(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => take(&worker, stream, peer, position, server_tls.as_ref()),
+            Ok((stream, peer)) => spawn(&worker, stream, peer, position, server_tls.as_ref()),
             Err(error) if is_exhaustion(&error) => {
                 worker.connection_failed(ConnectionRejection::AcceptFailed, None, Some(&error));
                 tokio::time::sleep(EXHAUSTION_PAUSE).await;
             }
-            // The client has gone away again.
+            // The client has closed the connection already.
             Err(_) => {}
         }
     }
@@ -63,22 +64,23 @@ pub(crate) async fn accept(
         })
     };
     while let Some((stream, peer)) = queued().await {
-        take(&worker, stream, peer, position, server_tls.as_ref());
+        spawn(&worker, stream, peer, position, server_tls.as_ref());
     }
 }
 
-fn take(
+/// Serves a connection in a task of its own, or rejects it.
+fn spawn(
     worker: &Rc<Worker>,
     stream: Stream,
     peer: Option<SocketAddr>,
     position: usize,
     server_tls: Option<&ServerTls>,
 ) {
-    let Some(place) = worker.connection_slot(peer) else {
-        // Before the handshake, a TLS client cannot read a response.
+    let Some(slot) = worker.connection_slot(peer) else {
+        // A TLS client cannot read a response before the handshake, which would cost too much.
         match server_tls {
             Some(_) => drop(stream),
-            None => stream.reject(REJECTION),
+            None => stream.reject(OVERLOADED),
         }
         return;
     };
@@ -89,19 +91,18 @@ fn take(
         let serving = connection::serve(worker, Either::Left(stream), client, position);
         tokio::task::spawn_local(async move {
             serving.await;
-            drop(place);
+            drop(slot);
         });
         return;
     };
     tokio::task::spawn_local(async move {
-        // The handshake is the beginning of the first request.
+        // The handshake precedes the first request and has the time of its head.
         let config = view.config();
         let limit = config.first_byte_timeout + config.head_timeout;
         match tokio::time::timeout(limit, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => {
                 connection::serve(worker, Either::Right(Box::new(stream)), client, position).await
             }
-            // Whoever goes away again, as health checks and browsers do, is no news.
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
                 let advice = tls::cause(&error).map_or("", tls::client_advice);
                 worker.connection_failed(
@@ -110,10 +111,12 @@ fn take(
                     Some(&format_args!("{error}{advice}")),
                 );
             }
+            // Counted but not logged: health checks and browsers often close before the handshake
+            // is complete.
             Ok(Err(_)) | Err(_) => {
                 worker.metrics.connections_rejected[ConnectionRejection::Handshake].add(1)
             }
         }
-        drop(place);
+        drop(slot);
     });
 }

@@ -1,4 +1,5 @@
-//! After 101.
+//! A connection after a protocol upgrade: bytes are copied in both directions, and each direction
+//! is closed when its sender closes it.
 
 use std::{
     future::poll_fn,
@@ -23,10 +24,11 @@ use crate::{
     upstream,
 };
 
-/// What is under way in each direction.
+/// The buffer of each direction.
 const BUFFER: usize = 16 * 1024;
 
-/// Carries bytes both ways until both sides are done, one of them breaks, or nothing moves for too long.
+/// Copies bytes in both directions until both sides have closed, one of them fails, or nothing is
+/// transferred for `proxy.tunnel_idle_timeout`.
 pub(crate) async fn run(tunnel: Tunnel, worker: &Worker) {
     let Tunnel {
         client,
@@ -34,7 +36,7 @@ pub(crate) async fn run(tunnel: Tunnel, worker: &Worker) {
         reservation,
         permit,
     } = tunnel;
-    let (Ok(client), Ok((mut upstream, ahead))) =
+    let (Ok(client), Ok((mut upstream, read_ahead))) =
         (client.await, upstream::upgraded(upstream).await)
     else {
         return;
@@ -43,54 +45,58 @@ pub(crate) async fn run(tunnel: Tunnel, worker: &Worker) {
         return;
     };
     let Some(client) = io.into_inner().into_inner().filter(|_| read_buf.is_empty()) else {
-        // The upstream has not agreed yet when these were sent: to it they may be anything, another request included.
+        // The client sent these bytes before it knew that the upstream would agree. The upstream
+        // may take them for anything, another request included.
         worker.connection_rejected(ConnectionRejection::BytesBeforeUpgrade);
         return;
     };
     worker.metrics.tunnels_open.add(1);
     let idle = Rc::new(worker.ticker.deadline());
-    let limit = worker.view().tunnel_idle;
-    idle.arm(limit);
-    let moved = || {
+    let timeout = worker.view().tunnel_idle;
+    idle.arm(timeout);
+    let on_transfer = || {
         let idle = Rc::clone(&idle);
-        move || idle.arm(limit)
+        move || idle.arm(timeout)
     };
-    let mut client = Watched {
+    let mut client = Monitored {
         inner: client,
-        moved: moved(),
+        on_transfer: on_transfer(),
     };
-    let carry = async {
-        client.write_all(&ahead).await?;
-        let mut upstream = Watched {
+    let copying = async {
+        client.write_all(&read_ahead).await?;
+        let mut upstream = Monitored {
             inner: &mut upstream,
-            moved: moved(),
+            on_transfer: on_transfer(),
         };
         tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER).await
     };
-    if until_idle(carry, &idle).await {
+    if is_idle_before_end(copying, &idle).await {
         worker.metrics.client_timeouts[ClientTimeout::Tunnel].add(1);
     }
     worker.metrics.tunnels_open.sub(1);
     drop((reservation, permit));
 }
 
-/// Whether nothing moved for too long. How it ends otherwise is for the two sides to know.
-async fn until_idle(carry: impl Future<Output = io::Result<(u64, u64)>>, idle: &Deadline) -> bool {
-    let mut carry = pin!(carry);
-    poll_fn(|cx| match carry.as_mut().poll(cx) {
+/// Whether the idle timeout expired before the copying ended. How it ended is known to both sides.
+async fn is_idle_before_end(
+    copying: impl Future<Output = io::Result<(u64, u64)>>,
+    idle: &Deadline,
+) -> bool {
+    let mut copying = pin!(copying);
+    poll_fn(|cx| match copying.as_mut().poll(cx) {
         Poll::Ready(_) => Poll::Ready(false),
         Poll::Pending => idle.poll_due(cx).map(|()| true),
     })
     .await
 }
 
-/// Tells when bytes have come.
-struct Watched<S, F> {
+/// Calls `on_transfer` when bytes were read or written.
+struct Monitored<S, F> {
     inner: S,
-    moved: F,
+    on_transfer: F,
 }
 
-impl<S: AsyncRead + Unpin, F: Fn() + Unpin> AsyncRead for Watched<S, F> {
+impl<S: AsyncRead + Unpin, F: Fn() + Unpin> AsyncRead for Monitored<S, F> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -99,13 +105,13 @@ impl<S: AsyncRead + Unpin, F: Fn() + Unpin> AsyncRead for Watched<S, F> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(cx, buf);
         if buf.filled().len() > before {
-            (self.moved)();
+            (self.on_transfer)();
         }
         read
     }
 }
 
-impl<S: AsyncWrite + Unpin, F: Fn() + Unpin> AsyncWrite for Watched<S, F> {
+impl<S: AsyncWrite + Unpin, F: Fn() + Unpin> AsyncWrite for Monitored<S, F> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -113,7 +119,7 @@ impl<S: AsyncWrite + Unpin, F: Fn() + Unpin> AsyncWrite for Watched<S, F> {
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write(cx, buf);
         if written.is_ready() {
-            (self.moved)();
+            (self.on_transfer)();
         }
         written
     }

@@ -1,4 +1,5 @@
-//! What hyper gets to read of an HTTP/1 connection: whole requests whose ends are the same to everybody.
+//! What hyper reads of an HTTP/1 connection: only requests that the strict parser of `framing.rs`
+//! accepts, so that every recipient finds the same end of each (request smuggling, RFC 9112 §11.2).
 
 use std::{
     io,
@@ -11,105 +12,108 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::proxy::{
-    connection::{io::Io, state::ConnState},
+    connection::{http1_state::Http1State, io::Io},
     framing::{FaultSite, Framing, HeadLimits, Scan},
 };
 
-/// What hyper reads in the place of something that is no request, so that it is answered, counted and logged as the others
-/// are. Nothing of what the client sent is in it.
-const STAND_IN: &[u8] = b"MALFORMED * HTTP/1.1\r\nconnection: close\r\n\r\n";
+/// What hyper reads in place of a malformed request, so that the handler rejects, counts and logs
+/// it as it does others. Contains nothing that the client sent.
+const SUBSTITUTE: &[u8] = b"MALFORMED * HTTP/1.1\r\nconnection: close\r\n\r\n";
 
-/// What is read at most of a client that is not listened to any more, so that the close does not take our answer with it.
-const FAREWELL: usize = 1024 * 1024;
+/// Bytes that are read and discarded at most after a malformed request, so that closing the socket
+/// does not reset the connection and with it the response.
+const MAX_DISCARDED: usize = 1024 * 1024;
 
-/// A client's socket behind the strict reading of `framing.rs`.
+/// The client's socket behind the strict parser.
 pub(crate) struct StrictReader {
     io: Io,
     framing: Framing,
-    monitor: Arc<ConnState>,
-    /// The beginning of a head.
-    held: BytesMut,
-    /// Found good, and not handed on yet.
-    good: Bytes,
-    /// Heads found good so far, which is the number of their last exchange.
+    state: Arc<Http1State>,
+    /// The beginning of a head that is not complete yet.
+    partial: BytesMut,
+    /// Accepted, and not read by hyper yet.
+    accepted: Bytes,
+    /// Heads accepted so far, which is the number of the last one's exchange.
     heads: u32,
+    /// Set after a fault: nothing more is accepted from the client.
     end: Option<End>,
-    /// What was read since the end.
-    ignored: usize,
+    /// Bytes discarded since the fault.
+    discarded: usize,
 }
 
-/// No more is read from the client.
+/// What hyper reads after a fault.
 #[derive(Debug, Clone, Copy)]
 enum End {
-    /// The next request is the stand-in.
-    StandIn,
-    /// Nothing follows.
-    Silence,
-    /// The body that was begun is malformed.
-    Body,
+    /// The substitute for the malformed request, then the end of the stream.
+    Substitute,
+    /// The end of the stream.
+    Eof,
+    /// An error: the fault is within a body.
+    Error,
 }
 
 impl StrictReader {
-    pub(crate) fn new(io: Io, monitor: Arc<ConnState>, limits: HeadLimits) -> Self {
+    pub(crate) fn new(io: Io, state: Arc<Http1State>, limits: HeadLimits) -> Self {
         let framing = Framing::new(limits);
         Self {
             io,
             framing,
-            monitor,
-            held: BytesMut::new(),
-            good: Bytes::new(),
+            state,
+            partial: BytesMut::new(),
+            accepted: Bytes::new(),
             heads: 0,
             end: None,
-            ignored: 0,
+            discarded: 0,
         }
     }
 
-    /// The socket, if nothing was read from it beyond what was handed on.
+    /// The socket, if hyper has read all that was read from it.
     pub(crate) fn into_inner(self) -> Option<Io> {
-        let is_at_rest = self.held.is_empty() && self.good.is_empty() && self.end.is_none();
-        is_at_rest.then_some(self.io)
+        let is_drained = self.partial.is_empty() && self.accepted.is_empty() && self.end.is_none();
+        is_drained.then_some(self.io)
     }
 
-    /// Leaves in the buffer what is good of what was read behind `before`.
-    fn sift(&mut self, buf: &mut ReadBuf<'_>, before: usize) {
+    /// Parses what was read behind `before` and leaves in the buffer what was accepted of it.
+    fn parse(&mut self, buf: &mut ReadBuf<'_>, before: usize) {
         let read = &buf.filled()[before..];
-        let is_held = !self.held.is_empty();
-        if is_held {
-            self.held.extend_from_slice(read);
+        let has_partial = !self.partial.is_empty();
+        if has_partial {
+            self.partial.extend_from_slice(read);
         }
         let Scan { good, heads, fault } =
-            self.framing.read(if is_held { &self.held } else { read });
+            self.framing
+                .read(if has_partial { &self.partial } else { read });
         self.heads = self.heads.wrapping_add(heads);
-        if is_held {
-            self.good = self.held.split_to(good).freeze();
-            if self.held.is_empty() {
-                // What is left of it would keep all of it.
-                self.held = BytesMut::new();
+        if has_partial {
+            self.accepted = self.partial.split_to(good).freeze();
+            if self.partial.is_empty() {
+                // Even empty it would keep the whole buffer allocated.
+                self.partial = BytesMut::new();
             }
             buf.set_filled(before);
         } else {
-            self.held.extend_from_slice(&read[good..]);
+            self.partial.extend_from_slice(&read[good..]);
             buf.set_filled(before + good);
         }
-        if let Some((place, fault)) = fault {
-            self.held = BytesMut::new();
-            self.end = Some(match place {
+        if let Some((site, fault)) = fault {
+            self.partial = BytesMut::new();
+            self.end = Some(match site {
                 FaultSite::Request => {
-                    self.monitor.misread(self.heads.wrapping_add(1), fault);
-                    End::StandIn
+                    self.state.set_malformed(self.heads.wrapping_add(1), fault);
+                    End::Substitute
                 }
-                FaultSite::Body => End::Body,
+                FaultSite::Body => End::Error,
             });
         }
     }
 
-    /// Waits for the client to close, within bounds.
-    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut room = [0; 4096];
-        while self.ignored < FAREWELL {
-            let mut buf = ReadBuf::new(&mut room);
+    /// Reads and discards until the client closes, within limits.
+    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut buffer = [0; 4096];
+        while self.discarded < MAX_DISCARDED {
+            let mut buf = ReadBuf::new(&mut buffer);
             match ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf)) {
-                Ok(()) if !buf.filled().is_empty() => self.ignored += buf.filled().len(),
+                Ok(()) if !buf.filled().is_empty() => self.discarded += buf.filled().len(),
                 Ok(()) | Err(_) => break,
             }
         }
@@ -126,26 +130,26 @@ impl AsyncRead for StrictReader {
         let this = self.get_mut();
         let before = buf.filled().len();
         loop {
-            if !this.good.is_empty() {
-                let n = this.good.len().min(buf.remaining());
-                buf.put_slice(&this.good.split_to(n));
+            if !this.accepted.is_empty() {
+                let n = this.accepted.len().min(buf.remaining());
+                buf.put_slice(&this.accepted.split_to(n));
                 return Poll::Ready(Ok(()));
             }
             match this.end {
                 None => {}
-                Some(End::StandIn) => {
-                    this.good = Bytes::from_static(STAND_IN);
-                    this.end = Some(End::Silence);
+                Some(End::Substitute) => {
+                    this.accepted = Bytes::from_static(SUBSTITUTE);
+                    this.end = Some(End::Eof);
                     continue;
                 }
-                Some(End::Silence) => return Poll::Ready(Ok(())),
-                Some(End::Body) => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+                Some(End::Eof) => return Poll::Ready(Ok(())),
+                Some(End::Error) => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
             }
             ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
             if buf.filled().len() == before {
                 return Poll::Ready(Ok(()));
             }
-            this.sift(buf, before);
+            this.parse(buf, before);
             if buf.filled().len() > before {
                 return Poll::Ready(Ok(()));
             }
@@ -181,8 +185,8 @@ impl AsyncWrite for StrictReader {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
         if self.end.is_some() {
-            self.monitor.say_goodbye();
-            ready!(self.poll_farewell(cx));
+            self.state.begin_close();
+            ready!(self.poll_discard(cx));
         }
         Poll::Ready(Ok(()))
     }

@@ -1,55 +1,61 @@
-//! Where HTTP/2 frames begin in what one side sends.
+//! Finds HTTP/2 frames in a byte stream, to count those that h2 does not report.
 
-/// What begins every HTTP/2 connection: RFC 9113 §3.4.
+/// The first bytes that a client sends on an HTTP/2 connection, RFC 9113 §3.4.
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A frame's head: RFC 9113 §4.1.
-const FRAME_HEAD: usize = 9;
+/// The length of a frame's header, RFC 9113 §4.1.
+const FRAME_HEADER: usize = 9;
+/// Frame types, RFC 9113 §6.
 const DATA: u8 = 0;
-const END_STREAM: u8 = 1;
 const RST_STREAM: u8 = 3;
+/// A flag of DATA.
+const END_STREAM: u8 = 1;
+/// An error code, RFC 9113 §7.
 const REFUSED_STREAM: u8 = 7;
 
-/// Finds where the frames begin in what one side sends.
+/// Finds the frame headers in what one side sends.
 #[derive(Debug, Default)]
-pub(crate) struct Frames {
-    /// Bytes until the next one.
-    pub(crate) skip: usize,
-    head: [u8; FRAME_HEAD],
+pub(super) struct Frames {
+    /// Bytes until the next header.
+    pub(super) skip: usize,
+    header: [u8; FRAME_HEADER],
+    /// How many bytes of it are known.
     known: usize,
 }
 
 impl Frames {
-    pub(crate) fn behind_preface() -> Self {
+    /// For what a client sends, from its preface on.
+    pub(super) fn after_preface() -> Self {
         Self {
             skip: PREFACE.len(),
             ..Self::default()
         }
     }
 
-    /// The head of the next frame that is whole in these bytes, which then begin behind it.
-    fn next(&mut self, bytes: &mut &[u8]) -> Option<[u8; FRAME_HEAD]> {
+    /// The next frame header that is complete with these bytes, which then begin behind it.
+    fn next(&mut self, bytes: &mut &[u8]) -> Option<[u8; FRAME_HEADER]> {
         let skipped = self.skip.min(bytes.len());
         self.skip -= skipped;
-        let (head, rest) =
-            bytes[skipped..].split_at((FRAME_HEAD - self.known).min(bytes.len() - skipped));
-        self.head[self.known..][..head.len()].copy_from_slice(head);
-        self.known += head.len();
+        let (header, rest) =
+            bytes[skipped..].split_at((FRAME_HEADER - self.known).min(bytes.len() - skipped));
+        self.header[self.known..][..header.len()].copy_from_slice(header);
+        self.known += header.len();
         *bytes = rest;
-        if self.known < FRAME_HEAD {
+        if self.known < FRAME_HEADER {
             return None;
         }
         self.known = 0;
-        let [a, b, c, ..] = self.head;
+        let [a, b, c, ..] = self.header;
         self.skip = u32::from_be_bytes([0, a, b, c]) as usize;
-        Some(self.head)
+        Some(self.header)
     }
 
-    /// How many of them carry nothing of a body. Heads of requests are among these: a request that begins has moved on.
-    pub(crate) fn count(&mut self, mut bytes: &[u8]) -> u32 {
+    /// How many frames carry no body data. HEADERS count as well, but a stream that opens clears
+    /// the count.
+    pub(super) fn count(&mut self, mut bytes: &[u8]) -> u32 {
         let mut count = 0;
         while let Some([_, _, _, kind, flags, ..]) = self.next(&mut bytes) {
-            // What is sent ahead is limited by its window.
+            // DATA with content needs no limit here: the flow-control window is one.
             let is_body = kind == DATA && (self.skip > 0 || flags & END_STREAM != 0);
             count += u32::from(!is_body);
         }
@@ -57,31 +63,32 @@ impl Frames {
     }
 }
 
-/// Finds the streams that were refused in what we send: h2 does that by itself, and tells nobody.
+/// Counts the streams that h2 refuses over the limit of concurrent ones: it does not report them,
+/// so they are found in what it sends.
 #[derive(Debug, Default)]
-pub(crate) struct RefusedStreams {
+pub(super) struct RefusedStreams {
     frames: Frames,
-    /// The next byte is the end of a reset's reason.
-    reason_is_next: bool,
+    /// The next byte after `frames.skip` is the last one of an RST_STREAM's error code.
+    is_code_next: bool,
 }
 
 impl RefusedStreams {
-    pub(crate) fn count(&mut self, mut bytes: &[u8]) -> u64 {
+    pub(super) fn count(&mut self, mut bytes: &[u8]) -> u64 {
         let mut count = 0;
         loop {
-            if self.reason_is_next && self.frames.skip < bytes.len() {
-                let reason = bytes[self.frames.skip];
+            if self.is_code_next && self.frames.skip < bytes.len() {
+                let code = bytes[self.frames.skip];
                 bytes = &bytes[self.frames.skip + 1..];
                 self.frames.skip = 0;
-                self.reason_is_next = false;
-                count += u64::from(reason == REFUSED_STREAM);
+                self.is_code_next = false;
+                count += u64::from(code == REFUSED_STREAM);
             }
             let Some([_, _, _, kind, ..]) = self.frames.next(&mut bytes) else {
                 return count;
             };
             if kind == RST_STREAM {
-                // All reasons fit into the last of four bytes: RFC 9113 §7.
-                self.reason_is_next = true;
+                // All error codes fit into the last of four bytes, RFC 9113 §7.
+                self.is_code_next = true;
                 self.frames.skip = 3;
             }
         }
@@ -95,37 +102,37 @@ mod tests {
     const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
 
     #[test]
-    fn frames_are_counted_wherever_the_pieces_end() {
-        let mut said = PREFACE.to_vec();
-        // Settings, a body, its end, a piece of nothing.
-        said.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
-        said.extend([0, 1, 0, DATA, 0, 0, 0, 0, 1]);
-        said.extend([6; 256]);
-        said.extend([0, 0, 0, DATA, END_STREAM, 0, 0, 0, 1]);
-        said.extend([0, 0, 0, DATA, 0, 0, 0, 0, 3]);
-        said.extend(PING);
-        said.extend(PING);
-        for length in 1..said.len() {
-            let mut frames = Frames::behind_preface();
-            let counted: u32 = said.chunks(length).map(|piece| frames.count(piece)).sum();
-            assert_eq!(counted, 4, "in pieces of {length}");
+    fn frames_are_counted_however_the_stream_is_split() {
+        let mut sent = PREFACE.to_vec();
+        // SETTINGS, DATA, its end, an empty DATA.
+        sent.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+        sent.extend([0, 1, 0, DATA, 0, 0, 0, 0, 1]);
+        sent.extend([6; 256]);
+        sent.extend([0, 0, 0, DATA, END_STREAM, 0, 0, 0, 1]);
+        sent.extend([0, 0, 0, DATA, 0, 0, 0, 0, 3]);
+        sent.extend(PING);
+        sent.extend(PING);
+        for length in 1..sent.len() {
+            let mut frames = Frames::after_preface();
+            let counted: u32 = sent.chunks(length).map(|part| frames.count(part)).sum();
+            assert_eq!(counted, 4, "in parts of {length}");
         }
     }
 
     #[test]
-    fn refusals_are_found_wherever_the_pieces_end() {
-        // Settings, a refusal, another reset, a body that looks like a refusal, a refusal.
-        let mut said = vec![0, 0, 0, 4, 0, 0, 0, 0, 0];
-        let reset = |reason| [0, 0, 4, RST_STREAM, 0, 0, 0, 0, 1, 0, 0, 0, reason];
-        said.extend(reset(REFUSED_STREAM));
-        said.extend(reset(8));
-        said.extend([0, 0, 13, DATA, 0, 0, 0, 0, 1]);
-        said.extend(reset(REFUSED_STREAM));
-        said.extend(reset(REFUSED_STREAM));
-        for length in 1..=said.len() {
-            let mut refusals = RefusedStreams::default();
-            let counted: u64 = said.chunks(length).map(|piece| refusals.count(piece)).sum();
-            assert_eq!(counted, 2, "in pieces of {length}");
+    fn refused_streams_are_counted_however_the_stream_is_split() {
+        // SETTINGS, a refusal, another reset, DATA that looks like a refusal, a refusal.
+        let mut sent = vec![0, 0, 0, 4, 0, 0, 0, 0, 0];
+        let reset = |code| [0, 0, 4, RST_STREAM, 0, 0, 0, 0, 1, 0, 0, 0, code];
+        sent.extend(reset(REFUSED_STREAM));
+        sent.extend(reset(8));
+        sent.extend([0, 0, 13, DATA, 0, 0, 0, 0, 1]);
+        sent.extend(reset(REFUSED_STREAM));
+        sent.extend(reset(REFUSED_STREAM));
+        for length in 1..=sent.len() {
+            let mut refused = RefusedStreams::default();
+            let counted: u64 = sent.chunks(length).map(|part| refused.count(part)).sum();
+            assert_eq!(counted, 2, "in parts of {length}");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! A client's socket, read in small pieces.
+//! The client's socket on an HTTP/2 connection: read in small batches, between which the task
+//! yields.
 
 use std::{
     io,
@@ -12,37 +13,36 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::{
     base::coop::CoopBudget,
     proxy::{
-        connection::state::ConnState,
+        connection::http2_state::Http2State,
         metrics::Metrics,
         server::http2::frames::{Frames, RefusedStreams},
     },
 };
 
-/// A client's socket, for HTTP/2.
+/// Counts frames, and limits how much h2 reads before other tasks run.
 pub(crate) struct ThrottledIo<T> {
     io: T,
-    frames: Frames,
-    refusals: RefusedStreams,
+    received: Frames,
+    refused: RefusedStreams,
     metrics: Arc<Metrics>,
-    monitor: Arc<ConnState>,
+    state: Arc<Http2State>,
     budget: CoopBudget,
 }
 
 impl<T> ThrottledIo<T> {
-    pub(crate) fn new(io: T, metrics: Arc<Metrics>, monitor: Arc<ConnState>) -> Self {
-        let (frames, refusals) = (Frames::behind_preface(), RefusedStreams::default());
+    pub(crate) fn new(io: T, metrics: Arc<Metrics>, state: Arc<Http2State>) -> Self {
         Self {
             io,
-            frames,
-            refusals,
+            received: Frames::after_preface(),
+            refused: RefusedStreams::default(),
             metrics,
-            monitor,
+            state,
             budget: CoopBudget::default(),
         }
     }
 
     fn sent(&mut self, bytes: &[u8]) {
-        let refused = self.refusals.count(bytes);
+        let refused = self.refused.count(bytes);
         if refused > 0 {
             self.metrics.streams_refused.add(refused);
         }
@@ -56,20 +56,20 @@ impl<T: AsyncRead + Unpin> AsyncRead for ThrottledIo<T> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let quota = this.monitor.conduct().quota();
+        let quota = this.state.flood().quota();
         ready!(this.budget.poll_ready(cx, quota.frames as usize));
-        let most = buf.remaining().min(this.frames.skip + quota.bytes);
-        let mut piece = ReadBuf::new(buf.initialize_unfilled_to(most));
-        let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, &mut piece) else {
+        let limit = buf.remaining().min(this.received.skip + quota.bytes);
+        let mut batch = ReadBuf::new(buf.initialize_unfilled_to(limit));
+        let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, &mut batch) else {
             this.budget.reset();
             return Poll::Pending;
         };
         read?;
-        let frames = this.frames.count(piece.filled());
-        let read = piece.filled().len();
+        let frames = this.received.count(batch.filled());
+        let read = batch.filled().len();
         buf.advance(read);
         this.budget.spend(frames as usize);
-        this.monitor.control_frames_read(frames);
+        this.state.control_frames_received(frames);
         Poll::Ready(Ok(()))
     }
 }

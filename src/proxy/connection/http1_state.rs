@@ -1,0 +1,173 @@
+//! The state of an HTTP/1 connection, and of every connection until its protocol is known.
+
+use std::{
+    io,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed},
+    },
+    task::Poll,
+};
+
+use crate::{
+    base::ticker::DeadlineHandle,
+    proxy::{
+        connection::timers::{CLOSE_TIMEOUT, ClientTimers, Timeouts},
+        framing::Fault,
+        metrics::ClientTimeout,
+    },
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// No request is under way: the next byte begins one.
+    Idle = 0,
+    /// A request's head is being received.
+    Head = 1,
+    /// A request is being served.
+    Exchange = 2,
+    /// The response is complete, but not all of it has been written to the socket.
+    Flushing = 3,
+    /// The proxy has closed its side. The client has [`CLOSE_TIMEOUT`] to close its own.
+    Closing = 4,
+}
+
+/// Atomics, since hyper requires of a socket that can be upgraded, and so of all that it refers to,
+/// that it is `Send`. One thread uses them.
+#[derive(Debug)]
+pub(crate) struct Http1State {
+    pub(super) timers: ClientTimers,
+    phase: AtomicU8,
+    /// Number of the current exchange: what ends an earlier one late must not end this one.
+    exchange: AtomicU32,
+    /// A response was cut short: the client must not take it for a complete one.
+    is_aborted: AtomicBool,
+    /// The number of an exchange, the connection's last one, whose request is malformed, and why.
+    malformed: OnceLock<(u32, Fault)>,
+}
+
+impl Http1State {
+    /// A new connection: the deadline for its first byte is armed.
+    pub(crate) fn new(
+        read: DeadlineHandle,
+        write: DeadlineHandle,
+        timeouts: Arc<Timeouts>,
+    ) -> Self {
+        read.arm(timeouts.first_byte());
+        Self {
+            timers: ClientTimers::new(read, write, timeouts),
+            phase: AtomicU8::new(Phase::Idle as u8),
+            exchange: AtomicU32::default(),
+            is_aborted: AtomicBool::default(),
+            malformed: OnceLock::new(),
+        }
+    }
+
+    fn is(&self, phase: Phase) -> bool {
+        self.phase.load(Relaxed) == phase as u8
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Relaxed);
+    }
+
+    /// Whether a request is being served.
+    pub(super) fn is_in_exchange(&self) -> bool {
+        self.is(Phase::Exchange)
+    }
+
+    /// A request's head has been received. Returns the exchange's number.
+    pub(super) fn begin_exchange(&self) -> u32 {
+        self.enter(Phase::Exchange);
+        self.timers.begin_exchange();
+        let number = self.exchange.load(Relaxed).wrapping_add(1);
+        self.exchange.store(number, Relaxed);
+        number
+    }
+
+    /// The response is complete and the request has been read to its end.
+    pub(crate) fn end_exchange(&self, number: u32) {
+        if self.is(Phase::Exchange) && self.exchange.load(Relaxed) == number {
+            self.enter(Phase::Flushing);
+            self.timers.read.arm(self.timers.timeouts.body_idle);
+        }
+    }
+
+    /// Draining has begun: an idle connection closes after a grace period, in which a request that
+    /// is already on the wire arrives.
+    pub(super) fn drain(&self) {
+        if self.is(Phase::Idle) {
+            self.timers.read.arm(self.timers.timeouts.drain_grace);
+        }
+    }
+
+    /// Bytes were read from the socket.
+    pub(super) fn received(&self) {
+        if self.is(Phase::Idle) || self.is(Phase::Flushing) {
+            self.enter(Phase::Head);
+            self.timers.read.arm(self.timers.timeouts.head);
+        }
+    }
+
+    /// A write to the socket was tried.
+    pub(super) fn written(&self, written: &Poll<io::Result<usize>>) {
+        if self.timers.written(written) && self.is(Phase::Flushing) {
+            self.timers.read.arm(self.timers.timeouts.body_idle);
+        }
+    }
+
+    /// All that was written has reached the socket.
+    pub(super) fn flushed(&self) {
+        if self.is(Phase::Flushing) {
+            self.enter(Phase::Idle);
+            self.timers.read.arm(self.timers.timeouts.idle());
+        }
+    }
+
+    /// The proxy has closed its side.
+    pub(crate) fn begin_close(&self) {
+        if !self.is(Phase::Closing) {
+            self.enter(Phase::Closing);
+            self.timers.read.arm(CLOSE_TIMEOUT.into());
+        }
+    }
+
+    /// The timeout that the read deadline stands for; `None` if its expiry is no fault of the
+    /// client.
+    pub(crate) fn read_timeout(&self) -> Option<ClientTimeout> {
+        match () {
+            () if self.is(Phase::Closing) => None,
+            () if self.is(Phase::Head) => Some(ClientTimeout::Head),
+            () if self.is(Phase::Exchange) && self.timers.is_below_minimum_rate() => {
+                Some(ClientTimeout::BodyRate)
+            }
+            () if self.is(Phase::Exchange) || self.is(Phase::Flushing) => Some(ClientTimeout::Body),
+            () if self.timers.timeouts.is_draining() => None,
+            () if self.exchange.load(Relaxed) == 0 => Some(ClientTimeout::FirstByte),
+            () => Some(ClientTimeout::Idle),
+        }
+    }
+
+    /// What the client sent as this exchange's request is malformed.
+    pub(crate) fn set_malformed(&self, exchange: u32, fault: Fault) {
+        // Cannot be set already: nothing is read after a fault.
+        let _ = self.malformed.set((exchange, fault));
+    }
+
+    /// Why this exchange's request is malformed, if it is.
+    pub(super) fn fault(&self, exchange: u32) -> Option<Fault> {
+        self.malformed
+            .get()
+            .filter(|(malformed, _)| *malformed == exchange)
+            .map(|(_, fault)| *fault)
+    }
+
+    /// The response is cut short: the socket is closed with a reset.
+    pub(super) fn abort(&self) {
+        self.is_aborted.store(true, Relaxed);
+    }
+
+    pub(super) fn is_aborted(&self) -> bool {
+        self.is_aborted.load(Relaxed)
+    }
+}
