@@ -9,24 +9,17 @@
 #[allow(dead_code, reason = "the helpers of all integration tests")]
 mod common;
 
-use bearer_proxy::{
-    base::{clock, process},
-    cloud::{Cloud, Config},
-};
+use bearer_proxy::base::{clock, process};
 use tokio::task::JoinSet;
 
-use common::{Client, LIMIT, get, proxy};
+use common::{Client, LIMIT, get, proxy, simulated_cloud};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_18_thousands_are_refused_at_once() {
     // Four descriptors each, for both ends of both connections.
     let descriptors = process::usage().map_or(1024, |usage| usage.descriptor_limit);
     let count = usize::try_from(descriptors / 5).unwrap().min(4000);
-    let config = Config {
-        seeds: vec!["seed".into()],
-        ..Config::new("demo", "secret")
-    };
-    let cloud = Cloud::start(config, clock::system()).await.unwrap();
+    let cloud = simulated_cloud(clock::system()).await;
     let proxy = proxy(cloud.origin(), &[("upstream.max_connections", "4000")]);
     proxy.ready().await;
     let mut clients = Vec::new();

@@ -26,11 +26,11 @@ use bearer_proxy::base::{
     panics,
 };
 use common::{
-    Client, LIMIT, eventually, get, issuer, post, proxy_on, scripted, send,
+    Client, LIMIT, eventually, get, issuer, post, proxy_on, send,
+    upstream::Upstream,
     web::{self, Identity, Speech},
 };
 use http_body_util::BodyExt as _;
-use tokio::io::AsyncWriteExt as _;
 
 /// The machine's clock, broken: one of the next times that a thread of this name looks at it, it panics.
 #[derive(Debug)]
@@ -99,23 +99,11 @@ async fn fault_31_a_panic_costs_one_request_and_the_worker_lives() {
     let _alone = ALONE.lock().await;
     watch();
     let before = panics::count() as f64;
-    let upstream = scripted(|_, mut stream| async move {
-        while !common::read_head(&mut stream).await?.is_empty() {
-            stream
-                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-                .await?;
-        }
-        Ok(())
-    })
-    .await;
+    let upstream = Upstream::new().start().await;
     let clock = Broken::new("worker-");
     let issuer = issuer().await;
     let more = [("token.issuer", issuer.as_str()), ("proxy.workers", "1")];
-    let proxy = proxy_on(
-        Arc::<Broken>::clone(&clock),
-        &format!("http://{upstream}"),
-        &more,
-    );
+    let proxy = proxy_on(Arc::<Broken>::clone(&clock), &upstream.origin(), &more);
     proxy.ready().await;
 
     let mut beside = Client::connect(proxy.address).await;

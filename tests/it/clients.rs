@@ -1,66 +1,22 @@
-//! Who may call, over real sockets: pages, programs, and clients by name.
+//! Client authentication and authorization: web pages, programs, and clients by name.
 
 use std::sync::{Arc, Mutex};
 
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::common::{
-    LIMIT, Proxy, in_front_of, raw, read_head, scripted,
+    Client, LIMIT, connect, eventually, get, in_front_of, raw, read_head, read_to_close, scripted,
+    status,
+    upstream::{self, Upstream, values},
     web::{self, Identity, Speech},
 };
 
-/// The heads that reached the upstream.
-type Seen = Arc<Mutex<Vec<String>>>;
-
-/// An upstream that answers 200 with these fields, and notes what it sees.
-async fn upstream(fields: &'static str) -> (std::net::SocketAddr, Seen) {
-    let seen = Seen::default();
-    let note = Arc::clone(&seen);
-    let address = scripted(move |_, mut stream| {
-        let seen = Arc::clone(&note);
-        async move {
-            loop {
-                let head = read_head(&mut stream).await?;
-                if head.is_empty() {
-                    return Ok(());
-                }
-                seen.lock().unwrap().push(head.to_ascii_lowercase());
-                let answer = format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 2\r\n\r\nok");
-                stream.write_all(answer.as_bytes()).await?;
-            }
-        }
-    })
-    .await;
-    (address, seen)
-}
-
-/// Asks for `target` with these fields; the whole answer.
-async fn ask(proxy: &Proxy, request: &str, fields: &str) -> String {
-    let request = format!("{request} HTTP/1.1\r\n{fields}Connection: close\r\n\r\n");
-    raw(proxy.address, request.as_bytes(), LIMIT).await
-}
-
-fn status(answer: &str) -> u16 {
-    answer
-        .split(' ')
-        .nth(1)
-        .and_then(|status| status.parse().ok())
-        .unwrap_or_else(|| panic!("{answer}"))
-}
-
-fn field<'a>(answer: &'a str, name: &str) -> Vec<&'a str> {
-    let head = answer.split_once("\r\n\r\n").unwrap_or((answer, "")).0;
-    let fields = head.lines().filter_map(|line| line.split_once(": "));
-    fields
-        .filter(|(field, _)| field.eq_ignore_ascii_case(name))
-        .map(|(_, value)| value)
-        .collect()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_10_foreign_pages_and_rebound_names_reach_nothing_in_any_version() {
-    let (upstream, seen) = upstream("").await;
-    let proxy = in_front_of(upstream, &[("proxy.allowed_hosts", "proxy.lan")]).await;
+    let upstream = Upstream::new().start().await;
+    let proxy = upstream
+        .proxy(&[("proxy.allowed_hosts", "proxy.lan")])
+        .await;
     let page = ("origin", "https://evil.example");
     type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], u16, &'a str);
     let table: &[Case<'_>] = &[
@@ -117,39 +73,39 @@ async fn bad_input_10_foreign_pages_and_rebound_names_reach_nothing_in_any_versi
             for (name, value) in *fields {
                 request = request.header(*name, *value);
             }
-            let (answer, body) = client
+            let (response, body) = client
                 .send(request.body(web::whole("")).unwrap())
                 .await
                 .unwrap()
                 .into_parts();
-            assert_eq!(answer.status, *expected, "{host} {fields:?} {speech:?}");
+            assert_eq!(response.status, *expected, "{host} {fields:?} {speech:?}");
             let words = http_body_util::BodyExt::collect(body)
                 .await
                 .unwrap()
                 .to_bytes();
             let words = String::from_utf8_lossy(&words);
             assert!(words.contains(key), "{host} {fields:?}: {words}");
-            assert!(!answer.headers.contains_key("access-control-allow-origin"));
+            assert!(!response.headers.contains_key("access-control-allow-origin"));
         }
     }
-    assert!(seen.lock().unwrap().is_empty(), "something went upstream");
+    assert!(upstream.count() == 0, "a refused request was forwarded");
     for fields in [
         "Host: proxy.lan\r\n",
         "Host: a.localhost:1\r\nOrigin: http://a.localhost:1\r\nSec-Fetch-Site: same-origin\r\n",
     ] {
-        assert_eq!(status(&ask(&proxy, "GET /", fields).await), 200, "{fields}");
+        assert_eq!(proxy.status("GET /", fields).await, 200, "{fields}");
     }
 }
 
-/// A container's 0.0.0.0 is published on localhost, where pages are.
+/// A container's 0.0.0.0 is published on localhost, where web pages can reach it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_lets_everybody_in_lets_no_page_in() {
-    let (upstream, seen) = upstream("").await;
+async fn without_client_authentication_pages_are_still_refused() {
+    let upstream = Upstream::new().start().await;
     let more = [
         ("proxy.listen", "0.0.0.0:0"),
         ("proxy.allow_unauthenticated", "true"),
     ];
-    let mut proxy = in_front_of(upstream, &more).await;
+    let mut proxy = upstream.proxy(&more).await;
     proxy.address.set_ip([127, 0, 0, 1].into());
     for (fields, expected) in [
         ("Host: evil.example\r\n", 421),
@@ -159,113 +115,104 @@ async fn whoever_lets_everybody_in_lets_no_page_in() {
         ("Host: localhost\r\n", 200),
         ("Host: 192.0.2.1\r\n", 200),
     ] {
-        assert_eq!(
-            status(&ask(&proxy, "GET /", fields).await),
-            expected,
-            "{fields:?}"
-        );
+        assert_eq!(proxy.status("GET /", fields).await, expected, "{fields:?}");
     }
-    assert_eq!(seen.lock().unwrap().len(), 2);
+    assert_eq!(upstream.count(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pages_of_allowed_origins_may_call_and_read() {
-    let (plain, seen) = upstream("").await;
+async fn pages_of_allowed_origins_may_send_requests_and_read_responses() {
+    let plain = Upstream::new().start().await;
     let more = [
         ("proxy.allowed_origins", "https://app.example.com"),
         ("proxy.required_header", "x-app"),
     ];
-    let proxy = in_front_of(plain, &more).await;
+    let proxy = plain.proxy(&more).await;
     let page =
         "Host: localhost\r\nOrigin: https://app.example.com\r\nSec-Fetch-Site: cross-site\r\n";
-    // The browser asks first, and can show nothing yet.
+    // The browser's preflight cannot carry credentials.
     let asking = format!(
         "{page}Access-Control-Request-Method: PUT\r\nAccess-Control-Request-Headers: x-app\r\n"
     );
-    let answer = ask(&proxy, "OPTIONS /x", &asking).await;
-    assert_eq!(status(&answer), 204, "{answer}");
+    let response = proxy.ask("OPTIONS /x", &asking).await;
+    assert_eq!(status(&response), 204, "{response}");
     assert_eq!(
-        field(&answer, "access-control-allow-origin"),
+        values(&response, "access-control-allow-origin"),
         ["https://app.example.com"]
     );
-    assert_eq!(field(&answer, "access-control-allow-methods"), ["PUT"]);
-    assert_eq!(field(&answer, "access-control-allow-headers"), ["x-app"]);
-    assert!(field(&answer, "vary").contains(&"Origin"), "{answer}");
-    assert!(seen.lock().unwrap().is_empty(), "a preflight went upstream");
+    assert_eq!(values(&response, "access-control-allow-methods"), ["PUT"]);
+    assert_eq!(values(&response, "access-control-allow-headers"), ["x-app"]);
+    assert!(values(&response, "vary").contains(&"Origin"), "{response}");
+    assert_eq!(plain.count(), 0, "a preflight was forwarded");
 
-    let answer = ask(&proxy, "PUT /x", &format!("{page}X-App: 1\r\n")).await;
-    assert_eq!(status(&answer), 200, "{answer}");
+    let response = proxy.ask("PUT /x", &format!("{page}X-App: 1\r\n")).await;
+    assert_eq!(status(&response), 200, "{response}");
     assert_eq!(
-        field(&answer, "access-control-allow-origin"),
+        values(&response, "access-control-allow-origin"),
         ["https://app.example.com"]
     );
-    assert_eq!(field(&answer, "vary"), ["Origin"]);
-    // An answer of ours can be read as well, and others are not opened.
-    let refused = ask(&proxy, "PUT /x", page).await;
+    assert_eq!(values(&response, "vary"), ["Origin"]);
+    // The page can read the proxy's own responses as well; other clients get no such fields.
+    let refused = proxy.ask("PUT /x", page).await;
     assert_eq!(
         (
             status(&refused),
-            field(&refused, "access-control-allow-origin").len()
+            values(&refused, "access-control-allow-origin").len()
         ),
         (403, 1),
         "{refused}"
     );
-    let program = ask(&proxy, "GET /x", "Host: localhost\r\nX-App: 1\r\n").await;
+    let program = proxy.ask("GET /x", "Host: localhost\r\nX-App: 1\r\n").await;
     assert_eq!(
         (
             status(&program),
-            field(&program, "access-control-allow-origin").len()
+            values(&program, "access-control-allow-origin").len()
         ),
         (200, 0),
         "{program}"
     );
-    // OPTIONS that are no preflight are the upstream's business.
+    // OPTIONS that is not a preflight is forwarded.
     assert_eq!(
-        status(&ask(&proxy, "OPTIONS /x", &format!("{page}X-App: 1\r\n")).await),
+        proxy
+            .status("OPTIONS /x", &format!("{page}X-App: 1\r\n"))
+            .await,
         200
     );
-    assert_eq!(seen.lock().unwrap().len(), 3);
+    assert_eq!(plain.count(), 3);
 
-    let (own, _) =
-        upstream("Access-Control-Allow-Origin: https://other.example\r\nVary: Accept\r\n").await;
-    let proxy = in_front_of(own, &more).await;
-    let answer = ask(&proxy, "GET /x", &format!("{page}X-App: 1\r\n")).await;
+    let own = "Access-Control-Allow-Origin: https://other.example\r\nVary: Accept\r\n";
+    let own = Upstream::always(upstream::response("200 OK", own, "ok"));
+    let proxy = own.start().await.proxy(&more).await;
+    let response = proxy.ask("GET /x", &format!("{page}X-App: 1\r\n")).await;
     assert_eq!(
-        field(&answer, "access-control-allow-origin"),
+        values(&response, "access-control-allow-origin"),
         ["https://other.example"]
     );
-    assert_eq!(field(&answer, "vary"), ["Accept"]);
+    assert_eq!(values(&response, "vary"), ["Accept"]);
 }
 
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_required_header_is_asked_for_over_tcp_and_goes_no_further() {
-    use tokio::io::AsyncReadExt as _;
-
-    let (upstream, seen) = upstream("").await;
+async fn a_required_header_is_checked_over_tcp_and_not_forwarded() {
+    let upstream = Upstream::new().start().await;
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("proxy.sock");
     let listen = format!("127.0.0.1:0,unix:{}", socket.display());
-    let proxy = in_front_of(
-        upstream,
-        &[
+    let proxy = upstream
+        .proxy(&[
             ("proxy.listen", &listen),
             ("proxy.required_header", "X-App"),
-        ],
-    )
-    .await;
-    let refused = ask(&proxy, "GET /", "Host: localhost\r\n").await;
+        ])
+        .await;
+    let refused = proxy.ask("GET /", "Host: localhost\r\n").await;
     assert_eq!(status(&refused), 403);
     assert!(refused.contains("proxy.required_header"), "{refused}");
+    assert_eq!(proxy.rejected("required_header").await, 1.0);
+    assert!(upstream.count() == 0);
     assert_eq!(
         proxy
-            .metric("bearer_proxy_requests_rejected_total{reason=\"required_header\"}")
+            .status("GET /", "Host: localhost\r\nX-App: anything\r\n")
             .await,
-        1.0
-    );
-    assert!(seen.lock().unwrap().is_empty());
-    assert_eq!(
-        status(&ask(&proxy, "GET /", "Host: localhost\r\nX-App: anything\r\n").await),
         200
     );
     let mut stream = tokio::net::UnixStream::connect(&socket).await.unwrap();
@@ -273,17 +220,13 @@ async fn a_required_header_is_asked_for_over_tcp_and_goes_no_further() {
         .write_all(b"GET / HTTP/1.1\r\nHost: any\r\nConnection: close\r\n\r\n")
         .await
         .unwrap();
-    let mut answer = String::new();
-    tokio::time::timeout(LIMIT, stream.read_to_string(&mut answer))
-        .await
-        .unwrap()
-        .unwrap();
-    assert_eq!(status(&answer), 200, "{answer}");
-    let seen = seen.lock().unwrap();
-    assert!(
-        seen.len() == 2 && !seen.iter().any(|head| head.contains("x-app")),
-        "{seen:?}"
-    );
+    let response = read_to_close(&mut stream).await;
+    assert_eq!(status(&response), 200, "{response}");
+    let requests = upstream.requests();
+    assert_eq!(requests.len(), 2);
+    for request in requests {
+        assert!(request.fields("x-app").is_empty(), "{}", request.head);
+    }
 }
 
 const HOST: &str = "Host: localhost\r\n";
@@ -306,10 +249,10 @@ fn two_and<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_are_known_by_what_they_show_and_nobody_else_is_served() {
-    let (upstream, seen) = upstream("").await;
+async fn clients_are_identified_by_their_credentials_and_others_get_401() {
+    let upstream = Upstream::new().start().await;
     let more = [("route[0].prefix", "/plain"), ("route[0].inject", "false")];
-    let proxy = in_front_of(upstream, &two_and(&more)).await;
+    let proxy = upstream.proxy(&two_and(&more)).await;
     let by_key = format!("{HOST}X-Key: key-of-a\r\n");
     for (fields, path, expected) in [
         (by_key.clone(), "/", 200),
@@ -330,12 +273,12 @@ async fn clients_are_known_by_what_they_show_and_nobody_else_is_served() {
             403,
         ),
         (format!("{BY_BASIC}Host: evil.example\r\n"), "/", 421),
-        // And who somebody is before what it asks for.
+        // Authentication precedes authorization.
         (HOST.to_owned(), "/api/token.do", 401),
         (by_key.clone(), "/api/token.do", 403),
     ] {
-        let answer = ask(&proxy, &format!("GET {path}"), &fields).await;
-        assert_eq!(status(&answer), expected, "{fields:?}: {answer}");
+        let response = proxy.ask(&format!("GET {path}"), &fields).await;
+        assert_eq!(status(&response), expected, "{fields:?}: {response}");
         let challenges = if expected == 401 {
             vec![
                 r#"ApiKey realm="bearer-proxy", header="x-key""#,
@@ -344,7 +287,7 @@ async fn clients_are_known_by_what_they_show_and_nobody_else_is_served() {
         } else {
             Vec::new()
         };
-        assert_eq!(field(&answer, "www-authenticate"), challenges);
+        assert_eq!(values(&response, "www-authenticate"), challenges);
     }
     let metric = async |client: &str, code: &str| {
         proxy
@@ -361,26 +304,19 @@ async fn clients_are_known_by_what_they_show_and_nobody_else_is_served() {
         ],
         [2.0, 1.0, 2.0]
     );
-    assert_eq!(
-        proxy
-            .metric("bearer_proxy_requests_rejected_total{reason=\"unauthenticated\"}")
-            .await,
-        4.0
-    );
-    let seen = seen.lock().unwrap();
-    assert_eq!(seen.len(), 4);
-    for head in &*seen {
+    assert_eq!(proxy.rejected("unauthenticated").await, 4.0);
+    let requests = upstream.requests();
+    assert_eq!(requests.len(), 4);
+    for request in requests {
+        let head = request.head.to_ascii_lowercase();
         assert!(!head.contains("key") && !head.contains("basic"), "{head}");
-        assert_eq!(
-            head.contains("authorization: bearer token"),
-            !head.starts_with("get /plain"),
-            "{head}"
-        );
+        let has_token = request.token().starts_with("token");
+        assert_eq!(has_token, request.path() != "/plain", "{head}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_connection_may_carry_several_clients_and_no_key_in_trailers() {
+async fn one_connection_may_carry_several_clients_and_no_key_is_forwarded_in_trailers() {
     let identity = Identity::new();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let note = Arc::clone(&seen);
@@ -422,9 +358,9 @@ async fn one_connection_may_carry_several_clients_and_no_key_in_trailers() {
                 .header("trailer", "x-key, x_key")
                 .body(body)
                 .unwrap();
-            let answer = client.send(request).await.unwrap();
-            assert_eq!(answer.status(), expected, "{speech:?} {name}: {value}");
-            http_body_util::BodyExt::collect(answer.into_body())
+            let response = client.send(request).await.unwrap();
+            assert_eq!(response.status(), expected, "{speech:?} {name}: {value}");
+            http_body_util::BodyExt::collect(response.into_body())
                 .await
                 .unwrap();
         }
@@ -447,22 +383,21 @@ async fn one_connection_may_carry_several_clients_and_no_key_in_trailers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_every_client_shows_a_key_that_no_page_has_names_and_origins_are_free() {
-    let (upstream, seen) = upstream("").await;
-    let proxy = in_front_of(upstream, &TWO[..3]).await;
+async fn where_every_client_needs_a_key_hosts_and_origins_are_not_checked() {
+    let upstream = Upstream::new().start().await;
+    let proxy = upstream.proxy(&TWO[..3]).await;
     let foreign =
         "Host: any.example\r\nOrigin: https://any.example\r\nSec-Fetch-Site: cross-site\r\n";
     assert_eq!(
-        status(&ask(&proxy, "GET /", &format!("{foreign}X-Key: key-of-a\r\n")).await),
+        proxy
+            .status("GET /", &format!("{foreign}X-Key: key-of-a\r\n"))
+            .await,
         200
     );
-    assert_eq!(status(&ask(&proxy, "GET /", foreign).await), 401);
+    assert_eq!(proxy.status("GET /", foreign).await, 401);
     let preflight = format!("{foreign}Access-Control-Request-Method: GET\r\n");
-    assert_eq!(status(&ask(&proxy, "OPTIONS /", &preflight).await), 401);
-    assert_eq!(
-        status(&ask(&proxy, "GET /", "X-Key: key-of-a\r\n").await),
-        400
-    );
+    assert_eq!(proxy.status("OPTIONS /", &preflight).await, 401);
+    assert_eq!(proxy.status("GET /", "X-Key: key-of-a\r\n").await, 400);
     let admin = raw(
         proxy.admin,
         b"GET /healthz HTTP/1.1\r\nHost: any.example\r\nConnection: close\r\n\r\n",
@@ -470,12 +405,12 @@ async fn where_every_client_shows_a_key_that_no_page_has_names_and_origins_are_f
     )
     .await;
     assert_eq!(status(&admin), 421, "{admin}");
-    assert_eq!(seen.lock().unwrap().len(), 1);
+    assert_eq!(upstream.count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_in_a_file_is_exchanged_without_a_restart_also_on_connections_that_stand() {
-    let (upstream, _) = upstream("").await;
+async fn a_key_in_a_file_is_replaced_without_a_restart_also_on_open_connections() {
+    let upstream = Upstream::new().start().await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("key");
     std::fs::write(&file, "first\n").unwrap();
@@ -484,73 +419,75 @@ async fn a_key_in_a_file_is_exchanged_without_a_restart_also_on_connections_that
         ("client[0].header", "X-Key"),
         ("client[0].key_file", file.to_str().unwrap()),
     ];
-    let proxy = in_front_of(upstream, &client).await;
+    let proxy = upstream.proxy(&client).await;
     let with_key = |key: &str| {
-        let mut request = crate::common::get("/");
+        let mut request = get("/");
         request.headers_mut().insert("x-key", key.parse().unwrap());
         request
     };
-    let mut standing = crate::common::Client::connect(proxy.address).await;
+    let mut keep_alive = Client::connect(proxy.address).await;
     assert_eq!(
-        standing.send(with_key("first")).await.unwrap().status(),
+        keep_alive.send(with_key("first")).await.unwrap().status(),
         200
     );
     std::fs::write(&file, "second\n").unwrap();
-    crate::common::eventually("the new key is known", async || {
+    eventually("the new key is accepted", async || {
         proxy.send(with_key("second")).await.status() == 200
     })
     .await;
     assert_eq!(
-        standing.send(with_key("first")).await.unwrap().status(),
+        keep_alive.send(with_key("first")).await.unwrap().status(),
         401
     );
     assert_eq!(
-        standing.send(with_key("second")).await.unwrap().status(),
+        keep_alive.send(with_key("second")).await.unwrap().status(),
         200
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn networks_let_in_without_a_key_and_no_key_helps_from_elsewhere() {
-    let (upstream, _) = upstream("").await;
+async fn a_network_needs_no_key_and_a_key_does_not_help_from_elsewhere() {
+    let upstream = Upstream::new().start().await;
     let near = [
         ("client[0].name", "near"),
         ("client[0].networks", "127.0.0.0/8"),
     ];
-    let proxy = in_front_of(upstream, &near).await;
-    assert_eq!(status(&ask(&proxy, "GET /", HOST).await), 200);
+    let proxy = upstream.proxy(&near).await;
+    assert_eq!(proxy.status("GET /", HOST).await, 200);
     let far = [("client[0].networks", "192.0.2.0/24,2001:db8::/32")];
-    let proxy = in_front_of(upstream, &two_and(&far)[..]).await;
-    assert_eq!(
-        status(&ask(&proxy, "GET /", &format!("{HOST}X-Key: key-of-a\r\n")).await),
-        401,
-        "b might help"
-    );
-    let proxy = in_front_of(upstream, &[&TWO[..3], &far[..]].concat()).await;
-    let answer = ask(&proxy, "GET /", &format!("{HOST}X-Key: key-of-a\r\n")).await;
-    assert_eq!(
-        (status(&answer), field(&answer, "www-authenticate").len()),
-        (403, 0),
-        "{answer}"
-    );
+    let proxy = upstream.proxy(&two_and(&far)[..]).await;
     assert_eq!(
         proxy
-            .metric("bearer_proxy_requests_rejected_total{reason=\"stranger\"}")
+            .status("GET /", &format!("{HOST}X-Key: key-of-a\r\n"))
             .await,
-        1.0
+        401,
+        "the credentials of b might help"
     );
+    let proxy = upstream.proxy(&[&TWO[..3], &far[..]].concat()).await;
+    let response = proxy
+        .ask("GET /", &format!("{HOST}X-Key: key-of-a\r\n"))
+        .await;
+    assert_eq!(
+        (
+            status(&response),
+            values(&response, "www-authenticate").len()
+        ),
+        (403, 0),
+        "{response}"
+    );
+    assert_eq!(proxy.rejected("stranger").await, 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_has_rules_of_its_own_on_the_path_that_is_sent() {
-    let (upstream, seen) = upstream("").await;
+async fn a_client_has_rules_of_its_own_on_the_path_that_is_forwarded() {
+    let upstream = Upstream::new().start().await;
     let more = [
         ("client[0].allow", "/api"),
         ("client[0].deny", "DELETE /,/api/admin"),
         ("route[0].prefix", "/files"),
         ("route[0].strip_prefix", "true"),
     ];
-    let proxy = in_front_of(upstream, &two_and(&more)).await;
+    let proxy = upstream.proxy(&two_and(&more)).await;
     let by_key = format!("{HOST}X-Key: key-of-a\r\n");
     let by_basic = format!("{HOST}{BY_BASIC}");
     for (request, fields, expected) in [
@@ -564,53 +501,49 @@ async fn a_client_has_rules_of_its_own_on_the_path_that_is_sent() {
         ("DELETE /api/admin/../x", &by_basic, 200),
         ("GET /api/token.do", &by_basic, 403),
     ] {
-        assert_eq!(
-            status(&ask(&proxy, request, fields).await),
-            expected,
-            "{request}"
-        );
+        assert_eq!(proxy.status(request, fields).await, expected, "{request}");
     }
-    assert_eq!(seen.lock().unwrap().len(), 3);
+    assert_eq!(upstream.count(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rate_holds_over_all_workers() {
-    let (upstream, seen) = upstream("").await;
-    let proxy = in_front_of(
-        upstream,
-        &two_and(&[("client[0].rate", "5/h"), ("proxy.workers", "4")]),
-    )
-    .await;
-    let mut answers = Vec::new();
+    let upstream = Upstream::new().start().await;
+    let proxy = upstream
+        .proxy(&two_and(&[
+            ("client[0].rate", "5/h"),
+            ("proxy.workers", "4"),
+        ]))
+        .await;
+    let mut responses = Vec::new();
     for _ in 0..12 {
-        answers.push(ask(&proxy, "GET /", &format!("{HOST}X-Key: key-of-a\r\n")).await);
+        responses.push(
+            proxy
+                .ask("GET /", &format!("{HOST}X-Key: key-of-a\r\n"))
+                .await,
+        );
     }
-    let statuses: Vec<u16> = answers.iter().map(|answer| status(answer)).collect();
+    let statuses: Vec<u16> = responses.iter().map(|response| status(response)).collect();
     assert_eq!(statuses, [vec![200; 5], vec![429; 7]].concat());
-    let retry_after: u64 = field(&answers[11], "retry-after")[0].parse().unwrap();
+    let retry_after: u64 = values(&responses[11], "retry-after")[0].parse().unwrap();
     assert!((600..=720).contains(&retry_after), "{retry_after}");
     assert_eq!(
-        status(&ask(&proxy, "GET /", &format!("{HOST}{BY_BASIC}")).await),
+        proxy.status("GET /", &format!("{HOST}{BY_BASIC}")).await,
         200,
         "another client"
     );
-    assert_eq!(seen.lock().unwrap().len(), 6);
+    assert_eq!(upstream.count(), 6);
     assert_eq!(
         proxy
             .metric("bearer_proxy_client_requests_total{client=\"a\",code=\"429\"}")
             .await,
         7.0
     );
-    assert_eq!(
-        proxy
-            .metric("bearer_proxy_requests_rejected_total{reason=\"rate\"}")
-            .await,
-        7.0
-    );
+    assert_eq!(proxy.rejected("rate").await, 7.0);
 }
 
-/// An upstream that sends half an answer and waits: in the first step its third connection breaks off, in the second the
-/// others send the rest.
+/// An upstream that sends half a response and waits: in the first step it closes its third connection, in the second it
+/// sends the rest on the others.
 async fn halves() -> (std::net::SocketAddr, tokio::sync::watch::Sender<u8>) {
     let (step, steps) = tokio::sync::watch::channel(0);
     let address = scripted(move |number, mut stream| {
@@ -636,9 +569,7 @@ async fn halves() -> (std::net::SocketAddr, tokio::sync::watch::Sender<u8>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_place_is_held_to_the_end_of_the_answer_and_given_back_however_it_ends() {
-    use tokio::io::AsyncReadExt as _;
-
+async fn a_concurrency_slot_is_held_to_the_end_of_the_response_and_freed_however_it_ends() {
     let (upstream, step) = halves().await;
     let proxy = in_front_of(
         upstream,
@@ -646,35 +577,30 @@ async fn a_place_is_held_to_the_end_of_the_answer_and_given_back_however_it_ends
     )
     .await;
     let request = format!("GET / HTTP/1.1\r\n{HOST}X-Key: key-of-a\r\nConnection: close\r\n\r\n");
-    let mut under_way = Vec::new();
-    let mut ask_for_one_more = async || {
-        let mut stream = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
-        stream.write_all(request.as_bytes()).await.unwrap();
+    let mut in_flight = Vec::new();
+    let mut send_one_more = async || {
+        let mut stream = connect(proxy.address, &request).await;
         let is_served = read_head(&mut stream)
             .await
             .unwrap()
             .starts_with("HTTP/1.1 200");
-        under_way.extend(is_served.then_some(stream));
+        in_flight.extend(is_served.then_some(stream));
         is_served
     };
     for _ in 0..3 {
-        assert!(ask_for_one_more().await);
+        assert!(send_one_more().await);
     }
-    let refused = raw(proxy.address, request.as_bytes(), LIMIT).await;
+    let refused = proxy.raw(&request).await;
     assert_eq!(
-        (status(&refused), field(&refused, "retry-after")),
+        (status(&refused), values(&refused, "retry-after")),
         (429, vec!["1"]),
         "{refused}"
     );
     step.send_replace(1);
-    crate::common::eventually(
-        "the place of the answer that broke off is free",
-        ask_for_one_more,
-    )
-    .await;
+    eventually("the slot of the truncated response is free", send_one_more).await;
     step.send_replace(2);
     let mut whole = 0;
-    for mut stream in under_way {
+    for mut stream in in_flight {
         let mut body = String::new();
         let read = tokio::time::timeout(LIMIT, stream.read_to_string(&mut body))
             .await
@@ -683,15 +609,12 @@ async fn a_place_is_held_to_the_end_of_the_answer_and_given_back_however_it_ends
     }
     assert_eq!(whole, 3);
     for _ in 0..4 {
-        assert_eq!(
-            status(&raw(proxy.address, request.as_bytes(), LIMIT).await),
-            200
-        );
+        assert_eq!(status(&proxy.raw(&request).await), 200);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_place_of_a_client_that_breaks_off_is_free_before_the_upstream_answers() {
+async fn the_slot_of_a_client_that_disconnects_is_free_before_the_upstream_responds() {
     let (arrives, mut arrived) = tokio::sync::watch::channel(false);
     let upstream = scripted(move |_, mut stream| {
         let arrives = arrives.clone();
@@ -711,31 +634,24 @@ async fn the_place_of_a_client_that_breaks_off_is_free_before_the_upstream_answe
         format!("GET {path} HTTP/1.1\r\n{HOST}X-Key: key-of-a\r\nConnection: close\r\n\r\n")
     };
     let plain = request("/");
-    let mut waiting = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
-    waiting
-        .write_all(request("/never").as_bytes())
-        .await
-        .unwrap();
+    let waiting = connect(proxy.address, request("/never")).await;
     tokio::time::timeout(LIMIT, arrived.wait_for(|arrived| *arrived))
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(
-        status(&raw(proxy.address, plain.as_bytes(), LIMIT).await),
-        429
-    );
+    assert_eq!(status(&proxy.raw(&plain).await), 429);
     socket2::SockRef::from(&waiting)
         .set_linger(Some(std::time::Duration::ZERO))
         .unwrap();
     drop(waiting);
-    crate::common::eventually("the place is free again", async || {
-        status(&raw(proxy.address, plain.as_bytes(), LIMIT).await) == 200
+    eventually("the slot is free again", async || {
+        status(&proxy.raw(&plain).await) == 200
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upgraded_connection_holds_its_place() {
+async fn an_upgraded_connection_holds_its_slot() {
     let upstream = scripted(|_, mut stream| async move {
         let head = read_head(&mut stream).await?;
         if !head.to_ascii_lowercase().contains("\r\nupgrade: echo") {
@@ -755,11 +671,10 @@ async fn an_upgraded_connection_holds_its_place() {
     .await;
     let proxy = in_front_of(upstream, &two_and(&[("client[0].concurrency", "1")])).await;
     let plain = format!("GET / HTTP/1.1\r\n{HOST}X-Key: key-of-a\r\nConnection: close\r\n\r\n");
-    let mut tunnel = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
-    let wish = format!(
+    let upgrade = format!(
         "GET / HTTP/1.1\r\n{HOST}X-Key: key-of-a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n"
     );
-    tunnel.write_all(wish.as_bytes()).await.unwrap();
+    let mut tunnel = connect(proxy.address, upgrade).await;
     assert!(
         read_head(&mut tunnel)
             .await
@@ -767,33 +682,19 @@ async fn an_upgraded_connection_holds_its_place() {
             .starts_with("HTTP/1.1 101")
     );
     for _ in 0..3 {
-        assert_eq!(
-            status(&raw(proxy.address, plain.as_bytes(), LIMIT).await),
-            429
-        );
+        assert_eq!(status(&proxy.raw(&plain).await), 429);
     }
     drop(tunnel);
-    crate::common::eventually("the place is free again", async || {
-        status(&raw(proxy.address, plain.as_bytes(), LIMIT).await) == 200
+    eventually("the slot is free again", async || {
+        status(&proxy.raw(&plain).await) == 200
     })
     .await;
 }
 
-/// An upstream that refuses everything.
-async fn refusing() -> std::net::SocketAddr {
-    scripted(|_, mut stream| async move {
-        while !read_head(&mut stream).await?.is_empty() {
-            let answer = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic\r\nContent-Length: 5\r\n\r\nnever";
-            stream.write_all(answer.as_bytes()).await?;
-        }
-        Ok(())
-    })
-    .await
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn behind_a_password_the_clouds_refusal_is_no_word_on_the_password() {
-    let upstream = refusing().await;
+async fn a_401_of_the_upstream_is_hidden_from_clients_that_use_basic() {
+    let refused = upstream::response("401 Unauthorized", "WWW-Authenticate: Basic\r\n", "never");
+    let upstream = Upstream::always(refused).start().await;
     let routes = [("route[0].prefix", "/plain"), ("route[0].inject", "false")];
     for (exhausted, by_key, by_basic) in [
         (None, 401, 502),
@@ -802,16 +703,18 @@ async fn behind_a_password_the_clouds_refusal_is_no_word_on_the_password() {
     ] {
         let mut more = routes.to_vec();
         more.extend(exhausted.map(|exhausted| ("retry.exhausted", exhausted)));
-        let proxy = in_front_of(upstream, &two_and(&more)).await;
+        let proxy = upstream.proxy(&two_and(&more)).await;
         for path in ["/", "/plain/x"] {
-            let key = ask(
-                &proxy,
-                &format!("GET {path}"),
-                &format!("{HOST}X-Key: key-of-a\r\n"),
-            )
-            .await;
-            let basic = ask(&proxy, &format!("GET {path}"), &format!("{HOST}{BY_BASIC}")).await;
-            // Where no token is added, what is refused is the client's own business; a password is none the less.
+            let key = proxy
+                .ask(
+                    &format!("GET {path}"),
+                    &format!("{HOST}X-Key: key-of-a\r\n"),
+                )
+                .await;
+            let basic = proxy
+                .ask(&format!("GET {path}"), &format!("{HOST}{BY_BASIC}"))
+                .await;
+            // Without a token the upstream judges the client's own credentials, but a browser would still ask for a password.
             let by_key = if path == "/" { by_key } else { 401 };
             assert_eq!(
                 (status(&key), status(&basic)),
@@ -819,7 +722,7 @@ async fn behind_a_password_the_clouds_refusal_is_no_word_on_the_password() {
                 "{exhausted:?} {path}: {basic}"
             );
             assert_eq!(
-                field(&basic, "www-authenticate").len(),
+                values(&basic, "www-authenticate").len(),
                 usize::from(by_basic == 401),
                 "{basic}"
             );
@@ -828,9 +731,11 @@ async fn behind_a_password_the_clouds_refusal_is_no_word_on_the_password() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_of_a_shared_account_are_kept_apart() {
+async fn responses_of_a_shared_account_are_private() {
     const FIELDS: &str = "Cache-Control: public, max-age=60, s-maxage=600\r\nSet-Cookie: session=1\r\nSet-Cookie: b=2\r\n";
-    let (upstream, _) = upstream(FIELDS).await;
+    let upstream = Upstream::always(upstream::response("200 OK", FIELDS, "ok"))
+        .start()
+        .await;
     let by_key = format!("{HOST}X-Key: key-of-a\r\n");
     let by_basic = format!("{HOST}{BY_BASIC}");
     let theirs = ["public, max-age=60, s-maxage=600"];
@@ -848,28 +753,32 @@ async fn answers_of_a_shared_account_are_kept_apart() {
         (&[][..], HOST, &theirs[..], 2),
         (&[("upstream.cookies", "drop")], HOST, &theirs, 0),
         (&TWO, &by_key, &ours, 0),
-        // One entry in a cache serves both.
+        // A cache uses one entry for both clients.
         (&TWO, &by_basic, &ours, 0),
         (&only_basic, &by_basic, &theirs, 0),
         (&passing, &by_key, &ours, 2),
     ] {
-        let proxy = in_front_of(upstream, clients).await;
-        let answer = ask(&proxy, "GET /", fields).await;
-        assert_eq!(status(&answer), 200, "{answer}");
-        assert_eq!(field(&answer, "cache-control"), sharing, "{clients:?}");
-        assert_eq!(field(&answer, "set-cookie").len(), cookies, "{clients:?}");
+        let proxy = upstream.proxy(clients).await;
+        let response = proxy.ask("GET /", fields).await;
+        assert_eq!(status(&response), 200, "{response}");
+        assert_eq!(values(&response, "cache-control"), sharing, "{clients:?}");
+        assert_eq!(
+            values(&response, "set-cookie").len(),
+            cookies,
+            "{clients:?}"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_input_12_no_client_spends_or_mints_tokens_in_any_spelling_or_version() {
-    let (upstream, seen) = upstream("").await;
+async fn bad_input_12_no_client_reaches_the_issuers_paths_in_any_spelling_or_version() {
+    let upstream = Upstream::new().start().await;
     let more = [
         ("route[0].prefix", "/open"),
         ("route[0].strip_prefix", "true"),
         ("route[0].inject", "false"),
     ];
-    let proxy = in_front_of(upstream, &two_and(&more)).await;
+    let proxy = upstream.proxy(&two_and(&more)).await;
     let identity = Identity::new();
     let own = [
         "token.do",
@@ -905,28 +814,21 @@ async fn bad_input_12_no_client_spends_or_mints_tokens_in_any_spelling_or_versio
             }
         }
     }
-    assert!(seen.lock().unwrap().is_empty(), "something went upstream");
+    assert!(upstream.count() == 0, "a refused request was forwarded");
     assert_eq!(
-        status(
-            &ask(
-                &proxy,
-                "GET /api/tokens.do",
-                &format!("{HOST}X-Key: key-of-a\r\n")
-            )
-            .await
-        ),
+        proxy
+            .status("GET /api/tokens.do", &format!("{HOST}X-Key: key-of-a\r\n"))
+            .await,
         200
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_rules_of_a_route_are_not_escaped_by_spelling_its_prefix_in_another_way() {
-    let (upstream, seen) = upstream("").await;
-    let proxy = in_front_of(
-        upstream,
-        &[("route[0].prefix", "/api"), ("route[0].deny", "/api/admin")],
-    )
-    .await;
+async fn the_rules_of_a_route_hold_for_every_spelling_of_its_prefix() {
+    let upstream = Upstream::new().start().await;
+    let proxy = upstream
+        .proxy(&[("route[0].prefix", "/api"), ("route[0].deny", "/api/admin")])
+        .await;
     for (path, expected) in [
         ("/api/admin", 403),
         ("/%61pi/admin", 400),
@@ -940,22 +842,22 @@ async fn the_rules_of_a_route_are_not_escaped_by_spelling_its_prefix_in_another_
         ("/x/api/admin", 200),
     ] {
         assert_eq!(
-            status(&ask(&proxy, &format!("GET {path}"), HOST).await),
+            proxy.status(&format!("GET {path}"), HOST).await,
             expected,
             "{path}"
         );
     }
-    assert_eq!(seen.lock().unwrap().len(), 2);
+    assert_eq!(upstream.count(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rules_hold_for_where_something_is_copied_or_moved_to_as_well() {
-    let (upstream, seen) = upstream("").await;
+async fn rules_apply_to_the_destination_of_copy_and_move_as_well() {
+    let upstream = Upstream::new().start().await;
     let rules = [
         ("route[0].prefix", "/dav"),
         ("route[0].deny", "/dav/secret"),
     ];
-    let proxy = in_front_of(upstream, &rules).await;
+    let proxy = upstream.proxy(&rules).await;
     for (request, destination, expected) in [
         (
             "MOVE /dav/a",
@@ -981,19 +883,18 @@ async fn rules_hold_for_where_something_is_copied_or_moved_to_as_well() {
         ("MOVE /dav/a", "Destination: /dav/b", 200),
         ("GET /dav/a", "Destination: Rome, in words", 200),
     ] {
-        let answer = ask(
-            &proxy,
-            request,
-            &format!("Host: localhost:8080\r\n{destination}\r\n"),
-        )
-        .await;
-        assert_eq!(status(&answer), expected, "{request} {destination}");
+        let response = proxy
+            .ask(
+                request,
+                &format!("Host: localhost:8080\r\n{destination}\r\n"),
+            )
+            .await;
+        assert_eq!(status(&response), expected, "{request} {destination}");
     }
-    let seen = seen.lock().unwrap();
-    assert_eq!(seen.len(), 3);
-    assert!(
-        seen[0].contains(&format!("destination: http://{upstream}/dav/b\r\n")),
-        "{}",
-        seen[0]
+    let requests = upstream.requests();
+    assert_eq!(requests.len(), 3);
+    assert_eq!(
+        requests[0].fields("destination"),
+        [format!("{}/dav/b", upstream.origin())]
     );
 }

@@ -1,69 +1,26 @@
 //! Faults of the issuer, numbered as in the list of faults that the project is measured by; over real sockets.
 
-use std::{
-    io,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bearer_proxy::{
-    base::clock::{self, Clock as _, Jump, Moment, Simulated},
-    cloud::{Cloud, Config},
+    base::clock::{self, Clock as _, Jump, Simulated},
+    cloud::Cloud,
     token::{Outcome, Reason, State},
 };
-use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+use tokio::net::TcpListener;
 
 use crate::common::{
-    Client, LIMIT, Proxy, eventually, get, grant, post, proxy, proxy_on, read_head, scripted, send,
+    Client, LIMIT, Proxy, eventually, get, post, proxy, proxy_on, read_head, send, simulated_cloud,
     text_at,
+    upstream::{
+        Reply, Request, RunningUpstream, Upstream, bytes, grant, oauth_error, response, silence,
+    },
 };
 
-/// One call of the issuer: its head and when it came.
-type Calls = Arc<Mutex<Vec<(String, Moment)>>>;
-
-/// An issuer that answers its nth call (from 0) as `answer` says; nothing is a lost answer.
-async fn issuer(answer: impl Fn(usize, &str) -> String + Send + Sync + 'static) -> (String, Calls) {
-    let (calls, clock, answer) = (Calls::default(), clock::system(), Arc::new(answer));
-    let seen = Arc::clone(&calls);
-    let address = scripted(move |_, mut stream| {
-        let (seen, clock, answer) = (Arc::clone(&seen), Arc::clone(&clock), Arc::clone(&answer));
-        async move {
-            let head = read_head(&mut stream).await?;
-            let number = {
-                let mut seen = seen.lock().unwrap();
-                seen.push((head.clone(), clock.now()));
-                seen.len() - 1
-            };
-            stream.write_all(answer(number, &head).as_bytes()).await
-        }
-    })
-    .await;
-    (format!("http://{address}"), calls)
-}
-
-fn answer(status: &str, fields: &str, body: &str) -> String {
-    format!(
-        "HTTP/1.1 {status}\r\n{fields}Content-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-}
-
-fn oauth_error(error: &str) -> String {
-    answer("400 Bad Request", "", &format!(r#"{{"error":"{error}"}}"#))
-}
-
-/// A cloud that takes every token.
-async fn cloud() -> String {
-    let address = scripted(|_, mut stream| async move {
-        while !read_head(&mut stream).await?.is_empty() {
-            stream
-                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-                .await?;
-        }
-        Ok(())
-    })
-    .await;
-    format!("http://{address}")
+/// An issuer that replies to its nth call (from 0) as the closure says.
+async fn issuer(reply: impl Fn(usize) -> Reply + Send + Sync + 'static) -> RunningUpstream {
+    let reply = move |request: &Request| reply(request.number);
+    Upstream::always(reply).start().await
 }
 
 async fn with_issuer(issuer: &str, more: &[(&str, &str)]) -> Proxy {
@@ -73,7 +30,8 @@ async fn with_issuer(issuer: &str, more: &[(&str, &str)]) -> Proxy {
         ("token.timeout", "1s"),
     ];
     let settings: Vec<_> = usual.into_iter().chain(more.iter().copied()).collect();
-    proxy(&cloud().await, &settings)
+    let cloud = Upstream::new().start().await;
+    proxy(&cloud.origin(), &settings)
 }
 
 fn count(proxy: &Proxy, outcome: Outcome) -> u64 {
@@ -116,13 +74,13 @@ async fn serves_until_expiry(proxy: &Proxy) {
 async fn faults_1_and_2_issuer_down() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let answer_one = async |listener: &TcpListener, lifetime| -> io::Result<()> {
-        let (mut stream, _) = listener.accept().await?;
-        read_head(&mut stream).await?;
-        stream.write_all(grant("token", lifetime).as_bytes()).await
+    let grant_one = async |listener: &TcpListener, lifetime| {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        read_head(&mut stream).await.unwrap();
+        grant("token", lifetime).send(&mut stream).await.unwrap();
     };
     let proxy = with_issuer(&format!("http://{address}"), &[]).await;
-    answer_one(&listener, 3).await.unwrap();
+    grant_one(&listener, 3).await;
     proxy.ready().await;
     drop(listener);
     serves_until_expiry(&proxy).await;
@@ -136,55 +94,43 @@ async fn faults_1_and_2_issuer_down() {
         .unwrap();
     assert!((1..=300).contains(&retry_after));
     let listener = TcpListener::bind(address).await.unwrap();
-    answer_one(&listener, 3600).await.unwrap();
+    grant_one(&listener, 3600).await;
     proxy.ready().await;
     assert_eq!(proxy.get("/").await.status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_3_issuer_hangs() {
-    let calls = Arc::new(Mutex::new(0));
-    let hanging = Arc::clone(&calls);
-    let address = scripted(move |number, mut stream| {
-        *hanging.lock().unwrap() += 1;
-        async move {
-            read_head(&mut stream).await?;
-            if number == 0 {
-                return stream.write_all(grant("token", 4).as_bytes()).await;
-            }
-            read_head(&mut stream).await.map(drop)
-        }
+    let issuer = issuer(|number| match number {
+        0 => grant("token", 4),
+        _ => silence(),
     })
     .await;
-    let proxy = with_issuer(&format!("http://{address}"), &[]).await;
+    let proxy = with_issuer(&issuer.origin(), &[]).await;
     proxy.ready().await;
     serves_until_expiry(&proxy).await;
     eventually("the call is cut", async || {
         count(&proxy, Outcome::Ambiguous) > 0
     })
     .await;
-    assert!(*calls.lock().unwrap() > 1);
+    assert!(issuer.count() > 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_4_issuer_throttles_and_fails() {
-    let (issuer, calls) = issuer(|number, _| match number {
-        0 => answer("429 Too Many Requests", "Retry-After: 2\r\n", ""),
-        1 => answer("503 Service Unavailable", "Retry-After: 2\r\n", ""),
-        2 => answer("500 Internal Server Error", "", ""),
+    let issuer = issuer(|number| match number {
+        0 => response("429 Too Many Requests", "Retry-After: 2\r\n", ""),
+        1 => response("503 Service Unavailable", "Retry-After: 2\r\n", ""),
+        2 => response("500 Internal Server Error", "", ""),
         _ => grant("token", 3600),
     })
     .await;
-    let proxy = with_issuer(&issuer, &[]).await;
+    let proxy = with_issuer(&issuer.origin(), &[]).await;
     for _ in 0..20 {
         send(proxy.admin, post("/token/refresh", "")).await;
     }
     proxy.ready().await;
-    let calls = calls.lock().unwrap();
-    let gaps: Vec<_> = calls
-        .windows(2)
-        .map(|pair| pair[1].1.saturating_since(pair[0].1))
-        .collect();
+    let gaps = issuer.gaps();
     assert_eq!(gaps.len(), 3, "{gaps:?}");
     assert!(
         gaps[..2].iter().all(|gap| *gap >= Duration::from_secs(2))
@@ -201,38 +147,35 @@ async fn fault_4_issuer_throttles_and_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn faults_5_and_6_garbage_and_endless_answers() {
+async fn faults_5_and_6_garbage_and_endless_responses() {
     let endless = format!(
         "HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n{}",
         "[".repeat(100_000)
     );
     for garbage in [
-        answer("200 OK", "", "{"),
-        answer(
+        response("200 OK", "", "{"),
+        response(
             "200 OK",
             "Content-Type: text/html\r\n",
             "<html>please log in</html>",
         ),
-        answer("200 OK", "", r#"{"expires_in":3600}"#),
-        answer("200 OK", "", r#"{"access_token":7}"#),
-        answer("200 OK", "", ""),
-        answer(
+        response("200 OK", "", r#"{"expires_in":3600}"#),
+        response("200 OK", "", r#"{"access_token":7}"#),
+        response("200 OK", "", ""),
+        response(
             "200 OK",
             "",
             r#"{"access_token":"abc","expires_in":3600,"token_type":"mac"}"#,
         ),
-        endless,
+        bytes(endless),
     ] {
-        let bad = garbage.clone();
-        let (issuer, _) = issuer(move |n, _| {
-            if n == 0 {
-                grant("good", 2)
-            } else {
-                bad.clone()
-            }
+        let bad = garbage.clone().close();
+        let issuer = issuer(move |number| match number {
+            0 => grant("good", 2),
+            _ => bad.clone(),
         })
         .await;
-        let proxy = with_issuer(&issuer, &[]).await;
+        let proxy = with_issuer(&issuer.origin(), &[]).await;
         proxy.ready().await;
         eventually("it is counted apart", async || {
             count(&proxy, Outcome::Garbled) > 0
@@ -242,7 +185,7 @@ async fn faults_5_and_6_garbage_and_endless_answers() {
         assert_eq!(
             (snapshot.generation, snapshot.reason),
             (1, Reason::IssuerGarbled),
-            "{garbage:.80}"
+            "{garbage:?}"
         );
         assert!(snapshot.expires_in.is_none() || proxy.get("/").await.status() == 200);
     }
@@ -264,22 +207,19 @@ async fn fault_7_lifetimes() {
             format!(r#","expires_in":{lifetime}"#)
         };
         let body = format!(r#"{{"access_token":"abc"{field}}}"#);
-        let (issuer, calls) = issuer(move |_, _| answer("200 OK", "", &body)).await;
-        let proxy = with_issuer(&issuer, &[]).await;
+        let issuer = issuer(move |_| response("200 OK", "", &body)).await;
+        let proxy = with_issuer(&issuer.origin(), &[]).await;
         if is_usable {
             proxy.ready().await;
         } else {
             until(&proxy, State::Starting, Reason::IssuerGarbled).await;
-            eventually("it is tried again", async || {
-                calls.lock().unwrap().len() == 2
-            })
-            .await;
+            eventually("it is tried again", async || issuer.count() == 2).await;
         }
-        let calls = calls.lock().unwrap();
-        let is_calm = |pair: &[(String, Moment)]| {
-            pair[1].1.saturating_since(pair[0].1) >= Duration::from_millis(990)
-        };
-        assert!(calls.windows(2).all(is_calm), "{lifetime}");
+        let second = Duration::from_millis(990);
+        assert!(
+            issuer.gaps().into_iter().all(|gap| gap >= second),
+            "{lifetime}"
+        );
     }
 }
 
@@ -288,14 +228,15 @@ async fn fault_8_invalid_grant() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("refresh_token");
     std::fs::write(&file, "first").unwrap();
-    let (issuer, calls) = issuer(|_, head| match head {
-        head if head.contains("refresh_token=first ") => grant("token", 3),
-        head if head.contains("refresh_token=second ") => grant("token", 3600),
+    let issuer = Upstream::always(|request: &Request| match &*request.refresh_token() {
+        "first" => grant("token", 3),
+        "second" => grant("token", 3600),
         _ => oauth_error("invalid_grant"),
     })
+    .start()
     .await;
     let path = file.to_str().unwrap();
-    let proxy = with_issuer(&issuer, &[("token.refresh_token_file", path)]).await;
+    let proxy = with_issuer(&issuer.origin(), &[("token.refresh_token_file", path)]).await;
     until(&proxy, State::Dead, Reason::RefreshTokenRefused).await;
     assert_eq!(
         proxy
@@ -326,20 +267,20 @@ async fn fault_8_invalid_grant() {
     assert_eq!(
         send(proxy.admin, get("/readyz")).await.status(),
         200,
-        "what is still valid serves"
+        "a valid token still serves"
     );
     serves_until_expiry(&proxy).await;
     assert_eq!(send(proxy.admin, get("/readyz")).await.status(), 503);
-    assert_eq!(calls.lock().unwrap().len(), 2);
+    assert_eq!(issuer.count(), 2);
     std::fs::write(&file, "second").unwrap();
     proxy.ready().await;
-    assert_eq!(calls.lock().unwrap().len(), 3);
+    assert_eq!(issuer.count(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_9_invalid_client() {
-    let (issuer, calls) = issuer(|_, _| oauth_error("invalid_client")).await;
-    let proxy = with_issuer(&issuer, &[]).await;
+    let issuer = issuer(|_| oauth_error("invalid_client")).await;
+    let proxy = with_issuer(&issuer.origin(), &[]).await;
     until(&proxy, State::Dead, Reason::ClientRefused).await;
     for _ in 0..10 {
         assert_eq!(
@@ -348,20 +289,20 @@ async fn fault_9_invalid_client() {
         );
         assert_eq!(proxy.get("/").await.status(), 503);
     }
-    assert_eq!(calls.lock().unwrap().len(), 1);
+    assert_eq!(issuer.count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fault_10_rotated_and_the_answer_lost() {
+async fn fault_10_rotated_and_the_response_lost() {
     for is_forgiven in [true, false] {
-        let (issuer, calls) = issuer(move |number, _| match number {
+        let issuer = issuer(move |number| match number {
             0 => grant("token", 2),
-            1 => String::new(),
+            1 => bytes("").close(),
             _ if is_forgiven => grant("newer", 3600),
             _ => oauth_error("invalid_grant"),
         })
         .await;
-        let proxy = with_issuer(&issuer, &[]).await;
+        let proxy = with_issuer(&issuer.origin(), &[]).await;
         if is_forgiven {
             eventually("the newer token", async || {
                 proxy.app.credential().snapshot().generation == 2
@@ -370,13 +311,11 @@ async fn fault_10_rotated_and_the_answer_lost() {
         } else {
             until(&proxy, State::Dead, Reason::RefreshTokenRefused).await;
         }
-        let calls = calls.lock().unwrap();
-        assert_eq!(calls.len(), 3);
-        assert!(
-            calls[1..]
-                .iter()
-                .all(|(head, _)| head.contains("refresh_token=next "))
-        );
+        let requests = issuer.requests();
+        assert_eq!(requests.len(), 3);
+        for request in &requests[1..] {
+            assert_eq!(request.refresh_token(), "next");
+        }
     }
 }
 
@@ -384,9 +323,9 @@ async fn fault_10_rotated_and_the_answer_lost() {
 async fn fault_12_the_state_file_cannot_be_written() {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("state/token.json");
-    let (issuer, _) = issuer(|_, _| grant("token", 3600)).await;
+    let issuer = issuer(|_| grant("token", 3600)).await;
     let proxy = with_issuer(
-        &issuer,
+        &issuer.origin(),
         &[
             ("token.state_file", state.to_str().unwrap()),
             ("retry.cooldown", "1s"),
@@ -420,14 +359,6 @@ async fn fault_12_the_state_file_cannot_be_written() {
 }
 
 /// A whole cloud, its issuer included, and its clock.
-async fn whole_cloud(clock: clock::SharedClock) -> Cloud {
-    let config = Config {
-        seeds: vec!["seed".into()],
-        ..Config::new("demo", "secret")
-    };
-    Cloud::start(config, clock).await.unwrap()
-}
-
 /// Statuses of all answers of the file interfaces.
 fn file_statuses(cloud: &Cloud) -> Vec<u16> {
     cloud
@@ -442,7 +373,7 @@ fn file_statuses(cloud: &Cloud) -> Vec<u16> {
 async fn fault_13_the_calendar_jumps_and_the_machine_sleeps() {
     const TWO_DAYS: Duration = Duration::from_secs(2 * 24 * 3600);
     let clock = Arc::new(Simulated::new());
-    let cloud = whole_cloud(clock.clone()).await;
+    let cloud = simulated_cloud(clock.clone()).await;
     let proxy = proxy_on(clock.clone(), cloud.origin(), &[]);
     proxy.ready().await;
     for direction in [Jump::Forwards, Jump::Backwards, Jump::Backwards] {
@@ -480,7 +411,7 @@ async fn fault_13_the_calendar_jumps_and_the_machine_sleeps() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_17_a_revoked_token() {
-    let cloud = whole_cloud(clock::system()).await;
+    let cloud = simulated_cloud(clock::system()).await;
     let proxy = proxy(cloud.origin(), &[]);
     proxy.ready().await;
     cloud.revoke_access_tokens();
@@ -495,7 +426,7 @@ async fn fault_17_a_revoked_token() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_19_the_upstream_always_refuses() {
     const COOLDOWN: Duration = Duration::from_millis(500);
-    let cloud = whole_cloud(clock::system()).await;
+    let cloud = simulated_cloud(clock::system()).await;
     cloud.faults().reject_paths = vec!["/api/echo.do".into()];
     let proxy = proxy(cloud.origin(), &[("retry.cooldown", "500ms")]);
     proxy.ready().await;

@@ -23,7 +23,7 @@ use crate::common::{
         RST_STREAM, WINDOW_UPDATE, greeted, head, read, request, reset, until, write,
     },
     get, in_front_of, read_head, read_to_close, scripted, send, status,
-    upstream::{self, Respond, Upstream, fields, grant, ok, unauthorized},
+    upstream::{self, Respond, Upstream, grant, ok, unauthorized, values},
     web::{self, Identity, Speech},
 };
 
@@ -387,7 +387,7 @@ async fn a_body_that_the_proxy_does_not_read_while_it_waits_for_a_token_is_not_l
             if head.is_empty() {
                 return Ok(());
             }
-            let is_first = fields(&head, "authorization") == ["Bearer token-1"];
+            let is_first = values(&head, "authorization") == ["Bearer token-1"];
             let (read, reply) = match is_first {
                 true => (4, unauthorized("")),
                 false => (9, ok("ok")),

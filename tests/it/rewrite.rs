@@ -1,58 +1,34 @@
-//! Absolute addresses come home, and refusals in JSON are refusals: an app that reaches the proxy alone.
+//! Rewriting of absolute URLs in heads and JSON, and authorization failures in JSON.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
-use bearer_proxy::{
-    app::App,
-    base::clock::{self, Simulated},
-    cloud::{Cloud, Config},
-    config::{self, Source},
-};
+use bearer_proxy::{base::clock::Simulated, cloud::Cloud};
 use bytes::Bytes;
 use http::{Request, Response, header};
 use http_body_util::Full;
 use serde_json::Value;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::common::{Proxy, eventually, get, post, read_head, read_head_granting, scripted, send};
+use crate::common::{
+    LIMIT, Proxy, connect, eventually, get, post, read_head, read_head_granting, scripted, send,
+    simulated_cloud, toml,
+    upstream::{RunningUpstream, Upstream, response},
+};
 
 /// A proxy whose `proxy.toml` has these lines besides the usual ones.
 async fn configured(origin: &str, more: &str) -> Proxy {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("proxy.toml");
-    let text = format!(
-        "[proxy]\nlisten = [\"127.0.0.1:0\"]\nworkers = 2\n[upstream]\nendpoints = [\"{origin}\"]\n[token]\n\
-         client_id = \"demo\"\nclient_secret = \"secret\"\nrefresh_token = \"seed\"\n[admin]\nlisten = \"127.0.0.1:0\"\n{more}"
-    );
-    std::fs::write(&file, text).unwrap();
-    let source = Source {
-        file: Some(file),
-        env: Vec::new(),
-        overrides: Vec::new(),
-    };
-    let config = config::load(source)
-        .unwrap_or_else(|mistakes| panic!("{mistakes}"))
-        .config;
-    let proxy = Proxy::of(App::start(config, clock::system()).unwrap());
-    proxy.ready().await;
-    proxy
+    toml::proxy_in(tempfile::tempdir().unwrap().path(), origin, more).await
 }
 
 async fn cloud() -> Cloud {
-    let config = Config {
-        seeds: vec!["seed".into()],
-        ..Config::new("demo", "secret")
-    };
-    Cloud::start(config, Arc::new(Simulated::new()))
-        .await
-        .unwrap()
+    simulated_cloud(Arc::new(Simulated::new())).await
 }
 
-fn json(answer: &Response<Bytes>) -> Value {
-    serde_json::from_slice(answer.body()).unwrap_or_else(|error| panic!("{error}: {answer:?}"))
+fn json(response: &Response<Bytes>) -> Value {
+    serde_json::from_slice(response.body()).unwrap_or_else(|error| panic!("{error}: {response:?}"))
 }
 
-/// The lines that bring the document host home.
+/// The lines that route the document host through the proxy.
 fn two_steps(documents: &str, inject: Option<bool>) -> String {
     let inject = inject
         .map(|inject| format!("inject = {inject}\n"))
@@ -144,45 +120,23 @@ async fn uploads_and_downloads_in_two_steps_work_through_the_proxy_alone() {
     }
 }
 
-/// A cloud that tells what it was asked, and answers with these fields and this body.
-async fn answering(fields: &'static str, body: &'static [u8]) -> SocketAddr {
-    scripted(move |_, mut stream| async move {
-        loop {
-            let head = read_head_granting(&mut stream).await?;
-            if head.is_empty() {
-                return Ok(());
-            }
-            let accepts = head
-                .lines()
-                .find(|line| line.to_ascii_lowercase().starts_with("accept-encoding:"));
-            let has_range = head.to_ascii_lowercase().contains("\r\nrange:");
-            let asked = format!(
-                "X-Asked: {} range={has_range}\r\n",
-                accepts.unwrap_or("nothing")
-            );
-            let length = format!("Content-Length: {}\r\n\r\n", body.len());
-            stream
-                .write_all(format!("HTTP/1.1 200 OK\r\n{fields}{asked}{length}").as_bytes())
-                .await?;
-            if !head.starts_with("HEAD") {
-                stream.write_all(body).await?;
-            }
-        }
-    })
-    .await
+/// A cloud that responds to everything with these fields and this body.
+async fn responding(fields: &str, body: &'static [u8]) -> RunningUpstream {
+    let reply = response("200 OK", fields, body);
+    Upstream::always(reply).issuing().start().await
 }
 
 const ADDRESS: &[u8] =
     br#"{"url":"http:\/\/document.example.com\/a","text":"http://document.example.comx/"}"#;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn heads_and_json_are_rewritten_and_nothing_else_is() {
+async fn heads_and_json_are_rewritten_and_no_other_content() {
     let fields = "Content-Type: application/json\r\nETag: \"x\"\r\nAccept-Ranges: bytes\r\n\
                   Location: http://document.example.com/l?x\r\nContent-Location: http://DOCUMENT.example.com:80/c\r\n\
                   Set-Cookie: a=b; Domain=.example.com; Path=/\r\n";
-    let origin = answering(fields, ADDRESS).await;
+    let upstream = responding(fields, ADDRESS).await;
     let lines = two_steps("http://document.example.com", None);
-    let proxy = configured(&format!("http://{origin}"), &lines).await;
+    let proxy = configured(&upstream.origin(), &lines).await;
     let request = |method: &str| {
         let request = Request::builder()
             .method(method)
@@ -194,18 +148,21 @@ async fn heads_and_json_are_rewritten_and_nothing_else_is() {
         request.body(Full::<Bytes>::default()).unwrap()
     };
     for method in ["GET", "HEAD"] {
-        let answer = proxy.send(request(method)).await;
+        let response = proxy.send(request(method)).await;
         let field = |name: &str| {
-            answer
+            response
                 .headers()
                 .get(name)
                 .map(|value| value.to_str().unwrap())
         };
+        let requests = upstream.requests();
+        let forwarded = requests.last().unwrap();
         assert_eq!(
-            field("x-asked").unwrap().to_ascii_lowercase(),
-            "accept-encoding: identity range=false",
+            forwarded.fields("accept-encoding"),
+            ["identity"],
             "{method}"
         );
+        assert!(forwarded.fields("range").is_empty(), "{method}");
         assert_eq!(
             field("location"),
             Some("http://localhost:8080/_document/l?x")
@@ -226,7 +183,7 @@ async fn heads_and_json_are_rewritten_and_nothing_else_is() {
         );
         if method == "GET" {
             let expected = br#"{"url":"http:\/\/localhost:8080\/_document\/a","text":"http://document.example.comx/"}"#;
-            assert_eq!(&answer.body()[..], expected);
+            assert_eq!(&response.body()[..], expected);
         }
     }
     for (fields, coded) in [
@@ -236,13 +193,13 @@ async fn heads_and_json_are_rewritten_and_nothing_else_is() {
             1.0,
         ),
     ] {
-        let origin = answering(fields, ADDRESS).await;
-        let proxy = configured(&format!("http://{origin}"), &lines).await;
-        let answer = proxy.send(request("GET")).await;
-        assert_eq!(&answer.body()[..], ADDRESS);
-        assert_eq!(answer.headers()["etag"], "\"x\"");
+        let other = responding(fields, ADDRESS).await;
+        let proxy = configured(&other.origin(), &lines).await;
+        let response = proxy.send(request("GET")).await;
+        assert_eq!(&response.body()[..], ADDRESS);
+        assert_eq!(response.headers()["etag"], "\"x\"");
         assert_eq!(
-            answer.headers()["content-length"],
+            response.headers()["content-length"],
             ADDRESS.len().to_string().as_str()
         );
         assert_eq!(
@@ -252,33 +209,26 @@ async fn heads_and_json_are_rewritten_and_nothing_else_is() {
             coded
         );
     }
-    // Without a rule nothing is asked for, and nothing is touched.
-    let proxy = configured(&format!("http://{origin}"), "").await;
-    let answer = proxy.send(request("GET")).await;
-    assert_eq!(
-        answer.headers()["x-asked"]
-            .to_str()
-            .unwrap()
-            .to_ascii_lowercase(),
-        "accept-encoding: gzip range=true"
-    );
-    assert_eq!(&answer.body()[..], ADDRESS);
+    // Without a rule neither the request nor the response is changed.
+    let proxy = configured(&upstream.origin(), "").await;
+    let response = proxy.send(request("GET")).await;
+    assert_eq!(&response.body()[..], ADDRESS);
+    let requests = upstream.requests();
+    let forwarded = requests.last().unwrap();
+    assert_eq!(forwarded.fields("accept-encoding"), ["gzip"]);
+    assert_eq!(forwarded.fields("range"), ["bytes=0-1"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_address_below_a_stripped_prefix_comes_back_below_it() {
+async fn a_location_below_a_stripped_prefix_gets_the_prefix_back() {
     for (location, expected) in [
         ("Location: /x\r\n", "/_document/x"),
         ("Location: ../x\r\n", "../x"),
         ("Location: //other.example/x\r\n", "//other.example/x"),
     ] {
-        let documents = answering(location, b"").await;
+        let documents = responding(location, b"").await;
         let cloud = cloud().await;
-        let proxy = configured(
-            cloud.origin(),
-            &two_steps(&format!("http://{documents}"), None),
-        )
-        .await;
+        let proxy = configured(cloud.origin(), &two_steps(&documents.origin(), None)).await;
         assert_eq!(
             proxy.get("/_document/y").await.headers()["location"],
             expected
@@ -289,7 +239,7 @@ async fn an_address_below_a_stripped_prefix_comes_back_below_it() {
 const JSON_401: &str = "[retry.json]\npointer = \"/code\"\nvalues = [401]\n";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refusal_within_a_200_leads_to_a_replay() {
+async fn an_authorization_failure_within_a_200_leads_to_a_replay() {
     let refusing = async || {
         let cloud = cloud().await;
         cloud.faults().in_body_failures = true;
@@ -302,11 +252,11 @@ async fn a_refusal_within_a_200_leads_to_a_replay() {
     assert_eq!(
         json(&proxy.get("/api/echo.do").await)["success"],
         true,
-        "the app notices nothing"
+        "the client gets the replayed response"
     );
     let accepted = r#"bearer_proxy_retries_total{reason="unauthorized",outcome="accepted"}"#;
     assert_eq!(proxy.metric(accepted).await, 1.0);
-    // Nobody knows whether a POST was applied under a 200.
+    // A POST may have been applied under a 200.
     cloud.revoke_access_tokens();
     let refused = proxy.send(post("/api/echo.do", "body")).await;
     assert_eq!(
@@ -329,9 +279,9 @@ async fn a_refusal_within_a_200_leads_to_a_replay() {
     );
 }
 
-/// Answers of other kinds begin before they end.
+/// Other responses are relayed while they arrive.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_that_are_no_small_json_are_not_held_back() {
+async fn responses_that_are_not_small_json_are_not_held_back() {
     for (fields, size) in [
         ("Content-Type: text/plain\r\nContent-Length: 10\r\n", 10),
         (
@@ -355,41 +305,33 @@ async fn answers_that_are_no_small_json_are_not_held_back() {
         })
         .await;
         let proxy = configured(&format!("http://{origin}"), JSON_401).await;
-        let mut client = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
-        client
-            .write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            .await
-            .unwrap();
+        let mut client = connect(proxy.address, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
         let first = async {
             let head = read_head(&mut client).await.unwrap();
             let mut begun = [0; 4];
-            tokio::io::AsyncReadExt::read_exact(&mut client, &mut begun)
-                .await
-                .unwrap();
+            client.read_exact(&mut begun).await.unwrap();
             (head, begun)
         };
-        let (head, begun) = tokio::time::timeout(crate::common::LIMIT, first)
+        let (head, begun) = tokio::time::timeout(LIMIT, first)
             .await
-            .expect("the beginning comes by itself");
+            .expect("the beginning arrives by itself");
         assert!(head.starts_with("HTTP/1.1 200"), "{head}");
         assert_eq!(&begun, b"1234");
         go_on.send(true).unwrap();
         let mut rest = vec![0; size - 4];
-        tokio::io::AsyncReadExt::read_exact(&mut client, &mut rest)
-            .await
-            .unwrap();
+        client.read_exact(&mut rest).await.unwrap();
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_status_tells_what_answers_carry_that_nothing_handles() {
+async fn the_status_shows_codes_and_origins_in_json_that_no_key_handles() {
     let fields = "Content-Type: application/json\r\n";
     let body: &[u8] =
         br#"{"code":1201,"success":false,"url":"http:\/\/document.example.com\/a?secret"}"#;
-    let address = answering(fields, body).await;
+    let upstream = responding(fields, body).await;
     let status = async |proxy: &Proxy| {
-        // The body is looked into once it has passed.
-        eventually("it was noted", async || {
+        // The body is inspected after it was relayed.
+        eventually("it was recorded", async || {
             let status = json(&send(proxy.admin, get("/status")).await);
             status["seen_in_json"]["codes"]
                 .as_array()
@@ -401,7 +343,7 @@ async fn the_status_tells_what_answers_carry_that_nothing_handles() {
         .await;
         json(&send(proxy.admin, get("/status")).await)["seen_in_json"].clone()
     };
-    let plain = configured(&format!("http://{address}"), "").await;
+    let plain = configured(&upstream.origin(), "").await;
     assert_eq!(plain.get("/").await.status(), 200);
     let seen = status(&plain).await;
     assert_eq!(
@@ -423,9 +365,9 @@ async fn the_status_tells_what_answers_carry_that_nothing_handles() {
     assert_eq!(origin["key"].as_str(), Some("[[rewrite]]"));
     assert!(!seen.to_string().contains("secret"));
 
-    // What is handled is not told.
+    // What a key handles is not shown.
     let handled = configured(
-        &format!("http://{address}"),
+        &upstream.origin(),
         &two_steps("http://document.example.com", None),
     )
     .await;

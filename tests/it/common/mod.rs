@@ -6,6 +6,7 @@ pub mod frames;
 pub mod process;
 pub mod strict;
 pub mod tls;
+pub mod toml;
 pub mod upstream;
 pub mod web;
 
@@ -14,6 +15,7 @@ use std::{future::Future, io, net::SocketAddr, time::Duration};
 use bearer_proxy::{
     app::App,
     base::clock::{self, SharedClock},
+    cloud::{Cloud, Config},
     config::{self, Source},
     net::socket::Address,
 };
@@ -119,6 +121,11 @@ impl Proxy {
     pub async fn ask(&self, request: &str, fields: &str) -> String {
         let request = format!("{request} HTTP/1.1\r\n{fields}Connection: close\r\n\r\n");
         self.raw(&request).await
+    }
+
+    /// The status of the response to such a request.
+    pub async fn status(&self, request: &str, fields: &str) -> u16 {
+        status(&self.ask(request, fields).await)
     }
 
     /// Waits until `/readyz` responds 200.
@@ -361,13 +368,24 @@ pub async fn cloud() -> String {
     Upstream::new().issuing().start().await.origin()
 }
 
+/// The simulated cloud; its issuer takes the refresh token `seed`.
+pub async fn simulated_cloud(clock: SharedClock) -> Cloud {
+    let config = Config {
+        seeds: vec!["seed".into()],
+        ..Config::new("demo", "secret")
+    };
+    Cloud::start(config, clock).await.unwrap()
+}
+
 /// A cloud whose issuer takes the refresh token `good` and any code, and refuses others.
 pub async fn picky() -> String {
-    let is_good = |target: &str| target.contains("refresh_token=good") || target.contains("code=");
-    let cloud = Upstream::always(move |request: &Request| match request.method() {
-        "GET" => ok(""),
-        _ if is_good(request.target()) => upstream::grant("token", 3600),
-        _ => oauth_error("invalid_grant"),
+    let cloud = Upstream::always(|request: &Request| {
+        let is_good = request.refresh_token() == "good" || request.parameter("code").is_some();
+        match request.method() {
+            "GET" => ok(""),
+            _ if is_good => upstream::grant("token", 3600),
+            _ => oauth_error("invalid_grant"),
+        }
     });
     cloud.start().await.origin()
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    fmt,
     future::Future,
     io,
     net::SocketAddr,
@@ -10,6 +11,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    time::{Duration, Instant},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -25,6 +27,9 @@ use super::{Proxy, in_front_of, read_head, scripted};
 pub struct Request {
     /// The number of its connection, from 0.
     pub connection: usize,
+    /// Its own number, from 0.
+    pub number: usize,
+    pub arrived: Instant,
     /// The request line and the fields, to the empty line.
     pub head: String,
     /// Without chunked framing. Empty if the upstream responds early.
@@ -46,7 +51,19 @@ impl Request {
 
     /// The values of all fields of this name.
     pub fn fields(&self, name: &str) -> Vec<&str> {
-        fields(&self.head, name)
+        values(&self.head, name)
+    }
+
+    /// A parameter of the query.
+    pub fn parameter(&self, name: &str) -> Option<String> {
+        let query = self.target().split_once('?').map_or("", |(_, query)| query);
+        let mut pairs = url::form_urlencoded::parse(query.as_bytes());
+        pairs.find_map(|(key, value)| (key == name).then(|| value.into_owned()))
+    }
+
+    /// The refresh token that it spends; empty if there is none.
+    pub fn refresh_token(&self) -> String {
+        self.parameter("refresh_token").unwrap_or_default()
     }
 
     /// The bearer token; empty if there is none.
@@ -60,7 +77,7 @@ impl Request {
 }
 
 /// The values of all fields of this name in a head.
-pub fn fields<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
+pub fn values<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
     let head = head.split_once("\r\n\r\n").map_or(head, |(head, _)| head);
     let fields = head.lines().skip(1).filter_map(|line| line.split_once(':'));
     fields
@@ -70,7 +87,7 @@ pub fn fields<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
 }
 
 pub fn content_length(head: &str) -> usize {
-    fields(head, "content-length")
+    values(head, "content-length")
         .first()
         .map_or(0, |length| length.parse().unwrap())
 }
@@ -153,6 +170,12 @@ pub fn oauth_error(error: &str) -> Reply {
         "Content-Type: application/json\r\n",
         format!(r#"{{"error":"{error}"}}"#),
     )
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.80}", self.bytes.escape_ascii().to_string())
+    }
 }
 
 impl Reply {
@@ -270,7 +293,7 @@ impl Upstream {
             let body = if self.early {
                 Vec::new()
             } else {
-                if !fields(&head, "expect").is_empty() {
+                if !values(&head, "expect").is_empty() {
                     stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
                 }
                 read_body(&mut stream, &head).await?
@@ -304,7 +327,7 @@ const REFRESH: &str = "/api/refreshToken.do";
 
 /// The body behind a head, by its length or its chunks.
 pub async fn read_body(stream: &mut TcpStream, head: &str) -> io::Result<Vec<u8>> {
-    if fields(head, "transfer-encoding").is_empty() {
+    if values(head, "transfer-encoding").is_empty() {
         let mut body = vec![0; content_length(head)];
         stream.read_exact(&mut body).await?;
         return Ok(body);
@@ -337,6 +360,8 @@ impl Log {
         let mut requests = self.requests.lock().unwrap();
         let request = Request {
             connection,
+            number: requests.len(),
+            arrived: Instant::now(),
             head,
             body,
         };
@@ -376,6 +401,15 @@ impl RunningUpstream {
         self.log.requests.lock().unwrap().len()
     }
 
+    /// The times between one request and the next.
+    pub fn gaps(&self) -> Vec<Duration> {
+        let requests = self.requests();
+        let pairs = requests.windows(2);
+        pairs
+            .map(|pair| pair[1].arrived - pair[0].arrived)
+            .collect()
+    }
+
     /// The targets of all requests.
     pub fn targets(&self) -> Vec<String> {
         let requests = self.requests();
@@ -393,20 +427,12 @@ pub fn issuer() -> Upstream {
         if request.fields("authorization") != [basic] {
             return oauth_error("invalid_client");
         }
-        let query = request
-            .target()
-            .split_once('?')
-            .map_or("", |(_, query)| query);
-        let parameter = |name: &str| {
-            let mut pairs = url::form_urlencoded::parse(query.as_bytes());
-            pairs.find_map(|(key, value)| (key == name).then(|| value.into_owned()))
-        };
         let is_refresh = (request.method(), request.path()) == ("POST", REFRESH)
-            && parameter("grant_type").as_deref() == Some("refresh_token");
+            && request.parameter("grant_type").as_deref() == Some("refresh_token");
         if !is_refresh {
             return oauth_error("invalid_request");
         }
-        let spent = parameter("refresh_token").unwrap_or_default();
+        let spent = request.refresh_token();
         if spent != "seed" && !valid.lock().unwrap().remove(&spent) {
             return oauth_error("invalid_grant");
         }

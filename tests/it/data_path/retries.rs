@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use crate::common::{
     Client, get, in_front_of, post, read_head, scripted, text_at,
     upstream::{
-        Reply, Request, Upstream, bytes, content_length, fields, ok, read_body, unauthorized,
+        Reply, Request, Upstream, bytes, content_length, ok, read_body, unauthorized, values,
     },
 };
 
@@ -97,12 +97,12 @@ async fn a_refused_body_is_whole_when_it_is_sent_again() {
 async fn responds_early(body_length: usize, expected: u16) {
     let upstream = scripted(|_, mut stream| async move {
         let head = read_head(&mut stream).await?;
-        if !fields(&head, "expect").is_empty() {
+        if !values(&head, "expect").is_empty() {
             stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
             // A byte of the body is read: it cannot be taken back.
             stream.read_u8().await?;
         }
-        if fields(&head, "authorization") == ["Bearer token-1"] {
+        if values(&head, "authorization") == ["Bearer token-1"] {
             return unauthorized("early").send(&mut stream).await;
         }
         let mut body = vec![0; content_length(&head)];
