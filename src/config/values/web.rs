@@ -357,6 +357,10 @@ mod tests {
             read("https://cloud.example.com:443").unwrap().authority,
             "cloud.example.com"
         );
+    }
+
+    #[test]
+    fn invalid_endpoints_get_a_suggestion() {
         for (text, expected) in [
             (
                 "https://cloud.example.com/api",
@@ -396,7 +400,7 @@ mod tests {
                 r#"write an address like "https://cloud.example.com""#,
             ),
         ] {
-            assert_eq!(hint(read(text)), expected, "{text}");
+            assert_eq!(hint(endpoint(&words(text))), expected, "{text}");
         }
     }
 
