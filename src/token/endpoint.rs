@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::token_response::{Failure, FailureClass};
 use crate::{
-    base::blocking,
+    base::{blocking, host},
     net::{reload, tls},
 };
 
@@ -74,11 +74,7 @@ impl Endpoint {
             }
             // reqwest verifies the certificate against the URL's host. So the URL gets
             // `server_name`, and the resolver and the Host field keep the real name.
-            let real = url
-                .host_str()
-                .unwrap_or_default()
-                .trim_matches(['[', ']'])
-                .to_owned();
+            let real = host::without_brackets(url.host_str().unwrap_or_default()).to_owned();
             host = HeaderValue::from_str(&url[url::Position::BeforeHost..url::Position::AfterPort])
                 .ok();
             url.set_host(Some(name)).map_err(|_| Error::NotAName)?;
