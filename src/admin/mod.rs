@@ -7,6 +7,7 @@
 //! | `metrics` | `/metrics` |
 //! | `page` | `/`, the status as an HTML page |
 //! | `response` | how responses are built |
+//! | `sources` | the data that it reads |
 //! | `status` | `/status`, JSON |
 
 mod handler;
@@ -14,6 +15,7 @@ mod health;
 mod metrics;
 mod page;
 mod response;
+mod sources;
 mod status;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
@@ -22,6 +24,7 @@ use http::{request::Parts, uri::Scheme};
 use tokio_util::sync::CancellationToken;
 
 use self::handler::Handler;
+pub use self::sources::Sources;
 use crate::{
     base::secret::Secret,
     net::{
@@ -30,12 +33,10 @@ use crate::{
         tls,
     },
     proxy::{
-        Listener, Metrics,
+        Listener,
         connection::limits::{PerAddressLimiter, SourceAddress},
         policy::guard::{Guard, GuardConfig, exposure},
     },
-    token::Credential,
-    upstream,
 };
 
 /// The configuration of the admin endpoint.
@@ -87,30 +88,6 @@ impl Config {
             }
         };
         Token::new("admin".to_owned(), file, None, build).map(|token| Some(Arc::new(token)))
-    }
-}
-
-/// What the admin endpoint reports on.
-#[derive(Debug)]
-pub struct Sources {
-    /// The credential.
-    pub credential: Credential,
-    /// The counters of each worker.
-    pub workers: Arc<[Arc<Metrics>]>,
-    /// The upstreams, in the order of the configuration.
-    pub upstreams: Vec<upstream::Config>,
-    /// The certificates that the proxy presents.
-    pub reload: reload::ReloadHandle,
-    /// The JSON pointer to the code in JSON responses.
-    pub json_pointer: String,
-    /// Cancelled when the process begins to shut down.
-    pub draining: CancellationToken,
-}
-
-impl Sources {
-    /// One counter of all workers, added up.
-    fn total(&self, counter: impl Fn(&Metrics) -> u64) -> u64 {
-        self.workers.iter().map(|worker| counter(worker)).sum()
     }
 }
 
