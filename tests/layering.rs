@@ -1,4 +1,4 @@
-//! The house keeps its order: imports point down, platform calls stay in their places, one TLS stack.
+//! The structure of the code: imports point down and form no circle, platform calls stay in a few files, one TLS stack.
 
 #![allow(
     clippy::unwrap_used,
@@ -6,14 +6,19 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "layering/imports.rs"]
+mod imports;
+
 use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
-/// Floors, the lowest first. A module may name modules of its own floor or of lower ones.
-const FLOORS: &[&[&str]] = &[
+use imports::Graph;
+
+/// Layers, the lowest first. A module imports from its own layer and from lower ones.
+const LAYERS: &[&[&str]] = &[
     &["base"],
     &["net", "cloud"],
     &["token", "upstream"],
@@ -25,7 +30,28 @@ const FLOORS: &[&[&str]] = &[
     &["main"],
 ];
 
-/// Neighbours that must not know each other.
+/// The modules of `src/proxy`, the lowest first. Each imports itself and lower ones.
+const PROXY: &[&str] = &[
+    "framing",
+    "error",
+    "policy",
+    "message",
+    "route",
+    "config",
+    "metrics",
+    "connection",
+    "token_source",
+    "settings",
+    "exchange",
+    "worker",
+    "forward",
+    "handler",
+    "server",
+    "runtime",
+    "mod",
+];
+
+/// Modules of one layer that must not import each other.
 const APART: &[(&str, &str)] = &[
     ("token", "upstream"),
     ("upstream", "token"),
@@ -33,7 +59,7 @@ const APART: &[(&str, &str)] = &[
     ("net", "cloud"),
 ];
 
-/// The only files that may speak to a platform by name.
+/// The only files that may call a platform's own interfaces.
 const PLATFORM_FILES: &[&str] = &[
     "src/base/clock.rs",
     "src/base/signals.rs",
@@ -83,91 +109,187 @@ fn sources() -> Vec<(String, String)> {
         .collect()
 }
 
+fn graph() -> Graph {
+    let graph = imports::graph(root());
+    assert!(graph.len() > 100, "only {} files were read", graph.len());
+    graph
+}
+
+/// The top-level module of a file.
 fn module(file: &str) -> &str {
     let inner = file.strip_prefix("src/").unwrap();
     inner.split('/').next().unwrap().trim_end_matches(".rs")
 }
 
-fn floor(module: &str) -> Option<usize> {
-    FLOORS.iter().position(|floor| floor.contains(&module))
-}
-
-/// The first segments of all `crate::` paths, grouped imports included, without comments and tests.
-fn imports(text: &str) -> Vec<String> {
-    let code: String = text
-        .split("#[cfg(test)]\nmod tests")
-        .next()
-        .unwrap()
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("//"))
-        .collect::<Vec<_>>()
-        .join("\n");
-    let mut found = Vec::new();
-    for (at, _) in code.match_indices("crate::") {
-        let rest = &code[at + "crate::".len()..];
-        if let Some(group) = rest.strip_prefix('{') {
-            let mut depth = 0;
-            let mut segment = String::new();
-            for c in group.chars() {
-                match c {
-                    '{' => depth += 1,
-                    '}' if depth == 0 => break,
-                    '}' => depth -= 1,
-                    ',' if depth == 0 => found.push(std::mem::take(&mut segment)),
-                    _ if depth == 0 => segment.push(c),
-                    _ => {}
-                }
-            }
-            found.push(segment);
-        } else {
-            found.push(
-                rest.chars()
-                    .take_while(|c| c.is_alphanumeric() || *c == '_')
-                    .collect(),
-            );
-        }
-    }
-    let first = |path: String| path.trim().split("::").next().unwrap().trim().to_owned();
-    found
-        .into_iter()
-        .map(first)
-        .filter(|name| !name.is_empty())
-        .collect()
+fn layer(module: &str) -> usize {
+    LAYERS
+        .iter()
+        .position(|layer| layer.contains(&module))
+        .unwrap_or_else(|| panic!("{module} is not in LAYERS"))
 }
 
 #[test]
 fn imports_point_down() {
     let mut seen = 0;
-    for (file, text) in sources() {
-        let here = module(&file);
-        for there in imports(&text) {
-            let Some(height) = floor(&there) else {
+    for (file, imports) in &graph() {
+        let here = module(file);
+        for (target, line) in imports {
+            let there = module(target);
+            if here == "lib" || here == there {
                 continue;
-            };
+            }
             seen += 1;
-            let own = if here == "lib" {
-                continue;
-            } else {
-                floor(here).unwrap_or_else(|| panic!("{file} stands nowhere"))
-            };
-            assert!(height <= own, "{file} names {there}, which stands above it");
             assert!(
-                !APART.contains(&(here, there.as_str())),
-                "{file} names {there}, which stands apart from it"
+                layer(there) <= layer(here),
+                "{file}:{line} imports {target}, which is in a higher layer"
             );
             assert!(
-                here != "cloud" || ["cloud", "base"].contains(&there.as_str()),
-                "{file} names {there}"
+                !APART.contains(&(here, there)),
+                "{file}:{line} imports {target}: {here} and {there} must not know each other"
+            );
+            assert!(
+                here != "cloud" || there == "base",
+                "{file}:{line} imports {target}: the simulated cloud is independent of the proxy"
             );
         }
     }
-    assert!(seen > 60, "only {seen} imports were seen");
+    assert!(seen > 200, "only {seen} imports were seen");
 }
 
 #[test]
-fn grouped_imports_are_understood() {
-    let text = "use crate::{\n    base::{clock, secret::Secret},\n    net::socket,\n};\nuse crate::token::Token;\n// crate::cli\n";
-    assert_eq!(imports(text), ["base", "net", "token"]);
+fn no_circle_of_files() {
+    let graph = graph();
+    let Some(circle) = imports::circle(&graph) else {
+        return;
+    };
+    let targets = circle.iter().cycle().skip(1);
+    let imports = circle.iter().zip(targets).map(|(file, target)| {
+        let line = graph[file][target];
+        format!("\n{file}:{line} imports {target}")
+    });
+    panic!(
+        "files import each other in a circle:{}",
+        imports.collect::<String>()
+    );
+}
+
+#[test]
+fn imports_point_down_in_the_proxy() {
+    let height = |file: &str| {
+        let inner = file.strip_prefix("src/proxy/")?;
+        let name = inner.split('/').next().unwrap().trim_end_matches(".rs");
+        let height = PROXY.iter().position(|module| *module == name);
+        Some(height.unwrap_or_else(|| panic!("{file} is not in PROXY")))
+    };
+    let mut seen = 0;
+    for (file, imports) in &graph() {
+        for (target, line) in imports {
+            if let (Some(here), Some(there)) = (height(file), height(target)) {
+                seen += usize::from(here != there);
+                assert!(
+                    there <= here,
+                    "{file}:{line} imports {target}, which is higher in {PROXY:?}"
+                );
+            }
+        }
+    }
+    assert!(seen > 50, "only {seen} imports were seen");
+}
+
+/// A crate of these files.
+fn written(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (file, text) in files {
+        let path = folder.path().join("src").join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn imports_are_found_however_they_are_written() {
+    let folder = written(&[
+        (
+            "lib.rs",
+            "mod a; mod b;\nmod inline { use super::a::Item; }",
+        ),
+        (
+            "a.rs",
+            "pub mod deep;\npub use self::deep::Deep as Exported;\npub struct Item;",
+        ),
+        ("a/deep.rs", "pub struct Deep; pub fn call() {}"),
+        (
+            "b/mod.rs",
+            "mod grouped; mod module; mod glob; mod by_path; mod exported; mod nothing;\n\
+             #[cfg(test)] mod tests;",
+        ),
+        (
+            "b/grouped.rs",
+            "use crate::{\n    a::{deep::{self, call}, Item},\n};",
+        ),
+        ("b/module.rs", "use crate::a;\nfn f() { a::deep::call() }"),
+        ("b/glob.rs", "use super::super::a::*;\nfn f(_: Item) {}"),
+        (
+            "b/by_path.rs",
+            "fn f<'a>(_: &'a crate::a::Item, _: char) -> Vec<crate::a::deep::Deep> { g('\"') }",
+        ),
+        ("b/exported.rs", "use crate::a::Exported;"),
+        (
+            "b/nothing.rs",
+            "use std::fmt; // crate::a::Item\nconst A: &str = \"crate::a::Item\"; /* crate::a::Item */\n\
+             const B: &str = r#\"\" crate::a::Item\"#;\n#[cfg(test)]\nmod tests { use crate::a::Item; }",
+        ),
+    ]);
+    let graph = imports::graph(folder.path());
+    let of = |file: &str| -> Vec<String> { graph[file].keys().cloned().collect() };
+    let (a, deep) = ("src/a.rs", "src/a/deep.rs");
+    assert_eq!(of("src/lib.rs"), [a]);
+    assert_eq!(of("src/b/grouped.rs"), [a, deep]);
+    assert_eq!(of("src/b/module.rs"), [deep]);
+    assert_eq!(of("src/b/glob.rs"), [a]);
+    assert_eq!(of("src/b/by_path.rs"), [a, deep]);
+    assert_eq!(of("src/b/exported.rs"), [deep]);
+    for file in ["src/b/nothing.rs", "src/b/mod.rs", a, deep] {
+        assert_eq!(of(file), [""; 0], "{file}");
+    }
+    assert!(!graph.contains_key("src/b/tests.rs"));
+}
+
+#[test]
+fn circles_are_found() {
+    let circle = |child: &str, sibling: &str| {
+        let folder = written(&[
+            ("lib.rs", "mod parent;"),
+            (
+                "parent.rs",
+                "mod child; mod sibling;\nuse self::child::Child;\npub struct Parent;",
+            ),
+            ("parent/child.rs", &format!("{child} pub struct Child;")),
+            (
+                "parent/sibling.rs",
+                &format!("{sibling} pub struct Sibling;"),
+            ),
+        ]);
+        imports::circle(&imports::graph(folder.path()))
+    };
+    let (parent, child, sibling) = (
+        "src/parent.rs",
+        "src/parent/child.rs",
+        "src/parent/sibling.rs",
+    );
+    assert_eq!(
+        circle("use super::Parent;", "use super::{Parent, child::Child};"),
+        None
+    );
+    assert_eq!(
+        circle("use super::sibling::Sibling;", "use super::child::Child;").unwrap(),
+        [child, sibling]
+    );
+    assert_eq!(
+        circle("use super::sibling::Sibling;", "use super::Parent;").unwrap(),
+        [parent, child, sibling]
+    );
 }
 
 #[test]
@@ -189,7 +311,7 @@ fn platform_calls_stay_in_their_places() {
                 seen += 1;
                 assert!(
                     allowed,
-                    "{file}:{}: {word} belongs into one of {PLATFORM_FILES:?}",
+                    "{file}:{}: {word} may be used in {PLATFORM_FILES:?} alone",
                     number + 1
                 );
             }
@@ -229,7 +351,7 @@ fn no_openssl_and_one_provider_of_cryptography() {
         .filter_map(|line| line.split_whitespace().next())
         .collect();
     for expected in ["rustls", "aws-lc-rs", "hyper", "reqwest"] {
-        assert!(crates.contains(&expected), "{expected} was not seen");
+        assert!(crates.contains(&expected), "{expected} is not in the tree");
     }
     for unwanted in [
         "openssl",
@@ -240,7 +362,7 @@ fn no_openssl_and_one_provider_of_cryptography() {
         "rustls-openssl",
         "boring",
     ] {
-        assert!(!crates.contains(&unwanted), "{unwanted} came in");
+        assert!(!crates.contains(&unwanted), "{unwanted} is a dependency");
     }
     let versions = tree.lines().filter(|line| line.starts_with("rustls v"));
     let versions: std::collections::BTreeSet<_> =
