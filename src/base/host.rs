@@ -1,4 +1,4 @@
-//! Hosts: `host[:port]` taken apart, and which hosts are this machine.
+//! Parses `host[:port]`, and tells which hosts are this machine.
 
 use std::net::IpAddr;
 

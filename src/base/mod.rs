@@ -9,7 +9,7 @@
 //! | `corpus` | runs fuzz targets on their stored corpus (tests only) |
 //! | [`counter`] | counters and histograms with a single writer |
 //! | [`descriptors`] | divides the limit of open files between the users of descriptors |
-//! | [`host`] | `host[:port]` parsed; which hosts are this machine |
+//! | [`host`] | parses `host[:port]`, tells which hosts are this machine |
 //! | [`labels`] | enums of metric labels, and tables with an entry for each label |
 //! | [`list_field`] | elements of list-based header fields |
 //! | [`log`] | the log subscriber |

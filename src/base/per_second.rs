@@ -1,21 +1,22 @@
-//! Only so many in each second: lines in the log, answers that are observed_rate into.
+//! Limits how often something happens in each second: log lines, responses that are inspected.
 
 use std::cell::Cell;
 
 use crate::base::clock::Moment;
 
-/// The latest second in which there was one, and how many there were. By the clock, since the ticker stands still on a quiet
-/// worker.
+/// The latest second in which an event was allowed, and the number of events in it. Uses the clock,
+/// as the ticker does not advance on an idle worker.
 #[derive(Debug, Default)]
 pub struct PerSecond(Cell<(u64, u32)>);
 
 impl PerSecond {
-    /// Whether there may be one more in the second of `now`, which is then counted.
-    pub fn allows(&self, most: u32, now: Moment) -> bool {
+    /// Whether another event is allowed in the second of `now`, with at most `limit` in each.
+    /// Counts it if so.
+    pub fn allows(&self, limit: u32, now: Moment) -> bool {
         let now = now.elapsed_since_boot().as_secs();
         let (second, count) = self.0.get();
         let count = if second == now { count } else { 0 };
-        let is_allowed = count < most;
+        let is_allowed = count < limit;
         self.0.set((now, count + u32::from(is_allowed)));
         is_allowed
     }
@@ -28,20 +29,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_second_allows_its_own_and_a_larger_share_reaches_further() {
-        let each_second = PerSecond::default();
-        let asked = |millis, most| {
-            each_second.allows(most, Moment::since_boot(Duration::from_millis(millis)))
+    fn each_second_has_its_own_count_and_the_limit_is_the_callers() {
+        let per_second = PerSecond::default();
+        let allows = |millis, limit| {
+            per_second.allows(limit, Moment::since_boot(Duration::from_millis(millis)))
         };
         assert_eq!(
-            [0, 10, 999, 1000, 1999].map(|millis| asked(millis, 2)),
+            [0, 10, 999, 1000, 1999].map(|millis| allows(millis, 2)),
             [true, true, false, true, true]
         );
-        // What was not allowed takes nothing from those that are.
+        // An event that was not allowed is not counted.
         assert_eq!(
-            [2, 2, 3, 2].map(|most| asked(1999, most)),
+            [2, 2, 3, 2].map(|limit| allows(1999, limit)),
             [false, false, true, false]
         );
-        assert!(asked(7000, 1));
+        assert!(allows(7000, 1));
     }
 }

@@ -131,3 +131,20 @@ async fn where_there_is_a_token_it_has_to_be_shown_on_loopback_too() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_that_is_dropped_stops_its_parts() {
+    let Proxy {
+        app,
+        address,
+        admin,
+        ..
+    } = listening("127.0.0.1:0", &[]).await;
+    drop(app);
+    for address in [address, admin] {
+        eventually("the listener is closed", async || {
+            tokio::net::TcpStream::connect(address).await.is_err()
+        })
+        .await;
+    }
+}
