@@ -167,7 +167,7 @@ impl App {
             .transpose()?;
         Ok(Self {
             proxy,
-            refresher: Task::spawn(&stop, |stop| refresher.run(stop.cancelled_owned())),
+            refresher: Task::spawn(&stop, |stop| refresher.run(stop)),
             reloader: Task::spawn(&stop, |stop| reloader.run(stop)),
             admin: admin.map(|admin| Task::spawn(&stop, |stop| admin.run(stop))),
             credential,

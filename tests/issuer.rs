@@ -22,6 +22,7 @@ use tokio::{
     sync::oneshot,
     task::JoinHandle,
 };
+use tokio_util::sync::CancellationToken;
 
 const ID: &str = "client id+é";
 const SECRET: &str = "s3c:ret+%&= ü";
@@ -562,17 +563,15 @@ async fn a_refresher_on_real_sockets_files_and_clocks() {
 
     let (refresher, credential) =
         Refresher::new(whole(issuer.clone(), folder.path()), None, clock::system()).expect("built");
-    let (stop, stopped) = oneshot::channel::<()>();
-    let running = tokio::spawn(refresher.run(async {
-        let _ = stopped.await;
-    }));
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(refresher.run(stop.clone()));
     let token = credential
         .newer_than(None, DEADLINE)
         .await
         .expect("a token");
     assert_eq!(token.header().as_bytes(), b"Bearer abc");
     assert_eq!(credential.snapshot().persistence, Persistence::Stored);
-    stop.send(()).expect("it listens");
+    stop.cancel();
     running.await.expect("no panic");
 
     let requests = server.requests().await;

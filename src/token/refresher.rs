@@ -28,6 +28,7 @@ use std::{
 };
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use self::{
     chain::{Attempt, Chain},
@@ -200,11 +201,10 @@ impl Refresher {
         (refresher, Credential::new(shared, subscriber))
     }
 
-    /// Refreshes until `shutdown`. After that no call begins; one in progress runs to its end, and
-    /// its result is stored, before this returns. Dropping the future earlier may lose a rotated
-    /// refresh token.
-    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
-        let mut shutdown = std::pin::pin!(shutdown);
+    /// Refreshes until `stop` is cancelled. After that no call begins; one in progress runs to its
+    /// end, and its result is stored, before this returns. Dropping the future earlier may lose a
+    /// rotated refresh token.
+    pub async fn run(mut self, stop: CancellationToken) {
         loop {
             if self.writer.is_idle() {
                 self.lock = None;
@@ -219,7 +219,7 @@ impl Refresher {
             let due = self.plan().due();
             tokio::select! {
                 biased;
-                () = &mut shutdown => break,
+                () = stop.cancelled() => break,
                 // A call is never cancelled: only the wait for it is.
                 lock = due_and_locked(&shared.clock, to_lock, due) => self.refresh(lock).await,
                 // To report the expiry, and to plan again.

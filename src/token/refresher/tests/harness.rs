@@ -12,7 +12,8 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 pub(super) use crate::base::log::capture::Log;
 use crate::{
@@ -237,10 +238,8 @@ impl Setup {
             disk.record().unwrap_or_default(),
         );
         assert!(store.credential.set(credential.clone()).is_ok());
-        let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(refresher.run(async {
-            let _ = stopped.await;
-        }));
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(refresher.run(stop.clone()));
         Harness {
             clock,
             credential,
@@ -258,7 +257,7 @@ pub(super) struct Harness {
     issuer: Arc<ScriptedCalls>,
     initial_grant: Option<Arc<ScriptedCalls>>,
     store: Arc<ScriptedStore>,
-    running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+    running: Option<(CancellationToken, JoinHandle<()>)>,
 }
 
 impl Harness {
@@ -370,7 +369,7 @@ impl Harness {
     /// Shuts the refresher down and waits for its end.
     pub(super) async fn stop(mut self) -> Self {
         let (stop, task) = self.running.take().expect("running");
-        stop.send(()).expect("running");
+        stop.cancel();
         tokio::time::timeout(TIME_LIMIT, task)
             .await
             .expect("it ends")

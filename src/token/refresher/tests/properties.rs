@@ -4,7 +4,8 @@
 mod model;
 
 use proptest::{prelude::*, test_runner::Config as Cases};
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use self::model::{Model, ScriptedResponse};
 use super::*;
@@ -106,7 +107,7 @@ struct Run {
     folder: tempfile::TempDir,
     seeds: usize,
     credential: Credential,
-    stop: oneshot::Sender<()>,
+    stop: CancellationToken,
     task: JoinHandle<()>,
     waiters: Vec<JoinHandle<()>>,
 }
@@ -234,10 +235,7 @@ impl Run {
     async fn restart(&mut self, is_orderly: bool) {
         self.model.let_responses_arrive().await;
         if is_orderly {
-            let (unused, _) = oneshot::channel();
-            std::mem::replace(&mut self.stop, unused)
-                .send(())
-                .expect("it listens");
+            self.stop.cancel();
             let end = tokio::time::timeout(seconds(11), &mut self.task).await;
             end.expect("it ends with its call")
                 .expect("without a panic");
@@ -276,17 +274,15 @@ impl Run {
 fn start(
     model: &Arc<Model>,
     folder: &std::path::Path,
-) -> (Credential, oneshot::Sender<()>, JoinHandle<()>) {
+) -> (Credential, CancellationToken, JoinHandle<()>) {
     let (issuer, store, record) = model.boot();
     let seed = Secret::from_file(folder.join("seed")).expect("readable");
     let config = testing::config(Some(seed));
     let clock = Arc::clone(&model.clock) as SharedClock;
     let (refresher, credential) = Refresher::with(config, clock, issuer, None, Some(store), record);
     model.watch(credential.clone());
-    let (stop, stopped) = oneshot::channel::<()>();
-    let task = tokio::spawn(refresher.run(async {
-        let _ = stopped.await;
-    }));
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(refresher.run(stop.clone()));
     (credential, stop, task)
 }
 
