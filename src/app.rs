@@ -105,6 +105,7 @@ impl App {
     /// When an address cannot be bound, or a file has become unusable since the configuration was
     /// validated.
     pub fn start(mut config: Config, clock: SharedClock) -> Result<Self, Error> {
+        // All addresses first: a second instance fails here, before it touches a file of the first.
         let bound = bind_all(&config.proxy.listeners)?;
         let admin = config.admin.take().map(AdminListener::bind).transpose()?;
         Self::build(config, bound, admin, clock)
@@ -121,21 +122,13 @@ impl App {
         let descriptors = divide_descriptors(&config.proxy);
         let upstreams = share_upstreams(config.upstreams, descriptors.upstream)?;
         let upstream_configs = upstreams.iter().map(|one| one.config().clone()).collect();
-
         let initial_grant = config
             .initial_grant
             .build(&config.token.issuer, clock.clone())
             .map_err(token::Error::from)?;
         let (refresher, credential) = Refresher::new(config.token, initial_grant, clock.clone())?;
-
         let listeners = add_tls(bound, &config.proxy.listeners)?;
-        let admin_token = admin.as_ref().map(|admin| admin.config.token());
-        let admin_token = admin_token.transpose()?.flatten();
-        let listener_tls = listeners.iter().filter_map(|(_, tls)| tls.clone());
-        let mut reloadables: Vec<Arc<dyn Reload>> = listener_tls.map(erase).collect();
-        reloadables.extend(admin_token.clone().map(erase));
-        reloadables.extend(upstreams.iter().filter_map(upstream::Shared::reloadable));
-        reloadables.extend(refresher.reloadable());
+        let mut reloadables = reloadables(&listeners, &upstreams, &refresher, admin.as_ref());
 
         let stop = CancellationToken::new();
         let stop_on_drop = stop.clone().drop_guard();
@@ -162,9 +155,8 @@ impl App {
             json_pointer,
             draining: draining.clone(),
         };
-        let admin = admin
-            .map(|admin| admin.server(admin_token, descriptors.admin, sources))
-            .transpose()?;
+        let admin = admin.map(|admin| admin.server(descriptors.admin, sources));
+        let admin = admin.transpose()?;
         Ok(Self {
             proxy,
             refresher: Task::spawn(&stop, |stop| refresher.run(stop)),
@@ -265,26 +257,24 @@ impl Task {
     }
 }
 
-/// The admin endpoint's configuration, and its address once it is bound.
+/// The admin endpoint before it is served.
 struct AdminListener {
-    config: admin::Config,
     bound: Bound,
+    guard: proxy::policy::guard::GuardConfig,
+    token: Option<Arc<admin::Token>>,
 }
 
 impl AdminListener {
     fn bind(config: admin::Config) -> Result<Self, Error> {
-        let bound = bind(&config.listener.address)?;
-        Ok(Self { config, bound })
+        Ok(Self {
+            bound: bind(&config.listener.address)?,
+            token: config.token()?,
+            guard: config.listener.guard,
+        })
     }
 
-    fn server(
-        self,
-        token: Option<Arc<admin::Token>>,
-        max_connections: usize,
-        sources: admin::Sources,
-    ) -> io::Result<admin::Server> {
-        let guard = self.config.listener.guard;
-        admin::Server::new(guard, token, self.bound, max_connections, sources)
+    fn server(self, max_connections: usize, sources: admin::Sources) -> io::Result<admin::Server> {
+        admin::Server::new(self.guard, self.token, self.bound, max_connections, sources)
     }
 }
 
@@ -358,6 +348,22 @@ fn share_upstreams(
         .into_iter()
         .map(|config| upstream::Shared::new(config, &sockets))
         .collect()
+}
+
+/// The values that are rebuilt when their files change, without the client keys, which the data path
+/// creates.
+fn reloadables(
+    listeners: &[(Bound, Option<proxy::ServerTls>)],
+    upstreams: &[upstream::Shared],
+    refresher: &Refresher,
+    admin: Option<&AdminListener>,
+) -> Vec<Arc<dyn Reload>> {
+    let listener_tls = listeners.iter().filter_map(|(_, tls)| tls.clone());
+    let mut reloadables: Vec<_> = listener_tls.map(erase).collect();
+    reloadables.extend(upstreams.iter().filter_map(upstream::Shared::reloadable));
+    reloadables.extend(refresher.reloadable());
+    reloadables.extend(admin.and_then(|admin| admin.token.clone()).map(erase));
+    reloadables
 }
 
 fn erase<T: Send + Sync + 'static>(value: Arc<Reloadable<T>>) -> Arc<dyn Reload> {

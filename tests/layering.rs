@@ -66,6 +66,7 @@ const PLATFORM_FILES: &[&str] = &[
     "src/base/process.rs",
     "src/token/store/file.rs",
     "src/net/socket.rs",
+    "src/net/socket/unix.rs",
 ];
 
 const PLATFORM_WORDS: &[&str] = &[

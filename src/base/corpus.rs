@@ -8,6 +8,7 @@ pub(crate) fn each(target: &str, run: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("fuzz/corpus")
         .join(target);
+    // Used by tests alone: a missing corpus fails the test.
     let files = fs::read_dir(&folder)
         .expect("a corpus")
         .map(|entry| entry.expect("an entry").path());

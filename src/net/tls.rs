@@ -1,6 +1,7 @@
 //! TLS with clients, the upstream and the issuer: rustls with aws-lc-rs, its provider set
 //! explicitly.
 
+mod advice;
 mod validity;
 
 use std::{
@@ -10,8 +11,7 @@ use std::{
 };
 
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, InvalidMessage, PeerIncompatible,
-    RootCertStore, SupportedProtocolVersion,
+    ClientConfig, RootCertStore, SupportedProtocolVersion,
     crypto::CryptoProvider,
     pki_types::{
         CertificateDer, PrivateKeyDer,
@@ -22,7 +22,10 @@ use rustls::{
 };
 use zeroize::Zeroizing;
 
-pub use self::validity::{Validity, ValidityWarning};
+pub use self::{
+    advice::{client_advice, server_advice},
+    validity::{Validity, ValidityWarning},
+};
 
 /// The minimum version of TLS.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -283,103 +286,6 @@ pub fn client_config_without_roots() -> Result<ClientConfig, Error> {
     Ok(builder(MinVersion::default())?
         .with_root_certificates(RootCertStore::empty())
         .with_no_client_auth())
-}
-
-/// What to do when a handshake with a server has failed, in parentheses after the error message;
-/// empty where there is no advice.
-pub fn server_advice(error: &rustls::Error) -> &'static str {
-    use CertificateError::{
-        BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext,
-        NotValidYet, NotValidYetContext, Other, UnknownIssuer,
-    };
-    use PeerIncompatible::{ServerDoesNotSupportTls12Or13, ServerTlsVersionIsDisabledByOurConfig};
-    match error {
-        // A bad signature: an authority was created again under the same name.
-        rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => {
-            " (no trusted authority has issued it: for a private one, set tls.ca_file to its \
-             certificate)"
-        }
-        rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
-            " (check the address, or set tls.server_name to a name in the certificate)"
-        }
-        rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => {
-            " (the server needs a new certificate, or this machine's clock is wrong)"
-        }
-        rustls::Error::InvalidCertificate(NotValidYet | NotValidYetContext { .. }) => {
-            " (this machine's clock may be wrong)"
-        }
-        // Typically a self-signed certificate of `openssl req -x509`.
-        rustls::Error::InvalidCertificate(Other(other)) if is_authority(other) => {
-            " (the server presents the certificate of an authority: issue another one for the \
-             server with it, and set tls.ca_file to that of the authority)"
-        }
-        rustls::Error::PeerIncompatible(
-            ServerDoesNotSupportTls12Or13 | ServerTlsVersionIsDisabledByOurConfig,
-        )
-        | rustls::Error::AlertReceived(AlertDescription::ProtocolVersion) => {
-            " (the server supports no TLS version that is allowed here: see tls.min_version)"
-        }
-        _ => "",
-    }
-}
-
-/// Like [`server_advice`], when a handshake with a client has failed.
-pub fn client_advice(error: &rustls::Error) -> &'static str {
-    use CertificateError::{
-        BadSignature, Expired, ExpiredContext, InvalidPurpose, InvalidPurposeContext, NotValidYet,
-        NotValidYetContext, Other, UnknownIssuer,
-    };
-    use PeerIncompatible::{
-        SignatureAlgorithmsExtensionRequired, SupportedVersionsExtensionRequired, Tls12NotOffered,
-        Tls12NotOfferedOrEnabled,
-    };
-    match error {
-        rustls::Error::NoCertificatesPresented => {
-            " (tls.client_ca_file requires a certificate: configure one and its key in the client)"
-        }
-        rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => {
-            " (the client certificate was not issued by an authority in tls.client_ca_file)"
-        }
-        rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => {
-            " (the client needs a new certificate, or this machine's clock is wrong)"
-        }
-        rustls::Error::InvalidCertificate(NotValidYet | NotValidYetContext { .. }) => {
-            " (this machine's clock may be wrong)"
-        }
-        rustls::Error::InvalidCertificate(InvalidPurpose | InvalidPurposeContext { .. }) => {
-            " (the client certificate is not valid for clients: its extended key usage must \
-             contain clientAuth)"
-        }
-        rustls::Error::InvalidCertificate(Other(other)) if is_authority(other) => {
-            " (the client presents the certificate of an authority, as `openssl req -x509` \
-             creates it: issue another one for the client with it)"
-        }
-        rustls::Error::InvalidCertificate(Other(other)) if is_of_version_1(other) => {
-            " (the client certificate has version 1: issue one with extensions, in version 3)"
-        }
-        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
-            " (the client does not use TLS: configure an address that begins with https:// in it)"
-        }
-        // Without the first two extensions a client supports neither TLS 1.2 nor 1.3.
-        rustls::Error::PeerIncompatible(
-            SignatureAlgorithmsExtensionRequired
-            | SupportedVersionsExtensionRequired
-            | Tls12NotOffered
-            | Tls12NotOfferedOrEnabled,
-        )
-        | rustls::Error::AlertReceived(AlertDescription::ProtocolVersion) => {
-            " (the client supports no TLS version that is allowed here: see tls.min_version)"
-        }
-        _ => "",
-    }
-}
-
-fn is_authority(error: &rustls::OtherError) -> bool {
-    error.to_string().contains("CaUsedAsEndEntity")
-}
-
-fn is_of_version_1(error: &rustls::OtherError) -> bool {
-    error.to_string().contains("UnsupportedCertVersion")
 }
 
 /// The TLS error that caused an IO error, if one did.

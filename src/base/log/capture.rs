@@ -52,6 +52,7 @@ impl Log {
     }
 
     pub(crate) fn text(&self) -> String {
+        // The subscriber writes strings.
         String::from_utf8(self.text.lock().clone()).expect("text")
     }
 
