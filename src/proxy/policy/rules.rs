@@ -62,7 +62,7 @@ impl Rules {
     }
 
     /// Checks the path of a request as it is sent. `issuer` holds the last segments of the issuer's
-    /// own paths, in lower case: no client may use or obtain refresh tokens through the proxy.
+    /// own paths, in lower case: no client may request or revoke tokens through the proxy.
     ///
     /// # Errors
     /// When the path is denied, or servers could interpret it differently.
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn no_path_leads_above_its_root() {
+    fn paths_above_the_root_are_rejected() {
         for (path, expected) in [
             ("/..", 400),
             ("/../a", 400),
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn the_issuer_is_out_of_reach_in_every_reading() {
+    fn the_issuers_paths_are_denied_in_every_interpretation() {
         for (path, expected) in [
             ("/api/token.do", 403),
             ("/nd/api/token.do", 403),
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operators_rules_hold_in_every_reading() {
+    fn rules_apply_to_every_interpretation() {
         let rules = Rules {
             allow: vec![Rule::new(None, "/api"), Rule::new(None, "/Share/")],
             deny: vec![
@@ -435,7 +435,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_writing_of_the_issuers_path_gets_through(
+        fn spellings_of_the_issuers_path_are_denied(
             before in "(/|/[a-z]{1,3}/|//)",
             case in any::<u16>(),
             encoded in proptest::collection::vec(0..3_u8, 8),
@@ -455,7 +455,7 @@ mod tests {
         }
 
         #[test]
-        fn no_path_makes_it_panic(path in "\\PC*") {
+        fn any_path_is_judged_without_a_panic(path in "\\PC*") {
             let rules = Rules {
                 allow: vec![Rule::new(None, "/a")],
                 deny: vec![Rule::new(None, "/a/b")],
