@@ -1,54 +1,45 @@
-//! The program as a careful administrator runs it: as nobody in particular, with nothing to write to but its state.
+//! The program as a careful administrator runs it: as an unprivileged user that can write nothing but the state.
 #![cfg(target_os = "linux")]
 
 use std::{
     fs,
     net::SocketAddr,
     os::unix::fs::{MetadataExt as _, chown},
-    path::Path,
-    process::{Command, Stdio},
+    path::{Path, PathBuf},
+    process::Command,
 };
 
 use crate::common::{
-    cloud, eventually, get, picky,
-    process::{Running, free_address, listens},
-    ready, send, text_at,
+    cloud, eventually, picky,
+    process::{Program, Running, command, free_address, listens},
 };
 
-/// `nobody`.
-const STRANGER: u32 = 65534;
+/// The user `nobody`.
+const NOBODY: u32 = 65534;
 
-/// A folder with the program, its configuration, secrets and state, as user 65534 if this test may choose.
+/// A folder with the program, its configuration, secrets and state, owned by user 65534 if the test runs as root.
 struct Home {
-    folder: tempfile::TempDir,
-    address: SocketAddr,
-    admin: SocketAddr,
+    program: Program,
     redirect: SocketAddr,
     is_root: bool,
 }
 
 impl Home {
     fn new(cloud: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let (address, admin, redirect) = (free_address(), free_address(), free_address());
-        let text = format!(
-            "[proxy]\nlisten = [\"{address}\"]\n[upstream]\nendpoints = [\"{cloud}\"]\n[token]\nclient_id = \"demo\"\n\
-             client_secret_file = \"secrets/client_secret\"\nrefresh_token_file = \"secrets/refresh_token\"\n\
-             redirect_uri = \"http://{redirect}/callback\"\nstate_file = \"state/token.json\"\n[admin]\nlisten = \"{admin}\"\n"
+        let redirect = free_address();
+        let more = format!(
+            "token.client_secret_file = \"secrets/client_secret\"\ntoken.refresh_token_file = \"secrets/refresh_token\"\n\
+             token.redirect_uri = \"http://{redirect}/callback\"\n"
         );
-        let path = folder.path();
+        let program = Program::with_state(cloud, &more);
+        let path = program.folder.path();
         for inner in ["secrets", "state"] {
             fs::create_dir(path.join(inner)).unwrap();
         }
-        for (file, content) in [
-            ("proxy.toml", text.as_str()),
-            ("secrets/client_secret", "secret"),
-            ("secrets/refresh_token", "good"),
-        ] {
-            fs::write(path.join(file), content).unwrap();
-        }
-        // Where it was built, a stranger may have no way in. Copied by another process: a child that another test starts
-        // would hold a file that this one is writing, and what is being written cannot be started.
+        program.write("secrets/client_secret", "secret");
+        program.write("secrets/refresh_token", "good");
+        // Another user may have no access to the build folder. Copied by another process: a child that another test starts
+        // would inherit the descriptor of a file that this one is writing, and a file open for writing cannot be executed.
         let copied = Command::new("cp")
             .args([Path::new(env!("CARGO_BIN_EXE_bearer-proxy")), path])
             .status();
@@ -56,107 +47,81 @@ impl Home {
         let is_root = rustix::process::geteuid().is_root();
         if is_root {
             for path in [path, &path.join("state")] {
-                chown(path, Some(STRANGER), Some(STRANGER)).unwrap();
+                chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
             }
         }
         Self {
-            folder,
-            address,
-            admin,
+            program,
             redirect,
             is_root,
         }
     }
 
-    fn path(&self, inner: &str) -> std::path::PathBuf {
-        self.folder.path().join(inner)
+    fn path(&self, inner: &str) -> PathBuf {
+        self.program.path(inner)
     }
 
-    /// A program run as the stranger; as this user if there is no choice.
-    fn as_stranger(&self, program: &Path) -> Command {
-        let mut command = if self.is_root {
-            // Core dumps are allowed, so that it is the program that forbids them.
-            let mut command = Command::new("prlimit");
-            command
-                .args([
-                    "--core=unlimited",
-                    "setpriv",
-                    "--reuid=65534",
-                    "--regid=65534",
-                    "--clear-groups",
-                ])
-                .arg(program);
-            command
-        } else {
-            Command::new(program)
-        };
+    /// A command that runs as `nobody`; as this user if the test does not run as root.
+    fn as_nobody(&self, program: &Path) -> Command {
+        let folder = self.program.folder.path();
+        if !self.is_root {
+            return command(program, folder);
+        }
+        // Core dumps are allowed, so that it is the program that forbids them.
+        let mut command = command("prlimit", folder);
         command
-            .current_dir(self.folder.path())
-            .env_clear()
-            .stdin(Stdio::null());
+            .args([
+                "--core=unlimited",
+                "setpriv",
+                "--reuid=65534",
+                "--regid=65534",
+                "--clear-groups",
+            ])
+            .arg(program);
         command
-    }
-
-    fn start(&self, mut command: Command) -> Running {
-        command
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(self.path("log")).unwrap());
-        Running(command.spawn().unwrap())
-    }
-
-    async fn is_ready(&self) {
-        listens(self.admin).await;
-        ready(self.admin).await;
     }
 }
 
-fn proc(running: &Running, file: &str) -> std::path::PathBuf {
+fn proc(running: &Running, file: &str) -> PathBuf {
     format!("/proc/{}/{file}", running.0.id()).into()
 }
 
-fn status(running: &Running, field: &str) -> String {
-    let status = fs::read_to_string(proc(running, "status")).unwrap();
-    let value = status
-        .lines()
-        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    value
-        .unwrap_or_else(|| panic!("no {field}"))
-        .trim()
-        .to_owned()
-}
-
 fn mask(running: &Running, field: &str) -> u64 {
-    u64::from_str_radix(&status(running, field), 16).unwrap()
+    u64::from_str_radix(&running.proc_status(field), 16).unwrap()
 }
 
-/// The kernel gives `/proc/PID` of what may not be dumped to the superuser, and lets nobody else read or trace it.
+/// The kernel gives `/proc/PID` of a process that is not dumpable to root, and lets no other user read or trace it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_input_22_nobody_reads_the_memory_of_a_running_process() {
+async fn bad_input_22_no_other_user_reads_the_memory_of_a_running_process() {
     let home = Home::new(&cloud().await);
     for command in ["run", "login"] {
-        let mut program = home.as_stranger(&home.path("bearer-proxy"));
+        let mut program = home.as_nobody(&home.path("bearer-proxy"));
         program
             .arg(command)
             .env("BEARER_PROXY__ADMIN__TOKEN", "environ");
-        let running = home.start(program);
+        let running = home.program.start_as(program);
         listens(if command == "run" {
-            home.admin
+            home.program.admin
         } else {
             home.redirect
         })
         .await;
         for file in ["environ", "mem", "fd"] {
-            // Within a namespace of users root has another number, but never the process's own.
+            // Within a user namespace root has another number, but never that of the process.
             let owner = fs::metadata(proc(&running, file)).unwrap().uid();
             assert_ne!(
-                status(&running, "Uid").split_whitespace().next().unwrap(),
+                running
+                    .proc_status("Uid")
+                    .split_whitespace()
+                    .next()
+                    .unwrap(),
                 owner.to_string(),
                 "{command}: {file}"
             );
         }
         // The same user's `cat`, which reads any other process of this user.
         let read = home
-            .as_stranger(Path::new("/bin/cat"))
+            .as_nobody(Path::new("/bin/cat"))
             .arg(proc(&running, "environ"))
             .output()
             .unwrap();
@@ -185,17 +150,16 @@ async fn bad_input_22_nobody_reads_the_memory_of_a_running_process() {
             "{command}: SIGPIPE ends it"
         );
         if command == "run" {
-            home.is_ready().await;
-            let metrics = text_at(home.admin, "/metrics").await;
+            home.program.ready().await;
             assert!(
-                metrics.contains("\nprocess_open_fds "),
-                "it can still look at itself"
+                home.program.metric("process_open_fds").await > 0.0,
+                "it cannot read its own /proc"
             );
         }
     }
 }
 
-/// Runs its arguments in a world of mounts of its own, where nothing but `state` can be written, without any capability.
+/// Runs its arguments in a mount namespace in which nothing but `state` can be written, without any capability.
 const CONFINED: &str = r#"
 set -e
 mount --bind . .
@@ -211,7 +175,7 @@ exec setpriv --inh-caps=-all --bounding-set=-all --no-new-privs "$@"
 
 impl Home {
     fn confined(&self, arguments: &[&str]) -> Running {
-        let mut command = Command::new("unshare");
+        let mut command = command("unshare", self.program.folder.path());
         if !self.is_root {
             command.args(["--user", "--map-root-user"]);
         }
@@ -220,51 +184,41 @@ impl Home {
             command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
         }
         command.arg(self.path("bearer-proxy")).args(arguments);
-        command
-            .current_dir(self.folder.path())
-            .env_clear()
-            .stdin(Stdio::null());
-        self.start(command)
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.path("log")).unwrap()
+        self.program.start_as(command)
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_only_system_and_no_capability_are_enough() {
     let home = Home::new(&picky().await);
-    fs::write(home.path("secrets/refresh_token"), "bad").unwrap();
+    home.program.write("secrets/refresh_token", "bad");
     let mut running = home.confined(&["run"]);
-    listens(home.admin).await;
+    listens(home.program.admin).await;
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         assert_eq!(mask(&running, set), 0, "{set}");
     }
-    assert_eq!(status(&running, "NoNewPrivs"), "1");
-    let told = async || text_at(home.admin, "/status").await;
+    assert_eq!(running.proc_status("NoNewPrivs"), "1");
     eventually("it is dead", async || {
-        told().await.contains("refresh_token_refused")
+        home.program
+            .status()
+            .await
+            .contains("refresh_token_refused")
     })
     .await;
     // Files are watched, tokens are stored.
-    fs::write(home.path("secrets/refresh_token"), "good").unwrap();
-    home.is_ready().await;
-    assert_eq!(send(home.address, get("/")).await.status(), 200);
-    assert!(
-        fs::read_to_string(home.path("state/token.json"))
-            .unwrap()
-            .contains("next")
-    );
-    running.signal(rustix::process::Signal::TERM);
-    assert_eq!(running.ended().await.code(), Some(0), "{}", home.log());
+    home.program.write("secrets/refresh_token", "good");
+    home.program.ready().await;
+    assert_eq!(home.program.get("/").await, 200);
+    assert!(home.program.read("state/token.json").contains("next"));
+    running.terminate().await;
 
     fs::remove_file(home.path("state/token.json")).unwrap();
     let mut login = home.confined(&["login", "--code", "CODE"]);
-    assert_eq!(login.ended().await.code(), Some(0), "{}", home.log());
-    assert!(
-        fs::read_to_string(home.path("state/token.json"))
-            .unwrap()
-            .contains("next")
+    assert_eq!(
+        login.ended().await.code(),
+        Some(0),
+        "{}",
+        home.program.log()
     );
+    assert!(home.program.read("state/token.json").contains("next"));
 }

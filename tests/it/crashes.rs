@@ -1,12 +1,12 @@
-//! Killed at any moment, the program neither loses its tokens nor spends one in a way that revokes them.
+//! The program is killed at any moment: no token is lost, and none is spent in a way that revokes its family.
 #![cfg(target_os = "linux")]
 
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -24,8 +24,8 @@ use tokio::{
 
 use crate::common::{
     LIMIT, eventually,
-    process::{Running, free_address, program},
-    ready,
+    process::{Program, Running, listens},
+    scripted,
 };
 
 /// Tokens of a second leave little else to do than to wait: so many proxies, each with a cloud of its own, at once.
@@ -116,7 +116,7 @@ async fn fault_11_killed_at_every_system_call_of_persisting() {
     }
     let on_the_path: usize = hits.values().sum();
     println!(
-        "{kills} kills, {on_the_path} of them at a call for the state, {lost} answers lost: {hits:?}"
+        "{kills} kills, {on_the_path} of them at a call for the state, {lost} responses lost: {hits:?}"
     );
     assert!(
         plan.iter().all(|target| hits.contains_key(target.calls)),
@@ -128,12 +128,12 @@ async fn fault_11_killed_at_every_system_call_of_persisting() {
     );
     assert!(
         lost * 8 >= kills,
-        "too few kills lost an answer: {lost} of {kills}"
+        "too few kills lost a response: {lost} of {kills}"
     );
 }
 
-/// Kills one proxy at each of these calls in turn. Answers which kinds of calls for the state were hit, and how many
-/// grants were lost.
+/// Kills one proxy at each of these calls in turn. Returns which kinds of calls for the state were hit, and how many grants
+/// were lost.
 async fn kill_at_each(jobs: Vec<Target>) -> (Vec<&'static str>, usize) {
     let bench = Bench::start(GRACE, SLOW / 2).await;
     let mut hits = Vec::new();
@@ -154,7 +154,7 @@ async fn kill_at_each(jobs: Vec<Target>) -> (Vec<&'static str>, usize) {
     (hits, bench.lost())
 }
 
-/// Kills the process at the target, counted from now on. Answers the call at which it died.
+/// Kills the process at the target, counted from now on. Returns the call at which it died.
 ///
 /// The main thread, which stores nothing but closes timers and writes the log, is left out.
 async fn kill_at(
@@ -162,10 +162,7 @@ async fn kill_at(
     Target { calls, nth, .. }: Target,
     bench: &Bench,
 ) -> String {
-    let (trace, words) = (
-        bench.folder.path().join("trace"),
-        bench.folder.path().join("strace"),
-    );
+    let (trace, words) = (bench.program.path("trace"), bench.program.path("strace"));
     let pid = running.0.id().to_string();
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let threads = threads.map(|thread| thread.unwrap().file_name().into_string().unwrap());
@@ -210,7 +207,7 @@ async fn killed_every_few_refreshes_of_a_slow_issuer_no_family_is_revoked() {
     );
     let refreshes = sum(|kills| kills.refreshes);
     println!(
-        "{refreshes} refreshes, {kills} kills, {open} of them with an open intent, {lost} answers lost"
+        "{refreshes} refreshes, {kills} kills, {open} of them with an open intent, {lost} responses lost"
     );
     assert!(
         refreshes >= cycles && kills * 4 >= cycles,
@@ -222,7 +219,7 @@ async fn killed_every_few_refreshes_of_a_slow_issuer_no_family_is_revoked() {
     );
     assert!(
         lost * 8 >= kills,
-        "only {lost} of {kills} kills lost an answer"
+        "only {lost} of {kills} kills lost a response"
     );
 }
 
@@ -296,7 +293,7 @@ async fn told_to_stop_in_the_middle_of_a_slow_refresh_it_stores_the_answer_first
 /// begins a new one without a person.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_any_grace_a_jwt_brings_it_back_each_time() {
-    let jwt = "jwt.key = \"0123456789abcdef0123456789abcdef\"\n";
+    let jwt = "token.jwt.key = \"0123456789abcdef0123456789abcdef\"\n";
     let bench = Bench::start_with(Duration::ZERO, SLOW, jwt).await;
     let rounds = amount("SOAK_REVIVALS", 6);
     let mut running = bench.in_service().await;
@@ -325,9 +322,8 @@ async fn without_any_grace_a_jwt_brings_it_back_each_time() {
 /// A strict cloud with tokens of a second, and the folder of the proxy in front of it.
 struct Bench {
     cloud: Cloud,
-    folder: tempfile::TempDir,
+    program: Program,
     state_file: PathBuf,
-    admin: SocketAddr,
 }
 
 impl Bench {
@@ -336,11 +332,12 @@ impl Bench {
         Self::start_with(reuse_grace, slow, "").await
     }
 
-    /// The same with more lines in `[token]`.
+    /// The same with more lines of configuration.
     async fn start_with(reuse_grace: Duration, slow: Duration, more: &str) -> Self {
         let config = Config {
             token_lifetime: Duration::from_secs(1),
             reuse_grace,
+            seeds: vec!["seed".into()],
             ..Config::new("demo", "secret")
         };
         let cloud = Cloud::start(config, clock::system()).await.unwrap();
@@ -349,26 +346,19 @@ impl Bench {
         } else {
             relay(cloud.origin(), slow).await
         };
-        let folder = tempfile::tempdir().unwrap();
-        let state_file = folder.path().join("state/token.json");
-        let admin = free_address();
-        let text = format!(
-            "[proxy]\nlisten = [\"{}\"]\n[upstream]\nendpoints = [\"{}\"]\n\
-             [token]\nissuer = \"{issuer}\"\nclient_id = \"demo\"\nclient_secret = \"secret\"\n\
-             refresh_token = \"{}\"\nstate_file = \"{}\"\n{more}[admin]\nlisten = \"{admin}\"\n[log]\nlevel = \"error\"\n",
-            free_address(),
+        let more = format!("token.issuer = \"{issuer}\"\nlog.level = \"error\"\n{more}");
+        let program = Program::new(cloud.origin(), &more);
+        let state_file = program.path("state/token.json");
+        program.configure(
             cloud.origin(),
-            cloud.seed(),
-            state_file.display(),
+            &format!("token.state_file = \"{}\"\n{more}", state_file.display()),
         );
-        fs::write(folder.path().join("proxy.toml"), text).unwrap();
         let bench = Self {
             cloud,
-            folder,
+            program,
             state_file,
-            admin,
         };
-        let mut running = start(bench.folder.path());
+        let mut running = bench.program.start();
         eventually("the first tokens are stored", async || {
             bench.state_file.exists() && bench.state().generation >= 1
         })
@@ -381,17 +371,14 @@ impl Bench {
     /// A proxy that has refreshed, and stored what it got, since it was started, and is ready.
     async fn in_service(&self) -> Running {
         let (granted, generation) = (self.granted(), self.state().generation);
-        let running = start(self.folder.path());
-        eventually("it listens", async || {
-            TcpStream::connect(self.admin).is_ok()
-        })
-        .await;
+        let running = self.program.start();
+        listens(self.program.admin).await;
         let refreshed = |state: &Stored| state.generation > generation && !state.is_open();
         eventually("it refreshes again", async || {
             self.granted() > granted && refreshed(&self.state())
         })
         .await;
-        ready(self.admin).await;
+        self.program.ready().await;
         running
     }
 
@@ -437,7 +424,7 @@ impl Bench {
         );
         assert!(
             self.lost() <= kills,
-            "{} answers lost by {kills} kills",
+            "{} responses lost by {kills} kills",
             self.lost()
         );
         assert_eq!(self.cloud.families_revoked(), 0);
@@ -457,14 +444,10 @@ impl Stored {
     }
 }
 
-fn start(folder: &Path) -> Running {
-    Running(program(folder).stderr(Stdio::null()).spawn().unwrap())
-}
-
 /// A slow way to the issuer. What was sent arrives, even when its sender has died meanwhile.
 async fn relay(origin: &str, delay: Duration) -> String {
     let target: SocketAddr = origin.strip_prefix("http://").unwrap().parse().unwrap();
-    let address = crate::common::scripted(move |_, client| async move {
+    let address = scripted(move |_, client| async move {
         let (mut client_in, mut client_out) = client.into_split();
         let (mut cloud_in, mut cloud_out) =
             tokio::net::TcpStream::connect(target).await?.into_split();

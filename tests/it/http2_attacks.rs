@@ -19,7 +19,7 @@ use crate::common::{
         WINDOW_UPDATE, greeted, head, write,
     },
     get, grant,
-    process::Standing,
+    process::ReadyProgram,
     read_head, scripted,
 };
 
@@ -141,7 +141,11 @@ async fn bad_input_07_floods_of_frames() {
         .into_iter()
         .flat_map(|attack| [(attack, false), (attack, true)])
     {
-        let proxy = Standing::start(cloud().await, "workers = 1\nbody_idle_timeout = \"1s\"").await;
+        let proxy = ReadyProgram::start(
+            cloud().await,
+            "proxy.workers = 1\nproxy.body_idle_timeout = \"1s\"\n",
+        )
+        .await;
         let mut good = Client::connect(proxy.address).await;
         for _ in 0..200 {
             assert_eq!(good.send(get("/")).await.unwrap().status(), 200);

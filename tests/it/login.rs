@@ -7,8 +7,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _},
     net::{SocketAddr, TcpListener},
     os::unix::fs::PermissionsExt as _,
-    path::Path,
-    process::{Child, Command, Stdio},
+    process::{ChildStdout, Stdio},
 };
 
 use bearer_proxy::{
@@ -21,7 +20,12 @@ use http::StatusCode;
 use tokio::io::AsyncWriteExt as _;
 use url::Url;
 
-use crate::common::{LIMIT, eventually, get, read_head, scripted, send};
+use crate::common::{
+    LIMIT, eventually, get,
+    process::{Program, Running, free_port, listens},
+    send, toml,
+    upstream::{Upstream, ok},
+};
 
 const SECRET: &str = "cl1ent-secret";
 
@@ -31,121 +35,59 @@ async fn cloud(change: impl FnOnce(&mut Config)) -> Cloud {
     Cloud::start(config, clock::system()).await.unwrap()
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+/// The program in front of this cloud, without any token.
+fn configured(cloud: &str, more: &str) -> Program {
+    let client = format!("token.client_id = \"my app\"\ntoken.client_secret = \"{SECRET}\"\n");
+    Program::without_token(cloud, &(client + more))
 }
 
-/// A configuration without any token; returns where its proxy listens.
-fn configuration(folder: &Path, cloud: &str, more: &str) -> SocketAddr {
-    let port = free_port();
-    let text = format!(
-        "[proxy]\nlisten = [\"127.0.0.1:{port}\"]\n[upstream]\nendpoints = [\"{cloud}\"]\n\
-         [token]\nclient_id = \"my app\"\nclient_secret = \"{SECRET}\"\n{more}"
+/// The same with what a login needs.
+fn for_login(cloud: &str, redirect_uri: &str) -> Program {
+    let more = format!(
+        "token.redirect_uri = \"{redirect_uri}\"\ntoken.state_file = \"state/token.json\"\n"
     );
-    fs::write(folder.join("proxy.toml"), text).unwrap();
-    SocketAddr::from(([127, 0, 0, 1], port))
+    configured(cloud, &more)
 }
 
-fn for_login(folder: &Path, cloud: &str, redirect_uri: &str) -> SocketAddr {
-    configuration(
-        folder,
-        cloud,
-        &format!("redirect_uri = \"{redirect_uri}\"\nstate_file = \"state/token.json\"\n"),
-    )
+/// `login` while it waits for the browser.
+struct Login {
+    running: Running,
+    stdout: BufReader<ChildStdout>,
+    printed: String,
 }
 
-/// Ends the process with the test, however the test ends.
-struct Running(Child);
-
-impl Running {
-    fn start(folder: &Path, arguments: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bearer-proxy"));
-        command
-            .args(arguments)
-            .current_dir(folder)
-            .env_clear()
-            .stdin(Stdio::null());
-        Self(
-            command
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()
-                .unwrap(),
-        )
+impl Login {
+    fn start(program: &Program) -> Self {
+        let mut command = program.command();
+        command.arg("login").stdout(Stdio::piped());
+        let mut running = Running(command.stderr(program.new_log()).spawn().unwrap());
+        let stdout = BufReader::new(running.0.stdout.take().unwrap());
+        Self {
+            running,
+            stdout,
+            printed: String::new(),
+        }
     }
 
-    /// The address that `login` prints.
-    fn address(&mut self) -> (Url, impl FnOnce() -> String + Send + 'static) {
-        let mut lines = BufReader::new(self.0.stdout.take().unwrap());
-        let mut seen = String::new();
-        let url = loop {
+    /// The URL that it prints.
+    fn url(&mut self) -> Url {
+        loop {
             let mut line = String::new();
-            assert_ne!(
-                lines.read_line(&mut line).unwrap(),
-                0,
-                "no address in:\n{seen}{}",
-                self.errors()
-            );
-            seen.push_str(&line);
+            let length = self.stdout.read_line(&mut line).unwrap();
+            assert_ne!(length, 0, "no URL in:\n{}", self.printed);
+            self.printed.push_str(&line);
             if line.starts_with("http") {
-                break line.trim().parse().unwrap();
+                return line.trim().parse().unwrap();
             }
-        };
-        let rest = move || {
-            lines.read_to_string(&mut seen).unwrap();
-            seen
-        };
-        (url, rest)
+        }
     }
 
-    fn errors(&mut self) -> String {
-        let mut errors = String::new();
-        self.0
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut errors)
-            .unwrap();
-        errors
+    /// Its exit code and all that it has printed to standard output.
+    async fn ended(mut self) -> (i32, String) {
+        let code = self.running.ended().await.code().unwrap();
+        self.stdout.read_to_string(&mut self.printed).unwrap();
+        (code, self.printed)
     }
-
-    async fn ended(&mut self) -> i32 {
-        let mut code = None;
-        eventually("the process ends", async || {
-            code = self.0.try_wait().unwrap();
-            code.is_some()
-        })
-        .await;
-        code.unwrap().code().unwrap()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn run(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bearer-proxy"));
-    let output = command
-        .args(arguments)
-        .current_dir(folder)
-        .env_clear()
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (
-        output.status.code().unwrap(),
-        text(&output.stdout),
-        text(&output.stderr),
-    )
 }
 
 fn address_of(url: &Url) -> SocketAddr {
@@ -158,9 +100,9 @@ fn target(url: &Url) -> &str {
 
 /// What a browser does with the authorize address, up to the callback.
 async fn callback_of(url: &Url) -> Url {
-    let answer = send(address_of(url), get(target(url))).await;
-    assert_eq!(answer.status(), StatusCode::FOUND, "{answer:?}");
-    answer.headers()["location"]
+    let response = send(address_of(url), get(target(url))).await;
+    assert_eq!(response.status(), StatusCode::FOUND, "{response:?}");
+    response.headers()["location"]
         .to_str()
         .unwrap()
         .parse()
@@ -175,12 +117,12 @@ fn parameter(url: &Url, name: &str) -> String {
         .into_owned()
 }
 
-fn state(folder: &Path) -> serde_json::Value {
-    serde_json::from_slice(&fs::read(folder.join("state/token.json")).unwrap()).unwrap()
+fn state(program: &Program) -> serde_json::Value {
+    serde_json::from_str(&program.read("state/token.json")).unwrap()
 }
 
-fn assert_no_secret(words: &str, folder: &Path) {
-    let state = state(folder);
+fn assert_no_secret(words: &str, program: &Program) {
+    let state = state(program);
     for secret in [
         SECRET,
         state["access_token"].as_str().unwrap(),
@@ -190,13 +132,11 @@ fn assert_no_secret(words: &str, folder: &Path) {
     }
 }
 
-async fn serves(folder: &Path, address: SocketAddr) {
-    let _proxy = Running::start(folder, &["run"]);
-    eventually("it listens", async || {
-        tokio::net::TcpStream::connect(address).await.is_ok()
-    })
-    .await;
-    assert_eq!(send(address, get("/api/file/list.do")).await.status(), 200);
+/// Starts the proxy and sends a request that needs a token.
+async fn serves(program: &Program) {
+    let _running = program.start();
+    listens(program.address).await;
+    assert_eq!(program.get("/api/file/list.do").await, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -204,27 +144,26 @@ async fn a_login_in_a_browser_stores_tokens_with_which_the_proxy_serves() {
     for host in ["127.0.0.1", "localhost"] {
         let redirect_uri = format!("http://{host}:{}/callback", free_port());
         let cloud = cloud(|config| config.redirect_uri = Some(redirect_uri.clone())).await;
-        let folder = tempfile::tempdir().unwrap();
-        let address = for_login(folder.path(), cloud.origin(), &redirect_uri);
-        let mut login = Running::start(folder.path(), &["login"]);
-        let (url, rest) = login.address();
+        let program = for_login(cloud.origin(), &redirect_uri);
+        let mut login = Login::start(&program);
+        let url = login.url();
         assert_eq!(parameter(&url, "redirect_uri"), redirect_uri);
         assert!(parameter(&url, "data").len() >= 32);
 
         let callback = callback_of(&url).await;
-        let answer = send(address_of(&callback), get(target(&callback))).await;
-        assert_eq!(answer.status(), 200);
-        assert!(String::from_utf8_lossy(answer.body()).contains("The cloud has agreed"));
-        assert_eq!(login.ended().await, 0, "{}", login.errors());
-        let words = rest();
+        let response = send(address_of(&callback), get(target(&callback))).await;
+        assert_eq!(response.status(), 200);
+        assert!(String::from_utf8_lossy(response.body()).contains("The cloud has agreed"));
+        let (code, words) = login.ended().await;
+        assert_eq!(code, 0, "{}", program.log());
         assert!(
             words.contains("Stored the first tokens in") && words.contains("valid for 59m"),
             "{words}"
         );
-        assert_no_secret(&(words + &login.errors()), folder.path());
+        assert_no_secret(&(words + &program.log()), &program);
 
         let mode = |name| {
-            fs::metadata(folder.path().join(name))
+            fs::metadata(program.path(name))
                 .unwrap()
                 .permissions()
                 .mode()
@@ -238,7 +177,7 @@ async fn a_login_in_a_browser_stores_tokens_with_which_the_proxy_serves() {
             ],
             [0o700, 0o600, 0o600]
         );
-        serves(folder.path(), address).await;
+        serves(&program).await;
         assert_eq!(
             cloud.issuer_calls(),
             1,
@@ -251,10 +190,9 @@ async fn a_login_in_a_browser_stores_tokens_with_which_the_proxy_serves() {
 async fn what_does_not_belong_to_the_login_is_refused_and_does_not_end_it() {
     let redirect_uri = format!("http://127.0.0.1:{}/callback", free_port());
     let cloud = cloud(|_| {}).await;
-    let folder = tempfile::tempdir().unwrap();
-    for_login(folder.path(), cloud.origin(), &redirect_uri);
-    let mut login = Running::start(folder.path(), &["login"]);
-    let (url, _rest) = login.address();
+    let program = for_login(cloud.origin(), &redirect_uri);
+    let mut login = Login::start(&program);
+    let url = login.url();
     let callback = callback_of(&url).await;
     let (address, code, data) = (
         address_of(&callback),
@@ -298,40 +236,38 @@ async fn what_does_not_belong_to_the_login_is_refused_and_does_not_end_it() {
     real.headers_mut()
         .insert("sec-fetch-site", "cross-site".parse().unwrap());
     assert_eq!(send(address, real).await.status(), 200);
-    assert_eq!(login.ended().await, 0);
-    assert!(login.errors().contains("does not belong to this login"));
+    assert_eq!(login.ended().await.0, 0);
+    assert!(program.log().contains("does not belong to this login"));
     assert_eq!(cloud.issuer_successes(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refusal_by_the_cloud_is_told() {
     let redirect_uri = format!("http://127.0.0.1:{}/callback", free_port());
-    let folder = tempfile::tempdir().unwrap();
-    for_login(folder.path(), "http://127.0.0.1:1", &redirect_uri);
-    let mut login = Running::start(folder.path(), &["login"]);
-    let (url, _rest) = login.address();
+    let program = for_login("http://127.0.0.1:1", &redirect_uri);
+    let mut login = Login::start(&program);
+    let url = login.url();
     let uri: Url = redirect_uri.parse().unwrap();
     let refused = format!(
         "/callback?error=access_denied&error_description=not+you%1b&data={}",
         parameter(&url, "data")
     );
     assert_eq!(send(address_of(&uri), get(&refused)).await.status(), 200);
-    assert_eq!(login.ended().await, 1);
+    assert_eq!(login.ended().await.0, 1);
     assert_eq!(
-        login.errors(),
+        program.log(),
         "the cloud refused the login: access_denied (not you)\n"
     );
-    assert!(!folder.path().join("state/token.json").exists());
+    assert!(!program.path("state/token.json").exists());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_code_carried_by_hand_is_spent_once() {
     let redirect_uri = "https://app.example.com/back?a=b";
     let cloud = cloud(|config| config.redirect_uri = Some(redirect_uri.to_owned())).await;
-    let folder = tempfile::tempdir().unwrap();
-    let address = for_login(folder.path(), cloud.origin(), redirect_uri);
+    let program = for_login(cloud.origin(), redirect_uri);
 
-    let (status, out, error) = run(folder.path(), &["login"]);
+    let (status, out, error) = program.run(&["login"]);
     assert_eq!((status, error.as_str()), (1, ""));
     assert!(out.contains("bearer-proxy login --code CODE"), "{out}");
     let url: Url = out
@@ -342,14 +278,14 @@ async fn a_code_carried_by_hand_is_spent_once() {
         .unwrap();
     let code = parameter(&callback_of(&url).await, "code");
 
-    let (status, out, error) = run(folder.path(), &["login", "--code", &code]);
+    let (status, out, error) = program.run(&["login", "--code", &code]);
     assert_eq!(status, 0, "{error}");
-    assert_no_secret(&(out + &error), folder.path());
-    let first = state(folder.path());
-    serves(folder.path(), address).await;
+    assert_no_secret(&(out + &error), &program);
+    let first = state(&program);
+    serves(&program).await;
 
     let calls = cloud.issuer_calls();
-    let (status, out, error) = run(folder.path(), &["login", "--code", &code]);
+    let (status, out, error) = program.run(&["login", "--code", &code]);
     assert_eq!((status, out.as_str()), (1, ""));
     assert!(
         error.contains("the code is expired or already used") && error.lines().count() == 1,
@@ -357,7 +293,7 @@ async fn a_code_carried_by_hand_is_spent_once() {
     );
     assert!(!error.contains(&code), "{error}");
     assert_eq!(
-        (cloud.issuer_calls(), &state(folder.path())),
+        (cloud.issuer_calls(), &state(&program)),
         (calls + 1, &first),
         "nothing was tried again or stored"
     );
@@ -366,18 +302,13 @@ async fn a_code_carried_by_hand_is_spent_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_code_is_never_sent_again_whatever_the_answer() {
     let cloud = cloud(|_| {}).await;
-    let folder = tempfile::tempdir().unwrap();
-    for_login(
-        folder.path(),
-        cloud.origin(),
-        "https://app.example.com/back",
-    );
+    let program = for_login(cloud.origin(), "https://app.example.com/back");
     let raw = |body: &str| IssuerResponse::Raw {
         status: 200,
         headers: Vec::new(),
         body: body.to_owned().into(),
     };
-    let answers = [
+    let responses = [
         (IssuerResponse::Status(503, Some(1)), "503"),
         (IssuerResponse::Status(504, None), "504"),
         (raw("s3cret"), "not JSON"),
@@ -386,10 +317,10 @@ async fn a_code_is_never_sent_again_whatever_the_answer() {
             "no refresh token at /refresh_token",
         ),
     ];
-    for (number, (answer, says)) in (1..).zip(answers) {
-        cloud.faults().script(&answer, 1);
+    for (number, (response, says)) in (1..).zip(responses) {
+        cloud.faults().script(&response, 1);
         // Like other texts in base64url, a code may begin with a hyphen.
-        let (status, _, error) = run(folder.path(), &["login", "--code", "-c0de"]);
+        let (status, _, error) = program.run(&["login", "--code", "-c0de"]);
         assert_eq!(status, 1, "{error}");
         assert!(
             error.contains(says) && !error.contains("s3cret") && !error.contains("c0de"),
@@ -397,13 +328,9 @@ async fn a_code_is_never_sent_again_whatever_the_answer() {
         );
         assert_eq!(cloud.issuer_calls(), number);
     }
-    assert!(!folder.path().join("state/token.json").exists());
-    for_login(
-        folder.path(),
-        "http://127.0.0.1:1",
-        "https://app.example.com/back",
-    );
-    let (status, _, error) = run(folder.path(), &["login", "--code", "c0de"]);
+    assert!(!program.path("state/token.json").exists());
+    let program = for_login("http://127.0.0.1:1", "https://app.example.com/back");
+    let (status, _, error) = program.run(&["login", "--code", "c0de"]);
     assert!(
         status == 1 && error.contains("cannot be reached") && !error.contains("c0de"),
         "{error}"
@@ -412,13 +339,8 @@ async fn a_code_is_never_sent_again_whatever_the_answer() {
 
 #[test]
 fn what_a_login_needs_is_told_before_anything_happens() {
-    let folder = tempfile::tempdir().unwrap();
-    configuration(
-        folder.path(),
-        "http://127.0.0.1:1",
-        "refresh_token = \"r\"\n",
-    );
-    let (status, out, error) = run(folder.path(), &["login", "--code", "c0de"]);
+    let program = configured("http://127.0.0.1:1", "token.refresh_token = \"r\"\n");
+    let (status, out, error) = program.run(&["login", "--code", "c0de"]);
     assert_eq!((status, out.as_str()), (78, ""));
     assert_eq!(error.lines().count(), 2, "{error}");
     assert!(
@@ -429,18 +351,18 @@ fn what_a_login_needs_is_told_before_anything_happens() {
 
     let port = free_port();
     let redirect_uri = format!("http://127.0.0.1:{port}/callback");
-    for_login(folder.path(), "http://127.0.0.1:1", &redirect_uri);
+    let program = for_login("http://127.0.0.1:1", &redirect_uri);
     let occupant = TcpListener::bind(("127.0.0.1", port)).unwrap();
-    let (status, _, error) = run(folder.path(), &["login"]);
+    let (status, _, error) = program.run(&["login"]);
     assert!(
         status == 1 && error.contains("another program listens there already"),
         "{error}"
     );
     drop(occupant);
 
-    fs::create_dir_all(folder.path().join("state")).unwrap();
-    fs::write(folder.path().join("state/token.json"), "garbage").unwrap();
-    let (status, out, error) = run(folder.path(), &["login"]);
+    fs::create_dir_all(program.path("state")).unwrap();
+    program.write("state/token.json", "garbage");
+    let (status, out, error) = program.run(&["login"]);
     assert_eq!(
         (status, out.as_str()),
         (1, ""),
@@ -505,40 +427,28 @@ async fn a_jwt_brings_first_tokens_in_both_shapes_of_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_request_says_who_and_is_signed() {
-    let (heads, mut seen) = tokio::sync::mpsc::unbounded_channel();
-    let issuer = scripted(move |_, mut stream| {
-        let heads = heads.clone();
-        async move {
-            let head = read_head(&mut stream).await?;
-            let body = if head.starts_with("GET") {
-                r#"{"code":"c0de"}"#
-            } else {
-                r#"{"access_token":"a"}"#
-            };
-            heads.send(head).unwrap();
-            let answer = format!(
-                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
-                body.len()
-            );
-            stream.write_all(answer.as_bytes()).await
-        }
-    })
-    .await;
+async fn the_request_names_its_user_and_is_signed() {
+    let issuer = Upstream::new()
+        .on("/api/authorizeByJWT.do", ok(r#"{"code":"c0de"}"#))
+        .on("*", ok(r#"{"access_token":"a"}"#))
+        .start()
+        .await;
     let more = [
         ("token.jwt.babel_id", "a&b"),
         ("token.jwt.claims", "{ n = 1 }"),
         ("token.jwt.algorithm", "HS384"),
     ];
-    let tokens = jwt_tokens(with_jwt(&format!("http://{issuer}"), &more));
+    let tokens = jwt_tokens(with_jwt(&issuer.origin(), &more));
     tokens.request_tokens().await.unwrap();
-    let first = seen.recv().await.unwrap();
+    let [first, second] = &issuer.requests()[..] else {
+        panic!("not two requests")
+    };
     assert!(
-        !first.to_lowercase().contains("authorization:"),
-        "the client's secret is not for this interface: {first}"
+        first.fields("authorization").is_empty(),
+        "the client's secret is not for this interface: {first:?}"
     );
-    let target = first.split(' ').nth(1).unwrap();
-    let url = Url::parse("http://issuer").unwrap().join(target).unwrap();
+    let url = Url::parse("http://issuer").unwrap();
+    let url = url.join(first.target()).unwrap();
     assert_eq!(url.path(), "/api/authorizeByJWT.do");
     let names: Vec<_> = url
         .query_pairs()
@@ -565,11 +475,8 @@ async fn the_request_says_who_and_is_signed() {
         jwt.claims["exp"].as_u64().unwrap() - jwt.claims["iat"].as_u64().unwrap(),
         300
     );
-    let second = seen.recv().await.unwrap();
-    assert!(
-        second.starts_with("POST /api/token.do?grant_type=authorization_code&code=c0de HTTP/1.1"),
-        "{second}"
-    );
+    let exchange = "/api/token.do?grant_type=authorization_code&code=c0de";
+    assert_eq!((second.method(), second.target()), ("POST", exchange));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -601,29 +508,18 @@ async fn a_jwt_that_brings_nothing_says_why_without_secrets() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replaced_keys_and_secrets_are_used_at_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let (key, secret) = (folder.path().join("key"), folder.path().join("secret"));
-    fs::write(&key, "old").unwrap();
-    fs::write(&secret, "wrong").unwrap();
     let cloud = cloud(|_| {}).await;
-    let text = format!(
-        "[proxy]\nlisten = [\"127.0.0.1:0\"]\n[upstream]\nendpoints = [\"{}\"]\n[token]\nclient_id = \"my app\"\n\
-         client_secret_file = \"secret\"\njwt.key_file = \"key\"\n",
-        cloud.origin()
-    );
-    fs::write(folder.path().join("proxy.toml"), text).unwrap();
-    let source = Source {
-        file: Some(folder.path().join("proxy.toml")),
-        env: Vec::new(),
-        overrides: Vec::new(),
-    };
-    let tokens = jwt_tokens(config::load(source).unwrap());
+    let more = "token.client_id = \"my app\"\ntoken.client_secret_file = \"secret\"\ntoken.jwt.key_file = \"key\"\n";
+    let program = Program::without_token(cloud.origin(), more);
+    program.write("key", "old");
+    program.write("secret", "wrong");
+    let tokens = jwt_tokens(toml::load(&program.path("proxy.toml")));
     assert_eq!(
         tokens.request_tokens().await.unwrap_err().class,
         FailureClass::ClientRefused
     );
-    fs::write(&secret, SECRET).unwrap();
-    fs::remove_file(&key).unwrap();
+    program.write("secret", SECRET);
+    fs::remove_file(program.path("key")).unwrap();
     tokens
         .request_tokens()
         .await
@@ -633,13 +529,8 @@ async fn replaced_keys_and_secrets_are_used_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxy_with_a_jwt_key_needs_no_other_token() {
     let cloud = cloud(|_| {}).await;
-    let folder = tempfile::tempdir().unwrap();
-    let address = configuration(
-        folder.path(),
-        cloud.origin(),
-        &format!("jwt.key = \"{JWT_KEY}\"\n"),
-    );
-    serves(folder.path(), address).await;
+    let program = configured(cloud.origin(), &format!("token.jwt.key = \"{JWT_KEY}\"\n"));
+    serves(&program).await;
     assert_eq!(cloud.issuer_calls(), 1);
 }
 
@@ -647,24 +538,20 @@ async fn a_proxy_with_a_jwt_key_needs_no_other_token() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_running_proxy_picks_a_login_up_by_itself() {
     let cloud = cloud(|_| {}).await;
-    let folder = tempfile::tempdir().unwrap();
     let redirect_uri = "https://app.example.com/callback";
-    let address = for_login(folder.path(), cloud.origin(), redirect_uri);
-    let mut running = Running::start(folder.path(), &["run"]);
-    eventually("it listens", async || {
-        tokio::net::TcpStream::connect(address).await.is_ok()
-    })
-    .await;
-    assert_eq!(send(address, get("/api/echo.do")).await.status(), 503);
+    let program = for_login(cloud.origin(), redirect_uri);
+    let mut running = program.start();
+    listens(program.address).await;
+    assert_eq!(program.get("/api/echo.do").await, 503);
     let authorize = format!(
         "{}/api/authorize.do?response_type=code&client_id=my%20app&redirect_uri={redirect_uri}&data=x",
         cloud.origin()
     );
     let code = parameter(&callback_of(&authorize.parse().unwrap()).await, "code");
-    let (status, _, error) = run(folder.path(), &["login", "--code", &code]);
+    let (status, _, error) = program.run(&["login", "--code", &code]);
     assert_eq!(status, 0, "{error}");
     eventually("it serves", async || {
-        send(address, get("/api/echo.do")).await.status() == 200
+        program.get("/api/echo.do").await == 200
     })
     .await;
     assert!(running.0.try_wait().unwrap().is_none(), "it was restarted");

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use crate::common::{
-    LIMIT, get, grant, process::Standing, read_head, read_head_granting, scripted, send,
+    LIMIT, get, grant, process::ReadyProgram, read_head, read_head_granting, scripted, send,
 };
 
 const GIB: u64 = 1 << 30;
@@ -124,7 +124,7 @@ async fn a_gibibyte_up_and_one_down_with_a_dead_token_stay_within_48_mib() {
     let sum = expected().await;
     for is_upload in [true, false] {
         let (cloud, calls, _) = cloud().await;
-        let proxy = Standing::start(cloud, "workers = 2").await;
+        let proxy = ReadyProgram::start(cloud, "proxy.workers = 2\n").await;
         let mut stream = TcpStream::connect(proxy.address).await.unwrap();
         let work = async {
             if is_upload {
@@ -170,7 +170,7 @@ async fn a_gibibyte_up_and_one_down_with_a_dead_token_stay_within_48_mib() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_24_an_answer_of_ten_gibibytes_waits_for_its_slow_reader() {
     let (cloud, _, sent) = cloud().await;
-    let proxy = Standing::start(cloud, "workers = 2").await;
+    let proxy = ReadyProgram::start(cloud, "proxy.workers = 2\n").await;
     let mut stream = TcpStream::connect(proxy.address).await.unwrap();
     let head = format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", 10 * GIB);
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -204,7 +204,7 @@ async fn fault_24_an_answer_of_ten_gibibytes_waits_for_its_slow_reader() {
 async fn a_connection_at_rest_keeps_nothing_of_the_heads_that_it_brought() {
     const CONNECTIONS: u64 = 100;
     let (cloud, ..) = cloud().await;
-    let proxy = Standing::start_thrifty(cloud, "workers = 1").await;
+    let proxy = ReadyProgram::start_thrifty(cloud, "proxy.workers = 1\n").await;
     let head = format!(
         "GET /0 HTTP/1.1\r\nHost: localhost\r\nCookie: {}\r\n\r\n",
         "x".repeat(60_000)
@@ -279,7 +279,7 @@ async fn bad_input_25_a_gzip_bomb_passes_undecoded() {
             }
         })
         .await;
-        let proxy = Standing::start(cloud, "workers = 2").await;
+        let proxy = ReadyProgram::start(cloud, "proxy.workers = 2\n").await;
         for _ in 0..5 {
             let response = send(proxy.address, get("/bomb")).await;
             assert!(response.body()[..] == bomb[..], "it changed on its way");

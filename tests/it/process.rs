@@ -4,54 +4,20 @@
 use std::{
     fs,
     net::{SocketAddr, TcpListener},
-    path::Path,
-    process::{Output, Stdio},
+    process::Stdio,
+    sync::Arc,
 };
 
-use tokio::io::AsyncWriteExt as _;
+use rustix::process::Signal;
+use serde_json::Value;
+use tokio::sync::{Notify, watch};
 
 use crate::common::{
     LIMIT, cloud, eventually, get, picky,
-    process::{Running, free_address, free_port, listens, program},
-    read_head, read_head_granting, ready, scripted, send, text_at,
+    process::{Program, Running, free_port, listens, program, run},
+    raw, send, text_at,
+    upstream::{Request, Upstream, grant, oauth_error, ok, response, silence},
 };
-
-fn run(folder: &Path, arguments: &[&str]) -> Output {
-    program(folder).args(arguments).output().unwrap()
-}
-
-fn words(output: &Output) -> (i32, String, String) {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (
-        output.status.code().unwrap(),
-        text(&output.stdout),
-        text(&output.stderr),
-    )
-}
-
-/// A configuration that works, as far as its cloud does.
-fn configuration(folder: &Path, cloud: &str) -> (SocketAddr, SocketAddr) {
-    let (address, admin) = (free_address(), free_address());
-    let text = format!(
-        "[proxy]\nlisten = [\"{address}\"]\n[upstream]\nendpoints = [\"{cloud}\"]\n\
-         [token]\nclient_id = \"demo\"\nclient_secret = \"secret\"\nrefresh_token = \"seed\"\nstate_file = \"state/token.json\"\n\
-         [admin]\nlisten = \"{admin}\"\n"
-    );
-    fs::write(folder.join("proxy.toml"), text).unwrap();
-    (address, admin)
-}
-
-/// Changes the configuration.
-fn amend(folder: &Path, from: &str, to: &str) {
-    let file = folder.join("proxy.toml");
-    let text = fs::read_to_string(&file).unwrap();
-    assert!(text.contains(from), "{text}");
-    fs::write(file, text.replace(from, to)).unwrap();
-}
-
-fn start(folder: &Path) -> Running {
-    Running(program(folder).stderr(Stdio::piped()).spawn().unwrap())
-}
 
 #[test]
 fn a_bad_command_line_is_64_and_help_is_fine() {
@@ -61,14 +27,14 @@ fn a_bad_command_line_is_64_and_help_is_fine() {
         &["run", "--nonsense"],
         &["status", "--live", "--json"],
     ] {
-        let (code, _, error) = words(&run(folder.path(), arguments));
+        let (code, _, error) = run(folder.path(), arguments);
         assert_eq!(code, 64, "{arguments:?}");
         assert!(!error.is_empty());
     }
     for command in [
         "run", "init", "check", "login", "status", "demo", "simulate",
     ] {
-        let (code, help, _) = words(&run(folder.path(), &[command, "--help"]));
+        let (code, help, _) = run(folder.path(), &[command, "--help"]);
         assert_eq!(code, 0);
         assert!(
             help.contains("Example"),
@@ -84,7 +50,7 @@ fn a_bad_configuration_is_78_and_names_every_mistake() {
                 [token]\nclient_idd = \"a\"\nclient_secret_file = \"absent\"\nrefresh_token = \"r\"\nwait = \"soon\"\n";
     fs::write(folder.path().join("proxy.toml"), text).unwrap();
     for command in ["run", "check"] {
-        let (code, out, error) = words(&run(folder.path(), &[command]));
+        let (code, out, error) = run(folder.path(), &[command]);
         assert_eq!((code, out.as_str()), (78, ""), "{error}");
         for expected in [
             "proxy.toml:2:",
@@ -113,15 +79,11 @@ fn a_bad_configuration_is_78_and_names_every_mistake() {
 
 #[test]
 fn check_says_that_there_are_no_mistakes() {
-    let folder = tempfile::tempdir().unwrap();
-    configuration(folder.path(), "http://127.0.0.1:1");
-    let (code, out, error) = words(&run(folder.path(), &["check"]));
+    let program = Program::with_state("http://127.0.0.1:1", "");
+    let (code, out, error) = program.run(&["check"]);
     assert_eq!((code, error.as_str()), (0, ""));
     assert!(out.contains("no mistakes"), "{out}");
-    assert!(
-        !folder.path().join("state").exists(),
-        "check created something"
-    );
+    assert!(!program.path("state").exists(), "check created files");
 }
 
 #[test]
@@ -136,7 +98,7 @@ fn init_writes_a_private_file_once() {
         "--client-id",
         "my-app",
     ];
-    let (code, out, _) = words(&run(folder.path(), &arguments));
+    let (code, out, _) = run(folder.path(), &arguments);
     assert_eq!(code, 0);
     assert!(
         out.contains("client secret")
@@ -151,7 +113,7 @@ fn init_writes_a_private_file_once() {
     );
     let text = fs::read_to_string(&file).unwrap();
     assert!(text.contains("https://cloud.example.com") && text.contains("my-app"));
-    let (code, _, error) = words(&run(folder.path(), &["check"]));
+    let (code, _, error) = run(folder.path(), &["check"]);
     assert_eq!(code, 78);
     assert_eq!(
         error.lines().count(),
@@ -162,36 +124,24 @@ fn init_writes_a_private_file_once() {
         error.lines().all(|line| line.contains("not filled in yet")),
         "{error}"
     );
-    let (code, _, error) = words(&run(folder.path(), &["init"]));
+    let (code, _, error) = run(folder.path(), &["init"]);
     assert_eq!((code, error.lines().count()), (1, 1));
     assert_eq!(
         fs::read_to_string(&file).unwrap(),
         text,
         "it was overwritten"
     );
-    assert_eq!(
-        words(&run(folder.path(), &["init", "--cloud", "cloud"])).0,
-        64
-    );
+    assert_eq!(run(folder.path(), &["init", "--cloud", "cloud"]).0, 64);
 }
 
 #[test]
-fn a_seed_that_was_taken_away_after_its_use_is_no_mistake() {
-    let folder = tempfile::tempdir().unwrap();
-    configuration(folder.path(), "http://127.0.0.1:1");
-    amend(
-        folder.path(),
-        "refresh_token = \"seed\"",
-        "refresh_token_file = \"gone\"",
-    );
-    assert_eq!(
-        words(&run(folder.path(), &["check"])).0,
-        78,
-        "there are no tokens yet"
-    );
-    fs::create_dir(folder.path().join("state")).unwrap();
-    fs::write(folder.path().join("state/token.json"), "{}").unwrap();
-    let (code, _, error) = words(&run(folder.path(), &["check"]));
+fn a_refresh_token_file_that_was_removed_after_its_use_is_no_mistake() {
+    let removed = "token.refresh_token_file = \"gone\"\n";
+    let program = Program::with_state("http://127.0.0.1:1", removed);
+    assert_eq!(program.run(&["check"]).0, 78, "there are no tokens yet");
+    fs::create_dir(program.path("state")).unwrap();
+    program.write("state/token.json", "{}");
+    let (code, _, error) = program.run(&["check"]);
     assert_eq!(code, 0, "{error}");
     assert!(
         error.contains("token.refresh_token_file") && error.contains("the stored tokens are used"),
@@ -200,9 +150,9 @@ fn a_seed_that_was_taken_away_after_its_use_is_no_mistake() {
 }
 
 #[test]
-fn init_writes_where_it_is_told() {
+fn init_writes_where_config_says() {
     let folder = tempfile::tempdir().unwrap();
-    let (code, out, _) = words(&run(folder.path(), &["init", "--config", "other.toml"]));
+    let (code, out, _) = run(folder.path(), &["init", "--config", "other.toml"]);
     assert_eq!(code, 0);
     assert!(out.contains("other.toml") && folder.path().join("other.toml").exists());
     let named = program(folder.path())
@@ -214,7 +164,7 @@ fn init_writes_where_it_is_told() {
     assert!(!folder.path().join("proxy.toml").exists());
     for command in ["demo", "simulate"] {
         assert_eq!(
-            words(&run(folder.path(), &[command, "--config", "other.toml"])).0,
+            run(folder.path(), &[command, "--config", "other.toml"]).0,
             64
         );
     }
@@ -222,64 +172,43 @@ fn init_writes_where_it_is_told() {
 
 /// A health check needs the admin endpoint's address and nothing else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn status_does_not_mind_what_else_is_wrong() {
-    let folder = tempfile::tempdir().unwrap();
-    let (_, admin) = configuration(folder.path(), &cloud().await);
-    let _running = start(folder.path());
-    listens(admin).await;
-    amend(
-        folder.path(),
-        "client_secret = \"secret\"",
-        "client_secret_file = \"gone\"",
+async fn status_ignores_other_mistakes() {
+    let cloud = cloud().await;
+    let program = Program::new(&cloud, "");
+    let _running = program.start();
+    listens(program.admin).await;
+    program.configure(
+        &cloud,
+        "token.client_secret_file = \"gone\"\nlog.levle = 1\n",
     );
-    amend(folder.path(), "[admin]\n", "[log]\nlevle = 1\n[admin]\n");
-    assert_eq!(run(folder.path(), &["check"]).status.code(), Some(78));
-    assert_eq!(
-        run(folder.path(), &["status", "--live"]).status.code(),
-        Some(0)
-    );
-    fs::write(
-        folder.path().join("proxy.toml"),
-        "[admin]\nlisten = \"nowhere\"\n",
-    )
-    .unwrap();
-    let (code, _, error) = words(&run(folder.path(), &["status"]));
+    assert_eq!(program.run(&["check"]).0, 78);
+    assert_eq!(program.run(&["status", "--live"]).0, 0);
+    program.write("proxy.toml", "[admin]\nlisten = \"nowhere\"\n");
+    let (code, _, error) = program.run(&["status"]);
     assert_eq!((code, error.lines().count()), (78, 1), "{error}");
 }
 
 /// The refresh token must not be spent if its successor cannot be stored.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_state_file_that_cannot_be_written_stops_the_start_before_a_token_is_spent() {
-    let calls = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let count = std::sync::Arc::clone(&calls);
-    let cloud = scripted(move |_, mut stream| {
-        count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        async move {
-            stream
-                .write_all(crate::common::grant("token", 3600).as_bytes())
-                .await
-        }
-    })
-    .await;
-    let folder = tempfile::tempdir().unwrap();
-    configuration(folder.path(), &format!("http://{cloud}"));
-    // A place where not even root can make a file.
-    amend(folder.path(), "state/token.json", "/proc/self/token.json");
-    let (code, _, error) = words(&run(folder.path(), &["run"]));
+    let cloud = Upstream::always(grant("token", 3600)).start().await;
+    // Not even root can create a file there.
+    let state = "token.state_file = \"/proc/self/token.json\"\n";
+    let program = Program::new(&cloud.origin(), state);
+    let (code, _, error) = program.run(&["run"]);
     assert!(code == 78 || code == 1, "{code}: {error}");
     assert!(
         error.contains("/proc/self") && !error.contains("panicked"),
         "{error}"
     );
-    assert_eq!(calls.load(std::sync::atomic::Ordering::SeqCst), 0);
+    assert_eq!(cloud.connections(), 0);
 }
 
 #[test]
 fn an_occupied_port_is_one_clear_line_and_the_state_is_not_touched() {
-    let folder = tempfile::tempdir().unwrap();
-    let (address, _) = configuration(folder.path(), "http://127.0.0.1:1");
-    let _occupant = TcpListener::bind(address).unwrap();
-    let (code, _, error) = words(&run(folder.path(), &["run"]));
+    let program = Program::with_state("http://127.0.0.1:1", "");
+    let _occupant = TcpListener::bind(program.address).unwrap();
+    let (code, _, error) = program.run(&["run"]);
     assert_eq!(code, 1);
     let lines: Vec<_> = error
         .lines()
@@ -287,214 +216,151 @@ fn an_occupied_port_is_one_clear_line_and_the_state_is_not_touched() {
         .collect();
     assert_eq!(lines.len(), 1, "{error}");
     assert!(
-        lines[0].contains(&address.to_string()) && lines[0].contains("another process"),
+        lines[0].contains(&program.address.to_string()) && lines[0].contains("another process"),
         "{error}"
     );
-    assert!(!folder.path().join("state").exists());
+    assert!(!program.path("state").exists());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_instance_does_not_start() {
-    let folder = tempfile::tempdir().unwrap();
-    let (address, _) = configuration(folder.path(), &cloud().await);
-    let _first = start(folder.path());
-    listens(address).await;
-    let (code, _, error) = words(&run(folder.path(), &["run"]));
+    let program = Program::new(&cloud().await, "");
+    let _first = program.start();
+    listens(program.address).await;
+    let (code, _, error) = program.run(&["run"]);
     assert_eq!(code, 1, "{error}");
     assert!(error.contains("another process listens there"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn both_signals_finish_what_is_under_way_and_exit_0() {
-    use rustix::process::Signal;
-
+async fn sigterm_and_sigint_finish_requests_in_flight_and_exit_0() {
     for signal in [Signal::TERM, Signal::INT] {
-        let (release, released) = tokio::sync::watch::channel(false);
-        let cloud = scripted(move |_, mut stream| {
+        let (release, released) = watch::channel(false);
+        let late = ok("late").after(move || {
             let mut released = released.clone();
-            async move {
-                while !read_head_granting(&mut stream).await?.is_empty() {
-                    released
-                        .wait_for(|released| *released)
-                        .await
-                        .map_err(std::io::Error::other)?;
-                    stream
-                        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate")
-                        .await?;
-                }
-                Ok(())
-            }
+            async move { drop(released.wait_for(|released| *released).await) }
+        });
+        let cloud = Upstream::always(late).issuing().start().await;
+        let program = Program::with_state(&cloud.origin(), "");
+        let mut running = program.start_ready().await;
+        let address = program.address;
+        let in_flight = tokio::spawn(async move { send(address, get("/slow")).await });
+        eventually("the request is in flight", async || {
+            program.metric("bearer_proxy_requests_in_flight").await == 1.0
         })
         .await;
-        let folder = tempfile::tempdir().unwrap();
-        let (address, admin) = configuration(folder.path(), &format!("http://{cloud}"));
-        let mut running = start(folder.path());
-        listens(admin).await;
-        ready(admin).await;
-        let under_way = tokio::spawn(async move { send(address, get("/slow")).await });
-        let in_flight = async || {
-            text_at(admin, "/metrics")
-                .await
-                .contains("bearer_proxy_requests_in_flight 1.0")
-        };
-        eventually("the request is under way", in_flight).await;
         running.signal(signal);
         eventually("it is not ready any more", async || {
-            send(admin, get("/readyz")).await.status() == 503
+            send(program.admin, get("/readyz")).await.status() == 503
         })
         .await;
         release.send_replace(true);
-        let answer = tokio::time::timeout(LIMIT, under_way)
+        let response = tokio::time::timeout(LIMIT, in_flight)
             .await
             .unwrap()
             .unwrap();
-        assert_eq!(
-            (answer.status().as_u16(), &answer.body()[..]),
-            (200, &b"late"[..])
-        );
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.body(), "late");
         assert_eq!(running.ended().await.code(), Some(0));
-        assert!(
-            fs::read_to_string(folder.path().join("state/token.json"))
-                .unwrap()
-                .contains("next")
-        );
+        assert!(program.read("state/token.json").contains("next"));
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn status_tells_ready_not_ready_and_unreachable_apart() {
-    let folder = tempfile::tempdir().unwrap();
-    let refusing = scripted(|_, mut stream| async move {
-        read_head(&mut stream).await?;
-        stream
-            .write_all(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n")
-            .await
-    })
-    .await;
-    let (_, admin) = configuration(folder.path(), &format!("http://{refusing}"));
-    assert_eq!(run(folder.path(), &["status"]).status.code(), Some(2));
-    assert_eq!(
-        run(folder.path(), &["status", "--live"]).status.code(),
-        Some(1)
-    );
-    let not_ready = start(folder.path());
-    listens(admin).await;
-    assert_eq!(run(folder.path(), &["status"]).status.code(), Some(1));
-    assert_eq!(
-        run(folder.path(), &["status", "--live"]).status.code(),
-        Some(0)
-    );
+async fn status_distinguishes_ready_not_ready_and_unreachable() {
+    let refusing = Upstream::always(response("500 No", "", "")).start().await;
+    let program = Program::new(&refusing.origin(), "");
+    assert_eq!(program.run(&["status"]).0, 2);
+    assert_eq!(program.run(&["status", "--live"]).0, 1);
+    let not_ready = program.start();
+    listens(program.admin).await;
+    assert_eq!(program.run(&["status"]).0, 1);
+    assert_eq!(program.run(&["status", "--live"]).0, 0);
     drop(not_ready);
-    let (_, admin) = configuration(folder.path(), &cloud().await);
-    let _ready = start(folder.path());
-    listens(admin).await;
-    eventually("it is ready", async || {
-        run(folder.path(), &["status"]).status.code() == Some(0)
-    })
-    .await;
-    let (_, json, _) = words(&run(folder.path(), &["status", "--json"]));
-    let status: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let program = Program::new(&cloud().await, "");
+    let _ready = program.start();
+    eventually("it is ready", async || program.run(&["status"]).0 == 0).await;
+    let (_, json, _) = program.run(&["status", "--json"]);
+    let status: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(status["credentials"][0]["state"], "fresh");
-    let (_, text, _) = words(&run(folder.path(), &["status"]));
+    let (_, text, _) = program.run(&["status"]);
     assert!(text.contains("token default: fresh"), "{text}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dead_proxy_comes_back_when_its_refresh_token_file_changes_and_survives_a_hangup() {
-    let folder = tempfile::tempdir().unwrap();
-    let (_, admin) = configuration(folder.path(), &picky().await);
-    amend(
-        folder.path(),
-        "refresh_token = \"seed\"",
-        "refresh_token_file = \"seed\"",
-    );
-    fs::write(folder.path().join("seed"), "bad").unwrap();
-    let log = fs::File::create(folder.path().join("log")).unwrap();
-    let mut running = Running(program(folder.path()).stderr(log).spawn().unwrap());
-    listens(admin).await;
-    let status = async || text_at(admin, "/status").await;
-    eventually("it is dead", async || {
-        status().await.contains("refresh_token_refused")
-    })
-    .await;
-    running.signal(rustix::process::Signal::HUP);
-    let log = || fs::read_to_string(folder.path().join("log")).unwrap();
-    eventually("it hears the hangup", async || log().contains("SIGHUP")).await;
-    assert!(status().await.contains("refresh_token_refused"));
-    fs::write(folder.path().join("seed"), "good").unwrap();
-    ready(admin).await;
-    running.signal(rustix::process::Signal::TERM);
-    assert_eq!(running.ended().await.code(), Some(0));
+/// In front of the cloud of `picky`, with its refresh token in a file.
+async fn with_refresh_token_in_a_file(refresh_token: &str) -> Program {
+    let file = "token.refresh_token_file = \"seed\"\n";
+    let program = Program::with_state(&picky().await, file);
+    program.write("seed", refresh_token);
+    program
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_new_refresh_token_is_told_everywhere_and_the_old_chain_goes_on() {
-    let folder = tempfile::tempdir().unwrap();
-    let (_, admin) = configuration(folder.path(), &picky().await);
-    amend(
-        folder.path(),
-        "refresh_token = \"seed\"",
-        "refresh_token_file = \"seed\"",
-    );
-    fs::write(folder.path().join("seed"), "good").unwrap();
-    let _running = start(folder.path());
-    listens(admin).await;
-    ready(admin).await;
+async fn a_dead_credential_recovers_when_its_refresh_token_file_changes_and_survives_sighup() {
+    let program = with_refresh_token_in_a_file("bad").await;
+    let mut running = program.start();
+    listens(program.admin).await;
+    let is_refused = async || program.status().await.contains("refresh_token_refused");
+    eventually("it is dead", is_refused).await;
+    running.signal(Signal::HUP);
+    eventually("it logs the signal", async || {
+        program.log().contains("SIGHUP")
+    })
+    .await;
+    assert!(is_refused().await);
+    program.write("seed", "good");
+    program.ready().await;
+    running.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_new_refresh_token_is_reported_and_the_old_chain_goes_on() {
+    let program = with_refresh_token_in_a_file("good").await;
+    let _running = program.start_ready().await;
     let refused = async || {
-        let (_, words, _) = words(&run(folder.path(), &["status"]));
-        let metric = r#"bearer_proxy_token_seed_refused{credential="default"} 1.0"#;
+        let (_, text, _) = program.run(&["status"]);
+        let metric = r#"bearer_proxy_token_seed_refused{credential="default"}"#;
         [
-            text_at(admin, "/metrics").await.contains(metric),
-            text_at(admin, "/status")
-                .await
-                .contains(r#""seed_refused": true"#),
-            words.contains("NOT TAKEN"),
+            program.metric(metric).await == 1.0,
+            program.status().await.contains(r#""seed_refused": true"#),
+            text.contains("NOT TAKEN"),
         ]
     };
     assert_eq!(refused().await, [false; 3]);
-    fs::write(folder.path().join("seed"), "bad").unwrap();
-    eventually("it is told", async || refused().await == [true; 3]).await;
-    assert_eq!(send(admin, get("/readyz")).await.status(), 200);
+    program.write("seed", "bad");
+    eventually("it is reported", async || refused().await == [true; 3]).await;
+    assert_eq!(send(program.admin, get("/readyz")).await.status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_in_the_middle_of_a_refresh_it_knows_so_and_goes_on() {
-    let (call, mut called) = tokio::sync::watch::channel(false);
-    let cloud = scripted(move |number, mut stream| {
-        let call = call.clone();
-        async move {
-            let head = read_head(&mut stream).await?;
-            if number == 0 {
-                call.send_replace(true);
-                // The answer never comes.
-                return read_head(&mut stream).await.map(drop);
+async fn a_kill_during_a_refresh_is_detected_at_the_next_start() {
+    let called = Arc::new(Notify::new());
+    let call = Arc::clone(&called);
+    let cloud = Upstream::always(move |request: &Request| {
+        match (request.number, &*request.refresh_token()) {
+            (0, _) => {
+                call.notify_one();
+                silence()
             }
-            let answer = if head.contains("refresh_token=seed ") {
-                crate::common::grant("token", 3600)
-            } else {
-                "HTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n".to_owned()
-            };
-            stream.write_all(answer.as_bytes()).await
+            (_, "seed") => grant("token", 3600),
+            _ => oauth_error("invalid_grant"),
         }
     })
+    .start()
     .await;
-    let folder = tempfile::tempdir().unwrap();
-    let (_, admin) = configuration(folder.path(), &format!("http://{cloud}"));
-    let state = || fs::read_to_string(folder.path().join("state/token.json")).unwrap_or_default();
-    let mut killed = start(folder.path());
-    tokio::time::timeout(LIMIT, called.wait_for(|called| *called))
+    let program = Program::with_state(&cloud.origin(), "");
+    let state = || program.read("state/token.json");
+    let mut killed = program.start();
+    tokio::time::timeout(LIMIT, called.notified())
         .await
-        .unwrap()
         .unwrap();
-    killed.signal(rustix::process::Signal::KILL);
+    killed.signal(Signal::KILL);
     killed.ended().await;
     assert!(
         state().contains("\"spends\"") && !state().contains("seed"),
         "stored before the call, and as a hash"
     );
-    let _running = start(folder.path());
-    listens(admin).await;
-    ready(admin).await;
+    let _running = program.start_ready().await;
     assert!(!state().contains("\"spends\""));
 }
 
@@ -503,53 +369,38 @@ async fn the_environment_alone_is_enough() {
     let folder = tempfile::tempdir().unwrap();
     let cloud = cloud().await;
     let port = free_port();
-    let child = program(folder.path())
+    let mut command = program(folder.path());
+    command
         .env("BEARER_PROXY__PROXY__LISTEN", format!("127.0.0.1:{port}"))
         .env("BEARER_PROXY__UPSTREAM__ENDPOINTS", &cloud)
         .env("BEARER_PROXY__TOKEN__CLIENT_ID", "demo")
         .env("BEARER_PROXY__TOKEN__CLIENT_SECRET", "secret")
-        .env("BEARER_PROXY__TOKEN__REFRESH_TOKEN", "seed")
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let _running = Running(child);
+        .env("BEARER_PROXY__TOKEN__REFRESH_TOKEN", "seed");
+    let _running = Running(command.stderr(Stdio::null()).spawn().unwrap());
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     listens(address).await;
     assert_eq!(send(address, get("/")).await.status(), 200);
 }
 
-/// A second report has to come however little else happens: the worker's ticker stands still meanwhile.
+/// A second report must come without any other traffic: the worker's ticker stands still meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_does_not_speak_tls_is_told_of_each_second() {
-    let folder = tempfile::tempdir().unwrap();
-    let (address, _) = configuration(folder.path(), &cloud().await);
+async fn a_client_that_does_not_use_tls_is_logged_each_second() {
+    let program = Program::new("", "");
     let own = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-    fs::write(folder.path().join("own.pem"), own.cert.pem()).unwrap();
-    fs::write(
-        folder.path().join("own.key"),
-        own.signing_key.serialize_pem(),
-    )
-    .unwrap();
+    program.write("own.pem", own.cert.pem());
+    program.write("own.key", own.signing_key.serialize_pem());
     let listener = format!(
-        "workers = 1\n[[listener]]\naddress = \"{address}\"\ntls = {{ cert_file = \"own.pem\", key_file = \"own.key\" }}\n"
+        "proxy.workers = 1\n[[listener]]\naddress = \"{}\"\ntls = {{ cert_file = \"own.pem\", key_file = \"own.key\" }}\n",
+        program.address
     );
-    amend(
-        folder.path(),
-        &format!("listen = [\"{address}\"]\n"),
-        &listener,
-    );
-    let log = folder.path().join("log");
-    let _running = Running(
-        program(folder.path())
-            .stderr(fs::File::create(&log).unwrap())
-            .spawn()
-            .unwrap(),
-    );
-    listens(address).await;
-    eventually("two are told", async || {
-        crate::common::raw(address, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", LIMIT).await;
-        let told = fs::read_to_string(&log).unwrap();
-        told.lines()
+    program.configure(&cloud().await, &listener);
+    let _running = program.start();
+    listens(program.address).await;
+    eventually("two are logged", async || {
+        let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        raw(program.address, request, LIMIT).await;
+        let log = program.log();
+        log.lines()
             .filter(|line| line.contains("does not use TLS") && line.contains("\"peer\""))
             .count()
             > 1
@@ -558,41 +409,32 @@ async fn who_does_not_speak_tls_is_told_of_each_second() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_log_says_whose_a_request_was_and_nothing_of_its_query() {
-    let folder = tempfile::tempdir().unwrap();
-    let (address, _) = configuration(folder.path(), &cloud().await);
-    let more = "[log]\naccess = \"all\"\n[[client]]\nname = \"backup\"\nkey = \"key-of-the-backup\"\nheader = \"x-key\"\nrate = \"1/h\"\n";
-    let path = folder.path().join("proxy.toml");
-    fs::write(&path, fs::read_to_string(&path).unwrap() + more).unwrap();
-    let log = folder.path().join("log");
-    let _running = Running(
-        program(folder.path())
-            .stderr(fs::File::create(&log).unwrap())
-            .spawn()
-            .unwrap(),
-    );
-    listens(address).await;
-    for key in ["key-of-the-backup", "key-of-somebody", "key-of-the-backup"] {
+async fn the_access_log_names_the_client_and_no_query() {
+    let client = "log.access = \"all\"\n[[client]]\nname = \"backup\"\nkey = \"key-of-the-backup\"\nheader = \"x-key\"\nrate = \"1/h\"\n";
+    let program = Program::new(&cloud().await, client);
+    let _running = program.start();
+    listens(program.address).await;
+    for key in ["key-of-the-backup", "key-of-another", "key-of-the-backup"] {
         let mut request = get("/some/file?ticket=s3cret");
         request.headers_mut().insert("x-key", key.parse().unwrap());
-        send(address, request).await;
+        send(program.address, request).await;
     }
-    let told = || fs::read_to_string(&log).unwrap();
-    let requests = || -> Vec<serde_json::Value> {
-        let lines = told()
+    let log = || program.log();
+    let requests = || -> Vec<Value> {
+        let lines = log()
             .lines()
             .filter_map(|line| serde_json::from_str(line).ok())
             .collect::<Vec<_>>();
         lines
             .into_iter()
-            .filter(|line: &serde_json::Value| line["target"] == "bearer_proxy::access")
+            .filter(|line: &Value| line["target"] == "bearer_proxy::access")
             .collect()
     };
-    eventually("all are told", async || requests().len() == 3).await;
+    eventually("all are logged", async || requests().len() == 3).await;
     let [known, stranger, refused] = &requests()[..] else {
-        panic!("{}", told())
+        panic!("{}", log())
     };
-    let fields = |line: &serde_json::Value| {
+    let fields = |line: &Value| {
         ["client", "method", "path", "status"].map(|field| {
             line["fields"]
                 .get(field)
@@ -613,21 +455,20 @@ async fn the_log_says_whose_a_request_was_and_nothing_of_its_query() {
     assert_eq!(fields(refused)[3], "429", "{refused}");
     let is_named =
         |line: &str| line.contains(r#""client":"backup""#) && line.contains(r#""rule":"rate""#);
-    assert!(told().lines().any(is_named), "{}", told());
+    assert!(log().lines().any(is_named), "{}", log());
     assert!(
-        !told().contains("s3cret") && !told().contains("key-of-"),
+        !log().contains("s3cret") && !log().contains("key-of-"),
         "{}",
-        told()
+        log()
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_metric_and_every_value_of_its_labels_is_documented() {
-    let folder = tempfile::tempdir().unwrap();
-    let (address, admin) = configuration(folder.path(), &cloud().await);
-    let _running = start(folder.path());
-    listens(address).await;
-    let metrics = text_at(admin, "/metrics").await;
+    let program = Program::new(&cloud().await, "");
+    let _running = program.start();
+    listens(program.admin).await;
+    let metrics = text_at(program.admin, "/metrics").await;
     let documented = include_str!("../../METRICS.md");
     let is_documented = |word: &str| documented.contains(&format!("`{word}`"));
     let names = metrics

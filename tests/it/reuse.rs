@@ -1,4 +1,4 @@
-//! Connections that the upstream closes while they wait: the next request must not notice, and none may be done twice.
+//! Connections that the upstream closes while they are idle: the next request must succeed, and none may be sent twice.
 //!
 //! `SOAK_REUSES` sets how many requests are sent (default 10,000), `SOAK_MARKS` how many marked ones (default 20,000).
 #![cfg(target_os = "linux")]
@@ -7,7 +7,6 @@ use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
-    process::Stdio,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -16,16 +15,13 @@ use std::{
 };
 
 use rustix::process::Signal;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    sync::Notify,
-};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, sync::Notify};
 
 use crate::common::{
-    Client, LIMIT, eventually, get, in_front_of, post,
-    process::{Running, free_address, listens, program},
-    ready, scripted,
+    Client, LIMIT, closed_address, eventually, get, in_front_of, post,
+    process::ReadyProgram,
+    read_head, scripted,
+    upstream::{grant, read_body, response, values},
 };
 
 /// A sequence of numbers that look random and are the same in every run.
@@ -38,18 +34,9 @@ fn mixed(mut number: u64) -> u64 {
 
 /// Reads a request; its path, or nothing if the peer has closed.
 async fn request(stream: &mut TcpStream) -> io::Result<Option<String>> {
-    let head = crate::common::read_head(stream).await?;
-    let Some(path) = head.split(' ').nth(1).map(str::to_owned) else {
-        return Ok(None);
-    };
-    let length = head.lines().find_map(|line| {
-        line.to_ascii_lowercase()
-            .strip_prefix("content-length: ")?
-            .parse()
-            .ok()
-    });
-    stream.read_exact(&mut vec![0; length.unwrap_or(0)]).await?;
-    Ok(Some(path))
+    let head = read_head(stream).await?;
+    read_body(stream, &head).await?;
+    Ok(head.split(' ').nth(1).map(str::to_owned))
 }
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -61,10 +48,10 @@ async fn fault_22_an_upstream_closes_idle_connections_at_random() {
         .ok()
         .map_or(10_000, |text| text.parse().unwrap());
     let seen = Arc::new(Mutex::new(HashMap::<String, u32>::new()));
-    let snubbed = Arc::new(AtomicUsize::new(0));
-    let (notes, snubs) = (Arc::clone(&seen), Arc::clone(&snubbed));
+    let unread = Arc::new(AtomicUsize::new(0));
+    let (notes, unread_count) = (Arc::clone(&seen), Arc::clone(&unread));
     let address = scripted(move |connection, mut stream| {
-        let (seen, snubbed) = (Arc::clone(&notes), Arc::clone(&snubs));
+        let (seen, unread) = (Arc::clone(&notes), Arc::clone(&unread_count));
         async move {
             for turn in 0_u64.. {
                 let Some(path) = request(&mut stream).await? else {
@@ -76,17 +63,17 @@ async fn fault_22_an_upstream_closes_idle_connections_at_random() {
                 stream.write_all(OK).await?;
                 let fate = mixed(connection as u64 * 1000 + turn);
                 match fate % 10 {
-                    // At once, so that the close follows the answer.
+                    // Closes at once.
                     0 => return Ok(()),
-                    // A moment later, in the middle of whatever happens then.
+                    // Closes a moment later.
                     1 => {
                         tokio::time::sleep(Duration::from_micros(fate / 10 % 3000)).await; // a moment at random
                         return Ok(());
                     }
-                    // When the next request is there, unread: a reset.
+                    // Closes when the next request has arrived, unread: a reset.
                     2 => {
                         stream.readable().await?;
-                        snubbed.fetch_add(1, SeqCst);
+                        unread.fetch_add(1, SeqCst);
                         return Ok(());
                     }
                     _ => {}
@@ -109,10 +96,10 @@ async fn fault_22_an_upstream_closes_idle_connections_at_random() {
                 } else {
                     get("/")
                 };
-                let answer = tokio::time::timeout(LIMIT, client.send(request))
+                let response = tokio::time::timeout(LIMIT, client.send(request))
                     .await
                     .unwrap();
-                let is_good = answer.is_ok_and(|answer| answer.status() == 200);
+                let is_good = response.is_ok_and(|response| response.status() == 200);
                 match is_post {
                     true => posts_failed += u32::from(!is_good),
                     false => gets_failed += u32::from(!is_good),
@@ -133,12 +120,12 @@ async fn fault_22_an_upstream_closes_idle_connections_at_random() {
         .values()
         .filter(|count| **count > 1)
         .count();
-    let (snubbed, posts) = (snubbed.load(SeqCst), total / 10);
+    let (unread, posts) = (unread.load(SeqCst), total / 10);
     println!(
-        "{total} requests: {gets_failed} GETs failed; {posts} POSTs, {posts_failed} failed, {doubled} doubled; {snubbed} requests reset unread"
+        "{total} requests: {gets_failed} GETs failed; {posts} POSTs, {posts_failed} failed, {doubled} doubled; {unread} requests reset unread"
     );
     assert_eq!((gets_failed, doubled), (0, 0));
-    // One whose connection was closed under it may have been done: no proxy can know. Those are the only ones.
+    // A POST may have been applied when its connection was closed: only those fail.
     assert!(
         u64::from(posts_failed) < posts / 5,
         "{posts_failed} of {posts}"
@@ -151,8 +138,8 @@ async fn fault_22_an_upstream_closes_idle_connections_at_random() {
     );
 }
 
-/// The proxy is stopped while the request arrives, and behind it the close of the connection that would carry it. When it goes
-/// on it learns of both at once, of the request first.
+/// The proxy is stopped while the request arrives, and then the close of the connection that would carry it. When it
+/// continues it sees both at once, the request first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_close_that_has_arrived_is_noticed_before_a_post_is_sent() {
     let (close, closed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
@@ -163,9 +150,7 @@ async fn a_close_that_has_arrived_is_noticed_before_a_post_is_sent() {
             match request(&mut stream).await?.as_deref() {
                 None => return Ok(()),
                 Some(path) if path.starts_with("/api/refreshToken.do") => {
-                    return stream
-                        .write_all(crate::common::grant("token", 3600).as_bytes())
-                        .await;
+                    return grant("token", 3600).send(&mut stream).await;
                 }
                 Some(_) => stream.write_all(OK).await?,
             }
@@ -176,35 +161,20 @@ async fn a_close_that_has_arrived_is_noticed_before_a_post_is_sent() {
         }
     })
     .await;
-    let folder = tempfile::tempdir().unwrap();
-    let (listen, admin) = (free_address(), free_address());
-    let text = format!(
-        "[proxy]\nlisten = [\"{listen}\"]\nworkers = 1\n[upstream]\nendpoints = [\"http://{address}\"]\n[token]\n\
-         client_id = \"demo\"\nclient_secret = \"secret\"\nrefresh_token = \"seed\"\nstate_file = \"token.json\"\n\
-         [admin]\nlisten = \"{admin}\"\n"
-    );
-    std::fs::write(folder.path().join("proxy.toml"), text).unwrap();
-    let proxy = Running(
-        program(folder.path())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap(),
-    );
-    listens(listen).await;
-    ready(admin).await;
+    let proxy = ReadyProgram::start(address, "proxy.workers = 1\n").await;
     for turn in 0..20 {
-        let mut client = Client::connect(listen).await;
+        let mut client = Client::connect(proxy.address).await;
         assert_eq!(client.send(get("/")).await.unwrap().status(), 200);
-        proxy.signal(Signal::STOP);
-        eventually("every thread stands still", async || {
-            stands_still(proxy.0.id())
+        proxy.running.signal(Signal::STOP);
+        eventually("every thread is stopped", async || {
+            stands_still(proxy.running.0.id())
         })
         .await;
         let posting = tokio::spawn(async move { client.send(post("/", "body")).await });
-        eventually("it has arrived", async || received_unread(listen)).await;
+        eventually("it has arrived", async || received_unread(proxy.address)).await;
         close.notify_one();
         closed.notified().await;
-        proxy.signal(Signal::CONT);
+        proxy.running.signal(Signal::CONT);
         assert_eq!(posting.await.unwrap().unwrap().status(), 200, "{turn}");
         // The new connection is closed as well: the next turn begins with a new one.
         close.notify_one();
@@ -222,7 +192,7 @@ fn stands_still(process: u32) -> bool {
     })
 }
 
-/// Whether a connection to this address holds bytes that nobody has read.
+/// Whether a connection to this address holds bytes that were not read yet.
 fn received_unread(address: SocketAddr) -> bool {
     let local = format!(" 0100007F:{:04X} ", address.port());
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
@@ -238,19 +208,15 @@ fn received_unread(address: SocketAddr) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fault_20_nobody_listens_or_nobody_answers() {
-    let refused = {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap()
-    };
+async fn fault_20_connections_that_are_refused_or_time_out() {
     let (full, _held) = black_hole();
-    for (address, status) in [(refused, 502), (full, 504)] {
+    for (address, status) in [(closed_address(), 502), (full, 504)] {
         let proxy = in_front_of(address, &[("upstream.connect_timeout", "300ms")]).await;
         for request in [get("/"), post("/", "body")] {
             // Far from every other limit.
-            let answer = tokio::time::timeout(Duration::from_secs(4), proxy.send(request)).await;
+            let response = tokio::time::timeout(Duration::from_secs(4), proxy.send(request)).await;
             assert_eq!(
-                answer.expect("within the limit").status(),
+                response.expect("within the limit").status(),
                 status,
                 "{address}"
             );
@@ -258,7 +224,7 @@ async fn fault_20_nobody_listens_or_nobody_answers() {
     }
 }
 
-/// A listener whose queue is full: further calls get no answer at all.
+/// A listener whose queue is full: further SYNs are dropped.
 fn black_hole() -> (SocketAddr, Vec<socket2::Socket>) {
     use socket2::{Domain, Socket, Type};
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -270,7 +236,7 @@ fn black_hole() -> (SocketAddr, Vec<socket2::Socket>) {
     let callers = (0..4).map(|_| {
         let caller = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         caller.set_nonblocking(true).unwrap();
-        let _ = caller.connect(&address); // under way
+        let _ = caller.connect(&address); // in progress
         caller
     });
     let mut held: Vec<Socket> = callers.collect();
@@ -279,7 +245,7 @@ fn black_hole() -> (SocketAddr, Vec<socket2::Socket>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fault_21_a_reset_before_and_in_the_middle_of_an_answer() {
+async fn fault_21_a_reset_before_and_in_the_middle_of_a_response() {
     let posts = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&posts);
     let address =
@@ -317,29 +283,20 @@ async fn fault_21_a_reset_before_and_in_the_middle_of_an_answer() {
     assert_eq!(posts.load(SeqCst), 2, "a POST was sent twice");
     for path in ["/length", "/chunked", "/close"] {
         let mut client = Client::connect(proxy.address).await;
-        let answer = tokio::time::timeout(LIMIT, client.send(get(path)))
+        let response = tokio::time::timeout(LIMIT, client.send(get(path)))
             .await
             .unwrap();
         assert!(
-            answer
+            response
                 .as_ref()
-                .map_or(true, |answer| answer.status() == 502),
-            "{path}: {answer:?}"
+                .map_or(true, |response| response.status() == 502),
+            "{path}: {response:?}"
         );
     }
 }
 
-/// The values of a field in a head, without their names.
-fn values(head: &str, name: &str) -> Vec<String> {
-    let line = |line: &str| {
-        let (field, value) = line.split_once(": ")?;
-        field.eq_ignore_ascii_case(name).then(|| value.to_owned())
-    };
-    head.lines().filter_map(line).collect()
-}
-
-/// Each request has a mark of its own in its cookie, its credentials, a field and its body, or none at all; each answer is
-/// marked in the same way. Nothing of one may be seen by another.
+/// Each request has a mark of its own in its cookie, its credentials, a field and its body, or none at all; each response is
+/// marked in the same way. No client may receive a mark of another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_20_clients_over_shared_connections_see_nothing_of_each_other() {
     const CLIENTS: usize = 4;
@@ -353,15 +310,11 @@ async fn bad_input_20_clients_over_shared_connections_see_nothing_of_each_other(
         async move {
             let mut last = String::new();
             loop {
-                let head = crate::common::read_head(&mut stream).await?;
+                let head = read_head(&mut stream).await?;
                 if head.is_empty() {
                     return Ok(());
                 }
-                let length = values(&head, "content-length")
-                    .first()
-                    .map_or(0, |length| length.parse().unwrap());
-                let mut body = vec![0; length];
-                stream.read_exact(&mut body).await?;
+                let body = read_body(&mut stream, &head).await?;
                 let seen = format!(
                     "{:?} {:?} {:?} {}",
                     values(&head, "cookie"),
@@ -379,12 +332,8 @@ async fn bad_input_20_clients_over_shared_connections_see_nothing_of_each_other(
                 let cookie = values(&head, "cookie")
                     .first()
                     .map(|cookie| format!("Set-Cookie: {cookie}\r\n"));
-                let head = format!(
-                    "HTTP/1.1 200 OK\r\nX-Path: {path}\r\n{}Content-Length: {}\r\n\r\n{seen}",
-                    cookie.unwrap_or_default(),
-                    seen.len()
-                );
-                stream.write_all(head.as_bytes()).await?;
+                let fields = format!("X-Path: {path}\r\n{}", cookie.unwrap_or_default());
+                response("200 OK", &fields, seen).send(&mut stream).await?;
             }
         }
     })
@@ -417,13 +366,13 @@ async fn bad_input_20_clients_over_shared_connections_see_nothing_of_each_other(
                         .insert("authorization", format!("Basic {mark}").parse().unwrap());
                     expected = format!("{:?} {:?} [true] {mark}", [&cookie], [&mark]);
                 }
-                let answer = tokio::time::timeout(LIMIT, client.send(request))
+                let received = tokio::time::timeout(LIMIT, client.send(request))
                     .await
                     .unwrap()
                     .unwrap();
-                assert_eq!(String::from_utf8_lossy(answer.body()), expected);
-                assert_eq!(answer.headers()["x-path"], path);
-                let cookies: Vec<_> = answer
+                assert_eq!(String::from_utf8_lossy(received.body()), expected);
+                assert_eq!(received.headers()["x-path"], path);
+                let cookies: Vec<_> = received
                     .headers()
                     .get_all("set-cookie")
                     .iter()
@@ -447,5 +396,5 @@ async fn bad_input_20_clients_over_shared_connections_see_nothing_of_each_other(
     println!(
         "{total} marked requests of {CLIENTS} clients; connections went from one client to another {turns} times"
     );
-    assert!(turns > CLIENTS, "the connections are shared");
+    assert!(turns > CLIENTS, "the connections are not shared");
 }

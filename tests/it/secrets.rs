@@ -1,23 +1,16 @@
-//! Whatever happens, at the most talkative level: no secret in any output.
+//! No secret in any output, whatever happens, at the most verbose log level.
 #![cfg(unix)]
-
-use std::{
-    fs,
-    net::SocketAddr,
-    path::Path,
-    sync::{Arc, Mutex},
-};
 
 use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, URL_SAFE},
 };
-use bearer_proxy::config::{self, Source};
 
 use crate::common::{
-    eventually, get, post,
-    process::{Running, free_address, listens, program},
-    read_head, scripted, send,
+    closed_address, eventually, get, post,
+    process::{Program, Running, listens},
+    scripted, send, toml,
+    upstream::{Reply, Request, RunningUpstream, Upstream, bytes, response},
 };
 
 const ACCESS: &str = "4CC3SS~token+of/the=cloud";
@@ -29,7 +22,7 @@ const CODE: &str = "C0DE+that/is&spent=once";
 const ADMIN: &str = "4DM1N+token/for&people";
 const KEY: &str = "K3Y+of/a&client=that~calls";
 
-/// Everything that must not be found: each secret, in plain and in every coding, and its distinctive parts.
+/// What must not be printed: each secret, in plain and in every encoding, and its distinctive parts.
 fn forbidden(more: &[String]) -> Vec<String> {
     let pair = format!("demo:{CLIENT}");
     let by_basic = format!("app:{KEY}");
@@ -41,7 +34,7 @@ fn forbidden(more: &[String]) -> Vec<String> {
     for secret in secrets.iter().chain(more) {
         let bytes = secret.as_bytes();
         all.push(secret.clone());
-        // Its first letters tell it already.
+        // A prefix would identify it already.
         all.push(secret[..6].to_owned());
         all.push(secret[secret.len() - 10..].to_owned());
         all.push(
@@ -50,7 +43,7 @@ fn forbidden(more: &[String]) -> Vec<String> {
         );
         all.push(url::form_urlencoded::byte_serialize(bytes).collect());
         all.push(format!("{secret:?}").trim_matches('"').to_owned());
-        // Base64 of text around it shows it shifted in one of three ways: what does not depend on the neighbours counts.
+        // Base64 of a text that contains it depends on its offset modulo three; the characters at both ends on its neighbours.
         for shift in 0..3 {
             let shifted = [&b"xx"[..shift], bytes].concat();
             for engine in [STANDARD, URL_SAFE] {
@@ -60,7 +53,7 @@ fn forbidden(more: &[String]) -> Vec<String> {
             }
         }
     }
-    // The client's id is no secret.
+    // The client's ID is not a secret.
     all.retain(|text| !"demo:".starts_with(text.as_str()) && text != "demo:C");
     all
 }
@@ -74,114 +67,79 @@ fn assert_clean(what: &str, text: &str, forbidden: &[String]) {
     }
 }
 
-fn json(status: &str, body: &str) -> String {
-    format!(
-        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-}
+/// How an issuer replies.
+type Issuer = fn(&Request) -> Reply;
 
-/// How an issuer behaves, by what it is asked.
-type Issuer = fn(head: &str) -> String;
+const JSON: &str = "Content-Type: application/json\r\n";
 
-fn grants(head: &str) -> String {
-    if head.contains("authorizeByJWT") {
-        return format!(
-            "HTTP/1.1 302 Found\r\nLocation: /back?code={}\r\nContent-Length: 0\r\n\r\n",
-            "C0DE%2Bthat%2Fis%26spent%3Donce"
-        );
+fn grants(request: &Request) -> Reply {
+    if request.path().contains("authorizeByJWT") {
+        let location = "Location: /back?code=C0DE%2Bthat%2Fis%26spent%3Donce\r\n";
+        return response("302 Found", location, "");
     }
     let body =
         serde_json::json!({ "access_token": ACCESS, "refresh_token": NEXT, "expires_in": 3600 });
-    json("200 OK", &body.to_string())
+    response("200 OK", JSON, body.to_string())
 }
 
-/// Whatever it was sent, and more, in words that programs like to print.
-fn quotes(status: &str, error: &str, head: &str) -> String {
-    let told = format!("{ACCESS} {REFRESH} {CLIENT} {JWT_KEY} {head}");
-    let body = serde_json::json!({ "error": error, "error_description": told, "message": told, "access_token": [ACCESS] });
-    let reply = json(status, &body.to_string());
-    reply.replacen(
-        "\r\n",
-        &format!("\r\nX-Debug: {REFRESH}\r\nWWW-Authenticate: Basic realm=\"{REFRESH}\"\r\n"),
-        1,
-    )
+/// Repeats what it was sent, and more, in fields that programs like to print.
+fn quotes(status: &str, error: &str, request: &Request) -> Reply {
+    let all = format!("{ACCESS} {REFRESH} {CLIENT} {JWT_KEY} {}", request.head);
+    let body = serde_json::json!({ "error": error, "error_description": all, "message": all, "access_token": [ACCESS] });
+    let fields =
+        format!("{JSON}X-Debug: {REFRESH}\r\nWWW-Authenticate: Basic realm=\"{REFRESH}\"\r\n");
+    response(status, &fields, body.to_string())
 }
 
-/// A cloud whose files are refused, so that every request refreshes, and the JWTs that it was shown.
-async fn cloud(issuer: Issuer) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
-    let shown = Arc::new(Mutex::new(Vec::new()));
-    let jwts = Arc::clone(&shown);
-    let address = scripted(move |_, mut stream| {
-        let jwts = Arc::clone(&jwts);
-        async move {
-            loop {
-                let head = read_head(&mut stream).await?;
-                if head.is_empty() {
-                    return Ok(());
-                }
-                let target = head.split(' ').nth(1).unwrap_or_default();
-                if let Some((_, jwt)) = target.split_once("jwt_token=") {
-                    jwts.lock()
-                        .unwrap()
-                        .push(jwt.split('&').next().unwrap().to_owned());
-                }
-                let answer = if target.starts_with("/api/") {
-                    issuer(&head)
-                } else {
-                    quotes("401 No", "no", &head)
-                };
-                tokio::io::AsyncWriteExt::write_all(&mut stream, answer.as_bytes()).await?;
-            }
-        }
-    })
-    .await;
-    (address, shown)
+/// A cloud whose files are refused, so that every request refreshes.
+async fn cloud(issuer: Issuer) -> RunningUpstream {
+    Upstream::new()
+        .on("/api/*", issuer)
+        .on("*", |request: &Request| quotes("401 No", "no", request))
+        .start()
+        .await
 }
 
-/// The configuration, and the lines that first tokens need.
-fn configure(
-    folder: &Path,
-    issuer: &str,
-    cloud: SocketAddr,
-    jwt: bool,
-) -> (SocketAddr, SocketAddr) {
-    let (address, admin) = (free_address(), free_address());
+fn configured(issuer: &str, cloud: &str, jwt: bool) -> Program {
     let first = if jwt {
-        format!("jwt.key = '{JWT_KEY}'")
+        format!("token.jwt.key = '{JWT_KEY}'")
     } else {
-        format!("refresh_token = '{REFRESH}'")
+        format!("token.refresh_token = '{REFRESH}'")
     };
-    let text = format!(
-        "[proxy]\nlisten = [\"{address}\"]\n[upstream]\nendpoints = [\"http://{cloud}\"]\n\
-         [token]\nissuer = \"{issuer}\"\nclient_id = \"demo\"\nclient_secret = '{CLIENT}'\n{first}\n\
-         state_file = \"token.json\"\nwait = \"100ms\"\ntimeout = \"2s\"\n[retry]\ncooldown = \"10ms\"\n\
-         [admin]\nlisten = \"{admin}\"\ntoken = '{ADMIN}'\n\
-         [[client]]\nname = \"backup\"\nkey = '{KEY}'\nheader = \"x-key\"\nbasic = \"app\"\n[log]\nlevel = \"trace\"\naccess = \"all\"\n"
+    let more = format!(
+        "token.issuer = \"{issuer}\"\ntoken.client_secret = '{CLIENT}'\n{first}\ntoken.state_file = \"token.json\"\n\
+         token.wait = \"100ms\"\ntoken.timeout = \"2s\"\nretry.cooldown = \"10ms\"\nadmin.token = '{ADMIN}'\n\
+         log.level = \"trace\"\nlog.access = \"all\"\n\
+         [[client]]\nname = \"backup\"\nkey = '{KEY}'\nheader = \"x-key\"\nbasic = \"app\"\n"
     );
-    fs::write(folder.join("proxy.toml"), text).unwrap();
-    (address, admin)
+    Program::without_token(cloud, &more)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_21_no_secret_is_printed_whatever_the_issuer_does() {
     let issuers: [(&str, Issuer); 6] = [
         ("grants", grants),
-        ("refuses the token", |head| {
-            quotes("400 No", "invalid_grant", head)
+        ("refuses the token", |request| {
+            quotes("400 No", "invalid_grant", request)
         }),
-        ("refuses the client", |head| {
-            quotes("401 No", "invalid_client", head)
+        ("refuses the client", |request| {
+            quotes("401 No", "invalid_client", request)
         }),
-        ("fails", |head| quotes("500 Oops", "oops", head)),
-        ("is garbled", |head| quotes("200 OK", "none", head)),
-        ("is no HTTP", |head| format!("{REFRESH} {head}")),
+        ("fails", |request| quotes("500 Oops", "oops", request)),
+        ("is garbled", |request| quotes("200 OK", "none", request)),
+        ("does not use HTTP", |request| {
+            bytes(format!("{REFRESH} {}", request.head)).close()
+        }),
     ];
     for (what, issuer) in issuers {
         for jwt in [false, true] {
-            let (cloud, shown) = cloud(issuer).await;
-            let text = everything_said(&format!("http://{cloud}"), cloud, jwt).await;
-            let shown = shown.lock().unwrap().clone();
+            let cloud = cloud(issuer).await;
+            let text = everything_printed(&cloud.origin(), &cloud, jwt).await;
+            let requests = cloud.requests();
+            let shown: Vec<_> = requests
+                .iter()
+                .filter_map(|request| request.parameter("jwt_token"))
+                .collect();
             assert_eq!(shown.is_empty(), !jwt, "{what}");
             let signatures: Vec<_> = shown
                 .iter()
@@ -198,22 +156,17 @@ async fn bad_input_21_no_secret_is_printed_whatever_the_issuer_does() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_21_no_secret_is_printed_when_the_issuer_cannot_be_reached() {
-    let (cloud, _) = cloud(grants).await;
-    let closing = scripted(|_, stream| async move {
-        drop(stream);
-        Ok(())
-    })
-    .await;
-    let nobody = free_address();
+    let cloud = cloud(grants).await;
+    let closing = scripted(|_, _| async { Ok(()) }).await;
     for issuer in [
-        format!("http://{nobody}"),
+        format!("http://{}", closed_address()),
         format!("http://{closing}"),
-        // No TLS is spoken there.
-        format!("https://{cloud}"),
+        // It does not use TLS.
+        format!("https://{}", cloud.address),
         "http://no-such-name.invalid".to_owned(),
     ] {
         for jwt in [false, true] {
-            let text = everything_said(&issuer, cloud, jwt).await;
+            let text = everything_printed(&issuer, &cloud, jwt).await;
             assert_clean(&issuer, &text, &forbidden(&[]));
             assert!(
                 text.contains("refresh failed"),
@@ -223,22 +176,21 @@ async fn bad_input_21_no_secret_is_printed_when_the_issuer_cannot_be_reached() {
     }
 }
 
-/// Log, answers, status, metrics and the page of one life of the program.
-async fn everything_said(issuer: &str, cloud: SocketAddr, jwt: bool) -> String {
-    let folder = tempfile::tempdir().unwrap();
-    let (address, admin) = configure(folder.path(), issuer, cloud, jwt);
-    let log = folder.path().join("log");
-    let stderr = fs::File::create(&log).unwrap();
-    let stdout = stderr.try_clone().unwrap();
+/// Log, responses, status, metrics and the page of one run of the program.
+async fn everything_printed(issuer: &str, cloud: &RunningUpstream, jwt: bool) -> String {
+    let program = configured(issuer, &cloud.origin(), jwt);
+    let log = program.new_log();
+    let stdout = log.try_clone().unwrap();
     let mut running = Running(
-        program(folder.path())
-            .stderr(stderr)
+        program
+            .command()
+            .stderr(log)
             .stdout(stdout)
             .spawn()
             .unwrap(),
     );
-    listens(admin).await;
-    let text = || fs::read_to_string(&log).unwrap();
+    listens(program.admin).await;
+    let text = || program.log();
     eventually("a call has ended", async || {
         text().contains("refresh failed") || text().contains("token refreshed")
     })
@@ -256,26 +208,25 @@ async fn everything_said(issuer: &str, cloud: SocketAddr, jwt: bool) -> String {
     ] {
         let mut request = request;
         request.headers_mut().insert(name, key.parse().unwrap());
-        let (head, body) = send(address, request).await.into_parts();
-        // The cloud's own refusals quote what they like; what is said about them is ours.
+        let (head, body) = send(program.address, request).await.into_parts();
+        // The cloud's own responses may quote secrets; those of the proxy must not.
         if head.headers.contains_key("proxy-status") {
             all.extend_from_slice(format!("{head:?}").as_bytes());
             all.extend_from_slice(&body);
         }
     }
     for path in ["/status", "/metrics", "/", "/readyz", "/healthz"] {
-        let (head, body) = send(admin, get(path)).await.into_parts();
+        let (head, body) = send(program.admin, get(path)).await.into_parts();
         all.extend_from_slice(format!("{head:?}").as_bytes());
         all.extend_from_slice(&body);
     }
-    let status = program(folder.path()).arg("status").output().unwrap();
-    let check = program(folder.path()).arg("check").output().unwrap();
+    let status = program.command().arg("status").output().unwrap();
+    let check = program.command().arg("check").output().unwrap();
     for output in [status, check] {
         all.extend_from_slice(&output.stdout);
         all.extend_from_slice(&output.stderr);
     }
-    running.signal(rustix::process::Signal::TERM);
-    running.ended().await;
+    running.terminate().await;
     let log = text();
     assert!(
         log.contains("/x") && !log.contains("QU3RYSECRET"),
@@ -284,20 +235,12 @@ async fn everything_said(issuer: &str, cloud: SocketAddr, jwt: bool) -> String {
     log + &String::from_utf8_lossy(&all)
 }
 
-/// A panic prints what the code that panics holds.
+/// A panic prints the values of the code that panics.
 #[test]
 fn bad_input_21_no_secret_is_printed_by_a_panic() {
-    let folder = tempfile::tempdir().unwrap();
     for jwt in [false, true] {
-        configure(folder.path(), "http://127.0.0.1:1", free_address(), jwt);
-        let source = Source {
-            file: Some(folder.path().join("proxy.toml")),
-            env: Vec::new(),
-            overrides: Vec::new(),
-        };
-        let config = config::load(source)
-            .unwrap_or_else(|mistakes| panic!("{mistakes}"))
-            .config;
+        let program = configured("http://127.0.0.1:1", "http://127.0.0.1:1", jwt);
+        let config = toml::load(&program.path("proxy.toml")).config;
         let panic =
             std::panic::catch_unwind(|| panic!("{config:#?} {config:?}")).expect_err("it panics");
         let words = panic.downcast_ref::<String>().expect("words");

@@ -24,7 +24,7 @@ use crate::common::{
     Client, LIMIT, Proxy, eventually,
     frames::{END_HEADERS, GET, HEADERS, POST, greeted, head, request, write},
     get, in_front_of, issuer,
-    process::Standing,
+    process::ReadyProgram,
     proxy, read_head, read_head_granting, scripted, send, tcp, text_at,
     tls::{authority, identity},
 };
@@ -255,8 +255,8 @@ async fn fault_23_slow_clients_are_closed_by_their_deadline_and_good_ones_served
 /// The known tool, in its three ways of being slow.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slowhttptest_with_a_thousand_connections_disturbs_nobody() {
-    let timeouts = "head_timeout = \"2s\"\nbody_idle_timeout = \"2s\"\nfirst_byte_timeout = \"2s\"";
-    let proxy = Standing::start(cloud().await, timeouts).await;
+    let timeouts = "proxy.head_timeout = \"2s\"\nproxy.body_idle_timeout = \"2s\"\nproxy.first_byte_timeout = \"2s\"\n";
+    let proxy = ReadyProgram::start(cloud().await, timeouts).await;
     for (mode, path) in [("-H", "/"), ("-B", "/"), ("-X", "/large")] {
         let good = Good::start(proxy.address).await;
         let mut tool = Command::new("slowhttptest");
@@ -303,7 +303,7 @@ async fn abort(address: SocketAddr, number: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_32_clients_that_break_off_leave_nothing_behind() {
-    let proxy = Standing::start_thrifty(cloud().await, "").await;
+    let proxy = ReadyProgram::start_thrifty(cloud().await, "").await;
     let wave = async |times: usize| {
         for round in 0..times.div_ceil(20) {
             let all: Vec<_> = (0..20)
@@ -411,7 +411,7 @@ async fn load(address: SocketAddr, clients: usize, length: Duration) -> (usize, 
 async fn fault_30_beyond_what_it_can_take_the_rest_is_turned_away() {
     const CAPACITY: usize = 20;
     let (cloud, done) = busy_cloud(CAPACITY, Duration::from_millis(50)).await;
-    let proxy = Standing::start(cloud, &format!("max_requests = {CAPACITY}")).await;
+    let proxy = ReadyProgram::start(cloud, &format!("proxy.max_requests = {CAPACITY}\n")).await;
     let length = Duration::from_secs(2);
     let (peak, none) = load(proxy.address, CAPACITY, length).await;
     assert_eq!(none, 0);
@@ -431,7 +431,7 @@ async fn fault_30_beyond_what_it_can_take_the_rest_is_turned_away() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_beyond_their_number_are_refused() {
     let (cloud, _) = busy_cloud(1000, Duration::from_millis(300)).await;
-    let proxy = Standing::start(cloud, "max_streams = 3").await;
+    let proxy = ReadyProgram::start(cloud, "proxy.max_streams = 3\n").await;
     let mut stream = greeted(proxy.address, &[]).await;
     for number in [1, 3, 5, 7] {
         request(&mut stream, number, GET, "/").await;

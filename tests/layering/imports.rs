@@ -222,9 +222,8 @@ impl Files {
                 }
                 _ if is(at, '{') => braces.push(false),
                 _ if is(at, '}') => {
-                    if braces.pop() == Some(true) {
-                        here.pop();
-                    }
+                    let ends_module = braces.pop() == Some(true);
+                    here.truncate(here.len() - usize::from(ends_module));
                 }
                 _ => {}
             }

@@ -3,20 +3,37 @@
 use std::{
     fs,
     net::{SocketAddr, TcpListener},
-    path::Path,
+    path::{Path, PathBuf},
     process::{self, Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU16, Ordering::Relaxed},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
-use super::{eventually, ready};
+use super::{eventually, get, metric, post, ready, send, text_at, toml};
+
+/// A command in this folder, in an empty environment.
+pub fn command(program: impl AsRef<Path>, folder: &Path) -> Command {
+    let mut command = Command::new(program.as_ref());
+    command.current_dir(folder).env_clear().stdin(Stdio::null());
+    command
+}
 
 /// The program in this folder, in an empty environment.
 pub fn program(folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bearer-proxy"));
-    command.current_dir(folder).env_clear().stdin(Stdio::null());
-    command
+    command(env!("CARGO_BIN_EXE_bearer-proxy"), folder)
+}
+
+/// Runs the program to its end: its exit code, standard output and standard error.
+pub fn run(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let output = program(folder).args(arguments).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code().unwrap(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
 }
 
 /// A port that is free, and not one of those that the system gives out by itself: a connection of another test could take
@@ -54,6 +71,37 @@ impl Running {
         .await;
         status.unwrap()
     }
+
+    /// Asks it to end, and waits until it has ended in order.
+    pub async fn terminate(&mut self) {
+        self.signal(Signal::TERM);
+        assert_eq!(self.ended().await.code(), Some(0));
+    }
+
+    /// The value of a line of `/proc/PID/status`.
+    pub fn proc_status(&self, name: &str) -> String {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        let value = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value
+            .unwrap_or_else(|| panic!("no {name}"))
+            .trim()
+            .to_owned()
+    }
+
+    /// A line of `/proc/PID/status` that is a size, in KiB.
+    pub fn memory(&self, name: &str) -> u64 {
+        let value = self.proc_status(name);
+        value.trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Open file descriptors.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.0.id()))
+            .unwrap()
+            .count()
+    }
 }
 
 impl Drop for Running {
@@ -63,7 +111,7 @@ impl Drop for Running {
     }
 }
 
-/// Waits until somebody listens there.
+/// Waits until a server listens there.
 pub async fn listens(address: SocketAddr) {
     eventually("it listens", async || {
         tokio::net::TcpStream::connect(address).await.is_ok()
@@ -71,69 +119,178 @@ pub async fn listens(address: SocketAddr) {
     .await;
 }
 
-/// The program in front of a cloud that is its issuer too.
-pub struct Standing {
+/// A folder with a configuration of the program, which is not started yet.
+pub struct Program {
+    pub folder: tempfile::TempDir,
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+impl Program {
+    /// In front of `cloud`, which is the issuer as well, with further lines as in `toml::text`.
+    pub fn new(cloud: &str, more: &str) -> Self {
+        let this = Self {
+            folder: tempfile::tempdir().unwrap(),
+            address: free_address(),
+            admin: free_address(),
+        };
+        this.configure(cloud, more);
+        this
+    }
+
+    /// The same with a state file.
+    pub fn with_state(cloud: &str, more: &str) -> Self {
+        let more = format!("token.state_file = \"state/token.json\"\n{more}");
+        Self::new(cloud, &more)
+    }
+
+    /// The same without tokens.
+    pub fn without_token(cloud: &str, more: &str) -> Self {
+        let this = Self::new(cloud, more);
+        let text = this.read("proxy.toml");
+        this.write(
+            "proxy.toml",
+            text.replace("token.refresh_token = \"seed\"\n", ""),
+        );
+        this
+    }
+
+    /// Writes its configuration anew.
+    pub fn configure(&self, cloud: &str, more: &str) {
+        let text = toml::text(self.address, self.admin, cloud, more);
+        self.write("proxy.toml", text);
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        fs::write(self.path(name), content).unwrap();
+    }
+
+    /// A file's text; empty if there is no such file.
+    pub fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap_or_default()
+    }
+
+    pub fn command(&self) -> Command {
+        program(self.folder.path())
+    }
+
+    /// Runs another command of the program in its folder to its end.
+    pub fn run(&self, arguments: &[&str]) -> (i32, String, String) {
+        run(self.folder.path(), arguments)
+    }
+
+    /// Starts it; standard error goes to the file `log`.
+    pub fn start(&self) -> Running {
+        self.start_as(self.command())
+    }
+
+    /// Starts this command instead, with the same log.
+    pub fn start_as(&self, mut command: Command) -> Running {
+        let command = command.stdout(Stdio::null()).stderr(self.new_log());
+        Running(command.spawn().unwrap())
+    }
+
+    /// The file that `log` reads, empty.
+    pub fn new_log(&self) -> fs::File {
+        fs::File::create(self.path("log")).unwrap()
+    }
+
+    /// Starts it and waits until it is ready.
+    pub async fn start_ready(&self) -> Running {
+        let running = self.start();
+        self.ready().await;
+        running
+    }
+
+    pub async fn ready(&self) {
+        listens(self.admin).await;
+        ready(self.admin).await;
+    }
+
+    pub fn log(&self) -> String {
+        self.read("log")
+    }
+
+    pub async fn metric(&self, name: &str) -> f64 {
+        metric(self.admin, name).await
+    }
+
+    /// The text of `/status`.
+    pub async fn status(&self) -> String {
+        text_at(self.admin, "/status").await
+    }
+
+    /// The credential in `/status`.
+    pub async fn credential(&self) -> Value {
+        let status: Value = serde_json::from_str(&self.status().await).unwrap();
+        status["credentials"][0].clone()
+    }
+
+    /// How often its token was replaced.
+    pub async fn generation(&self) -> u64 {
+        self.credential().await["generation"].as_u64().unwrap()
+    }
+
+    /// Asks for a refresh and waits for it.
+    pub async fn refresh(&self) {
+        let before = self.generation().await;
+        eventually("a refresh", async || {
+            send(self.admin, post("/token/refresh", "")).await;
+            self.generation().await > before
+        })
+        .await;
+    }
+
+    /// The status of the response to a GET.
+    pub async fn get(&self, path: &str) -> u16 {
+        send(self.address, get(path)).await.status().as_u16()
+    }
+}
+
+/// A started program in front of a cloud that is its issuer too.
+pub struct ReadyProgram {
     pub running: Running,
     pub address: SocketAddr,
     pub admin: SocketAddr,
     _folder: tempfile::TempDir,
 }
 
-impl Standing {
-    /// Starts it, with further lines for `[proxy]`, and waits until it is ready.
+impl ReadyProgram {
+    /// Starts it, with further lines of configuration, and waits until it is ready.
     pub async fn start(cloud: SocketAddr, more: &str) -> Self {
         Self::start_with(cloud, more, None).await
     }
 
-    /// The same, where what is free goes back to the system at once, so that what is resident is what is in use.
+    /// The same, and freed memory goes back to the system at once: what is resident is in use.
     pub async fn start_thrifty(cloud: SocketAddr, more: &str) -> Self {
         Self::start_with(cloud, more, Some(("MIMALLOC_PURGE_DELAY", "0"))).await
     }
 
     async fn start_with(cloud: SocketAddr, more: &str, env: Option<(&str, &str)>) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let (address, admin) = (free_address(), free_address());
-        let text = format!(
-            "[proxy]\nlisten = [\"{address}\"]\n{more}\n[upstream]\nendpoints = [\"http://{cloud}\"]\n[token]\n\
-             client_id = \"demo\"\nclient_secret = \"secret\"\nrefresh_token = \"seed\"\n[admin]\nlisten = \"{admin}\"\n"
-        );
-        fs::write(folder.path().join("proxy.toml"), text).unwrap();
-        let running = Running(
-            program(folder.path())
-                .envs(env)
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap(),
-        );
-        listens(admin).await;
-        ready(admin).await;
+        let program = Program::new(&format!("http://{cloud}"), more);
+        let mut command = program.command();
+        command.envs(env);
+        let running = program.start_as(command);
+        program.ready().await;
         Self {
             running,
-            address,
-            admin,
-            _folder: folder,
+            address: program.address,
+            admin: program.admin,
+            _folder: program.folder,
         }
     }
 
     /// A line of `/proc/PID/status`, in KiB.
     pub fn memory(&self, line: &str) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.running.0.id())).unwrap();
-        let value = status
-            .lines()
-            .find_map(|other| other.strip_prefix(line))
-            .unwrap();
-        value
-            .trim_start_matches(':')
-            .trim()
-            .trim_end_matches(" kB")
-            .parse()
-            .unwrap()
+        self.running.memory(line)
     }
 
     /// Open file descriptors.
     pub fn descriptors(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.running.0.id()))
-            .unwrap()
-            .count()
+        self.running.descriptors()
     }
 }

@@ -1,9 +1,7 @@
 use std::{net::IpAddr, num::NonZeroU32, time::Duration};
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
-
 use super::*;
-use crate::{base::clock::Simulated, net::reload};
+use crate::base::clock::Simulated;
 
 fn client(name: &str) -> Client {
     Client {
