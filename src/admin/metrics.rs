@@ -23,7 +23,7 @@ use self::{
 };
 use super::{Sources, response};
 use crate::{
-    base::{counter::BUCKETS, labels::Label, panics, process},
+    base::{counter::BUCKETS, labels::Label, log, panics, process},
     net::http_server::HttpResponse,
     token::{DurationHistogram, Persistence, Snapshot},
 };
@@ -98,6 +98,11 @@ impl Scrape {
             "panics",
             "Bugs in the proxy; the log has the location",
             panics::count(),
+        )?;
+        writer.counter(
+            "log_lines_dropped",
+            "Log lines that were dropped because standard error was not read",
+            log::dropped_lines(),
         )
     }
 

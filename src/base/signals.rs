@@ -1,14 +1,17 @@
-//! Signals: those that end the process, and SIGHUP, which reloads files.
+//! Signals: those that end the process, SIGHUP, which reloads files, and those that are ignored.
 
 use std::io;
 
-/// Listens for the signals that end the process: SIGTERM and SIGINT, or their Windows counterparts.
+/// Listens for the signals that end the process: SIGTERM, SIGINT and SIGQUIT, or their Windows
+/// counterparts. SIGUSR1 and SIGUSR2, whose default is to end the process, are ignored.
 #[derive(Debug)]
 pub struct Signals {
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,
     #[cfg(unix)]
     interrupt: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    quit: tokio::signal::unix::Signal,
     #[cfg(windows)]
     ctrl_c: tokio::signal::windows::CtrlC,
     #[cfg(windows)]
@@ -26,9 +29,14 @@ impl Signals {
         #[cfg(unix)]
         {
             use tokio::signal::unix::{SignalKind, signal};
+            // A handler stays installed for the life of the process, also without a receiver.
+            for ignored in [SignalKind::user_defined1(), SignalKind::user_defined2()] {
+                drop(signal(ignored)?);
+            }
             Ok(Self {
                 terminate: signal(SignalKind::terminate())?,
                 interrupt: signal(SignalKind::interrupt())?,
+                quit: signal(SignalKind::quit())?,
             })
         }
         #[cfg(windows)]
@@ -48,6 +56,7 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+            _ = self.quit.recv() => "SIGQUIT",
         }
         #[cfg(windows)]
         tokio::select! {

@@ -97,7 +97,7 @@ fn start_proxy(cloud: &Cloud, clock: &SharedClock) -> Result<App, String> {
         overrides,
     })
     .map_err(|mistakes| mistakes.to_string())?;
-    log::init(&loaded.config.log);
+    let _log = log::init(&loaded.config.log);
     App::start(loaded.config, SharedClock::clone(clock)).map_err(|error| error.to_string())
 }
 

@@ -2,7 +2,7 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use super::{config_file::ConfigFile, exit_code::FAILED, output::print_error, runtime::block_on};
+use super::{config_file::ConfigFile, runtime::block_on_reporting};
 use crate::{
     app::App,
     base::{
@@ -16,7 +16,13 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
-    log::init(&loaded.config.log);
+    let log = log::init(&loaded.config.log);
+    // What reads the log as JSON could not read anything else.
+    let is_json = loaded.config.log.format == log::Format::Json;
+    let report = |error: &str| match is_json {
+        true => tracing::error!("{error}"),
+        false => log.write_line(error),
+    };
     panics::install_hook();
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
@@ -25,7 +31,7 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
     if let Err(error) = process::raise_descriptor_limit() {
         tracing::debug!(%error, "the limit of open files could not be raised");
     }
-    block_on(async {
+    let work = async {
         let mut signals =
             Signals::listen().map_err(|error| format!("cannot listen for signals: {error}"))?;
         let mut hangup =
@@ -65,11 +71,11 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
                     }
                 }
             } => {
-                print_error(format_args!("{signal} again: ended at once"));
-                std::process::exit(i32::from(FAILED))
+                Err(format!("{signal} again: ended at once"))
             }
         }
-    })
+    };
+    block_on_reporting(work, report)
 }
 
 /// Warns of proxy variables: neither the data path nor the issuer's client uses them.

@@ -13,6 +13,14 @@ pub(super) fn control_runtime() -> io::Result<tokio::runtime::Runtime> {
 
 /// Runs a future on the control runtime. An error is printed as one line, and the exit code is 1.
 pub(super) fn block_on(work: impl Future<Output = Result<(), String>>) -> ExitCode {
+    block_on_reporting(work, |error| print_error(format_args!("{error}")))
+}
+
+/// The same, with an error passed to `report`.
+pub(super) fn block_on_reporting(
+    work: impl Future<Output = Result<(), String>>,
+    report: impl FnOnce(&str),
+) -> ExitCode {
     let result = control_runtime()
         .map_err(|error| format!("cannot start: {error}"))
         .and_then(|runtime| {
@@ -24,7 +32,7 @@ pub(super) fn block_on(work: impl Future<Output = Result<(), String>>) -> ExitCo
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            print_error(format_args!("{error}"));
+            report(&error);
             ExitCode::from(FAILED)
         }
     }

@@ -22,6 +22,7 @@ mod descriptors;
 mod differential;
 mod documents;
 mod faults;
+mod field_operations;
 mod http2;
 mod http2_attacks;
 mod limits;

@@ -222,6 +222,13 @@ pub(in crate::config) fn path_rule(value: &Value) -> Read<Rule> {
             .filter(|_| method.bytes().all(|b| b.is_ascii_uppercase()))
     });
     match method {
+        _ if path.contains('*') => Err(problem(
+            "has a wildcard, and a rule has none: it would match this very character alone",
+            format!(
+                "a rule covers its path and everything below it: write \"{}\"",
+                without_wildcard(path)
+            ),
+        )),
         _ if !is_path => Err(problem(
             "is not a path, or has a query or percent-encoding",
             EXAMPLES,
@@ -235,10 +242,28 @@ pub(in crate::config) fn path_rule(value: &Value) -> Read<Rule> {
     }
 }
 
+/// The part of a path before the segment that has a wildcard.
+fn without_wildcard(path: &str) -> &str {
+    let before = path.split('*').next().unwrap_or_default();
+    match before.rfind('/') {
+        Some(0) | None => "/",
+        Some(slash) => &path[..slash],
+    }
+}
+
 /// The path prefix of a route, without a slash at its end; `""` matches every path.
 pub(in crate::config) fn prefix(value: &Value) -> Read<String> {
     const EXAMPLE: &str = r#"write a path like "/_document""#;
     let text = text_with_hint(value, EXAMPLE)?;
+    if text.contains('*') {
+        return Err(problem(
+            "has a wildcard, and a prefix has none",
+            format!(
+                "a route takes its prefix and everything below it: write \"{}\"",
+                without_wildcard(text)
+            ),
+        ));
+    }
     let path = text.strip_suffix('/').unwrap_or(text);
     let reason = if !text.starts_with('/') {
         "does not begin with a slash"
