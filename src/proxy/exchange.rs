@@ -188,3 +188,102 @@ impl Exchange {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use http::{Request, uri::Scheme};
+
+    use super::*;
+    use crate::{
+        base::{clock, ticker::Ticker},
+        config::{self, Source},
+        proxy::{
+            connection::http1_state::Http1State, metrics::Metrics, policy::clients::Clients,
+            settings::Settings,
+        },
+    };
+
+    /// The settings of a proxy that serves these hosts, and no others.
+    fn view(allowed_hosts: &str) -> Rc<View> {
+        let overrides = [
+            ("proxy.listen", "127.0.0.1:8080"),
+            ("proxy.allowed_hosts", allowed_hosts),
+            ("upstream.endpoints", "http://127.0.0.1:1"),
+            ("token.client_id", "demo"),
+            ("token.client_secret", "secret"),
+            ("token.refresh_token", "seed"),
+        ];
+        let overrides = overrides.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let source = Source {
+            file: None,
+            env: Vec::new(),
+            overrides: overrides.to_vec(),
+        };
+        let loaded = config::load(source).unwrap().config;
+        let config = loaded.proxy;
+        let settings = Settings {
+            clients: Arc::new(Clients::new(&config.clients, &clock::system()).unwrap()),
+            upstreams: loaded.upstreams,
+            addresses: config
+                .listeners
+                .iter()
+                .map(|listener| listener.address.clone())
+                .collect(),
+            config,
+        };
+        let draining = Arc::<AtomicBool>::default();
+        Rc::new(View::new(
+            &Arc::new(settings),
+            &Metrics::default(),
+            &draining,
+        ))
+    }
+
+    fn exchange(view: &Rc<View>) -> Exchange {
+        let ticker = Ticker::new();
+        let (read, write) = (ticker.deadline(), ticker.deadline());
+        let timeouts = Arc::clone(&view.timeouts);
+        let state = Http1State::new(read.handle(), write.handle(), timeouts);
+        let client = ClientConnection::new(None, Scheme::HTTP);
+        let names = CertificateNames::default();
+        Exchange {
+            peer: Rc::new(Peer::new(client, 0, names, Rc::clone(view))),
+            state: ExchangeState::Http1(Arc::new(state)),
+            upstream_deadline: ticker.deadline(),
+            timeouts: Cell::new(view.routes.default_timeouts()),
+            lingering: mpsc::unbounded_channel().0,
+            view: RefCell::new(Rc::clone(view)),
+            caller: Cell::default(),
+            permit: Cell::default(),
+            tunnel: RefCell::default(),
+        }
+    }
+
+    #[test]
+    fn a_request_keeps_the_settings_with_which_it_began_and_the_next_one_has_the_new_ones() {
+        let (closed, open) = (view("other.example.com"), view("files.example.com"));
+        let exchange = exchange(&closed);
+        let request = Request::get("/").header("host", "files.example.com");
+        let (head, ()) = request.body(()).unwrap().into_parts();
+        let is_served = |view: &View| {
+            let guard = view.guard(exchange.peer.listener);
+            guard.check(&head, &exchange.peer.known_host).is_ok()
+        };
+        let under_way = exchange.begin(Rc::clone(&closed));
+        assert!(!is_served(&under_way));
+        let next = exchange.begin(Rc::clone(&open));
+        assert!(is_served(&next), "the new settings are used at once");
+        assert!(Rc::ptr_eq(&exchange.view(), &next));
+        assert!(
+            under_way.config().listeners[0]
+                .guard
+                .allowed_hosts
+                .contains("other.example.com"),
+            "the first request still has its own"
+        );
+        let last = exchange.begin(closed);
+        assert!(!is_served(&last), "the host of other settings is forgotten");
+    }
+}
