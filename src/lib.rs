@@ -35,9 +35,9 @@
 //! | exchange | a request and its response on a client connection |
 //! | futile | of a refresh: requests were rejected under the token that it brought, too |
 //! | gate | holds a request's body back until the upstream sends 100, or a second has passed |
-//! | grace retry | spending a refresh token once more, at once, after a response that was lost |
+//! | grace retry | sending a refresh token once more, at once, after its response was lost |
 //! | guard | refuses requests that web pages send to a listener without permission |
-//! | intent | the durable note, before a call to the issuer, of which refresh token is about to be spent |
+//! | intent | the durable note, before a call to the issuer, of which refresh token is about to be sent; while it is open, that token may have been used |
 //! | lease | the right to send requests on one upstream connection |
 //! | lingering | reading out a request's body that is no longer needed, so that the client sees the response |
 //! | loop id | marks requests that have passed this instance, in `CDN-Loop` (RFC 8586) |
@@ -45,8 +45,8 @@
 //! | proof | a 2xx or 101 under a token: the upstream accepts it |
 //! | rejection | a response that says that the token is not valid (`retry.statuses`, `retry.json`) |
 //! | replay | the second attempt of a request, under a newer token |
-//! | seed | a refresh token from the configuration or from `login`, with which a chain begins |
-//! | unproven | of a token: minted because of a rejection, and no proof yet |
+//! | seed | a configured refresh token that was never used: a chain begins with it, once |
+//! | unproven | of a token: requested because of a rejection, and no proof yet |
 //! | version | identifies a token: the *epoch* (when its chain began, milliseconds since 1970) and the *generation* (counts all tokens) |
 //! | view | the settings as one worker uses them; a request takes it once |
 

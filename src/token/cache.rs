@@ -60,7 +60,7 @@ pub struct Token {
     flags: AtomicU8,
 }
 
-/// A request with this token got a 2xx.
+/// A request with this token got a 2xx or 101.
 const PROVEN: u8 = 1;
 /// A replay with this token was not an authorization failure.
 const REPLAY_ACCEPTED: u8 = 2;
@@ -173,7 +173,7 @@ impl Token {
             && self.expires_at.saturating_since(self.published_at) > 2 * MINUTE
     }
 
-    /// Records a 2xx for a request with this token.
+    /// Records a proof: a 2xx or 101 for a request with this token.
     pub fn accepted(&self) {
         self.set(PROVEN);
     }
@@ -191,7 +191,7 @@ impl Token {
     }
 
     /// Whether a rejection of this token justifies a refresh now. A *futile* token (a replay with
-    /// it was rejected) and an *unproven* one (fetched because of a rejection, no 2xx yet) must be
+    /// it was rejected) and an *unproven* one (requested because of a rejection, no proof yet) must be
     /// as old as their cooldown.
     pub(super) fn is_worth_refreshing(&self, now: Moment) -> bool {
         let unproven = self.history.after_rejection && self.flags() & PROVEN == 0;

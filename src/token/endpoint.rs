@@ -46,7 +46,7 @@ pub enum Error {
 
 /// One endpoint of the issuer.
 #[derive(Debug)]
-pub(super) struct Endpoint {
+pub(super) struct IssuerEndpoint {
     client: Arc<reload::Reloadable<Client>>,
     /// With `tls.server_name` as its host, if that is set.
     url: Url,
@@ -55,13 +55,13 @@ pub(super) struct Endpoint {
 }
 
 /// A complete response, not parsed yet.
-pub(super) struct EndpointResponse {
+pub(super) struct RawResponse {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Zeroizing<Vec<u8>>,
 }
 
-impl Endpoint {
+impl IssuerEndpoint {
     /// Builds the client; connects to nothing yet. `timeout` limits a whole call.
     pub(super) fn new(url: &Url, tls: &tls::Config, timeout: Duration) -> Result<Self, Error> {
         let mut url = url.clone();
@@ -168,7 +168,7 @@ fn build_client(
 }
 
 /// Sends the request once and reads the response. Ends within the configured timeout.
-pub(super) async fn send(request: RequestBuilder) -> Result<EndpointResponse, Failure> {
+pub(super) async fn send(request: RequestBuilder) -> Result<RawResponse, Failure> {
     let mut response = request.send().await.map_err(transport_failure)?;
     let status = response.status();
     let headers = std::mem::take(response.headers_mut());
@@ -178,7 +178,7 @@ pub(super) async fn send(request: RequestBuilder) -> Result<EndpointResponse, Fa
         Err(_) if !status.is_success() => Zeroizing::default(),
         Err(failure) => return Err(failure),
     };
-    Ok(EndpointResponse {
+    Ok(RawResponse {
         status,
         headers,
         body,

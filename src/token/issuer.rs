@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 pub use super::endpoint::Error;
 use super::{
     cache::authorization,
-    endpoint::{self, Endpoint, encode_parameters},
+    endpoint::{self, IssuerEndpoint, encode_parameters},
     token_response::{Failure, GrantType, ResponseFields, ResponseParser, TokenResponse},
 };
 use crate::{
@@ -76,7 +76,7 @@ pub(super) trait Issuer: Send {
 /// A token endpoint: `POST {url}`, HTTP Basic.
 #[derive(Debug)]
 pub struct TokenEndpoint {
-    endpoint: Endpoint,
+    endpoint: IssuerEndpoint,
     authorization: HeaderValue,
     client_id: String,
     client_secret: Secret,
@@ -103,7 +103,7 @@ impl TokenEndpoint {
         clock: SharedClock,
     ) -> Result<Self, Error> {
         Ok(Self {
-            endpoint: Endpoint::new(url, &config.tls, config.timeout)?,
+            endpoint: IssuerEndpoint::new(url, &config.tls, config.timeout)?,
             authorization: basic_authorization(
                 &config.client_id,
                 &config.client_secret,

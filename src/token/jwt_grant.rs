@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::{
     code_grant::{self, CodeGrant},
-    endpoint::{self, Endpoint, EndpointResponse, encode_parameters},
+    endpoint::{self, IssuerEndpoint, RawResponse, encode_parameters},
     initial_grant::InitialGrant,
     issuer::{Error, IssuerConfig},
     token_response::{Failure, FailureClass, GrantType, TokenResponse, error_response},
@@ -96,7 +96,7 @@ pub fn check_key(algorithm: Algorithm, key: &Secret) -> Result<(), InvalidKey> {
 pub(super) struct JwtGrant {
     config: Config,
     client_id: String,
-    endpoint: Endpoint,
+    endpoint: IssuerEndpoint,
     code_grant: Mutex<CodeGrant>,
     clock: SharedClock,
 }
@@ -110,7 +110,7 @@ impl JwtGrant {
         clock: SharedClock,
     ) -> Result<Self, Error> {
         let code_grant = CodeGrant::new(code, issuer, SharedClock::clone(&clock))?;
-        let endpoint = Endpoint::new(&config.url, &issuer.tls, issuer.timeout)?;
+        let endpoint = IssuerEndpoint::new(&config.url, &issuer.tls, issuer.timeout)?;
         Ok(Self {
             config,
             client_id: issuer.client_id.clone(),
@@ -217,7 +217,7 @@ fn sign(
 impl Config {
     /// The code of a response, which has one of two forms: a redirect whose target carries the
     /// code, or JSON.
-    fn code(&self, response: &EndpointResponse, wall: SystemTime) -> Result<Secret, Failure> {
+    fn code(&self, response: &RawResponse, wall: SystemTime) -> Result<Secret, Failure> {
         let code = match response.status {
             StatusCode::MOVED_PERMANENTLY
             | StatusCode::FOUND
@@ -310,7 +310,7 @@ mod tests {
             headers.insert(header::LOCATION, location.parse().expect("a value"));
         }
         let status = StatusCode::from_u16(status).expect("a status");
-        let response = EndpointResponse {
+        let response = RawResponse {
             status,
             headers,
             body: Zeroizing::new(body.as_bytes().to_vec()),
@@ -344,7 +344,7 @@ mod tests {
 
     #[test]
     fn parameter_names_and_code_fields_are_configurable() {
-        let response = |location: &str, body: &[u8]| EndpointResponse {
+        let response = |location: &str, body: &[u8]| RawResponse {
             status: if location.is_empty() {
                 StatusCode::OK
             } else {

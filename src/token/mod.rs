@@ -62,7 +62,8 @@
 //!   with each new one; the generation counts all tokens.
 //! - *intent*: the stored note that a refresh token is about to be sent; while it is open, that
 //!   token may have been used.
-//! - *proven*: a token that got a 2xx from the upstream.
+//! - *proof*: a 2xx or 101 for a request with a token: the upstream accepts it. A token that was
+//!   requested because of a rejection is *unproven* until then.
 //! - *futile*: a token with which a replay was rejected too, so that refreshing did not help.
 //! - *grant*: what is presented to the issuer for tokens (RFC 6749 §1.3); an *initial grant* needs
 //!   no refresh token.

@@ -1,13 +1,13 @@
 //! The one task that calls the issuer. No other code does, so calls never run in parallel.
 //!
-//! A refresh token works once: the issuer replaces it with every refresh. A process that loses the
+//! Where the issuer rotates refresh tokens, each of them works once. A process that loses the
 //! replacement, or sends the old token again, loses the credential until an operator logs in. So
 //! each refresh takes these steps, in this order:
 //!
 //! 1. **Lock** the state file, so that other processes wait.
 //! 2. **Re-read** the stored record: another process may have refreshed already.
 //! 3. Store the **intent**: the fingerprint of the refresh token that is about to be sent. After a
-//!    crash it tells that the token may have been used.
+//!    crash it shows that the token may have been used.
 //! 4. **Call** the issuer, once.
 //! 5. **Save** the new tokens durably.
 //! 6. **Publish** the access token to the data path.
