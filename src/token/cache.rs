@@ -191,8 +191,8 @@ impl Token {
     }
 
     /// Whether a rejection of this token justifies a refresh now. A *futile* token (a replay with
-    /// it was rejected) and an *unproven* one (requested because of a rejection, no proof yet) must be
-    /// as old as their cooldown.
+    /// it was rejected) and an *unproven* one (requested because of a rejection, no proof yet) must
+    /// be as old as their cooldown.
     pub(super) fn is_worth_refreshing(&self, now: Moment) -> bool {
         let unproven = self.history.after_rejection && self.flags() & PROVEN == 0;
         let unproven_until = unproven.then(|| self.published_at + self.cooldown());
