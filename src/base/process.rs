@@ -102,6 +102,14 @@ pub fn raise_descriptor_limit() -> std::io::Result<()> {
     Ok(())
 }
 
+/// The effective user ID of this process; `None` where users have no number.
+pub fn user_id() -> Option<u32> {
+    #[cfg(unix)]
+    return Some(rustix::process::geteuid().as_raw());
+    #[cfg(not(unix))]
+    None
+}
+
 /// Whether this user may create files in a folder, as far as this can be checked without trying.
 pub fn is_writable(folder: &std::path::Path) -> bool {
     #[cfg(unix)]

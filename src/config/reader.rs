@@ -1,6 +1,7 @@
 //! Reads values from the raw configuration by key, and collects mistakes and warnings.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,7 +12,10 @@ use super::{
     raw::{Raw, Value},
     values,
 };
-use crate::{base::secret::Secret, net::socket::Address};
+use crate::{
+    base::{process, secret::Secret},
+    net::socket::Address,
+};
 
 /// Reads keys and collects findings. After a mistake its methods return a stand-in, so that reading
 /// continues and finds the other mistakes; [`Reader::finish`] then drops the result.
@@ -323,15 +327,14 @@ impl Reader {
             }
             Ok(secret) => Some(secret),
             Err(error) => {
-                let hint = format!(
-                    "check the path and the permissions; the secret itself belongs in {}",
-                    keys::without_index(twin)
-                );
-                let problem = problem(format!("names a file that cannot be read: {error}"), hint)
-                    .or_variable(format!(
-                        "check the path and the permissions; the secret itself belongs in {}",
-                        keys::variable(twin)
-                    ));
+                let hint = unreadable_hint(error.kind(), process::user_id());
+                let secret_itself =
+                    |key: &str| format!("{hint}; the secret itself belongs in {key}");
+                let problem = problem(
+                    format!("names a file that cannot be read: {error}"),
+                    secret_itself(&keys::without_index(twin)),
+                )
+                .or_variable(secret_itself(&keys::variable(twin)));
                 self.mistake(pos, path, problem);
                 None
             }
@@ -342,6 +345,17 @@ impl Reader {
         if let Some(problem) = missing_value(path, "is missing") {
             self.missing(self.pos(path), path, problem);
         }
+    }
+}
+
+/// The hint for a secret file that cannot be read. In a container, the process usually has another
+/// user than the owner of the file.
+fn unreadable_hint(kind: io::ErrorKind, user: Option<u32>) -> String {
+    match (kind, user) {
+        (io::ErrorKind::PermissionDenied, Some(user)) => {
+            format!("the process runs as user {user}, which must be able to read it")
+        }
+        _ => "check the path and the permissions".to_owned(),
     }
 }
 
@@ -385,5 +399,20 @@ fn from_folder_of(pos: &SourcePos, file: &Path) -> PathBuf {
         | SourcePos::File(_)
         | SourcePos::Environment(_)
         | SourcePos::CommandLine => file.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use super::unreadable_hint;
+
+    #[test]
+    fn the_hint_on_a_secret_file_without_permission_names_the_user() {
+        let hint = unreadable_hint(ErrorKind::PermissionDenied, Some(65532));
+        assert!(hint.contains("user 65532"), "{hint}");
+        let hint = unreadable_hint(ErrorKind::NotFound, Some(65532));
+        assert!(!hint.contains("65532"), "{hint}");
     }
 }

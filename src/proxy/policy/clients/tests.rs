@@ -1,7 +1,9 @@
 use std::{net::IpAddr, num::NonZeroU32, time::Duration};
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+
 use super::*;
-use crate::base::clock::Simulated;
+use crate::{base::clock::Simulated, net::reload};
 
 fn client(name: &str) -> Client {
     Client {
