@@ -50,7 +50,7 @@ fn rewriting_a_head(criterion: &mut Criterion) {
         authorization: Some(&authorization),
     };
     criterion.bench_function("rewriting a head", |bencher| {
-        bencher.iter(|| outbound(black_box(&head), &rewrite))
+        bencher.iter(|| outbound(black_box(&head), &rewrite));
     });
 }
 

@@ -173,7 +173,7 @@ impl Raw {
                     );
                 }
                 DeValue::Table(inner) if path == keys::UPSTREAMS => {
-                    self.add_upstreams(inner, source)
+                    self.add_upstreams(inner, source);
                 }
                 DeValue::Table(inner) if !is_odd && keys::is_section(&path) => {
                     self.sections.insert(path.clone(), pos);

@@ -190,7 +190,7 @@ impl Head {
             }
             match self.version {
                 None if line.is_empty() && !self.has_leading_empty_line => {
-                    self.has_leading_empty_line = true
+                    self.has_leading_empty_line = true;
                 }
                 None => self.version = Some(request_line(line, limits)?),
                 Some(version) if line.is_empty() => {

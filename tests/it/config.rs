@@ -1178,7 +1178,7 @@ fn the_shipped_file_documents_every_key_and_no_other() {
     for key in config::keys() {
         match key.presence {
             Presence::Default(_) => {
-                assert!(!given.contains_key(key.path), "{} is the default", key.path)
+                assert!(!given.contains_key(key.path), "{} is the default", key.path);
             }
             Presence::Required { .. } if key.is_in_array() => {
                 assert!(
@@ -1188,7 +1188,7 @@ fn the_shipped_file_documents_every_key_and_no_other() {
                 );
             }
             Presence::Required { .. } => {
-                assert!(given.contains_key(key.path), "{} is required", key.path)
+                assert!(given.contains_key(key.path), "{} is required", key.path);
             }
             Presence::Optional(_) => {}
         }

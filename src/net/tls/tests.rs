@@ -274,13 +274,13 @@ fn the_error_about_a_refused_client_contains_advice() {
         ),
         (
             issued(&ours, |app| {
-                app.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]
+                app.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
             }),
             "clientAuth",
         ),
         (
             issued(&ours, |app| {
-                app.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)
+                app.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             }),
             "presents the certificate of an authority",
         ),

@@ -74,7 +74,7 @@ pub(crate) async fn serve(
             registration.replace(ConnState::Http2(Arc::clone(&state)));
             io.set_state(ConnState::Http2(Arc::clone(&state)));
             // Boxed: these are fewer, and their future is larger.
-            Box::pin(http2::serve(worker, io, peer, state, deadlines)).await
+            Box::pin(http2::serve(worker, io, peer, state, deadlines)).await;
         }
         Some(Err(_)) => {}
         None => deadlines.count_expired(state.read_timeout(), &worker.metrics),

@@ -114,13 +114,16 @@ pub(crate) async fn serve(
     .await;
 }
 
+/// What a stream that is about to be executed is limited by.
+type NextStream = (ClientDeadlines, Rc<StreamState>);
+
 /// Runs each stream as a task of this thread, until one of its deadlines expires.
 ///
 /// hyper calls the service, and then gives the executor the future that drives what the service
 /// returned. What the service leaves in `next` therefore belongs to the next future.
 #[derive(Clone)]
 struct StreamExecutor {
-    next: Rc<RefCell<Option<(ClientDeadlines, Rc<StreamState>)>>>,
+    next: Rc<RefCell<Option<NextStream>>>,
     connection: Arc<Http2State>,
     metrics: Arc<Metrics>,
 }

@@ -101,7 +101,7 @@ fn spawn(
         let limit = config.first_byte_timeout + config.head_timeout;
         match tokio::time::timeout(limit, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => {
-                connection::serve(worker, Either::Right(Box::new(stream)), client, position).await
+                connection::serve(worker, Either::Right(Box::new(stream)), client, position).await;
             }
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
                 let advice = tls::cause(&error).map_or("", tls::client_advice);
@@ -114,7 +114,7 @@ fn spawn(
             // Counted but not logged: health checks and browsers often close before the handshake
             // is complete.
             Ok(Err(_)) | Err(_) => {
-                worker.metrics.connections_rejected[ConnectionRejection::Handshake].add(1)
+                worker.metrics.connections_rejected[ConnectionRejection::Handshake].add(1);
             }
         }
         drop(slot);

@@ -344,7 +344,7 @@ impl ModelState {
         }
         match last.failure {
             Some(FailureClass::Throttled(wait)) if now < last.ended + wait => {
-                violations.push("a call within Retry-After")
+                violations.push("a call within Retry-After");
             }
             Some(
                 FailureClass::Throttled(_)
@@ -353,7 +353,7 @@ impl ModelState {
             )
             | None => {}
             Some(_) if since < seconds(1) => {
-                violations.push("a failed call repeated within a second")
+                violations.push("a failed call repeated within a second");
             }
             Some(_) => {}
         }
