@@ -16,6 +16,7 @@
 //! | `refresher/situation.rs` | the refresher's state as the plan's input |
 //! | `refresher/chain.rs` | the known refresh tokens: chain, seed, refused ones |
 //! | `refresher/reload.rs` | the stored record of other processes, and the files of secrets |
+//! | `refresher/lock.rs` | waits for the moment of the next call and for the store's lock |
 //! | `refresher/report.rs` | status, telemetry, log |
 //! | `schedule.rs` | pure functions: margins, cooldowns, waits |
 //! | `state.rs` | states, reasons, outcomes, snapshots |

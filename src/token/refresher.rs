@@ -15,6 +15,7 @@
 //! What to call with, and when, is decided by [`plan`]; this file executes the plan.
 
 mod chain;
+mod lock;
 mod plan;
 mod reload;
 mod report;
@@ -32,8 +33,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     chain::{Attempt, Chain},
+    lock::{LockState, due_and_locked, sleep_until},
     plan::{Plan, Retry},
-    reload::LockState,
 };
 use super::{
     cache::authorization,
@@ -380,50 +381,10 @@ impl Refresher {
         }
     }
 
-    fn hold(&mut self, lock: io::Result<Option<Lock>>) {
-        match lock {
-            Ok(Some(lock)) => self.lock = Some(lock),
-            // There is no store, or this process holds the lock already.
-            Ok(None) => {}
-            // Refreshing without the lock is better than having no token.
-            Err(error) => {
-                if !std::mem::replace(&mut self.is_store_problem_logged, true) {
-                    tracing::warn!(
-                        %error,
-                        "the state file cannot be locked: another process with the same file \
-                         would not be noticed"
-                    );
-                }
-            }
-        }
-    }
-
     fn clear_failures(&mut self) {
         self.timing.backoff.reset();
         self.problem = None;
         self.has_new_secret = false;
-    }
-}
-
-/// Resolves at `due`, as soon as no other process holds the lock. An error means that the store
-/// cannot be locked.
-async fn due_and_locked(
-    clock: &SharedClock,
-    store: Option<Arc<dyn Store>>,
-    due: Option<Moment>,
-) -> io::Result<Option<Lock>> {
-    sleep_until(clock, due).await;
-    match store {
-        Some(store) => store::lock(&*store, &**clock).await.map(Some),
-        None => Ok(None),
-    }
-}
-
-/// Pends forever for `None`.
-async fn sleep_until(clock: &SharedClock, moment: Option<Moment>) {
-    match moment {
-        Some(moment) => clock.sleep_until(moment).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use http::HeaderValue;
 
-use super::Refresher;
+use super::{Refresher, lock::LockState};
 use crate::{
     base::{backoff, clock::Moment, secret::Secret},
     token::{
@@ -18,13 +18,6 @@ use crate::{
         store::Record,
     },
 };
-
-/// Whether this process holds the lock. Without it, another process may be in the middle of a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LockState {
-    Held,
-    NotHeld,
-}
 
 impl Refresher {
     /// At the start: publishes the stored access token if it is still valid, and considers the
