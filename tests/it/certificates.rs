@@ -1,11 +1,6 @@
-//! Certificates change while the proxy runs: those of listeners, and those towards the cloud and its issuer.
+//! Certificates that are replaced while the proxy runs: those of listeners, and those towards the cloud and its issuer.
 
-use std::{
-    net::SocketAddr,
-    path::Path,
-    sync::{Arc, atomic::Ordering::SeqCst},
-    time::Duration,
-};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use bearer_proxy::{
     base::clock,
@@ -16,15 +11,15 @@ use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::common::{
-    eventually, issuer, proxy, text_at,
+    self, eventually, issuer, metric, proxy,
     tls::{
-        Authority, Pair, authority, client_config, cloud, identity, identity_for, identity_until,
-        server_config, with_tls, write,
+        Authority, Pair, authority, client_config, cloud_named, identity, identity_for,
+        identity_until, with_tls, write,
     },
 };
 
-/// Asks for something over TLS and reads to the end, by which time a session to resume has arrived if there is one. Returns
-/// the listener's certificate.
+/// Sends a request over TLS and reads to the end, by which time a ticket to resume the session has arrived. Returns the
+/// listener's certificate.
 async fn asks(
     address: SocketAddr,
     config: &Arc<rustls::ClientConfig>,
@@ -37,23 +32,18 @@ async fn asks(
     stream
         .write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         .await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await?;
+    assert!(response.starts_with("HTTP/1.1 200"), "{response}");
     let connection = stream.get_ref().1;
     Ok(connection.peer_certificates().unwrap()[0].clone())
 }
 
-/// A metric's value of a certificate's end, in days since 1970.
+/// The day on which a certificate expires by the metrics, counted from 1970.
 async fn ends(admin: SocketAddr, what: &str) -> Option<u64> {
-    let text = text_at(admin, "/metrics").await;
-    let name = format!("bearer_proxy_certificate_expiry_timestamp_seconds{{use=\"{what}\"}} ");
-    let value: f64 = text
-        .lines()
-        .find_map(|line| line.strip_prefix(&name))?
-        .parse()
-        .unwrap();
-    Some(value as u64 / (24 * 3600))
+    let name = format!("bearer_proxy_certificate_expiry_timestamp_seconds{{use=\"{what}\"}}");
+    let value = metric(admin, &name).await;
+    (value > 0.0).then_some(value as u64 / (24 * 3600))
 }
 
 fn der(pair: &Pair) -> CertificateDer<'static> {
@@ -62,51 +52,52 @@ fn der(pair: &Pair) -> CertificateDer<'static> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_renewed_certificate_is_shown_without_a_restart_and_its_end_is_told() {
+async fn a_renewed_certificate_is_presented_without_a_restart_and_its_expiry_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let authority = authority();
-    let cloud = crate::common::cloud().await;
-    let (app, address, admin) = with_tls(folder.path(), &authority, &cloud).await;
-    let apps = Arc::new(client_config(
+    let cloud = common::cloud().await;
+    let proxy = with_tls(folder.path(), &authority, &cloud).await;
+    let (address, admin) = (proxy.address, proxy.admin);
+    let clients = Arc::new(client_config(
         &authority,
         Some(identity(&authority, "app", false)),
     ));
-    let first = asks(address, &apps).await.unwrap();
+    let first = asks(address, &clients).await.unwrap();
     let what = format!("listener:{address}");
     assert!(
         ends(admin, &what).await.is_some_and(|day| day > 100_000),
-        "rcgen's own is good for long"
+        "rcgen's default does not expire late"
     );
 
     let second = identity_until(&authority, "localhost", (2080, 1, 1));
     assert_ne!(first, der(&second));
     write(folder.path(), "proxy.pem", &second.0);
-    app.reload_files();
-    // Whether the half was looked at already or not, it is not shown.
-    assert_eq!(asks(address, &apps).await.unwrap(), first);
+    proxy.app.reload_files();
+    // Half of the new pair is not presented, whether it was read already or not.
+    assert_eq!(asks(address, &clients).await.unwrap(), first);
     write(folder.path(), "proxy.key", &second.1);
-    eventually("the new one is shown", async || {
-        asks(address, &apps).await.unwrap() == der(&second)
+    eventually("the new one is presented", async || {
+        asks(address, &clients).await.unwrap() == der(&second)
     })
     .await;
     assert_eq!(ends(admin, &what).await, Some(40_177));
 
-    // As another program renews: both at once, by new names for old ones.
+    // Another way to renew: both files at once, by rename.
     let third = identity_until(&authority, "localhost", (2070, 1, 1));
     for (name, text) in [("proxy.key", &third.1), ("proxy.pem", &third.0)] {
         let new = write(folder.path(), &format!("{name}.new"), text);
         std::fs::rename(new, folder.path().join(name)).unwrap();
     }
-    eventually("the third one is shown", async || {
-        asks(address, &apps).await.unwrap() == der(&third)
+    eventually("the third one is presented", async || {
+        asks(address, &clients).await.unwrap() == der(&third)
     })
     .await;
-    app.shut_down().await;
+    proxy.app.shut_down().await;
 }
 
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_swapped_folder_of_certificates_is_noticed_as_kubernetes_makes_them() {
+async fn a_folder_of_certificates_that_kubernetes_swaps_is_noticed() {
     use std::os::unix::fs::symlink;
 
     let folder = tempfile::tempdir().unwrap();
@@ -128,7 +119,7 @@ async fn a_swapped_folder_of_certificates_is_noticed_as_kubernetes_makes_them() 
     }
     let (cert, key) = (at("proxy.pem"), at("proxy.key"));
     let proxy = proxy(
-        &crate::common::cloud().await,
+        &common::cloud().await,
         &[
             ("listener[0].address", "127.0.0.1:0"),
             ("listener[0].tls.cert_file", cert.to_str().unwrap()),
@@ -136,63 +127,63 @@ async fn a_swapped_folder_of_certificates_is_noticed_as_kubernetes_makes_them() 
         ],
     );
     proxy.ready().await;
-    let apps = Arc::new(client_config(&authority, None));
-    assert_eq!(asks(proxy.address, &apps).await.unwrap(), der(&pairs[0]));
+    let clients = Arc::new(client_config(&authority, None));
+    assert_eq!(asks(proxy.address, &clients).await.unwrap(), der(&pairs[0]));
     symlink("..2", at("..tmp")).unwrap();
     std::fs::rename(at("..tmp"), at("..data")).unwrap();
     let new = der(&pairs[1]);
     eventually("the new one", async || {
-        asks(proxy.address, &apps).await.unwrap() == new
+        asks(proxy.address, &clients).await.unwrap() == new
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn apps_of_a_former_authority_are_out_though_they_were_in_before() {
+async fn clients_of_a_replaced_authority_are_refused_though_they_could_resume_a_session() {
     let folder = tempfile::tempdir().unwrap();
     let (former, new) = (authority(), authority());
-    let cloud = crate::common::cloud().await;
-    let (app, address, _) = with_tls(folder.path(), &former, &cloud).await;
-    let old_app = Arc::new(client_config(
+    let cloud = common::cloud().await;
+    let proxy = with_tls(folder.path(), &former, &cloud).await;
+    let address = proxy.address;
+    let old_client = Arc::new(client_config(
         &former,
         Some(identity(&former, "app", false)),
     ));
-    asks(address, &old_app).await.unwrap();
+    asks(address, &old_client).await.unwrap();
     write(folder.path(), "ca.pem", &new.pem());
-    let new_app = Arc::new(client_config(&former, Some(identity(&new, "app", false))));
+    let new_client = Arc::new(client_config(&former, Some(identity(&new, "app", false))));
     eventually("the new authority counts", async || {
-        asks(address, &new_app).await.is_ok()
+        asks(address, &new_client).await.is_ok()
     })
     .await;
-    assert!(asks(address, &old_app).await.is_err());
-    app.shut_down().await;
+    assert!(asks(address, &old_client).await.is_err());
+    proxy.app.shut_down().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_app_whose_certificate_expires_is_out_though_it_was_in_before() {
+async fn a_client_whose_certificate_expired_is_refused_though_it_could_resume_a_session() {
     let folder = tempfile::tempdir().unwrap();
     let authority = authority();
-    let (_app, address, _) =
-        with_tls(folder.path(), &authority, &crate::common::cloud().await).await;
-    let app = Arc::new(client_config(
+    let cloud = common::cloud().await;
+    let proxy = with_tls(folder.path(), &authority, &cloud).await;
+    let address = proxy.address;
+    let client = Arc::new(client_config(
         &authority,
         Some(identity_for(&authority, "app", Duration::from_secs(5))),
     ));
-    asks(address, &app).await.unwrap();
-    eventually("it is refused", async || asks(address, &app).await.is_err()).await;
+    asks(address, &client).await.unwrap();
+    eventually("it is refused", async || {
+        asks(address, &client).await.is_err()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn certificates_towards_the_cloud_and_its_issuer_change_without_a_restart() {
+async fn certificates_towards_the_cloud_and_its_issuer_are_replaced_without_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let (right, wrong) = (authority(), authority());
-    let (address, _) = cloud(server_config(
-        &right,
-        identity(&right, "localhost", false),
-        true,
-    ))
-    .await;
-    let origin = format!("https://localhost:{}", address.port());
+    let cloud = cloud_named(&right, "localhost", true).await;
+    let origin = cloud.origin();
     let put = |authority: &Authority, until| {
         let (chain, key) = identity_until(authority, "client", until);
         let files = [
@@ -247,17 +238,12 @@ async fn certificates_towards_the_cloud_and_its_issuer_change_without_a_restart(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn first_tokens_without_a_person_follow_new_certificates_too() {
+async fn the_jwt_grant_uses_new_certificates_too() {
     let folder = tempfile::tempdir().unwrap();
     let (right, wrong) = (authority(), authority());
-    let (address, told) = cloud(server_config(
-        &right,
-        identity(&right, "localhost", false),
-        false,
-    ))
-    .await;
+    let cloud = cloud_named(&right, "localhost", false).await;
     let ca = write(folder.path(), "ca.pem", &wrong.pem());
-    let origin = format!("https://localhost:{}", address.port());
+    let origin = cloud.origin();
     let overrides = [
         ("proxy.listen", "127.0.0.1:0"),
         ("upstream.endpoints", &origin),
@@ -285,7 +271,7 @@ async fn first_tokens_without_a_person_follow_new_certificates_too() {
         tokens.request_tokens().await.unwrap_err().class,
         FailureClass::Unreachable
     );
-    assert_eq!(told.load(SeqCst), 0);
+    assert!(cloud.is_untouched());
     write(folder.path(), "ca.pem", &right.pem());
     assert_eq!(
         tokens.request_tokens().await.unwrap().access_token.expose(),

@@ -1,5 +1,5 @@
-//! HTTP/2 as a weapon: frames that cost their sender nothing. The attacker is shown out, memory stays, and who is beside is
-//! served.
+//! HTTP/2 floods: frames that cost their sender nothing. The attacker's connection is closed, memory does not grow, and other
+//! clients are served.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, sink};
+use tokio::io::{AsyncWrite, sink};
 
 use crate::common::{
     Client, LIMIT, eventually,
@@ -18,9 +18,9 @@ use crate::common::{
         CANCEL, DATA, END_HEADERS, END_STREAM, GET, HEADERS, PING, POST, RST_STREAM, SETTINGS,
         WINDOW_UPDATE, greeted, head, write,
     },
-    get, grant,
+    get,
     process::ReadyProgram,
-    read_head, scripted,
+    upstream::{Upstream, silence},
 };
 
 const CONTINUATION: u8 = 9;
@@ -28,7 +28,7 @@ const CONTINUATION: u8 = 9;
 /// More than a window that is open already has room for.
 const BEYOND: u32 = 0x7fff_ffff;
 
-/// What an attacker may add to what is resident, in KiB.
+/// By how much resident memory may grow, in KiB.
 const MOST: u64 = 10 * 1024;
 
 #[derive(Debug, Clone, Copy)]
@@ -39,20 +39,16 @@ enum Attack {
     MadeYouReset,
     /// A head that never ends: CVE-2024-27316.
     Continuation,
-    /// A body of nothing: CVE-2019-9518.
+    /// Empty DATA frames: CVE-2019-9518.
     EmptyData,
-    /// Questions that have to be answered: CVE-2019-9512 and CVE-2019-9515.
+    /// Frames that must be acknowledged: CVE-2019-9512 and CVE-2019-9515.
     Pings,
     Settings,
 }
 
 impl Attack {
-    /// One blow.
-    async fn strike(
-        self,
-        stream: &mut (impl AsyncWrite + Unpin),
-        round: u32,
-    ) -> std::io::Result<()> {
+    /// One step of the attack.
+    async fn step(self, stream: &mut (impl AsyncWrite + Unpin), round: u32) -> std::io::Result<()> {
         let number = 2 * round + 1;
         let whole = END_HEADERS | END_STREAM;
         match self {
@@ -86,44 +82,27 @@ impl Attack {
         }
     }
 
-    /// Goes on until the attacker is shown out. False if that does not happen.
-    async fn run(self, address: SocketAddr, takes_answers: bool) -> bool {
+    /// Goes on until the connection is closed. False if it is not.
+    async fn run(self, address: SocketAddr, reads: bool) -> bool {
         let (mut read, mut stream) = greeted(address, &[]).await.into_split();
-        // Who does not take its answers is late at last.
-        let reading = takes_answers
+        // A client that does not read is closed as late at last.
+        let reading = reads
             .then(|| tokio::spawn(async move { tokio::io::copy(&mut read, &mut sink()).await }));
-        let striking = async {
+        let attacking = async {
             for round in 0.. {
-                self.strike(&mut stream, round).await?;
+                self.step(&mut stream, round).await?;
             }
             Ok::<_, std::io::Error>(())
         };
-        let ended = tokio::time::timeout(LIMIT, striking).await;
+        let ended = tokio::time::timeout(LIMIT, attacking).await;
         drop(reading);
         matches!(ended, Ok(Err(_)))
     }
 }
 
 async fn cloud() -> SocketAddr {
-    scripted(|_, mut stream| async move {
-        loop {
-            let head = read_head(&mut stream).await?;
-            if head.is_empty() {
-                return Ok(());
-            }
-            if head.starts_with("POST /api/refreshToken.do") {
-                stream.write_all(grant("token", 3600).as_bytes()).await?;
-            } else if head.starts_with("POST /upload") {
-                stream.read_to_end(&mut Vec::new()).await?;
-                return Ok(());
-            } else {
-                stream
-                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-                    .await?;
-            }
-        }
-    })
-    .await
+    let cloud = Upstream::new().on("/upload", silence()).issuing();
+    cloud.early().unrecorded().start().await.address
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -137,7 +116,7 @@ async fn bad_input_07_floods_of_frames() {
         Pings,
         Settings,
     ];
-    for (attack, takes_answers) in attacks
+    for (attack, reads) in attacks
         .into_iter()
         .flat_map(|attack| [(attack, false), (attack, true)])
     {
@@ -159,21 +138,21 @@ async fn bad_input_07_floods_of_frames() {
             let (goes_on, served) = (Arc::clone(&goes_on), Arc::clone(&served));
             async move {
                 while goes_on.load(SeqCst) {
-                    let answer = tokio::time::timeout(LIMIT, good.send(get("/")))
+                    let response = tokio::time::timeout(LIMIT, good.send(get("/")))
                         .await
                         .expect("in time")
                         .unwrap();
-                    assert_eq!(answer.status(), 200);
+                    assert_eq!(response.status(), 200);
                     served.fetch_add(1, SeqCst);
                 }
             }
         });
         let attackers: Vec<_> = (0..4)
-            .map(|_| tokio::spawn(attack.run(proxy.address, takes_answers)))
+            .map(|_| tokio::spawn(attack.run(proxy.address, reads)))
             .collect();
-        let mut shown_out = 0;
+        let mut closed = 0;
         for attacker in attackers {
-            shown_out += usize::from(attacker.await.unwrap());
+            closed += usize::from(attacker.await.unwrap());
         }
         let after = served.load(SeqCst);
         eventually("the good client is served on", async || {
@@ -184,9 +163,9 @@ async fn bad_input_07_floods_of_frames() {
         beside.await.unwrap();
         let grown = proxy.memory("VmHWM").saturating_sub(before);
         println!(
-            "{attack:?}, {takes_answers}: {shown_out} of 4 shown out, {after} requests beside them, {grown} KiB more resident"
+            "{attack:?}, {reads}: {closed} of 4 closed, {after} requests beside them, {grown} KiB more resident"
         );
         assert!(grown < MOST, "{attack:?}: {grown} KiB");
-        assert_eq!(shown_out, 4, "{attack:?}");
+        assert_eq!(closed, 4, "{attack:?}");
     }
 }

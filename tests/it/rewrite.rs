@@ -10,9 +10,8 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::common::{
-    LIMIT, Proxy, connect, eventually, get, post, read_head, read_head_granting, scripted, send,
-    simulated_cloud, toml,
-    upstream::{RunningUpstream, Upstream, response},
+    LIMIT, Proxy, connect, eventually, get, post, read_head, scripted, send, simulated_cloud, toml,
+    upstream::{RunningUpstream, Upstream, grant, response},
 };
 
 /// A proxy whose `proxy.toml` has these lines besides the usual ones.
@@ -293,14 +292,15 @@ async fn responses_that_are_not_small_json_are_not_held_back() {
         let origin = scripted(move |_, mut stream| {
             let mut may_go_on = may_go_on.clone();
             async move {
-                while !read_head_granting(&mut stream).await?.is_empty() {
-                    stream
-                        .write_all(format!("HTTP/1.1 200 OK\r\n{fields}\r\n1234").as_bytes())
-                        .await?;
-                    may_go_on.wait_for(|go_on| *go_on).await.unwrap();
-                    stream.write_all(&vec![b' '; size - 4]).await?;
+                let head = read_head(&mut stream).await?;
+                if head.starts_with("POST /api/refreshToken.do") {
+                    return grant("token", 3600).close().send(&mut stream).await;
                 }
-                Ok(())
+                stream
+                    .write_all(format!("HTTP/1.1 200 OK\r\n{fields}\r\n1234").as_bytes())
+                    .await?;
+                may_go_on.wait_for(|go_on| *go_on).await.unwrap();
+                stream.write_all(&vec![b' '; size - 4]).await
             }
         })
         .await;

@@ -1,6 +1,7 @@
-//! `https` towards the cloud and the issuer: who is trusted, and that nothing is said to anybody else.
+//! TLS towards the cloud and the issuer, and on listeners: which certificates are accepted, and that no byte is sent to a
+//! peer without one.
 
-use std::{net::SocketAddr, sync::Arc, sync::atomic::Ordering::SeqCst};
+use std::{net::SocketAddr, sync::Arc};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -8,38 +9,34 @@ use tokio::{
 };
 
 use crate::common::{
-    eventually, get, issuer, post, proxy, read_head_granting, send, text_at,
+    self, eventually, get, issuer, post, proxy, send, status,
     tls::{
-        Authority, Pair, authority, client_config, cloud, identity, self_signed, server_config,
-        with_tls, with_tls_and, write,
+        Authority, Pair, authority, client_config, cloud, cloud_named, identity, self_signed,
+        server_config, with_tls, with_tls_and, write,
     },
+    upstream::{Request, Upstream, bytes, response, values},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_private_authority_is_one_key_away_for_the_cloud_and_its_issuer() {
+async fn one_key_sets_the_authority_for_the_cloud_and_its_issuer() {
     let folder = tempfile::tempdir().unwrap();
     let authority = authority();
-    let (address, _) = cloud(server_config(
-        &authority,
-        identity(&authority, "localhost", false),
-        false,
-    ))
-    .await;
+    let cloud = cloud_named(&authority, "localhost", false).await;
     let ca = write(folder.path(), "ca.pem", &authority.pem());
-    let origin = format!("https://localhost:{}", address.port());
+    let origin = cloud.origin();
     let proxy = proxy(&origin, &[("upstream.tls.ca_file", ca.to_str().unwrap())]);
     proxy.ready().await;
     for _ in 0..3 {
-        let answer = proxy.send(post("/", vec![b'x'; 100_000])).await;
+        let got = proxy.send(post("/", vec![b'x'; 100_000])).await;
         assert_eq!(
-            (answer.status().as_u16(), &answer.body()[..]),
-            (200, &b"1"[..])
+            (got.status().as_u16(), &got.body()[..]),
+            (200, &b"token"[..])
         );
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_input_24_whoever_cannot_prove_the_name_is_told_nothing() {
+async fn bad_input_24_a_server_without_a_valid_certificate_gets_no_byte() {
     let folder = tempfile::tempdir().unwrap();
     let (trusted, other) = (authority(), authority());
     let ca = write(folder.path(), "ca.pem", &trusted.pem());
@@ -76,22 +73,22 @@ async fn bad_input_24_whoever_cannot_prove_the_name_is_told_nothing() {
             "issue another one",
         ),
     ] {
-        let (address, told) = cloud(server_config(&trusted, shown, false)).await;
-        let origin = format!("https://localhost:{}", address.port());
+        let cloud = cloud(server_config(&trusted, shown, false)).await;
+        let origin = cloud.origin();
         let given = [
             ("upstream.tls.ca_file", ca.to_str().unwrap()),
             ("token.issuer", &plain_issuer),
         ];
         let upstream = proxy(&origin, &given);
         upstream.ready().await;
-        let answer = upstream.get("/").await;
-        assert_eq!(answer.status(), 502, "{what}");
+        let got = upstream.get("/").await;
+        assert_eq!(got.status(), 502, "{what}");
         assert_eq!(
-            answer.headers()["proxy-status"],
+            got.headers()["proxy-status"],
             "bearer-proxy; error=tls_certificate_error",
             "{what}"
         );
-        let detail = String::from_utf8_lossy(answer.body());
+        let detail = String::from_utf8_lossy(got.body());
         assert!(
             detail.contains(&origin) && detail.contains(says),
             "{what}: {detail}"
@@ -118,22 +115,21 @@ async fn bad_input_24_whoever_cannot_prove_the_name_is_told_nothing() {
             "{what}: {problem}"
         );
         assert_eq!(issuer.get("/").await.status(), 503, "{what}");
-        assert_eq!(told.load(SeqCst), 0, "{what}: something was said");
+        assert!(cloud.is_untouched(), "{what}: a byte was sent");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_name_to_verify_and_the_address_to_dial_can_be_set_apart() {
+async fn the_name_to_verify_and_the_address_to_connect_to_are_independent() {
     let folder = tempfile::tempdir().unwrap();
     let authority = authority();
-    let (address, _) = cloud(server_config(
-        &authority,
-        identity(&authority, "cloud.example.com", false),
-        false,
-    ))
-    .await;
+    let cloud = cloud_named(&authority, "cloud.example.com", false).await;
     let ca = write(folder.path(), "ca.pem", &authority.pem());
-    let (ca, dial, issuer) = (ca.to_str().unwrap(), address.to_string(), issuer().await);
+    let (ca, dial, issuer) = (
+        ca.to_str().unwrap(),
+        cloud.address.to_string(),
+        issuer().await,
+    );
     let by_address = [
         ("upstream.tls.ca_file", ca),
         ("upstream.connect_to", &dial),
@@ -153,22 +149,17 @@ async fn the_name_to_verify_and_the_address_to_dial_can_be_set_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_certificate_of_our_own_is_shown_when_asked_for() {
+async fn a_client_certificate_is_presented_when_requested() {
     let folder = tempfile::tempdir().unwrap();
     let authority = authority();
-    let (address, _) = cloud(server_config(
-        &authority,
-        identity(&authority, "localhost", false),
-        true,
-    ))
-    .await;
+    let cloud = cloud_named(&authority, "localhost", true).await;
     let ca = write(folder.path(), "ca.pem", &authority.pem());
     let (chain, key) = identity(&authority, "client", false);
     let (chain, key) = (
         write(folder.path(), "client.pem", &chain),
         write(folder.path(), "client.key", &key),
     );
-    let origin = format!("https://localhost:{}", address.port());
+    let origin = cloud.origin();
     let given = [
         ("upstream.tls.ca_file", ca.to_str().unwrap()),
         ("upstream.tls.client_cert_file", chain.to_str().unwrap()),
@@ -184,7 +175,7 @@ async fn a_certificate_of_our_own_is_shown_when_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_never_finishes_the_handshake_is_given_up() {
+async fn a_handshake_that_never_ends_times_out() {
     let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let issuer = issuer().await;
     let origin = format!("https://localhost:{}", mute.local_addr().unwrap().port());
@@ -202,11 +193,11 @@ async fn whoever_never_finishes_the_handshake_is_given_up() {
             open.push(mute.accept().await.unwrap());
         }
     });
-    // The other limits, of five seconds and more, do not hold here.
-    let answer = tokio::time::timeout(std::time::Duration::from_secs(4), proxy.get("/"))
+    // The other limits are five seconds and more.
+    let got = tokio::time::timeout(std::time::Duration::from_secs(4), proxy.get("/"))
         .await
         .unwrap();
-    assert_eq!(answer.status(), 504);
+    assert_eq!(got.status(), 504);
     silent.abort();
 }
 
@@ -224,66 +215,50 @@ async fn over_tls(
         .connect("localhost".try_into().unwrap(), stream)
         .await?;
     stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    Ok(answer)
+    let mut got = String::new();
+    stream.read_to_string(&mut got).await?;
+    Ok(got)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn apps_with_a_certificate_are_served_over_tls_and_nobody_else() {
+async fn only_clients_with_a_certificate_are_served_over_tls() {
     let folder = tempfile::tempdir().unwrap();
     let authority = authority();
-    let origin = crate::common::scripted(|_, mut stream| async move {
-        loop {
-            let head = read_head_granting(&mut stream).await?;
-            let answer = match head.split(' ').nth(1) {
-                None => return Ok(()),
-                // It breaks off.
-                Some("/cut") => {
-                    return stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf").await;
-                }
-                Some(_) => {
-                    let own = head.lines().find_map(|line| line.strip_prefix("Host: ").or(line.strip_prefix("host: ")));
-                    let location = format!("http://{}/x", own.unwrap());
-                    let seen = head.to_ascii_lowercase();
-                    format!("HTTP/1.1 200 OK\r\nLocation: {location}\r\nContent-Length: {}\r\n\r\n{seen}", seen.len())
-                }
-            };
-            stream.write_all(answer.as_bytes()).await?;
-        }
-    })
-    .await;
-    let (_app, address, admin) =
-        with_tls(folder.path(), &authority, &format!("http://{origin}")).await;
+    let upstream = Upstream::new()
+        .on(
+            "/cut",
+            bytes("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf").close(),
+        )
+        .on("*", |request: &Request| {
+            let location = format!("Location: http://{}/x\r\n", request.fields("host")[0]);
+            response("200 OK", &location, "ok")
+        })
+        .issuing()
+        .start()
+        .await;
+    let origin = upstream.origin();
+    let proxy = with_tls(folder.path(), &authority, &origin).await;
+    let address = proxy.address;
     let own = || Some(identity(&authority, "app", false));
     let request = |path: &str| {
         format!(
             "GET {path} HTTP/1.1\r\nHost: localhost:8443\r\nOrigin: https://localhost:8443\r\nConnection: close\r\n\r\n"
         )
     };
-    let answer = over_tls(address, &authority, own(), &request("/"))
+    let got = over_tls(address, &authority, own(), &request("/"))
         .await
         .unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    assert!(
-        answer
-            .to_ascii_lowercase()
-            .contains("\r\nlocation: https://localhost:8443/x\r\n"),
-        "{answer}"
+    assert_eq!(status(&got), 200, "{got}");
+    assert_eq!(
+        values(&got, "location"),
+        ["https://localhost:8443/x"],
+        "{got}"
     );
-    assert!(
-        answer.contains("\r\nx-forwarded-proto: https\r\n"),
-        "{answer}"
-    );
-    assert!(
-        answer.contains(&format!("\r\norigin: http://{origin}\r\n")),
-        "{answer}"
-    );
-    assert!(
-        answer.contains("\r\nauthorization: bearer token\r\n"),
-        "{answer}"
-    );
-    // The page of a listener in clear is another site.
+    let forwarded = &upstream.requests()[0];
+    assert_eq!(forwarded.fields("x-forwarded-proto"), ["https"]);
+    assert_eq!(forwarded.fields("origin"), [origin]);
+    assert_eq!(forwarded.token(), "token");
+    // A page of a listener without TLS is another origin.
     let foreign = over_tls(
         address,
         &authority,
@@ -296,7 +271,7 @@ async fn apps_with_a_certificate_are_served_over_tls_and_nobody_else() {
     let cut = over_tls(address, &authority, own(), &request("/cut")).await;
     assert!(
         cut.is_err(),
-        "a cut answer must not end like a whole one: {cut:?}"
+        "a truncated response must not look complete: {cut:?}"
     );
 
     assert!(
@@ -310,52 +285,33 @@ async fn apps_with_a_certificate_are_served_over_tls_and_nobody_else() {
             .await
             .is_err()
     );
-    let in_clear = crate::common::raw(address, request("/").as_bytes(), crate::common::LIMIT).await;
+    let in_clear = proxy.raw(&request("/")).await;
     assert!(!in_clear.contains("HTTP/1.1"), "{in_clear}");
-    let silent = crate::common::raw(address, b"", crate::common::LIMIT).await;
-    assert_eq!(silent, "", "closed by its deadline");
-    let counted = "bearer_proxy_connections_rejected_total{reason=\"tls_handshake\"} 4";
-    eventually("each is counted", async || {
-        text_at(admin, "/metrics").await.contains(counted)
-    })
-    .await;
+    assert_eq!(proxy.raw("").await, "", "not closed by its deadline");
+    let counted = "bearer_proxy_connections_rejected_total{reason=\"tls_handshake\"}";
+    proxy.until(counted, 4.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_are_known_by_the_names_in_their_certificates() {
+async fn clients_are_identified_by_the_names_in_their_certificates() {
     let folder = tempfile::tempdir().unwrap();
     let authority = authority();
-    let origin = crate::common::scripted(|_, mut stream| async move {
-        while !read_head_granting(&mut stream).await?.is_empty() {
-            stream
-                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-                .await?;
-        }
-        Ok(())
-    })
-    .await;
     let clients = "[[client]]\nname = \"scanner\"\ntls_subject = \"Scanner.example.com\"\n\
                    [[client]]\nname = \"both\"\ntls_subject = \"both.example.com\"\nkey = \"key\"\nheader = \"x-key\"\n";
-    let (_app, address, admin) = with_tls_and(
-        folder.path(),
-        &authority,
-        &format!("http://{origin}"),
-        clients,
-    )
-    .await;
+    let proxy = with_tls_and(folder.path(), &authority, &common::cloud().await, clients).await;
     for (name, fields, expected) in [
         ("scanner.example.com", "", 200),
         ("other.example.com", "", 403),
         ("other.example.com", "X-Key: key\r\n", 403),
         ("both.example.com", "", 401),
         ("both.example.com", "X-Key: key\r\n", 200),
-        // Certificates are what browsers show by themselves: the guard stays.
+        // A browser presents certificates by itself: the guard applies.
         ("scanner.example.com", "Sec-Fetch-Site: cross-site\r\n", 403),
     ] {
         let request =
             format!("GET / HTTP/1.1\r\nHost: localhost\r\n{fields}Connection: close\r\n\r\n");
-        let answer = over_tls(
-            address,
+        let got = over_tls(
+            proxy.address,
             &authority,
             Some(identity(&authority, name, false)),
             &request,
@@ -363,22 +319,18 @@ async fn clients_are_known_by_the_names_in_their_certificates() {
         .await
         .unwrap();
         assert!(
-            answer.starts_with(&format!("HTTP/1.1 {expected} ")),
-            "{name} {fields:?}: {answer}"
+            got.starts_with(&format!("HTTP/1.1 {expected} ")),
+            "{name} {fields:?}: {got}"
         );
     }
-    let metrics = text_at(admin, "/metrics").await;
-    assert!(
-        metrics.contains("bearer_proxy_client_requests_total{client=\"scanner\",code=\"200\"} 1"),
-        "{metrics}"
-    );
-    assert!(
-        metrics.contains("bearer_proxy_client_requests_total{client=\"both\",code=\"200\"} 1"),
-        "{metrics}"
-    );
+    for client in ["scanner", "both"] {
+        let counted =
+            format!("bearer_proxy_client_requests_total{{client=\"{client}\",code=\"200\"}}");
+        assert_eq!(proxy.metric(&counted).await, 1.0, "{client}");
+    }
 }
 
-/// What somebody shows whom our authority does not know.
+/// A certificate of an unknown authority.
 fn unknown_identity() -> Pair {
     identity(&authority(), "app", false)
 }

@@ -1,4 +1,4 @@
-//! Uploads of any size, and tokens that die at any point of them.
+//! Uploads of any size, and tokens that are refused at any point of them.
 
 use std::{
     io,
@@ -14,23 +14,26 @@ use aws_lc_rs::digest::{Context, SHA256, digest};
 use bearer_proxy::base::clock::Simulated;
 use bytes::Bytes;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
 };
 
-use crate::common::{LIMIT, eventually, in_front_of, issuer, proxy, proxy_on, read_head, scripted};
+use crate::common::{
+    LIMIT, eventually, in_front_of, issuer, proxy, proxy_on, read_head, scripted,
+    upstream::{Request, Upstream, grant, response, values},
+};
 
-/// When an upstream looks at the token, in percent of the body.
+/// When an upstream judges the token, in percent of the body.
 type Percent = usize;
 
-/// An upstream that refuses the first token it sees. It notes what reached it.
+/// An upstream that refuses the first token that it gets. It records what reached it.
 #[derive(Clone)]
-struct Upstream {
+struct Judge {
     judges_at: Percent,
-    /// Whether it answers `Expect: 100-continue`.
+    /// Whether it responds to `Expect: 100-continue`.
     says_100: bool,
     seen: Arc<Seen>,
 }
@@ -44,7 +47,7 @@ struct Seen {
     body_bytes: AtomicUsize,
 }
 
-impl Upstream {
+impl Judge {
     fn new(judges_at: Percent, says_100: bool) -> Self {
         Self {
             judges_at,
@@ -73,7 +76,7 @@ impl Upstream {
         read: &mut BufReader<OwnedReadHalf>,
         write: &mut OwnedWriteHalf,
     ) -> io::Result<bool> {
-        let head = head(read).await?;
+        let head = read_head(read).await?;
         if head.is_empty() {
             return Ok(false);
         }
@@ -107,7 +110,7 @@ impl Upstream {
             hash.update(&data);
         }
         if !is_good {
-            // As servers do that have seen enough.
+            // As servers do that do not want the rest.
             write
                 .write_all(
                     b"HTTP/1.1 401 No\r\nContent-Length: 7\r\nConnection: close\r\n\r\nrefused",
@@ -180,23 +183,8 @@ impl Body {
     }
 }
 
-async fn head(read: &mut (impl AsyncRead + Unpin)) -> io::Result<String> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        match read.read_u8().await {
-            Ok(byte) => head.push(byte),
-            Err(_) if head.is_empty() => return Ok(String::new()),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(String::from_utf8(head).unwrap())
-}
-
 fn field(head: &str, name: &str) -> Option<String> {
-    let line = head
-        .lines()
-        .find(|line| line.to_ascii_lowercase().starts_with(&format!("{name}:")))?;
-    Some(line.split_once(':').unwrap().1.trim().to_owned())
+    values(head, name).first().map(|value| (*value).to_owned())
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -254,11 +242,11 @@ async fn upload(proxy: SocketAddr, body: Bytes, sends: Sends) -> Answer {
         io::Result::Ok(write)
     });
     let answer = async {
-        let mut first = head(&mut read).await.unwrap();
+        let mut first = read_head(&mut read).await.unwrap();
         let asked = first.starts_with("HTTP/1.1 100");
         if asked {
             let _ = ask.send(());
-            first = head(&mut read).await.unwrap();
+            first = read_head(&mut read).await.unwrap();
         } else {
             drop(ask);
         }
@@ -302,7 +290,7 @@ async fn whatever_can_be_sent_again_is_and_the_rest_gets_the_refusal() {
                     cases.push(upload_with_a_dead_token(
                         &issuer,
                         &body,
-                        Upstream::new(judges_at, says_100),
+                        Judge::new(judges_at, says_100),
                         sends,
                     ));
                 }
@@ -315,7 +303,7 @@ async fn whatever_can_be_sent_again_is_and_the_rest_gets_the_refusal() {
 /// More than is kept.
 const LARGE: usize = 100_000_000;
 
-async fn upload_with_a_dead_token(issuer: &str, body: &Bytes, upstream: Upstream, sends: Sends) {
+async fn upload_with_a_dead_token(issuer: &str, body: &Bytes, upstream: Judge, sends: Sends) {
     let (size, judges_at) = (body.len(), upstream.judges_at);
     let what = format!(
         "{size} bytes, judged at {judges_at} %, says 100: {}, {sends:?}",
@@ -397,7 +385,7 @@ async fn a_client_is_asked_for_its_body_only_when_the_upstream_wants_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upstream_that_lets_the_expectation_pass_is_not_waited_for_within_ten_minutes() {
-    let upstream = Upstream::new(100, false);
+    let upstream = Judge::new(100, false);
     *upstream.seen.refused.lock().unwrap() = Some("none".to_owned());
     let address = upstream.start().await;
     let issuer = issuer().await;
@@ -521,38 +509,25 @@ async fn chunks_that_were_refused_end_in_good_order() {
 async fn a_large_upload_begins_with_a_token_that_will_last() {
     const HOUR: Duration = Duration::from_secs(3600);
     for (left, expected, tokens) in [(45, 200, &["Bearer long"][..]), (2, 503, &[])] {
-        let calls = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&calls);
-        let issuer = scripted(move |_, mut stream| {
-            let calls = Arc::clone(&count);
-            async move {
-                while !read_head(&mut stream).await?.is_empty() {
-                    let answer = match calls.fetch_add(1, Relaxed) {
-                        0 => crate::common::grant("short", HOUR.as_secs()),
-                        2.. if expected == 200 => crate::common::grant("long", HOUR.as_secs()),
-                        _ => "HTTP/1.1 500 Not now\r\nContent-Length: 0\r\n\r\n".to_owned(),
-                    };
-                    stream.write_all(answer.as_bytes()).await?;
-                }
-                Ok(())
-            }
+        let issuer = Upstream::always(move |request: &Request| match request.number {
+            0 => grant("short", HOUR.as_secs()),
+            2.. if expected == 200 => grant("long", HOUR.as_secs()),
+            _ => response("500 Not now", "", ""),
         })
+        .start()
         .await;
-        let upstream = Upstream::new(100, true);
+        let upstream = Judge::new(100, true);
         *upstream.seen.refused.lock().unwrap() = Some("none".to_owned());
-        let (origin, issuer) = (
-            format!("http://{}", upstream.start().await),
-            format!("http://{issuer}"),
-        );
+        let origin = format!("http://{}", upstream.start().await);
         let clock = Arc::new(Simulated::new());
         let proxy = proxy_on(
             clock.clone(),
             &origin,
-            &[("token.issuer", &issuer), ("token.wait", "6s")],
+            &[("token.issuer", &issuer.origin()), ("token.wait", "6s")],
         );
         proxy.ready().await;
         clock.suspend(HOUR - Duration::from_secs(left));
-        eventually("a refresh has failed", async || calls.load(Relaxed) > 1).await;
+        eventually("a refresh has failed", async || issuer.count() > 1).await;
         assert_eq!(
             upload(proxy.address, body(2_000_000), Sends::WithLength)
                 .await

@@ -280,7 +280,7 @@ pub async fn silent_upstream() -> SocketAddr {
 }
 
 /// Reads a head, byte by byte, so that what follows stays unread. Empty if the peer closes first.
-pub async fn read_head(stream: &mut TcpStream) -> io::Result<String> {
+pub async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {
@@ -292,18 +292,6 @@ pub async fn read_head(stream: &mut TcpStream) -> io::Result<String> {
         }
     }
     Ok(String::from_utf8_lossy(&head).into_owned())
-}
-
-/// The same in a cloud that is its own issuer: whoever asks for a token is granted `token`, and the head is that of the
-/// first request that asks for something else.
-pub async fn read_head_granting(stream: &mut TcpStream) -> io::Result<String> {
-    loop {
-        let head = read_head(stream).await?;
-        if !head.starts_with("POST /api/refreshToken.do") {
-            return Ok(head);
-        }
-        stream.write_all(grant("token", 3600).as_bytes()).await?;
-    }
 }
 
 /// A connection on which these bytes were sent.
@@ -345,17 +333,6 @@ pub async fn raw(address: SocketAddr, request: &[u8], silence: Duration) -> Stri
         answer.extend_from_slice(&buffer[..n]);
     }
     String::from_utf8_lossy(&answer).into_owned()
-}
-
-/// An issuer's answer.
-pub fn grant(access_token: &str, lifetime: u64) -> String {
-    let body = format!(
-        r#"{{"access_token":"{access_token}","refresh_token":"next","expires_in":{lifetime}}}"#
-    );
-    format!(
-        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
 }
 
 /// The origin of an issuer that grants `token-1`, `token-2`, … for an hour each.

@@ -1,33 +1,23 @@
-//! Authorities and certificates, a cloud that speaks TLS, and a proxy that does.
+//! Authorities and certificates, and a cloud and a proxy that use TLS.
 
 use std::{
-    net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use bearer_proxy::{
-    app::App,
-    base::clock,
-    config::{self, Source},
-};
+use bearer_proxy::base::clock;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     server::WebPkiClientVerifier,
 };
-use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    net::TcpListener,
-};
-use tokio_rustls::TlsAcceptor;
 
-use super::{grant, ready, tcp};
+use super::{
+    Proxy, toml,
+    upstream::{Request, RunningUpstream, Upstream, grant, ok},
+};
 
 pub type Authority = CertifiedIssuer<'static, KeyPair>;
 
@@ -52,7 +42,7 @@ pub fn identity(authority: &Authority, name: &str, expired: bool) -> Pair {
     )
 }
 
-/// One that is good until this day.
+/// A certificate that is valid until this day.
 pub fn identity_until(authority: &Authority, name: &str, until: (i32, u8, u8)) -> Pair {
     signed(
         authority,
@@ -64,7 +54,7 @@ pub fn identity_until(authority: &Authority, name: &str, until: (i32, u8, u8)) -
     )
 }
 
-/// One that is good for so long from now on.
+/// A certificate that is valid for so long from now on.
 pub fn identity_for(authority: &Authority, name: &str, life: Duration) -> Pair {
     let now = clock::system()
         .wall()
@@ -75,7 +65,7 @@ pub fn identity_for(authority: &Authority, name: &str, life: Duration) -> Pair {
     signed(authority, params)
 }
 
-/// One that nobody else vouches for.
+/// A self-signed certificate.
 pub fn self_signed(name: &str) -> Pair {
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new([name.to_owned()])
@@ -136,50 +126,25 @@ pub fn server_config(
     )
 }
 
-/// A cloud over TLS that grants tokens and codes, and answers everything else with the token it saw. Counts the bytes
-/// that it was told.
-pub async fn cloud(config: Arc<ServerConfig>) -> (SocketAddr, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let told = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&told);
-    tokio::spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            let (acceptor, count) = (TlsAcceptor::from(Arc::clone(&config)), Arc::clone(&count));
-            tokio::spawn(async move {
-                let mut stream = BufReader::new(acceptor.accept(stream).await?);
-                loop {
-                    count.fetch_add(stream.fill_buf().await?.len(), SeqCst);
-                    let (mut head, mut line) = (String::new(), String::new());
-                    while stream.read_line(&mut line).await? > 2 {
-                        head += &std::mem::take(&mut line).to_ascii_lowercase();
-                    }
-                    if head.is_empty() {
-                        return std::io::Result::Ok(());
-                    }
-                    let length = head
-                        .lines()
-                        .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
-                    stream.read_exact(&mut vec![0; length.unwrap_or(0)]).await?;
-                    let answer = if head.starts_with("post /api/refreshtoken.do")
-                        || head.starts_with("post /api/token.do?")
-                    {
-                        grant("token", 3600)
-                    } else if head.starts_with("get /api/authorizebyjwt.do?") {
-                        "HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{\"code\":\"code\"}"
-                            .to_owned()
-                    } else {
-                        let seen = head.matches("\r\nauthorization: bearer token\r\n").count();
-                        format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{seen}")
-                    };
-                    stream.write_all(answer.as_bytes()).await?;
-                    stream.flush().await?;
-                }
-            });
-        }
-    });
-    (address, told)
+/// A cloud with a certificate of this authority for this name; whether it asks clients for one.
+pub async fn cloud_named(authority: &Authority, name: &str, asks: bool) -> RunningUpstream {
+    cloud(server_config(
+        authority,
+        identity(authority, name, false),
+        asks,
+    ))
+    .await
+}
+
+/// A cloud over TLS that issues tokens and codes, and responds to everything else with the token that it got.
+pub async fn cloud(config: Arc<ServerConfig>) -> RunningUpstream {
+    Upstream::new()
+        .on("/api/refreshToken.do", grant("token", 3600))
+        .on("/api/token.do", grant("token", 3600))
+        .on("/api/authorizeByJWT.do", ok(r#"{"code":"code"}"#))
+        .on("*", |request: &Request| ok(request.token()))
+        .start_tls(config)
+        .await
 }
 
 pub fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
@@ -188,49 +153,24 @@ pub fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
     path
 }
 
-/// A proxy that speaks TLS, to clients with a certificate of this authority alone, and where it is.
-pub async fn with_tls(
-    folder: &Path,
-    authority: &Authority,
-    origin: &str,
-) -> (App, SocketAddr, SocketAddr) {
+/// A proxy that uses TLS, for clients with a certificate of this authority alone.
+pub async fn with_tls(folder: &Path, authority: &Authority, origin: &str) -> Proxy {
     with_tls_and(folder, authority, origin, "").await
 }
 
 /// The same with more in its configuration.
-pub async fn with_tls_and(
-    folder: &Path,
-    authority: &Authority,
-    origin: &str,
-    more: &str,
-) -> (App, SocketAddr, SocketAddr) {
+pub async fn with_tls_and(folder: &Path, authority: &Authority, origin: &str, more: &str) -> Proxy {
     let (chain, key) = identity(authority, "localhost", false);
     write(folder, "proxy.pem", &chain);
     write(folder, "proxy.key", &key);
     write(folder, "ca.pem", &authority.pem());
     let tls =
         "{ cert_file = \"proxy.pem\", key_file = \"proxy.key\", client_ca_file = \"ca.pem\" }";
-    let text = format!(
-        "[proxy]\nworkers = 1\nfirst_byte_timeout = \"100ms\"\nhead_timeout = \"100ms\"\n[[listener]]\n\
-         address = \"127.0.0.1:0\"\ntls = {tls}\n[upstream]\nendpoints = [\"{origin}\"]\n[token]\nclient_id = \"demo\"\n\
-         client_secret = \"secret\"\nrefresh_token = \"seed\"\n[admin]\nlisten = \"127.0.0.1:0\"\n{more}"
+    let more = format!(
+        "proxy.workers = 1\nproxy.first_byte_timeout = \"100ms\"\nproxy.head_timeout = \"100ms\"\n\
+         [[listener]]\naddress = \"127.0.0.1:0\"\ntls = {tls}\n{more}"
     );
-    let file = write(folder, "proxy.toml", &text);
-    let source = Source {
-        file: Some(file),
-        env: Vec::new(),
-        overrides: Vec::new(),
-    };
-    let app = App::start(
-        config::load(source)
-            .unwrap_or_else(|e| panic!("{e}"))
-            .config,
-        clock::system(),
-    )
-    .unwrap();
-    let (address, admin) = (tcp(&app.addresses()[0]), tcp(app.admin_address().unwrap()));
-    ready(admin).await;
-    (app, address, admin)
+    toml::proxy_in(folder, origin, &more).await
 }
 
 /// A client that trusts this authority, with a certificate if there is one.

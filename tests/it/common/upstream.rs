@@ -9,17 +9,18 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use rustls::ServerConfig;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     time::Instant,
 };
+use tokio_rustls::TlsAcceptor;
 
 use super::{Proxy, in_front_of, read_head, scripted};
 
@@ -199,7 +200,7 @@ impl Reply {
     }
 
     /// Sends it on a connection that a test serves itself.
-    pub async fn send(&self, stream: &mut TcpStream) -> io::Result<()> {
+    pub async fn send(&self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         stream.write_all(&self.bytes).await
     }
 
@@ -235,6 +236,8 @@ pub struct Upstream {
     routes: Vec<(String, Box<dyn Respond>)>,
     early: bool,
     issues: bool,
+    /// Whether requests are kept, and not only counted.
+    records: bool,
 }
 
 impl Upstream {
@@ -243,6 +246,7 @@ impl Upstream {
             routes: Vec::new(),
             early: false,
             issues: false,
+            records: true,
         }
     }
 
@@ -269,6 +273,12 @@ impl Upstream {
         self
     }
 
+    /// Counts requests and does not keep them, for tests that send many.
+    pub fn unrecorded(mut self) -> Self {
+        self.records = false;
+        self
+    }
+
     pub async fn start(self) -> RunningUpstream {
         let (this, log) = (Arc::new(self), Arc::<Log>::default());
         let shared = Arc::clone(&log);
@@ -278,17 +288,51 @@ impl Upstream {
             async move { this.serve(connection, stream, &log).await }
         })
         .await;
-        RunningUpstream { address, log }
+        RunningUpstream {
+            address,
+            scheme: "http",
+            log,
+        }
     }
 
-    async fn serve(&self, connection: usize, mut stream: TcpStream, log: &Log) -> io::Result<()> {
+    /// The same over TLS; its origin is at `localhost`.
+    pub async fn start_tls(self, config: Arc<ServerConfig>) -> RunningUpstream {
+        let (this, log) = (Arc::new(self), Arc::<Log>::default());
+        let shared = Arc::clone(&log);
+        let address = scripted(move |connection, stream| {
+            let (this, log) = (Arc::clone(&this), Arc::clone(&shared));
+            let acceptor = TlsAcceptor::from(Arc::clone(&config));
+            log.connections.fetch_add(1, SeqCst);
+            async move {
+                let stream = acceptor.accept(stream).await?;
+                this.serve(connection, stream, &log).await
+            }
+        })
+        .await;
+        RunningUpstream {
+            address,
+            scheme: "https",
+            log,
+        }
+    }
+
+    async fn serve(
+        &self,
+        connection: usize,
+        mut stream: impl AsyncRead + AsyncWrite + Unpin,
+        log: &Log,
+    ) -> io::Result<()> {
         loop {
-            let head = read_head(&mut stream).await?;
+            let head = read_head(&mut stream).await;
+            if !matches!(&head, Ok(head) if head.is_empty()) {
+                log.is_touched.store(true, SeqCst);
+            }
+            let head = head?;
             if head.is_empty() {
                 return Ok(());
             }
             if self.issues && head.starts_with("POST /api/refreshToken.do") {
-                stream.write_all(&grant("token", 3600).bytes).await?;
+                grant("token", 3600).send(&mut stream).await?;
                 continue;
             }
             let body = if self.early {
@@ -299,7 +343,16 @@ impl Upstream {
                 }
                 read_body(&mut stream, &head).await?
             };
-            let request = log.record(connection, head, body);
+            let request = Request {
+                connection,
+                number: log.count.fetch_add(1, SeqCst),
+                arrived: Instant::now(),
+                head,
+                body,
+            };
+            if self.records {
+                log.requests.lock().unwrap().push(request.clone());
+            }
             let fits = |path: &str| match path.strip_suffix('*') {
                 Some(prefix) => request.path().starts_with(prefix),
                 None => request.path() == path,
@@ -315,6 +368,7 @@ impl Upstream {
                 reply.bytes.len()
             };
             stream.write_all(&reply.bytes[..length]).await?;
+            stream.flush().await?;
             match reply.then {
                 Then::Continue => {}
                 Then::Close => return Ok(()),
@@ -327,7 +381,7 @@ impl Upstream {
 const REFRESH: &str = "/api/refreshToken.do";
 
 /// The body behind a head, by its length or its chunks.
-pub async fn read_body(stream: &mut TcpStream, head: &str) -> io::Result<Vec<u8>> {
+pub async fn read_body(stream: &mut (impl AsyncRead + Unpin), head: &str) -> io::Result<Vec<u8>> {
     if values(head, "transfer-encoding").is_empty() {
         let mut body = vec![0; content_length(head)];
         stream.read_exact(&mut body).await?;
@@ -353,33 +407,30 @@ pub async fn read_body(stream: &mut TcpStream, head: &str) -> io::Result<Vec<u8>
 #[derive(Debug, Default)]
 struct Log {
     connections: AtomicUsize,
+    /// Whether any byte has arrived.
+    is_touched: AtomicBool,
+    count: AtomicUsize,
     requests: Mutex<Vec<Request>>,
-}
-
-impl Log {
-    fn record(&self, connection: usize, head: String, body: Vec<u8>) -> Request {
-        let mut requests = self.requests.lock().unwrap();
-        let request = Request {
-            connection,
-            number: requests.len(),
-            arrived: Instant::now(),
-            head,
-            body,
-        };
-        requests.push(request.clone());
-        request
-    }
 }
 
 /// An upstream at work.
 pub struct RunningUpstream {
     pub address: SocketAddr,
+    scheme: &'static str,
     log: Arc<Log>,
 }
 
 impl RunningUpstream {
     pub fn origin(&self) -> String {
-        format!("http://{}", self.address)
+        match self.scheme {
+            "https" => format!("https://localhost:{}", self.address.port()),
+            scheme => format!("{scheme}://{}", self.address),
+        }
+    }
+
+    /// Whether no byte has arrived, inside TLS if it uses that.
+    pub fn is_untouched(&self) -> bool {
+        !self.log.is_touched.load(SeqCst)
     }
 
     /// A ready proxy in front of it, with an issuer elsewhere.
@@ -399,7 +450,7 @@ impl RunningUpstream {
 
     /// The number of requests.
     pub fn count(&self) -> usize {
-        self.log.requests.lock().unwrap().len()
+        self.log.count.load(SeqCst)
     }
 
     /// The times between one request and the next.
