@@ -89,8 +89,8 @@ pub(crate) async fn handle(
                 .map(|problem| ResponseBody::local(problem, in_flight))
         }
     };
-    // A client that waits for 100 need not send its body now; what follows is then the next request,
-    // which cannot be told from that body.
+    // A client that waits for 100 need not send its body now. What follows is either that body or the
+    // next request, and nothing distinguishes them.
     let is_body_uncertain = body.is_unread() && head.headers.contains_key(header::EXPECT);
     body.commit();
     let guard = view.guard(exchange.peer.listener);

@@ -1,4 +1,4 @@
-//! Which upstream a request goes to, and in which way.
+//! Routes: which upstream a request is sent to, and how.
 
 use std::{rc::Rc, time::Duration};
 
@@ -13,13 +13,14 @@ use crate::{
     upstream,
 };
 
-/// A `[[route]]`: requests that go to one upstream. Chosen by host first, then by the longest prefix.
+/// A `[[route]]`: requests that go to one upstream. Chosen by host first, then by the longest
+/// prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteConfig {
-    /// The only host that it is for, in lower case, without a port; `None`: every host.
+    /// The only host that it applies to, in lower case, without a port; `None`: every host.
     pub host: Option<String>,
-    /// The paths that it is for: this one and everything below it. Begins with `/`, does not end with one; `""` is every
-    /// path.
+    /// It applies to this path and everything below it. Begins with `/`, does not end with one; `""`
+    /// is every path.
     pub prefix: String,
     /// Position of its upstream in the configuration; 0 is the plain `[upstream]`.
     pub upstream: usize,
@@ -36,7 +37,7 @@ pub struct RouteConfig {
     pub body_idle_timeout: Option<Duration>,
 }
 
-/// All routes, the most specific ones first, and the one that takes what no other does.
+/// All routes, the most specific first, and the default route.
 #[derive(Debug)]
 pub(crate) struct Routes {
     routes: Vec<Route>,
@@ -44,31 +45,31 @@ pub(crate) struct Routes {
     has_rules: bool,
 }
 
-/// A route, ready to be followed.
+/// A route, prepared for requests.
 #[derive(Debug, Clone)]
 pub(crate) struct Route {
     host: Option<String>,
     prefix: String,
-    /// The same as rules are written.
+    /// The prefix in the normal form of rules.
     normal_prefix: String,
     strip_prefix: bool,
-    /// Position in the configuration, from 1; 0 is the one that takes what no other does.
+    /// Position in the configuration, from 1; 0 is the default route.
     pub(crate) position: usize,
     /// Position of its upstream.
     pub(crate) upstream: usize,
-    /// Position of the credential whose token requests carry. Without one their responses are not judged.
+    /// Position of the credential whose token requests carry. Without one, responses are not judged.
     pub(crate) credential: Option<usize>,
     pub(crate) rules: Rules,
-    /// Whether addresses in JSON are brought home. Not from where they lead to: a document that is downloaded arrives as
-    /// it is, also one that is JSON.
+    /// Whether URLs in JSON responses are mapped. Not on the routes that mapped URLs lead to: a
+    /// downloaded document arrives unchanged, JSON included.
     pub(crate) is_rewritten: bool,
-    /// Whose addresses in `Location` come home, and to where: our own upstream's, what `[[rewrite]]` says, and those of all
-    /// other upstreams that a path leads to.
+    /// The origins whose URLs in `Location` are mapped to this proxy: the route's own upstream,
+    /// `[[rewrite]]`, and all other upstreams that a path leads to.
     pub(crate) origins: Rc<UrlMap>,
     pub(crate) timeouts: RouteTimeouts,
 }
 
-/// What an upstream may take its time with.
+/// The timeouts of an upstream.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RouteTimeouts {
     pub(crate) response: Ticks,
@@ -119,12 +120,10 @@ impl Routes {
             .flat_map(|route| at(route.upstream, &route.prefix))
             .chain(at(0, ""))
             .collect();
-        let origins = |upstream: usize, home: &str, has_host: bool| {
-            // From a host of its own, no path leads to the others.
+        let origins = |upstream: usize, to: &str, has_host: bool| {
+            // On a host of its own, no path leads to the other upstreams.
             let others: &[Rewrite] = if has_host { &[] } else { &others };
-            Rc::new(UrlMap::new(
-                &[&at(upstream, home), rewrites, others].concat(),
-            ))
+            Rc::new(UrlMap::new(&[&at(upstream, to), rewrites, others].concat()))
         };
         let mut ready: Vec<Route> = routes
             .iter()
@@ -177,7 +176,7 @@ impl Routes {
         }
     }
 
-    /// The route of a request.
+    /// The route that serves a request.
     pub(crate) fn choose(&self, request: &request::Parts) -> &Route {
         if self.routes.is_empty() {
             return &self.default;
@@ -189,7 +188,7 @@ impl Routes {
         self.find(host, request.uri.path())
     }
 
-    /// `host` is a name in any case, perhaps with a port.
+    /// `host` may have any letter case and a port.
     fn find(&self, host: Option<&str>, path: &str) -> &Route {
         let host = host.map(without_port);
         self.routes
@@ -198,8 +197,8 @@ impl Routes {
             .unwrap_or(&self.default)
     }
 
-    /// Whether a path of a request for which this route was chosen can also be read as another route's, whose rules it would
-    /// escape.
+    /// Whether the path can also be interpreted as one of another route than the chosen one, whose
+    /// rules the request would escape.
     pub(crate) fn is_ambiguous(
         &self,
         request: &request::Parts,
@@ -235,7 +234,7 @@ impl Routes {
     }
 }
 
-/// Whether addresses are brought home to it. To the root of all paths they are brought home to `[upstream]`.
+/// Whether URLs are mapped to this route. URLs mapped to the root lead to `[upstream]`.
 fn is_target(route: &RouteConfig, rewrites: &[Rewrite]) -> bool {
     !route.prefix.is_empty() && rewrites.iter().any(|rewrite| rewrite.to == route.prefix)
 }
@@ -263,12 +262,12 @@ impl Route {
             .is_none_or(|own| host.is_some_and(|host| host.eq_ignore_ascii_case(own)))
     }
 
-    /// What an address of the upstream's must begin with to come back on this route.
+    /// The path prefix with which URLs of the upstream come back on this route.
     pub(crate) fn public_prefix(&self) -> &str {
         if self.strip_prefix { &self.prefix } else { "" }
     }
 
-    /// The path as the upstream sees it.
+    /// The path as the upstream receives it.
     pub(crate) fn path<'a>(&self, target: &'a Uri) -> &'a str {
         let path = target.path();
         let rest = if self.strip_prefix {
@@ -279,8 +278,8 @@ impl Route {
         if rest.is_empty() { "/" } else { rest }
     }
 
-    /// The target as the upstream sees it: in origin form (RFC 9112 §3.2.1), since where a request goes is not for the
-    /// request to say, and without what the route strips.
+    /// The target as the upstream receives it: in origin form (RFC 9112 §3.2.1), because the request
+    /// does not decide where it is sent, and without the stripped prefix.
     pub(crate) fn target(&self, target: &Uri) -> Uri {
         if target.authority().is_none() && !self.strip_prefix {
             return target.clone();
@@ -296,7 +295,7 @@ impl Route {
         } else {
             format!("/{rest}")
         };
-        // Part of a valid target, begun with a slash, is a valid target.
+        // A part of a valid target that begins with a slash is a valid target.
         rooted.parse().unwrap_or_default()
     }
 }
@@ -309,7 +308,7 @@ fn normal_prefix(prefix: &str) -> String {
     }
 }
 
-/// Whether a path is `prefix` or below it, at a boundary.
+/// Whether a path is `prefix` or below it, at a segment boundary.
 fn is_below(path: &str, prefix: &str) -> bool {
     path.strip_prefix(prefix)
         .is_some_and(|rest| matches!(rest.bytes().next(), None | Some(b'/')) || prefix.is_empty())
@@ -375,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_every_upstream_that_a_path_leads_to_come_home() {
+    fn urls_of_every_upstream_that_a_path_leads_to_are_mapped() {
         let rewrite = Rewrite {
             from: "http://share.example.com".to_owned(),
             to: "/_share".to_owned(),

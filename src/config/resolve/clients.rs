@@ -169,7 +169,7 @@ fn check_tls_subject(r: &mut Reader, key: &str, listeners: &[ListenerEntry]) {
     }
 }
 
-/// Clients with the same name or key could not be told apart.
+/// Rejects clients with the same name or key: they are indistinguishable.
 fn reject_duplicates(r: &mut Reader, section: &str, client: &Client, earlier: &[Client]) {
     let key_of = |name: &str| format!("{section}.{name}");
     if earlier.iter().any(|other| other.name == client.name) {
