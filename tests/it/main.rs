@@ -25,6 +25,7 @@ mod faults;
 mod field_operations;
 mod http2;
 mod http2_attacks;
+mod issuer;
 mod limits;
 mod login;
 mod machine;

@@ -2,6 +2,7 @@
 #![allow(unreachable_pub, reason = "test crates share it")]
 
 pub mod frames;
+pub mod issuer_client;
 #[cfg(unix)]
 pub mod process;
 pub mod strict;
