@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn hurried_waits_are_short_and_double_nothing() {
+    fn delays_within_a_limit_are_short_and_leave_the_ceiling() {
         let mut backoff = Backoff::new(SECOND, FIVE_MINUTES);
         for _ in 0..20 {
             assert!(backoff.delay_within(5 * SECOND) <= 2 * SECOND);

@@ -1,7 +1,7 @@
 //! Cooperative yielding for tasks whose input never runs dry.
 //!
-//! Tokio's own budget covers its resources, not our work on what they deliver: a peer that keeps a
-//! socket readable would keep its task running for ever, and with it the whole worker.
+//! Tokio's own budget counts operations on its resources, not the work that each of them causes: a
+//! peer that keeps a socket readable could occupy the thread of its worker for a long time.
 
 use std::{
     pin::pin,

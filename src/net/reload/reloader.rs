@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::Reload;
 use crate::{
     base::{
+        blocking,
         clock::{Moment, SharedClock},
         watch::FileWatcher,
     },
@@ -121,8 +122,9 @@ impl Reloader {
     async fn reload(&mut self) {
         let values = Arc::clone(&self.handle.values);
         for (value, logged) in values.iter().zip(&mut self.logged) {
-            let blocking = Arc::clone(value);
-            let Ok(reloaded) = tokio::task::spawn_blocking(move || blocking.reload()).await else {
+            let reading = Arc::clone(value);
+            // An error is a panic, which is logged already.
+            let Ok(reloaded) = blocking::run(move || reading.reload()).await else {
                 continue;
             };
             let name = value.name();
