@@ -479,8 +479,9 @@ async fn every_metric_and_every_value_of_its_labels_is_documented() {
         .filter_map(|line| line.split_once('{')?.1.split_once('}'))
         .flat_map(|(labels, _)| {
             let labels = labels.split(',').filter_map(|label| label.split_once('='));
-            let listed =
-                labels.filter(|(label, _)| ["reason", "outcome", "error", "state"].contains(label));
+            let listed = labels.filter(|(label, _)| {
+                ["reason", "outcome", "error", "state", "limit"].contains(label)
+            });
             listed.map(|(_, value)| value.trim_matches('"'))
         });
     let words: Vec<_> = names.chain(values).collect();

@@ -182,3 +182,86 @@ fn duration(workers: &[Arc<Metrics>]) -> ([u64; BUCKETS.len() + 1], f64) {
     }
     (buckets, seconds)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::proxy::metrics::{RetryOutcome, RetryReason};
+
+    /// The counts by the value of a label.
+    fn counts(series: &Series<u64>, name: &str) -> BTreeMap<String, u64> {
+        let values = series.iter().map(|(labels, n)| {
+            let label = labels.iter().find(|(label, _)| *label == name);
+            (label.expect("a label of this name").1.clone(), *n)
+        });
+        values.collect()
+    }
+
+    /// One count for each value of a label, a different one for each.
+    fn count<L: Label>(counters: &PerLabel<L, Counter>) {
+        for (value, counter) in counters.iter() {
+            counter.add(1 + value.index() as u64);
+        }
+    }
+
+    /// The counts of two workers for which [`count`] was called.
+    fn expected<L: Label>(_: &PerLabel<L, Counter>) -> BTreeMap<String, u64> {
+        let values = L::VALUES.iter();
+        let counts = values.map(|value| (value.label().to_owned(), 2 * (1 + value.index() as u64)));
+        counts.collect()
+    }
+
+    #[test]
+    fn every_value_of_every_label_is_exported_with_the_sum_of_all_workers() {
+        let workers: [Arc<Metrics>; 2] = Default::default();
+        for worker in &workers {
+            count(&worker.rejected);
+            count(&worker.connections_rejected);
+            count(&worker.client_timeouts);
+            let endpoint = worker.endpoints.get("http://cloud.example");
+            count(&endpoint.failures);
+            endpoint.connections.active.add(3);
+            worker.rewritten.add(1);
+            worker.encoded.add(2);
+            for (_, outcomes) in worker.retries.iter() {
+                count(outcomes);
+            }
+        }
+        let totals = Totals::of(&workers);
+        assert_eq!(
+            counts(&totals.requests_rejected, "reason"),
+            expected(&workers[0].rejected)
+        );
+        assert_eq!(
+            counts(&totals.connections_rejected, "reason"),
+            expected(&workers[0].connections_rejected)
+        );
+        assert_eq!(
+            counts(&totals.clients_late, "limit"),
+            expected(&workers[0].client_timeouts)
+        );
+        assert_eq!(
+            counts(&totals.upstream_errors, "error"),
+            expected(&workers[0].endpoints.get("http://cloud.example").failures)
+        );
+        assert_eq!(
+            counts(&totals.retries, "outcome"),
+            expected(&workers[0].retries[RetryReason::Unauthorized])
+        );
+        assert_eq!(
+            totals.retries.len(),
+            RetryReason::ALL.len() * RetryOutcome::ALL.len()
+        );
+        assert_eq!(
+            counts(&totals.json_answers, "outcome"),
+            [("coded".to_owned(), 4), ("rewritten".to_owned(), 2)].into()
+        );
+        let connections = totals.upstream_connections.iter();
+        let connections: Vec<_> = connections
+            .map(|(labels, n)| (labels[1].1.as_str(), *n))
+            .collect();
+        assert_eq!(connections, [("active", 6.0), ("idle", 0.0)]);
+    }
+}
