@@ -11,7 +11,6 @@ use hyper::body::{Body as _, Incoming};
 use crate::{
     base::clock::Moment,
     proxy::{
-        Exhausted,
         config::Limits,
         connection::flood,
         error::Error,
@@ -23,7 +22,10 @@ use crate::{
             retry::{AuthFailure, is_proof},
         },
         framing::Fault,
-        message::{headers, judge::Verdict},
+        message::{
+            headers,
+            judge::{Exhausted, Verdict},
+        },
         worker::Worker,
     },
 };
@@ -70,17 +72,9 @@ pub(crate) async fn handle(
     };
     in_flight.permit = exchange.permit.take();
     let mut response = match outcome {
-        Ok(ClientResponse {
-            head,
-            ahead,
-            rest,
-            rewriter,
-        }) => {
-            let observer = worker.observer(&head);
-            Response::from_parts(
-                head,
-                ResponseBody::relayed(ahead, rest, rewriter, observer, in_flight),
-            )
+        Ok(response) => {
+            let observer = worker.observer(&response.head);
+            response.into_http(observer, in_flight)
         }
         Err(error) => {
             worker.rejected(&view, &error, &exchange);
@@ -156,7 +150,7 @@ impl RequestContext<'_> {
         let guard = self.view.guard(peer.listener);
         guard.check(self.head, &peer.known_host)?;
         if let Some(response) = guard.preflight(self.head) {
-            return Ok(ClientResponse::of_head(response));
+            return Ok(ClientResponse::without_body(response));
         }
         guard.check_required(&self.head.headers)?;
         self.admit()?;

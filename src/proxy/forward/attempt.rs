@@ -1,4 +1,5 @@
-//! One attempt: a request goes to an endpoint with one token, and its answer's head comes back.
+//! One attempt: the request is sent to an endpoint with one token, and the head of the response is
+//! received.
 
 use std::{
     future::poll_fn,
@@ -14,8 +15,8 @@ use crate::{
     proxy::{
         error::Error,
         exchange::{
-            Exchange, continue_gate as expect,
-            continue_gate::ContinueGate,
+            Exchange,
+            continue_gate::{CONTINUE_TIMEOUT, ContinueGate},
             request_body::{AttemptBody, RequestBody},
             upgrade::Upgrade,
         },
@@ -28,7 +29,10 @@ use crate::{
     upstream::{self, Endpoint, EndpointIndex, Lease, Upstream},
 };
 
-/// A request on its way, whatever becomes of it.
+/// New connections for one request: a server may refuse it on one after the other (RFC 9113 §8.7).
+const MAX_DIALS: u32 = 3;
+
+/// A request and what its processing needs.
 #[derive(Clone, Copy)]
 pub(crate) struct RequestContext<'a> {
     pub(crate) worker: &'a Worker,
@@ -40,7 +44,7 @@ pub(crate) struct RequestContext<'a> {
     pub(crate) upgrade: Option<&'a Upgrade>,
 }
 
-/// An upstream's answer, its body not read yet.
+/// An upstream's response whose body has not been read.
 #[derive(Debug)]
 pub(crate) struct UpstreamResponse {
     pub(crate) head: response::Parts,
@@ -48,11 +52,27 @@ pub(crate) struct UpstreamResponse {
     pub(crate) lease: Lease<AttemptBody>,
 }
 
+/// When the request body is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SendBody {
+    Immediately,
+    /// After a 100 response, or [`CONTINUE_TIMEOUT`] without one.
+    AfterContinue,
+}
+
+/// Why an attempt on one connection failed.
+struct SendError {
+    error: Error,
+    /// The request can be sent again on a new connection without being processed twice.
+    is_retryable: bool,
+}
+
 impl RequestContext<'_> {
-    /// Sends the request and waits for the head of its answer.
+    /// Sends the request and waits for the head of the response.
     ///
-    /// A pooled connection may have been closed by the upstream a moment ago. If nothing of the request was written, or if
-    /// it is idempotent and can be sent again whole, it goes out once more on a new connection.
+    /// The upstream may have closed a pooled connection without our knowledge. If nothing of the
+    /// request was written, or if it is idempotent and can be replayed, it is sent again on a new
+    /// connection.
     pub(crate) async fn attempt(
         self,
         authorization: Option<&HeaderValue>,
@@ -60,40 +80,45 @@ impl RequestContext<'_> {
         if self.body.should_wait_for_continue() {
             return Box::pin(self.attempt_with_continue(authorization)).await;
         }
-        self.attempt_as(Start::Immediately, authorization).await
+        self.attempt_with(SendBody::Immediately, authorization)
+            .await
     }
 
     async fn attempt_with_continue(
         self,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
-        let answer = self.attempt_as(Start::OnContinue, authorization).await?;
-        if answer.head.status != StatusCode::EXPECTATION_FAILED || !self.body.can_replay() {
-            return Ok(answer);
+        let response = self
+            .attempt_with(SendBody::AfterContinue, authorization)
+            .await?;
+        if response.head.status != StatusCode::EXPECTATION_FAILED || !self.body.can_replay() {
+            return Ok(response);
         }
-        // RFC 9110 §10.1.1: what cannot be expected is asked for again without.
-        drop(answer);
-        Box::pin(self.attempt_as(Start::Immediately, authorization)).await
+        // RFC 9110 §10.1.1: the request is repeated without the expectation.
+        drop(response);
+        Box::pin(self.attempt_with(SendBody::Immediately, authorization)).await
     }
 
-    async fn attempt_as(
+    async fn attempt_with(
         self,
-        start: Start,
+        send_body: SendBody,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
-        // One turn an attempt: a connection that is reused and one that is dialled lead to the same endpoint.
+        // Chosen once per attempt: a reused and a new connection lead to the same endpoint.
         let endpoint_index = self.upstream().next_endpoint();
-        if let Some(lease) = self.pooled(endpoint_index).await {
-            match self.send(lease, start, authorization).await {
-                Ok(answer) => return Ok(answer),
-                Err(Failure {
+        if let Some(lease) = self.reuse_connection(endpoint_index).await {
+            match self.send(lease, send_body, authorization).await {
+                Ok(response) => return Ok(response),
+                Err(SendError {
                     error,
-                    again: false,
+                    is_retryable: false,
                 }) => return Err(error),
-                Err(Failure { again: true, .. }) => {}
+                Err(SendError {
+                    is_retryable: true, ..
+                }) => {}
             }
             let second =
-                Box::pin(self.on_new_connection(endpoint_index, start, authorization)).await;
+                Box::pin(self.attempt_on_new(endpoint_index, send_body, authorization)).await;
             let outcome = if second.is_ok() {
                 RetryOutcome::Accepted
             } else {
@@ -104,18 +129,18 @@ impl RequestContext<'_> {
                 .retried(RetryReason::ConnectionLost, outcome);
             return second;
         }
-        Box::pin(self.on_new_connection(endpoint_index, start, authorization)).await
+        Box::pin(self.attempt_on_new(endpoint_index, send_body, authorization)).await
     }
 
     fn upstream(&self) -> &Upstream<AttemptBody> {
         self.worker.upstream(self.route)
     }
 
-    /// A connection that has served before and is not known to be closed.
+    /// A pooled connection that is not known to be closed.
     ///
-    /// A request that must not be sent twice first lets the runtime look for news from the network: a close that has
-    /// arrived already is then known.
-    async fn pooled(&self, endpoint_index: EndpointIndex) -> Option<Lease<AttemptBody>> {
+    /// A request that is not idempotent yields once before it takes one: the runtime then polls the
+    /// network, and a FIN that has already arrived is noticed.
+    async fn reuse_connection(&self, endpoint_index: EndpointIndex) -> Option<Lease<AttemptBody>> {
         let mut lease = self
             .upstream()
             .reuse(endpoint_index, self.upgrade.is_some())?;
@@ -131,10 +156,10 @@ impl RequestContext<'_> {
         Some(lease)
     }
 
-    async fn on_new_connection(
+    async fn attempt_on_new(
         self,
         endpoint_index: EndpointIndex,
-        start: Start,
+        send_body: SendBody,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
         let mut dials = MAX_DIALS;
@@ -145,10 +170,12 @@ impl RequestContext<'_> {
                 .dial(endpoint_index, self.upgrade.is_some())
                 .await;
             let lease = dialled.map_err(|error| self.unreachable(error))?;
-            match self.send(lease, start, authorization).await {
-                Ok(answer) => return Ok(answer),
-                Err(Failure { again: true, .. }) if dials > 0 => {}
-                Err(Failure { error, .. }) => return Err(error),
+            match self.send(lease, send_body, authorization).await {
+                Ok(response) => return Ok(response),
+                Err(SendError {
+                    is_retryable: true, ..
+                }) if dials > 0 => {}
+                Err(SendError { error, .. }) => return Err(error),
             }
         }
     }
@@ -156,26 +183,27 @@ impl RequestContext<'_> {
     async fn send(
         self,
         mut lease: Lease<AttemptBody>,
-        start: Start,
+        send_body: SendBody,
         authorization: Option<&HeaderValue>,
-    ) -> Result<UpstreamResponse, Failure> {
+    ) -> Result<UpstreamResponse, SendError> {
         let Self {
             worker,
             exchange,
             body,
             ..
         } = self;
-        let gate =
-            (start == Start::OnContinue && !lease.is_http2()).then(Arc::<ContinueGate>::default);
+        let gate = (send_body == SendBody::AfterContinue && !lease.is_http2())
+            .then(Arc::<ContinueGate>::default);
         let request = self.request(&lease, gate.as_ref(), authorization);
         match &gate {
-            Some(_) if !lease.ignores_expect(worker.clock.now()) => exchange
-                .upstream_deadline
-                .arm(expect::CONTINUE_TIMEOUT.into()),
+            Some(_) if !lease.ignores_expect(worker.clock.now()) => {
+                exchange.upstream_deadline.arm(CONTINUE_TIMEOUT.into())
+            }
             None if body.is_empty() => exchange.body_complete(false),
             gate => {
                 gate.iter().for_each(|gate| gate.open());
-                // The upstream must take some of it. On HTTP/2, it may not even let the stream begin.
+                // The upstream must accept some of the body. On HTTP/2 this includes the wait for a
+                // stream, which its limit of concurrent streams may delay.
                 exchange
                     .upstream_deadline
                     .arm(exchange.timeouts.get().body_idle);
@@ -205,13 +233,13 @@ impl RequestContext<'_> {
         }
         match sent {
             Some(Ok(response)) => {
-                let (head, answer) = response.into_parts();
+                let (head, response_body) = response.into_parts();
                 if !headers::is_unambiguous(&head, self.upgrade.is_some()) {
                     body.end_attempt();
                     self.count_failure(lease.endpoint(), &Error::InvalidResponse);
-                    return Err(Failure {
+                    return Err(SendError {
                         error: Error::InvalidResponse,
-                        again: false,
+                        is_retryable: false,
                     });
                 }
                 if headers::authenticates_connection(&head.headers) {
@@ -220,19 +248,19 @@ impl RequestContext<'_> {
                 body.begin_response();
                 Ok(UpstreamResponse {
                     head,
-                    body: answer,
+                    body: response_body,
                     lease,
                 })
             }
-            Some(Err(failed)) => Err(self.failure(failed, &lease)),
+            Some(Err(failed)) => Err(self.send_error(failed, &lease)),
             None => {
                 body.end_attempt();
-                // It may be the connection that is dead.
+                // The connection may be the cause.
                 lease.retire();
                 self.count_failure(lease.endpoint(), &Error::ResponseTimeout);
-                Err(Failure {
+                Err(SendError {
                     error: Error::ResponseTimeout,
-                    again: false,
+                    is_retryable: false,
                 })
             }
         }
@@ -256,23 +284,26 @@ impl RequestContext<'_> {
         }
     }
 
-    fn failure(
+    fn send_error(
         &self,
         mut failed: TrySendError<Request<AttemptBody>>,
         lease: &Lease<AttemptBody>,
-    ) -> Failure {
+    ) -> SendError {
         let is_unwritten = failed.take_message().is_some();
         let failed = failed.into_error();
         let error = classify(&failed, self.body);
         let is_lost = lease.is_reused()
             && (is_unwritten
                 || self.head.method.is_idempotent() && matches!(error, Error::ConnectionClosed));
-        let again = (is_lost || upstream::is_unprocessed(&failed)) && self.body.can_replay();
-        if !again {
+        let is_retryable = (is_lost || upstream::is_unprocessed(&failed)) && self.body.can_replay();
+        if !is_retryable {
             self.body.end_attempt();
             self.count_failure(lease.endpoint(), &error);
         }
-        Failure { error, again }
+        SendError {
+            error,
+            is_retryable,
+        }
     }
 
     fn request(
@@ -299,7 +330,7 @@ impl RequestContext<'_> {
             gate.expect_continue(&mut request);
         }
         if self.route.is_rewritten {
-            // Parts of an answer, and compressed ones, cannot be rewritten.
+            // Ranges and compressed bodies cannot be rewritten.
             request.headers_mut().remove(header::RANGE);
             request.headers_mut().remove(header::IF_RANGE);
         }
@@ -328,7 +359,7 @@ impl RequestContext<'_> {
                 .insert(header::UPGRADE, upgrade.protocol.clone());
         }
         if self.body.is_chunked() {
-            // Without it, hyper sends no body at all with methods that usually have none.
+            // Without it, hyper sends no body with methods that usually have none.
             request.headers_mut().insert(
                 header::TRANSFER_ENCODING,
                 HeaderValue::from_static("chunked"),
@@ -340,23 +371,6 @@ impl RequestContext<'_> {
         request
     }
 }
-
-/// When a request's body follows its head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Start {
-    Immediately,
-    /// When the upstream asks for it, or has had the time to.
-    OnContinue,
-}
-
-struct Failure {
-    error: Error,
-    /// It can be sent again, on a new connection, and nothing is done twice.
-    again: bool,
-}
-
-/// New connections for one request: a server may refuse it on more than one, and do so again and again.
-const MAX_DIALS: u32 = 3;
 
 fn classify(error: &hyper::Error, body: &RequestBody) -> Error {
     if body.has_failed() {

@@ -1,4 +1,11 @@
-//! A request's way to the upstream, and its response's way back.
+//! Forwards a request to the upstream and its response to the client.
+//!
+//! | File | Contents |
+//! |---|---|
+//! | `attempt` | sends the request to an endpoint with one token, receives the response's head |
+//! | `retry` | responses that reject the token: the replay with a newer one |
+//! | `response` | prepares the upstream's response for the client; reads a small body ahead |
+//! | `response_body` | the body that the client receives, and what is counted when it ends |
 
 pub(crate) mod attempt;
 pub(crate) mod response;

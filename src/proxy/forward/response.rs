@@ -1,9 +1,9 @@
-//! An answer on its way from the upstream to the client.
+//! Prepares an upstream's response for the client.
 
 use std::{collections::VecDeque, rc::Rc};
 
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, header, response};
+use http::{HeaderValue, Response, StatusCode, header, response};
 use http_body_util::BodyExt as _;
 use hyper::body::Frame;
 
@@ -13,58 +13,76 @@ use crate::{
         exchange::request_body::AttemptBody,
         forward::{
             attempt::{RequestContext, UpstreamResponse},
-            response_body::{UpstreamBody, is_truncated},
+            response_body::{InFlightGuard, ResponseBody, UpstreamBody, is_truncated},
         },
         message::{
             headers::{self, PublicUrl},
-            urls as rewrite,
-            urls::BodyRewrite,
+            observed::Observer,
+            urls::{self, BodyRewrite},
         },
     },
     upstream::{Cookies, Endpoint, Lease},
 };
 
-/// What is read of an answer before it is known what becomes of it; a larger one is passed on instead.
+/// The most that is read of a body before it is decided what the client gets. A larger body is
+/// relayed.
 pub(crate) const READ_AHEAD_LIMIT: usize = 64 * 1024;
 
-/// An answer, ready for the client.
+/// A response as the client gets it.
 pub(crate) struct ClientResponse {
     pub(crate) head: response::Parts,
-    pub(crate) ahead: VecDeque<Frame<Bytes>>,
-    pub(crate) rest: Option<UpstreamBody>,
-    pub(crate) rewriter: Option<rewrite::JsonRewriter>,
+    /// The part of the body that has been read.
+    pub(crate) buffered: VecDeque<Frame<Bytes>>,
+    unread: Option<UpstreamBody>,
+    rewriter: Option<urls::JsonRewriter>,
 }
 
 impl ClientResponse {
-    /// An answer without a body.
-    pub(crate) fn of_head(head: response::Parts) -> Self {
+    /// A response without a body.
+    pub(crate) fn without_body(head: response::Parts) -> Self {
         Self {
             head,
-            ahead: VecDeque::new(),
-            rest: None,
+            buffered: VecDeque::new(),
+            unread: None,
             rewriter: None,
         }
     }
+
+    /// The response for hyper. Its body feeds the observer and holds the guard to its end.
+    pub(crate) fn into_http(
+        self,
+        observer: Option<Box<Observer>>,
+        in_flight: InFlightGuard,
+    ) -> Response<ResponseBody> {
+        let Self {
+            head,
+            buffered,
+            unread,
+            rewriter,
+        } = self;
+        let body = ResponseBody::forwarded(buffered, unread, rewriter, observer, in_flight);
+        Response::from_parts(head, body)
+    }
 }
 
-/// How far an answer was read.
+/// The result of reading a body ahead.
 pub(crate) enum ReadAhead {
-    /// To its end; the connection is free.
-    Whole(ClientResponse, Lease<AttemptBody>),
-    /// It is too large, or too slow, to be kept: it can only be passed on.
+    /// It was read to its end; its connection can be released.
+    Complete(ClientResponse, Lease<AttemptBody>),
+    /// It is too large or too slow: it can only be relayed.
     TooLarge(ClientResponse),
-    /// Its connection broke before its end, so that it cannot be shown to anybody.
-    Broken,
+    /// It was cut short: no client may get it.
+    Truncated,
 }
 
 impl RequestContext<'_> {
-    /// Makes an answer ready, its body unread.
-    pub(crate) fn relay(&self, answer: UpstreamResponse) -> ClientResponse {
+    /// Prepares a response whose body is forwarded as it arrives.
+    pub(crate) fn relay(&self, response: UpstreamResponse) -> ClientResponse {
         let UpstreamResponse {
             mut head,
             body,
             lease,
-        } = answer;
+        } = response;
         let protocol = head.headers.get(header::UPGRADE).cloned();
         let rewriter = self.prepare(&mut head, lease.endpoint());
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -78,22 +96,23 @@ impl RequestContext<'_> {
                 upgrade.accepted(upstream, lease.into_reservation()?, permit)
             });
             *self.exchange.tunnel.borrow_mut() = tunnel;
-            return ClientResponse::of_head(head);
+            return ClientResponse::without_body(head);
         }
         ClientResponse {
             head,
-            ahead: VecDeque::new(),
-            rest: Some(UpstreamBody { body, lease }),
+            buffered: VecDeque::new(),
+            unread: Some(UpstreamBody { body, lease }),
             rewriter,
         }
     }
 
-    /// The head as the client gets it, and what brings the addresses in its body home.
+    /// Changes the head to what the client gets. Returns the rewriter of the URLs in its body, if
+    /// they are rewritten.
     fn prepare(
         &self,
         head: &mut response::Parts,
         endpoint: &Endpoint,
-    ) -> Option<rewrite::JsonRewriter> {
+    ) -> Option<urls::JsonRewriter> {
         let url_map = &self.view.url_map;
         let host = self.head.headers.get(header::HOST);
         let public_url = PublicUrl {
@@ -112,28 +131,28 @@ impl RequestContext<'_> {
         if self.view.upstream(self.route).cookies == Cookies::Drop {
             head.headers.remove(header::SET_COOKIE);
         }
-        rewrite::map_cookies(&mut head.headers, &endpoint.host, url_map);
+        urls::map_cookies(&mut head.headers, &endpoint.host, url_map);
         if url_map.is_empty() || !self.route.is_rewritten {
             return None;
         }
         let body_rewrite = url_map.prepare_body(head);
         self.worker.metrics.body_rewritten(body_rewrite);
         (body_rewrite == BodyRewrite::Rewritten)
-            .then(|| rewrite::JsonRewriter::new(Rc::clone(url_map), public_url.origin()))
+            .then(|| urls::JsonRewriter::new(Rc::clone(url_map), public_url.origin()))
     }
 
-    /// Reads an answer's body as far as it may be kept.
-    pub(crate) async fn read_ahead(&self, answer: UpstreamResponse) -> ReadAhead {
+    /// Reads a response's body, up to [`READ_AHEAD_LIMIT`].
+    pub(crate) async fn read_ahead(&self, response: UpstreamResponse) -> ReadAhead {
         let UpstreamResponse {
             mut head,
             mut body,
             lease,
-        } = answer;
+        } = response;
         let rewriter = self.prepare(&mut head, lease.endpoint());
-        let mut ahead = VecDeque::new();
+        let mut buffered = VecDeque::new();
         let mut length = 0;
         self.exchange.wait_for_upstream();
-        let is_whole = loop {
+        let is_complete = loop {
             let frame = tokio::select! {
                 biased;
                 frame = body.frame() => frame,
@@ -146,7 +165,7 @@ impl RequestContext<'_> {
                     if let Some(trailers) = frame.trailers_mut() {
                         headers::clean_trailers(trailers, &[]);
                     }
-                    ahead.push_back(frame);
+                    buffered.push_back(frame);
                     if length > READ_AHEAD_LIMIT {
                         break false;
                     }
@@ -156,24 +175,24 @@ impl RequestContext<'_> {
                     let origin = &lease.endpoint().origin;
                     self.worker
                         .upstream_failed(self.view, origin, UpstreamFailure::Truncated);
-                    return ReadAhead::Broken;
+                    return ReadAhead::Truncated;
                 }
             }
         };
         self.exchange.upstream_deadline.disarm();
-        if !is_whole {
+        if !is_complete {
             return ReadAhead::TooLarge(ClientResponse {
                 head,
-                ahead,
-                rest: Some(UpstreamBody { body, lease }),
+                buffered,
+                unread: Some(UpstreamBody { body, lease }),
                 rewriter,
             });
         }
-        ReadAhead::Whole(
+        ReadAhead::Complete(
             ClientResponse {
                 head,
-                ahead,
-                rest: None,
+                buffered,
+                unread: None,
                 rewriter,
             },
             lease,

@@ -1,4 +1,4 @@
-//! An answer's body on its way to the client, and the accounts that are closed when it ends.
+//! The body that a client receives, and what is counted and released when it ends.
 
 use std::{
     collections::VecDeque,
@@ -19,33 +19,33 @@ use crate::{
             Exchange,
             request_body::{AttemptBody, RequestBody},
         },
-        message::{headers, observed::Observer, urls as rewrite},
+        message::{headers, observed::Observer, urls},
         policy::clients::Permit,
         worker::Worker,
     },
     upstream::Lease,
 };
 
-/// What a client receives.
+/// The body of a response to a client.
 #[derive(Debug)]
 pub(crate) struct ResponseBody {
-    /// Read ahead, or ours.
-    ahead: VecDeque<Frame<Bytes>>,
-    rest: Option<UpstreamBody>,
-    /// Brings addresses in it home.
-    rewriter: Option<rewrite::JsonRewriter>,
-    look: Option<Box<Observer>>,
-    account: InFlightGuard,
+    /// Read ahead, or the proxy's own.
+    buffered: VecDeque<Frame<Bytes>>,
+    unread: Option<UpstreamBody>,
+    /// Rewrites the URLs in it.
+    rewriter: Option<urls::JsonRewriter>,
+    observer: Option<Box<Observer>>,
+    in_flight: InFlightGuard,
 }
 
-/// What is still to come from the upstream.
+/// The part of a body that has not been read from the upstream.
 #[derive(Debug)]
 pub(crate) struct UpstreamBody {
     pub(crate) body: Incoming,
     pub(crate) lease: Lease<AttemptBody>,
 }
 
-/// Closed when the answer has ended, however it ended.
+/// Counts a request as in flight; dropped when its response has ended, however that happens.
 #[derive(Debug)]
 pub(crate) struct InFlightGuard {
     worker: Rc<Worker>,
@@ -53,85 +53,87 @@ pub(crate) struct InFlightGuard {
     request: RequestBody,
     received: Moment,
     number: u32,
-    /// Held to the end of the answer.
+    /// Held to the end of the response.
     pub(crate) permit: Option<Permit>,
 }
 
-/// The upstream broke off, and so must we: the client must not take a part for the whole.
+/// The response is cut short by the upstream. It must fail toward the client as well, which must
+/// not take a part for the whole.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Broken {
-    #[error("the upstream broke off in the middle of its answer")]
+pub(crate) enum ResponseBodyError {
+    #[error("the upstream failed before the end of its response body")]
     Upstream(#[source] hyper::Error),
-    #[error("the upstream reset its answer before the end")]
+    #[error("the upstream reset the stream before the end of its response body")]
     Reset,
     #[error(
-        "the upstream was silent for too long in the middle of its answer (upstream.body_idle_timeout)"
+        "the upstream sent nothing of its response body for too long (upstream.body_idle_timeout)"
     )]
-    Silent,
+    Timeout,
 }
 
-/// Whether an answer that seems to be over was broken off.
+/// Whether a response body that has ended was cut short.
 ///
-/// hyper takes a reset for an end if it states no error. That is right behind a whole answer that came early, which leaves
-/// the rest of its request unread (RFC 9113 §8.1); but a request without a body has no rest.
+/// hyper reports a stream that was reset without an error code as one that has ended. That is
+/// correct after a complete response that came early, where the server does not read the rest of
+/// the request (RFC 9113 §8.1); but a request without a body has no rest.
 pub(crate) fn is_truncated(
-    answer: &Incoming,
+    response: &Incoming,
     lease: &Lease<AttemptBody>,
     request: &RequestBody,
 ) -> bool {
-    lease.is_http2() && request.is_empty() && !answer.is_end_stream()
+    lease.is_http2() && request.is_empty() && !response.is_end_stream()
 }
 
 impl ResponseBody {
-    /// A body of our own.
-    pub(crate) fn local(body: Bytes, account: InFlightGuard) -> Self {
+    /// A body of the proxy's own.
+    pub(crate) fn local(body: Bytes, in_flight: InFlightGuard) -> Self {
         Self {
-            ahead: VecDeque::from([Frame::data(body)]),
-            rest: None,
+            buffered: VecDeque::from([Frame::data(body)]),
+            unread: None,
             rewriter: None,
-            look: None,
-            account,
+            observer: None,
+            in_flight,
         }
     }
 
-    /// An upstream's body, some of it perhaps read ahead.
-    pub(crate) fn relayed(
-        ahead: VecDeque<Frame<Bytes>>,
-        rest: Option<UpstreamBody>,
-        rewriter: Option<rewrite::JsonRewriter>,
-        look: Option<Box<Observer>>,
-        account: InFlightGuard,
+    /// An upstream's body, of which a part may have been read ahead.
+    pub(crate) fn forwarded(
+        buffered: VecDeque<Frame<Bytes>>,
+        unread: Option<UpstreamBody>,
+        rewriter: Option<urls::JsonRewriter>,
+        observer: Option<Box<Observer>>,
+        in_flight: InFlightGuard,
     ) -> Self {
         let mut body = Self {
-            ahead,
-            rest,
+            buffered,
+            unread,
             rewriter,
-            look,
-            account,
+            observer,
+            in_flight,
         };
         if body
-            .rest
+            .unread
             .as_ref()
-            .is_some_and(|rest| rest.body.is_end_stream())
+            .is_some_and(|unread| unread.body.is_end_stream())
         {
-            body.finish();
+            body.release_upstream();
         }
         body
     }
 
-    fn finish(&mut self) {
-        if let Some(rest) = self.rest.take() {
-            rest.lease.release();
+    fn release_upstream(&mut self) {
+        if let Some(unread) = self.unread.take() {
+            unread.lease.release();
         }
     }
 
-    fn break_off(&mut self, failure: UpstreamFailure) {
+    fn abort(&mut self, failure: UpstreamFailure) {
         let InFlightGuard {
             worker, exchange, ..
-        } = &self.account;
-        if let Some(rest) = self.rest.take() {
+        } = &self.in_flight;
+        if let Some(unread) = self.unread.take() {
             let view = exchange.view();
-            worker.upstream_failed(&view, &rest.lease.endpoint().origin, failure);
+            worker.upstream_failed(&view, &unread.lease.endpoint().origin, failure);
         }
         exchange.state.abort();
     }
@@ -139,118 +141,118 @@ impl ResponseBody {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = Broken;
+    type Error = ResponseBodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         let this = self.get_mut();
-        this.account.exchange.state.response_accepted();
+        this.in_flight.exchange.state.response_accepted();
         loop {
             let frame = ready!(this.poll_upstream(cx));
             let Some(rewriter) = &mut this.rewriter else {
-                this.account.exchange.state.response_offered();
+                this.in_flight.exchange.state.response_offered();
                 return Poll::Ready(frame);
             };
             let rewritten = match frame {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => rewriter.feed(&data),
-                    // Trailers tell of the body as it was.
+                    // Trailers may describe the original body, such as its digest.
                     Err(_) => continue,
                 },
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => {
-                    let held = rewriter.finish();
+                    let remainder = rewriter.finish();
                     this.rewriter = None;
-                    held
+                    remainder
                 }
             };
             if !rewritten.is_empty() {
-                this.account.exchange.state.response_offered();
+                this.in_flight.exchange.state.response_offered();
                 return Poll::Ready(Some(Ok(Frame::data(rewritten))));
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ahead.is_empty() && self.rest.is_none() && self.rewriter.is_none()
+        self.buffered.is_empty() && self.unread.is_none() && self.rewriter.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
         if self.rewriter.is_some() {
             return SizeHint::default();
         }
-        // With a length, HTTP/1.1 has no place for trailers.
-        if self.ahead.back().is_some_and(Frame::is_trailers) {
+        // HTTP/1.1 sends trailers with chunked bodies only, so the length must stay unknown.
+        if self.buffered.back().is_some_and(Frame::is_trailers) {
             return SizeHint::default();
         }
-        let ahead: u64 = self
-            .ahead
+        let buffered: u64 = self
+            .buffered
             .iter()
             .filter_map(Frame::data_ref)
             .map(|data| data.len() as u64)
             .sum();
-        let rest = self
-            .rest
+        let unread = self
+            .unread
             .as_ref()
-            .map_or(SizeHint::with_exact(0), |rest| rest.body.size_hint());
+            .map_or(SizeHint::with_exact(0), |unread| unread.body.size_hint());
         let mut hint = SizeHint::new();
-        hint.set_lower(ahead + rest.lower());
-        if let Some(upper) = rest.upper() {
-            hint.set_upper(ahead + upper);
+        hint.set_lower(buffered + unread.lower());
+        if let Some(upper) = unread.upper() {
+            hint.set_upper(buffered + upper);
         }
         hint
     }
 }
 
 impl ResponseBody {
-    /// What comes from the upstream, as it came.
+    /// The next frame from the upstream, not rewritten.
     fn poll_upstream(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         let this = self;
-        if let Some(frame) = this.ahead.pop_front() {
-            if let (Some(look), Some(data)) = (&mut this.look, frame.data_ref()) {
-                look.push(data);
+        if let Some(frame) = this.buffered.pop_front() {
+            if let (Some(observer), Some(data)) = (&mut this.observer, frame.data_ref()) {
+                observer.push(data);
             }
             return Poll::Ready(Some(Ok(frame)));
         }
-        let Some(rest) = &mut this.rest else {
+        let Some(unread) = &mut this.unread else {
             return Poll::Ready(None);
         };
-        let Poll::Ready(frame) = Pin::new(&mut rest.body).poll_frame(cx) else {
-            let exchange = &this.account.exchange;
+        let Poll::Ready(frame) = Pin::new(&mut unread.body).poll_frame(cx) else {
+            let exchange = &this.in_flight.exchange;
             exchange.wait_for_upstream();
             ready!(exchange.upstream_deadline.poll_due(cx));
-            this.break_off(UpstreamFailure::ResponseTimeout);
-            return Poll::Ready(Some(Err(Broken::Silent)));
+            this.abort(UpstreamFailure::ResponseTimeout);
+            return Poll::Ready(Some(Err(ResponseBodyError::Timeout)));
         };
-        this.account.exchange.upstream_deadline.disarm();
+        this.in_flight.exchange.upstream_deadline.disarm();
         match frame {
             Some(Ok(mut frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {
                     headers::clean_trailers(trailers, &[]);
                 }
-                if let (Some(look), Some(data)) = (&mut this.look, frame.data_ref()) {
-                    look.push(data);
+                if let (Some(observer), Some(data)) = (&mut this.observer, frame.data_ref()) {
+                    observer.push(data);
                 }
-                if rest.body.is_end_stream() {
-                    this.finish();
+                if unread.body.is_end_stream() {
+                    this.release_upstream();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
-                this.break_off(UpstreamFailure::Truncated);
-                Poll::Ready(Some(Err(Broken::Upstream(error))))
+                this.abort(UpstreamFailure::Truncated);
+                Poll::Ready(Some(Err(ResponseBodyError::Upstream(error))))
             }
-            None if is_truncated(&rest.body, &rest.lease, &this.account.request) => {
-                this.break_off(UpstreamFailure::Truncated);
-                Poll::Ready(Some(Err(Broken::Reset)))
+            None if is_truncated(&unread.body, &unread.lease, &this.in_flight.request) => {
+                this.abort(UpstreamFailure::Truncated);
+                Poll::Ready(Some(Err(ResponseBodyError::Reset)))
             }
             None => {
-                this.finish();
+                this.release_upstream();
                 Poll::Ready(None)
             }
         }
@@ -258,14 +260,14 @@ impl ResponseBody {
 }
 
 impl Drop for ResponseBody {
-    /// hyper need not ask for the end of a body whose length it knows.
+    /// Here, since hyper need not poll for the end of a body whose length it knows.
     fn drop(&mut self) {
         if self.is_end_stream() {
-            self.account.exchange.state.complete();
+            self.in_flight.exchange.state.complete();
         }
-        if let Some(look) = self.look.take() {
-            let view = self.account.exchange.view();
-            self.account.worker.observed(&view, &look);
+        if let Some(observer) = self.observer.take() {
+            let view = self.in_flight.exchange.view();
+            self.in_flight.worker.observed(&view, &observer);
         }
     }
 }

@@ -1,14 +1,13 @@
-//! Answers that refuse the token: the request goes out once more under a newer one, or the refusal is what the client gets.
+//! Responses that reject the token: the request is sent once more with a newer token, or the client
+//! gets the rejection.
 
-use std::collections::VecDeque;
+use std::rc::Rc;
 
-use bytes::Bytes;
 use http::{Method, StatusCode};
 use hyper::body::{Body as _, Frame};
 
 use crate::{
     proxy::{
-        Exhausted,
         error::Error,
         exchange::request_body::AttemptBody,
         forward::{
@@ -16,9 +15,8 @@ use crate::{
             response::{ClientResponse, READ_AHEAD_LIMIT, ReadAhead},
         },
         message::{
-            judge::{Verdict, judge, may_replay, reports_failure},
-            urls as rewrite,
-            urls::BodyRewrite,
+            judge::{Exhausted, Verdict, judge, may_replay, reports_failure},
+            urls::{self, BodyRewrite},
         },
         metrics::{RetryOutcome, RetryReason},
         token_source::{LocalToken, Rejection, TokenSource},
@@ -26,80 +24,101 @@ use crate::{
     upstream::Lease,
 };
 
-/// An answer that reports_failure the token.
+/// A response that rejects the token.
 pub(crate) enum AuthFailure {
-    /// As its status says.
+    /// By its status.
     Unread(UpstreamResponse),
-    /// As its JSON says.
+    /// By its JSON body, which has been read.
     Read(Box<ClientResponse>, Lease<AttemptBody>),
 }
 
 impl AuthFailure {
     fn status(&self) -> StatusCode {
         match self {
-            Self::Unread(answer) => answer.head.status,
-            Self::Read(relay, _) => relay.head.status,
+            Self::Unread(response) => response.head.status,
+            Self::Read(response, _) => response.head.status,
         }
     }
 }
 
-/// Whether an answer shows that the token is good.
+/// A response that rejects the token, read before the replay.
+enum ReadFailure {
+    /// What the client gets if the replay does not succeed; `None`: 502, since the connection broke
+    /// before the end of the response.
+    Fallback(Option<ClientResponse>),
+    /// It is too large to keep: it can only be relayed, and its attempt continues.
+    TooLarge(ClientResponse),
+}
+
+/// Whether a response with this status shows that the upstream accepts the token.
 pub(crate) fn is_proof(status: StatusCode) -> bool {
     status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS
 }
 
 impl RequestContext<'_> {
-    /// An answer that may be a refusal under a status that is none: it is read before the client sees any of it.
-    pub(crate) async fn judge_json(
-        &self,
-        answer: UpstreamResponse,
-        source: &TokenSource,
-        token: &LocalToken,
-    ) -> Result<ClientResponse, Error> {
-        match self.read_ahead(answer).await {
-            ReadAhead::Whole(relay, lease) if self.is_rejected_in_json(&relay.ahead) => {
-                self.replay(AuthFailure::Read(Box::new(relay), lease), source, token)
-                    .await
-            }
-            ReadAhead::Whole(relay, lease) => {
-                token.accepted();
-                lease.release();
-                Ok(relay)
-            }
-            ReadAhead::TooLarge(relay) => {
-                token.accepted();
-                Ok(relay)
-            }
-            ReadAhead::Broken => Err(Error::ConnectionClosed),
-        }
+    /// The verdict on a response's head.
+    pub(crate) fn judge(&self, response: &UpstreamResponse) -> Verdict {
+        judge(
+            response.head.status,
+            &response.head.headers,
+            &self.view.config().retry,
+        )
     }
 
-    /// Whether an answer's body could say what its status does not.
-    pub(crate) fn may_reject_in_json(&self, answer: &UpstreamResponse) -> bool {
+    /// Whether a response of another status may reject the token in a JSON body, which then is read
+    /// before the client gets any of it.
+    pub(crate) fn may_reject_in_json(&self, response: &UpstreamResponse) -> bool {
         if self.view.config().retry.json.is_none()
             || self.head.method == Method::HEAD
-            || answer.body.is_end_stream()
+            || response.body.is_end_stream()
         {
             return false;
         }
-        let head = &answer.head;
-        if !head.status.is_success() || !rewrite::is_json(&head.headers) {
+        let head = &response.head;
+        if !head.status.is_success() || !urls::is_json(&head.headers) {
             return false;
         }
-        let is_encoded = rewrite::is_encoded(&head.headers);
+        let is_encoded = urls::is_encoded(&head.headers);
         if is_encoded && !self.route.is_rewritten {
             self.worker.metrics.body_rewritten(BodyRewrite::Encoded);
         }
         !is_encoded
-            && answer
+            && response
                 .body
                 .size_hint()
                 .exact()
                 .is_none_or(|length| length <= READ_AHEAD_LIMIT as u64)
     }
 
-    fn is_rejected_in_json(&self, read: &VecDeque<Frame<Bytes>>) -> bool {
-        let whole: Vec<u8> = read
+    /// Reads a response that [may reject the token](Self::may_reject_in_json). If it does, the
+    /// request is replayed.
+    pub(crate) async fn judge_json(
+        &self,
+        response: UpstreamResponse,
+        source: &TokenSource,
+        token: &LocalToken,
+    ) -> Result<ClientResponse, Error> {
+        match self.read_ahead(response).await {
+            ReadAhead::Complete(response, lease) if self.is_rejected_in_json(&response) => {
+                self.replay(AuthFailure::Read(Box::new(response), lease), source, token)
+                    .await
+            }
+            ReadAhead::Complete(response, lease) => {
+                token.accepted();
+                lease.release();
+                Ok(response)
+            }
+            ReadAhead::TooLarge(response) => {
+                token.accepted();
+                Ok(response)
+            }
+            ReadAhead::Truncated => Err(Error::ConnectionClosed),
+        }
+    }
+
+    fn is_rejected_in_json(&self, response: &ClientResponse) -> bool {
+        let body: Vec<u8> = response
+            .buffered
             .iter()
             .filter_map(Frame::data_ref)
             .flatten()
@@ -110,123 +129,175 @@ impl RequestContext<'_> {
             .retry
             .json
             .as_ref()
-            .is_some_and(|json| reports_failure(&whole, json))
+            .is_some_and(|json| reports_failure(&body, json))
     }
 
-    /// The token was refused: send the request again under a newer one, once; or else pass the refusal on.
+    /// The upstream rejected the token: sends the request once more with a newer one. If that is
+    /// not possible or does not help, the client gets the rejection.
     pub(crate) async fn replay(
         &self,
-        refusal: AuthFailure,
+        failure: AuthFailure,
         source: &TokenSource,
-        refused: &LocalToken,
+        token: &LocalToken,
     ) -> Result<ClientResponse, Error> {
-        let rejection = source.rejected(refused);
-        let repeatable = may_replay(
-            refusal.status(),
-            &self.head.method,
-            &self.view.config().retry,
-        );
-        if !repeatable || !self.body.can_replay() {
-            let refusal = match refusal {
-                AuthFailure::Unread(answer) => self.relay(answer),
-                AuthFailure::Read(relay, lease) => {
-                    lease.release();
-                    *relay
-                }
-            };
-            return self.exhausted(RetryOutcome::BodyNotKept, refusal);
+        let rejection = source.rejected(token);
+        if !self.is_replayable(&failure) {
+            return self.exhausted(RetryOutcome::BodyNotKept, self.relay_failure(failure));
         }
-        // The refusal is read first: an attempt that is ended may take its connection, and the refusal, with it.
-        self.body.park();
-        let read = match refusal {
-            AuthFailure::Unread(answer) => self.read_ahead(answer).await,
-            AuthFailure::Read(relay, lease) => ReadAhead::Whole(*relay, lease),
+        let fallback = match self.read_failure(failure).await {
+            ReadFailure::Fallback(fallback) => fallback,
+            ReadFailure::TooLarge(response) => {
+                return self.exhausted(RetryOutcome::BodyNotKept, response);
+            }
         };
-        let refusal = match read {
-            ReadAhead::Whole(refusal, lease) => {
+        let newer = match newer_token(rejection, source, token).await {
+            Ok(newer) => newer,
+            Err(outcome) => return self.fall_back(outcome, fallback),
+        };
+        match self.attempt(Some(newer.header())).await {
+            Ok(second) => self.conclude(second, &newer).await,
+            Err(error) => {
+                self.worker.rejected(self.view, &error, self.exchange);
+                self.fall_back(RetryOutcome::Failed, fallback)
+            }
+        }
+    }
+
+    fn is_replayable(&self, failure: &AuthFailure) -> bool {
+        let retry = &self.view.config().retry;
+        may_replay(failure.status(), &self.head.method, retry) && self.body.can_replay()
+    }
+
+    fn relay_failure(&self, failure: AuthFailure) -> ClientResponse {
+        match failure {
+            AuthFailure::Unread(response) => self.relay(response),
+            AuthFailure::Read(response, lease) => {
+                lease.release();
+                *response
+            }
+        }
+    }
+
+    /// Reads the rejection to its end and then ends its attempt, in this order: ending the attempt
+    /// can close its connection, and with it the rest of the response.
+    async fn read_failure(&self, failure: AuthFailure) -> ReadFailure {
+        self.body.park();
+        let read = match failure {
+            AuthFailure::Unread(response) => self.read_ahead(response).await,
+            AuthFailure::Read(response, lease) => ReadAhead::Complete(*response, lease),
+        };
+        match read {
+            ReadAhead::Complete(response, lease) => {
                 if self.body.end_rejected_attempt() {
                     lease.release();
                 }
-                Some(refusal)
+                ReadFailure::Fallback(Some(response))
             }
-            ReadAhead::TooLarge(refusal) => {
+            ReadAhead::TooLarge(response) => {
                 self.body.unpark();
-                return self.exhausted(RetryOutcome::BodyNotKept, refusal);
+                ReadFailure::TooLarge(response)
             }
-            ReadAhead::Broken => {
+            ReadAhead::Truncated => {
                 self.body.end_attempt();
-                None
+                ReadFailure::Fallback(None)
             }
-        };
-        let exhausted = |outcome| match refusal {
-            Some(refusal) => self.exhausted(outcome, refusal),
-            None => Err(Error::ConnectionClosed),
-        };
-        let token = match rejection {
-            Rejection::Newer(token) => token,
-            Rejection::Futile => return exhausted(RetryOutcome::Cooldown),
-            Rejection::Refreshing => match source.newer_than(Some(refused.version())).await {
-                Some(token) => token,
-                None => return exhausted(RetryOutcome::NoNewerToken),
-            },
-        };
-        let second = match self.attempt(Some(token.header())).await {
-            Ok(second) => second,
-            Err(error) => {
-                self.worker.rejected(self.view, &error, self.exchange);
-                return exhausted(RetryOutcome::Failed);
-            }
-        };
-        let mut is_refused = self.judge(&second) == Verdict::AuthorizationFailure;
+        }
+    }
+
+    /// Judges the response to the second attempt, and reports the verdict on its token.
+    async fn conclude(
+        &self,
+        second: UpstreamResponse,
+        token: &LocalToken,
+    ) -> Result<ClientResponse, Error> {
         let is_proof = is_proof(second.head.status);
-        let second = if !is_refused && self.may_reject_in_json(&second) {
-            match self.read_ahead(second).await {
-                ReadAhead::Whole(relay, lease) => {
-                    is_refused = self.is_rejected_in_json(&relay.ahead);
-                    lease.release();
-                    relay
-                }
-                ReadAhead::TooLarge(relay) => relay,
-                ReadAhead::Broken => return Err(Error::ConnectionClosed),
+        let (verdict, second) = self.judge_and_relay(second).await?;
+        match verdict {
+            Verdict::AuthorizationFailure => {
+                token.replay_rejected();
+                self.exhausted(RetryOutcome::Rejected, second)
             }
-        } else {
-            self.relay(second)
-        };
-        if is_refused {
-            token.replay_rejected();
-            return self.exhausted(RetryOutcome::Rejected, second);
+            Verdict::Relay => {
+                token.replay_accepted();
+                if is_proof {
+                    token.accepted();
+                }
+                self.count_replay(RetryOutcome::Accepted);
+                Ok(second)
+            }
         }
-        token.replay_accepted();
-        if is_proof {
-            token.accepted();
-        }
-        self.worker
-            .metrics
-            .retried(RetryReason::Unauthorized, RetryOutcome::Accepted);
-        Ok(second)
     }
 
-    /// What its head says of the token.
-    pub(crate) fn judge(&self, answer: &UpstreamResponse) -> Verdict {
-        judge(
-            answer.head.status,
-            &answer.head.headers,
-            &self.view.config().retry,
-        )
+    /// The verdict on a response, by its head or its JSON body, and the response for the client.
+    async fn judge_and_relay(
+        &self,
+        response: UpstreamResponse,
+    ) -> Result<(Verdict, ClientResponse), Error> {
+        let verdict = self.judge(&response);
+        if verdict == Verdict::AuthorizationFailure || !self.may_reject_in_json(&response) {
+            return Ok((verdict, self.relay(response)));
+        }
+        match self.read_ahead(response).await {
+            ReadAhead::Complete(response, lease) => {
+                lease.release();
+                let verdict = if self.is_rejected_in_json(&response) {
+                    Verdict::AuthorizationFailure
+                } else {
+                    Verdict::Relay
+                };
+                Ok((verdict, response))
+            }
+            ReadAhead::TooLarge(response) => Ok((Verdict::Relay, response)),
+            ReadAhead::Truncated => Err(Error::ConnectionClosed),
+        }
     }
 
-    /// The refusal is the answer, unless the operator does not want apps to see it.
+    fn fall_back(
+        &self,
+        outcome: RetryOutcome,
+        fallback: Option<ClientResponse>,
+    ) -> Result<ClientResponse, Error> {
+        match fallback {
+            Some(response) => self.exhausted(outcome, response),
+            None => Err(Error::ConnectionClosed),
+        }
+    }
+
+    /// The client gets the rejection, or 502 if `retry.exhausted` says so.
     fn exhausted(
         &self,
         outcome: RetryOutcome,
-        refusal: ClientResponse,
+        rejection: ClientResponse,
     ) -> Result<ClientResponse, Error> {
+        self.count_replay(outcome);
+        match self.view.config().retry.exhausted {
+            None | Some(Exhausted::Relay) => Ok(rejection),
+            Some(Exhausted::BadGateway) => Err(Error::TokenRejected),
+        }
+    }
+
+    fn count_replay(&self, outcome: RetryOutcome) {
         self.worker
             .metrics
             .retried(RetryReason::Unauthorized, outcome);
-        match self.view.config().retry.exhausted {
-            None | Some(Exhausted::Relay) => Ok(refusal),
-            Some(Exhausted::BadGateway) => Err(Error::TokenRejected),
-        }
+    }
+}
+
+/// A newer token than the rejected one; waits for it while it is being fetched.
+///
+/// # Errors
+/// Why there is none.
+async fn newer_token(
+    rejection: Rejection,
+    source: &TokenSource,
+    rejected: &LocalToken,
+) -> Result<Rc<LocalToken>, RetryOutcome> {
+    match rejection {
+        Rejection::Newer(token) => Ok(token),
+        Rejection::Futile => Err(RetryOutcome::Cooldown),
+        Rejection::Refreshing => source
+            .newer_than(Some(rejected.version()))
+            .await
+            .ok_or(RetryOutcome::NoNewerToken),
     }
 }
