@@ -171,3 +171,71 @@ impl Http1State {
         self.is_aborted.load(Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::base::ticker::Ticker;
+
+    fn state() -> Http1State {
+        let ticker = Ticker::new();
+        let (read, write) = (ticker.deadline().handle(), ticker.deadline().handle());
+        Http1State::new(read, write, Arc::new(Timeouts::of(Duration::from_secs(60))))
+    }
+
+    #[test]
+    fn the_read_deadline_stands_for_what_the_phase_waits_for() {
+        let state = state();
+        let mut timeouts = vec![state.read_timeout()];
+        for step in [
+            Http1State::received as fn(&Http1State),
+            |state| assert_eq!(state.begin_exchange(), 1),
+            |state| state.end_exchange(1),
+            Http1State::flushed,
+            Http1State::received,
+            Http1State::begin_close,
+            Http1State::received,
+        ] {
+            step(&state);
+            timeouts.push(state.read_timeout());
+        }
+        use ClientTimeout::{Body, FirstByte, Head, Idle};
+        assert_eq!(
+            timeouts,
+            [
+                Some(FirstByte),
+                Some(Head),
+                Some(Body),
+                Some(Body),
+                Some(Idle),
+                Some(Head),
+                None,
+                None
+            ]
+        );
+    }
+
+    #[test]
+    fn the_late_end_of_an_exchange_does_not_end_the_next_one() {
+        let state = state();
+        let (first, second) = (state.begin_exchange(), state.begin_exchange());
+        state.end_exchange(first);
+        assert!(state.is_in_exchange());
+        state.end_exchange(second);
+        assert!(!state.is_in_exchange());
+    }
+
+    #[test]
+    fn draining_shortens_the_wait_of_idle_connections_alone() {
+        let (idle, busy) = (state(), state());
+        busy.begin_exchange();
+        for state in [&idle, &busy] {
+            state.timers.read.disarm();
+            state.drain();
+        }
+        assert!(idle.timers.read.pause().is_some());
+        assert!(busy.timers.read.pause().is_none());
+    }
+}

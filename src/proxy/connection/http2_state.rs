@@ -116,3 +116,36 @@ impl Http2State {
         (!is_ending).then_some(ClientTimeout::Idle)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::base::ticker::Ticker;
+
+    #[test]
+    fn the_idle_deadline_applies_while_no_stream_is_open_and_goaway_is_sent_once() {
+        let ticker = Ticker::new();
+        let (read, write) = (ticker.deadline().handle(), ticker.deadline().handle());
+        let timeouts = Arc::new(Timeouts::of(Duration::from_secs(60)));
+        let state = Http2State::new(read.clone(), write, timeouts);
+        let is_armed = || {
+            let remaining = read.pause();
+            remaining.into_iter().for_each(|ticks| read.arm(ticks));
+            remaining.is_some()
+        };
+        assert!(is_armed(), "no stream yet");
+        state.stream_opened();
+        state.stream_opened();
+        state.stream_closed();
+        assert!(!is_armed(), "one stream is open");
+        assert_eq!(state.read_timeout(), Some(ClientTimeout::Idle));
+        assert!(state.begin_close());
+        assert!(!is_armed(), "the stream may finish");
+        state.stream_closed();
+        assert!(is_armed(), "the client has time to close");
+        assert!(!state.begin_close());
+        assert_eq!(state.read_timeout(), None);
+    }
+}

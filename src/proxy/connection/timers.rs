@@ -50,6 +50,20 @@ impl Timeouts {
         }
     }
 
+    /// The same for everything, without a minimum rate.
+    #[cfg(test)]
+    pub(super) fn of(time: Duration) -> Self {
+        Self {
+            first_byte: time.into(),
+            head: time.into(),
+            body_idle: time.into(),
+            body_quota: 0,
+            idle: time.into(),
+            drain_grace: time.into(),
+            draining: Arc::default(),
+        }
+    }
+
     pub(super) fn is_draining(&self) -> bool {
         self.draining.load(Relaxed)
     }
@@ -224,13 +238,9 @@ mod tests {
     #[test]
     fn the_timeout_is_granted_again_after_a_quota_and_until_then_waits_add_up() {
         let timeouts = |body_quota| Timeouts {
-            first_byte: 1.into(),
-            head: 1.into(),
             body_idle: 20.into(),
             body_quota,
-            idle: 1.into(),
-            drain_grace: 1.into(),
-            draining: Arc::default(),
+            ..Timeouts::of(Duration::from_secs(1))
         };
         let (strict, lenient) = (timeouts(100), timeouts(0));
         let rate = BodyRate::default();

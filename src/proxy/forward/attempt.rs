@@ -70,7 +70,7 @@ struct SendError {
 impl RequestContext<'_> {
     /// Sends the request and waits for the head of the response.
     ///
-    /// The upstream may have closed a pooled connection without our knowledge. If nothing of the
+    /// The upstream may have closed a pooled connection in the meantime. If nothing of the
     /// request was written, or if it is idempotent and can be replayed, it is sent again on a new
     /// connection.
     pub(crate) async fn attempt(
