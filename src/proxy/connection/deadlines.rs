@@ -1,6 +1,6 @@
 //! Runs the work of a client's connection or stream until a deadline expires.
 
-use std::{future::poll_fn, pin::pin, task::Poll};
+use std::{future::poll_fn, pin::Pin, task::Poll};
 
 use crate::{
     base::ticker::Deadline,
@@ -16,9 +16,9 @@ pub(crate) struct ClientDeadlines {
 }
 
 impl ClientDeadlines {
-    /// Runs `work` to completion; `None` if a deadline expires before.
-    pub(crate) async fn run<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        let mut work = pin!(work);
+    /// Runs `work` to completion; `None` if a deadline expires before. Pinned by the caller: by value
+    /// it would take its size twice in the caller's future.
+    pub(crate) async fn run<T>(&self, mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
         poll_fn(|cx| match work.as_mut().poll(cx) {
             Poll::Ready(done) => Poll::Ready(Some(done)),
             Poll::Pending if self.read.poll_due(cx).is_ready() => Poll::Ready(None),

@@ -1,6 +1,6 @@
 //! Serves one client connection: detects its protocol, then speaks HTTP/1 or HTTP/2.
 
-use std::{io, rc::Rc, sync::Arc};
+use std::{io, pin::pin, rc::Rc, sync::Arc};
 
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt as _;
@@ -63,7 +63,8 @@ pub(crate) async fn serve(
         ConnState::Http1(Arc::clone(&state)),
         Arc::clone(&worker.metrics),
     );
-    match deadlines.run(detect_protocol(&mut io)).await {
+    let protocol = deadlines.run(pin!(detect_protocol(&mut io))).await;
+    match protocol {
         Some(Ok(Protocol::Http1)) => http1::serve(worker, io, peer, state, deadlines).await,
         Some(Ok(Protocol::Http2)) => {
             let state = Arc::new(Http2State::new(

@@ -2,7 +2,7 @@
 
 pub(crate) mod strict_reader;
 
-use std::{rc::Rc, sync::Arc};
+use std::{pin::pin, rc::Rc, sync::Arc};
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -58,7 +58,7 @@ pub(crate) async fn serve(
         .serve_connection(TokioIo::new(reader), service)
         .with_upgrades();
     // An error is ignored: the client caused it, or it was counted where it occurred.
-    if deadlines.run(connection).await.is_none() {
+    if deadlines.run(pin!(connection)).await.is_none() {
         deadlines.count_expired(state.read_timeout(), &worker.metrics);
     }
     if let Some(tunnel) = exchange.tunnel.take() {

@@ -137,7 +137,7 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for StreamExecutor {
             match next {
                 // When a deadline expires, dropping the future resets the stream.
                 Some((deadlines, state)) => {
-                    let is_expired = deadlines.run(stream).await.is_none();
+                    let is_expired = deadlines.run(pin!(stream)).await.is_none();
                     if is_expired {
                         deadlines.count_expired(Some(state.read_timeout()), &metrics);
                     }
