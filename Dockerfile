@@ -6,13 +6,16 @@
 #     -e BEARER_PROXY__TOKEN__CLIENT_ID=my-app \
 #     -e BEARER_PROXY__TOKEN__CLIENT_SECRET_FILE=/run/secrets/client_secret \
 #     -e BEARER_PROXY__TOKEN__REFRESH_TOKEN_FILE=/run/secrets/refresh_token \
-#     -v "$PWD/secrets:/run/secrets:ro" bearer-proxy
+#     -v "$PWD/secrets:/run/secrets:ro" \
+#     --stop-timeout 40 --read-only --cap-drop ALL bearer-proxy
+#
+# scripts/container builds and tests it.
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /build
 
-# Dependencies first, so that this layer is rebuilt only when they change. The bench is not built, but
-# Cargo.toml names its file.
+# Dependencies first, so that this layer is rebuilt only when they change. The bench is an empty
+# file, because Cargo.toml names it.
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir benches src && touch benches/hot_path.rs src/lib.rs && echo 'fn main() {}' > src/main.rs \
     && cargo build --locked --profile dist \
