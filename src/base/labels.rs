@@ -8,7 +8,7 @@ use std::{
     ops::{Index, IndexMut},
 };
 
-/// A set of label values. [`labels!`] implements it.
+/// A set of label values, implemented by `labels!`.
 pub trait Label: Copy + 'static {
     /// An array with one entry for each value.
     type Table<T>: AsRef<[T]> + AsMut<[T]>;
