@@ -188,7 +188,7 @@ async fn bad_input_13_and_14_invalid_responses_never_become_tokens() {
         ok(r#"{"access_token":" a","expires_in":3600}"#),
         ok(r#"{"access_token":"\u00e4","expires_in":3600}"#),
         ok(r#"{"access_token":"","expires_in":3600}"#),
-        ok(&format!(
+        ok(format!(
             r#"{{"access_token":"{}","expires_in":3600}}"#,
             "a".repeat(100_000)
         )),

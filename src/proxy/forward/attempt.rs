@@ -197,7 +197,7 @@ impl RequestContext<'_> {
         let request = self.request(&lease, gate.as_ref(), authorization);
         match &gate {
             Some(_) if !lease.ignores_expect(worker.clock.now()) => {
-                exchange.upstream_deadline.arm(CONTINUE_TIMEOUT.into())
+                exchange.upstream_deadline.arm(CONTINUE_TIMEOUT.into());
             }
             None if body.is_empty() => exchange.body_complete(false),
             gate => {

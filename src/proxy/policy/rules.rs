@@ -141,7 +141,7 @@ pub(crate) fn interpretations(path: &str) -> impl Iterator<Item = String> {
     })
 }
 
-/// The last segment of one of the issuer's paths, in the form that [`Rules::judge`] expects.
+/// The last segment of one of the issuer's paths, in the form in which rules compare it.
 pub fn issuer_segment(path: &str) -> Option<String> {
     let path = normalize(path);
     path.rsplit('/')
