@@ -1,6 +1,28 @@
 //! The integration tests, in one crate: one link, and helpers that are compiled once.
 //!
-//! A test that needs a process of its own is a crate of its own beside this folder.
+//! A test that touches what a whole process shares (its allocator, panic hook, log subscriber,
+//! descriptors or processor time) is a crate of its own beside this folder.
+//!
+//! | modules | subject |
+//! |---|---|
+//! | `main_job`, `data_path`, `uploads`, `reuse`, `protocols`, `http2`, `tunnel` | what an app notices: tokens, replays, bodies, connections, versions of HTTP |
+//! | `rewrite`, `clients`, `certificates`, `tls` | URLs in responses, client authentication, certificates and their reload |
+//! | `bad_input`, `differential`, `limits`, `slow`, `http2_attacks`, `secrets` | hostile clients; nginx and HAProxy as references; secrets in outputs |
+//! | `faults`, `issuer`, `crashes`, `login`, `machine` | the token's lifecycle: issuers that fail, kills, first tokens, clocks |
+//! | `process`, `admin`, `config`, `confinement`, `descriptors`, `memory`, `field_operations` | the program as a process: commands, signals, files, the unit, its resources |
+//! | `cloud`, `documents` | the simulated cloud; what the documents claim |
+//!
+//! A new test scripts an upstream, starts a proxy in front of it, and looks at both sides:
+//!
+//! ```ignore
+//! #[tokio::test]
+//! async fn a_response_is_relayed_under_the_token() {
+//!     let upstream = Upstream::new().on("/x", ok("body")).start().await;
+//!     let proxy = upstream.proxy(&[]).await;
+//!     assert_eq!(proxy.get("/x").await.body(), "body");
+//!     assert_eq!(upstream.targets(), ["/x"]);
+//! }
+//! ```
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
