@@ -1,5 +1,5 @@
-//! What is logged of calls to the issuer. A crate of its own: the subscriber belongs to the process, since only so it gets
-//! the events of all threads and libraries.
+//! The log of calls to the issuer. This test is a separate crate: a subscriber of the whole process
+//! receives the events of all threads and libraries.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

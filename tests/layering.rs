@@ -1,4 +1,5 @@
-//! The structure of the code: imports point down and form no circle, platform calls stay in a few files, one TLS stack.
+//! The structure of the code: imports point to lower layers and form no cycle, platform calls are
+//! in a few files, and there is one TLS stack.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,7 +18,8 @@ use std::{
 
 use imports::Graph;
 
-/// Layers, the lowest first. A module imports from its own layer and from lower ones.
+/// Layers, from the lowest to the highest. A module imports from its own layer and from lower
+/// layers.
 const LAYERS: &[&[&str]] = &[
     &["base"],
     &["net", "cloud"],
@@ -30,7 +32,8 @@ const LAYERS: &[&[&str]] = &[
     &["main"],
 ];
 
-/// The modules of `src/proxy`, the lowest first. Each imports itself and lower ones.
+/// The modules of `src/proxy`, from the lowest to the highest. Each imports only itself and lower
+/// modules.
 const PROXY: &[&str] = &[
     "framing",
     "error",
@@ -59,7 +62,7 @@ const APART: &[(&str, &str)] = &[
     ("net", "cloud"),
 ];
 
-/// The only files that may call a platform's own interfaces.
+/// The only files that may call platform interfaces.
 const PLATFORM_FILES: &[&str] = &[
     "src/base/clock.rs",
     "src/base/signals.rs",
@@ -146,7 +149,7 @@ fn imports_point_down() {
             );
             assert!(
                 !APART.contains(&(here, there)),
-                "{file}:{line} imports {target}: {here} and {there} must not know each other"
+                "{file}:{line} imports {target}: {here} and {there} must not import each other"
             );
             assert!(
                 here != "cloud" || there == "base",
@@ -169,7 +172,7 @@ fn no_circle_of_files() {
         format!("\n{file}:{line} imports {target}")
     });
     panic!(
-        "files import each other in a circle:{}",
+        "files import each other in a cycle:{}",
         imports.collect::<String>()
     );
 }
@@ -197,7 +200,7 @@ fn imports_point_down_in_the_proxy() {
     assert!(seen > 50, "only {seen} imports were seen");
 }
 
-/// A crate of these files.
+/// A crate with these files.
 fn written(files: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (file, text) in files {
@@ -312,7 +315,7 @@ fn platform_calls_stay_in_their_places() {
                 seen += 1;
                 assert!(
                     allowed,
-                    "{file}:{}: {word} may be used in {PLATFORM_FILES:?} alone",
+                    "{file}:{}: {word} may be used only in {PLATFORM_FILES:?}",
                     number + 1
                 );
             }

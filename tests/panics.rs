@@ -1,5 +1,6 @@
-//! A panic costs one request, and is counted and logged; a panic in a task that must not end ends the process. A crate of
-//! its own: the panic hook and the count of panics belong to the process.
+//! A panic fails one request, and is counted and logged; a panic in a task that must not end ends
+//! the process. These tests are a separate crate: the panic hook and the count of panics belong to
+//! the process.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -32,7 +33,7 @@ use common::{
 };
 use http_body_util::BodyExt as _;
 
-/// The machine's clock, broken: one of the next times that a thread of this name looks at it, it panics.
+/// A faulty machine clock: it panics at one of the next reads by a thread with this name.
 #[derive(Debug)]
 struct Broken {
     works: SharedClock,
@@ -80,10 +81,10 @@ impl Clock for Broken {
     }
 }
 
-/// The count is the process's: one test at a time.
+/// The count belongs to the process: one test runs at a time.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// Counts, and still tells of a test that fails.
+/// Counts panics, and still prints those of failed tests.
 fn watch() {
     let usual = panic::take_hook();
     panics::install_hook();
@@ -109,7 +110,7 @@ async fn fault_31_a_panic_costs_one_request_and_the_worker_lives() {
     let mut beside = Client::connect(proxy.address).await;
     assert_eq!(beside.send(get("/")).await.unwrap().status(), 200);
 
-    // While it is answered.
+    // A panic before the response.
     clock.looks.store(1, SeqCst);
     let answer = proxy.send(post("/", "x".repeat(100_000))).await;
     assert_eq!(answer.status(), 500);
@@ -134,7 +135,7 @@ async fn fault_31_a_panic_costs_one_request_and_the_worker_lives() {
         1.0
     );
 
-    // When its answer has ended: that connection is lost.
+    // A panic after the end of the response: the connection is lost.
     let mut lost = Client::connect(proxy.address).await;
     clock.looks.store(2, SeqCst);
     drop(lost.send(get("/")).await);
@@ -144,7 +145,7 @@ async fn fault_31_a_panic_costs_one_request_and_the_worker_lives() {
     .await;
     assert!(lost.send(get("/")).await.is_err());
 
-    // On HTTP/2 the connection goes on.
+    // An HTTP/2 connection stays open.
     let mut shared = web::Client::connect(Speech::Http2, proxy.address, &Identity::new()).await;
     for (looks, expected) in [(0, 200), (1, 500), (2, 200), (0, 200)] {
         let panics = proxy.metric("bearer_proxy_panics_total").await;
@@ -160,7 +161,7 @@ async fn fault_31_a_panic_costs_one_request_and_the_worker_lives() {
         assert_eq!(answer.status(), expected, "{looks}");
         drop(answer.into_body().collect().await);
         let new = f64::from(u8::from(looks > 0));
-        eventually("it is counted", async || {
+        eventually("the panic is counted", async || {
             proxy.metric("bearer_proxy_panics_total").await == panics + new
         })
         .await;
@@ -170,12 +171,12 @@ async fn fault_31_a_panic_costs_one_request_and_the_worker_lives() {
     assert_eq!(
         beside.send(get("/")).await.unwrap().status(),
         200,
-        "the connection beside them goes on"
+        "the other connection stays open"
     );
     assert_eq!(
         send(proxy.address, get("/")).await.status(),
         200,
-        "and so does the worker"
+        "the worker continues"
     );
     eventually("nothing is left of them", async || {
         proxy.metric("bearer_proxy_requests_in_flight").await == 0.0
@@ -200,7 +201,7 @@ fn a_panic_in_what_keeps_the_token_ends_the_app() {
         let _ = proxy.app.credential().refresh_now();
         tokio::time::timeout(LIMIT, proxy.app.failed())
             .await
-            .expect("it is noticed")
+            .expect("the panic is reported")
     });
     assert_eq!(part, "the token refresher");
     runtime.shutdown_timeout(Duration::from_secs(1));

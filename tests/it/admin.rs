@@ -1,20 +1,20 @@
-//! Who may ask the admin endpoint, over real sockets.
+//! Access control of the admin endpoint, over real sockets.
 
 use crate::common::{LIMIT, Proxy, eventually, issuer, proxy, raw};
 
-/// The admin endpoint at this address, with further keys.
+/// Starts a proxy whose admin endpoint listens on `at`, with the configuration keys `more`.
 async fn listening(at: &str, more: &[(&str, &str)]) -> Proxy {
     let issuer = issuer().await;
     let mut all = vec![("admin.listen", at)];
     all.extend_from_slice(more);
     let mut proxy = proxy(&issuer, &all);
-    // An unspecified address is reached by loopback.
+    // The test reaches an unspecified address through loopback.
     proxy.admin.set_ip([127, 0, 0, 1].into());
     proxy.ready().await;
     proxy
 }
 
-/// The status and the challenge.
+/// Sends a request. Returns the status and whether the response has a `Bearer` challenge.
 async fn ask(proxy: &Proxy, request: &str, fields: &str) -> (u16, bool) {
     let request =
         format!("{request} HTTP/1.1\r\nHost: localhost\r\n{fields}Connection: close\r\n\r\n");
@@ -52,7 +52,7 @@ async fn a_token_in_a_file_is_exchanged_without_a_restart() {
     };
     assert_eq!(shows("first").await, 200);
     std::fs::write(&file, "second\n").unwrap();
-    eventually("the new one is known", async || {
+    eventually("the proxy accepts the new token", async || {
         shows("second").await == 200
     })
     .await;
@@ -122,7 +122,7 @@ async fn where_there_is_a_token_it_has_to_be_shown_on_loopback_too() {
             .await;
             assert_eq!(status, expected, "{at} {shown}");
         }
-        // It does not let pages in.
+        // A valid token does not permit cross-origin requests of web pages.
         let page = "Authorization: Bearer the-token\r\nOrigin: https://evil.example\r\n";
         assert_eq!(
             ask(&proxy, "POST /token/refresh", page).await.0,

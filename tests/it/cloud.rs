@@ -1,4 +1,4 @@
-//! The simulated cloud over real sockets.
+//! Tests of the simulated cloud over real sockets.
 
 use std::{
     future::Future,
@@ -28,7 +28,7 @@ use url::form_urlencoded::byte_serialize;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Tokio's time; the wall clock stands still.
+/// Reads the clock of Tokio. The wall clock is constant.
 #[derive(Debug)]
 struct TestClock(Instant);
 
@@ -77,7 +77,7 @@ impl Answer {
     }
 }
 
-/// One request on a connection of its own, to any http URL.
+/// Sends one request to an http URL on a new connection.
 async fn send(method: &str, url: &str, headers: &str, body: &[u8]) -> Answer {
     let (authority, path) = url
         .strip_prefix("http://")
@@ -91,7 +91,7 @@ async fn send(method: &str, url: &str, headers: &str, body: &[u8]) -> Answer {
     raw(authority, &[head.as_bytes(), body].concat()).await
 }
 
-/// Writes these bytes and reads an answer until the connection ends.
+/// Sends these bytes and reads the response until the connection closes.
 async fn raw(authority: &str, request: &[u8]) -> Answer {
     let exchange = async {
         let mut stream = TcpStream::connect(authority.parse::<SocketAddr>().unwrap())
@@ -99,17 +99,17 @@ async fn raw(authority: &str, request: &[u8]) -> Answer {
             .unwrap();
         stream.write_all(request).await.unwrap();
         let mut answer = Vec::new();
-        // A reset after the answer is fine: what counts is what arrived.
+        // A reset after the response is not an error. The test checks the received bytes.
         let _ = stream.read_to_end(&mut answer).await;
         answer
     };
     let answer = timeout(LIMIT, exchange)
         .await
-        .expect("the cloud answers and closes");
+        .expect("the cloud responds and closes the connection");
     let end = answer
         .windows(4)
         .position(|four| four == b"\r\n\r\n")
-        .expect("a whole head");
+        .expect("the response has a complete head");
     let head = String::from_utf8(answer[..end].to_vec()).unwrap();
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     Answer {
@@ -139,7 +139,7 @@ async fn refresh(cloud: &Cloud, token: &str) -> Answer {
     send("POST", &url, &basic("demo", "secret"), b"").await
 }
 
-/// The `Authorization` line of a fresh access token.
+/// Requests a new access token. Returns its `Authorization` line.
 async fn bearer(cloud: &Cloud) -> String {
     let tokens = refresh(cloud, cloud.seed()).await.json();
     format!(
@@ -164,7 +164,7 @@ async fn until(condition: impl Fn() -> bool) {
     };
     timeout(LIMIT, wait)
         .await
-        .expect("the condition comes true");
+        .expect("the condition becomes true in time");
 }
 
 #[tokio::test]
@@ -416,7 +416,7 @@ async fn files_roundtrip(config: Config) {
     assert_eq!(
         send("POST", &url, "", b"again").await.status,
         403,
-        "an upload address works once"
+        "an upload URL accepts one upload"
     );
 
     let listed = get(&cloud, "/api/file/list.do", &bearer).await.json();
@@ -511,7 +511,7 @@ async fn an_upload_that_breaks_off_leaves_nothing() {
     assert_eq!(
         listed["files"],
         serde_json::json!([]),
-        "half a file is no file"
+        "the list contains no incomplete file"
     );
     drop(stream);
     until(|| entries() == 0).await;
@@ -661,7 +661,7 @@ async fn echo_and_bytes_show_what_arrived_and_no_token() {
     assert_eq!(
         get(&cloud, "/api/echo.do", &twice).await.status,
         401,
-        "two tokens are none"
+        "the cloud refuses a request with two tokens"
     );
     assert_eq!(cloud.received().pop().unwrap().authorization_count, 2);
 }
@@ -699,7 +699,7 @@ async fn scripted_answers_of_the_issuer_cost_nobody_a_token() {
     }
     assert!(
         timeout(Duration::from_millis(50), hanging).await.is_err(),
-        "it hangs"
+        "the issuer sends no response"
     );
     let mut stream = TcpStream::connect(cloud.origin().trim_start_matches("http://"))
         .await
@@ -711,7 +711,7 @@ async fn scripted_answers_of_the_issuer_cost_nobody_a_token() {
     let mut endless = vec![0; 1 << 20];
     timeout(LIMIT, stream.read_exact(&mut endless))
         .await
-        .expect("a megabyte arrives")
+        .expect("the endless response contains at least 1 MiB")
         .unwrap();
     assert_eq!(refresh(&cloud, cloud.seed()).await.status, 200);
     assert_eq!((cloud.issuer_calls(), cloud.issuer_successes()), (5, 1));
@@ -776,7 +776,7 @@ async fn a_jwt_is_answered_by_redirect_if_so_configured() {
     assert_eq!(
         get(&cloud, &path, "").await.status,
         400,
-        "there is nowhere to redirect to"
+        "the request has no redirect URI"
     );
     let answer = get(
         &cloud,
@@ -819,7 +819,7 @@ async fn shutting_down_closes_listeners_and_connections() {
     stream.read_u8().await.unwrap();
     cloud.shut_down().await;
     let rest = timeout(LIMIT, stream.read_to_end(&mut Vec::new())).await;
-    assert!(rest.is_ok(), "the open connection ends");
+    assert!(rest.is_ok(), "the open connection closes");
     for origin in [cloud.origin(), cloud.document_origin()] {
         assert!(
             TcpStream::connect(origin.trim_start_matches("http://"))
@@ -867,7 +867,7 @@ async fn simulate_tells_what_is_where_and_what_happens_until_it_is_stopped() {
         let url = text
             .split('"')
             .find(|word| word.contains("/api/refreshToken.do?"))
-            .expect("a line to try");
+            .expect("the output contains a refresh URL");
         assert_eq!(
             send("POST", url, &basic("demo", "secret"), b"")
                 .await
@@ -891,7 +891,7 @@ async fn simulate_tells_what_is_where_and_what_happens_until_it_is_stopped() {
     assert!(text.contains("refused a refresh: HTTP 500"), "{text}");
     assert!(
         !text.contains('\''),
-        "PowerShell and cmd differ on single quotes: {text}"
+        "PowerShell and cmd interpret single quotes differently: {text}"
     );
 }
 

@@ -1,4 +1,4 @@
-//! The program as a careful administrator runs it: as an unprivileged user that can write nothing but the state.
+//! The program in a restricted environment: an unprivileged user that can write only the state.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -17,7 +17,8 @@ use crate::common::{
 /// The user `nobody`.
 const NOBODY: u32 = 65534;
 
-/// A folder with the program, its configuration, secrets and state, owned by user 65534 if the test runs as root.
+/// A folder with the program, its configuration, secrets and state, owned by user 65534 if the test
+/// runs as root.
 struct Home {
     program: Program,
     redirect: SocketAddr,
@@ -38,8 +39,9 @@ impl Home {
         }
         program.write("secrets/client_secret", "secret");
         program.write("secrets/refresh_token", "good");
-        // Another user may have no access to the build folder. Copied by another process: a child that another test starts
-        // would inherit the descriptor of a file that this one is writing, and a file open for writing cannot be executed.
+        // Another user may have no access to the build folder. A separate process copies the
+        // program: a child process of another test would inherit a descriptor of the file that this
+        // process writes, and a file that is open for writing cannot be executed.
         let copied = Command::new("cp")
             .args([Path::new(env!("CARGO_BIN_EXE_bearer-proxy")), path])
             .status();
@@ -61,13 +63,13 @@ impl Home {
         self.program.path(inner)
     }
 
-    /// A command that runs as `nobody`; as this user if the test does not run as root.
+    /// A command that runs as `nobody`, or as this user if the test does not run as root.
     fn as_nobody(&self, program: &Path) -> Command {
         let folder = self.program.folder.path();
         if !self.is_root {
             return command(program, folder);
         }
-        // Core dumps are allowed, so that it is the program that forbids them.
+        // Core dumps are allowed, so that only the program can forbid them.
         let mut command = command("prlimit", folder);
         command
             .args([
@@ -90,7 +92,8 @@ fn mask(running: &Running, field: &str) -> u64 {
     u64::from_str_radix(&running.proc_status(field), 16).unwrap()
 }
 
-/// The kernel gives `/proc/PID` of a process that is not dumpable to root, and lets no other user read or trace it.
+/// For a process that is not dumpable, root owns `/proc/PID`, and no other user can read or trace
+/// it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_22_no_other_user_reads_the_memory_of_a_running_process() {
     let home = Home::new(&cloud().await);
@@ -107,7 +110,7 @@ async fn bad_input_22_no_other_user_reads_the_memory_of_a_running_process() {
         })
         .await;
         for file in ["environ", "mem", "fd"] {
-            // Within a user namespace root has another number, but never that of the process.
+            // In a user namespace root has another number, but never the number of the process.
             let owner = fs::metadata(proc(&running, file)).unwrap().uid();
             assert_ne!(
                 running
@@ -119,7 +122,7 @@ async fn bad_input_22_no_other_user_reads_the_memory_of_a_running_process() {
                 "{command}: {file}"
             );
         }
-        // The same user's `cat`, which reads any other process of this user.
+        // `cat` runs as the same user, and can read every other process of this user.
         let read = home
             .as_nobody(Path::new("/bin/cat"))
             .arg(proc(&running, "environ"))
@@ -147,19 +150,19 @@ async fn bad_input_22_no_other_user_reads_the_memory_of_a_running_process() {
         assert_ne!(
             mask(&running, "SigIgn") & 1 << 12,
             0,
-            "{command}: SIGPIPE ends it"
+            "{command}: SIGPIPE ends the process"
         );
         if command == "run" {
             home.program.ready().await;
             assert!(
                 home.program.metric("process_open_fds").await > 0.0,
-                "it cannot read its own /proc"
+                "the process cannot read its own /proc"
             );
         }
     }
 }
 
-/// Runs its arguments in a mount namespace in which nothing but `state` can be written, without any capability.
+/// Runs its arguments without capabilities, in a mount namespace in which only `state` is writable.
 const CONFINED: &str = r#"
 set -e
 mount --bind . .
@@ -198,14 +201,14 @@ async fn a_read_only_system_and_no_capability_are_enough() {
         assert_eq!(mask(&running, set), 0, "{set}");
     }
     assert_eq!(running.proc_status("NoNewPrivs"), "1");
-    eventually("it is dead", async || {
+    eventually("the refresh token is refused", async || {
         home.program
             .status()
             .await
             .contains("refresh_token_refused")
     })
     .await;
-    // Files are watched, tokens are stored.
+    // The program watches files and stores tokens.
     home.program.write("secrets/refresh_token", "good");
     home.program.ready().await;
     assert_eq!(home.program.get("/").await, 200);

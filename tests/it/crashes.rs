@@ -1,4 +1,5 @@
-//! The program is killed at any moment: no token is lost, and none is spent in a way that revokes its family.
+//! The test kills the program at any moment: no token is lost, and no token is spent in a way that
+//! revokes its family.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -28,14 +29,15 @@ use crate::common::{
     scripted,
 };
 
-/// Tokens of a second leave little else to do than to wait: so many proxies, each with a cloud of its own, at once.
+/// The number of proxies that run at once, each with its own cloud. With tokens that live for one
+/// second, each proxy waits most of the time.
 const LANES: usize = 5;
 const GRACE: Duration = Duration::from_secs(5);
-/// Each way between the proxy and a slow issuer.
+/// The delay of each direction between the proxy and a slow issuer.
 const SLOW: Duration = Duration::from_millis(200);
 
-/// The system calls that change something around the state file, by their names on all architectures, and how many of them to try in each
-/// half of a refresh.
+/// The system calls that change something around the state file, by their names on all
+/// architectures, and how many of them to try in each half of a refresh.
 const CALLS: [(&str, usize, usize); 8] = [
     ("?mkdir,?mkdirat", 3, 1),
     ("?flock", 2, 0),
@@ -47,13 +49,14 @@ const CALLS: [(&str, usize, usize); 8] = [
     ("?close", 3, 2),
 ];
 
-/// Where to kill: as a thread begins its nth of these calls.
+/// Where to kill: when a thread begins its nth call of this kind.
 #[derive(Clone, Copy)]
 struct Target {
     calls: &'static str,
     nth: usize,
-    /// Counted from when the intent is stored: the calls that store the answer. Otherwise from before the refresh: those
-    /// that take the lock, and store the intent.
+    /// If true, the count starts when the intent is stored, and covers the calls that store the
+    /// response. Otherwise it starts before the refresh, and covers the calls that take the lock
+    /// and store the intent.
     answer: bool,
 }
 
@@ -69,17 +72,17 @@ fn targets() -> Vec<Target> {
     .collect()
 }
 
-/// How much to do: `name` in the environment, for long runs.
+/// The amount of work; the environment variable `name` overrides it for long runs.
 fn amount(name: &str, usual: usize) -> usize {
     std::env::var(name).map_or(usual, |text| text.parse().unwrap())
 }
 
-/// The part of an amount that falls to a lane.
+/// The part of an amount for one lane.
 fn share(amount: usize, lane: usize) -> usize {
     (lane..amount).step_by(LANES).count()
 }
 
-/// Works in all lanes at once.
+/// Runs `work` in all lanes concurrently.
 async fn in_lanes<T: 'static, F: Future<Output = T> + 'static>(
     work: impl Fn(usize) -> F,
 ) -> Vec<T> {
@@ -94,7 +97,7 @@ async fn in_lanes<T: 'static, F: Future<Output = T> + 'static>(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_11_killed_at_every_system_call_of_persisting() {
     let kills = amount("SOAK_KILLS", 100);
-    // The plan goes round in each lane; the lanes begin at different places.
+    // Each lane runs the whole plan in a cycle; the lanes start at different places.
     let plan = targets();
     let results = in_lanes(|lane| {
         let begin = lane * plan.len() / LANES;
@@ -132,8 +135,8 @@ async fn fault_11_killed_at_every_system_call_of_persisting() {
     );
 }
 
-/// Kills one proxy at each of these calls in turn. Returns which kinds of calls for the state were hit, and how many grants
-/// were lost.
+/// Kills one proxy at each of these calls in turn. Returns which kinds of calls on the state were
+/// hit, and how many grants were lost.
 async fn kill_at_each(jobs: Vec<Target>) -> (Vec<&'static str>, usize) {
     let bench = Bench::start(GRACE, SLOW / 2).await;
     let mut hits = Vec::new();
@@ -156,7 +159,7 @@ async fn kill_at_each(jobs: Vec<Target>) -> (Vec<&'static str>, usize) {
 
 /// Kills the process at the target, counted from now on. Returns the call at which it died.
 ///
-/// The main thread, which stores nothing but closes timers and writes the log, is left out.
+/// The main thread is excluded: it stores nothing, but closes timers and writes the log.
 async fn kill_at(
     running: &mut Running,
     Target { calls, nth, .. }: Target,
@@ -225,26 +228,26 @@ async fn killed_every_few_refreshes_of_a_slow_issuer_no_family_is_revoked() {
 
 struct Kills {
     all: usize,
-    /// With an intent in the file.
+    /// Kills with an intent in the file.
     open: usize,
-    /// After the grant, before it was stored.
+    /// Kills after the grant and before it was stored.
     lost: usize,
     refreshes: usize,
 }
 
-/// Lives through so many refreshes and is killed at each second or third one.
+/// Runs this many refreshes, and kills the process at every second or third one.
 async fn kill_every_few(cycles: usize) -> Kills {
     let bench = Bench::start(GRACE, SLOW).await;
     let (mut kills, mut open) = (0, 0);
     while bench.granted() < cycles {
         let mut running = bench.in_service().await;
         let granted = bench.granted() + kills % 2;
-        eventually("refreshes go on", async || bench.granted() >= granted).await;
+        eventually("refreshes continue", async || bench.granted() >= granted).await;
         let before = bench.state();
         if kills % 3 != 2 {
             eventually("a refresh begins", async || bench.state().is_open()).await;
         }
-        // Now early, now late in the call: both before and after the issuer has spent the token.
+        // The delay varies: the kill comes before or after the issuer has spent the token.
         sleep(SLOW * 2 * (kills as u32 * 3 % 8) / 8).await;
         running.signal(Signal::KILL);
         running.ended().await;
@@ -272,7 +275,7 @@ async fn told_to_stop_in_the_middle_of_a_slow_refresh_it_stores_the_answer_first
         running.signal(Signal::TERM);
         assert!(
             bench.state().is_open(),
-            "round {round}: the refresh was over before the signal"
+            "round {round}: the refresh ended before the signal"
         );
         assert_eq!(running.ended().await.code(), Some(0));
         assert_eq!(
@@ -282,15 +285,15 @@ async fn told_to_stop_in_the_middle_of_a_slow_refresh_it_stores_the_answer_first
         );
         assert!(
             !bench.state().is_open() && bench.lost() == 0,
-            "round {round}: the answer was not stored"
+            "round {round}: the response was not stored"
         );
     }
     let _running = bench.in_service().await;
     assert_eq!((bench.cloud.families_revoked(), bench.lost()), (0, 0));
 }
 
-/// Without grace, the refresh token that a killed process spent is dead, and trying it again revokes its family. A JWT key
-/// begins a new one without a person.
+/// Without grace, the refresh token that a killed process spent is dead, and a second use revokes
+/// its family. A JWT key starts a new family without manual work.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_any_grace_a_jwt_brings_it_back_each_time() {
     let jwt = "token.jwt.key = \"0123456789abcdef0123456789abcdef\"\n";
@@ -301,7 +304,7 @@ async fn without_any_grace_a_jwt_brings_it_back_each_time() {
     for _ in 0..rounds {
         eventually("a refresh begins", async || bench.state().is_open()).await;
         let granted = bench.granted();
-        eventually("its token is spent", async || bench.granted() > granted).await;
+        eventually("the token is spent", async || bench.granted() > granted).await;
         running.signal(Signal::KILL);
         running.ended().await;
         let killed = tokio::time::Instant::now();
@@ -314,12 +317,12 @@ async fn without_any_grace_a_jwt_brings_it_back_each_time() {
     );
     assert!(
         revoked * 2 >= rounds as u64,
-        "only {revoked} families were revoked: nothing was tested"
+        "only {revoked} families were revoked: the test had no effect"
     );
     assert!(slowest < LIMIT / 2, "back in service after {slowest:?}");
 }
 
-/// A strict cloud with tokens of a second, and the folder of the proxy in front of it.
+/// A strict cloud with tokens that live for one second, and the folder of the proxy in front of it.
 struct Bench {
     cloud: Cloud,
     program: Program,
@@ -327,12 +330,13 @@ struct Bench {
 }
 
 impl Bench {
-    /// Ends with the first tokens stored. `slow` is the time that each way to the issuer takes.
+    /// Returns when the first tokens are stored. `slow` is the delay of each direction to the
+    /// issuer.
     async fn start(reuse_grace: Duration, slow: Duration) -> Self {
         Self::start_with(reuse_grace, slow, "").await
     }
 
-    /// The same with more lines of configuration.
+    /// The same with additional lines of configuration.
     async fn start_with(reuse_grace: Duration, slow: Duration, more: &str) -> Self {
         let config = Config {
             token_lifetime: Duration::from_secs(1),
@@ -368,13 +372,13 @@ impl Bench {
         bench
     }
 
-    /// A proxy that has refreshed, and stored what it got, since it was started, and is ready.
+    /// A proxy that is ready, and that has refreshed since its start and stored the result.
     async fn in_service(&self) -> Running {
         let (granted, generation) = (self.granted(), self.state().generation);
         let running = self.program.start();
         listens(self.program.admin).await;
         let refreshed = |state: &Stored| state.generation > generation && !state.is_open();
-        eventually("it refreshes again", async || {
+        eventually("the proxy refreshes again", async || {
             self.granted() > granted && refreshed(&self.state())
         })
         .await;
@@ -386,14 +390,14 @@ impl Bench {
         self.cloud.issuer_successes().try_into().unwrap()
     }
 
-    /// Grants that no process stored.
+    /// The number of grants that no process stored.
     fn lost(&self) -> usize {
         self.granted() - self.state().generation
     }
 
-    /// What is stored, which has to be whole and private at every moment.
+    /// The stored state; it must be complete and private at every moment.
     fn state(&self) -> Stored {
-        let text = fs::read_to_string(&self.state_file).expect("the state file is there");
+        let text = fs::read_to_string(&self.state_file).expect("the state file exists");
         let mode = fs::metadata(&self.state_file).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let json: serde_json::Value =
@@ -408,19 +412,19 @@ impl Bench {
         }
     }
 
-    /// The file is an old one or a new one, and no kill costs more than the one answer that was on its way.
+    /// The file is an old one or a new one, and each kill loses at most the one response in flight.
     fn check_after_kill(&self, before: &Stored, kills: usize) {
         let after = self.state();
         assert!(!after.refresh_token.is_empty(), "the refresh token is lost");
         assert!(
             after.generation >= before.generation,
-            "an older file came back"
+            "the file is older than before"
         );
         let is_same = after.refresh_token == before.refresh_token;
         assert_eq!(
             is_same,
             after.generation == before.generation,
-            "a mixture of two files"
+            "the file mixes two versions"
         );
         assert!(
             self.lost() <= kills,
@@ -438,13 +442,13 @@ struct Stored {
 }
 
 impl Stored {
-    /// Whether a refresh token was about to be spent.
+    /// Whether an intent to spend a refresh token is stored.
     fn is_open(&self) -> bool {
         self.intents > 0
     }
 }
 
-/// A slow way to the issuer. What was sent arrives, even when its sender has died meanwhile.
+/// A slow path to the issuer. Sent bytes arrive even if the sender has died in the meantime.
 async fn relay(origin: &str, delay: Duration) -> String {
     let target: SocketAddr = origin.strip_prefix("http://").unwrap().parse().unwrap();
     let address = scripted(move |_, client| async move {

@@ -1,4 +1,5 @@
-//! The program when file descriptors run out: clients wait, the token and the admin endpoint do not.
+//! The program without free file descriptors: clients wait; the token refresh and the admin
+//! endpoint work.
 #![cfg(target_os = "linux")]
 
 use std::{net::SocketAddr, process::Command, time::Duration};
@@ -28,10 +29,11 @@ use crate::common::{
 };
 
 const LIMIT: usize = 256;
-/// What `LIMIT` leaves for apps with two workers and one listener.
+/// The number of client connections that `LIMIT` permits with two workers and one listener.
 const PLACES: f64 = 79.0;
 
-/// A proxy that may open few files, an issuer whose tokens live for seconds, and a cloud that answers when it is told to.
+/// A proxy with few file descriptors, an issuer with tokens that live for seconds, and a cloud that
+/// responds only while `responds` is true.
 struct Bench {
     _issuer: Cloud,
     cloud: SocketAddr,
@@ -59,7 +61,7 @@ impl Bench {
             issuer.origin()
         );
         let program = Program::with_state(&format!("http://{cloud}"), &more);
-        // The soft limit is the lower one: the program has to raise it.
+        // The soft limit is lower: the program has to raise it.
         let mut command = command("prlimit", program.folder.path());
         command
             .arg(format!("--nofile=64:{LIMIT}"))
@@ -75,7 +77,7 @@ impl Bench {
         }
     }
 
-    /// Waits until a token is in use that was issued after this moment, and stored.
+    /// Waits for a token that was issued after this moment and is stored and in use.
     async fn is_refreshed(&self) {
         let before = self.program.generation().await;
         eventually("two refreshes", async || {
@@ -86,7 +88,7 @@ impl Bench {
         .await;
     }
 
-    /// Does `work` and asserts that the process does not spin meanwhile.
+    /// Runs `work` and asserts that the process does not spin in the meantime.
     async fn at_rest(&self, work: impl Future<Output = ()>) {
         let started = Instant::now();
         let before = self.cpu();
@@ -98,7 +100,7 @@ impl Bench {
         );
     }
 
-    /// User and system time in seconds, without a scrape of `/metrics`.
+    /// User and system time in seconds, without a request for `/metrics`.
     fn cpu(&self) -> f64 {
         let stat = procfs::process::Process::new(self.running.0.id() as i32)
             .unwrap()
@@ -112,7 +114,7 @@ impl Bench {
         let mut flood = Vec::new();
         for _ in 0..connections {
             let mut stream = TcpStream::connect(self.program.address).await.unwrap();
-            // A rejected connection may be closed already.
+            // The proxy may have closed a rejected connection already.
             let _ = stream
                 .write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 .await;
@@ -132,12 +134,12 @@ impl Bench {
                 .await;
             sent.is_ok() && stream.read_exact(&mut begin).await.is_ok() && begin == *b"HTTP/1.1 200"
         };
-        eventually("it serves again", serves).await;
+        eventually("the proxy serves again", serves).await;
     }
 }
 
 impl Bench {
-    /// Connections of clients, and those to the cloud that carry a request.
+    /// The number of client connections, and of cloud connections that carry a request.
     async fn open(&self) -> (f64, f64) {
         let active = format!(
             r#"bearer_proxy_upstream_connections{{endpoint="http://{}",state="active"}}"#,
@@ -167,10 +169,9 @@ async fn fault_29_a_flood_that_would_use_up_all_descriptors() {
     assert_eq!(bench.program.metric("process_max_fds").await, LIMIT as f64);
     bench.responds.send_replace(false);
     let flood = bench.flood(2 * LIMIT).await;
-    eventually(
-        "clients have all connections that are for them",
-        async || bench.open().await == (PLACES, PLACES),
-    )
+    eventually("clients use all their connections", async || {
+        bench.open().await == (PLACES, PLACES)
+    })
     .await;
     bench.at_rest(bench.is_refreshed()).await;
     assert_eq!(bench.open().await, (PLACES, PLACES));
@@ -183,7 +184,7 @@ async fn fault_29_a_flood_that_would_use_up_all_descriptors() {
 
 const ACCEPT_FAILED: &str = r#"bearer_proxy_connections_rejected_total{reason="accept_failed"}"#;
 
-/// Connections of the admin endpoint must not use those of clients.
+/// Connections of the admin endpoint must not reduce the number of client connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_29_a_flood_of_the_admin_endpoint() {
     let bench = Bench::start("").await;
@@ -191,7 +192,7 @@ async fn fault_29_a_flood_of_the_admin_endpoint() {
     for _ in 0..LIMIT {
         flood.push(TcpStream::connect(bench.program.admin).await.unwrap());
     }
-    eventually("the admin endpoint has all that are for it", async || {
+    eventually("the admin endpoint uses all its connections", async || {
         bench.running.descriptors() >= 32
     })
     .await;
@@ -202,7 +203,8 @@ async fn fault_29_a_flood_of_the_admin_endpoint() {
     assert_eq!(bench.program.metric(ACCEPT_FAILED).await, 0.0);
 }
 
-/// An operator may lower the limit while the program runs, and the machine may have no descriptors left.
+/// An operator may lower the limit while the program runs, and the machine may have no free
+/// descriptors.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_29_no_descriptor_at_all() {
     let mut bench = Bench::start("").await;
@@ -219,7 +221,7 @@ async fn fault_29_no_descriptor_at_all() {
     let scraper = TcpStream::connect(bench.program.admin).await.unwrap();
     bench
         .at_rest(tokio::time::sleep(Duration::from_secs(2)))
-        .await; // the time over which CPU use is measured
+        .await; // the period of the CPU measurement
     limited(LIMIT);
     drop((flood, scraper));
     bench.serves().await;
@@ -238,7 +240,8 @@ async fn fault_29_no_descriptor_at_all() {
     bench.running.terminate().await;
 }
 
-/// Each stream of HTTP/2 may need an upstream connection of its own: few clients could use many descriptors.
+/// Each HTTP/2 stream may need an upstream connection of its own: a few clients could use many
+/// descriptors.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_29_a_flood_of_streams() {
     let bench = Bench::start("upstream.connect_timeout = \"1s\"\n").await;
@@ -283,7 +286,7 @@ async fn idle_connections_are_closed_for_those_that_are_needed() {
     let bench = Bench::start(&route).await;
     bench.responds.send_replace(false);
     let mut clients = bench.flood(PLACES as usize).await;
-    eventually("each has a connection", async || {
+    eventually("each client has a connection", async || {
         bench.open().await == (PLACES, PLACES)
     })
     .await;
@@ -291,7 +294,7 @@ async fn idle_connections_are_closed_for_those_that_are_needed() {
     for client in &mut clients {
         assert!(read_head(client).await.unwrap().starts_with("HTTP/1.1 200"));
     }
-    eventually("all wait for their next request", async || {
+    eventually("all connections wait for their next request", async || {
         bench.open().await == (PLACES, 0.0)
     })
     .await;

@@ -1,5 +1,6 @@
-//! Thousands of requests that are nearly good, sent to nginx, to HAProxy and to us, each in front of an upstream that notes
-//! every byte. Whatever one of the two refuses we refuse as well, and whatever we pass on is one request and no more.
+//! The test sends thousands of nearly valid requests to nginx, to HAProxy and to this proxy, each
+//! in front of an upstream that records every byte. This proxy refuses each request that one of the
+//! two refuses, and forwards each request as exactly one request.
 #![cfg(target_os = "linux")]
 
 mod mutations;
@@ -28,10 +29,10 @@ use crate::common::{
     strict::{Log, Strict, requests_in},
 };
 
-/// Connections at a time.
+/// The number of concurrent connections.
 const AT_ONCE: usize = 64;
 
-/// Where we pass on what one of the two refuses.
+/// The cases in which this proxy forwards a request that one of the two refuses.
 fn is_excepted(request: &[u8]) -> Option<&'static str> {
     let line = request
         .split(|byte| *byte == b'\n')
@@ -44,27 +45,27 @@ fn is_excepted(request: &[u8]) -> Option<&'static str> {
             Some("old clients write UTF-8 into targets as it is: it is encoded, and then judged")
         }
         () if is_1_0 && !request.windows(6).any(|window| window == b"\nHost:") => {
-            Some("HTTP/1.0 knows no Host")
+            Some("HTTP/1.0 does not require Host")
         }
         () => None,
     }
 }
 
-/// What came of a request.
+/// The outcome of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     PassedOn,
     Refused,
-    /// The rest of it was waited for.
+    /// The server waits for the rest of the request.
     Unfinished,
 }
 
-/// Sends a request and reads all that comes back. Only a proxy that hangs reaches the limit.
+/// Sends a request and reads the whole response. Only a proxy that hangs reaches the limit.
 async fn answers(address: SocketAddr, request: &[u8], number: usize) -> Vec<u8> {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let mut answer = Vec::new();
-        // A reset may come before everything is written or read.
+        // A reset may arrive before the write or the read is complete.
         let _ = stream.write_all(request).await;
         let _ = stream.read_to_end(&mut answer).await;
         answer
@@ -77,7 +78,7 @@ async fn answers(address: SocketAddr, request: &[u8], number: usize) -> Vec<u8> 
 
 fn fate(answer: &[u8]) -> Fate {
     let text = String::from_utf8_lossy(answer);
-    // An interim answer is none.
+    // An interim response does not count.
     let text = text
         .strip_prefix("HTTP/1.1 100 Continue\r\n\r\n")
         .unwrap_or(&text);
@@ -98,7 +99,7 @@ fn fate(answer: &[u8]) -> Fate {
     }
 }
 
-/// What each request comes to, in their order.
+/// The outcome of each request, in their order.
 async fn fates(address: SocketAddr, requests: &Arc<Vec<Vec<u8>>>) -> Vec<Fate> {
     let places = Arc::new(Semaphore::new(AT_ONCE));
     let sent = (0..requests.len()).map(|number| {
@@ -186,7 +187,7 @@ async fn ours(upstream: &Strict) -> Proxy {
     in_front_of(upstream.address, &short).await
 }
 
-/// The numbers in a request's head that came upstream behind this mark.
+/// The numbers after this mark in the head of a request that the upstream received.
 fn numbers(request: &[u8], mark: &str) -> Vec<usize> {
     let text = String::from_utf8_lossy(request).to_ascii_lowercase();
     let head = text.split("\r\n\r\n").next().unwrap();
@@ -208,10 +209,11 @@ fn numbers(request: &[u8], mark: &str) -> Vec<usize> {
         .collect()
 }
 
-/// The requests that came upstream whole, by their numbers. Panics if anything else came.
+/// The numbers of the requests that the upstream received completely. Panics if the upstream
+/// received anything else.
 fn arrived(log: &Log, sent: &[Vec<u8>], fates: &[Fate]) -> BTreeSet<usize> {
     if let Some(odd) = log.odd.first() {
-        panic!("no request came upstream: {}", odd.escape_ascii());
+        panic!("the upstream received no request: {}", odd.escape_ascii());
     }
     let mut arrived = BTreeSet::new();
     for request in &log.requests {
@@ -221,23 +223,26 @@ fn arrived(log: &Log, sent: &[Vec<u8>], fates: &[Fate]) -> BTreeSet<usize> {
         ) {
             ([number], []) => assert!(
                 arrived.insert(*number),
-                "it came twice: {}",
+                "the request arrived twice: {}",
                 request.escape_ascii()
             ),
-            // Two requests were sent, by the narrowest reading, and two came.
+            // By the narrowest reading the client sent two requests, and the upstream received two.
             ([], [number]) if requests_in(&sent[*number]) == 2 => {}
             ([], [number]) => panic!("smuggled: {}", sent[*number].escape_ascii()),
-            _ => panic!("a request that nobody sent: {}", request.escape_ascii()),
+            _ => panic!(
+                "the client did not send this request: {}",
+                request.escape_ascii()
+            ),
         }
     }
     for begun in &log.partial {
         let [number] = numbers(begun, MARK)[..] else {
-            panic!("nobody sent {}", begun.escape_ascii())
+            panic!("the client did not send {}", begun.escape_ascii())
         };
         assert_ne!(
             fates[number],
             Fate::PassedOn,
-            "passed on, and cut: {}",
+            "forwarded and truncated: {}",
             begun.escape_ascii()
         );
     }
@@ -315,11 +320,11 @@ async fn never_more_lenient_than_nginx_or_haproxy_and_always_one_request_upstrea
     );
     assert!(
         severe.is_empty(),
-        "severe, and passed on {} times:\n{}",
+        "severe, and forwarded {} times:\n{}",
         severe.len(),
         severe.join("\n")
     );
-    // All three are awake: the good ones pass, and each refuses some.
+    // All three servers work: each forwards the valid requests and refuses some of the others.
     assert_eq!(
         (by_nginx[0], by_haproxy[0], by_us[0]),
         (Fate::PassedOn, Fate::PassedOn, Fate::PassedOn)
@@ -330,7 +335,8 @@ async fn never_more_lenient_than_nginx_or_haproxy_and_always_one_request_upstrea
     );
 }
 
-/// The cases that `http_desync_guardian` ships: what it calls severe is refused.
+/// The cases that `http_desync_guardian` ships: the proxy refuses those that it classifies as
+/// severe.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_http_desync_guardian_ships_as_severe_is_refused() {
     let upstream = Strict::start().await;
@@ -364,7 +370,7 @@ async fn whatever_http_desync_guardian_ships_as_severe_is_refused() {
     assert!(upstream.requests().is_empty());
 }
 
-/// The folder of its cases, wherever cargo keeps what is fetched.
+/// The folder of its cases in cargo's download directory.
 fn shipped_cases() -> PathBuf {
     let cargo = |arguments: &[&str]| {
         let output = Command::new(env!("CARGO"))
@@ -379,7 +385,7 @@ fn shipped_cases() -> PathBuf {
         );
         String::from_utf8(output.stdout).unwrap()
     };
-    // What other platforms need may not have been fetched.
+    // Cargo may not have downloaded the packages of other platforms.
     let version = cargo(&["-vV"]);
     let host = version
         .lines()
@@ -403,7 +409,7 @@ fn shipped_cases() -> PathBuf {
     Path::new(package["manifest_path"].as_str().unwrap()).with_file_name("tests")
 }
 
-/// A case as the request that it describes.
+/// Converts a case to the request that it describes.
 fn written(case: &Yaml) -> Vec<u8> {
     let text = |value: &Yaml| match value {
         Yaml::String(text) => unescaped(text),
@@ -433,7 +439,7 @@ fn written(case: &Yaml) -> Vec<u8> {
     request
 }
 
-/// The cases write some bytes as `\\x01`, so that they survive YAML.
+/// The cases write some bytes as `\\x01`, because YAML cannot hold them.
 fn unescaped(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut chars = text.chars();

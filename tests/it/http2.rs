@@ -1,5 +1,5 @@
-//! HTTP/2 at its edges: GOAWAY, refused streams, late clients, truncated messages. Written in frames, since no well-behaved
-//! library sends these.
+//! Edge cases of HTTP/2: GOAWAY, refused streams, late clients, truncated messages. The tests write
+//! frames, because correct libraries do not send these.
 
 use std::{
     net::SocketAddr,
@@ -33,26 +33,27 @@ enum Action {
     Refuse,
     /// GOAWAY with a last stream before this one.
     GoAwayBefore,
-    /// A response, and GOAWAY with this stream as the last.
+    /// Sends a response, and GOAWAY with this stream as the last.
     GoAwayAfter,
     /// Closes the connection without a response.
     Close,
     /// Closes the connection in the middle of the response.
     Truncate,
-    /// The same by RST_STREAM with NO_ERROR.
+    /// Ends the response in its middle by RST_STREAM with NO_ERROR.
     Reset,
 }
 
-/// What an upstream has seen.
+/// What an upstream has received.
 #[derive(Debug, Default)]
 struct Seen {
-    /// Requests that it processed.
+    /// The number of requests that it processed.
     processed: AtomicUsize,
     connections: AtomicUsize,
     actions: AtomicUsize,
 }
 
-/// An upstream that does one action after the other, on whichever connection a request arrives, and then responds.
+/// An upstream that executes one action per request, on any connection, and then responds to all
+/// further requests.
 async fn upstream(actions: &'static [Action]) -> (SocketAddr, Arc<Seen>) {
     let seen = Arc::<Seen>::default();
     let shared = Arc::clone(&seen);
@@ -94,7 +95,7 @@ async fn upstream(actions: &'static [Action]) -> (SocketAddr, Arc<Seen>) {
                 if matches!(action, Action::Close) {
                     return Ok(());
                 }
-                // `:status: 200` and `content-type`, as HPACK writes them.
+                // `:status: 200` and `content-type` in HPACK.
                 let block = b"\x88\x0f\x10\x10application/json";
                 write(&mut stream, HEADERS, END_HEADERS, number, block).await?;
                 let end = match action {
@@ -122,7 +123,7 @@ async fn over_http2(address: SocketAddr, more: &[(&str, &str)]) -> Proxy {
     in_front_of(address, &[&http2, more].concat()).await
 }
 
-/// The status of a response; 0 if it was truncated or never came.
+/// The status of a response; 0 if it was truncated or did not arrive.
 async fn status_of(proxy: &Proxy, request: http::Request<http_body_util::Full<Bytes>>) -> u16 {
     let mut client = Client::connect(proxy.address).await;
     let response = tokio::time::timeout(LIMIT, client.send(request)).await;
@@ -134,7 +135,7 @@ async fn status_of(proxy: &Proxy, request: http::Request<http_body_util::Full<By
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_the_server_has_not_processed_is_sent_again_and_no_other() {
     use Action::{Close, GoAwayAfter, GoAwayBefore, Refuse, Respond, Truncate};
-    // What happens to the second request; the first one opens the connection.
+    // The action for the second request; the first request opens the connection.
     type Case = (&'static str, &'static [Action], u16, u16);
     let table: [Case; 8] = [
         ("refused", &[Respond, Refuse], 200, 200),
@@ -153,7 +154,7 @@ async fn a_request_that_the_server_has_not_processed_is_sent_again_and_no_other(
         ("GOAWAY before it", &[Respond, GoAwayBefore], 200, 200),
         ("GOAWAY after it", &[Respond, GoAwayAfter], 200, 200),
         ("GOAWAY before it arrived", &[GoAwayAfter], 200, 200),
-        // It may have been applied: only an idempotent request is sent again.
+        // The upstream may have processed the request: the proxy repeats only idempotent requests.
         ("closed", &[Respond, Close], 200, 502),
         ("truncated", &[Respond, Truncate], 0, 0),
     ];
@@ -173,7 +174,7 @@ async fn a_request_that_the_server_has_not_processed_is_sent_again_and_no_other(
                 method == "GET" || processed <= 1,
                 "{what}: processed {processed} times"
             );
-            // The connection, or its successor, goes on serving.
+            // The connection, or its successor, serves further requests.
             assert_eq!(proxy.get("/").await.status(), 200, "{method}: {what}");
         }
     }
@@ -211,11 +212,11 @@ async fn a_late_client_loses_the_stream_or_connection_that_is_late_and_no_more()
     ];
     let proxy = upstream.proxy(&short).await;
 
-    // Before the protocol is known.
+    // Before the proxy detects the protocol.
     for beginning in ["", "P", "PRI * HTTP/2.0\r\n"] {
         assert_eq!(proxy.raw(beginning).await, "");
     }
-    // Idle for too long: GOAWAY, then the end.
+    // A connection that is idle for too long: GOAWAY, then a close.
     let mut idle = greeted(proxy.address, &[]).await;
     assert_eq!(
         until(&mut idle, GOAWAY, 0).await.unwrap().reason(),
@@ -223,7 +224,7 @@ async fn a_late_client_loses_the_stream_or_connection_that_is_late_and_no_more()
     );
     assert!(until(&mut idle, DATA, 99).await.is_none(), "still open");
 
-    // A body that stalls costs its own stream; the one beside it goes on.
+    // A body that stalls ends only its own stream; the other stream continues.
     let mut stream = greeted(proxy.address, &[]).await;
     begin(&mut stream, 1, POST, "/upload").await;
     write(&mut stream, DATA, 0, 1, b"half").await.unwrap();
@@ -234,7 +235,8 @@ async fn a_late_client_loses_the_stream_or_connection_that_is_late_and_no_more()
     request(&mut stream, 3, GET, "/").await;
     assert_eq!(until(&mut stream, DATA, 3).await.unwrap().payload, b"ok");
 
-    // So does a response that is not read: the window of each stream is a thousand bytes.
+    // A response that the client does not read does the same: each stream has a window of a
+    // thousand bytes.
     let mut stream = greeted(proxy.address, &[0, 4, 0, 0, 3, 0xe8]).await;
     request(&mut stream, 1, GET, "/large").await;
     assert_eq!(
@@ -276,7 +278,7 @@ async fn pings_do_not_keep_an_idle_connection_open() {
     tokio::select! {
         () = pinging => {}
         _ = closed => {}
-        () = tokio::time::sleep(LIMIT) => panic!("kept open by pings"),
+        () = tokio::time::sleep(LIMIT) => panic!("pings keep the connection open"),
     }
 }
 
@@ -293,7 +295,7 @@ async fn bad_input_18_a_truncated_response_is_a_reset_and_a_reset_request_is_can
                     .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
                     .await;
             }
-            // No response, until the proxy closes.
+            // No response until the proxy closes the connection.
             stream.read_to_end(&mut Vec::new()).await?;
             closed.fetch_add(1, SeqCst);
             Ok(())
@@ -384,7 +386,8 @@ async fn bad_input_18_a_request_that_is_reset_without_an_error_is_not_complete()
     );
 }
 
-/// A server that permits no streams is as silent as one that does not respond, to requests with a body and without.
+/// A server that permits no streams causes the same timeout as a server that does not respond, for
+/// requests with a body and without.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_permits_no_streams_is_waited_for_until_the_timeout() {
     let address = scripted(|_, mut stream| async move {
@@ -404,7 +407,8 @@ async fn a_server_that_permits_no_streams_is_waited_for_until_the_timeout() {
     }
 }
 
-/// The client cancels while its request is about to be sent again: the refused attempt must be ended all the same.
+/// The client cancels its request just before the proxy sends it again: the proxy must also end the
+/// refused attempt.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_refused_attempt_of_a_cancelled_request_is_reset() {
     let refused = Arc::new(tokio::sync::Notify::new());
@@ -418,7 +422,7 @@ async fn the_refused_attempt_of_a_cancelled_request_is_reset() {
                 let frame = next_frame(&mut stream).await?;
                 match frame.kind {
                     DATA => {
-                        // `:status: 401`, and a body that does not end.
+                        // `:status: 401`, and an endless body.
                         let refusal = b"\x08\x03401";
                         write(&mut stream, HEADERS, END_HEADERS, frame.stream, refusal).await?;
                         write(&mut stream, PING, 0, 0, b"arrived?").await?;
@@ -445,7 +449,7 @@ async fn the_refused_attempt_of_a_cancelled_request_is_reset() {
     proxy.until_in_flight(0).await;
 }
 
-/// Messages whose fields HTTP/1.1 would parse as several fields or as framing.
+/// Messages with fields that HTTP/1.1 would parse as several fields or as framing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_08_what_http1_would_parse_differently_is_not_forwarded() {
     let upstream = Strict::start().await;
@@ -540,7 +544,7 @@ async fn bad_input_08_what_http1_would_parse_differently_is_not_forwarded() {
         let ends = async {
             loop {
                 match read(&mut stream).await {
-                    // Refused as a frame, or as a request.
+                    // The proxy refuses it as a frame or as a request.
                     Ok(frame)
                         if frame.stream == 1 && matches!(frame.kind, RST_STREAM | HEADERS) =>
                     {
@@ -554,7 +558,7 @@ async fn bad_input_08_what_http1_would_parse_differently_is_not_forwarded() {
         };
         tokio::time::timeout(LIMIT, ends)
             .await
-            .unwrap_or_else(|_| panic!("{what} is left open"));
+            .unwrap_or_else(|_| panic!("{what} stays open"));
         let log = upstream.take();
         assert!(
             log.requests.is_empty() && log.odd.is_empty(),
@@ -567,7 +571,8 @@ async fn bad_input_08_what_http1_would_parse_differently_is_not_forwarded() {
     assert_eq!(proxy.get("/").await.status(), 200);
 }
 
-/// The server sends a complete response early and does not read the stream: its window stays shut.
+/// The server sends a complete response early and does not read the stream: the stream's window
+/// stays at zero.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_writes_before_it_reads_gets_the_early_response_of_a_stream() {
     let address = scripted(|_, mut stream| async move {

@@ -1,5 +1,5 @@
-//! HTTP/2 floods: frames that cost their sender nothing. The attacker's connection is closed, memory does not grow, and other
-//! clients are served.
+//! HTTP/2 floods: frames that cost the sender nothing. The proxy closes the attacker's connection,
+//! memory does not grow, and the proxy serves other clients.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -25,23 +25,23 @@ use crate::common::{
 
 const CONTINUATION: u8 = 9;
 
-/// More than a window that is open already has room for.
+/// More than the space in an open window.
 const BEYOND: u32 = 0x7fff_ffff;
 
-/// By how much resident memory may grow, in KiB.
+/// The maximum growth of resident memory, in KiB.
 const MOST: u64 = 10 * 1024;
 
 #[derive(Debug, Clone, Copy)]
 enum Attack {
-    /// Streams that are opened and reset: CVE-2023-44487.
+    /// The client opens streams and resets them: CVE-2023-44487.
     RapidReset,
-    /// Streams that are opened, and that the server is made to reset: CVE-2025-8671.
+    /// The client opens streams and makes the server reset them: CVE-2025-8671.
     MadeYouReset,
-    /// A head that never ends: CVE-2024-27316.
+    /// An endless head: CVE-2024-27316.
     Continuation,
     /// Empty DATA frames: CVE-2019-9518.
     EmptyData,
-    /// Frames that must be acknowledged: CVE-2019-9512 and CVE-2019-9515.
+    /// Frames that the server must acknowledge: CVE-2019-9512 and CVE-2019-9515.
     Pings,
     Settings,
 }
@@ -58,7 +58,7 @@ impl Attack {
             }
             Self::MadeYouReset => {
                 write(stream, HEADERS, whole, number, &head(GET, "/")).await?;
-                // A window beyond its bounds is an error of the stream's: RFC 9113 §6.9.1.
+                // A window beyond its bounds is a stream error: RFC 9113 §6.9.1.
                 write(stream, WINDOW_UPDATE, 0, number, &BEYOND.to_be_bytes()).await
             }
             Self::Continuation => {
@@ -82,10 +82,10 @@ impl Attack {
         }
     }
 
-    /// Goes on until the connection is closed. False if it is not.
+    /// Attacks until the connection closes. Returns false if it does not close.
     async fn run(self, address: SocketAddr, reads: bool) -> bool {
         let (mut read, mut stream) = greeted(address, &[]).await.into_split();
-        // A client that does not read is closed as late at last.
+        // The connection of a client that does not read must close too, at the latest at the limit.
         let reading = reads
             .then(|| tokio::spawn(async move { tokio::io::copy(&mut read, &mut sink()).await }));
         let attacking = async {
@@ -155,7 +155,7 @@ async fn bad_input_07_floods_of_frames() {
             closed += usize::from(attacker.await.unwrap());
         }
         let after = served.load(SeqCst);
-        eventually("the good client is served on", async || {
+        eventually("the proxy continues to serve the good client", async || {
             served.load(SeqCst) > after + 10
         })
         .await;

@@ -1,4 +1,5 @@
-//! Limits on what a client may use: each is a key, has a response that explains it, is counted, and does not affect others.
+//! Limits on the resources that a client may use: each limit has a key, a response that explains it
+//! and a counter, and does not affect other clients.
 
 use std::{
     net::SocketAddr,
@@ -27,11 +28,11 @@ use crate::common::{
     web::{self, Identity, Speech},
 };
 
-/// An upstream that responds to a request for each permit.
+/// An upstream that responds to one request per permit.
 struct Held {
     address: SocketAddr,
     permits: Arc<Semaphore>,
-    /// Requests that wait for a permit.
+    /// The number of requests that wait for a permit.
     waiting: Arc<AtomicUsize>,
 }
 
@@ -83,7 +84,7 @@ impl Held {
     }
 }
 
-/// Clients that were too late, by the limit that they exceeded.
+/// The number of clients that were too late, by the limit that they exceeded.
 async fn late(proxy: &Proxy, limit: &str) -> f64 {
     let name = format!("bearer_proxy_clients_late_total{{limit=\"{limit}\"}}");
     proxy.metric(&name).await
@@ -197,7 +198,7 @@ async fn a_head_is_limited_in_size_number_of_fields_and_length_of_the_target() {
     }
 }
 
-/// Percent-encoding triples its length. hyper drops the target of a request line beyond 64 KiB.
+/// Percent-encoding triples its length. hyper discards a request line's target beyond 64 KiB.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_longest_target_is_forwarded_encoded() {
     let upstream = Upstream::new().start().await;
@@ -243,13 +244,13 @@ async fn each_kind_of_silence_has_a_deadline_of_its_own() {
         let proxy = upstream.proxy(&more).await;
         for words in sent {
             let mut stream = connect(proxy.address, words).await;
-            // How it ends, by a close or a reset, is not the point here.
+            // The test accepts both a close and a reset.
             let end =
                 tokio::time::timeout(LIMIT, tokio::io::copy(&mut stream, &mut tokio::io::sink()))
                     .await;
-            assert!(end.is_ok(), "{key}: left open after {words:?}");
+            assert!(end.is_ok(), "{key}: stays open after {words:?}");
         }
-        eventually("they are counted", async || {
+        eventually("the clients are counted", async || {
             late(&proxy, &format!("{key}_timeout")).await == sent.len() as f64
         })
         .await;
@@ -273,7 +274,7 @@ async fn sent_slowly(proxy: &Proxy, piece: &'static str, pieces: usize) -> Strin
         body
     });
     let mut bytes = Vec::new();
-    // A reset is an end as well.
+    // A reset counts as an end too.
     let end = tokio::time::timeout(LIMIT, response.read_to_end(&mut bytes)).await;
     assert!(end.is_ok(), "still open");
     sending.abort();
@@ -297,10 +298,7 @@ async fn a_trickle_of_bytes_does_not_keep_a_request_and_a_slow_upload_is_not_cut
         sent_slowly(&strict, fifty, 40),
         sent_slowly(&lenient, "x", 40),
     );
-    assert_eq!(
-        trickle, "",
-        "not closed before its thirty seconds were over"
-    );
+    assert_eq!(trickle, "", "not closed within its thirty seconds");
     assert!(slow.starts_with("HTTP/1.1 200 "), "{slow}");
     assert!(allowed.starts_with("HTTP/1.1 200 "), "{allowed}");
     assert_eq!(late(&strict, "min_body_rate").await, 1.0);
@@ -313,7 +311,7 @@ fn announced() -> Vec<u8> {
     block
 }
 
-/// Pieces that arrive together are one wait: the later ones are there before the proxy waits for them.
+/// Pieces that arrive together count as one wait: the proxy does not wait for the later ones.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_byte_counts_of_a_body_that_arrives_in_many_small_pieces_at_once() {
     let upstream = Held::start().await;
@@ -366,7 +364,7 @@ async fn a_client_that_began_slowly_has_the_whole_idle_timeout_after_the_respons
         write(&mut stream, DATA, 0, 1, b"x").await.unwrap();
     }
     until(&mut stream, HEADERS, 1).await.expect("a response");
-    tokio::time::sleep(Duration::from_secs(3)).await; // within the limit, but not within the rest of it
+    tokio::time::sleep(Duration::from_secs(3)).await; // longer than the rest of the limit
     write(&mut stream, DATA, END_STREAM, 1, &[b'x'; 2000 - SLOWLY])
         .await
         .unwrap();
@@ -450,7 +448,7 @@ async fn a_client_that_opens_and_resets_streams_is_closed_and_one_that_uses_them
     let (permits, waiting) = (&upstream.permits, &upstream.waiting);
     let limits = [("proxy.max_resets", "10"), ("proxy.workers", "1")];
     let proxy = in_front_of(upstream.address, &limits).await;
-    // As many resets as responses, again and again.
+    // As many resets as responses, repeatedly.
     let mut fair = greeted(proxy.address, &[]).await;
     for round in 0..30 {
         let (first, second) = (4 * round + 1, 4 * round + 3);
@@ -465,7 +463,7 @@ async fn a_client_that_opens_and_resets_streams_is_closed_and_one_that_uses_them
         upstream.until_waiting(0).await;
     }
 
-    // Resets that arrive before a request was processed, and resets of requests in flight.
+    // Resets that arrive before the proxy processes a request, and resets of requests in flight.
     for (is_patient, times) in [(false, 1000), (true, 12)] {
         let before = proxy.metric(FLOODS).await;
         upstream.until_waiting(0).await;
@@ -480,14 +478,14 @@ async fn a_client_that_opens_and_resets_streams_is_closed_and_one_that_uses_them
             if is_patient {
                 let in_flight =
                     async || waiting.load(SeqCst) > 0 || proxy.metric(FLOODS).await > before;
-                eventually("it is in flight", in_flight).await;
+                eventually("the request is in flight", in_flight).await;
             }
             let Ok(()) = write(&mut rapid, RST_STREAM, 0, number, &CANCEL.to_be_bytes()).await
             else {
                 break;
             };
             if is_patient {
-                // Otherwise the response could overtake the reset.
+                // Otherwise the response could arrive before the reset.
                 proxy.until_in_flight(0).await;
             }
             permits.add_permits(1);

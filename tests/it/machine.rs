@@ -1,4 +1,4 @@
-//! The program on a faulty machine: a disk that is full or fails, a wall clock that jumps.
+//! The program on a faulty machine: a full or failing disk, a wall clock that jumps.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -25,7 +25,7 @@ async fn started() -> (Cloud, Program) {
 
 const STORE_UP: &str = "bearer_proxy_token_store_up";
 
-/// Makes these system calls of a running process fail, as long as the process that is returned runs.
+/// Makes these system calls of a running process fail while the returned process runs.
 async fn failing(program: &Program, running: &Running, calls: &str, error: &str) -> Running {
     let child = Command::new("strace")
         .args([
@@ -134,7 +134,7 @@ async fn fault_13_the_calendar_of_a_real_process_jumps() {
             1 + round as u64,
             "{days} days: the jump caused a refresh"
         );
-        // The process sees the jump: its own dates have it.
+        // The process uses the new time: its own dates show it.
         program.refresh().await;
         let at = program.credential().await["last_refreshes"][0]["at"]
             .as_str()
@@ -152,7 +152,7 @@ async fn fault_13_the_calendar_of_a_real_process_jumps() {
         );
         assert!(program.credential().await["expires_in"].as_u64().unwrap() > 3500);
     }
-    // In the same boot, a restart does not depend on the wall clock either.
+    // During the same boot, a restart does not depend on the wall clock either.
     for days in [1, -1] {
         running.signal(Signal::TERM);
         running.ended().await;

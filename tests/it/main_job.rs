@@ -1,4 +1,4 @@
-//! The main job, end to end over real sockets: the proxy in front of the simulated cloud.
+//! End-to-end tests over real sockets: the proxy in front of the simulated cloud.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ fn hour_long() -> Config {
     }
 }
 
-/// The refresh margin is half of such a lifetime: a refresh each second.
+/// The refresh margin is half of this lifetime, so the proxy refreshes the token every second.
 fn two_seconds() -> Config {
     Config {
         token_lifetime: Duration::from_secs(2),
@@ -36,7 +36,7 @@ async fn in_front_of(cloud: &Cloud, more: &[(&str, &str)]) -> Proxy {
 }
 
 async fn ask_for_a_refresh(proxy: &Proxy) {
-    eventually("a refresh is granted", async || {
+    eventually("the admin endpoint accepts a refresh request", async || {
         send(proxy.admin, post("/token/refresh", "")).await.status() == 202
     })
     .await;
@@ -89,7 +89,7 @@ async fn tokens_are_refreshed_ahead_of_expiry_and_no_request_notices() {
     }
     assert!(
         cloud.received().iter().all(|request| request.status == 200),
-        "somebody was refused"
+        "the cloud refused a request"
     );
     assert_eq!(cloud.families_revoked(), 0);
 }
@@ -98,7 +98,10 @@ async fn tokens_are_refreshed_ahead_of_expiry_and_no_request_notices() {
 async fn refreshing_goes_on_without_traffic() {
     let cloud = cloud(two_seconds()).await;
     let _proxy = in_front_of(&cloud, &[]).await;
-    eventually("three refreshes", async || cloud.issuer_successes() >= 3).await;
+    eventually("the proxy refreshes the token three times", async || {
+        cloud.issuer_successes() >= 3
+    })
+    .await;
     assert_eq!(cloud.file_requests(), 0);
 }
 
@@ -129,7 +132,7 @@ async fn a_revoked_token_costs_one_refresh_and_one_replay() {
 async fn a_thousand_refused_at_once_cost_one_refresh() {
     let cloud = Arc::new(cloud(hour_long()).await);
     let proxy = in_front_of(&cloud, &[]).await;
-    // All connections are there before the token is revoked.
+    // All connections are open before the cloud revokes the token.
     let mut clients = Vec::new();
     for _ in 0..1000 {
         clients.push(Client::connect(proxy.address).await);
@@ -166,7 +169,7 @@ async fn an_upstream_that_always_refuses_is_passed_on_and_refreshes_stay_within_
         assert_eq!(answer.status(), 401);
         assert_eq!(json(answer.body())["code"], 401);
     }
-    // The first token, and one more that was tried because the first was refused.
+    // The proxy requests the first token, and one more after the cloud refuses the first.
     assert_eq!(cloud.issuer_calls(), 2);
 }
 
@@ -187,7 +190,7 @@ async fn after_the_cooldown_a_refusal_leads_to_a_refresh_again() {
     let cloud = cloud(hour_long()).await;
     cloud.faults().reject_paths = vec!["/".into()];
     let proxy = in_front_of(&cloud, &[("retry.cooldown", "200ms")]).await;
-    eventually("a third call", async || {
+    eventually("the proxy calls the issuer a third time", async || {
         assert_eq!(proxy.get("/api/echo.do").await.status(), 401);
         cloud.issuer_calls() >= 3
     })
@@ -205,7 +208,7 @@ async fn while_the_issuer_is_down_the_valid_token_serves_and_then_there_is_an_ho
     cloud
         .faults()
         .script(&IssuerResponse::Status(500, None), 1_000_000);
-    eventually("the issuer was asked in vain", async || {
+    eventually("the issuer refuses a refresh", async || {
         cloud.issuer_calls() >= 2
     })
     .await;
@@ -216,7 +219,7 @@ async fn while_the_issuer_is_down_the_valid_token_serves_and_then_there_is_an_ho
             served += 1;
             continue;
         }
-        // The cloud never saw an expired token: what ends the service is our own answer.
+        // The cloud receives no expired token. The proxy itself sends the error response.
         assert_eq!(answer.status(), 503);
         assert!(
             answer.headers()["retry-after"]
@@ -228,7 +231,7 @@ async fn while_the_issuer_is_down_the_valid_token_serves_and_then_there_is_an_ho
         );
         break;
     }
-    assert!(served > 10, "served {served}");
+    assert!(served > 10, "{served} requests succeeded");
     assert!(
         cloud
             .received()
@@ -243,7 +246,7 @@ async fn while_the_issuer_is_down_the_valid_token_serves_and_then_there_is_an_ho
         ),
         (503, &"expired".into())
     );
-    // Back again, without a restart.
+    // The proxy recovers without a restart.
     cloud.faults().clear();
     proxy.ready().await;
     assert_eq!(proxy.get("/api/echo.do").await.status(), 200);
@@ -268,7 +271,7 @@ async fn without_a_first_token_it_listens_and_says_when_to_come_back() {
     assert_eq!(
         cloud.file_requests(),
         0,
-        "a request went out without a token"
+        "the proxy sent a request without a token"
     );
     proxy.ready().await;
     assert_eq!(proxy.get("/api/echo.do").await.status(), 200);
@@ -307,7 +310,7 @@ async fn what_the_issuer_sends_never_replaces_a_good_token() {
         .await;
         cloud.faults().script(&bad, 1_000_000);
         ask_for_a_refresh(&proxy).await;
-        eventually("the bad answer has come", async || {
+        eventually("the proxy receives the invalid response", async || {
             let status = json(send(proxy.admin, get("/status")).await.body());
             status["credentials"][0]["last_refreshes"]
                 .as_array()
@@ -333,19 +336,23 @@ async fn a_rotated_refresh_token_survives_a_restart() {
     let state = state.to_str().unwrap();
     let cloud = cloud(two_seconds()).await;
     let first = in_front_of(&cloud, &[("token.state_file", state)]).await;
-    eventually("it has rotated", async || cloud.issuer_successes() >= 2).await;
+    eventually("the proxy rotates the refresh token", async || {
+        cloud.issuer_successes() >= 2
+    })
+    .await;
     first.app.shut_down().await;
     let second = in_front_of(&cloud, &[("token.state_file", state)]).await;
     assert_eq!(second.get("/api/echo.do").await.status(), 200);
     let before = cloud.issuer_successes();
-    eventually("it goes on rotating", async || {
-        cloud.issuer_successes() > before
-    })
+    eventually(
+        "the proxy continues to rotate the refresh token",
+        async || cloud.issuer_successes() > before,
+    )
     .await;
     assert_eq!(
         cloud.families_revoked(),
         0,
-        "a refresh token was spent twice"
+        "the proxy used a refresh token twice"
     );
 }
 
@@ -358,16 +365,17 @@ async fn shutting_down_in_mid_refresh_loses_no_token() {
     let first = in_front_of(&cloud, &[("token.state_file", state)]).await;
     cloud.faults().issuer_latency = Duration::from_millis(500);
     let calls = cloud.issuer_calls();
-    eventually("a slow refresh is under way", async || {
+    eventually("a slow refresh is in progress", async || {
         cloud.issuer_calls() > calls
     })
     .await;
     first.app.shut_down().await;
     let second = in_front_of(&cloud, &[("token.state_file", state)]).await;
     let before = cloud.issuer_successes();
-    eventually("it goes on rotating", async || {
-        cloud.issuer_successes() > before
-    })
+    eventually(
+        "the proxy continues to rotate the refresh token",
+        async || cloud.issuer_successes() > before,
+    )
     .await;
     assert_eq!(
         (
@@ -387,7 +395,7 @@ async fn files_go_up_and_down_whole() {
     let expected: Vec<u8> = (0..5_000_000_u32).map(|n| (n % 251) as u8).collect();
     assert!(
         answer.body() == &expected,
-        "{} bytes came",
+        "the response has {} bytes",
         answer.body().len()
     );
     let answer = proxy.send(post("/api/echo.do", expected.clone())).await;
@@ -425,10 +433,13 @@ async fn an_admin_may_refresh_once_a_cooldown() {
     assert_eq!(
         send(proxy.admin, post("/token/refresh", "")).await.status(),
         429,
-        "the first one was a moment ago"
+        "the cooldown of the first refresh is not over"
     );
     ask_for_a_refresh(&proxy).await;
-    eventually("it was refreshed", async || cloud.issuer_successes() == 2).await;
+    eventually("the proxy refreshes the token", async || {
+        cloud.issuer_successes() == 2
+    })
+    .await;
     let refused = send(proxy.admin, post("/token/refresh", "")).await;
     assert_eq!(refused.status(), 429);
     assert!(refused.headers().contains_key("retry-after"));

@@ -1,4 +1,4 @@
-//! Memory does not depend on the size of a transfer.
+//! Memory use does not depend on the size of a transfer.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -25,10 +25,11 @@ use crate::common::{
 };
 
 const GIB: u64 = 1 << 30;
-/// The most that the proxy may ever have resident, in KiB.
+/// The maximum resident memory of the proxy, in KiB.
 const MOST: u64 = 48 * 1024;
 
-/// A cloud that refuses the first token, accepts uploads and serves files. It counts calls of its issuer and bytes sent.
+/// A cloud that refuses the first token, accepts uploads and serves files. It counts the calls to
+/// its issuer and the bytes that it sends.
 async fn cloud() -> (SocketAddr, Arc<AtomicUsize>, Arc<AtomicU64>) {
     let (calls, sent) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
     let (counted, sending) = (Arc::clone(&calls), Arc::clone(&sent));
@@ -186,19 +187,19 @@ async fn fault_24_an_answer_of_ten_gibibytes_waits_for_its_slow_reader() {
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
     let (mut buffer, mut seen) = (vec![0; 1 << 20], Vec::new());
     for second in 1..=8 {
-        // The reader's pace is what is tested.
+        // The test measures the pace of the reader.
         every_second.tick().await;
         stream.read_exact(&mut buffer).await.unwrap();
         let ahead = sent.load(Relaxed) - (second << 20);
-        // What the systems' socket buffers of two connections hold, and a little of ours.
+        // The size of the socket buffers of two connections, and a small part of the proxy's own.
         assert!(
             ahead < 24 << 20,
-            "{ahead} bytes were taken ahead of the reader"
+            "{ahead} bytes were read ahead of the reader"
         );
         seen.push(proxy.memory("VmRSS"));
     }
     println!("resident, second by second: {seen:?} KiB");
-    // Half of what was read; the allocator takes from the system in pieces of a few MiB.
+    // Half of the bytes read; the allocator requests memory from the system in pieces of a few MiB.
     let most = *seen.iter().max().unwrap();
     assert!(most - seen[0] < 4 * 1024 && most <= MOST, "{seen:?} KiB");
 }
@@ -230,12 +231,13 @@ async fn a_connection_at_rest_keeps_nothing_of_the_heads_that_it_brought() {
     }
     let each = proxy.memory("VmRSS").saturating_sub(before) / CONNECTIONS;
     println!("{each} KiB a connection");
-    // hyper's own buffer has the size of the head, and a build without optimization has large tasks.
+    // hyper's buffer has the size of the head, and a build without optimization has large tasks.
     assert!(each < 160, "{each} KiB a connection");
 }
 
-/// A deflated gibibyte of zeros, in some 6 MB: a block of fixed codes (RFC 1951 §3.2.6) in which one byte is repeated. Its
-/// check sum is left out; whoever inflates it has taken the harm before.
+/// A deflated gibibyte of zeros, in about 6 MB: a block of fixed codes (RFC 1951 §3.2.6) that
+/// repeats one byte. It has no checksum: a program that inflates it has used the memory before it
+/// reads the checksum.
 fn bomb() -> Vec<u8> {
     let (mut bomb, mut bits, mut count) = (vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3], 0_u32, 0);
     let mut push = |code: u32, length: u32| {
@@ -247,7 +249,8 @@ fn bomb() -> Vec<u8> {
             count -= 8;
         }
     };
-    // The last block, of fixed codes; the literal 0; then 258 bytes from one byte before, again and again.
+    // The last block, of fixed codes: the literal 0, then repeated copies of 258 bytes at distance
+    // one.
     push(0b011, 3);
     push(0b0000_1100, 8);
     for _ in 0..GIB / 258 {

@@ -1,4 +1,4 @@
-//! The program as its users start it: exit codes, one clear line for each mistake, signals.
+//! The program from the user's side: exit codes, one clear line for each mistake, signals.
 #![cfg(unix)]
 
 use std::{
@@ -71,7 +71,7 @@ fn a_bad_configuration_is_78_and_names_every_mistake() {
         }
         assert!(
             error.lines().all(|line| line.contains("proxy.toml:")),
-            "not one line a mistake:\n{error}"
+            "not one line per mistake:\n{error}"
         );
         assert!(!error.contains("panicked") && !error.contains("RUST_BACKTRACE"));
     }
@@ -115,11 +115,7 @@ fn init_writes_a_private_file_once() {
     assert!(text.contains("https://cloud.example.com") && text.contains("my-app"));
     let (code, _, error) = run(folder.path(), &["check"]);
     assert_eq!(code, 78);
-    assert_eq!(
-        error.lines().count(),
-        2,
-        "what is not filled in yet:\n{error}"
-    );
+    assert_eq!(error.lines().count(), 2, "the unfilled fields:\n{error}");
     assert!(
         error.lines().all(|line| line.contains("not filled in yet")),
         "{error}"
@@ -129,7 +125,7 @@ fn init_writes_a_private_file_once() {
     assert_eq!(
         fs::read_to_string(&file).unwrap(),
         text,
-        "it was overwritten"
+        "the file was overwritten"
     );
     assert_eq!(run(folder.path(), &["init", "--cloud", "cloud"]).0, 64);
 }
@@ -170,7 +166,7 @@ fn init_writes_where_config_says() {
     }
 }
 
-/// A health check needs the admin endpoint's address and nothing else.
+/// A health check needs only the admin endpoint's address.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn status_ignores_other_mistakes() {
     let cloud = cloud().await;
@@ -188,11 +184,11 @@ async fn status_ignores_other_mistakes() {
     assert_eq!((code, error.lines().count()), (78, 1), "{error}");
 }
 
-/// The refresh token must not be spent if its successor cannot be stored.
+/// The program must not spend the refresh token if it cannot store the next one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_state_file_that_cannot_be_written_stops_the_start_before_a_token_is_spent() {
     let cloud = Upstream::always(grant("token", 3600)).start().await;
-    // Not even root can create a file there.
+    // Even root cannot create a file there.
     let state = "token.state_file = \"/proc/self/token.json\"\n";
     let program = Program::new(&cloud.origin(), state);
     let (code, _, error) = program.run(&["run"]);
@@ -250,7 +246,7 @@ async fn sigterm_and_sigint_finish_requests_in_flight_and_exit_0() {
         })
         .await;
         running.signal(signal);
-        eventually("it is not ready any more", async || {
+        eventually("the program is not ready", async || {
             send(program.admin, get("/readyz")).await.status() == 503
         })
         .await;
@@ -279,7 +275,10 @@ async fn status_distinguishes_ready_not_ready_and_unreachable() {
     drop(not_ready);
     let program = Program::new(&cloud().await, "");
     let _ready = program.start();
-    eventually("it is ready", async || program.run(&["status"]).0 == 0).await;
+    eventually("the program is ready", async || {
+        program.run(&["status"]).0 == 0
+    })
+    .await;
     let (_, json, _) = program.run(&["status", "--json"]);
     let status: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(status["credentials"][0]["state"], "fresh");
@@ -287,7 +286,7 @@ async fn status_distinguishes_ready_not_ready_and_unreachable() {
     assert!(text.contains("token default: fresh"), "{text}");
 }
 
-/// In front of the cloud of `picky`, with its refresh token in a file.
+/// A program in front of the cloud of `picky`, with its refresh token in a file.
 async fn with_refresh_token_in_a_file(refresh_token: &str) -> Program {
     let file = "token.refresh_token_file = \"seed\"\n";
     let program = Program::with_state(&picky().await, file);
@@ -301,9 +300,9 @@ async fn a_dead_credential_recovers_when_its_refresh_token_file_changes_and_surv
     let mut running = program.start();
     listens(program.admin).await;
     let is_refused = async || program.status().await.contains("refresh_token_refused");
-    eventually("it is dead", is_refused).await;
+    eventually("the refresh token is refused", is_refused).await;
     running.signal(Signal::HUP);
-    eventually("it logs the signal", async || {
+    eventually("the program logs the signal", async || {
         program.log().contains("SIGHUP")
     })
     .await;
@@ -328,7 +327,10 @@ async fn a_refused_new_refresh_token_is_reported_and_the_old_chain_goes_on() {
     };
     assert_eq!(refused().await, [false; 3]);
     program.write("seed", "bad");
-    eventually("it is reported", async || refused().await == [true; 3]).await;
+    eventually("the refusal is reported", async || {
+        refused().await == [true; 3]
+    })
+    .await;
     assert_eq!(send(program.admin, get("/readyz")).await.status(), 200);
 }
 
@@ -382,7 +384,8 @@ async fn the_environment_alone_is_enough() {
     assert_eq!(send(address, get("/")).await.status(), 200);
 }
 
-/// A second report must come without any other traffic: the worker's ticker stands still meanwhile.
+/// A second report must be logged without other traffic: the worker's ticker does not run in the
+/// meantime.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_does_not_use_tls_is_logged_each_second() {
     let program = Program::new("", "");
@@ -396,7 +399,7 @@ async fn a_client_that_does_not_use_tls_is_logged_each_second() {
     program.configure(&cloud().await, &listener);
     let _running = program.start();
     listens(program.address).await;
-    eventually("two are logged", async || {
+    eventually("two warnings are logged", async || {
         let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
         raw(program.address, request, LIMIT).await;
         let log = program.log();
@@ -430,7 +433,7 @@ async fn the_access_log_names_the_client_and_no_query() {
             .filter(|line: &Value| line["target"] == "bearer_proxy::access")
             .collect()
     };
-    eventually("all are logged", async || requests().len() == 3).await;
+    eventually("all requests are logged", async || requests().len() == 3).await;
     let [known, stranger, refused] = &requests()[..] else {
         panic!("{}", log())
     };

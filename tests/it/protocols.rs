@@ -1,4 +1,4 @@
-//! Every version of HTTP on either side: what arrives is what a direct connection would have brought.
+//! Every HTTP version on either side. The proxy returns the same response as a direct connection.
 
 use std::{
     net::SocketAddr,
@@ -35,7 +35,7 @@ fn file() -> Bytes {
     (0..100_000_u32).flat_map(u32::to_le_bytes).collect()
 }
 
-/// A small cloud: its issuer, a file, and an echo that also tells which trailers came.
+/// A small cloud with an issuer, a file, and an echo that reports the received trailers.
 async fn cloud(request: Request<Incoming>) -> Response<Body> {
     let (head, body) = request.into_parts();
     let answer = Response::builder().header(header::CONTENT_TYPE, "application/octet-stream");
@@ -100,7 +100,7 @@ async fn cloud(request: Request<Incoming>) -> Response<Body> {
     answer.unwrap()
 }
 
-/// What a client gets to see.
+/// The parts of a response that the tests compare.
 #[derive(Debug, PartialEq)]
 struct Seen {
     status: StatusCode,
@@ -111,7 +111,7 @@ struct Seen {
 
 async fn seen(response: Response<Incoming>) -> Seen {
     let (head, body) = response.into_parts();
-    // What belongs to the connection, and what the proxy adds.
+    // Hop-by-hop fields, and fields that the proxy adds.
     let of_the_hop = |name: &str| {
         matches!(
             name,
@@ -205,7 +205,8 @@ fn request(case: Case, speech: Speech) -> Request<Body> {
     request.unwrap()
 }
 
-/// A proxy that listens in clear and over TLS, before a cloud that speaks so.
+/// Starts a proxy with a plaintext listener and a TLS listener, in front of a cloud that uses the
+/// protocol `upstream`.
 async fn proxy_before(
     upstream: Speech,
     address: SocketAddr,
@@ -234,7 +235,7 @@ async fn proxy_before(
         given.push(("upstream.tls.ca_file", &ca));
     }
     if upstream.is_http2() {
-        // The issuer is called in HTTP/1.1.
+        // The proxy calls the issuer over HTTP/1.1.
         let issuer = Box::leak(crate::common::issuer().await.into_boxed_str());
         given.push(("token.issuer", issuer));
     }
@@ -266,7 +267,7 @@ async fn every_pair_of_protocols_brings_what_a_direct_connection_brings() {
                 if speech == Speech::Http10 {
                     through = Client::connect(speech, at, &identity).await;
                 }
-                // HTTP/1.0 has no chunks.
+                // HTTP/1.0 has no chunked encoding.
                 if speech.is_http10() && matches!(case, Case::ChunkedPost | Case::RequestTrailers) {
                     continue;
                 }
@@ -300,7 +301,7 @@ async fn every_pair_of_protocols_brings_what_a_direct_connection_brings() {
                 got.headers.retain(|(name, _)| name != "x-credential-seen");
                 assert_eq!(got, expected, "{what}");
                 tried += 1;
-                // The end of the connection was the end of the body.
+                // The connection closes at the end of the body.
                 if speech == Speech::Http10KeepAlive && case == Case::Trailers {
                     through = Client::connect(speech, at, &identity).await;
                 }
@@ -315,7 +316,7 @@ async fn http2_says_in_its_own_ways_what_a_request_says() {
     let folder = tempfile::tempdir().unwrap();
     let identity = Identity::new();
     identity.write(folder.path());
-    // It tells what it was asked.
+    // The upstream returns the request that it received.
     let told = |request: Request<Incoming>| async move {
         if request.uri().path() == "/api/refreshToken.do" {
             return cloud(request).await;
@@ -352,7 +353,7 @@ async fn http2_says_in_its_own_ways_what_a_request_says() {
         address.port()
     );
     assert_eq!(words, expected);
-    // The guard knows whom it calls.
+    // The proxy checks the host and the origin of an HTTP/2 request.
     let foreign = Request::get("/")
         .header(header::HOST, "evil.example")
         .body(whole(""))
@@ -392,13 +393,14 @@ async fn http2_says_in_its_own_ways_what_a_request_says() {
     assert!(!words.contains("x-hop"), "{words}");
 }
 
-/// Bodies of every pace in both directions at once, as gRPC's streams are, ended by trailers that tell how it went.
+/// Data flows in both directions at the same time, as in gRPC streams. Trailers with a status end
+/// the response.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_flow_both_ways_at_once_over_http2() {
     let folder = tempfile::tempdir().unwrap();
     let identity = Identity::new();
     identity.write(folder.path());
-    // It answers at once, and each piece as it comes.
+    // The upstream responds immediately and returns each piece when it arrives.
     let echo = |request: Request<Incoming>| async move {
         let pieces = futures_util::stream::unfold(request.into_body(), |mut body| async move {
             let frame = body.frame().await?;
@@ -445,7 +447,7 @@ async fn streams_flow_both_ways_at_once_over_http2() {
         assert_eq!(
             back.into_data().unwrap(),
             n.to_string(),
-            "each comes back before the next is sent"
+            "each piece returns before the client sends the next"
         );
         if n < 49 {
             pieces.send(Bytes::from((n + 1).to_string())).unwrap();
@@ -504,7 +506,7 @@ async fn an_http2_client_is_told_to_leave_and_what_is_under_way_is_answered() {
     });
     begun.notified().await;
     let draining = tokio::spawn(proxy.app.shut_down());
-    eventually("no new requests are taken", async || {
+    eventually("the proxy accepts no new requests", async || {
         another
             .send(request(Case::NoContent, Speech::Http2))
             .await
@@ -515,11 +517,12 @@ async fn an_http2_client_is_told_to_leave_and_what_is_under_way_is_answered() {
     assert_eq!(answering.await.unwrap().body, file());
     tokio::time::timeout(Duration::from_secs(10), draining)
         .await
-        .expect("the connection is over")
+        .expect("the connection closes in time")
         .unwrap();
 }
 
-/// A body of unknown length and its trailers are refused at their end, by a status or by JSON, and sent again.
+/// The upstream reads a body of unknown length and its trailers, and refuses the request by a
+/// status or by JSON. The proxy sends the request again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_stream_is_sent_again_with_its_trailers_between_any_protocols() {
     let folder = tempfile::tempdir().unwrap();
@@ -612,7 +615,8 @@ async fn a_refused_stream_is_sent_again_with_its_trailers_between_any_protocols(
     }
 }
 
-/// Answers that are read before their client sees them: JSON that may be a refusal, and a refusal that no newer token helps.
+/// Responses that the proxy reads before it forwards them: JSON that may be a refusal, and a
+/// refusal that a new token does not resolve.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_are_read_ahead_keep_their_trailers() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,6 +1,8 @@
-//! Connections that the upstream closes while they are idle: the next request must succeed, and none may be sent twice.
+//! The upstream closes connections while they are idle: the next request must succeed, and no
+//! request may be sent twice.
 //!
-//! `SOAK_REUSES` sets how many requests are sent (default 10,000), `SOAK_MARKS` how many marked ones (default 20,000).
+//! `SOAK_REUSES` sets the number of requests (default 10,000), `SOAK_MARKS` the number of marked
+//! requests (default 20,000).
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -24,7 +26,7 @@ use crate::common::{
     upstream::{grant, read_body, response, values},
 };
 
-/// A sequence of numbers that look random and are the same in every run.
+/// A pseudo-random sequence of numbers that is the same in every run.
 fn mixed(mut number: u64) -> u64 {
     number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -32,7 +34,7 @@ fn mixed(mut number: u64) -> u64 {
     number ^ (number >> 31)
 }
 
-/// Reads a request; its path, or nothing if the peer has closed.
+/// Reads a request. Returns its path, or nothing if the peer has closed the connection.
 async fn request(stream: &mut TcpStream) -> io::Result<Option<String>> {
     let head = read_head(stream).await?;
     read_body(stream, &head).await?;
@@ -63,14 +65,15 @@ async fn fault_22_an_upstream_closes_idle_connections_at_random() {
                 stream.write_all(OK).await?;
                 let fate = mixed(connection as u64 * 1000 + turn);
                 match fate % 10 {
-                    // Closes at once.
+                    // Closes immediately.
                     0 => return Ok(()),
-                    // Closes a moment later.
+                    // Closes after a short delay.
                     1 => {
-                        tokio::time::sleep(Duration::from_micros(fate / 10 % 3000)).await; // a moment at random
+                        tokio::time::sleep(Duration::from_micros(fate / 10 % 3000)).await; // a random delay
                         return Ok(());
                     }
-                    // Closes when the next request has arrived, unread: a reset.
+                    // Closes when the next request has arrived, without reading it: this causes a
+                    // reset.
                     2 => {
                         stream.readable().await?;
                         unread.fetch_add(1, SeqCst);
@@ -125,7 +128,7 @@ async fn fault_22_an_upstream_closes_idle_connections_at_random() {
         "{total} requests: {gets_failed} GETs failed; {posts} POSTs, {posts_failed} failed, {doubled} doubled; {unread} requests reset unread"
     );
     assert_eq!((gets_failed, doubled), (0, 0));
-    // A POST may have been applied when its connection was closed: only those fail.
+    // The upstream may have processed a POST before the close: only POST requests fail.
     assert!(
         u64::from(posts_failed) < posts / 5,
         "{posts_failed} of {posts}"
@@ -138,8 +141,8 @@ async fn fault_22_an_upstream_closes_idle_connections_at_random() {
     );
 }
 
-/// The proxy is stopped while the request arrives, and then the close of the connection that would carry it. When it
-/// continues it sees both at once, the request first.
+/// The test stops the proxy. Then the request arrives, and then the close of the connection that
+/// would carry the request. When the proxy continues, it detects both at once, the request first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_close_that_has_arrived_is_noticed_before_a_post_is_sent() {
     let (close, closed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
@@ -171,12 +174,15 @@ async fn a_close_that_has_arrived_is_noticed_before_a_post_is_sent() {
         })
         .await;
         let posting = tokio::spawn(async move { client.send(post("/", "body")).await });
-        eventually("it has arrived", async || received_unread(proxy.address)).await;
+        eventually("the request arrives", async || {
+            received_unread(proxy.address)
+        })
+        .await;
         close.notify_one();
         closed.notified().await;
         proxy.running.signal(Signal::CONT);
         assert_eq!(posting.await.unwrap().unwrap().status(), 200, "{turn}");
-        // The new connection is closed as well: the next turn begins with a new one.
+        // The upstream closes the new connection too: the next turn begins with a new one.
         close.notify_one();
         closed.notified().await;
     }
@@ -192,12 +198,12 @@ fn stands_still(process: u32) -> bool {
     })
 }
 
-/// Whether a connection to this address holds bytes that were not read yet.
+/// Whether a connection to this address holds unread bytes.
 fn received_unread(address: SocketAddr) -> bool {
     let local = format!(" 0100007F:{:04X} ", address.port());
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     table.lines().any(|line| {
-        // Established, on the proxy's side: its queues stand behind the state.
+        // Established, on the proxy's side: the queue sizes follow the state.
         let mut words = line.split_whitespace().skip(1);
         let is_ours = words.next().is_some_and(|at| local.trim() == at);
         let queue = words.nth(2).and_then(|queues| queues.split(':').nth(1));
@@ -213,7 +219,7 @@ async fn fault_20_connections_that_are_refused_or_time_out() {
     for (address, status) in [(closed_address(), 502), (full, 504)] {
         let proxy = in_front_of(address, &[("upstream.connect_timeout", "300ms")]).await;
         for request in [get("/"), post("/", "body")] {
-            // Far from every other limit.
+            // Much shorter than every other limit.
             let response = tokio::time::timeout(Duration::from_secs(4), proxy.send(request)).await;
             assert_eq!(
                 response.expect("within the limit").status(),
@@ -224,7 +230,7 @@ async fn fault_20_connections_that_are_refused_or_time_out() {
     }
 }
 
-/// A listener whose queue is full: further SYNs are dropped.
+/// A listener with a full queue: the kernel drops further SYNs.
 fn black_hole() -> (SocketAddr, Vec<socket2::Socket>) {
     use socket2::{Domain, Socket, Type};
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -295,8 +301,8 @@ async fn fault_21_a_reset_before_and_in_the_middle_of_a_response() {
     }
 }
 
-/// Each request has a mark of its own in its cookie, its credentials, a field and its body, or none at all; each response is
-/// marked in the same way. No client may receive a mark of another.
+/// Each request has its own mark in its cookie, its credentials, a field and its body, or has no
+/// mark; each response has the same marks. No client may receive the mark of another client.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_20_clients_over_shared_connections_see_nothing_of_each_other() {
     const CLIENTS: usize = 4;

@@ -1,4 +1,4 @@
-//! No secret in any output, whatever happens, at the most verbose log level.
+//! No output contains a secret in any situation, at the most verbose log level.
 #![cfg(unix)]
 
 use base64::{
@@ -22,7 +22,8 @@ const CODE: &str = "C0DE+that/is&spent=once";
 const ADMIN: &str = "4DM1N+token/for&people";
 const KEY: &str = "K3Y+of/a&client=that~calls";
 
-/// What must not be printed: each secret, in plain and in every encoding, and its distinctive parts.
+/// What must not be printed: each secret in plain text and in every encoding, and its distinctive
+/// parts.
 fn forbidden(more: &[String]) -> Vec<String> {
     let pair = format!("demo:{CLIENT}");
     let by_basic = format!("app:{KEY}");
@@ -34,7 +35,7 @@ fn forbidden(more: &[String]) -> Vec<String> {
     for secret in secrets.iter().chain(more) {
         let bytes = secret.as_bytes();
         all.push(secret.clone());
-        // A prefix would identify it already.
+        // A prefix would be enough to identify it.
         all.push(secret[..6].to_owned());
         all.push(secret[secret.len() - 10..].to_owned());
         all.push(
@@ -43,7 +44,8 @@ fn forbidden(more: &[String]) -> Vec<String> {
         );
         all.push(url::form_urlencoded::byte_serialize(bytes).collect());
         all.push(format!("{secret:?}").trim_matches('"').to_owned());
-        // Base64 of a text that contains it depends on its offset modulo three; the characters at both ends on its neighbours.
+        // The Base64 of a text that contains the secret depends on the secret's offset modulo
+        // three; the characters at both ends depend on the adjacent bytes.
         for shift in 0..3 {
             let shifted = [&b"xx"[..shift], bytes].concat();
             for engine in [STANDARD, URL_SAFE] {
@@ -53,7 +55,7 @@ fn forbidden(more: &[String]) -> Vec<String> {
             }
         }
     }
-    // The client's ID is not a secret.
+    // The client ID is not a secret.
     all.retain(|text| !"demo:".starts_with(text.as_str()) && text != "demo:C");
     all
 }
@@ -82,7 +84,7 @@ fn grants(request: &Request) -> Reply {
     response("200 OK", JSON, body.to_string())
 }
 
-/// Repeats what it was sent, and more, in fields that programs like to print.
+/// Repeats the received request, and more, in fields that programs often print.
 fn quotes(status: &str, error: &str, request: &Request) -> Reply {
     let all = format!("{ACCESS} {REFRESH} {CLIENT} {JWT_KEY} {}", request.head);
     let body = serde_json::json!({ "error": error, "error_description": all, "message": all, "access_token": [ACCESS] });
@@ -91,7 +93,7 @@ fn quotes(status: &str, error: &str, request: &Request) -> Reply {
     response(status, &fields, body.to_string())
 }
 
-/// A cloud whose files are refused, so that every request refreshes.
+/// A cloud that refuses each request for a file, so that every request causes a refresh.
 async fn cloud(issuer: Issuer) -> RunningUpstream {
     Upstream::new()
         .on("/api/*", issuer)
@@ -148,7 +150,7 @@ async fn bad_input_21_no_secret_is_printed_whatever_the_issuer_does() {
             assert_clean(what, &text, &forbidden(&signatures));
             assert!(
                 text.contains("refresh failed") || what == "grants",
-                "{what}: nothing was tried: {text}"
+                "{what}: no call was made: {text}"
             );
         }
     }
@@ -161,7 +163,7 @@ async fn bad_input_21_no_secret_is_printed_when_the_issuer_cannot_be_reached() {
     for issuer in [
         format!("http://{}", closed_address()),
         format!("http://{closing}"),
-        // It does not use TLS.
+        // This server does not use TLS.
         format!("https://{}", cloud.address),
         "http://no-such-name.invalid".to_owned(),
     ] {
@@ -170,13 +172,13 @@ async fn bad_input_21_no_secret_is_printed_when_the_issuer_cannot_be_reached() {
             assert_clean(&issuer, &text, &forbidden(&[]));
             assert!(
                 text.contains("refresh failed"),
-                "{issuer}: nothing was tried: {text}"
+                "{issuer}: no call was made: {text}"
             );
         }
     }
 }
 
-/// Log, responses, status, metrics and the page of one run of the program.
+/// The log, responses, status, metrics and page of one run of the program.
 async fn everything_printed(issuer: &str, cloud: &RunningUpstream, jwt: bool) -> String {
     let program = configured(issuer, &cloud.origin(), jwt);
     let log = program.new_log();
@@ -209,7 +211,7 @@ async fn everything_printed(issuer: &str, cloud: &RunningUpstream, jwt: bool) ->
         let mut request = request;
         request.headers_mut().insert(name, key.parse().unwrap());
         let (head, body) = send(program.address, request).await.into_parts();
-        // The cloud's own responses may quote secrets; those of the proxy must not.
+        // The cloud's own responses may contain secrets; those of the proxy must not.
         if head.headers.contains_key("proxy-status") {
             all.extend_from_slice(format!("{head:?}").as_bytes());
             all.extend_from_slice(&body);
@@ -244,7 +246,10 @@ fn bad_input_21_no_secret_is_printed_by_a_panic() {
         let panic =
             std::panic::catch_unwind(|| panic!("{config:#?} {config:?}")).expect_err("it panics");
         let words = panic.downcast_ref::<String>().expect("words");
-        assert!(words.contains("demo"), "the configuration is in it");
+        assert!(
+            words.contains("demo"),
+            "the panic contains the configuration"
+        );
         assert_clean("a panic", words, &forbidden(&[]));
     }
 }

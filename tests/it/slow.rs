@@ -1,6 +1,7 @@
-//! Clients that are slow or disconnect: other clients are served, and no resource is leaked.
+//! Clients that are slow or disconnect: the proxy serves other clients, and leaks no resource.
 //!
-//! `SOAK_SLOW` sets how many slow clients there are (default 400), `SOAK_ABORTS` how many break off (default 3,000).
+//! `SOAK_SLOW` sets the number of slow clients (default 400), `SOAK_ABORTS` the number of clients
+//! that disconnect (default 3,000).
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -38,7 +39,7 @@ fn amount(variable: &str, usual: usize) -> usize {
         .map_or(usual, |text| text.parse().unwrap())
 }
 
-/// A cloud and issuer: `/large` is 10 MB, bodies of requests are read.
+/// A cloud and issuer: `/large` has 10 MB; the cloud reads request bodies.
 async fn cloud() -> SocketAddr {
     let cloud = Upstream::new()
         .on("/large", ok(vec![b'x'; 10_000_000]))
@@ -47,7 +48,7 @@ async fn cloud() -> SocketAddr {
     cloud.start().await.address
 }
 
-/// A client that sends requests without a pause; every response must be 200.
+/// A client that sends requests continuously; every response must be 200.
 struct Good {
     goes_on: Arc<AtomicBool>,
     served: Arc<AtomicUsize>,
@@ -88,7 +89,7 @@ impl Good {
         good
     }
 
-    /// Ends it, and returns how often it was served.
+    /// Stops the client, and returns the number of responses that it received.
     async fn end(self) -> usize {
         self.goes_on.store(false, SeqCst);
         self.running.await.unwrap();
@@ -122,7 +123,7 @@ impl Slow {
         Self::Handshake,
     ];
 
-    /// Connects, is slow, and waits for its end.
+    /// Connects, behaves slowly, and waits for the end of the connection.
     async fn run(self, plain: SocketAddr, tls: SocketAddr) {
         let at = if matches!(self, Self::Handshake) {
             tls
@@ -148,21 +149,21 @@ impl Slow {
             Self::BodyOnHttp2 => write(&mut stream, HEADERS, END_HEADERS, 1, &head(POST, "/"))
                 .await
                 .unwrap(),
-            // A record of 512 bytes, of which one comes.
+            // The header of a record of 512 bytes, and one byte of it.
             Self::Handshake => stream.write_all(&[0x16, 3, 1, 2, 0, 1]).await.unwrap(),
             Self::Reader => {
                 stream
                     .write_all(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
                     .await
                     .unwrap();
-                // It reads nothing, and sees the end when it sends more.
+                // The client reads nothing, and detects the close when it sends more.
                 while stream.write_all(b"GET").await.is_ok() {
-                    tokio::time::sleep(Duration::from_millis(100)).await; // polling for the end, which the test limits
+                    tokio::time::sleep(Duration::from_millis(100)).await; // polls until the close
                 }
                 return;
             }
             Self::Head => {
-                // A line every now and then does not make it a request.
+                // A line from time to time does not complete the request.
                 let mut trickle = "GET / HTTP/1.1\r\nHost: localhost\r\n".to_owned();
                 while stream.write_all(trickle.as_bytes()).await.is_ok() {
                     "X-Slow: yes\r\n".clone_into(&mut trickle);
@@ -172,7 +173,7 @@ impl Slow {
             }
         }
         let end = tokio::time::timeout(LIMIT, stream.read_to_end(&mut Vec::new())).await;
-        assert!(end.is_ok(), "{self:?} is left open");
+        assert!(end.is_ok(), "{self:?} stays open");
     }
 }
 
@@ -196,7 +197,7 @@ async fn fault_23_slow_clients_are_closed_by_their_deadline_and_good_ones_served
         ("proxy.first_byte_timeout", "1s"),
         ("proxy.head_timeout", "1s"),
         ("proxy.body_idle_timeout", "1s"),
-        // The good client keeps one connection idle while it uses another.
+        // The good client keeps one connection idle while it uses another one.
         ("proxy.idle_timeout", "5s"),
     ];
     let proxy: Proxy = proxy(&format!("http://{cloud}"), &more);
@@ -214,11 +215,11 @@ async fn fault_23_slow_clients_are_closed_by_their_deadline_and_good_ones_served
     for slow in slow {
         tokio::time::timeout(2 * LIMIT, slow)
             .await
-            .expect("all of them are closed")
+            .expect("all connections are closed")
             .unwrap();
     }
     println!(
-        "{} good answers beside {} slow clients",
+        "{} good responses beside {} slow clients",
         good.end().await,
         each * Slow::ALL.len()
     );
@@ -250,24 +251,24 @@ async fn slowhttptest_with_a_thousand_connections_does_not_affect_other_clients(
         })
         .await;
         println!(
-            "{mode}: {} good answers, {} descriptors at most",
+            "{mode}: {} good responses, {} descriptors at most",
             good.end().await,
             most.load(SeqCst)
         );
-        assert!(most.load(SeqCst) > 500, "the attack did not take place");
-        eventually("its connections are closed", async || {
+        assert!(most.load(SeqCst) > 500, "the attack had no effect");
+        eventually("the tool's connections are closed", async || {
             proxy.descriptors() < 100
         })
         .await;
     }
 }
 
-/// Connects, sends half of what it announced, and disconnects: by a close, or by a reset.
+/// Connects, sends half of the announced body, and disconnects by a close or by a reset.
 async fn abort(address: SocketAddr, number: usize) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let (size, rest) = [(100, 50), (100_000, 50_000), (900_000, 400_000)][number % 3];
     let head = format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n");
-    // The response may come before, and the connection be closed.
+    // The proxy may respond and close the connection first.
     let _ = stream.write_all(head.as_bytes()).await;
     let _ = stream.write_all(&vec![b'x'; rest]).await;
     if number.is_multiple_of(2) {
@@ -287,7 +288,7 @@ async fn fault_32_clients_that_disconnect_leave_nothing_behind() {
                 one.await.unwrap();
             }
         }
-        eventually("nothing of them is left", async || {
+        eventually("their resources are released", async || {
             let metrics = text_at(proxy.admin, "/metrics").await;
             metrics.contains("bearer_proxy_connections_open 0.0\n")
                 && metrics.contains("bearer_proxy_requests_in_flight 0.0\n")
@@ -298,7 +299,7 @@ async fn fault_32_clients_that_disconnect_leave_nothing_behind() {
         assert_eq!(send(proxy.address, get("/")).await.status(), 200);
         proxy.memory("VmRSS")
     };
-    // Buffers that are kept for reuse exist after two waves.
+    // After two waves, the buffers that the proxy keeps for reuse exist.
     let times = amount("SOAK_ABORTS", 3000) / 3;
     wave(times).await;
     wave(times).await;
@@ -308,19 +309,20 @@ async fn fault_32_clients_that_disconnect_leave_nothing_behind() {
     }
     let descriptors = proxy.descriptors();
     wave(times).await;
-    // The allocator may keep some of it for a while; a leak would stay.
-    eventually("memory is as it was", async || {
+    // The allocator may keep some memory for a while; leaked memory would remain.
+    eventually("memory use returns to its level", async || {
         request().await <= memory + memory / 20
     })
     .await;
-    eventually("so are descriptors", async || {
+    eventually("descriptor use returns to its level", async || {
         proxy.descriptors() <= descriptors + 2
     })
     .await;
     println!("{times} more: {descriptors} descriptors, {memory} KiB, as before");
 }
 
-/// A client that opens more streams than it may gets REFUSED_STREAM for them, and responses for the others.
+/// A client that opens more streams than the limit receives REFUSED_STREAM for the additional ones,
+/// and responses for the others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_beyond_their_number_are_refused() {
     let slow = ok("ok").after(|| tokio::time::sleep(Duration::from_millis(300))); // until all have arrived
@@ -332,15 +334,16 @@ async fn streams_beyond_their_number_are_refused() {
     }
     let refused = until(&mut stream, RST_STREAM, 7).await.expect("a refusal");
     assert_eq!(refused.reason(), REFUSED_STREAM);
-    // The refusal is counted after it was written, so the client may be faster.
-    eventually("it is counted", async || {
+    // The proxy counts the refusal after it writes it, so the client may be faster.
+    eventually("the refusal is counted", async || {
         metric(proxy.admin, "bearer_proxy_streams_refused_total").await == 1.0
     })
     .await;
     until(&mut stream, HEADERS, 1).await.expect("a response");
 }
 
-/// Measured in bytes that the upstream sends while another client waits for a response, which holds on a slow machine as well.
+/// The measure is the number of bytes that the upstream sends while another client waits for a
+/// response. It is valid on a slow machine too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn interim_responses_without_an_end_do_not_delay_other_requests() {
     let flooded = Arc::new(AtomicUsize::new(0));

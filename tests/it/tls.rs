@@ -1,5 +1,5 @@
-//! TLS towards the cloud and the issuer, and on listeners: which certificates are accepted, and that no byte is sent to a
-//! peer without one.
+//! TLS to the cloud, to the issuer, and on listeners: which certificates are accepted. The proxy
+//! sends no byte to a peer without an accepted certificate.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -93,7 +93,7 @@ async fn bad_input_24_a_server_without_a_valid_certificate_gets_no_byte() {
             detail.contains(&origin) && detail.contains(says),
             "{what}: {detail}"
         );
-        // The same for the issuer: it gets no secret.
+        // The same for the issuer: the proxy sends it no secret.
         let issuer = proxy(
             &origin,
             &[
@@ -193,7 +193,7 @@ async fn a_handshake_that_never_ends_times_out() {
             open.push(mute.accept().await.unwrap());
         }
     });
-    // The other limits are five seconds and more.
+    // The other limits are at least five seconds.
     let got = tokio::time::timeout(std::time::Duration::from_secs(4), proxy.get("/"))
         .await
         .unwrap();
@@ -201,7 +201,8 @@ async fn a_handshake_that_never_ends_times_out() {
     silent.abort();
 }
 
-/// Sends a request over TLS, with a certificate if there is one, and reads to the end of the connection.
+/// Sends a request over TLS, with the certificate if there is one, and reads until the connection
+/// closes.
 async fn over_tls(
     address: SocketAddr,
     authority: &Authority,
@@ -258,7 +259,7 @@ async fn only_clients_with_a_certificate_are_served_over_tls() {
     assert_eq!(forwarded.fields("x-forwarded-proto"), ["https"]);
     assert_eq!(forwarded.fields("origin"), [origin]);
     assert_eq!(forwarded.token(), "token");
-    // A page of a listener without TLS is another origin.
+    // A page of a listener without TLS has a different origin.
     let foreign = over_tls(
         address,
         &authority,
@@ -305,7 +306,7 @@ async fn clients_are_identified_by_the_names_in_their_certificates() {
         ("other.example.com", "X-Key: key\r\n", 403),
         ("both.example.com", "", 401),
         ("both.example.com", "X-Key: key\r\n", 200),
-        // A browser presents certificates by itself: the guard applies.
+        // A browser presents certificates automatically: the cross-site protection applies.
         ("scanner.example.com", "Sec-Fetch-Site: cross-site\r\n", 403),
     ] {
         let request =
@@ -330,7 +331,7 @@ async fn clients_are_identified_by_the_names_in_their_certificates() {
     }
 }
 
-/// A certificate of an unknown authority.
+/// A certificate from an unknown authority.
 fn unknown_identity() -> Pair {
     identity(&authority(), "app", false)
 }

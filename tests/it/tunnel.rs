@@ -14,7 +14,7 @@ use tokio_tungstenite::{
 
 use crate::common::{LIMIT, Proxy, eventually, in_front_of, read_head, scripted};
 
-/// Answers a WebSocket handshake, unless its token is the first one.
+/// Accepts a WebSocket handshake, unless its token is the first one.
 async fn shake_hands(stream: &mut TcpStream) -> io::Result<bool> {
     loop {
         let head = read_head(stream).await?;
@@ -49,7 +49,8 @@ async fn shake_hands(stream: &mut TcpStream) -> io::Result<bool> {
     }
 }
 
-/// Sends every message back. When it is over, reads the rest, so that nothing of what was sent is lost to a reset.
+/// Returns every message. At the end, reads the remaining bytes, so that a reset does not discard
+/// sent data.
 async fn echo_server() -> SocketAddr {
     scripted(|_, mut stream| async move {
         if !shake_hands(&mut stream).await? {
@@ -93,12 +94,12 @@ async fn a_websocket_whose_token_was_refused_first_carries_messages_of_any_size(
     assert_eq!(
         proxy.metric(connections).await,
         1.0,
-        "it is still one of our connections"
+        "the proxy still counts the connection"
     );
     socket.close(None).await.unwrap();
     while let Some(Ok(_)) = socket.next().await {}
     drop(socket);
-    eventually("all is given back", async || {
+    eventually("the proxy counts no tunnel and no connection", async || {
         proxy.metric(TUNNELS).await + proxy.metric(connections).await == 0.0
     })
     .await;
@@ -132,7 +133,7 @@ async fn either_side_may_finish_first_and_goes_on_listening() {
                 head.contains("\r\nupgrade: x\r\n") && head.contains("bearer token"),
                 "{head}"
             );
-            // What comes with the answer belongs to the new protocol.
+            // Bytes after the response head belong to the new protocol.
             stream.write_all(&[AGREE, b"hello"].concat()).await?;
             if client_first {
                 let mut all = String::new();
@@ -165,7 +166,10 @@ async fn either_side_may_finish_first_and_goes_on_listening() {
             client.write_all(b"still here").await.unwrap();
             client.shutdown().await.unwrap();
         }
-        eventually("it is over", async || proxy.metric(TUNNELS).await == 0.0).await;
+        eventually("the tunnel closes", async || {
+            proxy.metric(TUNNELS).await == 0.0
+        })
+        .await;
     }
 }
 
@@ -187,7 +191,8 @@ async fn a_route_without_the_token_takes_upgrades_too() {
         &[("route[0].prefix", "/x"), ("route[0].inject", "false")],
     )
     .await;
-    // Sent as soon as the 101 is there, and often: none of it may be taken for bytes before it.
+    // The client sends bytes directly after the 101, many times. The proxy must not treat them as
+    // bytes before the 101.
     for _ in 0..200 {
         let mut client = ask(&proxy).await;
         client.write_all(b"at once").await.unwrap();
@@ -216,7 +221,7 @@ async fn bad_input_05_bytes_before_the_101_go_nowhere() {
     })
     .await;
     let proxy = in_front_of(upstream, &[]).await;
-    // A request, the beginning of one, and a frame.
+    // A complete request, a partial request, and a frame.
     for early in [
         &b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"[..],
         b"GET /smu",
@@ -292,22 +297,22 @@ async fn a_tunnel_ends_when_nothing_moves_and_with_the_proxy() {
     let mut client = ask(&proxy).await;
     let closed = tokio::time::timeout(LIMIT, client.read_u8())
         .await
-        .expect("closed in time");
+        .expect("the connection closes in time");
     assert!(closed.is_err());
     let proxy = in_front_of(silent().await, &[("proxy.drain_timeout", "300ms")]).await;
     let mut client = ask(&proxy).await;
-    // The client sees the 101 first.
-    eventually("the tunnel is counted", async || {
+    // The client receives the 101 before the proxy counts the tunnel.
+    eventually("the proxy counts the tunnel", async || {
         proxy.metric(TUNNELS).await == 1.0
     })
     .await;
     tokio::time::timeout(LIMIT, proxy.app.shut_down())
         .await
-        .expect("within drain_timeout");
+        .expect("the proxy shuts down within drain_timeout");
     assert!(
         tokio::time::timeout(LIMIT, client.read_u8())
             .await
-            .expect("closed in time")
+            .expect("the connection closes in time")
             .is_err()
     );
 }
@@ -329,9 +334,9 @@ async fn a_slow_reader_holds_the_sender_back() {
     .await;
     let proxy = in_front_of(upstream, &[]).await;
     let client = ask(&proxy).await;
-    // It stops by itself: what was sent then is what buffers hold.
+    // The upstream stops when all buffers are full. The buffers then hold all bytes that it sent.
     let mut sent = 0;
-    eventually("the sender stops", async || {
+    eventually("the upstream stops sending", async || {
         let stopped = tokio::time::timeout(LIMIT / 60, told.changed())
             .await
             .is_err();
@@ -341,13 +346,17 @@ async fn a_slow_reader_holds_the_sender_back() {
     .await;
     assert!(
         sent > 0 && sent < 32 << 20,
-        "{sent} bytes were taken from the sender"
+        "the upstream sent {sent} bytes"
     );
     drop(client);
-    eventually("it is over", async || proxy.metric(TUNNELS).await == 0.0).await;
+    eventually("the tunnel closes", async || {
+        proxy.metric(TUNNELS).await == 0.0
+    })
+    .await;
 }
 
-/// One frame as a client sends it (RFC 6455 §5.2): the first byte as given, then length, mask and payload.
+/// One frame of a client (RFC 6455 §5.2): the byte `first`, then the length, the mask and the
+/// payload.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mask = [0x12, 0x34, 0x56, 0x78];
     let mut frame = vec![first];
@@ -376,14 +385,15 @@ fn close(code: u16, reason: &[u8]) -> Vec<u8> {
     frame(0x88, &[&code.to_be_bytes()[..], reason].concat())
 }
 
-/// What a client sends after the handshake, and in which pieces.
+/// The bytes that a client sends after the handshake, and the size of each write.
 struct Case {
     what: String,
     bytes: Vec<u8>,
     piece: usize,
 }
 
-/// The chapters of the Autobahn suite: framing, pings and pongs, reserved bits, opcodes, fragmentation, UTF-8, closing, sizes.
+/// The chapters of the Autobahn suite: framing, pings and pongs, reserved bits, opcodes,
+/// fragmentation, UTF-8, closing, sizes.
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     let mut case = |what: &str, frames: &[Vec<u8>], pieces: &[usize]| {
@@ -465,11 +475,11 @@ fn cases() -> Vec<Case> {
     }
     let fragments: [(&str, Vec<Vec<u8>>); 9] = [
         (
-            "two",
+            "two fragments",
             vec![frame(0x01, b"frag"), frame(0x80, b"ment"), bye()],
         ),
         (
-            "with a ping between",
+            "a ping between two fragments",
             vec![
                 frame(0x01, b"frag"),
                 frame(0x89, b"ping"),
@@ -478,23 +488,23 @@ fn cases() -> Vec<Case> {
             ],
         ),
         (
-            "with empty ones",
+            "empty fragments",
             vec![frame(0x01, b""), frame(0x00, b""), frame(0x80, b""), bye()],
         ),
         (
-            "a continuation of nothing",
+            "a continuation without a first fragment",
             vec![frame(0x80, b"what"), frame(0x81, b"after")],
         ),
         (
-            "an unfinished one, then text",
+            "an unfinished message, then text",
             vec![frame(0x01, b"frag"), frame(0x81, b"text")],
         ),
         (
-            "a continuation after the end",
+            "a continuation after the last fragment",
             vec![frame(0x01, b"a"), frame(0x80, b"b"), frame(0x80, b"c")],
         ),
         (
-            "a hundred",
+            "one hundred fragments",
             [
                 vec![frame(0x02, b"x")],
                 vec![frame(0x00, b"y"); 98],
@@ -503,11 +513,11 @@ fn cases() -> Vec<Case> {
             .concat(),
         ),
         (
-            "a close between",
+            "a close between two fragments",
             vec![frame(0x01, b"frag"), bye(), frame(0x80, b"ment")],
         ),
         (
-            "two messages",
+            "two fragmented messages",
             vec![
                 frame(0x01, b"1"),
                 frame(0x80, b"2"),
@@ -560,7 +570,11 @@ fn cases() -> Vec<Case> {
         }
     }
     case("7 close without a code", &[frame(0x88, b"")], whole);
-    case("7 close with half a code", &[frame(0x88, b"\x03")], whole);
+    case(
+        "7 close with an incomplete code",
+        &[frame(0x88, b"\x03")],
+        whole,
+    );
     case(
         "7 close with a reason that is not UTF-8",
         &[close(1000, b"\xff")],
@@ -572,9 +586,9 @@ fn cases() -> Vec<Case> {
         whole,
     );
     case("7 two closes", &[bye(), bye()], whole);
-    case("7 nothing at all", &[], whole);
+    case("7 no frame", &[], whole);
     case(
-        "7 half a frame",
+        "7 incomplete frame",
         &[frame(0x81, b"half")[..5].to_vec()],
         whole,
     );
@@ -586,14 +600,14 @@ fn cases() -> Vec<Case> {
         );
     }
     case(
-        "10 many small ones",
+        "10 many small messages",
         &[frame(0x81, b"0123456789").repeat(2000), bye()],
         &[usize::MAX, 1000],
     );
     cases
 }
 
-/// What comes back, to the end of the connection.
+/// Returns the bytes that the server sends after the handshake until the connection closes.
 async fn transcript(server: SocketAddr, case: &Case) -> Vec<u8> {
     let talk = async {
         let mut stream = TcpStream::connect(server).await.unwrap();
@@ -620,7 +634,7 @@ async fn transcript(server: SocketAddr, case: &Case) -> Vec<u8> {
     };
     tokio::time::timeout(LIMIT, talk)
         .await
-        .unwrap_or_else(|_| panic!("it hangs: {}", case.what))
+        .unwrap_or_else(|_| panic!("the connection did not close in time: {}", case.what))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -642,10 +656,10 @@ async fn every_websocket_conversation_is_the_same_as_without_the_proxy() {
         );
         answered += usize::from(!direct.is_empty());
     }
-    println!("{} conversations, {answered} answered", cases.len());
+    println!("{} cases, {answered} with a response", cases.len());
     assert!(
         answered * 10 >= cases.len() * 7,
-        "only {answered} of {} were answered",
+        "the server responded in only {answered} of {} cases",
         cases.len()
     );
 }

@@ -1,4 +1,4 @@
-//! Uploads of any size, and tokens that are refused at any point of them.
+//! Uploads of any size; the upstream refuses the token at any point of the upload.
 
 use std::{
     io,
@@ -26,10 +26,10 @@ use crate::common::{
     upstream::{Request, Upstream, grant, response, values},
 };
 
-/// When an upstream judges the token, in percent of the body.
+/// The point at which an upstream checks the token, in percent of the body.
 type Percent = usize;
 
-/// An upstream that refuses the first token that it gets. It records what reached it.
+/// An upstream that refuses the first token that it receives. It records the requests it receives.
 #[derive(Clone)]
 struct Judge {
     judges_at: Percent,
@@ -42,7 +42,7 @@ struct Judge {
 struct Seen {
     refused: Mutex<Option<String>>,
     heads: Mutex<Vec<String>>,
-    /// SHA-256 of each body that was taken.
+    /// SHA-256 of each accepted body.
     accepted: Mutex<Vec<String>>,
     body_bytes: AtomicUsize,
 }
@@ -70,7 +70,7 @@ impl Judge {
         .await
     }
 
-    /// One request; whether another may follow.
+    /// Serves one request. Returns whether another request may follow.
     async fn serve(
         &self,
         read: &mut BufReader<OwnedReadHalf>,
@@ -110,7 +110,7 @@ impl Judge {
             hash.update(&data);
         }
         if !is_good {
-            // As servers do that do not want the rest.
+            // Servers that do not want the rest of a body do the same.
             write
                 .write_all(
                     b"HTTP/1.1 401 No\r\nContent-Length: 7\r\nConnection: close\r\n\r\nrefused",
@@ -134,7 +134,7 @@ impl Judge {
     }
 }
 
-/// A body as it is framed.
+/// A body with its framing.
 enum Body {
     Left(usize),
     Chunks,
@@ -196,18 +196,18 @@ fn hex(bytes: &[u8]) -> String {
 enum Sends {
     WithLength,
     Chunked,
-    /// With its length, and waits to be asked for it.
+    /// Sends `Content-Length`, and waits for `100 Continue` before it sends the body.
     WhenAsked,
 }
 
-/// What a client got: status, body, and whether it was asked for its body.
+/// What a client received: status, body, and whether it received `100 Continue`.
 struct Answer {
     status: u16,
     body: String,
     asked: bool,
 }
 
-/// Sends a body as old programs do: all of it, whatever comes back meanwhile.
+/// Sends the whole body before it reads, as old programs do.
 async fn upload(proxy: SocketAddr, body: Bytes, sends: Sends) -> Answer {
     let (mut read, mut write) = TcpStream::connect(proxy).await.unwrap().into_split();
     let size = body.len();
@@ -266,7 +266,7 @@ async fn upload(proxy: SocketAddr, body: Bytes, sends: Sends) -> Answer {
     };
     let answer = tokio::time::timeout(LIMIT, answer)
         .await
-        .expect("an answer in time");
+        .expect("a response in time");
     writing.abort();
     answer
 }
@@ -300,7 +300,7 @@ async fn whatever_can_be_sent_again_is_and_the_rest_gets_the_refusal() {
     }
 }
 
-/// More than is kept.
+/// Larger than the bodies that the proxy keeps for a second attempt.
 const LARGE: usize = 100_000_000;
 
 async fn upload_with_a_dead_token(issuer: &str, body: &Bytes, upstream: Judge, sends: Sends) {
@@ -345,7 +345,7 @@ async fn upload_with_a_dead_token(issuer: &str, body: &Bytes, upstream: Judge, s
         assert_eq!(
             upstream.seen.body_bytes.load(Relaxed),
             size,
-            "{what}: the body was sent in vain"
+            "{what}: the body was sent to no purpose"
         );
     }
     proxy.app.shut_down().await;
@@ -359,9 +359,9 @@ async fn a_client_is_asked_for_its_body_only_when_the_upstream_wants_it() {
         stream
             .write_all(b"HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nlarge")
             .await?;
-        // A server that is not told that nothing follows goes on waiting for the body.
+        // A server waits for the body until the connection closes.
         let rest = stream.read_u8().await;
-        assert!(rest.is_err(), "a body came all the same");
+        assert!(rest.is_err(), "a body arrived");
         Ok(())
     })
     .await;
@@ -434,7 +434,8 @@ async fn an_expectation_that_is_refused_is_dropped() {
     }
 }
 
-/// An upstream that refuses chunks in their middle, and wants no more of them, can be asked again on the same connection.
+/// An upstream refuses a chunked body in its middle and reads no more of it. The proxy sends the
+/// second attempt on the same connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chunks_that_were_refused_end_in_good_order() {
     let (ended, connections) = (
@@ -487,7 +488,7 @@ async fn chunks_that_were_refused_end_in_good_order() {
         .unwrap();
     tokio::time::timeout(LIMIT, ended.notified())
         .await
-        .expect("the refused chunks have an end");
+        .expect("the refused chunked body ends");
     client.write_all(b"6\r\nsecond\r\n0\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     client.read_to_string(&mut answer).await.unwrap();
@@ -503,8 +504,8 @@ async fn chunks_that_were_refused_end_in_good_order() {
     eventually("every connection can be used again", all_idle).await;
 }
 
-/// A token with under a minute left would not outlive a large upload, which cannot be sent again. One that dies while a
-/// newer one is waited for is not sent at all.
+/// A token that expires in less than a minute would not outlive a large upload, which cannot be
+/// sent again. A token that expires while the proxy waits for a newer one is not sent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_upload_begins_with_a_token_that_will_last() {
     const HOUR: Duration = Duration::from_secs(3600);

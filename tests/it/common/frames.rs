@@ -1,4 +1,4 @@
-//! HTTP/2 in frames, RFC 9113 §4.1, for what no well-behaved library does.
+//! HTTP/2 frames (RFC 9113 §4.1), for sequences that HTTP/2 libraries do not send.
 
 use std::{io, net::SocketAddr};
 
@@ -36,7 +36,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// The reason, at the end of a RST_STREAM, and behind the last stream's number in a GOAWAY.
+    /// The error code of a RST_STREAM or a GOAWAY. A GOAWAY has it after the last stream number.
     pub fn reason(&self) -> u32 {
         let at = if self.kind == GOAWAY { 4 } else { 0 };
         u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
@@ -72,7 +72,8 @@ pub async fn write(
     stream.write_all(&frame).await
 }
 
-/// `:method`, `:scheme: http`, `:path`, `:authority: localhost`, as HPACK writes them without its tables.
+/// `:method`, `:scheme: http`, `:path` and `:authority: localhost` in HPACK, without the dynamic
+/// table.
 pub fn head(method: u8, path: &str) -> Vec<u8> {
     let mut block = vec![method, 0x86, 0x04, path.len() as u8];
     block.extend(path.as_bytes());
@@ -82,7 +83,7 @@ pub fn head(method: u8, path: &str) -> Vec<u8> {
 pub const GET: u8 = 0x82;
 pub const POST: u8 = 0x83;
 
-/// Reads until a frame of this kind for this stream; `None` when the connection closes.
+/// Reads until a frame of this kind for this stream arrives; `None` if the connection closes.
 pub async fn until(stream: &mut TcpStream, kind: u8, number: u32) -> Option<Frame> {
     let reading = async {
         loop {
@@ -95,17 +96,17 @@ pub async fn until(stream: &mut TcpStream, kind: u8, number: u32) -> Option<Fram
     };
     tokio::time::timeout(LIMIT, reading)
         .await
-        .expect("neither the frame nor the end")
+        .expect("the frame arrives or the connection closes in time")
 }
 
-/// A client's connection with these settings.
+/// Opens a client connection. Sends the preface and these settings.
 pub async fn greeted(address: SocketAddr, settings: &[u8]) -> TcpStream {
     let mut stream = super::connect(address, PREFACE).await;
     write(&mut stream, SETTINGS, 0, 0, settings).await.unwrap();
     stream
 }
 
-/// A request without a body on a stream of this number.
+/// Sends a request without a body on the stream with this number.
 pub async fn request(stream: &mut (impl AsyncWrite + Unpin), number: u32, method: u8, path: &str) {
     let flags = END_HEADERS | END_STREAM;
     write(stream, HEADERS, flags, number, &head(method, path))
@@ -113,7 +114,7 @@ pub async fn request(stream: &mut (impl AsyncWrite + Unpin), number: u32, method
         .unwrap();
 }
 
-/// The head of a request whose body follows.
+/// Sends the head of a request that has a body.
 pub async fn begin(stream: &mut (impl AsyncWrite + Unpin), number: u32, method: u8, path: &str) {
     write(stream, HEADERS, END_HEADERS, number, &head(method, path))
         .await
@@ -126,13 +127,13 @@ pub async fn reset(stream: &mut (impl AsyncWrite + Unpin), number: u32, reason: 
         .unwrap();
 }
 
-/// Takes a client's preface, as a server with these settings.
+/// Reads the preface of a client and sends these settings, as a server.
 pub async fn accept(stream: &mut TcpStream, settings: &[u8]) -> io::Result<()> {
     stream.read_exact(&mut [0; PREFACE.len()]).await?;
     write(stream, SETTINGS, 0, 0, settings).await
 }
 
-/// The next frame; acknowledges settings.
+/// Returns the next frame other than SETTINGS. Acknowledges SETTINGS.
 pub async fn next(stream: &mut TcpStream) -> io::Result<Frame> {
     loop {
         let frame = read(stream).await?;

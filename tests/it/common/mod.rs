@@ -1,4 +1,4 @@
-//! What the end-to-end tests share: a proxy in this process, clients, and upstreams that do exactly as told.
+//! Helpers of the end-to-end tests: a proxy in this process, clients, and scripted upstreams.
 #![allow(unreachable_pub, reason = "test crates share it")]
 
 pub mod frames;
@@ -32,7 +32,7 @@ use tokio::{
 
 use self::upstream::{Request, Upstream, oauth_error, ok};
 
-/// Longer than anything here takes; a test that waits this long has failed.
+/// The time limit of a wait. A wait that exceeds it fails the test.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
 /// A running proxy.
@@ -42,12 +42,12 @@ pub struct Proxy {
     pub admin: SocketAddr,
 }
 
-/// Starts a proxy in front of `origin`, with an issuer there, unless `more` says otherwise.
+/// Starts a proxy in front of `origin`, which is also the issuer, unless `more` overrides that.
 pub fn proxy(origin: &str, more: &[(&str, &str)]) -> Proxy {
     proxy_on(clock::system(), origin, more)
 }
 
-/// The same on a machine with this clock.
+/// Starts the same proxy with this clock.
 pub fn proxy_on(clock: SharedClock, origin: &str, more: &[(&str, &str)]) -> Proxy {
     let usual = [
         ("proxy.listen", "127.0.0.1:0"),
@@ -58,7 +58,7 @@ pub fn proxy_on(clock: SharedClock, origin: &str, more: &[(&str, &str)]) -> Prox
         ("token.refresh_token", "seed"),
         ("admin.listen", "127.0.0.1:0"),
     ];
-    // A secret's file takes its place, and so do listeners of their own.
+    // A `_file` key replaces the secret's own key, and `listener[…]` keys replace `proxy.listen`.
     let takes_place = |other: &str, key: &str| {
         other.trim_end_matches("_file") == key
             || key == "proxy.listen" && other.starts_with("listener[")
@@ -81,7 +81,7 @@ pub fn proxy_on(clock: SharedClock, origin: &str, more: &[(&str, &str)]) -> Prox
     Proxy::of(app)
 }
 
-/// Starts a proxy in front of `upstream`, with an issuer elsewhere, and waits until it is ready.
+/// Starts a proxy in front of `upstream` with a separate issuer, and waits until it is ready.
 pub async fn in_front_of(upstream: SocketAddr, more: &[(&str, &str)]) -> Proxy {
     let issuer = issuer().await;
     let given: Vec<_> = [("token.issuer", issuer.as_str())]
@@ -94,7 +94,7 @@ pub async fn in_front_of(upstream: SocketAddr, more: &[(&str, &str)]) -> Proxy {
 }
 
 impl Proxy {
-    /// By the first of its addresses.
+    /// The proxy `app` at its first address.
     pub fn of(app: App) -> Self {
         let (address, admin) = (tcp(&app.addresses()[0]), tcp(app.admin_address().unwrap()));
         Self {
@@ -104,7 +104,7 @@ impl Proxy {
         }
     }
 
-    /// Sends one request on a connection of its own.
+    /// Sends one request on a new connection.
     pub async fn send(&self, request: http::Request<Full<Bytes>>) -> Response<Bytes> {
         send(self.address, request).await
     }
@@ -134,7 +134,7 @@ impl Proxy {
         ready(self.admin).await;
     }
 
-    /// The value of a metric with its labels; 0 if it is not there.
+    /// The value of a metric with its labels; 0 if the metric is absent.
     pub async fn metric(&self, name: &str) -> f64 {
         metric(self.admin, name).await
     }
@@ -159,14 +159,14 @@ impl Proxy {
             .await;
     }
 
-    /// Waits until this many connections of clients are open.
+    /// Waits until this many client connections are open.
     pub async fn until_open(&self, count: u32) {
         self.until("bearer_proxy_connections_open", count.into())
             .await;
     }
 }
 
-/// The value of a metric at this admin endpoint, with its labels; 0 if it is not there.
+/// The value of a metric with its labels at this admin endpoint; 0 if the metric is absent.
 pub async fn metric(admin: SocketAddr, name: &str) -> f64 {
     let text = text_at(admin, "/metrics").await;
     let line = text
@@ -188,15 +188,15 @@ pub fn tcp(address: &Address) -> SocketAddr {
     }
 }
 
-/// Waits until `/readyz` there says yes.
+/// Waits until `/readyz` at this admin endpoint responds 200.
 pub async fn ready(admin: SocketAddr) {
-    eventually("it is ready", async || {
+    eventually("the proxy is ready", async || {
         send(admin, get("/readyz")).await.status() == 200
     })
     .await;
 }
 
-/// What is answered there, whatever the status.
+/// The body of the response to a GET, with any status.
 pub async fn text_at(address: SocketAddr, path: &str) -> String {
     String::from_utf8(send(address, get(path)).await.into_body().to_vec()).unwrap()
 }
@@ -215,13 +215,13 @@ pub fn post(path: &str, body: impl Into<Bytes>) -> http::Request<Full<Bytes>> {
         .unwrap()
 }
 
-/// Sends one request on a connection of its own.
+/// Sends one request on a new connection.
 pub async fn send(address: SocketAddr, request: http::Request<Full<Bytes>>) -> Response<Bytes> {
     let work = async { Client::connect(address).await.send(request).await };
     tokio::time::timeout(LIMIT, work)
         .await
-        .expect("no answer in time")
-        .expect("no proper answer")
+        .expect("no response in time")
+        .expect("invalid response")
 }
 
 /// A client with one connection.
@@ -246,7 +246,7 @@ impl Client {
     }
 }
 
-/// Waits for a condition, asking every few milliseconds.
+/// Waits for a condition. Checks it every few milliseconds.
 pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let waiting = async {
         while !condition().await {
@@ -255,10 +255,10 @@ pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     };
     tokio::time::timeout(LIMIT, waiting)
         .await
-        .unwrap_or_else(|_| panic!("never: {what}"));
+        .unwrap_or_else(|_| panic!("not true in time: {what}"));
 }
 
-/// A server that does with each connection whatever `script` does; gets its number, from 0.
+/// A server that runs `script` for each connection, with the number of the connection, from 0.
 pub async fn scripted<F: Future<Output = io::Result<()>> + Send + 'static>(
     script: impl Fn(usize, TcpStream) -> F + Send + 'static,
 ) -> SocketAddr {
@@ -274,13 +274,14 @@ pub async fn scripted<F: Future<Output = io::Result<()>> + Send + 'static>(
     address
 }
 
-/// An upstream that accepts everything and responds to nothing.
+/// An upstream that reads all bytes and sends no response.
 pub async fn silent_upstream() -> SocketAddr {
     scripted(|_, mut stream| async move { stream.read_to_end(&mut Vec::new()).await.map(drop) })
         .await
 }
 
-/// Reads a head, byte by byte, so that what follows stays unread. Empty if the peer closes first.
+/// Reads a head byte by byte, so that the bytes after it stay unread. Empty if the peer closes the
+/// connection first.
 pub async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -295,7 +296,7 @@ pub async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Stri
     Ok(String::from_utf8_lossy(&head).into_owned())
 }
 
-/// A connection on which these bytes were sent.
+/// Opens a connection and sends these bytes.
 pub async fn connect(address: SocketAddr, bytes: impl AsRef<[u8]>) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.set_nodelay(true).unwrap();
@@ -303,12 +304,12 @@ pub async fn connect(address: SocketAddr, bytes: impl AsRef<[u8]>) -> TcpStream 
     stream
 }
 
-/// What arrives until the peer closes, which it must do in order and in time.
+/// Reads until the peer closes the connection. Panics if the peer resets it or exceeds `LIMIT`.
 pub async fn read_to_close(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut bytes = Vec::new();
     tokio::time::timeout(LIMIT, stream.read_to_end(&mut bytes))
         .await
-        .unwrap_or_else(|_| panic!("still open"))
+        .unwrap_or_else(|_| panic!("the connection is still open"))
         .unwrap();
     String::from_utf8_lossy(&bytes).into_owned()
 }
@@ -321,7 +322,7 @@ pub fn status(response: &str) -> u16 {
         .unwrap_or_else(|| panic!("not a response: {response:?}"))
 }
 
-/// Sends raw bytes and reads until the peer closes or sends nothing more for `silence`.
+/// Sends raw bytes. Reads until the peer closes the connection or sends nothing for `silence`.
 pub async fn raw(address: SocketAddr, request: &[u8], silence: Duration) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request).await.unwrap();
@@ -346,7 +347,7 @@ pub async fn cloud() -> String {
     Upstream::new().issuing().start().await.origin()
 }
 
-/// The simulated cloud; its issuer takes the refresh token `seed`.
+/// The simulated cloud. Its issuer accepts the refresh token `seed`.
 pub async fn simulated_cloud(clock: SharedClock) -> Cloud {
     let config = Config {
         seeds: vec!["seed".into()],
@@ -355,7 +356,7 @@ pub async fn simulated_cloud(clock: SharedClock) -> Cloud {
     Cloud::start(config, clock).await.unwrap()
 }
 
-/// A cloud whose issuer takes the refresh token `good` and any code, and refuses others.
+/// A cloud whose issuer accepts the refresh token `good` and any code, and refuses other requests.
 pub async fn picky() -> String {
     let cloud = Upstream::always(|request: &Request| {
         let is_good = request.refresh_token() == "good" || request.parameter("code").is_some();

@@ -1,4 +1,4 @@
-//! The program as a process of its own.
+//! The program in a separate process.
 
 use std::{
     fs,
@@ -25,7 +25,7 @@ pub fn program(folder: &Path) -> Command {
     command(env!("CARGO_BIN_EXE_bearer-proxy"), folder)
 }
 
-/// Runs the program to its end: its exit code, standard output and standard error.
+/// Runs the program until it exits. Returns its exit code, standard output and standard error.
 pub fn run(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
     let output = program(folder).args(arguments).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -36,8 +36,8 @@ pub fn run(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
     )
 }
 
-/// A port that is free, and not one of those that the system gives out by itself: a connection of another test could take
-/// such a one before the program does.
+/// A free port outside the ephemeral range of the system. A connection of another test could use an
+/// ephemeral port before the program binds it.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
@@ -49,12 +49,12 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// A free port of this machine.
+/// A loopback address with a free port.
 pub fn free_address() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], free_port()))
 }
 
-/// Ends the process with the test, however the test ends.
+/// A process that is killed when the test ends, also when the test fails.
 pub struct Running(pub Child);
 
 impl Running {
@@ -64,7 +64,7 @@ impl Running {
 
     pub async fn ended(&mut self) -> ExitStatus {
         let mut status = None;
-        eventually("the process ends", async || {
+        eventually("the process exits", async || {
             status = self.0.try_wait().unwrap();
             status.is_some()
         })
@@ -72,7 +72,7 @@ impl Running {
         status.unwrap()
     }
 
-    /// Asks it to end, and waits until it has ended in order.
+    /// Sends SIGTERM and waits until the process exits with code 0.
     pub async fn terminate(&mut self) {
         self.signal(Signal::TERM);
         assert_eq!(self.ended().await.code(), Some(0));
@@ -85,18 +85,18 @@ impl Running {
             .lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         value
-            .unwrap_or_else(|| panic!("no {name}"))
+            .unwrap_or_else(|| panic!("the process status has no line {name}"))
             .trim()
             .to_owned()
     }
 
-    /// A line of `/proc/PID/status` that is a size, in KiB.
+    /// The value of a line of `/proc/PID/status` that is a size, in KiB.
     pub fn memory(&self, name: &str) -> u64 {
         let value = self.proc_status(name);
         value.trim_end_matches(" kB").parse().unwrap()
     }
 
-    /// Open file descriptors.
+    /// The number of open file descriptors.
     pub fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.0.id()))
             .unwrap()
@@ -111,15 +111,15 @@ impl Drop for Running {
     }
 }
 
-/// Waits until a server listens there.
+/// Waits until a server listens on this address.
 pub async fn listens(address: SocketAddr) {
-    eventually("it listens", async || {
+    eventually("the server listens", async || {
         tokio::net::TcpStream::connect(address).await.is_ok()
     })
     .await;
 }
 
-/// A folder with a configuration of the program, which is not started yet.
+/// A folder with a configuration of the program. The program does not run yet.
 pub struct Program {
     pub folder: tempfile::TempDir,
     pub address: SocketAddr,
@@ -127,7 +127,8 @@ pub struct Program {
 }
 
 impl Program {
-    /// In front of `cloud`, which is the issuer as well, with further lines as in `toml::text`.
+    /// A program in front of `cloud`, which is also the issuer, with further lines as in
+    /// `toml::text`.
     pub fn new(cloud: &str, more: &str) -> Self {
         let this = Self {
             folder: tempfile::tempdir().unwrap(),
@@ -138,13 +139,13 @@ impl Program {
         this
     }
 
-    /// The same with a state file.
+    /// The same program with a state file.
     pub fn with_state(cloud: &str, more: &str) -> Self {
         let more = format!("token.state_file = \"state/token.json\"\n{more}");
         Self::new(cloud, &more)
     }
 
-    /// The same without tokens.
+    /// The same program without a refresh token.
     pub fn without_token(cloud: &str, more: &str) -> Self {
         let this = Self::new(cloud, more);
         let text = this.read("proxy.toml");
@@ -155,7 +156,7 @@ impl Program {
         this
     }
 
-    /// Writes its configuration anew.
+    /// Writes the configuration again.
     pub fn configure(&self, cloud: &str, more: &str) {
         let text = toml::text(self.address, self.admin, cloud, more);
         self.write("proxy.toml", text);
@@ -169,7 +170,7 @@ impl Program {
         fs::write(self.path(name), content).unwrap();
     }
 
-    /// A file's text; empty if there is no such file.
+    /// The text of a file; empty if the file does not exist.
     pub fn read(&self, name: &str) -> String {
         fs::read_to_string(self.path(name)).unwrap_or_default()
     }
@@ -178,28 +179,28 @@ impl Program {
         program(self.folder.path())
     }
 
-    /// Runs another command of the program in its folder to its end.
+    /// Runs the program with these arguments in its folder until it exits.
     pub fn run(&self, arguments: &[&str]) -> (i32, String, String) {
         run(self.folder.path(), arguments)
     }
 
-    /// Starts it; standard error goes to the file `log`.
+    /// Starts the program and writes its standard error to the file `log`.
     pub fn start(&self) -> Running {
         self.start_as(self.command())
     }
 
-    /// Starts this command instead, with the same log.
+    /// Starts this command with the same log.
     pub fn start_as(&self, mut command: Command) -> Running {
         let command = command.stdout(Stdio::null()).stderr(self.new_log());
         Running(command.spawn().unwrap())
     }
 
-    /// The file that `log` reads, empty.
+    /// Creates the file that `log` reads.
     pub fn new_log(&self) -> fs::File {
         fs::File::create(self.path("log")).unwrap()
     }
 
-    /// Starts it and waits until it is ready.
+    /// Starts the program and waits until it is ready.
     pub async fn start_ready(&self) -> Running {
         let running = self.start();
         self.ready().await;
@@ -230,15 +231,15 @@ impl Program {
         status["credentials"][0].clone()
     }
 
-    /// How often its token was replaced.
+    /// The number of token replacements.
     pub async fn generation(&self) -> u64 {
         self.credential().await["generation"].as_u64().unwrap()
     }
 
-    /// Asks for a refresh and waits for it.
+    /// Requests a refresh and waits until it completes.
     pub async fn refresh(&self) {
         let before = self.generation().await;
-        eventually("a refresh", async || {
+        eventually("the program refreshes the token", async || {
             send(self.admin, post("/token/refresh", "")).await;
             self.generation().await > before
         })
@@ -251,7 +252,7 @@ impl Program {
     }
 }
 
-/// A started program in front of a cloud that is its issuer too.
+/// A running program in front of a cloud that is also its issuer.
 pub struct ReadyProgram {
     pub running: Running,
     pub address: SocketAddr,
@@ -260,12 +261,13 @@ pub struct ReadyProgram {
 }
 
 impl ReadyProgram {
-    /// Starts it, with further lines of configuration, and waits until it is ready.
+    /// Starts the program with further lines of configuration, and waits until it is ready.
     pub async fn start(cloud: SocketAddr, more: &str) -> Self {
         Self::start_with(cloud, more, None).await
     }
 
-    /// The same, and freed memory goes back to the system at once: what is resident is in use.
+    /// The same, but the program returns freed memory to the system immediately, so that resident
+    /// memory is memory in use.
     pub async fn start_thrifty(cloud: SocketAddr, more: &str) -> Self {
         Self::start_with(cloud, more, Some(("MIMALLOC_PURGE_DELAY", "0"))).await
     }
@@ -284,12 +286,12 @@ impl ReadyProgram {
         }
     }
 
-    /// A line of `/proc/PID/status`, in KiB.
+    /// The value of a line of `/proc/PID/status`, in KiB.
     pub fn memory(&self, line: &str) -> u64 {
         self.running.memory(line)
     }
 
-    /// Open file descriptors.
+    /// The number of open file descriptors.
     pub fn descriptors(&self) -> usize {
         self.running.descriptors()
     }

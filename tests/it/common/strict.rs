@@ -1,4 +1,5 @@
-//! An upstream that notes every byte, and reads requests as narrowly as they can be read. It shares no code with the proxy.
+//! An upstream that records every byte and parses requests strictly. It shares no code with the
+//! proxy.
 
 use std::{
     io,
@@ -11,18 +12,18 @@ use tokio::{
     net::TcpStream,
 };
 
-/// What came, in the order in which it was complete.
+/// The received bytes, in the order of completion.
 #[derive(Debug, Default)]
 pub struct Log {
-    /// Whole requests, byte for byte.
+    /// The exact bytes of complete requests.
     pub requests: Vec<Vec<u8>>,
-    /// What is no request, with everything behind it.
+    /// Bytes that are not a valid request, with all bytes after them.
     pub odd: Vec<Vec<u8>>,
-    /// Requests that broke off.
+    /// Incomplete requests.
     pub partial: Vec<Vec<u8>>,
 }
 
-/// Answers requests with 200 and `X-Reached`.
+/// Responds to requests with 200 and `X-Reached`.
 pub struct Strict {
     pub address: SocketAddr,
     log: Arc<Mutex<Log>>,
@@ -40,16 +41,16 @@ impl Strict {
         Self { address, log }
     }
 
-    /// What came since the last call.
+    /// The bytes received since the last call.
     pub fn take(&self) -> Log {
         std::mem::take(&mut *self.log.lock().unwrap())
     }
 
-    /// The requests that came since the last call, as text; panics if anything else came.
+    /// The requests received since the last call, as text. Panics if other bytes arrived.
     pub fn requests(&self) -> Vec<String> {
         let log = self.take();
         if let Some(odd) = log.odd.iter().chain(&log.partial).next() {
-            panic!("no request: {}", odd.escape_ascii());
+            panic!("not a complete request: {}", odd.escape_ascii());
         }
         log.requests
             .iter()
@@ -58,7 +59,7 @@ impl Strict {
     }
 }
 
-/// How many whole requests these bytes are, one after the other; 0 if there is anything else in them.
+/// The number of complete requests in these bytes; 0 if the bytes contain anything else.
 pub fn requests_in(mut bytes: &[u8]) -> usize {
     let mut count = 0;
     while !bytes.is_empty() {
@@ -96,12 +97,12 @@ async fn serve(mut stream: TcpStream, log: Arc<Mutex<Log>>) -> io::Result<()> {
     }
 }
 
-/// The length of the request at the beginning; nothing if it is not whole yet.
+/// The length of the first request; `None` if the request is incomplete.
 fn end(bytes: &[u8]) -> Result<Option<usize>, ()> {
     let Some(head) = position(bytes, b"\r\n\r\n") else {
         return Ok(None);
     };
-    // Beyond ASCII, a value may hold what it likes.
+    // A field value may contain any byte outside ASCII.
     let text: String = bytes[..head].iter().copied().map(char::from).collect();
     let body = head + 4;
     let mut lines = text.split("\r\n");

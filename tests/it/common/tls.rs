@@ -21,7 +21,7 @@ use super::{
 
 pub type Authority = CertifiedIssuer<'static, KeyPair>;
 
-/// A chain and its key, PEM.
+/// A certificate chain and its key, in PEM.
 pub type Pair = (String, String);
 
 pub fn authority() -> Authority {
@@ -54,7 +54,7 @@ pub fn identity_until(authority: &Authority, name: &str, until: (i32, u8, u8)) -
     )
 }
 
-/// A certificate that is valid for so long from now on.
+/// A certificate that is valid for `life` from now.
 pub fn identity_for(authority: &Authority, name: &str, life: Duration) -> Pair {
     let now = clock::system()
         .wall()
@@ -126,7 +126,8 @@ pub fn server_config(
     )
 }
 
-/// A cloud with a certificate of this authority for this name; whether it asks clients for one.
+/// A cloud with a certificate of this authority for this name. If `asks`, it requires client
+/// certificates.
 pub async fn cloud_named(authority: &Authority, name: &str, asks: bool) -> RunningUpstream {
     cloud(server_config(
         authority,
@@ -136,7 +137,8 @@ pub async fn cloud_named(authority: &Authority, name: &str, asks: bool) -> Runni
     .await
 }
 
-/// A cloud over TLS that issues tokens and codes, and responds to everything else with the token that it got.
+/// A cloud over TLS that issues tokens and codes. It responds to other requests with the token that
+/// it received.
 pub async fn cloud(config: Arc<ServerConfig>) -> RunningUpstream {
     Upstream::new()
         .on("/api/refreshToken.do", grant("token", 3600))
@@ -153,12 +155,12 @@ pub fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
     path
 }
 
-/// A proxy that uses TLS, for clients with a certificate of this authority alone.
+/// A proxy that uses TLS and accepts only clients with a certificate of this authority.
 pub async fn with_tls(folder: &Path, authority: &Authority, origin: &str) -> Proxy {
     with_tls_and(folder, authority, origin, "").await
 }
 
-/// The same with more in its configuration.
+/// The same proxy with further lines of configuration.
 pub async fn with_tls_and(folder: &Path, authority: &Authority, origin: &str, more: &str) -> Proxy {
     let (chain, key) = identity(authority, "localhost", false);
     write(folder, "proxy.pem", &chain);
@@ -173,7 +175,7 @@ pub async fn with_tls_and(folder: &Path, authority: &Authority, origin: &str, mo
     toml::proxy_in(folder, origin, &more).await
 }
 
-/// A client that trusts this authority, with a certificate if there is one.
+/// A client that trusts this authority, with the certificate `own` if there is one.
 pub fn client_config(authority: &Authority, own: Option<Pair>) -> ClientConfig {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut roots = RootCertStore::empty();

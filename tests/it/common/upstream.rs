@@ -1,4 +1,4 @@
-//! Upstreams and issuers that respond as a test says and record the requests that reach them.
+//! Configurable upstreams and issuers that record the requests that they receive.
 
 use std::{
     collections::BTreeSet,
@@ -24,17 +24,17 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{Proxy, in_front_of, read_head, scripted};
 
-/// A request as it arrived.
+/// A received request.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// The number of its connection, from 0.
     pub connection: usize,
-    /// Its own number, from 0.
+    /// The number of the request, from 0.
     pub number: usize,
     pub arrived: Instant,
     /// The request line and the fields, to the empty line.
     pub head: String,
-    /// Without chunked framing. Empty if the upstream responds early.
+    /// The body without chunked framing. Empty if the upstream responds early.
     pub body: Vec<u8>,
 }
 
@@ -63,7 +63,7 @@ impl Request {
         pairs.find_map(|(key, value)| (key == name).then(|| value.into_owned()))
     }
 
-    /// The refresh token that it spends; empty if there is none.
+    /// The refresh token in the query; empty if there is none.
     pub fn refresh_token(&self) -> String {
         self.parameter("refresh_token").unwrap_or_default()
     }
@@ -100,7 +100,7 @@ type Pending = Pin<Box<dyn Future<Output = ()> + Send>>;
 #[derive(Clone)]
 pub struct Reply {
     bytes: Vec<u8>,
-    /// Where the body begins.
+    /// The offset of the body in `bytes`.
     body: usize,
     then: Then,
     after: Option<Arc<dyn Fn() -> Pending + Send + Sync>>,
@@ -132,12 +132,12 @@ pub fn ok(body: impl AsRef<[u8]>) -> Reply {
     response("200 OK", "", body)
 }
 
-/// A 401 that can be told from one of the proxy's own.
+/// A 401 with a field that distinguishes it from a 401 of the proxy.
 pub fn unauthorized(body: impl AsRef<[u8]>) -> Reply {
     response("401 Unauthorized", "X-Refusal: original\r\n", body)
 }
 
-/// These bytes, whatever they are.
+/// A reply of exactly these bytes.
 pub fn bytes(bytes: impl Into<Vec<u8>>) -> Reply {
     let bytes = bytes.into();
     Reply {
@@ -148,7 +148,7 @@ pub fn bytes(bytes: impl Into<Vec<u8>>) -> Reply {
     }
 }
 
-/// No response at all; the connection stays open until the peer closes it.
+/// No response. The connection stays open until the peer closes it.
 pub fn silence() -> Reply {
     bytes("").hold()
 }
@@ -181,30 +181,30 @@ impl fmt::Debug for Reply {
 }
 
 impl Reply {
-    /// Closes the connection behind the response.
+    /// Closes the connection after the response.
     pub fn close(mut self) -> Self {
         self.then = Then::Close;
         self
     }
 
-    /// Sends nothing behind the response and keeps the connection until the peer closes it.
+    /// Sends nothing after the response and keeps the connection open until the peer closes it.
     pub fn hold(mut self) -> Self {
         self.then = Then::Hold;
         self
     }
 
-    /// Sends these bytes behind the response.
+    /// Sends these bytes after the response.
     pub fn followed_by(mut self, bytes: impl AsRef<[u8]>) -> Self {
         self.bytes.extend_from_slice(bytes.as_ref());
         self
     }
 
-    /// Sends it on a connection that a test serves itself.
+    /// Sends the reply on a connection that the test serves.
     pub async fn send(&self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         stream.write_all(&self.bytes).await
     }
 
-    /// Waits for this before it responds.
+    /// Waits for `ready` before it responds.
     pub fn after<F>(mut self, ready: impl Fn() -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
@@ -214,7 +214,7 @@ impl Reply {
     }
 }
 
-/// A reply, or what computes one.
+/// A reply, or a function that computes one.
 pub trait Respond: Send + Sync + 'static {
     fn reply(&self, request: &Request) -> Reply;
 }
@@ -231,12 +231,12 @@ impl<F: Fn(&Request) -> Reply + Send + Sync + 'static> Respond for F {
     }
 }
 
-/// An upstream that is not running yet. Without further words it responds 200 to everything.
+/// An upstream that does not run yet. By default, it responds 200 to every request.
 pub struct Upstream {
     routes: Vec<(String, Box<dyn Respond>)>,
     early: bool,
     issues: bool,
-    /// Whether requests are kept, and not only counted.
+    /// Whether the upstream keeps requests. It always counts them.
     records: bool,
 }
 
@@ -250,30 +250,32 @@ impl Upstream {
         }
     }
 
-    /// Replies so to requests for a path; `*` at its end stands for anything. The first path that fits counts.
+    /// Sets the reply for a path. `*` at the end of the path matches any suffix. The first
+    /// path that matches applies.
     pub fn on(mut self, path: &str, reply: impl Respond) -> Self {
         self.routes.push((path.to_owned(), Box::new(reply)));
         self
     }
 
-    /// Replies so to everything.
+    /// An upstream that sends this reply to every request.
     pub fn always(reply: impl Respond) -> Self {
         Self::new().on("*", reply)
     }
 
-    /// Is its own issuer as well: grants `token` for an hour to every request for one, and does not record that.
+    /// Makes the upstream its own issuer. It grants `token` for an hour to every token request, and
+    /// does not record these requests.
     pub fn issuing(mut self) -> Self {
         self.issues = true;
         self
     }
 
-    /// Replies to the head of a request, and does not read its body before.
+    /// Replies after the head of a request, without its body.
     pub fn early(mut self) -> Self {
         self.early = true;
         self
     }
 
-    /// Counts requests and does not keep them, for tests that send many.
+    /// Counts requests and does not keep them, for tests that send many requests.
     pub fn unrecorded(mut self) -> Self {
         self.records = false;
         self
@@ -295,7 +297,7 @@ impl Upstream {
         }
     }
 
-    /// The same over TLS; its origin is at `localhost`.
+    /// Starts the upstream over TLS. Its origin is at `localhost`.
     pub async fn start_tls(self, config: Arc<ServerConfig>) -> RunningUpstream {
         let (this, log) = (Arc::new(self), Arc::<Log>::default());
         let shared = Arc::clone(&log);
@@ -380,7 +382,7 @@ impl Upstream {
 
 const REFRESH: &str = "/api/refreshToken.do";
 
-/// The body behind a head, by its length or its chunks.
+/// Reads the body after a head, by its length or its chunks.
 pub async fn read_body(stream: &mut (impl AsyncRead + Unpin), head: &str) -> io::Result<Vec<u8>> {
     if values(head, "transfer-encoding").is_empty() {
         let mut body = vec![0; content_length(head)];
@@ -413,7 +415,7 @@ struct Log {
     requests: Mutex<Vec<Request>>,
 }
 
-/// An upstream at work.
+/// A running upstream.
 pub struct RunningUpstream {
     pub address: SocketAddr,
     scheme: &'static str,
@@ -428,17 +430,17 @@ impl RunningUpstream {
         }
     }
 
-    /// Whether no byte has arrived, inside TLS if it uses that.
+    /// Whether no byte has arrived. Over TLS, only application data counts.
     pub fn is_untouched(&self) -> bool {
         !self.log.is_touched.load(SeqCst)
     }
 
-    /// A ready proxy in front of it, with an issuer elsewhere.
+    /// Starts a proxy in front of this upstream, with a separate issuer. Waits until it is ready.
     pub async fn proxy(&self, more: &[(&str, &str)]) -> Proxy {
         in_front_of(self.address, more).await
     }
 
-    /// Connections that were opened.
+    /// The number of accepted connections.
     pub fn connections(&self) -> usize {
         self.log.connections.load(SeqCst)
     }
@@ -453,7 +455,7 @@ impl RunningUpstream {
         self.log.count.load(SeqCst)
     }
 
-    /// The times between one request and the next.
+    /// The times between successive requests.
     pub fn gaps(&self) -> Vec<Duration> {
         let requests = self.requests();
         let pairs = requests.windows(2);
@@ -469,8 +471,9 @@ impl RunningUpstream {
     }
 }
 
-/// An issuer for the client `demo` with the secret `secret`: it grants `token-1`, `token-2`, … for an hour each, and takes
-/// the refresh token `seed` and those that it has given out, each of these once. It refuses everything else.
+/// An issuer for the client `demo` with the secret `secret`. It grants `token-1`, `token-2`, … for
+/// an hour each. It accepts the refresh token `seed` any number of times, and each issued refresh
+/// token once. It refuses all other requests.
 pub fn issuer() -> Upstream {
     let valid = Mutex::new(BTreeSet::new());
     let calls = AtomicUsize::new(0);

@@ -1,4 +1,4 @@
-//! Clients and a server that speak every version of HTTP, in clear and over TLS.
+//! Clients and a server for every HTTP version, in plaintext and over TLS.
 
 use std::{convert::Infallible, io, net::SocketAddr, path::Path, pin::Pin, sync::Arc};
 
@@ -22,7 +22,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// A body of these frames and trailers, of a length that is not told before.
+/// A body of these frames and trailers, sent without its length.
 pub fn stream(frames: Vec<Bytes>, trailers: Option<HeaderMap>) -> Body {
     let frames = frames
         .into_iter()
@@ -31,7 +31,7 @@ pub fn stream(frames: Vec<Bytes>, trailers: Option<HeaderMap>) -> Body {
     StreamBody::new(futures_util::stream::iter(frames.map(Ok))).boxed_unsync()
 }
 
-/// A body that is sent with its length.
+/// A body of these bytes, sent with its length.
 pub fn whole(data: impl Into<Bytes>) -> Body {
     http_body_util::Full::new(data.into()).boxed_unsync()
 }
@@ -40,7 +40,7 @@ trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 type BoxIo = Pin<Box<dyn Io>>;
 
-/// A certificate for `localhost`, and who trusts it.
+/// A certificate for `localhost`, and the root store that contains its authority.
 pub struct Identity {
     chain: String,
     key: String,
@@ -107,7 +107,7 @@ impl Identity {
     }
 }
 
-/// How to speak HTTP.
+/// An HTTP version, in plaintext or over TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Speech {
     Http10,
@@ -136,7 +136,7 @@ impl Speech {
     }
 }
 
-/// Serves `answer` in one version of HTTP.
+/// Starts a server that responds with `answer` in one HTTP version.
 pub async fn serve<F: Future<Output = Response<Body>> + Send + 'static>(
     speech: Speech,
     identity: &Identity,
@@ -180,7 +180,7 @@ pub async fn serve<F: Future<Output = Response<Body>> + Send + 'static>(
     address
 }
 
-/// A connection of a client's.
+/// A client connection.
 pub enum Client {
     Http1(Version, conn::http1::SendRequest<Body>),
     Http2(conn::http2::SendRequest<Body>),
@@ -222,15 +222,15 @@ impl Client {
         }
     }
 
-    /// The same connection of HTTP/2 in other hands.
+    /// A second handle to the same HTTP/2 connection.
     pub fn another(&self) -> Self {
         match self {
-            Self::Http1(..) => panic!("HTTP/1 is not shared"),
+            Self::Http1(..) => panic!("an HTTP/1 connection has only one handle"),
             Self::Http2(sender) => Self::Http2(sender.clone()),
         }
     }
 
-    /// Sends a request whose target is a path, and whose `Host` says where to.
+    /// Sends a request with a path as its target and the authority in `Host`.
     pub async fn send(&mut self, mut request: Request<Body>) -> hyper::Result<Response<Incoming>> {
         match self {
             Self::Http1(version, sender) => {

@@ -1,16 +1,17 @@
-//! Requests that are nearly good: one good request, changed in one or two places by every entry of a table.
+//! Nearly valid requests: one valid request, changed in one or two places by every entry of a
+//! table.
 
 mod fields;
 mod first_lines;
 mod framing;
 
-/// What stands in every request, so that it is known again.
+/// The mark in every request, which identifies it.
 pub(crate) const MARK: &str = "X-Case: ";
 
-/// What stands in a request that comes within another.
+/// The mark in a request inside the body of another request.
 pub(crate) const MARK_WITHIN: &str = "X-Within: ";
 
-/// Read as a request by whoever takes the end of a body to be earlier than it is.
+/// A parser reads this as a request if it assumes an earlier end of the body.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: localhost\r\nX-Within: NNNN\r\n\r\n";
 
 /// One request in parts.
@@ -34,7 +35,7 @@ impl Good {
         }
     }
 
-    /// With these fields and this body.
+    /// Returns the request with these fields and this body.
     fn post(fields: impl AsRef<[u8]>, body: impl AsRef<[u8]>) -> Self {
         let line = b"POST /path HTTP/1.1\r\n".to_vec();
         Self {
@@ -85,7 +86,7 @@ impl Good {
     }
 }
 
-/// All of them. The first is good, and so are those that end chunks well.
+/// All requests. The first one is valid, as are those with correct chunk endings.
 pub(crate) fn all() -> Vec<Vec<u8>> {
     let mut all = vec![Good::get()];
     framing::framing(&mut all);
@@ -101,7 +102,7 @@ pub(crate) fn all() -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// Every byte where bytes matter.
+/// Every byte at each position where a byte is significant.
 fn every_byte(all: &mut Vec<Good>) {
     for byte in 0..=u8::MAX {
         all.push(Good::line([b"GET /a", &[byte][..], b"b HTTP/1.1"].concat()));
