@@ -29,7 +29,7 @@ pub trait Label: Copy + 'static {
 /// Declares an enum whose variants are the values of a label: `ALL`, `label` and `index` come with
 /// it, and [`PerLabel`] counts by it. Two variants with the same label do not compile.
 ///
-/// ```ignore
+/// ```text
 /// labels! {
 ///     /// Values of the label `state`.
 ///     pub enum State {

@@ -14,7 +14,7 @@
 //!
 //! A new test scripts an upstream, starts a proxy in front of it, and looks at both sides:
 //!
-//! ```ignore
+//! ```text
 //! #[tokio::test]
 //! async fn a_response_is_relayed_under_the_token() {
 //!     let upstream = Upstream::new().on("/x", ok("body")).start().await;
