@@ -3,10 +3,12 @@
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde_json::Value;
 
 use super::token_response::{
     FailureClass, GrantType, ResponseFields, ResponseParser, is_valid_access_token,
 };
+use crate::base::secret::Secret;
 
 /// A response of the issuer: the first byte selects the status, the first line is `Retry-After`,
 /// the rest is the body.
@@ -34,12 +36,25 @@ pub fn token_response(data: &[u8]) {
         grant_type: GrantType::RefreshToken,
     };
     // All of them are valid statuses.
-    match parser.parse(
-        status.unwrap_or_default(),
-        &headers,
-        body,
-        SystemTime::UNIX_EPOCH,
-    ) {
+    let status = status.unwrap_or_default();
+    let parsed = parser.parse(status, &headers, body, SystemTime::UNIX_EPOCH);
+    if status.is_success()
+        && let Some(new) = readable_refresh_token(body)
+    {
+        let kept = match &parsed {
+            Ok(response) => response.refresh_token.as_ref().map(Secret::expose),
+            Err(failure) => failure
+                .rotated
+                .as_ref()
+                .map(|token| token.secret().expose()),
+        };
+        assert_eq!(
+            kept,
+            Some(&*new),
+            "a readable refresh token is never dropped"
+        );
+    }
+    match parsed {
         Ok(response) => {
             assert!(is_valid_access_token(response.access_token.expose()));
             assert!((1..=365 * 24 * 3600).contains(&response.lifetime.as_secs()));
@@ -62,6 +77,16 @@ pub fn token_response(data: &[u8]) {
             }
         }
     }
+}
+
+/// The new refresh token of a well-formed response that is not a refusal.
+fn readable_refresh_token(body: &[u8]) -> Option<String> {
+    let json: Value = serde_json::from_slice(body).ok()?;
+    let token = json.get("refresh_token")?.as_str()?;
+    let is_readable = (1..=16 * 1024).contains(&token.len())
+        && !token.contains(char::REPLACEMENT_CHARACTER)
+        && json.get("error").is_none();
+    is_readable.then(|| token.to_owned())
 }
 
 #[cfg(test)]

@@ -304,13 +304,23 @@ impl Refresher {
     }
 
     /// Closes the intent if the outcome is known, and schedules the next call.
-    async fn failed(&mut self, failure: Failure, attempt: Attempt, sent_at: Moment) {
+    async fn failed(&mut self, mut failure: Failure, attempt: Attempt, sent_at: Moment) {
         tracing::debug!(
             credential = self.shared.name,
             detail = failure.detail,
             "refresh failed"
         );
-        if self.chain.close_intent(failure.class, &attempt) {
+        let rotated = failure.rotated.take();
+        let is_rotated = rotated.is_some();
+        let is_changed = match rotated {
+            Some(token) => {
+                let since = self.shared.clock.wall();
+                self.chain.rotate(token, since, &attempt.grant);
+                true
+            }
+            None => self.chain.close_intent(failure.class, &attempt),
+        };
+        if is_changed {
             self.writer.save(self.chain.record.clone()).await;
         }
         let now = self.shared.clock.now();
@@ -324,7 +334,12 @@ impl Refresher {
             self.timing.not_before = now;
             return;
         }
-        self.timing.not_before = match self.failed_call(&failure, &attempt, sent_at, now).retry() {
+        let retry = match is_rotated {
+            // The next call presents another refresh token; its response may be as odd.
+            true => Retry::WithBackoff,
+            false => self.failed_call(&failure, &attempt, sent_at, now).retry(),
+        };
+        self.timing.not_before = match retry {
             Retry::At(moment) => moment,
             Retry::WithNewSecretOrAt(moment) => {
                 let was_tried = std::mem::take(&mut self.has_new_secret);

@@ -1,13 +1,17 @@
 //! The token response of the issuer (RFC 6749 §5): parsing, and classification of failures.
 //!
 //! The response is untrusted input. Nothing of it is repeated in a message.
+//!
+//! Odd input never costs the credential: a new refresh token that can be read is kept, whatever else
+//! is unusable, because the issuer may have revoked the one that was sent (RFC 6749 §6).
 
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, StatusCode, header};
 use serde_json::Value;
+use zeroize::Zeroizing;
 
-use crate::base::secret::Secret;
+use crate::{base::secret::Secret, token::refresh_token::RefreshToken};
 
 /// The longest accepted token, in bytes.
 const MAX_TOKEN_LENGTH: usize = 16 * 1024;
@@ -38,6 +42,9 @@ pub struct Failure {
     /// For logs and status. It contains no part of the response except statuses and registered
     /// OAuth error codes.
     pub detail: String,
+    /// The new refresh token of a response that is otherwise unusable. It replaces the one that was
+    /// sent.
+    pub(super) rotated: Option<RefreshToken>,
 }
 
 /// Failures by their consequence.
@@ -66,6 +73,7 @@ impl Failure {
         Self {
             class,
             detail: detail.into(),
+            rotated: None,
         }
     }
 
@@ -159,7 +167,8 @@ impl ResponseParser {
         body: &[u8],
         wall: SystemTime,
     ) -> Result<TokenResponse, Failure> {
-        if status.is_success() {
+        // Some issuers refuse with a 200.
+        if status.is_success() && fatal_error(body).is_none() {
             self.token_response(body)
         } else {
             Err(error_response(self.grant_type, status, headers, body, wall))
@@ -167,45 +176,62 @@ impl ResponseParser {
     }
 
     fn token_response(&self, body: &[u8]) -> Result<TokenResponse, Failure> {
-        let mut json: Value = serde_json::from_slice(body).map_err(|_| {
+        let mut json = parse_object(body).ok_or_else(|| {
             Failure::garbled(format!(
-                "the issuer's response is not JSON ({} bytes)",
+                "the issuer's response is not a JSON object ({} bytes)",
                 body.len()
             ))
         })?;
         let pointers = &self.fields;
-        check_token_type(&json, &pointers.access_token)?;
-        let lifetime = match non_null(&json, &pointers.expires_in) {
-            None => self.default_expires_in,
-            Some(value) => parse_lifetime(value).ok_or_else(|| {
-                Failure::garbled(format!(
-                    "the issuer's response has no usable lifetime at {} (token.fields.expires_in)",
-                    pointers.expires_in
-                ))
-            })?,
-        };
+        let lifetime = non_null(&json, &pointers.expires_in)
+            .and_then(parse_lifetime)
+            .unwrap_or(self.default_expires_in);
         let refresh_lifetime =
             non_null(&json, &pointers.refresh_expires_in).and_then(parse_lifetime);
         // Tokens are taken out, not copied: a copy would stay in memory unwiped.
-        let access_token = take_token(&mut json, &pointers.access_token)?.ok_or_else(|| {
-            Failure::garbled(format!(
-                "the issuer's response has no access token at {} (token.fields.access_token)",
-                pointers.access_token
-            ))
-        })?;
-        if !is_valid_access_token(access_token.expose()) {
-            return Err(Failure::garbled(
-                "the access token contains characters that are not allowed in a header",
-            ));
-        }
         let refresh_token = take_token(&mut json, &pointers.refresh_token)?;
-        Ok(TokenResponse {
-            access_token,
-            refresh_token,
-            lifetime,
-            refresh_lifetime,
-        })
+        match take_access_token(&mut json, &pointers.access_token) {
+            Ok(access_token) => Ok(TokenResponse {
+                access_token,
+                refresh_token,
+                lifetime,
+                refresh_lifetime,
+            }),
+            Err(failure) => Err(Failure {
+                rotated: refresh_token.map(RefreshToken::new),
+                ..failure
+            }),
+        }
     }
+}
+
+/// The JSON object at the start of a body. A byte order mark is dropped, invalid UTF-8 is replaced,
+/// and what follows the object is ignored: none of this makes a token unreadable.
+fn parse_object(body: &[u8]) -> Option<Value> {
+    const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
+    let text = match std::str::from_utf8(body) {
+        Ok(text) => Zeroizing::new(text.to_owned()),
+        Err(_) => Zeroizing::new(String::from_utf8_lossy(body).into_owned()),
+    };
+    let mut values = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
+    values.next()?.ok().filter(Value::is_object)
+}
+
+/// An access token that can be sent, of type `Bearer`.
+fn take_access_token(json: &mut Value, pointer: &str) -> Result<Secret, Failure> {
+    check_token_type(json, pointer)?;
+    let access_token = take_token(json, pointer)?.ok_or_else(|| {
+        Failure::garbled(format!(
+            "the issuer's response has no access token at {pointer} (token.fields.access_token)"
+        ))
+    })?;
+    if !is_valid_access_token(access_token.expose()) {
+        return Err(Failure::garbled(
+            "the access token contains characters that are not allowed in a header",
+        ));
+    }
+    Ok(access_token)
 }
 
 /// Whether a token is valid in an `Authorization` field: visible ASCII only, not empty, not longer
@@ -239,6 +265,9 @@ fn take_token(json: &mut Value, pointer: &str) -> Result<Option<Secret>, Failure
     match json.pointer_mut(pointer).map(Value::take) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(token)) if token.is_empty() => Ok(None),
+        Some(Value::String(token)) if token.contains(char::REPLACEMENT_CHARACTER) => Err(
+            Failure::garbled(format!("the token at {pointer} is not valid UTF-8")),
+        ),
         Some(Value::String(token)) if token.len() <= MAX_TOKEN_LENGTH => {
             Ok(Some(Secret::new(token)))
         }
@@ -275,16 +304,21 @@ pub(super) fn error_response(
     wall: SystemTime,
 ) -> Failure {
     let responded = format!("the issuer responded {}", status.as_u16());
-    match status {
-        StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED => match oauth_error(body) {
-            Some("invalid_grant") => {
-                let (class, advice) = grant_type.invalid_grant();
-                Failure::new(class, format!("{responded} invalid_grant: {advice}"))
-            }
-            Some(error @ ("invalid_client" | "unauthorized_client")) => Failure::new(
+    match fatal_error(body) {
+        Some("invalid_grant") => {
+            let (class, advice) = grant_type.invalid_grant();
+            return Failure::new(class, format!("{responded} invalid_grant: {advice}"));
+        }
+        Some(error) => {
+            return Failure::new(
                 FailureClass::ClientRefused,
                 format!("{responded} {error}: check token.client_id and token.client_secret"),
-            ),
+            );
+        }
+        None => {}
+    }
+    match status {
+        StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED => match oauth_error(body) {
             Some(error) => Failure::new(FailureClass::Failing, format!("{responded} {error}")),
             None => Failure::new(FailureClass::Failing, responded),
         },
@@ -312,6 +346,17 @@ pub(super) fn error_response(
     }
 }
 
+/// An error that refuses the grant or the client, whatever the status: some issuers send it with
+/// 200, 403 or 500.
+fn fatal_error(body: &[u8]) -> Option<&'static str> {
+    oauth_error(body).filter(|error| {
+        matches!(
+            *error,
+            "invalid_grant" | "invalid_client" | "unauthorized_client"
+        )
+    })
+}
+
 /// The `error` of RFC 6749 §5.2, if it is one that the RFC defines: unknown text is not repeated.
 fn oauth_error(body: &[u8]) -> Option<&'static str> {
     const KNOWN: [&str; 6] = [
@@ -322,7 +367,7 @@ fn oauth_error(body: &[u8]) -> Option<&'static str> {
         "unsupported_grant_type",
         "invalid_scope",
     ];
-    let json: Value = serde_json::from_slice(body).ok()?;
+    let json = parse_object(body)?;
     let error = json.get("error")?.as_str()?;
     KNOWN.into_iter().find(|known| *known == error)
 }
@@ -406,11 +451,86 @@ mod tests {
             json!(true),
             json!([3600]),
         ] {
-            assert_eq!(
-                lifetime(bad.clone()).expect_err("rejected").class,
-                FailureClass::Garbled,
-                "{bad}"
-            );
+            assert_eq!(lifetime(bad.clone()), seconds(300), "{bad}");
+        }
+    }
+
+    #[test]
+    fn field_a1_a_new_refresh_token_that_can_be_read_is_never_dropped() {
+        // The rest of a response, and whether its access token is usable.
+        for (rest, is_usable) in [
+            (&br#""access_token":"a","expires_in":0"#[..], true),
+            (br#""access_token":"a","expires_in":"soon""#, true),
+            (br#""access_token":"a","expires_in":{}"#, true),
+            (b"\"access_token\":\"a\",\"user\":\"\xc4\xe3\"", true),
+            (br#""access_token":"a b""#, false),
+            (br#""access_token":"a\r\nX: y""#, false),
+            (br#""access_token":7"#, false),
+            (br#""access_token":null"#, false),
+            (br#""expires_in":3600"#, false),
+            (br#""access_token":"a","token_type":"mac""#, false),
+            (b"\"access_token\":\"\xc4\xe3\"", false),
+        ] {
+            for (before, after) in [
+                (&b""[..], &b""[..]),
+                (b"\xef\xbb\xbf", b""),
+                (b" \r\n", b"\r\n0\r\n<html>"),
+            ] {
+                let body = [before, br#"{"refresh_token":"new","#, rest, b"}", after].concat();
+                let text = String::from_utf8_lossy(&body);
+                match respond(200, &HeaderMap::new(), &body) {
+                    Ok(response) => {
+                        assert!(is_usable, "{text}");
+                        assert_eq!(response.access_token.expose(), "a", "{text}");
+                        let kept = response.refresh_token.expect("kept");
+                        assert_eq!(kept.expose(), "new", "{text}");
+                    }
+                    Err(failure) => {
+                        assert!(!is_usable, "{text}: {failure:?}");
+                        assert_eq!(failure.class, FailureClass::Garbled, "{text}");
+                        let kept = failure.rotated.expect("kept");
+                        assert_eq!(kept.secret().expose(), "new", "{text}");
+                    }
+                }
+            }
+        }
+        // One that cannot be read is not replaced by another text.
+        let body = b"{\"access_token\":\"a\",\"refresh_token\":\"\xc4\xe3\"}";
+        let failure = respond(200, &HeaderMap::new(), body).expect_err("unreadable");
+        assert_eq!(
+            (failure.class, failure.rotated),
+            (FailureClass::Garbled, None)
+        );
+    }
+
+    #[test]
+    fn field_a2_a_refusal_counts_under_any_status() {
+        for status in [200, 201, 400, 401, 403, 404, 429, 500, 503] {
+            for (body, expected) in [
+                (
+                    &br#"{"error":"invalid_grant"}"#[..],
+                    FailureClass::RefreshTokenRefused,
+                ),
+                (
+                    b"\xef\xbb\xbf{\"error\":\"invalid_grant\"}",
+                    FailureClass::RefreshTokenRefused,
+                ),
+                (
+                    b"{\"error_description\":\"\xc4\xe3\",\"error\":\"invalid_grant\"}",
+                    FailureClass::RefreshTokenRefused,
+                ),
+                (
+                    br#"{"error":"invalid_client"}"#,
+                    FailureClass::ClientRefused,
+                ),
+                (
+                    br#"{"error":"unauthorized_client"}"#,
+                    FailureClass::ClientRefused,
+                ),
+            ] {
+                let failure = respond(status, &HeaderMap::new(), body).expect_err("refused");
+                assert_eq!(failure.class, expected, "{status} {body:?}");
+            }
         }
     }
 
@@ -550,20 +670,8 @@ mod tests {
     }
 
     #[test]
-    fn oauth_errors_count_as_such_with_400_and_401_alone() {
+    fn errors_that_refuse_nothing_for_good_are_failures_of_their_status() {
         for status in [400, 401] {
-            assert_eq!(
-                class(status, r#"{"error":"invalid_grant"}"#),
-                FailureClass::RefreshTokenRefused
-            );
-            assert_eq!(
-                class(status, r#"{"error":"invalid_client"}"#),
-                FailureClass::ClientRefused
-            );
-            assert_eq!(
-                class(status, r#"{"error":"unauthorized_client"}"#),
-                FailureClass::ClientRefused
-            );
             assert_eq!(
                 class(status, r#"{"error":"invalid_request"}"#),
                 FailureClass::Failing
@@ -576,11 +684,9 @@ mod tests {
             assert_eq!(class(status, r#"["invalid_grant"]"#), FailureClass::Failing);
         }
         for status in [302, 403, 404, 418, 429, 500, 503] {
-            assert_eq!(
-                class(status, r#"{"error":"invalid_grant"}"#),
-                FailureClass::Failing,
-                "{status}"
-            );
+            for body in ["", "invalid_grant", r#"{"error":"server_error"}"#] {
+                assert_eq!(class(status, body), FailureClass::Failing, "{status}");
+            }
         }
         assert_eq!(class(502, ""), FailureClass::Ambiguous);
         assert_eq!(class(504, ""), FailureClass::Ambiguous);

@@ -1,7 +1,10 @@
 //! The refresh tokens that a credential knows: its chain, a seed, and those that the issuer
 //! refused. State only: it performs no I/O.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    time::{Duration, SystemTime},
+};
 
 use super::plan::{Candidate, Standing};
 use crate::{
@@ -109,6 +112,15 @@ impl Chain {
         }
         self.record
             .advance(refresh_token, refresh_lifetime, access, grant);
+    }
+
+    /// Takes in the new refresh token of a response whose access token is unusable.
+    pub(super) fn rotate(&mut self, token: RefreshToken, since: SystemTime, grant: &Grant) {
+        if grant.begins_chain() {
+            self.seed = None;
+            self.is_seed_refused = false;
+        }
+        self.record.rotate(token, since, grant);
     }
 
     /// Closes the intent of a failed call, unless the outcome is unknown. True if the record

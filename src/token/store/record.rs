@@ -153,6 +153,33 @@ impl Record {
         self.access = Some(access);
     }
 
+    /// Takes in a new refresh token without an access token: the one that was sent is used up.
+    pub(in crate::token) fn rotate(
+        &mut self,
+        token: RefreshToken,
+        since: SystemTime,
+        grant: &Grant,
+    ) {
+        if self.is_handwritten()
+            && let Some(token) = self.refresh_token.clone()
+        {
+            self.adopt(&token);
+        }
+        if self.is_handwritten() || grant.begins_chain() {
+            self.epoch = to_millis(since).max(self.epoch.saturating_add(1));
+        }
+        if let Grant::Seed(seed) = grant {
+            self.adopt(seed);
+        }
+        let settled = [self.refresh_token.clone(), grant.refresh_token().cloned()];
+        for used in settled.iter().flatten() {
+            self.close_intent(used);
+        }
+        self.refresh_token = Some(token);
+        self.refresh_token_since = Some(since);
+        self.refresh_token_expires_at = None;
+    }
+
     /// When the refresh token expires: as the issuer stated it, or `lifetime` after it last
     /// changed.
     pub(in crate::token) fn refresh_token_expiry(&self, lifetime: Duration) -> Option<SystemTime> {

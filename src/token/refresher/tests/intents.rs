@@ -52,6 +52,30 @@ async fn an_intent_is_durable_before_the_call_and_closed_by_the_new_tokens() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn field_a1_the_new_refresh_token_of_an_unusable_response_is_stored_and_used_next() {
+    let harness = Setup::new(|n| match n {
+        2 => Err(Failure {
+            rotated: Some(RefreshToken::new(Secret::new("refresh-2"))),
+            ..Failure::new(FailureClass::Garbled, "as scripted")
+        }),
+        n => Ok(grant(n, HOUR)),
+    })
+    .start();
+    let token = harness.token().await;
+    harness.credential.rejected(token.version());
+    harness.pass(seconds(10)).await;
+    assert_eq!(sent(&harness), ["seed", "refresh-1", "refresh-2"]);
+    let writes = harness.writes();
+    let stored = writes
+        .iter()
+        .find(|write| write.refresh_token == "refresh-2")
+        .expect("stored");
+    assert!(stored.at < harness.calls()[2].at);
+    assert!(stored.record.intents.is_empty(), "{:?}", stored.record);
+    assert_eq!(harness.credential.snapshot().state, State::Fresh);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_intent_that_cannot_be_written_is_logged_and_stops_nothing() {
     let log = harness::Log::capture();
     let full = |_| Err(io::ErrorKind::StorageFull.into());
