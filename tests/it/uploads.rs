@@ -413,13 +413,13 @@ async fn an_expectation_that_is_refused_is_dropped() {
         let head = read_head(&mut stream).await?;
         if head.contains("100-continue") {
             return stream
-                .write_all(b"HTTP/1.1 417 No\r\nContent-Length: 0\r\n\r\n")
+                .write_all(b"HTTP/1.1 417 No\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
                 .await;
         }
         let mut body = vec![0; field(&head, "content-length").unwrap().parse().unwrap()];
         stream.read_exact(&mut body).await?;
         stream
-            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood")
+            .write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\ngood")
             .await
     })
     .await;
