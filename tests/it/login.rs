@@ -311,7 +311,7 @@ async fn a_code_is_never_sent_again_whatever_the_answer() {
     let responses = [
         (IssuerResponse::Status(503, Some(1)), "503"),
         (IssuerResponse::Status(504, None), "504"),
-        (raw("s3cret"), "not JSON"),
+        (raw("s3cret"), "not a JSON object"),
         (
             raw(r#"{"access_token":"s3cret"}"#),
             "no refresh token at /refresh_token",
