@@ -298,7 +298,6 @@ async fn what_the_issuer_sends_never_replaces_a_good_token() {
         body("{}"),
         body(r#"{"access_token":"a\r\nb","expires_in":3600}"#),
         body(r#"{"access_token":"a b","expires_in":3600}"#),
-        body(r#"{"access_token":"ok","expires_in":-1}"#),
         body(r#"{"access_token":"ok","token_type":"mac","expires_in":3600}"#),
         IssuerResponse::Endless,
     ] {
