@@ -3,13 +3,16 @@
 #[path = "../tests/it/common/credential.rs"]
 mod credential;
 
-use std::{hint::black_box, time::Duration};
+use std::{collections::BTreeSet, hint::black_box, time::Duration};
 
 use bearer_proxy::{
     base::clock,
     proxy::{
         ForwardedHeaders,
-        message::headers::{ClientConnection, Outbound, outbound},
+        message::{
+            headers::{ClientConnection, Outbound, outbound},
+            urls::{OwnUrls, UrlMap},
+        },
     },
     token::Refresher,
     upstream::{Endpoint, Host},
@@ -44,6 +47,12 @@ fn rewriting_a_head(criterion: &mut Criterion) {
         endpoint: &endpoint,
         host: &Host::Endpoint,
         forwarded: ForwardedHeaders::XForwarded,
+        own_urls: OwnUrls {
+            host: head.headers.get("host"),
+            names: &BTreeSet::new(),
+            prefix: "",
+            origins: &UrlMap::default(),
+        },
         client: &client,
         loop_id: &loop_id,
         stripped: &[],

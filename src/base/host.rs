@@ -33,6 +33,28 @@ pub fn parse(authority: &str) -> Option<(&str, Option<u16>)> {
     }
 }
 
+/// Splits an authority into its host and its port, without a check of either. The port is empty if
+/// there is none, or if it is the default of http or https.
+pub fn split_port(authority: &[u8]) -> (&[u8], &[u8]) {
+    let digits = authority
+        .iter()
+        .rev()
+        .take_while(|byte| byte.is_ascii_digit())
+        .count();
+    match authority.split_at(authority.len() - digits) {
+        ([host @ .., b':'], b"" | b"80" | b"443") => (host, b""),
+        ([host @ .., b':'], port) => (host, port),
+        _ => (authority, b""),
+    }
+}
+
+/// Whether two authorities are equal, in any letter case. The default ports of http and https count
+/// as none, whatever the scheme is.
+pub fn is_same(a: &[u8], b: &[u8]) -> bool {
+    let ((host, port), (other_host, other_port)) = (split_port(a), split_port(b));
+    host.eq_ignore_ascii_case(other_host) && port == other_port
+}
+
 /// The address that a host is, if it is no name: IPv4, or IPv6 with or without brackets. An
 /// IPv4-mapped one counts as the IPv4 address.
 pub fn literal(host: &str) -> Option<IpAddr> {
@@ -93,6 +115,27 @@ mod tests {
             assert_eq!(parse(authority), expected, "{authority:?}");
         }
         assert_eq!(split("a.example:http"), Some(("a.example", Some("http"))));
+    }
+
+    #[test]
+    fn authorities_are_equal_without_a_default_port() {
+        for (a, b, expected) in [
+            ("a.example", "A.Example", true),
+            ("a.example:80", "a.example", true),
+            ("a.example:443", "a.example:80", true),
+            ("a.example:", "a.example", true),
+            ("a.example:8080", "a.example:8080", true),
+            ("a.example:8080", "a.example", false),
+            ("a.example:8080", "a.example:8081", false),
+            ("a.example", "b.example", false),
+            ("[::1]:80", "[::1]", true),
+            ("[::1]", "[::1]:8080", false),
+            ("a80", "a", false),
+            ("", "", true),
+        ] {
+            let is_same = is_same(a.as_bytes(), b.as_bytes());
+            assert_eq!(is_same, expected, "{a} {b}");
+        }
     }
 
     #[test]

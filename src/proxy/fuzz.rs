@@ -11,7 +11,7 @@ use crate::{
         framing::{Fault, Framing, HeadLimits},
         message::{
             headers::{self, ClientConnection},
-            urls::{JsonRewriter, UrlMap},
+            urls::{JsonRewriter, OwnUrls, UrlMap},
         },
         policy::{
             guard::{Exposure, Guard, KnownHost},
@@ -106,6 +106,12 @@ pub fn request(data: &[u8]) {
         endpoint: &endpoint,
         host: &Host::Endpoint,
         forwarded: ForwardedHeaders::XForwarded,
+        own_urls: OwnUrls {
+            host: head.headers.get(header::HOST),
+            names: guard.names(),
+            prefix: "",
+            origins: &UrlMap::default(),
+        },
         client: &ClientConnection::new(Some(([127, 0, 0, 1], 5000).into()), Scheme::HTTP),
         loop_id: &HeaderValue::from_static("the-loop-id"),
         stripped: std::slice::from_ref(&required_header),

@@ -25,6 +25,7 @@ use crate::{
         message::{
             headers,
             judge::{Exhausted, Verdict},
+            urls::Destination,
         },
         worker::Worker,
     },
@@ -198,9 +199,8 @@ impl RequestContext<'_> {
     fn check_paths(&self) -> Result<(), Error> {
         let target = &self.head.uri;
         self.check_path(self.route.path(target), target.path())?;
-        match headers::destination(self.head)? {
-            // It is sent on as it is.
-            Some(destination) => self.check_path(destination.path(), destination.path()),
+        match self.own_urls().destination(self.head)? {
+            Some(Destination { written, sent }) => self.check_path(sent.path(), written.path()),
             None => Ok(()),
         }
     }

@@ -44,6 +44,7 @@ mod descriptors;
 mod differential;
 mod documents;
 mod faults;
+mod field_mapping;
 mod field_operations;
 mod http2;
 mod http2_attacks;

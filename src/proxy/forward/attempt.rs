@@ -20,7 +20,10 @@ use crate::{
             request_body::{AttemptBody, RequestBody},
             upgrade::Upgrade,
         },
-        message::headers::{self, Outbound},
+        message::{
+            headers::{self, Outbound},
+            urls::OwnUrls,
+        },
         metrics::{RetryOutcome, RetryReason},
         route::Route,
         settings::View,
@@ -130,6 +133,16 @@ impl RequestContext<'_> {
             return second;
         }
         Box::pin(self.attempt_on_new(endpoint_index, send_body, authorization)).await
+    }
+
+    /// The proxy's URLs in the request.
+    pub(crate) fn own_urls(&self) -> OwnUrls<'_> {
+        OwnUrls {
+            host: self.head.headers.get(header::HOST),
+            names: self.view.guard(self.exchange.peer.listener).names(),
+            prefix: self.route.public_prefix(),
+            origins: &self.route.origins,
+        }
     }
 
     fn upstream(&self) -> &Upstream<AttemptBody> {
@@ -316,6 +329,7 @@ impl RequestContext<'_> {
             endpoint: lease.endpoint(),
             host: &self.upstream().config().host,
             forwarded: self.view.config().forwarded_headers,
+            own_urls: self.own_urls(),
             client: &self.exchange.peer.client,
             loop_id: &self.worker.loop_id,
             stripped: &self.view.stripped,

@@ -18,15 +18,14 @@ pub(crate) use self::dropped::clean_trailers;
 use self::dropped::{ConnectionOptions, HOP_BY_HOP, is_dropped_from_requests};
 use crate::{
     base::list_field,
-    proxy::{
-        error::Error,
-        message::{cache_control::CachePolicy, urls::UrlMap},
+    proxy::message::{
+        cache_control::CachePolicy,
+        urls::{OwnUrls, UpstreamOrigin, UrlMap},
     },
     upstream::{Endpoint, Host},
 };
 
 const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
-const DESTINATION: HeaderName = HeaderName::from_static("destination");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -100,6 +99,8 @@ pub struct Outbound<'a> {
     pub host: &'a Host,
     /// The forwarding fields to add.
     pub forwarded: ForwardedHeaders,
+    /// The proxy's URLs in the request.
+    pub own_urls: OwnUrls<'a>,
     /// The client's connection.
     pub client: &'a ClientConnection,
     /// This instance in `CDN-Loop`, which detects a forwarding loop.
@@ -111,30 +112,30 @@ pub struct Outbound<'a> {
 }
 
 /// The fields of a request to the upstream: the client's fields without hop-by-hop fields (RFC 9110
-/// §7.6.1) and credentials; `Host`, origins of the proxy and forwarding fields are set; the token
-/// is set last, so that no field of the client can remove it.
+/// §7.6.1) and credentials; URLs of the proxy are mapped to the upstream; `Host` and forwarding
+/// fields are set; the token is set last, so that no field of the client can remove it.
 ///
 /// `Content-Length` is kept; otherwise hyper sets the framing of the body.
 pub fn outbound(head: &request::Parts, outbound: &Outbound<'_>) -> HeaderMap {
     let options = ConnectionOptions::of(&head.headers);
+    let client_host = head.headers.get(header::HOST);
+    let host = match outbound.host {
+        Host::Endpoint => &outbound.endpoint.authority,
+        Host::Fixed(name) => name,
+        Host::Client => client_host.unwrap_or(&outbound.endpoint.authority),
+    };
+    let upstream = UpstreamOrigin {
+        scheme: &outbound.endpoint.scheme,
+        host: (*outbound.host != Host::Client).then_some(host),
+    };
     let mut out = HeaderMap::with_capacity(head.headers.len() + 8);
     for (name, value) in &head.headers {
         if !is_dropped_from_requests(name, outbound.stripped) && !options.contains(name) {
-            out.append(name.clone(), value.clone());
+            let mapped = outbound.own_urls.map_field(name, value, upstream);
+            out.append(name.clone(), mapped.unwrap_or_else(|| value.clone()));
         }
     }
-    let client_host = head.headers.get(header::HOST);
-    match outbound.host {
-        Host::Endpoint => out.insert(header::HOST, outbound.endpoint.authority.clone()),
-        Host::Fixed(name) => out.insert(header::HOST, name.clone()),
-        Host::Client => out.insert(
-            header::HOST,
-            client_host.unwrap_or(&outbound.endpoint.authority).clone(),
-        ),
-    };
-    if let Some(client_host) = client_host.filter(|_| *outbound.host != Host::Client) {
-        rewrite_origin(&mut out, client_host, outbound);
-    }
+    out.insert(header::HOST, host.clone());
     add_forwarding(&mut out, client_host, outbound);
     out.append(CDN_LOOP, outbound.loop_id.clone());
     if let Some(authorization) = outbound.authorization {
@@ -162,29 +163,6 @@ pub(crate) fn from_http2(head: &mut request::Parts) {
         && let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
     {
         head.headers.insert(header::COOKIE, cookie);
-    }
-}
-
-/// The `Destination` of a WebDAV COPY or MOVE, RFC 4918 §10.3.
-///
-/// # Errors
-/// When servers could interpret it differently.
-pub(crate) fn destination(head: &request::Parts) -> Result<Option<Uri>, Error> {
-    if !matches!(head.method.as_str(), "COPY" | "MOVE") {
-        return Ok(None);
-    }
-    let mut all = head.headers.get_all(DESTINATION).iter();
-    let Some(destination) = all.next() else {
-        return Ok(None);
-    };
-    let address = Uri::try_from(destination.as_bytes()).ok();
-    let is_clear = |address: &Uri| {
-        (address.scheme().is_some() || address.authority().is_none())
-            && !address.path().starts_with("//")
-    };
-    match address.filter(|address| all.next().is_none() && is_clear(address)) {
-        Some(address) => Ok(Some(address)),
-        None => Err(Error::BadRequest("Destination is not a single URL or path")),
     }
 }
 
@@ -308,36 +286,6 @@ pub(crate) fn inbound(
     if let Some(cache_policy) = cache_policy {
         cache_policy.apply(headers);
     }
-}
-
-/// Replaces the proxy's origin by the endpoint's in `Origin`, `Referer` and `Destination`.
-fn rewrite_origin(out: &mut HeaderMap, client_host: &HeaderValue, outbound: &Outbound<'_>) {
-    let Outbound {
-        endpoint, client, ..
-    } = outbound;
-    for name in [header::ORIGIN, header::REFERER, DESTINATION] {
-        let Some(value) = out.get(&name) else {
-            continue;
-        };
-        let Some(rest) = after_origin(value.as_bytes(), &client.scheme, client_host.as_bytes())
-        else {
-            continue;
-        };
-        let rewritten = [endpoint.origin.as_bytes(), rest].concat();
-        if let Ok(value) = HeaderValue::from_bytes(&rewritten) {
-            out.insert(name, value);
-        }
-    }
-}
-
-/// The rest of a URL after its origin `<scheme>://<host>`; `None` for another origin.
-fn after_origin<'a>(address: &'a [u8], scheme: &Scheme, host: &[u8]) -> Option<&'a [u8]> {
-    let rest = address
-        .strip_prefix(scheme.as_str().as_bytes())?
-        .strip_prefix(b"://")?;
-    let (origin, rest) = rest.split_at_checked(host.len())?;
-    (origin.eq_ignore_ascii_case(host) && matches!(rest.first(), None | Some(b'/' | b'?' | b'#')))
-        .then_some(rest)
 }
 
 fn add_forwarding(out: &mut HeaderMap, client_host: Option<&HeaderValue>, outbound: &Outbound<'_>) {

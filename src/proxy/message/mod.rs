@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `headers` | the head of a request to the upstream, and of a response to the client |
 //! | `cache_control` | `Cache-Control` of responses to requests with the injected token |
-//! | `urls` | absolute URLs in `Location`, `Set-Cookie` and JSON, mapped to the proxy |
+//! | `urls` | URLs in requests, mapped to the upstream; in responses (fields, cookies, JSON), mapped to the proxy |
 //! | `judge` | which responses are authorization failures, and which requests may be replayed |
 //! | `observed` | error codes and origins in JSON that are not configured, for `/status` |
 
@@ -12,4 +12,4 @@ pub(crate) mod cache_control;
 pub mod headers;
 pub(crate) mod judge;
 pub mod observed;
-pub(crate) mod urls;
+pub mod urls;

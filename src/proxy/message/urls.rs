@@ -2,10 +2,15 @@
 //! the proxy can reach.
 
 mod json;
+mod request;
 
 use http::{HeaderMap, HeaderValue, StatusCode, header, response};
 
-pub(crate) use self::json::JsonRewriter;
+pub use self::request::OwnUrls;
+pub(crate) use self::{
+    json::JsonRewriter,
+    request::{Destination, UpstreamOrigin},
+};
 use crate::base::host;
 
 /// An origin whose absolute URLs in responses are mapped to a path of the proxy.
@@ -20,7 +25,7 @@ pub struct Rewrite {
 
 /// The origins that are mapped to the proxy.
 #[derive(Debug, Default)]
-pub(crate) struct UrlMap {
+pub struct UrlMap {
     mappings: Vec<Mapping>,
 }
 
@@ -82,6 +87,24 @@ impl UrlMap {
                 && ends_origin(rest.first().copied());
             is_origin.then(|| join(public_origin, &mapping.to, rest))
         })
+    }
+
+    /// The origin that a path of the proxy leads to, and the prefix that leads there: the longest
+    /// one, and the first of equal ones.
+    fn leads_to(&self, path: &[u8]) -> Option<(&str, &str)> {
+        let leading = self
+            .mappings
+            .iter()
+            .filter(|mapping| request::below(path, &mapping.to).is_some());
+        leading
+            .reduce(|longest, other| {
+                if other.to.len() > longest.to.len() {
+                    other
+                } else {
+                    longest
+                }
+            })
+            .map(|mapping| (mapping.from.as_str(), mapping.to.as_str()))
     }
 
     /// Whether the host of a mapped origin domain-matches (RFC 6265 §5.1.3) a cookie's `Domain`.

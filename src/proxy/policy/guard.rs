@@ -78,6 +78,11 @@ impl Guard {
         &self.scheme
     }
 
+    /// Names of the proxy besides those of this machine, in lower case, without a port.
+    pub(crate) fn names(&self) -> &BTreeSet<String> {
+        &self.config.allowed_hosts
+    }
+
     /// Rejects requests that a foreign web page may have caused, and requests that cannot be
     /// forwarded unambiguously.
     pub(crate) fn check(&self, request: &Parts, known: &KnownHost) -> Result<(), Error> {
@@ -203,7 +208,7 @@ impl Guard {
             let lowercase = lowercase(origin);
             let is_own = headers
                 .get(header::HOST)
-                .is_some_and(|host| is_origin_of(&lowercase, &self.scheme, host));
+                .is_some_and(|host| self.is_own_origin(&lowercase, host.as_bytes()));
             if !is_own && !self.config.allowed_origins.contains(&lowercase) {
                 return Err(Error::ForeignOrigin(printable(origin)));
             }
@@ -216,17 +221,34 @@ impl Guard {
         }
         Ok(())
     }
+
+    /// Whether an origin, in lower case, is that of the request's own URL.
+    ///
+    /// Behind a TLS load balancer, the URLs of browsers are `https` ones while the listener's is
+    /// not. This holds for allowed hosts alone: `https://localhost` may be another server of this
+    /// machine. At an `https` listener, an `http` origin is foreign, since anyone on the network can
+    /// forge its pages.
+    fn is_own_origin(&self, origin: &str, host: &[u8]) -> bool {
+        let Some((scheme, authority)) = origin.split_once("://") else {
+            return false;
+        };
+        let authority = authority.as_bytes();
+        if scheme == self.scheme.as_str() {
+            let default_port: &[u8] = if scheme == "https" { b":443" } else { b":80" };
+            let host = host.strip_suffix(default_port).unwrap_or(host);
+            return authority.eq_ignore_ascii_case(host);
+        }
+        let (name, _) = host::split_port(authority);
+        let is_named = || {
+            let mut names = self.config.allowed_hosts.iter();
+            names.any(|allowed| allowed.as_bytes() == name)
+        };
+        scheme == "https" && host::is_same(authority, host) && is_named()
+    }
 }
 
 fn lowercase(origin: &HeaderValue) -> String {
     String::from_utf8_lossy(origin.as_bytes()).to_ascii_lowercase()
-}
-
-fn is_origin_of(origin: &str, scheme: &Scheme, host: &HeaderValue) -> bool {
-    let authority = origin
-        .strip_prefix(scheme.as_str())
-        .and_then(|rest| rest.strip_prefix("://"));
-    authority.is_some_and(|rest| rest.as_bytes().eq_ignore_ascii_case(host.as_bytes()))
 }
 
 fn printable(value: &HeaderValue) -> String {

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use http::Request;
 
 use super::*;
@@ -22,6 +24,12 @@ fn sent(client: &[(&str, &str)], host: &Host, forwarded: ForwardedHeaders) -> He
         endpoint: &endpoint(),
         host,
         forwarded,
+        own_urls: OwnUrls {
+            host: parts.headers.get(header::HOST),
+            names: &BTreeSet::new(),
+            prefix: "",
+            origins: &UrlMap::default(),
+        },
         client: &ClientConnection::new(Some("192.0.2.7:5000".parse().unwrap()), Scheme::HTTP),
         loop_id: &HeaderValue::from_static("bearer-proxy-1"),
         stripped: &[HeaderName::from_static("x-api-key")],

@@ -177,6 +177,65 @@ fn origins_and_sites() {
 }
 
 #[test]
+fn field_b5_origins_behind_a_tls_load_balancer() {
+    let (https, http) = ("https://files.example.com", "http://files.example.com");
+    for (scheme, host, origin, expected) in [
+        (Scheme::HTTP, "files.example.com", https, 200),
+        (Scheme::HTTP, "Files.Example.com:443", https, 200),
+        (
+            Scheme::HTTP,
+            "files.example.com",
+            "https://files.example.com:8443",
+            403,
+        ),
+        (
+            Scheme::HTTP,
+            "files.example.com:8443",
+            "https://files.example.com:8443",
+            200,
+        ),
+        (Scheme::HTTP, "files.example.com:8080", https, 403),
+        (
+            Scheme::HTTP,
+            "files.example.com",
+            "https://app.files.example.com",
+            403,
+        ),
+        (
+            Scheme::HTTP,
+            "files.example.com",
+            "ftp://files.example.com",
+            403,
+        ),
+        (Scheme::HTTP, "localhost", https, 403),
+        (Scheme::HTTP, "localhost", "https://localhost", 403),
+        (
+            Scheme::HTTP,
+            "127.0.0.1:8080",
+            "https://127.0.0.1:8080",
+            403,
+        ),
+        (Scheme::HTTP, "localhost:80", "http://localhost", 200),
+        (Scheme::HTTP, "localhost:443", "http://localhost", 403),
+        (Scheme::HTTPS, "files.example.com:443", https, 200),
+        (Scheme::HTTPS, "files.example.com", http, 403),
+    ] {
+        let guard = Guard::new(
+            guard(Exposure::Loopback).config,
+            Exposure::Loopback,
+            scheme.clone(),
+        );
+        let fields = [
+            ("host", host),
+            ("origin", origin),
+            ("sec-fetch-site", "same-origin"),
+        ];
+        let status = verdict(&guard, Version::HTTP_11, "/", &fields);
+        assert_eq!(status, expected, "{scheme} {host} {origin}");
+    }
+}
+
+#[test]
 fn a_guard_that_is_off_still_rejects_malformed_requests() {
     let off = Guard::new(
         GuardConfig {
