@@ -180,6 +180,9 @@ where
             Protocol::Http1 => {
                 let handshake = http1::Builder::new()
                     .max_buf_size(READ_BUFFER)
+                    .preserve_header_case(true)
+                    // For the fields that the proxy adds, and those of HTTP/2 clients.
+                    .title_case_headers(true)
                     .writev(false)
                     .handshake(io);
                 let (sender, driver) = handshake.await.map_err(handshake_error)?;

@@ -25,7 +25,9 @@ impl Upgrade {
     /// The upgrade that an HTTP/1.1 request without a body asks for. An upgrade to HTTP/2 is
     /// ignored: the proxy could not inspect the requests that follow, which would carry the token.
     pub(crate) fn requested(request: &mut Request<Incoming>) -> Option<Self> {
-        let protocol = request.headers().get(header::UPGRADE)?;
+        let protocol = request.headers().get(header::UPGRADE)?.clone();
+        // In any case: what remains of the extensions is sent on.
+        let client = request.extensions_mut().remove::<OnUpgrade>()?;
         let is_eligible = request.version() == Version::HTTP_11 && request.body().is_end_stream();
         if !is_eligible || !list_field::contains(request.headers(), &header::CONNECTION, "upgrade")
         {
@@ -36,8 +38,6 @@ impl Upgrade {
         {
             return None;
         }
-        let protocol = protocol.clone();
-        let client = request.extensions_mut().remove::<OnUpgrade>()?;
         Some(Self {
             protocol,
             client: RefCell::new(Some(client)),

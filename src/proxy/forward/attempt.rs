@@ -340,6 +340,10 @@ impl RequestContext<'_> {
         *request.uri_mut() = self.route.target(&self.head.uri);
         *request.version_mut() = Version::HTTP_11;
         *request.headers_mut() = headers::outbound(self.head, &outbound);
+        if !lease.is_http2() {
+            // The letter case of the client's field names, as hyper recorded it.
+            *request.extensions_mut() = self.head.extensions.clone();
+        }
         if let Some(gate) = gate {
             gate.expect_continue(&mut request);
         }

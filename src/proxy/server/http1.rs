@@ -53,6 +53,8 @@ pub(crate) async fn serve(
         // Larger than the reader's own limit: hyper would respond to an oversized head by itself,
         // uncounted and unlogged.
         .max_buf_size(READ_BUFFER.max(limits.head_size) + 1)
+        .preserve_header_case(true)
+        // For the fields that the proxy adds, and those of HTTP/2 upstreams.
         .title_case_headers(true)
         .writev(false)
         .serve_connection(TokioIo::new(reader), service)
