@@ -5,7 +5,7 @@
 //!
 //! | modules | subject |
 //! |---|---|
-//! | `main_job`, `data_path`, `uploads`, `reuse`, `protocols`, `http2`, `tunnel` | what an app notices: tokens, replays, bodies, connections, versions of HTTP |
+//! | `main_job`, `data_path`, `uploads`, `reuse`, `protocols`, `http2`, `tunnel`, `field_h2` | what an app notices: tokens, replays, bodies, connections, versions of HTTP |
 //! | `field_heads` | what heads of messages may look like, in both directions |
 //! | `rewrite`, `clients`, `certificates`, `tls` | URLs in responses, client authentication, certificates and their reload |
 //! | `bad_input`, `differential`, `limits`, `slow`, `http2_attacks`, `secrets` | hostile clients; nginx and HAProxy as references; secrets in outputs |
@@ -45,6 +45,7 @@ mod descriptors;
 mod differential;
 mod documents;
 mod faults;
+mod field_h2;
 mod field_heads;
 mod field_mapping;
 mod field_operations;

@@ -22,6 +22,7 @@ use crate::{
         },
         message::{
             headers::{self, Outbound},
+            methods,
             urls::OwnUrls,
         },
         metrics::{RetryOutcome, RetryReason},
@@ -157,7 +158,7 @@ impl RequestContext<'_> {
         let mut lease = self
             .upstream()
             .reuse(endpoint_index, self.upgrade.is_some())?;
-        while !self.head.method.is_idempotent() {
+        while !methods::is_idempotent(&self.head.method) {
             tokio::task::yield_now().await;
             if lease.is_open() {
                 break;
@@ -307,7 +308,8 @@ impl RequestContext<'_> {
         let error = classify(&failed, self.body);
         let is_lost = lease.is_reused()
             && (is_unwritten
-                || self.head.method.is_idempotent() && matches!(error, Error::ConnectionClosed));
+                || methods::is_idempotent(&self.head.method)
+                    && matches!(error, Error::ConnectionClosed));
         let is_retryable = (is_lost || upstream::is_unprocessed(&failed)) && self.body.can_replay();
         if !is_retryable {
             self.body.end_attempt();

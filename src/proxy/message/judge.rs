@@ -4,6 +4,8 @@ use http::{HeaderMap, Method, StatusCode, header};
 use http_auth::parser::ChallengeParser;
 use serde_json::Value;
 
+use crate::proxy::message::methods;
+
 /// Which responses count as an authorization failure, and which requests are sent again.
 #[derive(Debug, Clone)]
 pub struct Retry {
@@ -89,7 +91,7 @@ fn is_equal_code(code: &Value, value: &Value) -> bool {
 /// A 401 states that the request was not applied (RFC 9110 §15.5.2), which allows any method. With
 /// another status it may have been applied.
 pub(crate) fn may_replay(status: StatusCode, method: &Method, retry: &Retry) -> bool {
-    status == StatusCode::UNAUTHORIZED || retry.any_method || method.is_idempotent()
+    status == StatusCode::UNAUTHORIZED || retry.any_method || methods::is_idempotent(method)
 }
 
 /// Whether a Bearer challenge names only errors other than `invalid_token` (RFC 6750 §3.1), for
