@@ -93,6 +93,7 @@ pub(crate) async fn handle(
     // RFC 9112 §6.3: HTTP/1.0 has no other end for a body of unknown length.
     let ends_with_close =
         head.version == Version::HTTP_10 && response.body().size_hint().exact().is_none();
+    response.body_mut().ends_with_close = ends_with_close;
     let is_draining = worker.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS;
     let is_last = is_body_uncertain || ends_with_close || is_draining;
     if is_last && exchange.state.is_http1() {

@@ -12,7 +12,10 @@ use std::{
 use crate::{
     base::ticker::DeadlineHandle,
     proxy::{
-        connection::timers::{CLOSE_TIMEOUT, ClientTimers, Timeouts},
+        connection::{
+            backlog::Backlog,
+            timers::{CLOSE_TIMEOUT, ClientTimers, Timeouts},
+        },
         framing::Fault,
         metrics::ClientTimeout,
     },
@@ -40,7 +43,8 @@ pub(crate) struct Http1State {
     phase: AtomicU8,
     /// Number of the current exchange: what ends an earlier one late must not end this one.
     exchange: AtomicU32,
-    /// A response was cut short: the client must not take it for a complete one.
+    pub(super) backlog: Backlog,
+    /// A response that only the close delimits was cut short: a FIN would complete it.
     is_aborted: AtomicBool,
     /// The number of an exchange, the connection's last one, whose request is malformed, and why.
     malformed: OnceLock<(u32, Fault)>,
@@ -58,6 +62,7 @@ impl Http1State {
             timers: ClientTimers::new(read, write, timeouts),
             phase: AtomicU8::new(Phase::Idle as u8),
             exchange: AtomicU32::default(),
+            backlog: Backlog::default(),
             is_aborted: AtomicBool::default(),
             malformed: OnceLock::new(),
         }
@@ -111,6 +116,7 @@ impl Http1State {
 
     /// A write to the socket was tried.
     pub(super) fn written(&self, written: &Poll<io::Result<usize>>) {
+        self.backlog.written(written);
         if self.timers.written(written) && self.is(Phase::Flushing) {
             self.timers.read.arm(self.timers.timeouts.body_idle);
         }
@@ -118,6 +124,7 @@ impl Http1State {
 
     /// All that was written has reached the socket.
     pub(super) fn flushed(&self) {
+        self.backlog.flushed();
         if self.is(Phase::Flushing) {
             self.enter(Phase::Idle);
             self.timers.read.arm(self.timers.timeouts.idle());

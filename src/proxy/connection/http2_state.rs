@@ -13,6 +13,7 @@ use crate::{
     base::ticker::DeadlineHandle,
     proxy::{
         connection::{
+            backlog::Backlog,
             flood::FloodCounters,
             timers::{CLOSE_TIMEOUT, Timeouts, written_to},
         },
@@ -30,6 +31,7 @@ pub(crate) struct Http2State {
     open_streams: AtomicU32,
     /// GOAWAY has been sent.
     is_closing: AtomicBool,
+    pub(super) backlog: Backlog,
     flood: FloodCounters,
 }
 
@@ -46,6 +48,7 @@ impl Http2State {
             timeouts,
             open_streams: AtomicU32::default(),
             is_closing: AtomicBool::default(),
+            backlog: Backlog::default(),
             flood: FloodCounters::default(),
         };
         state.arm_idle();
@@ -106,6 +109,7 @@ impl Http2State {
 
     /// A write to the socket was tried.
     pub(super) fn written(&self, written: &Poll<io::Result<usize>>) {
+        self.backlog.written(written);
         written_to(&self.write, &self.timeouts, written);
     }
 

@@ -7,12 +7,14 @@
 //! | `http1_state` | an HTTP/1 connection: phases, deadlines, malformed requests |
 //! | `http2_state` | an HTTP/2 connection: open streams, idle deadline, flood counters |
 //! | `stream_state` | one stream of an HTTP/2 connection |
+//! | `backlog` | what was written and has not reached the socket |
 //! | `timers` | what the three have in common: timeouts, deadlines, the minimum rate of a body |
 //! | `deadlines` | runs a connection or stream until a deadline expires |
 //! | `flood` | HTTP/2 flood protection: counters and read quotas |
 //! | `limits` | slots for connections, in total and by client address |
 //! | `lingering` | drains request bodies whose response has already been sent |
 
+mod backlog;
 pub(crate) mod deadlines;
 pub(crate) mod flood;
 pub(crate) mod http1_state;

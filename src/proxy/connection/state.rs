@@ -47,7 +47,7 @@ impl ConnState {
     pub(super) fn flushed(&self) {
         match self {
             Self::Http1(state) => state.flushed(),
-            Self::Http2(_) => {}
+            Self::Http2(state) => state.backlog.flushed(),
         }
     }
 
@@ -183,7 +183,15 @@ impl ExchangeState {
         }
     }
 
-    /// The response is cut short, and the client must notice: an HTTP/1 connection is closed with a
+    /// Waits until the part of the response that was handed over has reached the socket.
+    pub(crate) async fn drained(self) {
+        match self {
+            Self::Http1(state) => state.backlog.drained().await,
+            Self::Http2(state) => state.connection().backlog.drained().await,
+        }
+    }
+
+    /// The response is cut short, and no length shows it: an HTTP/1 connection is closed with a
     /// reset. A stream is reset by h2, since its body fails.
     pub(crate) fn abort(&self) {
         match self {

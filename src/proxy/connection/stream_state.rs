@@ -34,6 +34,10 @@ impl StreamState {
         }
     }
 
+    pub(super) fn connection(&self) -> &Http2State {
+        &self.connection
+    }
+
     /// The flood counters of its connection.
     pub(super) fn flood(&self) -> &FloodCounters {
         self.connection.flood()

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     pin::Pin,
     rc::Rc,
     sync::atomic::Ordering::Relaxed,
@@ -35,7 +36,26 @@ pub(crate) struct ResponseBody {
     /// Rewrites the URLs in it.
     rewriter: Option<urls::JsonRewriter>,
     observer: Option<Box<Observer>>,
+    cut: Option<Cut>,
+    /// On HTTP/1 its end is the close of the connection.
+    pub(crate) ends_with_close: bool,
     in_flight: InFlightGuard,
+}
+
+/// The premature end of a response, which waits until what precedes it has reached the client:
+/// hyper discards what it has not written when a body fails. A client that gets nothing of a
+/// response, its head included, takes the request for lost and may send it again.
+struct Cut {
+    error: Option<ResponseBodyError>,
+    drained: Pin<Box<dyn Future<Output = ()>>>,
+}
+
+impl fmt::Debug for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cut")
+            .field("error", &self.error)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The part of a body that has not been read from the upstream.
@@ -92,6 +112,8 @@ impl ResponseBody {
             unread: None,
             rewriter: None,
             observer: None,
+            cut: None,
+            ends_with_close: false,
             in_flight,
         }
     }
@@ -109,6 +131,8 @@ impl ResponseBody {
             unread,
             rewriter,
             observer,
+            cut: None,
+            ends_with_close: false,
             in_flight,
         };
         if body
@@ -127,7 +151,8 @@ impl ResponseBody {
         }
     }
 
-    fn abort(&mut self, failure: UpstreamFailure) {
+    /// The upstream failed: so must the response, as soon as what precedes is written.
+    fn cut(&mut self, failure: UpstreamFailure, error: ResponseBodyError) {
         let InFlightGuard {
             worker, exchange, ..
         } = &self.in_flight;
@@ -135,7 +160,26 @@ impl ResponseBody {
             let view = exchange.view();
             worker.upstream_failed(&view, &unread.lease.endpoint().origin, failure);
         }
-        exchange.state.abort();
+        self.cut = Some(Cut {
+            error: Some(error),
+            drained: Box::pin(exchange.state.clone().drained()),
+        });
+    }
+
+    fn poll_cut(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
+        let Some(Cut { error, drained }) = &mut self.cut else {
+            return Poll::Ready(None);
+        };
+        if error.is_some() {
+            ready!(drained.as_mut().poll(cx));
+            if self.ends_with_close {
+                self.in_flight.exchange.state.abort();
+            }
+        }
+        Poll::Ready(error.take().map(Err))
     }
 }
 
@@ -176,7 +220,10 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.buffered.is_empty() && self.unread.is_none() && self.rewriter.is_none()
+        self.buffered.is_empty()
+            && self.unread.is_none()
+            && self.rewriter.is_none()
+            && self.cut.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -220,14 +267,14 @@ impl ResponseBody {
             return Poll::Ready(Some(Ok(frame)));
         }
         let Some(unread) = &mut this.unread else {
-            return Poll::Ready(None);
+            return this.poll_cut(cx);
         };
         let Poll::Ready(frame) = Pin::new(&mut unread.body).poll_frame(cx) else {
             let exchange = &this.in_flight.exchange;
             exchange.wait_for_upstream();
             ready!(exchange.upstream_deadline.poll_due(cx));
-            this.abort(UpstreamFailure::ResponseTimeout);
-            return Poll::Ready(Some(Err(ResponseBodyError::Timeout)));
+            this.cut(UpstreamFailure::ResponseTimeout, ResponseBodyError::Timeout);
+            return this.poll_cut(cx);
         };
         this.in_flight.exchange.upstream_deadline.disarm();
         match frame {
@@ -244,12 +291,13 @@ impl ResponseBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
-                this.abort(UpstreamFailure::Truncated);
-                Poll::Ready(Some(Err(ResponseBodyError::Upstream(error))))
+                let error = ResponseBodyError::Upstream(error);
+                this.cut(UpstreamFailure::Truncated, error);
+                this.poll_cut(cx)
             }
             None if is_truncated(&unread.body, &unread.lease, &this.in_flight.request) => {
-                this.abort(UpstreamFailure::Truncated);
-                Poll::Ready(Some(Err(ResponseBodyError::Reset)))
+                this.cut(UpstreamFailure::Truncated, ResponseBodyError::Reset);
+                this.poll_cut(cx)
             }
             None => {
                 this.release_upstream();
