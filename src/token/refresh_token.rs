@@ -36,7 +36,8 @@ impl RefreshToken {
         &self.inner.secret
     }
 
-    /// SHA-256 in hexadecimal: identifies the token where it must not be stored or kept.
+    /// SHA-256 in hexadecimal: identifies the token where it must not be stored or kept. Blanks
+    /// around the token do not count: a copy in a file may have some.
     pub(super) fn fingerprint(&self) -> &str {
         &self.inner.fingerprint
     }
@@ -57,7 +58,7 @@ impl fmt::Debug for RefreshToken {
 }
 
 fn fingerprint(token: &Secret) -> String {
-    digest(&SHA256, token.expose().as_bytes())
+    digest(&SHA256, token.expose().trim().as_bytes())
         .as_ref()
         .iter()
         .fold(String::with_capacity(64), |mut text, byte| {
@@ -74,7 +75,9 @@ mod tests {
     #[test]
     fn fingerprints_are_sha_256() {
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!(fingerprint(&Secret::new("abc")), abc);
+        for text in ["abc", " abc\r\n\n"] {
+            assert_eq!(fingerprint(&Secret::new(text)), abc);
+        }
     }
 
     #[test]

@@ -289,6 +289,9 @@ impl Refresher {
             access,
             &attempt.grant,
         );
+        self.chain
+            .record
+            .expire_spent(self.policy.refresh_lifetime, sent_at.wall);
         // Durable before its first use: a crash must not bring back the used refresh token.
         self.writer.save(self.chain.record.clone()).await;
         self.publish(header, sent_at.moment + lifetime, lifetime);

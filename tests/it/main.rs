@@ -10,7 +10,7 @@
 //! | `rewrite`, `clients`, `certificates`, `tls` | URLs in responses, client authentication, certificates and their reload |
 //! | `bad_input`, `differential`, `limits`, `slow`, `http2_attacks`, `secrets` | hostile clients; nginx and HAProxy as references; secrets in outputs |
 //! | `faults`, `issuer`, `crashes`, `login`, `machine` | the token's lifecycle: issuers that fail, kills, first tokens, clocks |
-//! | `process`, `admin`, `config`, `confinement`, `descriptors`, `memory`, `field_operations` | the program as a process: commands, signals, files, the unit, its resources |
+//! | `process`, `admin`, `config`, `confinement`, `descriptors`, `memory`, `field_operations`, `field_store` | the program as a process: commands, signals, files, the unit, its resources |
 //! | `cloud`, `documents` | the simulated cloud; what the documents claim |
 //!
 //! A new test scripts an upstream, starts a proxy in front of it, and looks at both sides:
@@ -49,6 +49,7 @@ mod field_h2;
 mod field_heads;
 mod field_mapping;
 mod field_operations;
+mod field_store;
 mod http2;
 mod http2_attacks;
 mod issuer;

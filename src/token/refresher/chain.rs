@@ -52,9 +52,8 @@ impl Chain {
     /// than the chain, or was refused. True if it was taken.
     pub(super) fn offer_seed(&mut self, configured: Secret) -> bool {
         let token = RefreshToken::new(configured);
-        let is_known = self.record.has_adopted(token.fingerprint())
+        let is_known = self.record.knows(&token)
             || self.is_refused(&token)
-            || self.record.refresh_token.as_ref() == Some(&token)
             || self.seed.as_ref() == Some(&token);
         if !is_known {
             self.seed = Some(token);
@@ -106,21 +105,35 @@ impl Chain {
         access: AccessToken,
         grant: &Grant,
     ) {
-        if grant.begins_chain() {
-            self.seed = None;
-            self.is_seed_refused = false;
-        }
         self.record
             .advance(refresh_token, refresh_lifetime, access, grant);
+        self.settle(grant);
     }
 
     /// Takes in the new refresh token of a response whose access token is unusable.
     pub(super) fn rotate(&mut self, token: RefreshToken, since: SystemTime, grant: &Grant) {
+        self.record.rotate(token, since, grant);
+        self.settle(grant);
+    }
+
+    /// After a new chain has begun, neither its seed nor a refused token may begin another one, also
+    /// after a restart.
+    fn settle(&mut self, grant: &Grant) {
         if grant.begins_chain() {
             self.seed = None;
             self.is_seed_refused = false;
+            let since = self.record.refresh_token_since;
+            for refused in &self.refused {
+                self.record
+                    .spend(refused, since.unwrap_or(SystemTime::UNIX_EPOCH));
+            }
         }
-        self.record.rotate(token, since, grant);
+    }
+
+    /// Takes over what another process noted about the same chain.
+    pub(super) fn merge_notes(&mut self, stored: Record) {
+        self.record.merge_notes(stored);
+        self.drop_known_seed();
     }
 
     /// Closes the intent of a failed call, unless the outcome is unknown. True if the record
@@ -163,9 +176,15 @@ impl Chain {
 
     /// Goes on with a newer record, which another process stored.
     pub(super) fn take_over(&mut self, stored: Record) {
-        self.record = stored;
-        self.seed
-            .take_if(|seed| self.record.has_adopted(seed.fingerprint()));
+        let replaced = std::mem::replace(&mut self.record, stored);
+        self.record.merge_spent(&replaced);
+        self.drop_known_seed();
+    }
+
+    /// A configured token that is part of the chain must not begin another one: a copy of what
+    /// another process stored looks new until its record is read.
+    fn drop_known_seed(&mut self) {
+        self.seed.take_if(|seed| self.record.knows(seed));
     }
 
     fn is_refused(&self, token: &RefreshToken) -> bool {

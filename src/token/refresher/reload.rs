@@ -46,6 +46,7 @@ impl Refresher {
         self.issuer.reload_client_secret().await;
         if let Some(file) = self.seed_file.clone()
             && let Ok(configured) = Secret::load(file).await
+            && configured.is_one_line()
             && self.chain.offer_seed(configured)
         {
             tracing::info!(
@@ -96,7 +97,7 @@ impl Refresher {
                         "a process died during a refresh: the refresh token may have been used"
                     );
                 }
-                ours.merge_notes(stored);
+                self.chain.merge_notes(stored);
             }
             // An older record, from a backup for example: its refresh token was used.
             Ordering::Equal | Ordering::Less => {}

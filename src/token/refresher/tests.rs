@@ -4,6 +4,7 @@ mod chains;
 mod harness;
 mod intents;
 mod properties;
+mod seeds;
 
 use std::{io, time::Duration};
 

@@ -1,6 +1,7 @@
 //! The stored record of a credential: its chain of refresh tokens and its newest access token.
 
 mod format;
+mod spent;
 #[cfg(test)]
 mod tests;
 
@@ -8,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use self::spent::Spent;
 use crate::{
     base::{
         clock::{Clock, Moment},
@@ -40,6 +42,8 @@ pub(in crate::token) struct Record {
     pub(in crate::token) intents: Vec<Intent>,
     /// Fingerprints of the seeds that began a chain. Each seed begins at most one.
     adopted: Vec<String>,
+    /// The refresh tokens that were replaced.
+    spent: Spent,
 }
 
 /// Notes, before a refresh token is sent, that it will be. It remains until the outcome is known:
@@ -98,6 +102,14 @@ impl RequestTime {
 }
 
 impl Record {
+    /// Whether this refresh token is part of a chain: the newest one, one that it replaced, or the
+    /// seed that began it. Sending it as a new seed could revoke the chain.
+    pub(in crate::token) fn knows(&self, token: &RefreshToken) -> bool {
+        self.refresh_token.as_ref() == Some(token)
+            || self.has_adopted(token.fingerprint())
+            || self.spent.contains(token.fingerprint())
+    }
+
     /// Whether the seed with this fingerprint began a chain.
     pub(in crate::token) fn has_adopted(&self, fingerprint: &str) -> bool {
         self.adopted.iter().any(|adopted| adopted == fingerprint)
@@ -121,35 +133,14 @@ impl Record {
         access: AccessToken,
         grant: &Grant,
     ) {
-        if self.is_handwritten()
-            && let Some(token) = self.refresh_token.clone()
-        {
-            self.adopt(&token);
-        }
-        if self.is_handwritten() || grant.begins_chain() {
-            self.epoch = to_millis(access.requested_at).max(self.epoch.saturating_add(1));
-        }
+        let newest = rotated
+            .map(RefreshToken::new)
+            .or_else(|| grant.refresh_token().cloned());
+        self.replace_refresh_token(newest, access.requested_at, grant);
         self.generation = self.generation.saturating_add(1);
-        if let Grant::Seed(seed) = grant {
-            self.adopt(seed);
-        }
-        let sent = grant.refresh_token().cloned();
-        let newest = rotated.map(RefreshToken::new).or_else(|| sent.clone());
-        if newest != self.refresh_token {
-            self.refresh_token_since = Some(access.requested_at);
-            self.refresh_token_expires_at = None;
-        }
         if let Some(lifetime) = refresh_lifetime {
             self.refresh_token_expires_at = Some(access.requested_at + lifetime);
         }
-        let settled = [&self.refresh_token, &newest, &sent];
-        self.intents.retain(|intent| {
-            !settled
-                .iter()
-                .filter_map(|token| token.as_ref())
-                .any(|token| token.fingerprint() == intent.fingerprint)
-        });
-        self.refresh_token = newest;
         self.access = Some(access);
     }
 
@@ -157,6 +148,16 @@ impl Record {
     pub(in crate::token) fn rotate(
         &mut self,
         token: RefreshToken,
+        since: SystemTime,
+        grant: &Grant,
+    ) {
+        self.replace_refresh_token(Some(token), since, grant);
+    }
+
+    /// The outcome of `grant` is known: `newest` continues the chain, or begins a new one.
+    fn replace_refresh_token(
+        &mut self,
+        newest: Option<RefreshToken>,
         since: SystemTime,
         grant: &Grant,
     ) {
@@ -171,13 +172,26 @@ impl Record {
         if let Grant::Seed(seed) = grant {
             self.adopt(seed);
         }
-        let settled = [self.refresh_token.clone(), grant.refresh_token().cloned()];
-        for used in settled.iter().flatten() {
-            self.close_intent(used);
+        let replaced = [self.refresh_token.clone(), grant.refresh_token().cloned()];
+        if newest != self.refresh_token {
+            self.refresh_token_since = Some(since);
+            self.refresh_token_expires_at = None;
         }
-        self.refresh_token = Some(token);
-        self.refresh_token_since = Some(since);
-        self.refresh_token_expires_at = None;
+        self.refresh_token = newest;
+        for token in replaced.iter().flatten() {
+            self.close_intent(token);
+            if self.refresh_token.as_ref() != Some(token) {
+                self.spent.insert(token.fingerprint(), since);
+            }
+        }
+        if let Some(token) = self.refresh_token.clone() {
+            self.close_intent(&token);
+        }
+    }
+
+    /// Forgets refresh tokens that were replaced longer than `lifetime` ago.
+    pub(in crate::token) fn expire_spent(&mut self, lifetime: Duration, now: SystemTime) {
+        self.spent.expire(lifetime, now);
     }
 
     /// When the refresh token expires: as the issuer stated it, or `lifetime` after it last
@@ -238,6 +252,17 @@ impl Record {
     pub(in crate::token) fn merge_notes(&mut self, stored: Self) {
         self.intents = stored.intents;
         self.adopted = stored.adopted;
+        self.spent.merge(&stored.spent);
+    }
+
+    /// Adds the spent refresh tokens that `other` remembers.
+    pub(in crate::token) fn merge_spent(&mut self, other: &Self) {
+        self.spent.merge(&other.spent);
+    }
+
+    /// Notes that this refresh token must not begin a chain.
+    pub(in crate::token) fn spend(&mut self, fingerprint: &str, at: SystemTime) {
+        self.spent.insert(fingerprint, at);
     }
 
     /// Notes that this seed began a chain, or never will: it is not tried again.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{AccessToken, Intent, Record, from_millis, millis, to_millis};
+use super::{AccessToken, Intent, Record, Spent, from_millis, millis, to_millis};
 use crate::{
     base::{clock::Moment, secret::Secret},
     token::{refresh_token::RefreshToken, token_response::is_valid_access_token},
@@ -40,12 +40,14 @@ impl Record {
                 .map(|(_, expires_at)| millis(expires_at.elapsed_since_boot())),
             adopted: self.adopted.clone(),
             intents: self.intents.clone(),
+            spent: self.spent.clone(),
         };
         // A vector that grows would leave unwiped copies behind, so its capacity allows for the
         // worst case: every byte escaped.
         let secrets = format.access_token.as_ref().map_or(0, String::len)
             + format.refresh_token.as_ref().map_or(0, String::len);
-        let others = 80 * self.adopted.len() + 512 * self.intents.len() + 1024;
+        let others =
+            80 * self.adopted.len() + 512 * self.intents.len() + self.spent.json_size() + 1024;
         let mut json = Zeroizing::new(Vec::with_capacity(6 * secrets + others));
         serde_json::to_writer_pretty(&mut *json, &format)?;
         json.push(b'\n');
@@ -89,6 +91,7 @@ impl Record {
             access,
             adopted: std::mem::take(&mut format.adopted),
             intents: std::mem::take(&mut format.intents),
+            spent: std::mem::take(&mut format.spent),
         })
     }
 }
@@ -116,6 +119,8 @@ struct Format {
     adopted: Vec<String>,
     #[serde(default)]
     intents: Vec<Intent>,
+    #[serde(default)]
+    spent: Spent,
 }
 
 impl Format {

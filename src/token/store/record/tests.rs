@@ -28,6 +28,7 @@ fn record(clock: &dyn Clock) -> Record {
         }),
         adopted: Vec::new(),
         intents: Vec::new(),
+        spent: Spent::default(),
     };
     record.adopt(&token("seed"));
     record.open_intent(&token("sent"), clock);
