@@ -305,6 +305,7 @@ const KEYS: &[Key] = &[
     default("upstream.body_idle_timeout", Text, r#""60s""#),
     default("upstream.idle_timeout", Text, r#""90s""#),
     default("upstream.max_connections", Integer, "4096"),
+    default("upstream.max_head_size", Text, r#""64KiB""#),
     default("upstream.http2", Text, r#""auto""#),
     optional("upstream.cookies", Text, r#""drop""#),
     optional("upstream.tls.ca_file", File, r#""certificates/ca.pem""#),

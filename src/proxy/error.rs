@@ -108,8 +108,11 @@ pub(crate) enum Error {
     /// The upstream's connection closed before its response came.
     #[error("the upstream closed the connection before its response")]
     ConnectionClosed,
-    /// The response is not valid HTTP.
-    #[error("the upstream's response is not valid HTTP")]
+    /// The response is not valid HTTP, or its head is larger than `upstream.max_head_size`.
+    #[error(
+        "the upstream's response is not valid HTTP, or its head is larger than \
+         upstream.max_head_size"
+    )]
     InvalidResponse,
     /// The request's body is incomplete or malformed.
     #[error("the request's body is incomplete")]

@@ -365,6 +365,7 @@ mod tests {
             body_idle_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(90),
             max_connections: 1,
+            max_head_size: 64 << 10,
             http2: upstream::Http2::Auto,
             cookies: upstream::Cookies::Pass,
             tls: Default::default(),

@@ -30,6 +30,8 @@ pub struct Config {
     /// Connections to one endpoint that carry a request, in all workers together. Idle ones do not
     /// count.
     pub max_connections: usize,
+    /// The size of the largest head of a response, in bytes.
+    pub max_head_size: usize,
     /// Which version of HTTP to use.
     pub http2: Http2,
     /// Whether clients get the cookies that the upstream sets.

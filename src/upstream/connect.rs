@@ -17,6 +17,7 @@ use tokio_util::either::Either;
 
 use super::{
     config::{Config, Endpoint, Http2},
+    response_head::{HeadReader, HeadState},
     shared::{EndpointTls, HTTP2},
 };
 use crate::{
@@ -209,7 +210,13 @@ pub async fn upgraded(
     let parts = upgraded
         .downcast::<Io>()
         .map_err(|_| io::Error::other("another kind of connection"))?;
-    Ok((parts.io.into_inner().into_transport(), parts.read_buf))
+    let (transport, unread) = parts.io.into_inner().into_transport();
+    let read_ahead = if unread.is_empty() {
+        parts.read_buf
+    } else {
+        [parts.read_buf, unread].concat().into()
+    };
+    Ok((transport, read_ahead))
 }
 
 /// Errors of the resolver have no OS error code, errors of the TCP handshake do.
@@ -233,6 +240,8 @@ pub(super) struct UpstreamIo {
     transport: Transport,
     write_failed: bool,
     budget: CoopBudget,
+    /// Reads the heads of responses, on HTTP/1.
+    heads: Option<HeadReader>,
 }
 
 impl UpstreamIo {
@@ -241,12 +250,22 @@ impl UpstreamIo {
             transport,
             write_failed: false,
             budget: CoopBudget::default(),
+            heads: None,
         }
     }
 
-    /// The transport for a tunnel, in which a write error is an error again.
-    fn into_transport(self) -> Transport {
-        self.transport
+    /// Repairs the heads of HTTP/1 responses, which are not larger than `limit` bytes. The users of
+    /// the connection report to the returned state when they expect a head.
+    pub(super) fn repair_heads(&mut self, limit: usize) -> Arc<HeadState> {
+        let heads = self.heads.insert(HeadReader::new(limit));
+        Arc::clone(heads.state())
+    }
+
+    /// The transport for a tunnel, in which a write error is an error again, and what was read of it
+    /// and not by hyper.
+    fn into_transport(self) -> (Transport, Bytes) {
+        let unread = self.heads.map(HeadReader::into_ready);
+        (self.transport, unread.unwrap_or_default())
     }
 
     /// Writes, and stays pending after an error.
@@ -284,16 +303,32 @@ impl AsyncRead for UpstreamIo {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.budget.poll_ready(cx, READ_BUDGET));
-        let before = buf.filled().len();
-        let read = Pin::new(&mut this.transport).poll_read(cx, buf);
-        match read {
-            Poll::Ready(_) => this
-                .budget
-                .spend(MIN_READ_COST.max(buf.filled().len() - before)),
-            Poll::Pending => this.budget.reset(),
+        if let Some(heads) = &mut this.heads
+            && heads.take_ready(buf)
+        {
+            return Poll::Ready(Ok(()));
         }
-        read
+        loop {
+            ready!(this.budget.poll_ready(cx, READ_BUDGET));
+            let before = buf.filled().len();
+            let read = Pin::new(&mut this.transport).poll_read(cx, buf);
+            let n = buf.filled().len() - before;
+            match read {
+                Poll::Ready(_) => this.budget.spend(MIN_READ_COST.max(n)),
+                Poll::Pending => this.budget.reset(),
+            }
+            let Some(heads) = &mut this.heads else {
+                return read;
+            };
+            if !matches!(read, Poll::Ready(Ok(()))) {
+                return read;
+            }
+            heads.read(buf, before);
+            // Without new bytes hyper would take the stream for closed.
+            if heads.take_ready(buf) || buf.filled().len() > before || n == 0 {
+                return read;
+            }
+        }
     }
 }
 

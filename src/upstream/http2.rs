@@ -34,9 +34,6 @@ const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS as u32;
 /// The most bytes of a request's body that are buffered for a server that reads slowly.
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// The largest head of a response, in bytes.
-const MAX_HEAD: u32 = 64 * 1024;
-
 /// A connection and the number of its streams.
 pub(super) struct Http2Connection<B> {
     sender: SendRequest<B>,
@@ -66,8 +63,10 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     /// Sends the connection preface (RFC 9113 §3.4). The returned future drives the connection.
+    /// `max_head` is the size of the largest head, in bytes (RFC 9113 §6.5.2).
     pub(super) async fn handshake(
         io: Io,
+        max_head: u32,
         close_deadline: Rc<Deadline>,
         idle_timeout: Ticks,
         counters: Arc<Counters>,
@@ -76,7 +75,7 @@ where
             .initial_max_send_streams(MAX_STREAMS)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(MAX_HEAD)
+            .max_header_list_size(max_head)
             .max_send_buf_size(SEND_BUFFER)
             .handshake(io);
         let (sender, mut connection) = handshake.await?;

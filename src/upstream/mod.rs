@@ -7,6 +7,7 @@
 //! | `sockets` | the limit of open sockets to all upstreams |
 //! | `slots` | `max_connections` of an endpoint, and the metrics of its connections |
 //! | `connect` | resolve, TCP and TLS handshake, ALPN; the I/O object that hyper uses |
+//! | `response_head` | repairs the heads of HTTP/1 responses before hyper reads them |
 //! | `http2` | an HTTP/2 connection and its streams |
 //! | `pool` | one worker's connections to one endpoint; a `Lease` is the use of one by a request |
 
@@ -14,6 +15,7 @@ mod config;
 mod connect;
 mod http2;
 mod pool;
+mod response_head;
 mod shared;
 mod slots;
 mod sockets;

@@ -20,6 +20,7 @@ use super::{
     config::{Config, Endpoint, Http2},
     connect::{self, HttpVersions, Protocol, connect},
     http2::Http2Connection,
+    response_head::HeadState,
     shared::SharedEndpoint,
     slots::{Counters, PoolSlot},
     sockets::SocketPermit,
@@ -29,8 +30,7 @@ use crate::base::{
     ticker::{Deadline, Ticker, Ticks},
 };
 
-/// The largest head of a response, and the most that is buffered for a client that reads slowly, in
-/// bytes.
+/// The most that is buffered for a client that reads slowly, in bytes.
 const READ_BUFFER: usize = 64 * 1024;
 
 /// The time that a connection has to close in order (TLS `close_notify`).
@@ -57,6 +57,7 @@ pub(super) struct Pool<B> {
 /// An HTTP/1.1 connection.
 struct Http1Connection<B> {
     sender: http1::SendRequest<B>,
+    heads: Arc<HeadState>,
     /// Armed while the connection is idle. When it is due, the connection's task ends.
     close_deadline: Rc<Deadline>,
     /// Released when the connection's task has ended as well.
@@ -164,7 +165,7 @@ where
         let socket = Rc::new(socket.ok_or_else(|| connect::Error::NoSocket {
             endpoint: self.endpoint.origin.clone(),
         })?);
-        let (io, protocol) = connect(
+        let (mut io, protocol) = connect(
             &self.config,
             &self.endpoint,
             self.shared.tls.as_ref(),
@@ -178,8 +179,12 @@ where
         };
         let connection = match protocol {
             Protocol::Http1 => {
+                let heads = io.inner_mut().repair_heads(self.config.max_head_size);
                 let handshake = http1::Builder::new()
-                    .max_buf_size(READ_BUFFER)
+                    // Larger than the largest head, which ends here at the latest.
+                    .max_buf_size(READ_BUFFER.max(self.config.max_head_size) + 1)
+                    // RFC 9112 §5.1: a proxy removes whitespace before the colon.
+                    .allow_spaces_after_header_name_in_responses(true)
                     .preserve_header_case(true)
                     // For the fields that the proxy adds, and those of HTTP/2 clients.
                     .title_case_headers(true)
@@ -190,6 +195,7 @@ where
                 Connection::Http1(
                     Http1Connection {
                         sender,
+                        heads,
                         close_deadline,
                         socket,
                     },
@@ -199,6 +205,7 @@ where
             Protocol::Http2 => {
                 let handshake = Http2Connection::handshake(
                     io,
+                    self.config.max_head_size.try_into().unwrap_or(u32::MAX),
                     Rc::clone(&close_deadline),
                     self.idle_timeout,
                     Arc::clone(&self.counters),

@@ -2,8 +2,8 @@
 //! equal lengths, and requests that nginx and HAProxy accept.
 
 use crate::common::{
-    Proxy,
-    upstream::{Request, RunningUpstream, Upstream, bytes, response, unauthorized},
+    Proxy, status,
+    upstream::{Request, RunningUpstream, Upstream, bytes, ok, response, unauthorized, values},
 };
 
 /// The names of the fields of a head, as they are spelled, without those that every message has.
@@ -146,4 +146,179 @@ async fn field_b12_an_upgrade_keeps_the_spelling() {
         names(&received).contains(&"Sec-WebSocket-Key"),
         "{received}"
     );
+}
+
+/// A response whose head has these lines after the status line, and the body `ok`.
+fn with_lines(status: &[u8], lines: &[u8]) -> Vec<u8> {
+    [
+        b"HTTP/1.1 ",
+        status,
+        b"\r\nA: 1\r\n",
+        lines,
+        b"\r\nContent-Length: 2\r\n\r\nok",
+    ]
+    .concat()
+}
+
+#[tokio::test]
+async fn field_b11_odd_bytes_of_a_response_are_replaced_and_the_response_is_served() {
+    for (sent, expected) in [
+        (
+            &b"Content-Disposition: attachment; filename=a\x01b"[..],
+            "filename=a b\r\n",
+        ),
+        (b"X: a\x1b[0mb", "X: a [0mb\r\n"),
+        (b"X: a\x7fb", "X: a b\r\n"),
+        (b"X: a\0b", "X: a b\r\n"),
+        (b"X: a\x08\x0b\x0cb", "X: a   b\r\n"),
+        (b"X: a\rb", "X: a b\r\n"),
+        (b"X: \xe4", "X: \u{fffd}\r\n"),
+        ("X: \u{e4}".as_bytes(), "X: \u{e4}\r\n"),
+        (b"X: a\r\n\tb", "X: a b\r\n"),
+        (b"X : a", "X: a\r\n"),
+    ] {
+        let (_upstream, proxy) = sending(with_lines(b"200 OK", sent)).await;
+        // The second one comes over the same connection.
+        for line in ["GET /x HTTP/1.1", "GET /x HTTP/1.0", "GET /x HTTP/1.1"] {
+            let request = format!("{line}\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+            let response = proxy.raw(&request).await;
+            assert!(response.contains(" 200 OK\r\n"), "{sent:?}: {response}");
+            assert!(response.contains(expected), "{sent:?}: {response}");
+            assert!(response.ends_with("\r\n\r\nok"), "{sent:?}: {response}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn field_b11_the_reason_phrase_is_kept() {
+    for (sent, expected) in [
+        (&b"200 Alles gut"[..], "200 Alles gut"),
+        (
+            "404 \u{627e}\u{4e0d}\u{5230}".as_bytes(),
+            "404 \u{627e}\u{4e0d}\u{5230}",
+        ),
+        (b"403 Verr\xfcckt", "403 Verr\u{fffd}ckt"),
+        (b"500 a\x1bb\x01", "500 a b"),
+        (b"200", "200 "),
+    ] {
+        let (_upstream, proxy) = sending(with_lines(sent, b"X: y")).await;
+        let response = proxy.ask("GET /x", "Host: localhost\r\n").await;
+        let first = response.split("\r\n").next().unwrap();
+        assert_eq!(first, format!("HTTP/1.1 {expected}"));
+        assert!(response.ends_with("\r\n\r\nok"), "{response}");
+    }
+}
+
+#[tokio::test]
+async fn field_b11_what_frames_a_response_is_not_repaired() {
+    for lines in [
+        &b"Content-Length: 2\x01"[..],
+        b"Content-Length: 2\x7f0",
+        b"Content-Length\x01: 2",
+        b"Transfer-Encoding: chunked\x01",
+        b"Transfer-Encoding:\r\n chunked",
+        b"X\x01: y",
+        b"X y: z",
+        b"x\"y: z",
+        b": z",
+        b"\x01",
+    ] {
+        let reply = [b"HTTP/1.1 200 OK\r\n", lines, b"\r\n\r\nok"].concat();
+        let upstream = Upstream::always(bytes(reply).close()).start().await;
+        let proxy = upstream.proxy(&[]).await;
+        let status = proxy.status("GET /x", "Host: localhost\r\n").await;
+        assert_eq!(status, 502, "{}", lines.escape_ascii());
+    }
+}
+
+#[tokio::test]
+async fn field_b11_odd_bytes_of_interim_responses_and_upgrades() {
+    let interim = b"HTTP/1.1 103 \xe4\r\nLink: a\x01b\r\n\r\n";
+    let reply = [
+        &interim[..],
+        &with_lines("200 \u{e4}".as_bytes(), b"X: a\x01b"),
+    ]
+    .concat();
+    let (_upstream, proxy) = sending(reply).await;
+    let response = proxy.ask("GET /x", "Host: localhost\r\n").await;
+    assert!(
+        response.starts_with("HTTP/1.1 200 \u{e4}\r\n"),
+        "{response}"
+    );
+    assert!(response.contains("X: a b\r\n"), "{response}");
+
+    let reply = b"HTTP/1.1 101 \xe4\r\nUpgrade: echo\r\nConnection: upgrade\r\nX: \x01\r\n\r\n\
+                  after \x01\r\nit";
+    let upstream = Upstream::always(bytes(&reply[..]).close()).start().await;
+    let proxy = upstream.proxy(&[]).await;
+    let fields = "Host: localhost\r\nUpgrade: echo\r\nConnection: Upgrade\r\n";
+    let response = proxy.raw(&format!("GET /x HTTP/1.1\r\n{fields}\r\n")).await;
+    assert!(response.starts_with("HTTP/1.1 101 "), "{response}");
+    assert!(response.ends_with("\r\n\r\nafter \x01\r\nit"), "{response}");
+}
+
+#[tokio::test]
+async fn field_b10_fields_of_a_response_are_limited_by_bytes_alone() {
+    for count in [99, 100, 101, 150, 1000, 3000] {
+        let cookies: String = (0..count).map(|n| format!("Set-Cookie: {n}\r\n")).collect();
+        let fields = format!("ETag: x\r\n{cookies}X-Last: y");
+        let (_upstream, proxy) = sending(with_lines(b"200 OK", fields.as_bytes())).await;
+        for _ in 0..2 {
+            let response = proxy.ask("GET /x", "Host: localhost\r\n").await;
+            let head = response.strip_suffix("\r\n\r\nok").expect("the body is ok");
+            let expected: Vec<_> = (0..count).map(|n| n.to_string()).collect();
+            assert_eq!(values(head, "set-cookie"), expected, "{count}");
+            assert_eq!(values(head, "x-last"), ["y"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn field_b10_the_key_bounds_the_head_of_a_response() {
+    let large = with_lines(b"200 OK", format!("X: {}", "x".repeat(70_000)).as_bytes());
+    let upstream = Upstream::new()
+        .on("/large", bytes(large))
+        .on("/x", ok("ok"))
+        .start()
+        .await;
+    let proxy = upstream.proxy(&[]).await;
+    assert_eq!(proxy.status("GET /large", "Host: localhost\r\n").await, 502);
+    assert_eq!(proxy.rejected("invalid_answer").await, 1.0);
+    assert_eq!(proxy.status("GET /x", "Host: localhost\r\n").await, 200);
+    let proxy = upstream
+        .proxy(&[("upstream.max_head_size", "128KiB")])
+        .await;
+    let response = proxy.ask("GET /large", "Host: localhost\r\n").await;
+    assert!(
+        response.len() > 70_000 && response.ends_with("\r\n\r\nok"),
+        "{response:.80}"
+    );
+}
+
+#[tokio::test]
+async fn field_d6_equal_lengths_of_a_response_are_one() {
+    for (lines, is_served) in [
+        ("Content-Length: 2\r\nContent-Length: 2", true),
+        ("Content-Length: 2, 2", true),
+        ("Content-Length: 2,2\r\ncontent-length: 2", true),
+        ("Content-Length: 2\r\nContent-Length: 3", false),
+        ("Content-Length: 2, 3", false),
+        ("Content-Length: 2,", false),
+        ("Content-Length: 2, 02", false),
+        ("Content-Length: 2\r\nTransfer-Encoding: chunked", false),
+    ] {
+        let (_upstream, proxy) = sending(format!("HTTP/1.1 200 OK\r\n{lines}\r\n\r\nok")).await;
+        for method in ["GET", "HEAD", "GET"] {
+            let response = proxy
+                .ask(&format!("{method} /x"), "Host: localhost\r\n")
+                .await;
+            if !is_served {
+                assert_eq!(status(&response), 502, "{lines}");
+                continue;
+            }
+            assert_eq!(status(&response), 200, "{lines}");
+            assert_eq!(values(&response, "content-length"), ["2"], "{lines}");
+            assert_eq!(response.ends_with("ok"), method == "GET", "{response}");
+        }
+    }
 }

@@ -16,6 +16,10 @@ use crate::{
     upstream::{Config, Cookies, Endpoint, Host, Http2},
 };
 
+/// A head of HTTP/2 counts 32 bytes for each field beside its text (RFC 9113 §6.5.2), and
+/// `http::HeaderMap` takes up to 24,576 fields.
+const LARGEST_HEAD: usize = 512 * 1024;
+
 /// All upstreams, `[upstream]` first.
 pub(super) fn upstreams(r: &mut Reader) -> Vec<Config> {
     let plain = upstream(r, keys::UPSTREAM, keys::DEFAULT);
@@ -69,6 +73,11 @@ fn upstream(r: &mut Reader, section: &str, name: &str) -> Config {
         idle_timeout: r.positive_duration(&key("idle_timeout")),
         max_connections: r
             .count(&key("max_connections"), 10_000_000)
+            .unwrap_or_default(),
+        max_head_size: r
+            .read(&key("max_head_size"), |value| {
+                values::size_within(value, 4096, LARGEST_HEAD)
+            })
             .unwrap_or_default(),
         cookies,
         http2: r.choice(

@@ -247,8 +247,8 @@ impl RequestContext<'_> {
         }
         match sent {
             Some(Ok(response)) => {
-                let (head, response_body) = response.into_parts();
-                if !headers::is_unambiguous(&head, self.upgrade.is_some()) {
+                let (mut head, response_body) = response.into_parts();
+                if !headers::is_unambiguous(&mut head, self.upgrade.is_some()) {
                     body.end_attempt();
                     self.count_failure(lease.endpoint(), &Error::InvalidResponse);
                     return Err(SendError {

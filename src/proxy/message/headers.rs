@@ -228,22 +228,44 @@ pub(crate) fn has_loop_id(headers: &HeaderMap, loop_id: &HeaderValue) -> bool {
 }
 
 /// Whether a response has one interpretation: a single `Content-Length` or chunked coding (RFC 9112
-/// §6.3), and no 101 without a request for an upgrade.
-pub(crate) fn is_unambiguous(head: &response::Parts, is_upgrade_requested: bool) -> bool {
+/// §6.3), and no 101 without a request for an upgrade. Equal lengths become a single one.
+pub(crate) fn is_unambiguous(head: &mut response::Parts, is_upgrade_requested: bool) -> bool {
     let mut lengths = head.headers.get_all(header::CONTENT_LENGTH).iter();
+    let is_list = |length: &HeaderValue| length.as_bytes().contains(&b',');
+    let is_repeated = lengths.next().is_some_and(is_list) || lengths.next().is_some();
+    if is_repeated {
+        let Some(length) = common_length(&head.headers) else {
+            return false;
+        };
+        head.headers.insert(header::CONTENT_LENGTH, length);
+    }
+    let length = head.headers.get(header::CONTENT_LENGTH);
     let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
-    let (length, coding) = (lengths.next(), codings.next());
+    let coding = codings.next();
     // The HTTP/2 parser accepts an empty value.
     let is_number = |length: &HeaderValue| {
         !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit)
     };
     (head.status != StatusCode::SWITCHING_PROTOCOLS || is_upgrade_requested)
-        && lengths.next().is_none()
         && codings.next().is_none()
         && length.is_none_or(is_number)
         && coding.is_none_or(|coding| {
             coding.as_bytes().eq_ignore_ascii_case(b"chunked") && length.is_none()
         })
+}
+
+/// The length that all `Content-Length` fields state, as several fields or as a list (RFC 9110
+/// §8.6). `None` if they differ.
+fn common_length(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut lengths = headers
+        .get_all(header::CONTENT_LENGTH)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii);
+    let length = lengths.next()?;
+    lengths
+        .all(|other| other == length)
+        .then(|| HeaderValue::from_bytes(length).ok())?
 }
 
 /// Whether the upstream authenticates the connection instead of the request, as NTLM and Negotiate

@@ -114,7 +114,14 @@ where
             .as_mut()
             .expect("a lease that is not consumed has a connection")
         {
-            Connection::Http1(connection, _) => connection.sender.try_send_request(request).await,
+            Connection::Http1(connection, _) => {
+                connection.heads.expect_head();
+                let mut sent = connection.sender.try_send_request(request).await;
+                if let Ok(response) = &mut sent {
+                    connection.heads.complete(response);
+                }
+                sent
+            }
             Connection::Http2(stream) => {
                 let sent = stream.sender.try_send_request(request).await;
                 if sent

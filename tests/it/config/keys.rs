@@ -92,8 +92,12 @@ fn defaults_are_as_documented() {
         (seconds(60), seconds(90))
     );
     assert_eq!(
-        (upstream.max_connections, upstream.tls),
-        (4096, tls::Config::default())
+        (
+            upstream.max_connections,
+            upstream.max_head_size,
+            upstream.tls
+        ),
+        (4096, 64 << 10, tls::Config::default())
     );
     assert_eq!(
         (
@@ -347,9 +351,10 @@ fn every_key_sets_its_value() {
         (
             upstream.body_idle_timeout,
             upstream.idle_timeout,
-            upstream.max_connections
+            upstream.max_connections,
+            upstream.max_head_size
         ),
-        (seconds(9), seconds(10), 11)
+        (seconds(9), seconds(10), 11, 12 << 10)
     );
     let tls = tls::Config {
         ca_file: file("client.pem"),
