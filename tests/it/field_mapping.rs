@@ -1,8 +1,10 @@
 //! Messages between apps and the cloud: URLs, cookies and rules.
 
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
 use crate::common::{
     Proxy, toml,
-    upstream::{Upstream, ok},
+    upstream::{Request, Upstream, ok, response},
 };
 
 /// A proxy whose `proxy.toml` has these lines besides the usual ones.
@@ -93,5 +95,152 @@ async fn field_b5_request_fields_name_the_cloud_instead_of_the_proxy() {
             expected,
             "{destination}"
         );
+    }
+}
+
+const JSON_401: &str = "[retry.json]\npointer = \"/code\"\nvalues = [401]\n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_b3_json_of_any_text_type_can_reject_the_token() {
+    let codes: [(&str, &[u8]); 9] = [
+        ("Content-Type: text/html\r\n", b"{\"code\":401}"),
+        (
+            "Content-Type: text/html;charset=GBK\r\n",
+            b"\r\n {\"code\":401,\"m\":\"\xC4\xE3\"}",
+        ),
+        ("Content-Type: text/plain\r\n", b"{\"code\":\"401\"}"),
+        ("Content-Type: text/json\r\n", b"{\"code\":401}"),
+        (
+            "Content-Type: application/json\r\n",
+            b"\xEF\xBB\xBF{\"code\":401}",
+        ),
+        (
+            "Content-Type: text/plain\r\n",
+            b"\xEF\xBB\xBF{\"code\":401}",
+        ),
+        ("Content-Type: \r\n", b"{\"code\":401}\0"),
+        ("", b"{\"code\":401}"),
+        ("Content-Type: application/json\r\n", b"{\"code\":401}\n"),
+    ];
+    let other: [(&str, &[u8]); 4] = [
+        ("Content-Type: text/html\r\n", b"<p>{\"code\":401}"),
+        (
+            "Content-Type: application/octet-stream\r\n",
+            b"{\"code\":401}",
+        ),
+        (
+            "Content-Type: text/plain\r\nContent-Disposition: attachment\r\n",
+            b"{\"code\":401}",
+        ),
+        ("Content-Type: text/plain\r\n", b"{\"code\":200}"),
+    ];
+    for (number, (fields, body)) in codes.into_iter().chain(other).enumerate() {
+        let is_rejection = number < codes.len();
+        let asked = AtomicUsize::new(0);
+        let upstream = Upstream::always(move |_: &Request| match asked.fetch_add(1, SeqCst) {
+            0 => response("200 OK", fields, body),
+            _ => ok("accepted"),
+        });
+        let upstream = upstream.issuing().start().await;
+        let proxy = configured(&upstream.origin(), JSON_401).await;
+        let received = proxy.get("/").await;
+        let expected = if is_rejection { &b"accepted"[..] } else { body };
+        assert_eq!(
+            &received.body()[..],
+            expected,
+            "{fields} {}",
+            body.escape_ascii()
+        );
+        assert_eq!(upstream.count(), 1 + usize::from(is_rejection), "{fields}");
+    }
+}
+
+/// The lines that map the document host to `/_document`.
+const REWRITE: &str = "[upstreams.documents]\nendpoints = [\"http://document.example.com\"]\n\
+    [[route]]\nprefix = \"/_document\"\nupstream = \"documents\"\nstrip_prefix = true\n\
+    [[rewrite]]\nfrom = \"http://document.example.com\"\nto = \"/_document\"\n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_b8_small_json_of_any_text_type_is_rewritten() {
+    let large = format!("{{\"pad\":\"{}\",", " ".repeat(70_000));
+    for (fields, start, is_rewritten) in [
+        ("Content-Type: text/html\r\n", "{", true),
+        (
+            "Content-Type: text/plain; charset=utf-8\r\n",
+            "\u{FEFF} {",
+            true,
+        ),
+        ("Content-Type: text/json\r\n", "{", true),
+        ("Content-Type: text/json\r\n", &*large, true),
+        ("", "{", true),
+        ("Content-Type: text/html\r\n", "<a>{", false),
+        ("Content-Type: text/html\r\n", &*large, false),
+        ("Content-Type: text/xml\r\n", "{", false),
+        (
+            "Content-Type: text/plain\r\nContent-Disposition: attachment\r\n",
+            "{",
+            false,
+        ),
+    ] {
+        let body = |url: &str| format!("{start}\"url\":\"{url}/a\"}}");
+        let original = body("http://document.example.com");
+        let fields = format!("{fields}ETag: \"x\"\r\n");
+        let upstream = Upstream::always(response("200 OK", &fields, &original)).issuing();
+        let upstream = upstream.start().await;
+        let proxy = configured(&upstream.origin(), REWRITE).await;
+        let received = proxy.get("/").await;
+        let expected = if is_rewritten {
+            body("http://localhost/_document")
+        } else {
+            original
+        };
+        assert!(received.body() == &expected, "{fields} {received:?}");
+        assert_eq!(
+            received.headers().contains_key("etag"),
+            !is_rewritten,
+            "{fields}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_b8_response_fields_name_the_proxy_instead_of_the_cloud() {
+    let respond = |request: &Request| {
+        let host = request.fields("host")[0].to_owned();
+        let path = if request.path() == "/path" {
+            String::new()
+        } else {
+            format!("http://{host}")
+        };
+        let fields = format!(
+            "Location: {path}/l\r\nContent-Location: {path}/c\r\nRefresh: 5; url={path}/r\r\n\
+             Link: <{path}/1>; rel=next, <{path}/2>\r\nLink: <{path}/3>\r\nURI: <{path}/u>\r\n"
+        );
+        response("200 OK", &fields, "")
+    };
+    let upstream = Upstream::always(respond).issuing().start().await;
+    let proxy = configured(&upstream.origin(), &below_dav(&upstream.origin())).await;
+    for (target, ours) in [
+        ("/x", "http://localhost"),
+        ("/dav/x", "http://localhost/dav"),
+        ("/dav/path", "/dav"),
+        ("/path", ""),
+    ] {
+        let received = proxy.get(target).await;
+        let all = |name: &str| {
+            let values = received.headers().get_all(name).iter();
+            values
+                .map(|value| value.to_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(all("location"), [format!("{ours}/l")], "{target}");
+        assert_eq!(all("content-location"), [format!("{ours}/c")]);
+        assert_eq!(all("refresh"), [format!("5; url={ours}/r")]);
+        let links = [
+            format!("<{ours}/1>; rel=next, <{ours}/2>"),
+            format!("<{ours}/3>"),
+        ];
+        assert_eq!(all("link"), links);
+        assert_eq!(all("uri"), [format!("<{ours}/u>")]);
     }
 }

@@ -186,7 +186,7 @@ async fn heads_and_json_are_rewritten_and_no_other_content() {
         }
     }
     for (fields, coded) in [
-        ("Content-Type: text/plain\r\nETag: \"x\"\r\n", 0.0),
+        ("Content-Type: application/xml\r\nETag: \"x\"\r\n", 0.0),
         (
             "Content-Type: application/json\r\nContent-Encoding: br\r\nETag: \"x\"\r\n",
             1.0,

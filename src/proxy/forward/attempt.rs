@@ -8,20 +8,25 @@ use std::{
     task::{Poll, ready},
 };
 
-use http::{HeaderValue, Request, StatusCode, Version, header, request, response};
-use hyper::{body::Incoming, client::conn::TrySendError};
+use http::{HeaderValue, Method, Request, StatusCode, Version, header, request, response};
+use hyper::{
+    body::{Body as _, Incoming},
+    client::conn::TrySendError,
+};
 
 use crate::{
     proxy::{
-        error::Error,
+        error::{Error, UpstreamFailure},
         exchange::{
             Exchange,
             continue_gate::{CONTINUE_TIMEOUT, ContinueGate},
             request_body::{AttemptBody, RequestBody},
             upgrade::Upgrade,
         },
+        forward::body_start::{BodyStart, Truncated},
         message::{
             headers::{self, Outbound},
+            json_body::{self, Format},
             methods,
             urls::OwnUrls,
         },
@@ -48,12 +53,25 @@ pub(crate) struct RequestContext<'a> {
     pub(crate) upgrade: Option<&'a Upgrade>,
 }
 
-/// An upstream's response whose body has not been read.
+/// An upstream's response whose body has not been read, or only its start.
 #[derive(Debug)]
 pub(crate) struct UpstreamResponse {
     pub(crate) head: response::Parts,
+    pub(crate) start: BodyStart,
     pub(crate) body: Incoming,
     pub(crate) lease: Lease<AttemptBody>,
+}
+
+impl UpstreamResponse {
+    /// Whether the body is JSON, by its media type or by its first character.
+    pub(crate) fn is_json(&self) -> bool {
+        self.start.is_json || json_body::format(&self.head) == Format::Json
+    }
+
+    /// Whether the response has no body.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.start.frames.is_empty() && self.body.is_end_stream()
+    }
 }
 
 /// When the request body is sent.
@@ -260,11 +278,17 @@ impl RequestContext<'_> {
                     lease.retire();
                 }
                 body.begin_response();
-                Ok(UpstreamResponse {
+                let response = UpstreamResponse {
                     head,
+                    start: BodyStart::default(),
                     body: response_body,
                     lease,
-                })
+                };
+                if self.has_uncertain_body(&response) {
+                    Box::pin(self.read_start(response)).await
+                } else {
+                    Ok(response)
+                }
             }
             Some(Err(failed)) => Err(self.send_error(failed, &lease)),
             None => {
@@ -274,6 +298,37 @@ impl RequestContext<'_> {
                 self.count_failure(lease.endpoint(), &Error::ResponseTimeout);
                 Err(SendError {
                     error: Error::ResponseTimeout,
+                    is_retryable: false,
+                })
+            }
+        }
+    }
+
+    /// Whether the start of a response's body has to be read, to decide whether it is JSON.
+    fn has_uncertain_body(&self, response: &UpstreamResponse) -> bool {
+        let is_judged = self.route.credential.is_some()
+            && self.view.config().retry.json.is_some()
+            && response.head.status.is_success();
+        (is_judged || self.route.is_rewritten)
+            && self.head.method != Method::HEAD
+            && !response.body.is_end_stream()
+            && json_body::format(&response.head) == Format::Uncertain
+    }
+
+    async fn read_start(
+        &self,
+        mut response: UpstreamResponse,
+    ) -> Result<UpstreamResponse, SendError> {
+        let UpstreamResponse { body, lease, .. } = &mut response;
+        match BodyStart::read(body, lease, self.body, self.exchange).await {
+            Ok(start) => Ok(UpstreamResponse { start, ..response }),
+            Err(Truncated) => {
+                self.body.end_attempt();
+                let origin = &lease.endpoint().origin;
+                self.worker
+                    .upstream_failed(self.view, origin, UpstreamFailure::Truncated);
+                Err(SendError {
+                    error: Error::ConnectionClosed,
                     is_retryable: false,
                 })
             }

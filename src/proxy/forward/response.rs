@@ -16,9 +16,9 @@ use crate::{
             response_body::{InFlightGuard, ResponseBody, UpstreamBody, is_truncated},
         },
         message::{
-            headers::{self, PublicUrl},
+            headers,
             observed::Observer,
-            urls::{self, BodyRewrite},
+            urls::{self, BodyRewrite, FieldMap, PublicUrl},
         },
     },
     upstream::{Cookies, Endpoint, Lease},
@@ -78,13 +78,15 @@ pub(crate) enum ReadAhead {
 impl RequestContext<'_> {
     /// Prepares a response whose body is forwarded as it arrives.
     pub(crate) fn relay(&self, response: UpstreamResponse) -> ClientResponse {
+        let is_json = response.is_json();
         let UpstreamResponse {
             mut head,
+            start,
             body,
             lease,
         } = response;
         let protocol = head.headers.get(header::UPGRADE).cloned();
-        let rewriter = self.prepare(&mut head, lease.endpoint());
+        let rewriter = self.prepare(&mut head, lease.endpoint(), is_json);
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             head.headers
                 .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -100,7 +102,7 @@ impl RequestContext<'_> {
         }
         ClientResponse {
             head,
-            buffered: VecDeque::new(),
+            buffered: start.frames,
             unread: Some(UpstreamBody { body, lease }),
             rewriter,
         }
@@ -112,22 +114,22 @@ impl RequestContext<'_> {
         &self,
         head: &mut response::Parts,
         endpoint: &Endpoint,
+        is_json: bool,
     ) -> Option<urls::JsonRewriter> {
         let url_map = &self.view.url_map;
         let host = self.head.headers.get(header::HOST);
         let public_url = PublicUrl {
-            client: &self.exchange.peer.client,
+            scheme: self.exchange.peer.client.scheme(),
             host,
             prefix: self.route.public_prefix(),
         };
         let cache_policy = self.route.credential.map(|_| self.view.cache_policy);
-        headers::inbound(
-            head,
-            endpoint,
-            &self.route.origins,
-            &public_url,
-            cache_policy,
-        );
+        let field_map = FieldMap {
+            scheme: &endpoint.scheme,
+            origins: &self.route.origins,
+            public_url,
+        };
+        headers::inbound(head, field_map, cache_policy);
         if self.view.upstream(self.route).cookies == Cookies::Drop {
             head.headers.remove(header::SET_COOKIE);
         }
@@ -135,7 +137,7 @@ impl RequestContext<'_> {
         if url_map.is_empty() || !self.route.is_rewritten {
             return None;
         }
-        let body_rewrite = url_map.prepare_body(head);
+        let body_rewrite = url_map.prepare_body(head, is_json);
         self.worker.metrics.body_rewritten(body_rewrite);
         (body_rewrite == BodyRewrite::Rewritten)
             .then(|| urls::JsonRewriter::new(Rc::clone(url_map), public_url.origin()))
@@ -143,14 +145,17 @@ impl RequestContext<'_> {
 
     /// Reads a response's body, up to [`READ_AHEAD_LIMIT`].
     pub(crate) async fn read_ahead(&self, response: UpstreamResponse) -> ReadAhead {
+        let is_json = response.is_json();
         let UpstreamResponse {
             mut head,
+            start,
             mut body,
             lease,
         } = response;
-        let rewriter = self.prepare(&mut head, lease.endpoint());
-        let mut buffered = VecDeque::new();
-        let mut length = 0;
+        let rewriter = self.prepare(&mut head, lease.endpoint(), is_json);
+        let mut buffered = start.frames;
+        let data = buffered.iter().filter_map(Frame::data_ref);
+        let mut length: usize = data.map(Bytes::len).sum();
         self.exchange.wait_for_upstream();
         let is_complete = loop {
             let frame = tokio::select! {

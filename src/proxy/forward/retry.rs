@@ -15,8 +15,9 @@ use crate::{
             response::{ClientResponse, READ_AHEAD_LIMIT, ReadAhead},
         },
         message::{
+            json_body,
             judge::{Exhausted, Verdict, judge, may_replay, reports_failure},
-            urls::{self, BodyRewrite},
+            urls::BodyRewrite,
         },
         metrics::{RetryOutcome, RetryReason},
         token_source::{LocalToken, Rejection, TokenSource},
@@ -70,15 +71,15 @@ impl RequestContext<'_> {
     pub(crate) fn may_reject_in_json(&self, response: &UpstreamResponse) -> bool {
         if self.view.config().retry.json.is_none()
             || self.head.method == Method::HEAD
-            || response.body.is_end_stream()
+            || response.is_empty()
         {
             return false;
         }
         let head = &response.head;
-        if !head.status.is_success() || !urls::is_json(&head.headers) {
+        if !head.status.is_success() || !response.is_json() {
             return false;
         }
-        let is_encoded = urls::is_encoded(&head.headers);
+        let is_encoded = json_body::is_encoded(&head.headers);
         if is_encoded && !self.route.is_rewritten {
             self.worker.metrics.body_rewritten(BodyRewrite::Encoded);
         }

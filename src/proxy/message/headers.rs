@@ -20,7 +20,7 @@ use crate::{
     base::list_field,
     proxy::message::{
         cache_control::CachePolicy,
-        urls::{OwnUrls, UpstreamOrigin, UrlMap},
+        urls::{FieldMap, OwnUrls, UpstreamOrigin},
     },
     upstream::{Endpoint, Host},
 };
@@ -67,26 +67,9 @@ impl ClientConnection {
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         self.address
     }
-}
 
-/// The URL of the proxy as the client sees it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct PublicUrl<'a> {
-    pub(crate) client: &'a ClientConnection,
-    /// The request's `Host`.
-    pub(crate) host: Option<&'a HeaderValue>,
-    /// The path prefix of the route. It begins with `/` and does not end with one; `""` is the
-    /// root.
-    pub(crate) prefix: &'a str,
-}
-
-impl PublicUrl<'_> {
-    /// `scheme://host`; empty without a `Host`.
-    pub(crate) fn origin(&self) -> Vec<u8> {
-        let scheme = self.client.scheme.as_str().as_bytes();
-        self.host
-            .map(|host| [scheme, b"://", host.as_bytes()].concat())
-            .unwrap_or_default()
+    pub(crate) fn scheme(&self) -> &Scheme {
+        &self.scheme
     }
 }
 
@@ -284,9 +267,7 @@ pub(crate) fn authenticates_connection(headers: &HeaderMap) -> bool {
 /// upstream to the proxy, and, if the request carried the injected token, applies `cache_policy`.
 pub(crate) fn inbound(
     head: &mut response::Parts,
-    endpoint: &Endpoint,
-    urls: &UrlMap,
-    public_url: &PublicUrl<'_>,
+    urls: FieldMap<'_>,
     cache_policy: Option<CachePolicy>,
 ) {
     let headers = &mut head.headers;
@@ -297,12 +278,9 @@ pub(crate) fn inbound(
     for name in HOP_BY_HOP {
         headers.remove(name);
     }
-    for name in [header::LOCATION, header::CONTENT_LOCATION] {
-        let address = headers.get(&name);
-        let address = address
-            .and_then(|address| mapped_location(address.as_bytes(), endpoint, urls, public_url));
-        if let Some(address) = address.and_then(|address| HeaderValue::from_bytes(&address).ok()) {
-            headers.insert(name, address);
+    for (name, value) in headers.iter_mut() {
+        if let Some(mapped) = urls.map_field(name, value) {
+            *value = mapped;
         }
     }
     if let Some(cache_policy) = cache_policy {
@@ -364,29 +342,4 @@ fn joined(headers: &HeaderMap, name: &HeaderName, last: &[u8]) -> Option<HeaderV
         .collect();
     values.push(last);
     HeaderValue::from_bytes(&values.join(&b", "[..])).ok()
-}
-
-/// A `Location` of the upstream, mapped to the proxy. `None` if it needs no change.
-fn mapped_location(
-    location: &[u8],
-    endpoint: &Endpoint,
-    urls: &UrlMap,
-    public_url: &PublicUrl<'_>,
-) -> Option<Vec<u8>> {
-    let is_network_path = location.starts_with(b"//");
-    if location.starts_with(b"/") && !is_network_path {
-        return (!public_url.prefix.is_empty())
-            .then(|| [public_url.prefix.as_bytes(), location].concat());
-    }
-    // RFC 3986 §4.2: the scheme is that of the response's URL.
-    let scheme = if is_network_path {
-        endpoint.scheme.as_str()
-    } else {
-        ""
-    };
-    let colon = if is_network_path { ":" } else { "" };
-    urls.map(
-        &[scheme.as_bytes(), colon.as_bytes(), location].concat(),
-        &public_url.origin(),
-    )
 }

@@ -4,7 +4,7 @@ use http::{HeaderMap, Method, StatusCode, header};
 use http_auth::parser::ChallengeParser;
 use serde_json::Value;
 
-use crate::proxy::message::methods;
+use crate::proxy::message::{json_body, methods};
 
 /// Which responses count as an authorization failure, and which requests are sent again.
 #[derive(Debug, Clone)]
@@ -69,11 +69,10 @@ pub(crate) fn judge(status: StatusCode, headers: &HeaderMap, retry: &Retry) -> V
 
 /// Whether a JSON body reports an authorization failure.
 pub(crate) fn reports_failure(json: &[u8], rule: &RetryJson) -> bool {
-    let Ok(body) = serde_json::from_slice::<Value>(json) else {
-        return false;
-    };
-    body.pointer(&rule.pointer)
-        .is_some_and(|code| rule.contains(code))
+    json_body::parse(json).is_some_and(|body| {
+        let code = body.pointer(&rule.pointer);
+        code.is_some_and(|code| rule.contains(code))
+    })
 }
 
 /// Compares codes. A number equals a string with the same digits: some services use both.

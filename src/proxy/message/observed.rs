@@ -12,8 +12,9 @@ use serde_json::Value;
 use url::Url;
 
 use crate::proxy::message::{
+    json_body::{self, Format},
     judge::RetryJson,
-    urls::{UrlMap, is_encoded, is_json},
+    urls::UrlMap,
 };
 
 /// The most responses that one worker observes in a second.
@@ -96,8 +97,8 @@ impl Observer {
     /// Whether a response can be observed.
     pub(crate) fn applies_to(head: &response::Parts) -> bool {
         head.status.is_success()
-            && is_json(&head.headers)
-            && !is_encoded(&head.headers)
+            && json_body::format(head) != Format::Other
+            && !json_body::is_encoded(&head.headers)
             && fits(&head.headers)
     }
 
@@ -119,7 +120,7 @@ impl Observer {
         urls: &UrlMap,
         now: SystemTime,
     ) {
-        let Ok(body) = serde_json::from_slice::<Value>(&self.body) else {
+        let Some(body) = json_body::parse(&self.body) else {
             return;
         };
         let is_handled = |code: &&Value| retry.is_some_and(|retry| retry.contains(code));
