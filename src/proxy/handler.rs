@@ -63,6 +63,7 @@ pub(crate) async fn handle(
         head: &head,
         body: &body,
         upgrade,
+        sends_range: true,
     };
     let outcome = match exchange.state.fault(number) {
         None => context

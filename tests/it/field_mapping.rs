@@ -1,10 +1,16 @@
 //! Messages between apps and the cloud: URLs, cookies and rules.
 
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
 
 use crate::common::{
     Proxy, toml,
-    upstream::{Request, Upstream, ok, response},
+    upstream::{Request, RunningUpstream, Upstream, ok, response},
 };
 
 /// A proxy whose `proxy.toml` has these lines besides the usual ones.
@@ -243,4 +249,179 @@ async fn field_b8_response_fields_name_the_proxy_instead_of_the_cloud() {
         assert_eq!(all("link"), links);
         assert_eq!(all("uri"), [format!("<{ours}/u>")]);
     }
+}
+
+/// A server of `/file`, with this type and content, that supports ranges.
+async fn serving(kind: &'static str, content: Vec<u8>) -> RunningUpstream {
+    let respond = move |request: &Request| {
+        let all = content.len();
+        let part = |range: &str| {
+            let (first, last) = range.trim().split_once('-').unwrap();
+            let first: usize = first.parse().unwrap();
+            first..last.parse().map_or(all, |last: usize| all.min(last + 1))
+        };
+        let ranges = request.fields("range");
+        let ranges = ranges
+            .first()
+            .and_then(|range| range.strip_prefix("bytes="));
+        let kind = format!("Content-Type: {kind}\r\n");
+        let Some(ranges) = ranges else {
+            return response("200 OK", &format!("{kind}ETag: \"e\"\r\n"), &content);
+        };
+        let parts: Vec<_> = ranges.split(',').map(part).collect();
+        let range = |part: &Range<usize>| {
+            format!(
+                "Content-Range: bytes {}-{}/{all}\r\n",
+                part.start,
+                part.end - 1
+            )
+        };
+        match &parts[..] {
+            [one] if one.start >= all => {
+                let fields = format!("Content-Range: bytes */{all}\r\nContent-Type: text/html\r\n");
+                response("416 Range Not Satisfiable", &fields, "<p>416")
+            }
+            [one] => {
+                let fields = format!("{kind}{}ETag: \"e\"\r\n", range(one));
+                response("206 Partial Content", &fields, &content[one.clone()])
+            }
+            several => {
+                let one = |part: &Range<usize>| {
+                    let head = format!("\r\n--b\r\n{kind}{}\r\n", range(part));
+                    [head.as_bytes(), &content[part.clone()]].concat()
+                };
+                let body = [
+                    &several.iter().map(one).collect::<Vec<_>>().concat()[..],
+                    b"\r\n--b--",
+                ];
+                let fields = "Content-Type: multipart/byteranges; boundary=b\r\n";
+                response("206 Partial Content", fields, body.concat())
+            }
+        }
+    };
+    Upstream::always(respond).issuing().start().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_b7_parts_of_what_is_not_rewritten_pass() {
+    let json = br#"{"url":"http://document.example.com/a"}"#.to_vec();
+    let whole = br#"{"url":"http://localhost/_document/a"}"#.to_vec();
+    let file: Vec<u8> = (0..200_000_u32).map(|n| (n % 251) as u8).collect();
+    let text = b"http://document.example.com/ without braces".to_vec();
+    for (kind, content, range, expected) in [
+        (
+            "application/zip",
+            &file,
+            "bytes=5-",
+            (206, file[5..].to_vec()),
+        ),
+        (
+            "application/zip",
+            &file,
+            "bytes=100000-100009",
+            (206, file[100_000..100_010].to_vec()),
+        ),
+        (
+            "application/zip",
+            &file,
+            "bytes=200000-",
+            (416, b"<p>416".to_vec()),
+        ),
+        ("text/plain", &text, "bytes=5-", (206, text[5..].to_vec())),
+        ("text/plain", &text, "bytes=500-", (416, b"<p>416".to_vec())),
+        ("text/plain", &file, "bytes=5-", (206, file[5..].to_vec())),
+        ("application/json", &json, "bytes=5-", (200, whole.clone())),
+        (
+            "application/json",
+            &json,
+            "bytes=500-",
+            (200, whole.clone()),
+        ),
+        (
+            "application/json",
+            &json,
+            "bytes=0-1,5-6",
+            (200, whole.clone()),
+        ),
+        ("text/html", &json, "bytes=5-", (200, whole.clone())),
+        ("text/html", &json, "bytes=500-", (200, whole.clone())),
+    ] {
+        let upstream = serving(kind, content.clone()).await;
+        let proxy = configured(&upstream.origin(), REWRITE).await;
+        let request = get_with(&[("range", range), ("if-range", "\"e\"")]);
+        let received = proxy.send(request).await;
+        let case = format!("{kind} {range}");
+        assert_eq!(received.status(), expected.0, "{case}");
+        assert!(received.body() == &expected.1, "{case} {received:?}");
+        assert_eq!(
+            received.headers().contains_key("content-range"),
+            expected.0 != 200,
+            "{case}"
+        );
+        let requests = upstream.requests();
+        assert_eq!(requests[0].fields("range"), [range]);
+        assert_eq!(requests[0].fields("if-range"), ["\"e\""]);
+        for again in &requests[1..] {
+            assert!(again.fields("range").is_empty() && again.fields("if-range").is_empty());
+            assert_eq!(again.token(), "token");
+        }
+        // What is not rewritten costs no second request where its type shows that.
+        let is_certain = !kind.starts_with("text/") && expected.0 == 206;
+        assert!(!is_certain || requests.len() == 1, "{case}");
+    }
+    // Several parts of a file.
+    let upstream = serving("application/zip", file.clone()).await;
+    let proxy = configured(&upstream.origin(), REWRITE).await;
+    let received = proxy.send(get_with(&[("range", "bytes=0-1,5-6")])).await;
+    assert_eq!(received.status(), 206);
+    assert!(
+        received.body().ends_with(b"\x05\x06\r\n--b--"),
+        "{received:?}"
+    );
+    assert_eq!(upstream.count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_b7_ranges_of_other_methods() {
+    let json = br#"{"url":"http://document.example.com/a"}"#.to_vec();
+    let upstream = serving("application/json", json.clone()).await;
+    let proxy = configured(&upstream.origin(), REWRITE).await;
+    let fields = "Host: localhost\r\nRange: bytes=5-\r\n";
+    assert_eq!(proxy.status("HEAD /file", fields).await, 200);
+    assert_eq!(upstream.count(), 2);
+    // The response to a POST is not requested again.
+    let fields = format!("{fields}Content-Length: 0\r\n");
+    assert_eq!(proxy.status("POST /file", &fields).await, 206);
+    assert_eq!(upstream.count(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_b7_a_part_is_kept_if_the_whole_cannot_be_had() {
+    let respond = |request: &Request| match request.fields("range")[..] {
+        [] => response(
+            "500 Internal Server Error",
+            "Content-Type: text/css\r\n",
+            "",
+        ),
+        _ => response(
+            "206 Partial Content",
+            "Content-Type: text/plain\r\nContent-Range: bytes 0-3/9\r\n",
+            "part",
+        ),
+    };
+    let upstream = Upstream::always(respond).issuing().start().await;
+    let proxy = configured(&upstream.origin(), REWRITE).await;
+    let received = proxy.send(get_with(&[("range", "bytes=0-3")])).await;
+    assert_eq!(
+        (received.status().as_u16(), &received.body()[..]),
+        (206, &b"part"[..])
+    );
+}
+
+fn get_with(fields: &[(&str, &str)]) -> http::Request<Full<Bytes>> {
+    let mut request = http::Request::get("/file").header("host", "localhost");
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    request.body(Full::default()).unwrap()
 }

@@ -51,6 +51,8 @@ pub(crate) struct RequestContext<'a> {
     pub(crate) head: &'a request::Parts,
     pub(crate) body: &'a RequestBody,
     pub(crate) upgrade: Option<&'a Upgrade>,
+    /// Whether the client's `Range` is sent.
+    pub(crate) sends_range: bool,
 }
 
 /// An upstream's response whose body has not been read, or only its start.
@@ -66,6 +68,13 @@ impl UpstreamResponse {
     /// Whether the body is JSON, by its media type or by its first character.
     pub(crate) fn is_json(&self) -> bool {
         self.start.is_json || json_body::format(&self.head) == Format::Json
+    }
+
+    /// Ends a response that no client gets. Its connection is kept if nothing is left to read.
+    pub(crate) fn discard(self) {
+        if self.body.is_end_stream() {
+            self.lease.release();
+        }
     }
 
     /// Whether the response has no body.
@@ -102,6 +111,20 @@ impl RequestContext<'_> {
         if self.body.should_wait_for_continue() {
             return Box::pin(self.attempt_with_continue(authorization)).await;
         }
+        let response = self
+            .attempt_with(SendBody::Immediately, authorization)
+            .await?;
+        if self.may_be_part_of_json(&response) {
+            return Box::pin(self.whole_if_rewritten(response, authorization)).await;
+        }
+        Ok(response)
+    }
+
+    /// The same for a request without `Range` and body.
+    pub(crate) async fn attempt_whole(
+        self,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<UpstreamResponse, Error> {
         self.attempt_with(SendBody::Immediately, authorization)
             .await
     }
@@ -285,7 +308,11 @@ impl RequestContext<'_> {
                     lease,
                 };
                 if self.has_uncertain_body(&response) {
-                    Box::pin(self.read_start(response)).await
+                    let read = self.read_start(response, json_body::begins_json);
+                    Box::pin(read).await.map_err(|error| SendError {
+                        error,
+                        is_retryable: false,
+                    })
                 } else {
                     Ok(response)
                 }
@@ -315,22 +342,21 @@ impl RequestContext<'_> {
             && json_body::format(&response.head) == Format::Uncertain
     }
 
-    async fn read_start(
+    /// Reads the start of a response's body until `is_json` is decided.
+    pub(crate) async fn read_start(
         &self,
         mut response: UpstreamResponse,
-    ) -> Result<UpstreamResponse, SendError> {
+        is_json: impl FnMut(&[u8]) -> Option<bool>,
+    ) -> Result<UpstreamResponse, Error> {
         let UpstreamResponse { body, lease, .. } = &mut response;
-        match BodyStart::read(body, lease, self.body, self.exchange).await {
+        match BodyStart::read(body, lease, self.body, self.exchange, is_json).await {
             Ok(start) => Ok(UpstreamResponse { start, ..response }),
             Err(Truncated) => {
                 self.body.end_attempt();
                 let origin = &lease.endpoint().origin;
                 self.worker
                     .upstream_failed(self.view, origin, UpstreamFailure::Truncated);
-                Err(SendError {
-                    error: Error::ConnectionClosed,
-                    is_retryable: false,
-                })
+                Err(Error::ConnectionClosed)
             }
         }
     }
@@ -404,8 +430,7 @@ impl RequestContext<'_> {
         if let Some(gate) = gate {
             gate.expect_continue(&mut request);
         }
-        if self.route.is_rewritten {
-            // Ranges and compressed bodies cannot be rewritten.
+        if !self.sends_range {
             request.headers_mut().remove(header::RANGE);
             request.headers_mut().remove(header::IF_RANGE);
         }

@@ -30,12 +30,13 @@ pub(crate) struct BodyStart {
 pub(crate) struct Truncated;
 
 impl BodyStart {
-    /// Reads a body to its first character.
+    /// Reads a body until `is_json`, which gets the data of each frame, is decided.
     pub(crate) async fn read(
         body: &mut Incoming,
         lease: &Lease<AttemptBody>,
         request: &RequestBody,
         exchange: &Exchange,
+        mut is_json: impl FnMut(&[u8]) -> Option<bool>,
     ) -> Result<Self, Truncated> {
         let mut start = Self::default();
         let mut length = 0;
@@ -58,7 +59,7 @@ impl BodyStart {
                 headers::clean_trailers(trailers, &[]);
             }
             let data = frame.data_ref().map_or(&[][..], |data| data);
-            let decision = json_body::begins_json(data);
+            let decision = is_json(data);
             length += data.len() as u64;
             start.frames.push_back(frame);
             if let Some(is_json) = decision {

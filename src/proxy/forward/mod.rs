@@ -5,11 +5,13 @@
 //! | `attempt` | sends the request to an endpoint with one token, receives the response's head |
 //! | `retry` | responses that reject the token: the replay with a newer one |
 //! | `body_start` | reads the start of a body that may be JSON |
+//! | `range` | requests for a part of a body that is rewritten |
 //! | `response` | prepares the upstream's response for the client; reads a small body ahead |
 //! | `response_body` | the body that the client receives, and what is counted when it ends |
 
 pub(crate) mod attempt;
 pub(crate) mod body_start;
+pub(crate) mod range;
 pub(crate) mod response;
 pub(crate) mod response_body;
 pub(crate) mod retry;

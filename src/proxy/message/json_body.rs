@@ -20,54 +20,96 @@ pub(crate) enum Format {
     Other,
 }
 
-/// The format of a response's body.
+/// The format of a response's body. A part of a body has none.
 pub(crate) fn format(head: &response::Parts) -> Format {
-    let is_empty = matches!(
-        head.status,
-        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-    );
-    let kind = head.headers.get(header::CONTENT_TYPE);
-    let kind = kind.map_or(&b""[..], |kind| kind.as_bytes());
-    let kind = kind.split(|byte| *byte == b';').next();
-    match kind.unwrap_or_default().trim_ascii() {
-        _ if is_empty => Format::Other,
-        kind if is_json(kind) => Format::Json,
-        kind if may_be_json(kind) && is_small(head) => Format::Uncertain,
-        _ => Format::Other,
+    let length = head.headers.get(header::CONTENT_LENGTH);
+    match head.status {
+        StatusCode::NO_CONTENT | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED => {
+            Format::Other
+        }
+        _ => format_with(
+            &head.headers,
+            length.and_then(|length| number(length.as_bytes())),
+        ),
     }
 }
 
-/// `application/json`, `text/json`, and types with the suffix `+json` (RFC 6839 §3.1).
-fn is_json(kind: &[u8]) -> bool {
+/// The format of the body of which a 206 response contains a part.
+pub(crate) fn format_of_whole(head: &response::Parts) -> Format {
+    let range = head.headers.get(header::CONTENT_RANGE);
+    let complete = range.and_then(|range| range.as_bytes().rsplit(|byte| *byte == b'/').next());
+    format_with(&head.headers, complete.and_then(number))
+}
+
+fn format_with(headers: &HeaderMap, length: Option<u64>) -> Format {
+    let kind = headers.get(header::CONTENT_TYPE);
+    match format_of_type(kind.map_or(&b""[..], |kind| kind.as_bytes())) {
+        // What is to be saved as a file is not for the app.
+        Format::Uncertain
+            if is_encoded(headers)
+                || is_attachment(headers)
+                || length.is_some_and(|length| length > SMALL) =>
+        {
+            Format::Other
+        }
+        format => format,
+    }
+}
+
+/// JSON has the types `application/json` and `text/json`, and types with the suffix `+json` (RFC
+/// 6839 §3.1).
+fn format_of_type(content_type: &[u8]) -> Format {
+    let kind = essence(content_type);
+    let is = |other: &[u8]| kind.eq_ignore_ascii_case(other);
     let suffix = kind.len().checked_sub(b"+json".len());
-    kind.eq_ignore_ascii_case(b"application/json")
-        || kind.eq_ignore_ascii_case(b"text/json")
-        || suffix.is_some_and(|at| at > 0 && kind[at..].eq_ignore_ascii_case(b"+json"))
+    let has_suffix = suffix.is_some_and(|at| at > 0 && kind[at..].eq_ignore_ascii_case(b"+json"));
+    if is(b"application/json") || is(b"text/json") || has_suffix {
+        Format::Json
+    } else if kind.is_empty() || is(b"text/html") || is(b"text/plain") {
+        Format::Uncertain
+    } else {
+        Format::Other
+    }
 }
 
-fn may_be_json(kind: &[u8]) -> bool {
-    kind.is_empty()
-        || kind.eq_ignore_ascii_case(b"text/html")
-        || kind.eq_ignore_ascii_case(b"text/plain")
+/// A value without its parameters.
+fn essence(value: &[u8]) -> &[u8] {
+    let first = value.split(|byte| *byte == b';').next();
+    first.unwrap_or_default().trim_ascii()
 }
 
-/// Whether a body is small, as far as is known, and complete. It is not if it is to be saved as a
-/// file, whose content is not for the app.
-fn is_small(head: &response::Parts) -> bool {
-    let headers = &head.headers;
-    let length = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    let is_file = headers
-        .get(header::CONTENT_DISPOSITION)
-        .is_some_and(|value| {
-            let kind = value.as_bytes().split(|byte| *byte == b';').next();
-            kind.is_some_and(|kind| kind.trim_ascii().eq_ignore_ascii_case(b"attachment"))
+fn number(digits: &[u8]) -> Option<u64> {
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+fn is_attachment(headers: &HeaderMap) -> bool {
+    let disposition = headers.get(header::CONTENT_DISPOSITION);
+    disposition.is_some_and(|value| essence(value.as_bytes()).eq_ignore_ascii_case(b"attachment"))
+}
+
+/// Whether a body has several parts of another, RFC 9110 §14.6.
+pub(crate) fn is_multipart(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE);
+    kind.is_some_and(|kind| essence(kind.as_bytes()).eq_ignore_ascii_case(b"multipart/byteranges"))
+}
+
+/// Whether the first part of a multipart body, which begins with `data`, has a JSON media type.
+/// `None` if the fields of that part are not complete.
+pub(crate) fn is_first_part_json(data: &[u8]) -> Option<bool> {
+    /// The most bytes of the fields of a part.
+    const LIMIT: usize = 8 * 1024;
+    let data = data.trim_ascii_start();
+    let Some(length) = data.windows(4).position(|end| end == b"\r\n\r\n") else {
+        return (data.len() > LIMIT).then_some(false);
+    };
+    let kind = data[..length]
+        .split(|byte| *byte == b'\n')
+        .find_map(|line| {
+            let colon = line.iter().position(|byte| *byte == b':')?;
+            let (name, value) = (&line[..colon], &line[colon + 1..]);
+            name.eq_ignore_ascii_case(b"content-type").then_some(value)
         });
-    head.status != StatusCode::PARTIAL_CONTENT
-        && !is_encoded(headers)
-        && !is_file
-        && length.is_none_or(|length| length <= SMALL)
+    Some(kind.is_some_and(|kind| format_of_type(kind) == Format::Json))
 }
 
 /// Whether a body has a content coding, RFC 9110 §8.4.
@@ -156,12 +198,54 @@ mod tests {
                 Format::Uncertain,
             ),
             (206, &[text], Format::Other),
+            (206, &[("content-type", "text/json")], Format::Other),
             (204, &[], Format::Other),
             (304, &[], Format::Other),
             (304, &[("content-type", "application/json")], Format::Other),
         ] {
             assert_eq!(format_of(status, fields), expected, "{status} {fields:?}");
         }
+    }
+
+    #[test]
+    fn field_b7_the_format_of_the_whole_body() {
+        for (kind, range, expected) in [
+            ("application/json", "bytes 0-1/1000000", Format::Json),
+            ("text/plain", "bytes 0-1/65536", Format::Uncertain),
+            ("text/plain", "bytes 0-1/65537", Format::Other),
+            ("text/plain", "bytes 0-1/*", Format::Uncertain),
+            ("text/plain", "", Format::Uncertain),
+            ("application/zip", "bytes 0-1/9", Format::Other),
+        ] {
+            let response = Response::builder().status(206).header("content-type", kind);
+            let response = response
+                .header("content-range", range)
+                .header("content-length", "2");
+            let (head, ()) = response.body(()).unwrap().into_parts();
+            assert_eq!(format_of_whole(&head), expected, "{kind} {range}");
+        }
+    }
+
+    #[test]
+    fn field_b7_the_type_of_the_first_part() {
+        for (data, expected) in [
+            (
+                "\r\n--b\r\nContent-Type: application/json\r\nContent-Range: bytes 0-1/9\r\n\r\n{",
+                Some(true),
+            ),
+            (
+                "--b\r\ncontent-range: bytes 0-1/9\r\nCONTENT-TYPE:text/json;x\r\n\r\n",
+                Some(true),
+            ),
+            ("--b\r\nContent-Type: application/zip\r\n\r\n", Some(false)),
+            ("--b\r\nContent-Type: text/plain\r\n\r\n{", Some(false)),
+            ("--b\r\nContent-Range: bytes 0-1/9\r\n\r\n", Some(false)),
+            ("--b\r\nContent-Type: application/json\r\n", None),
+            ("", None),
+        ] {
+            assert_eq!(is_first_part_json(data.as_bytes()), expected, "{data}");
+        }
+        assert_eq!(is_first_part_json(&vec![b'x'; 10_000]), Some(false));
     }
 
     #[test]

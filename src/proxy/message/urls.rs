@@ -5,7 +5,7 @@ mod fields;
 mod json;
 mod own_urls;
 
-use http::{HeaderMap, HeaderValue, StatusCode, header, response};
+use http::{HeaderMap, HeaderValue, header, response};
 
 pub use self::own_urls::OwnUrls;
 pub(crate) use self::{
@@ -120,7 +120,7 @@ impl UrlMap {
     /// Decides whether the body of a response is rewritten, and removes fields that would not fit
     /// the rewritten body.
     pub(crate) fn prepare_body(&self, head: &mut response::Parts, is_json: bool) -> BodyRewrite {
-        if self.is_empty() || !is_json || head.status == StatusCode::PARTIAL_CONTENT {
+        if self.is_empty() || !is_json {
             return BodyRewrite::None;
         }
         if json_body::is_encoded(&head.headers) {
@@ -338,7 +338,6 @@ mod tests {
                 &[("content-encoding", "gzip")],
                 BodyRewrite::Encoded,
             ),
-            (206, true, &[], BodyRewrite::None),
             (200, false, &[], BodyRewrite::None),
         ];
         for (status, is_json, headers, expected) in table {
