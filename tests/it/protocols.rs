@@ -12,7 +12,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
 use crate::common::{
-    Proxy, eventually, proxy,
+    LIMIT, Proxy, eventually, proxy,
     web::{Body, Client, Identity, Speech, serve, stream, whole},
 };
 
@@ -280,9 +280,7 @@ async fn every_pair_of_protocols_brings_what_a_direct_connection_brings() {
                     expected.checksum = None;
                     expected.headers.retain(|(name, _)| name != "trailer");
                 }
-                let answer =
-                    tokio::time::timeout(crate::common::LIMIT, through.send(request(case, speech)))
-                        .await;
+                let answer = tokio::time::timeout(LIMIT, through.send(request(case, speech))).await;
                 let mut got = seen(answer.expect(&what).expect(&what)).await;
                 if case == Case::RequestTrailers {
                     let credential = got
@@ -439,7 +437,7 @@ async fn streams_flow_both_ways_at_once_over_http2() {
     pieces.send(Bytes::from_static(b"0")).unwrap();
     let mut answer = client.send(request).await.unwrap().into_body();
     for n in 0..50 {
-        let back = tokio::time::timeout(crate::common::LIMIT, answer.frame())
+        let back = tokio::time::timeout(LIMIT, answer.frame())
             .await
             .unwrap()
             .unwrap()
@@ -521,6 +519,36 @@ async fn an_http2_client_is_told_to_leave_and_what_is_under_way_is_answered() {
         .unwrap();
 }
 
+/// The client opens a stream as soon as the previous one has ended, so that the connection is never
+/// idle for long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_http2_client_does_not_delay_the_shutdown() {
+    let folder = tempfile::tempdir().unwrap();
+    let identity = Identity::new();
+    identity.write(folder.path());
+    let address = serve(Speech::Http11, &identity, cloud).await;
+    let (proxy, _) = proxy_before(
+        Speech::Http11,
+        address,
+        folder.path(),
+        // Longer than the test may take.
+        &[("proxy.drain_timeout", "10m")],
+    )
+    .await;
+    let mut client = Client::connect(Speech::Http2, proxy.address, &identity).await;
+    let busy = tokio::spawn(async move {
+        let next = || request(Case::NoContent, Speech::Http2);
+        while let Ok(response) = client.send(next()).await {
+            seen(response).await;
+        }
+    });
+    proxy.until_open(1).await;
+    tokio::time::timeout(LIMIT, proxy.app.shut_down())
+        .await
+        .expect("the client gets GOAWAY");
+    busy.await.unwrap();
+}
+
 /// The upstream reads a body of unknown length and its trailers, and refuses the request by a
 /// status or by JSON. The proxy sends the request again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -596,7 +624,7 @@ async fn a_refused_stream_is_sent_again_with_its_trailers_between_any_protocols(
                     .unwrap(),
             );
             let what = format!("{speech:?} to {upstream:?}, by JSON: {by_json}");
-            let answer = tokio::time::timeout(crate::common::LIMIT, answer)
+            let answer = tokio::time::timeout(LIMIT, answer)
                 .await
                 .expect(&what)
                 .expect(&what);
@@ -667,7 +695,7 @@ async fn answers_that_are_read_ahead_keep_their_trailers() {
                 .header(header::HOST, "localhost")
                 .header(header::TE, "trailers");
             let answer = client.send(request.body(stream(Vec::new(), None)).unwrap());
-            let answer = tokio::time::timeout(crate::common::LIMIT, answer)
+            let answer = tokio::time::timeout(LIMIT, answer)
                 .await
                 .expect(path)
                 .expect(path);

@@ -75,7 +75,9 @@ impl Http2State {
 
     pub(crate) fn stream_closed(&self) {
         self.flood.progress();
-        if self.open_streams.fetch_sub(1, Relaxed) == 1 {
+        let is_last = self.open_streams.fetch_sub(1, Relaxed) == 1;
+        // The same: otherwise a client that sends one request after another would never get GOAWAY.
+        if is_last && (self.is_closing.load(Relaxed) || !self.timeouts.is_draining()) {
             self.arm_idle();
         }
     }
@@ -151,5 +153,22 @@ mod tests {
         assert!(is_armed(), "the client has time to close");
         assert!(!state.begin_close());
         assert_eq!(state.read_timeout(), None);
+    }
+
+    #[test]
+    fn streams_do_not_postpone_the_goaway_of_draining() {
+        let ticker = Ticker::new();
+        let (read, write) = (ticker.deadline().handle(), ticker.deadline().handle());
+        let timeouts = Arc::new(Timeouts::of(Duration::from_secs(60)));
+        let state = Http2State::new(read.clone(), write, Arc::clone(&timeouts));
+        timeouts.begin_draining();
+        state.drain();
+        let granted = read.pause();
+        for _ in 0..3 {
+            state.stream_opened();
+            state.stream_closed();
+        }
+        assert!(granted.is_some());
+        assert_eq!(read.pause(), None, "the deadline is not armed again");
     }
 }

@@ -64,6 +64,11 @@ impl Timeouts {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn begin_draining(&self) {
+        self.draining.store(true, Relaxed);
+    }
+
     pub(super) fn is_draining(&self) -> bool {
         self.draining.load(Relaxed)
     }
