@@ -354,7 +354,7 @@ fn no_openssl_and_one_provider_of_cryptography() {
         .lines()
         .filter_map(|line| line.split_whitespace().next())
         .collect();
-    for expected in ["rustls", "aws-lc-rs", "hyper", "reqwest"] {
+    for expected in ["rustls", "aws-lc-rs", "hyper"] {
         assert!(crates.contains(&expected), "{expected} is not in the tree");
     }
     for unwanted in [

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -293,6 +293,18 @@ impl Stream {
         if let Self::Tcp(stream) = self {
             // If this fails the connection is closed already.
             let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+
+    /// Sends a probe after each `interval` without traffic, so that reading fails when the other
+    /// side is gone: by default after nine of them.
+    pub fn probe_when_idle(&self, interval: Duration) {
+        if let Self::Tcp(stream) = self {
+            let probes = TcpKeepalive::new()
+                .with_time(interval)
+                .with_interval(interval);
+            // Without them the loss is noticed at a deadline.
+            let _ = SockRef::from(stream).set_tcp_keepalive(&probes);
         }
     }
 

@@ -277,17 +277,6 @@ pub fn server_config(config: &ServerConfig, alpn: &[&[u8]]) -> Result<rustls::Se
     Ok(server)
 }
 
-/// A client configuration without trust anchors, for an HTTP client that requires one although its
-/// URLs are plain `http`.
-///
-/// # Errors
-/// When the provider does not support the TLS versions.
-pub fn client_config_without_roots() -> Result<ClientConfig, Error> {
-    Ok(builder(MinVersion::default())?
-        .with_root_certificates(RootCertStore::empty())
-        .with_no_client_auth())
-}
-
 /// The TLS error that caused an IO error, if one did.
 pub fn cause(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref().and_then(|cause| cause.downcast_ref())

@@ -64,7 +64,7 @@ impl CodeGrant {
     }
 
     /// Exchanges the code for tokens (RFC 6749 §4.1.3). It is sent once: whatever the response, it
-    /// is invalid afterwards. Ends within the issuer's timeout.
+    /// is invalid afterwards. A late response is read, too.
     ///
     /// # Errors
     /// A classified failure whose detail contains no secret.
@@ -78,7 +78,10 @@ impl CodeGrant {
             ("code", code.expose()),
         ];
         self.endpoint
-            .request_tokens(pairs.into_iter().chain(redirect_uri))
+            .request_tokens(
+                pairs.into_iter().chain(redirect_uri),
+                &self.endpoint.read_on(),
+            )
             .await
     }
 

@@ -144,8 +144,8 @@ impl Credential {
     /// Waits for a usable token above this version (any usable token for `None`). Dropping the
     /// future cancels the wait, never the refresh.
     ///
-    /// `None` after `wait`; at once if there will be none until an operator acts, or if
-    /// [`MAX_WAITERS`] wait already. It waits by the runtime's clock: time in suspend does not
+    /// `None` after `wait`; at once if there will be none until an operator acts, if the issuer takes
+    /// longer than `token.timeout` to respond, or if [`MAX_WAITERS`] wait already. It waits by the runtime's clock: time in suspend does not
     /// count.
     pub async fn newer_than(&self, version: Option<Version>, wait: Duration) -> Option<Arc<Token>> {
         let _slot = WaiterSlot::take(&self.shared.waiters)?;
@@ -160,12 +160,15 @@ impl Credential {
         loop {
             // The status is marked as seen before the cache is read: a token that is published in
             // between makes `changed` return at once.
-            let needs_operator = status.borrow_and_update().needs_operator();
+            let is_in_vain = {
+                let status = status.borrow_and_update();
+                status.needs_operator() || status.is_overdue
+            };
             if let Some(token) = self.usable_above(version) {
                 return Some(token);
             }
             // `changed` fails after the refresher has ended.
-            if needs_operator || status.changed().await.is_err() {
+            if is_in_vain || status.changed().await.is_err() {
                 return None;
             }
         }

@@ -1,21 +1,31 @@
-//! An endpoint of the issuer: its URL, and an HTTP client that sends each request exactly once.
+//! An endpoint of the issuer: its URL, and calls that send each request exactly once.
 
-use std::{error::Error as _, fmt::Write as _, io, net::IpAddr, sync::Arc, time::Duration};
+mod connect;
+mod exchange;
+mod recording;
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Uri, header};
+use http_body_util::Full;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::{Client, RequestBuilder, Url};
+use rustls::{ClientConfig, pki_types::ServerName};
+use url::{Position, Url};
 use zeroize::Zeroizing;
 
-use super::token_response::{Failure, FailureClass};
+use self::connect::{Tls, Transport};
+use super::{
+    deadline::CallDeadline,
+    token_response::{Failure, FailureClass, RawResponse},
+};
 use crate::{
     base::{blocking, host},
     net::{reload, tls},
 };
 
+/// The limit for name resolution, TCP and TLS together. A shorter `token.timeout` replaces it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest response body that is read, in bytes.
-const BODY_LIMIT: usize = 64 * 1024;
 /// Everything but the unreserved characters of RFC 3986 §2.3, so that `+`, `%`, `&`, `=` and spaces
 /// in a value survive.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
@@ -24,7 +34,7 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
-/// Why no HTTP client for the issuer can be built.
+/// Why the issuer cannot be called.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A CA file or the client certificate.
@@ -39,150 +49,214 @@ pub enum Error {
     /// `server_name` is not a host name.
     #[error("tls.server_name: this is not a host name")]
     NotAName,
-    /// The HTTP client.
-    #[error("the HTTP client for the issuer cannot be built: {0}")]
-    Client(reqwest::Error),
+    /// The issuer's host cannot be in a certificate.
+    #[error("token.issuer: \"{0}\" is not a name that a TLS certificate can carry")]
+    Host(String),
 }
 
 /// One endpoint of the issuer.
 #[derive(Debug)]
 pub(super) struct IssuerEndpoint {
-    client: Arc<reload::Reloadable<Client>>,
-    /// With `tls.server_name` as its host, if that is set.
     url: Url,
-    /// The `Host` field, if the URL's host is not the issuer's.
-    host: Option<HeaderValue>,
+    host: String,
+    port: u16,
+    /// The value of `Host`.
+    authority: HeaderValue,
+    tls: Option<EndpointTls>,
+    connect_timeout: Duration,
 }
 
-/// A complete response, not parsed yet.
-pub(super) struct RawResponse {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Zeroizing<Vec<u8>>,
+#[derive(Debug)]
+struct EndpointTls {
+    config: Arc<reload::Reloadable<Arc<ClientConfig>>>,
+    server_name: ServerName<'static>,
+}
+
+/// The parameters of a request, percent-encoded.
+pub(super) enum Parameters {
+    /// `GET` with a query.
+    Get(Zeroizing<String>),
+    /// `POST` with a query and without a body.
+    Query(Zeroizing<String>),
+    /// `POST` with a form; the URL stays as configured.
+    Form(Zeroizing<String>),
 }
 
 impl IssuerEndpoint {
-    /// Builds the client; connects to nothing yet. `timeout` limits a whole call.
+    /// Connects to nothing yet. `timeout` is `token.timeout`.
     pub(super) fn new(url: &Url, tls: &tls::Config, timeout: Duration) -> Result<Self, Error> {
-        let mut url = url.clone();
+        let host = host::without_brackets(url.host_str().unwrap_or_default()).to_owned();
         let is_https = url.scheme() == "https";
-        let mut host = None;
-        let mut resolver = None;
-        if let Some(name) = tls.server_name.as_deref().filter(|_| is_https) {
-            if let Ok(address) = name.parse() {
-                return Err(Error::ServerName(address));
-            }
-            // reqwest verifies the certificate against the URL's host. So the URL gets
-            // `server_name`, and the resolver and the Host field keep the real name.
-            let real = host::without_brackets(url.host_str().unwrap_or_default()).to_owned();
-            host = HeaderValue::from_str(&url[url::Position::BeforeHost..url::Position::AfterPort])
-                .ok();
-            url.set_host(Some(name)).map_err(|_| Error::NotAName)?;
-            resolver = Some(FixedHost { host: real.into() });
-        }
-        let tls = is_https.then(|| tls.clone());
-        let (files, certificate) = tls
-            .as_ref()
-            .map(|tls| (tls.files(), tls.client_cert_file.clone()))
-            .unzip();
-        let files: Vec<_> = files.into_iter().flatten().collect();
-        let build = move || build_client(tls.as_ref(), timeout, resolver.clone());
-        let client = reload::Reloadable::new(
-            "issuer:client".to_owned(),
-            files,
-            certificate.flatten(),
-            build,
-        )?;
+        let tls = is_https.then(|| EndpointTls::new(tls, &host)).transpose()?;
+        // A URL consists of visible ASCII.
+        let authority = HeaderValue::from_str(&url[Position::BeforeHost..Position::AfterPort])
+            .unwrap_or_else(|_| HeaderValue::from_static(""));
         Ok(Self {
-            client: Arc::new(client),
-            url,
+            url: url.clone(),
             host,
+            port: url.port_or_known_default().unwrap_or_default(),
+            authority,
+            tls,
+            connect_timeout: CONNECT_TIMEOUT.min(timeout),
         })
     }
 
-    /// What reloads the client when the files of `tls` change.
-    pub(super) fn reloadable(&self) -> Arc<dyn reload::Reload> {
-        Arc::clone(&self.client) as Arc<dyn reload::Reload>
+    /// What reloads the TLS settings when their files change; `None` without TLS.
+    pub(super) fn reloadable(&self) -> Option<Arc<dyn reload::Reload>> {
+        let tls = self.tls.as_ref()?;
+        Some(Arc::clone(&tls.config) as Arc<dyn reload::Reload>)
     }
 
-    /// Reads the files of `tls` again. If they are unusable, the client stays as it was.
+    /// Reads the files of `tls` again. If they are unusable, the settings stay as they were.
     pub(super) async fn reload(&self) {
-        let reloadable = self.reloadable();
-        // Errors are reported by the reloader of the refresher's client, which has the same files.
-        let _ = blocking::run(move || reloadable.reload()).await;
-    }
-
-    /// A `POST`; without a query the URL stays as configured.
-    pub(super) fn post(&self, query: Option<&str>) -> RequestBuilder {
-        self.request(Method::POST, query)
-    }
-
-    /// A `GET`.
-    pub(super) fn get(&self, query: &str) -> RequestBuilder {
-        self.request(Method::GET, Some(query))
-    }
-
-    fn request(&self, method: Method, query: Option<&str>) -> RequestBuilder {
-        let mut url = self.url.clone();
-        if query.is_some() {
-            url.set_query(query);
+        if let Some(reloadable) = self.reloadable() {
+            // Errors are reported by the reloader of the refresher's endpoint, which has the same
+            // files.
+            let _ = blocking::run(move || reloadable.reload()).await;
         }
-        let mut headers = HeaderMap::new();
-        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        if let Some(host) = &self.host {
-            headers.insert(header::HOST, host.clone());
+    }
+
+    /// Sends the request once and reads the response, until `deadline`. A request of which no byte
+    /// was sent is [`FailureClass::Unreachable`].
+    pub(super) async fn call(
+        &self,
+        parameters: Parameters,
+        authorization: Option<&HeaderValue>,
+        deadline: &CallDeadline,
+    ) -> Result<RawResponse, Failure> {
+        let request = self.request(parameters, authorization)?;
+        let transport = self.connect().await.map_err(|error| unreachable(&error))?;
+        exchange::exchange(transport, request, deadline).await
+    }
+
+    async fn connect(&self) -> io::Result<Transport> {
+        let tls = self.tls.as_ref().map(|tls| Tls {
+            config: Arc::clone(&tls.config.load()),
+            server_name: tls.server_name.clone(),
+        });
+        connect::connect(&self.host, self.port, tls, self.connect_timeout).await
+    }
+
+    fn request(
+        &self,
+        parameters: Parameters,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Request<Full<Bytes>>, Failure> {
+        let (method, target, body) = match parameters {
+            Parameters::Get(query) => (Method::GET, self.target(&query), None),
+            Parameters::Query(query) => (Method::POST, self.target(&query), None),
+            Parameters::Form(form) => {
+                let target = &self.url[Position::BeforePath..Position::AfterQuery];
+                (Method::POST, target.to_owned().into(), Some(form))
+            }
+        };
+        let content = match &body {
+            Some(_) => Some((
+                header::CONTENT_TYPE,
+                HeaderValue::from_static("application/x-www-form-urlencoded"),
+            )),
+            // Some servers respond 411 to a POST without it.
+            None if method == Method::POST => {
+                Some((header::CONTENT_LENGTH, HeaderValue::from_static("0")))
+            }
+            None => None,
+        };
+        let body = body.map_or_else(Bytes::new, |form| Bytes::from_owner(Text(form)));
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = Uri::from_maybe_shared(Bytes::from_owner(Text(target)))
+            .map_err(|_| cannot_be_built())?;
+        let agent = concat!("bearer-proxy/", env!("CARGO_PKG_VERSION"));
+        let fields = [
+            (header::HOST, self.authority.clone()),
+            (header::ACCEPT, HeaderValue::from_static("application/json")),
+            // A compressed response is one more that may be unreadable.
+            (
+                header::ACCEPT_ENCODING,
+                HeaderValue::from_static("identity"),
+            ),
+            (header::USER_AGENT, HeaderValue::from_static(agent)),
+        ];
+        let authorization = authorization.map(|value| (header::AUTHORIZATION, value.clone()));
+        let fields = fields.into_iter().chain(content).chain(authorization);
+        request.headers_mut().extend(fields);
+        Ok(request)
+    }
+
+    /// The path with this query.
+    fn target(&self, query: &str) -> Zeroizing<String> {
+        let path = self.url.path();
+        // A string that grows would leave unwiped copies behind.
+        let mut target = Zeroizing::new(String::with_capacity(path.len() + 1 + query.len()));
+        for part in [path, "?", query] {
+            target.push_str(part);
         }
-        self.client.load().request(method, url).headers(headers)
+        target
     }
 }
 
-/// Without `tls` the client accepts no certificate at all.
-fn build_client(
-    tls: Option<&tls::Config>,
-    timeout: Duration,
-    resolver: Option<FixedHost>,
-) -> Result<Client, Error> {
-    let tls = match tls {
-        Some(tls) => tls::client_config(tls, &[b"http/1.1"])?,
-        None => tls::client_config_without_roots()?,
-    };
-    let mut builder = Client::builder()
-        .tls_backend_preconfigured(tls)
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        // A retry here would send a refresh token twice: only the refresher decides that.
-        .retry(reqwest::retry::never())
-        .referer(false)
-        .http1_only()
-        // On a pooled connection that has died unnoticed, the outcome of a call is unknown.
-        .pool_max_idle_per_host(0)
-        .connect_timeout(CONNECT_TIMEOUT.min(timeout))
-        .timeout(timeout)
-        .user_agent(concat!("bearer-proxy/", env!("CARGO_PKG_VERSION")));
-    if let Some(resolver) = resolver {
-        builder = builder.dns_resolver(resolver);
+impl EndpointTls {
+    fn new(config: &tls::Config, host: &str) -> Result<Self, Error> {
+        let server_name = match config.server_name.as_deref() {
+            Some(name) => match ServerName::try_from(name.to_owned()) {
+                Ok(ServerName::IpAddress(address)) => {
+                    return Err(Error::ServerName(IpAddr::from(address)));
+                }
+                Ok(name) => name,
+                Err(_) => return Err(Error::NotAName),
+            },
+            None => {
+                ServerName::try_from(host.to_owned()).map_err(|_| Error::Host(host.to_owned()))?
+            }
+        };
+        let (files, certificate) = (config.files(), config.client_cert_file.clone());
+        let files: Vec<_> = files.collect();
+        let config = config.clone();
+        let build = move || tls::client_config(&config, &[b"http/1.1"]).map(Arc::new);
+        let config = reload::Reloadable::new::<Error>(
+            "issuer:client".to_owned(),
+            files,
+            certificate,
+            move || build().map_err(Error::from),
+        )?;
+        Ok(Self {
+            config: Arc::new(config),
+            server_name,
+        })
     }
-    builder
-        .build()
-        .map_err(|error| Error::Client(error.without_url()))
 }
 
-/// Sends the request once and reads the response. Ends within the configured timeout.
-pub(super) async fn send(request: RequestBuilder) -> Result<RawResponse, Failure> {
-    let mut response = request.send().await.map_err(transport_failure)?;
-    let status = response.status();
-    let headers = std::mem::take(response.headers_mut());
-    let body = match read_body(&mut response).await {
-        Ok(body) => body,
-        // The status of an error response is enough to classify it.
-        Err(_) if !status.is_success() => Zeroizing::default(),
-        Err(failure) => return Err(failure),
+/// Text that is wiped when the last reference to its bytes is dropped.
+struct Text(Zeroizing<String>);
+
+impl AsRef<[u8]> for Text {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+fn cannot_be_built() -> Failure {
+    let detail = "the request to the issuer cannot be built: check token.issuer";
+    Failure::new(FailureClass::Failing, detail)
+}
+
+/// Nothing was sent, so nothing was used.
+fn unreachable(error: &io::Error) -> Failure {
+    let cause = if error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none() {
+        "the connection took too long".to_owned()
+    } else {
+        describe(error)
     };
-    Ok(RawResponse {
-        status,
-        headers,
-        body,
-    })
+    Failure::new(
+        FailureClass::Unreachable,
+        format!("the issuer cannot be reached: {cause}"),
+    )
+}
+
+/// The error, and what to do about it.
+fn describe(error: &io::Error) -> String {
+    let advice = tls::cause(error).map_or("", tls::server_advice);
+    format!("{error}{advice}")
 }
 
 /// `name=value&name=value`, the values percent-encoded.
@@ -203,89 +277,4 @@ pub(super) fn encode_parameters<'a>(
         text = longer;
     }
     text
-}
-
-/// Resolves every name to the addresses of one host.
-#[derive(Clone)]
-struct FixedHost {
-    host: Arc<str>,
-}
-
-impl reqwest::dns::Resolve for FixedHost {
-    fn resolve(&self, _name: reqwest::dns::Name) -> reqwest::dns::Resolving {
-        let host = Arc::clone(&self.host);
-        Box::pin(async move {
-            // reqwest replaces port 0 with the URL's.
-            let addresses: Vec<_> = tokio::net::lookup_host((&*host, 0)).await?.collect();
-            Ok(Box::new(addresses.into_iter()) as reqwest::dns::Addrs)
-        })
-    }
-}
-
-/// Reads at most [`BODY_LIMIT`] bytes into one allocation, which is wiped on drop.
-async fn read_body(response: &mut reqwest::Response) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let mut body = Zeroizing::new(Vec::with_capacity(BODY_LIMIT));
-    while let Some(chunk) = response.chunk().await.map_err(transport_failure)? {
-        if body.len() + chunk.len() > BODY_LIMIT {
-            return Err(Failure::new(
-                FailureClass::Garbled,
-                format!("the issuer's response exceeds {} KiB", BODY_LIMIT / 1024),
-            ));
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
-}
-
-/// Classifies a transport error: without a connection, nothing was sent.
-fn transport_failure(error: reqwest::Error) -> Failure {
-    // The URL contains the refresh token: it is removed before anything is printed.
-    let error = error.without_url();
-    let (class, mut detail) = if error.is_connect() {
-        (
-            FailureClass::Unreachable,
-            "the issuer cannot be reached".to_owned(),
-        )
-    } else if error.is_timeout() {
-        (
-            FailureClass::Ambiguous,
-            "the issuer did not respond in time (token.timeout)".to_owned(),
-        )
-    } else if error.is_builder() {
-        (
-            FailureClass::Failing,
-            "the request to the issuer cannot be built".to_owned(),
-        )
-    } else {
-        (
-            FailureClass::Ambiguous,
-            "the issuer's response is incomplete or not HTTP".to_owned(),
-        )
-    };
-    if let Some(cause) = root_cause(&error) {
-        // Writing to a String cannot fail.
-        let _ = write!(detail, ": {cause}");
-    }
-    Failure::new(class, detail)
-}
-
-/// The innermost error: of the operating system, of TLS or of the HTTP parser.
-fn root_cause(error: &reqwest::Error) -> Option<String> {
-    let mut cause = error.source()?;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    // An I/O error does not return the error that it wraps as its source.
-    let mut wrapped: &(dyn std::error::Error + 'static) = cause;
-    while let Some(inner) = wrapped
-        .downcast_ref::<io::Error>()
-        .and_then(io::Error::get_ref)
-    {
-        wrapped = inner;
-    }
-    let tls_error = wrapped.downcast_ref();
-    Some(format!(
-        "{cause}{}",
-        tls_error.map_or("", tls::server_advice)
-    ))
 }

@@ -4,9 +4,10 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 use super::token_response::{
-    FailureClass, GrantType, ResponseFields, ResponseParser, is_valid_access_token,
+    FailureClass, GrantType, RawResponse, ResponseFields, ResponseParser, is_valid_access_token,
 };
 use crate::base::secret::Secret;
 
@@ -37,7 +38,8 @@ pub fn token_response(data: &[u8]) {
     };
     // All of them are valid statuses.
     let status = status.unwrap_or_default();
-    let parsed = parser.parse(status, &headers, body, SystemTime::UNIX_EPOCH);
+    let response = RawResponse::new(status, headers, Zeroizing::new(body.to_vec()));
+    let parsed = parser.parse(response, SystemTime::UNIX_EPOCH);
     if status.is_success()
         && let Some(new) = readable_refresh_token(body)
     {

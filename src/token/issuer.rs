@@ -4,14 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures_util::future::BoxFuture;
-use http::{HeaderValue, header};
+use http::HeaderValue;
 use url::Url;
 use zeroize::Zeroizing;
 
 pub use super::endpoint::Error;
 use super::{
     cache::authorization,
-    endpoint::{self, IssuerEndpoint, encode_parameters},
+    deadline::CallDeadline,
+    endpoint::{IssuerEndpoint, Parameters, encode_parameters},
     token_response::{Failure, GrantType, ResponseFields, ResponseParser, TokenResponse},
 };
 use crate::{
@@ -35,13 +36,18 @@ pub struct IssuerConfig {
     pub basic_encoding: BasicEncoding,
     /// Where the fields of a token response are.
     pub fields: ResponseFields,
-    /// Limit for a whole call.
+    /// How long a call may take before it counts as failed. A response that comes later is read
+    /// all the same, see [`READ_ON`].
     pub timeout: Duration,
     /// The lifetime of a token whose response states none.
     pub default_expires_in: Duration,
     /// TLS towards the issuer, if it is `https`.
     pub tls: tls::Config,
 }
+
+/// For how many timeouts at least a response is awaited: the alternative is to present again what
+/// can be used once.
+pub(super) const READ_ON: u32 = 3;
 
 /// Where the grant's parameters go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,10 +69,11 @@ pub enum BasicEncoding {
 
 /// Exchanges a refresh token for new tokens. A trait, so that tests can script the issuer.
 pub(super) trait Issuer: Send {
-    /// Sends the refresh token once. Ends within the configured timeout.
+    /// Sends the refresh token once. Ends at the deadline.
     fn refresh<'a>(
         &'a self,
         refresh_token: &'a Secret,
+        deadline: &'a CallDeadline,
     ) -> BoxFuture<'a, Result<TokenResponse, Failure>>;
 
     /// Reads the client secret's file again; true if it holds another secret now.
@@ -83,6 +90,7 @@ pub struct TokenEndpoint {
     parameters: ParameterLocation,
     basic_encoding: BasicEncoding,
     parser: ResponseParser,
+    timeout: Duration,
     clock: SharedClock,
 }
 
@@ -118,52 +126,56 @@ impl TokenEndpoint {
                 default_expires_in: config.default_expires_in,
                 grant_type,
             },
+            timeout: config.timeout,
             clock,
         })
     }
 
-    /// Sends the refresh token once (RFC 6749 §6). Ends within the configured timeout.
+    /// Sends the refresh token once (RFC 6749 §6). Ends within [`READ_ON`] timeouts.
     ///
     /// # Errors
     /// A classified failure whose detail contains no secret.
     pub async fn refresh(&self, refresh_token: &Secret) -> Result<TokenResponse, Failure> {
-        self.request_tokens([
+        self.refresh_until(refresh_token, &self.read_on()).await
+    }
+
+    async fn refresh_until(
+        &self,
+        refresh_token: &Secret,
+        deadline: &CallDeadline,
+    ) -> Result<TokenResponse, Failure> {
+        let pairs = [
             ("grant_type", "refresh_token"),
             ("refresh_token", refresh_token.expose()),
-        ])
-        .await
+        ];
+        self.request_tokens(pairs, deadline).await
     }
 
     /// One call with these parameters, in this order.
     pub(super) async fn request_tokens<'a>(
         &self,
         pairs: impl IntoIterator<Item = (&'a str, &'a str)>,
+        deadline: &CallDeadline,
     ) -> Result<TokenResponse, Failure> {
         let parameters = encode_parameters(pairs);
-        let request = match self.parameters {
-            // Some servers respond 411 to a POST without Content-Length.
-            ParameterLocation::Query => self
-                .endpoint
-                .post(Some(&parameters))
-                .header(header::CONTENT_LENGTH, "0"),
-            ParameterLocation::Form => self
-                .endpoint
-                .post(None)
-                .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
-                .body(parameters.to_string()),
+        let parameters = match self.parameters {
+            ParameterLocation::Query => Parameters::Query(parameters),
+            ParameterLocation::Form => Parameters::Form(parameters),
         };
-        let request = request.header(header::AUTHORIZATION, self.authorization.clone());
-        let response = endpoint::send(request).await?;
-        self.parser.parse(
-            response.status,
-            &response.headers,
-            &response.body,
-            self.clock.wall(),
-        )
+        let response = self
+            .endpoint
+            .call(parameters, Some(&self.authorization), deadline)
+            .await?;
+        self.parser.parse(response, self.clock.wall())
+    }
+
+    /// The deadline of a call that presents what can be used once.
+    pub(super) fn read_on(&self) -> CallDeadline {
+        CallDeadline::after(&self.clock, self.timeout.saturating_mul(READ_ON))
     }
 
     /// What reloads the client when the files of the issuer's `tls` change.
-    pub(super) fn reloadable(&self) -> Arc<dyn reload::Reload> {
+    pub(super) fn reloadable(&self) -> Option<Arc<dyn reload::Reload>> {
         self.endpoint.reloadable()
     }
 
@@ -194,8 +206,9 @@ impl Issuer for TokenEndpoint {
     fn refresh<'a>(
         &'a self,
         refresh_token: &'a Secret,
+        deadline: &'a CallDeadline,
     ) -> BoxFuture<'a, Result<TokenResponse, Failure>> {
-        Box::pin(self.refresh(refresh_token))
+        Box::pin(self.refresh_until(refresh_token, deadline))
     }
 
     fn reload_client_secret(&mut self) -> BoxFuture<'_, bool> {

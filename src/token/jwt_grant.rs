@@ -16,10 +16,13 @@ use zeroize::Zeroizing;
 
 use super::{
     code_grant::{self, CodeGrant},
-    endpoint::{self, IssuerEndpoint, RawResponse, encode_parameters},
+    deadline::CallDeadline,
+    endpoint::{IssuerEndpoint, Parameters, encode_parameters},
     initial_grant::InitialGrant,
     issuer::{Error, IssuerConfig},
-    token_response::{Failure, FailureClass, GrantType, TokenResponse, error_response},
+    token_response::{
+        Failure, FailureClass, GrantType, RawResponse, TokenResponse, error_response, parse_object,
+    },
 };
 use crate::base::{clock::SharedClock, secret::Secret};
 
@@ -98,6 +101,7 @@ pub(super) struct JwtGrant {
     client_id: String,
     endpoint: IssuerEndpoint,
     code_grant: Mutex<CodeGrant>,
+    timeout: Duration,
     clock: SharedClock,
 }
 
@@ -116,6 +120,7 @@ impl JwtGrant {
             client_id: issuer.client_id.clone(),
             endpoint,
             code_grant: Mutex::new(code_grant),
+            timeout: issuer.timeout,
             clock,
         })
     }
@@ -135,8 +140,16 @@ impl JwtGrant {
         ];
         let query = encode_parameters(pairs.into_iter().chain(user));
         self.endpoint.reload().await;
-        let response = endpoint::send(self.endpoint.get(&query)).await?;
-        let code = self.config.code(&response, self.clock.wall())?;
+        let deadline = CallDeadline::after(&self.clock, self.timeout);
+        let response = self
+            .endpoint
+            .call(Parameters::Get(query), None, &deadline)
+            .await?;
+        let code = self.config.code(&response, self.clock.wall());
+        let code = code.map_err(|failure| match response.flaw {
+            Some(flaw) if response.status.is_success() => flaw,
+            _ => failure,
+        })?;
         let mut code_grant = self.code_grant.lock().await;
         code_grant.reload().await;
         code_grant.exchange(&code).await
@@ -265,8 +278,8 @@ impl Config {
 
     fn code_in_json(&self, body: &[u8]) -> Result<Secret, Failure> {
         let failing = |detail: String| Err(Failure::new(FailureClass::Failing, detail));
-        let Ok(mut json) = serde_json::from_slice::<Value>(body) else {
-            return failing("the cloud's response to the JWT is not JSON".to_owned());
+        let Some(mut json) = parse_object(body) else {
+            return failing("the cloud's response to the JWT is not a JSON object".to_owned());
         };
         if json.get("success") == Some(&Value::Bool(false)) {
             // The envelope's message could quote a secret; a number cannot be one.
@@ -310,11 +323,8 @@ mod tests {
             headers.insert(header::LOCATION, location.parse().expect("a value"));
         }
         let status = StatusCode::from_u16(status).expect("a status");
-        let response = RawResponse {
-            status,
-            headers,
-            body: Zeroizing::new(body.as_bytes().to_vec()),
-        };
+        let body = Zeroizing::new(body.as_bytes().to_vec());
+        let response = RawResponse::new(status, headers, body);
         config()
             .code(&response, SystemTime::UNIX_EPOCH)
             .map(|code| code.expose().to_owned())
@@ -352,6 +362,7 @@ mod tests {
             },
             headers: HeaderMap::from_iter([(header::LOCATION, location.parse().expect("a value"))]),
             body: Zeroizing::new(body.to_vec()),
+            flaw: None,
         };
         let mut config = config();
         config.names.code = "ticket".to_owned();

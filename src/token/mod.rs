@@ -20,8 +20,11 @@
 //! | `refresher/report.rs` | status, telemetry, log |
 //! | `schedule.rs` | pure functions: margins, cooldowns, waits |
 //! | `state.rs` | states, reasons, outcomes, snapshots |
-//! | `issuer.rs`, `endpoint.rs` | the token endpoint, and the HTTP client for one endpoint |
+//! | `issuer.rs` | the token endpoint |
+//! | `endpoint.rs` | the HTTP client for one endpoint: connection, exchange, what was received |
+//! | `deadline.rs` | when a call to the issuer is given up |
 //! | `token_response.rs` | parsing of responses, classification of failures |
+//! | `token_response/` | odd framing, content codings, JSON in odd wrapping |
 //! | `code_grant.rs`, `jwt_grant.rs` | the first tokens of a chain: for a code, for a JWT |
 //! | `initial_grant.rs` | the seam for grants without a refresh token |
 //! | `login.rs` | stores the tokens of `login` beside a running proxy |
@@ -73,6 +76,7 @@ mod cache;
 pub mod code_grant;
 mod config;
 mod credential;
+mod deadline;
 mod endpoint;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;

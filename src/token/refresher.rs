@@ -24,6 +24,7 @@ mod situation;
 use std::{
     io,
     path::PathBuf,
+    pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -40,6 +41,7 @@ use super::{
     cache::authorization,
     config::Config,
     credential::{Credential, Shared},
+    deadline::CallDeadline,
     initial_grant::InitialGrant,
     issuer::{self, Issuer, TokenEndpoint},
     schedule,
@@ -97,6 +99,8 @@ pub struct Refresher {
 
 /// What the configuration decides.
 struct Policy {
+    /// `token.timeout`.
+    timeout: Duration,
     margin: Option<Duration>,
     cooldown: Duration,
     refresh_lifetime: Duration,
@@ -141,7 +145,7 @@ impl Refresher {
             store,
             record,
         );
-        refresher.reloadable = Some(reloadable);
+        refresher.reloadable = reloadable;
         Ok((refresher, credential))
     }
 
@@ -167,6 +171,7 @@ impl Refresher {
             reason: Reason::Refreshing,
             since: shared.clock.wall(),
             version: None,
+            is_overdue: false,
         });
         let seed_file = config.refresh_token.as_ref().and_then(Secret::file);
         let mut refresher = Self {
@@ -178,6 +183,7 @@ impl Refresher {
             writer,
             lock: None,
             policy: Policy {
+                timeout: config.issuer.timeout,
                 margin: config.refresh_margin,
                 cooldown: config.cooldown,
                 refresh_lifetime: config.refresh_lifetime,
@@ -203,7 +209,7 @@ impl Refresher {
     }
 
     /// Refreshes until `stop` is cancelled. After that no call begins; one in progress runs to its
-    /// end, and its result is stored, before this returns. Dropping the future earlier may lose a
+    /// end, or to `token.timeout`, and its result is stored, before this returns. Dropping the future earlier may lose a
     /// rotated refresh token.
     pub async fn run(mut self, stop: CancellationToken) {
         loop {
@@ -222,7 +228,7 @@ impl Refresher {
                 biased;
                 () = stop.cancelled() => break,
                 // A call is never cancelled: only the wait for it is.
-                lock = due_and_locked(&shared.clock, to_lock, due) => self.refresh(lock).await,
+                lock = due_and_locked(&shared.clock, to_lock, due) => self.refresh(lock, &stop).await,
                 // To report the expiry, and to plan again.
                 () = sleep_until(&shared.clock, self.expiry()) => {}
                 () = shared.wake.notified() => {}
@@ -235,7 +241,7 @@ impl Refresher {
     }
 
     /// One refresh; no call if another process has refreshed already.
-    async fn refresh(&mut self, lock: io::Result<Option<Lock>>) {
+    async fn refresh(&mut self, lock: io::Result<Option<Lock>>, stop: &CancellationToken) {
         self.hold(lock);
         if self.is_client_refused() {
             self.has_new_secret |= self.issuer.reload_client_secret().await;
@@ -255,10 +261,8 @@ impl Refresher {
         }
         let sent_at = RequestTime::now(&*self.shared.clock);
         self.announce_call(sent_at.moment);
-        let result = match (attempt.grant.refresh_token(), &self.initial_grant) {
-            (Some(token), _) => self.issuer.refresh(token.secret()).await,
-            (None, Some(initial_grant)) => initial_grant.request_tokens().await,
-            (None, None) => return,
+        let Some(result) = self.call(&attempt.grant, sent_at.moment, stop).await else {
+            return;
         };
         self.shared.refresh_requested.store(false, Relaxed);
         self.count_call(sent_at, &result);
@@ -266,6 +270,37 @@ impl Refresher {
             Ok(response) => self.succeeded(response, attempt, sent_at).await,
             Err(failure) => self.failed(failure, attempt, sent_at.moment).await,
         }
+    }
+
+    /// Presents the grant to the issuer. `None` if there is no way to.
+    async fn call(
+        // Exclusive, because a shared reference is not `Send`.
+        &mut self,
+        grant: &Grant,
+        sent_at: Moment,
+        stop: &CancellationToken,
+    ) -> Option<Result<TokenResponse, Failure>> {
+        let clock = &self.shared.clock;
+        let overdue_at = sent_at + self.policy.timeout;
+        let deadline = CallDeadline::new(
+            SharedClock::clone(clock),
+            plan::give_up_at(sent_at, self.policy.timeout, self.expiry()),
+            stop.clone(),
+            overdue_at,
+        );
+        let call = match (grant.refresh_token(), &self.initial_grant) {
+            (Some(token), _) => self.issuer.refresh(token.secret(), &deadline),
+            (None, Some(initial_grant)) => initial_grant.request_tokens(),
+            (None, None) => return None,
+        };
+        let mut call = pin!(call);
+        tokio::select! {
+            biased;
+            result = &mut call => return Some(result),
+            () = clock.sleep_until(overdue_at) => {}
+        }
+        self.report_overdue_call();
+        Some(call.await)
     }
 
     /// Saves the new tokens, then publishes the access token.

@@ -95,6 +95,8 @@ pub struct Status {
     pub since: SystemTime,
     /// The cached token's version.
     pub version: Option<Version>,
+    /// A call takes longer than `token.timeout`: requests do not wait for it.
+    pub is_overdue: bool,
 }
 
 impl Status {

@@ -5,14 +5,22 @@
 //! Odd input never costs the credential: a new refresh token that can be read is kept, whatever else
 //! is unusable, because the issuer may have revoked the one that was sent (RFC 6749 §6).
 
+mod coding;
+mod framing;
+mod json;
+
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, StatusCode, header};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
+pub(super) use self::json::parse_object;
+use self::json::{find_token, has_object};
 use crate::{base::secret::Secret, token::refresh_token::RefreshToken};
 
+/// The longest response body that is read, in bytes.
+pub(super) const BODY_LIMIT: usize = 64 * 1024;
 /// The longest accepted token, in bytes.
 const MAX_TOKEN_LENGTH: usize = 16 * 1024;
 /// A longer lifetime is considered a mistake.
@@ -32,6 +40,59 @@ pub struct TokenResponse {
     pub lifetime: Duration,
     /// The refresh token's lifetime, if the response has a plausible one.
     pub refresh_lifetime: Option<Duration>,
+}
+
+/// A response as far as it could be read, not parsed yet.
+pub(super) struct RawResponse {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    /// Without its content coding; at most [`BODY_LIMIT`] bytes.
+    pub(super) body: Zeroizing<Vec<u8>>,
+    /// Why the response is incomplete or too large: the failure of the call, unless the body is
+    /// usable all the same.
+    pub(super) flaw: Option<Failure>,
+}
+
+impl RawResponse {
+    /// Decodes and limits the body.
+    pub(super) fn new(status: StatusCode, headers: HeaderMap, body: Zeroizing<Vec<u8>>) -> Self {
+        let mut body = coding::decode(&headers, body, BODY_LIMIT);
+        let flaw = (body.len() > BODY_LIMIT).then(|| {
+            Failure::garbled(format!(
+                "the issuer's response exceeds {} KiB",
+                BODY_LIMIT / 1024
+            ))
+        });
+        body.truncate(BODY_LIMIT);
+        Self {
+            status,
+            headers,
+            body,
+            flaw,
+        }
+    }
+
+    /// Reads a response from all the bytes that a connection has received, whatever its framing
+    /// says.
+    pub(super) fn salvaged(received: &[u8]) -> Self {
+        let salvaged = framing::salvage(received);
+        let [first, second] = salvaged
+            .bodies()
+            .map(|body| Self::new(salvaged.status, salvaged.headers.clone(), body));
+        if !has_object(&first.body) && has_object(&second.body) {
+            second
+        } else {
+            first
+        }
+    }
+
+    /// Whether further bytes cannot change what it means: a success needs a whole object, the
+    /// status of anything else is enough.
+    pub(super) fn is_conclusive(&self) -> bool {
+        self.flaw.is_some()
+            || !self.status.is_informational()
+                && (!self.status.is_success() || has_object(&self.body))
+    }
 }
 
 /// Why a call to the issuer brought no token.
@@ -158,30 +219,85 @@ pub(super) struct ResponseParser {
 }
 
 impl ResponseParser {
-    /// Parses a complete response. A `Retry-After` date is compared with `wall` if the response
-    /// has no `Date`.
+    /// Parses a response. A `Retry-After` date is compared with `wall` if the response has no
+    /// `Date`.
     pub(super) fn parse(
         &self,
-        status: StatusCode,
-        headers: &HeaderMap,
-        body: &[u8],
+        response: RawResponse,
         wall: SystemTime,
     ) -> Result<TokenResponse, Failure> {
-        // Some issuers refuse with a 200.
-        if status.is_success() && fatal_error(body).is_none() {
-            self.token_response(body)
-        } else {
-            Err(error_response(self.grant_type, status, headers, body, wall))
+        let parsed = self.parse_body(&response, wall);
+        match (response.flaw, parsed) {
+            (None, parsed) => parsed,
+            // Too large: nothing of it is used but a refresh token.
+            (Some(flaw), Ok(tokens)) if flaw.class == FailureClass::Garbled => Err(Failure {
+                rotated: tokens.refresh_token.map(RefreshToken::new),
+                ..flaw
+            }),
+            (Some(flaw), Err(failure)) if failure.class == FailureClass::Garbled => Err(Failure {
+                rotated: failure.rotated,
+                ..flaw
+            }),
+            (Some(_), parsed) => parsed,
         }
     }
 
+    fn parse_body(
+        &self,
+        response: &RawResponse,
+        wall: SystemTime,
+    ) -> Result<TokenResponse, Failure> {
+        let RawResponse {
+            status,
+            headers,
+            body,
+            ..
+        } = response;
+        // Some issuers refuse with a 200, and some grant with another status.
+        let is_granted = status.is_success() || self.grants(body);
+        if is_granted && fatal_error(body).is_none() {
+            self.token_response(body)
+        } else {
+            Err(error_response(
+                self.grant_type,
+                *status,
+                headers,
+                body,
+                wall,
+            ))
+        }
+    }
+
+    /// Whether both tokens are there.
+    fn grants(&self, body: &[u8]) -> bool {
+        let fields = &self.fields;
+        parse_object(body).is_some_and(|mut json| {
+            take_access_token(&mut json, &fields.access_token).is_ok()
+                && take_refresh_token(&mut json, &fields.refresh_token)
+                    .is_ok_and(|token| token.is_some())
+        })
+    }
+
     fn token_response(&self, body: &[u8]) -> Result<TokenResponse, Failure> {
-        let mut json = parse_object(body).ok_or_else(|| {
+        let garbled = || {
             Failure::garbled(format!(
                 "the issuer's response is not a JSON object ({} bytes)",
                 body.len()
             ))
-        })?;
+        };
+        parse_object(body)
+            .ok_or_else(garbled)
+            .and_then(|json| self.token_object(json))
+            .map_err(|failure| Failure {
+                rotated: failure.rotated.or_else(|| {
+                    let token = find_token(body, &self.fields.refresh_token)?;
+                    Some(RefreshToken::new(Secret::new(token.as_str())))
+                }),
+                ..failure
+            })
+    }
+
+    fn token_object(&self, mut json: Value) -> Result<TokenResponse, Failure> {
         let pointers = &self.fields;
         let lifetime = non_null(&json, &pointers.expires_in)
             .and_then(parse_lifetime)
@@ -189,7 +305,7 @@ impl ResponseParser {
         let refresh_lifetime =
             non_null(&json, &pointers.refresh_expires_in).and_then(parse_lifetime);
         // Tokens are taken out, not copied: a copy would stay in memory unwiped.
-        let refresh_token = take_token(&mut json, &pointers.refresh_token)?;
+        let refresh_token = take_refresh_token(&mut json, &pointers.refresh_token)?;
         match take_access_token(&mut json, &pointers.access_token) {
             Ok(access_token) => Ok(TokenResponse {
                 access_token,
@@ -203,19 +319,6 @@ impl ResponseParser {
             }),
         }
     }
-}
-
-/// The JSON object at the start of a body. A byte order mark is dropped, invalid UTF-8 is replaced,
-/// and what follows the object is ignored: none of this makes a token unreadable.
-fn parse_object(body: &[u8]) -> Option<Value> {
-    const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
-    let text = match std::str::from_utf8(body) {
-        Ok(text) => Zeroizing::new(text.to_owned()),
-        Err(_) => Zeroizing::new(String::from_utf8_lossy(body).into_owned()),
-    };
-    let mut values = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
-    values.next()?.ok().filter(Value::is_object)
 }
 
 /// An access token that can be sent, of type `Bearer`.
@@ -257,6 +360,20 @@ fn check_token_type(json: &Value, access_token: &str) -> Result<(), Failure> {
         None => Ok(()),
         Some(Value::String(kind)) if kind.eq_ignore_ascii_case("bearer") => Ok(()),
         Some(_) => Err(Failure::garbled("the issuer's token_type is not Bearer")),
+    }
+}
+
+/// A refresh token; `None` if there is none, in whatever way that is written. A number is a token.
+fn take_refresh_token(json: &mut Value, pointer: &str) -> Result<Option<Secret>, Failure> {
+    match json.pointer(pointer) {
+        Some(Value::Bool(false)) => Ok(None),
+        Some(Value::Array(values)) if values.is_empty() => Ok(None),
+        Some(Value::Object(values)) if values.is_empty() => Ok(None),
+        // A float has lost digits.
+        Some(Value::Number(number)) if !number.is_f64() => {
+            Ok(Some(Secret::new(number.to_string())))
+        }
+        _ => take_token(json, pointer),
     }
 }
 
@@ -411,7 +528,9 @@ mod tests {
 
     fn respond(status: u16, headers: &HeaderMap, body: &[u8]) -> Result<TokenResponse, Failure> {
         let status = StatusCode::from_u16(status).expect("a status");
-        parser().parse(status, headers, body, SystemTime::UNIX_EPOCH)
+        let body = Zeroizing::new(body.to_vec());
+        let response = RawResponse::new(status, headers.clone(), body);
+        parser().parse(response, SystemTime::UNIX_EPOCH)
     }
 
     fn class(status: u16, body: &str) -> FailureClass {
@@ -592,6 +711,9 @@ mod tests {
             json!({}),
             json!({"refresh_token": null}),
             json!({"refresh_token": ""}),
+            json!({"refresh_token": false}),
+            json!({"refresh_token": []}),
+            json!({"refresh_token": {}}),
         ] {
             let mut body = none;
             body["access_token"] = json!("a");
@@ -605,8 +727,13 @@ mod tests {
         let rotated = success(&json!({"access_token": "a", "refresh_token": "ü+%&="}))
             .expect("a token response");
         assert_eq!(rotated.refresh_token.expect("rotated").expose(), "ü+%&=");
-        let strange = success(&json!({"access_token": "a", "refresh_token": 7}));
-        assert_eq!(strange.expect_err("rejected").class, FailureClass::Garbled);
+        let number = success(&json!({"access_token": "a", "refresh_token": 7}));
+        let number = number.expect("a token response").refresh_token;
+        assert_eq!(number.expect("rotated").expose(), "7");
+        for strange in [json!(true), json!(0.5), json!(["r"]), json!({"r": 1})] {
+            let failure = success(&json!({"access_token": "a", "refresh_token": strange}));
+            assert_eq!(failure.expect_err("rejected").class, FailureClass::Garbled);
+        }
     }
 
     #[test]
@@ -638,12 +765,9 @@ mod tests {
         };
         let parser = ResponseParser { fields, ..parser() };
         let read = |body: Value| {
-            parser.parse(
-                StatusCode::OK,
-                &HeaderMap::new(),
-                body.to_string().as_bytes(),
-                SystemTime::UNIX_EPOCH,
-            )
+            let body = Zeroizing::new(body.to_string().into_bytes());
+            let response = RawResponse::new(StatusCode::OK, HeaderMap::new(), body);
+            parser.parse(response, SystemTime::UNIX_EPOCH)
         };
         let response = read(json!({"code": 0, "data": {"token": "a", "next": "r", "ttl": 60}}))
             .expect("a token response");

@@ -71,13 +71,14 @@ async fn the_request_is_what_the_cloud_documents() {
         ("host", &*issuer.address.to_string()),
         ("content-length", "0"),
         ("accept", "application/json"),
+        ("accept-encoding", "identity"),
         ("user-agent", agent),
     ] {
         assert_eq!(request.fields(name), [value], "{name}");
     }
     assert_eq!(basic(request), format!("{ID}:{SECRET}"));
-    // The request line, five fields and the empty line.
-    assert_eq!(request.head.lines().count(), 7, "{}", request.head);
+    // The request line, six fields and the empty line.
+    assert_eq!(request.head.lines().count(), 8, "{}", request.head);
     assert_eq!(request.refresh_token(), TOKEN);
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::{
     base::clock::Moment,
     token::{
+        issuer::READ_ON,
         refresh_token::RefreshToken,
         state::{Problem, Reason},
         store::{Grant, Intent},
@@ -24,6 +25,9 @@ const LAST_SHARE: u32 = 5;
 const REFUSED_CLIENT_INTERVAL: Duration = Duration::from_secs(60);
 /// The shortest time between a call with an unknown outcome and its repetition.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The longest wait for a response, unless `token.timeout` is longer.
+const MAX_READ_ON: Duration = Duration::from_secs(600);
 
 /// Everything that the next call depends on, at one moment.
 #[derive(Debug, Clone)]
@@ -163,6 +167,17 @@ impl Blocker {
             detail: detail.to_owned(),
         })
     }
+}
+
+/// When to give up a call that was sent at `sent_at`.
+///
+/// The alternative to reading on is to send a refresh token again that may have been used. So the
+/// call lasts as long as the cached access token, and [`READ_ON`] timeouts at least; but a response
+/// that has not come after [`MAX_READ_ON`] does not come any more.
+pub(super) fn give_up_at(sent_at: Moment, timeout: Duration, expires_at: Option<Moment>) -> Moment {
+    let least = sent_at + timeout.saturating_mul(READ_ON);
+    let most = sent_at + MAX_READ_ON;
+    expires_at.map_or(least, |expiry| least.max(expiry.min(most)))
 }
 
 impl Situation {

@@ -37,6 +37,7 @@ impl Refresher {
                 self.shared.clock.wall()
             },
             version: token.as_ref().map(|token| token.version()),
+            is_overdue: false,
         };
         if new != old {
             self.status.send_replace(new);
@@ -94,6 +95,29 @@ impl Refresher {
         let mut telemetry = self.shared.telemetry();
         telemetry.next_attempt = Some(sent_at);
         telemetry.manual_refresh_at = sent_at + self.policy.cooldown;
+    }
+
+    /// A call takes longer than `token.timeout`. Its response is still awaited, but no request
+    /// waits for it any more.
+    pub(super) fn report_overdue_call(&self) {
+        let is_usable = self.expiry().is_some();
+        let detail = "the issuer has not responded in time (token.timeout): a late response is \
+                      still awaited, because the refresh token may have been used";
+        if self.problem.is_none() {
+            tracing::warn!(credential = self.shared.name, detail, "refresh is late");
+            self.shared.telemetry().problem = Some(detail.to_owned());
+        }
+        self.status.send_modify(|status| {
+            status.is_overdue = true;
+            if self.problem.is_none() {
+                let reason = Reason::IssuerUnreachable;
+                let state = reason.state(is_usable, status.version.is_some());
+                if state != status.state {
+                    status.since = self.shared.clock.wall();
+                }
+                (status.state, status.reason) = (state, reason);
+            }
+        });
     }
 
     /// A call has ended.

@@ -24,6 +24,7 @@ use crate::{
     token::{
         Config, Credential, Failure, FailureClass, InitialGrant, Outcome, Reason, State,
         StoreError, Token, TokenResponse,
+        deadline::CallDeadline,
         issuer::Issuer,
         refresher::Refresher,
         store::{Lock, Record, Store},
@@ -426,6 +427,7 @@ impl Issuer for ScriptedIssuer {
     fn refresh<'a>(
         &'a self,
         refresh_token: &'a Secret,
+        _deadline: &'a CallDeadline,
     ) -> BoxFuture<'a, Result<TokenResponse, Failure>> {
         Box::pin(self.script.call(refresh_token.expose().to_owned()))
     }

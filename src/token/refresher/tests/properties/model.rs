@@ -16,6 +16,7 @@ use crate::{
     },
     token::{
         Credential, Failure, FailureClass, StoreError, Token, TokenResponse, Version,
+        deadline::CallDeadline,
         issuer::Issuer,
         refresher::tests::harness::seconds,
         store::{AccessToken, Grant, Lock, Record, RequestTime, Store},
@@ -430,6 +431,7 @@ impl Issuer for Caller {
     fn refresh<'a>(
         &'a self,
         refresh_token: &'a Secret,
+        _deadline: &'a CallDeadline,
     ) -> BoxFuture<'a, Result<TokenResponse, Failure>> {
         Box::pin(async move {
             let (at, token) = (self.model.clock.now(), refresh_token.expose());

@@ -1,0 +1,188 @@
+//! One request and its response on a connection of their own.
+//!
+//! hyper reads the response. Where it fails or finds no JSON object, the recorded bytes are read
+//! leniently ([`RawResponse::salvaged`]): a whole object in a response whose framing is wrong is as
+//! good as any.
+
+use std::{error::Error as _, future::poll_fn, io, pin::pin, time::Duration};
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http1::{Builder, SendRequest};
+use hyper_util::rt::TokioIo;
+use rustls::AlertDescription;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
+    time::{interval, timeout},
+};
+use zeroize::Zeroizing;
+
+use super::{
+    describe,
+    recording::{RECORDED, Recorder, Recording},
+};
+use crate::{
+    net::tls,
+    token::{
+        deadline::CallDeadline,
+        token_response::{BODY_LIMIT, Failure, FailureClass, RawResponse},
+    },
+};
+
+/// The most fields of a response that hyper reads: as many as of a request at most.
+const MAX_FIELDS: usize = 10_000;
+/// A pause after which a response counts as complete if it can be read, although its framing
+/// announces more.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Sends the request once and reads the response, until `deadline`. A response that is incomplete
+/// is not an error ([`RawResponse::flaw`]).
+///
+/// # Errors
+/// When no byte of a response has arrived.
+pub(super) async fn exchange(
+    transport: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    request: Request<Full<Bytes>>,
+    deadline: &CallDeadline,
+) -> Result<RawResponse, Failure> {
+    let recording = Recording::default();
+    let io = TokioIo::new(Recorder::new(transport, recording.clone()));
+    let failure = match deadline.run(converse(io, request, &recording)).await {
+        Some(Ok(response)) => return Ok(response),
+        Some(Err(error)) => failure(&error, recording.lock().is_sent),
+        None => Failure::new(
+            FailureClass::Ambiguous,
+            "the issuer did not respond in time (token.timeout)",
+        ),
+    };
+    let recorded = recording.lock();
+    if recorded.received.is_empty() {
+        return Err(failure);
+    }
+    Ok(RawResponse {
+        flaw: Some(failure),
+        ..RawResponse::salvaged(&recorded.received)
+    })
+}
+
+async fn converse<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    io: TokioIo<Recorder<T>>,
+    request: Request<Full<Bytes>>,
+    recording: &Recording,
+) -> Result<RawResponse, hyper::Error> {
+    let (mut sender, mut connection) = Builder::new()
+        .max_headers(MAX_FIELDS)
+        .max_buf_size(RECORDED)
+        .ignore_invalid_headers_in_responses(true)
+        .allow_spaces_after_header_name_in_responses(true)
+        .allow_obsolete_multiline_headers_in_responses(true)
+        .handshake(io)
+        .await?;
+    let response = {
+        let mut reading = pin!(read(&mut sender, request));
+        let mut pauses = interval(PAUSE);
+        let mut seen = 0;
+        let mut is_open = true;
+        loop {
+            tokio::select! {
+                biased;
+                // Its errors reach the response.
+                _ = poll_fn(|cx| connection.poll_without_shutdown(cx)), if is_open => {
+                    is_open = false;
+                }
+                response = &mut reading => break response?,
+                _ = pauses.tick() => {
+                    let recorded = recording.lock();
+                    let before = std::mem::replace(&mut seen, recorded.received.len());
+                    if before == seen
+                        && seen > 0
+                        && let response = RawResponse::salvaged(&recorded.received)
+                        && response.is_conclusive()
+                    {
+                        return Ok(response);
+                    }
+                }
+            }
+        }
+    };
+    if response.is_conclusive() {
+        return Ok(response);
+    }
+    // The framing has ended the body too early. The rest of it may follow.
+    let mut transport = connection.into_parts().io.into_inner();
+    let mut buffer = Zeroizing::new([0; 4096]);
+    while recording.lock().received.len() < RECORDED
+        && let Ok(Ok(1..)) = timeout(PAUSE, transport.read(&mut *buffer)).await
+    {}
+    let salvaged = RawResponse::salvaged(&recording.lock().received);
+    Ok(if salvaged.is_conclusive() {
+        salvaged
+    } else {
+        response
+    })
+}
+
+async fn read(
+    sender: &mut SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+) -> Result<RawResponse, hyper::Error> {
+    let (head, mut incoming) = sender.send_request(request).await?.into_parts();
+    // One more byte shows that the limit is exceeded. In one allocation, which is wiped on drop.
+    let mut body = Zeroizing::new(Vec::with_capacity(BODY_LIMIT + 1));
+    while body.len() <= BODY_LIMIT
+        && let Some(frame) = incoming.frame().await
+    {
+        if let Ok(data) = frame?.into_data() {
+            let room = BODY_LIMIT + 1 - body.len();
+            body.extend_from_slice(&data[..data.len().min(room)]);
+        }
+    }
+    Ok(RawResponse::new(head.status, head.headers, body))
+}
+
+/// Classifies a transport error: as long as nothing was sent, nothing was used.
+fn failure(error: &hyper::Error, is_sent: bool) -> Failure {
+    let io_error = io_error(error);
+    let tls_error = io_error.and_then(tls::cause);
+    let (class, what) = if !is_sent || tls_error.is_some_and(refuses_handshake) {
+        (FailureClass::Unreachable, "the issuer cannot be reached")
+    } else {
+        (
+            FailureClass::Ambiguous,
+            "the issuer's response is incomplete or not HTTP",
+        )
+    };
+    let cause = match io_error {
+        Some(error) => describe(error),
+        None => error.to_string(),
+    };
+    Failure::new(class, format!("{what}: {cause}"))
+}
+
+fn io_error(error: &hyper::Error) -> Option<&io::Error> {
+    error.source()?.downcast_ref()
+}
+
+/// With TLS 1.3 a server refuses our certificate after the request was sent, and without reading
+/// it.
+fn refuses_handshake(error: &rustls::Error) -> bool {
+    use AlertDescription::{
+        AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked,
+        CertificateUnknown, HandshakeFailure, UnknownCA, UnsupportedCertificate,
+    };
+    matches!(
+        error,
+        rustls::Error::AlertReceived(
+            AccessDenied
+                | BadCertificate
+                | CertificateExpired
+                | CertificateRequired
+                | CertificateRevoked
+                | CertificateUnknown
+                | HandshakeFailure
+                | UnknownCA
+                | UnsupportedCertificate
+        )
+    )
+}
