@@ -82,8 +82,8 @@ impl TokenSource {
     /// # Errors
     /// [`Error::NoToken`] when it has expired meanwhile and none comes in time.
     pub(crate) async fn longer_lived(&self, token: &LocalToken) -> Result<Rc<LocalToken>, Error> {
-        // Refused when the last call was a moment ago: then its outcome is what to wait for.
-        let _ = self.credential.refresh_now();
+        // Without effect when the last call was a moment ago: then its outcome is what to wait for.
+        self.credential.refresh_early();
         match self.newer_than(Some(token.version())).await {
             Some(newer) => Ok(newer),
             None => self.token(self.credential.clock().now()).await,

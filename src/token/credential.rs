@@ -46,7 +46,7 @@ pub enum Rejection {
 /// Why an operator's request for a refresh is not executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ManualRefreshError {
-    /// Within the cooldown after the last refresh, a backoff, or the issuer's `Retry-After`.
+    /// Within the cooldown after the last refresh, or within the issuer's `Retry-After`.
     TooEarly {
         /// Time until a request is executed.
         retry_after: Duration,
@@ -66,8 +66,12 @@ pub(super) struct Shared {
     pub(super) wake: Notify,
     /// An operator asked for a refresh.
     pub(super) refresh_requested: AtomicBool,
+    /// A request needs a token that lives longer than the cached one.
+    pub(super) early_refresh: AtomicBool,
     /// The files of secrets or the state file may have changed.
     pub(super) files_changed: AtomicBool,
+    /// An operator asked to go on at once, whatever failed before.
+    pub(super) retry_requested: AtomicBool,
     cooldown: Duration,
     waiters: AtomicUsize,
     telemetry: Mutex<Telemetry>,
@@ -86,7 +90,9 @@ impl Shared {
             token: ArcSwapOption::empty(),
             wake: Notify::new(),
             refresh_requested: AtomicBool::new(false),
+            early_refresh: AtomicBool::new(false),
             files_changed: AtomicBool::new(false),
+            retry_requested: AtomicBool::new(false),
             cooldown,
             waiters: AtomicUsize::new(0),
             telemetry: Mutex::new(telemetry),
@@ -192,19 +198,36 @@ impl Credential {
         wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER)
     }
 
-    /// Has the files of secrets and the state file read again. New contents revive a dead
-    /// credential.
+    /// An operator's request: has the files of secrets and the state file read again, and ends a
+    /// backoff. New contents revive a dead credential.
     pub fn reload(&self) {
+        self.shared.retry_requested.store(true, Relaxed);
+        self.reread_files();
+    }
+
+    pub(super) fn reread_files(&self) {
         self.shared.files_changed.store(true, Relaxed);
         self.shared.wake.notify_one();
     }
 
-    /// An operator's request for a refresh. Files are read again in any case.
+    /// Asks for a token that lives longer than the cached one. Like a rejection, it neither shortens
+    /// a backoff nor risks to send a refresh token that may have been used; and there is a cooldown
+    /// between calls.
+    pub fn refresh_early(&self) {
+        let now = self.shared.clock.now();
+        if self.shared.telemetry().manual_refresh_at <= now
+            && !self.shared.early_refresh.swap(true, Relaxed)
+        {
+            self.shared.wake.notify_one();
+        }
+    }
+
+    /// An operator's request for a refresh, which no backoff delays. Files are read again in any case.
     ///
     /// # Errors
     /// When it is too early, or when there is nothing to refresh with.
     pub fn refresh_now(&self) -> Result<(), ManualRefreshError> {
-        self.reload();
+        self.reread_files();
         let reason = self.status.borrow().reason;
         if matches!(
             reason,

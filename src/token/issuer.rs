@@ -1,7 +1,8 @@
 //! The issuer's token endpoint (RFC 6749 §3.2): one request uses one refresh token or one code.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
+use aws_lc_rs::digest;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures_util::future::BoxFuture;
 use http::HeaderValue;
@@ -49,6 +50,11 @@ pub struct IssuerConfig {
 /// can be used once.
 pub(super) const READ_ON: u32 = 3;
 
+/// Client secrets that are remembered because the issuer refused them.
+const MAX_REFUSED_SECRETS: usize = 16;
+/// SHA-256 of a secret.
+type Fingerprint = [u8; digest::SHA256_OUTPUT_LEN];
+
 /// Where the grant's parameters go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ParameterLocation {
@@ -76,8 +82,12 @@ pub(super) trait Issuer: Send {
         deadline: &'a CallDeadline,
     ) -> BoxFuture<'a, Result<TokenResponse, Failure>>;
 
-    /// Reads the client secret's file again; true if it holds another secret now.
+    /// Reads the client secret's file again; true if it holds another secret now, which the issuer
+    /// has not refused before.
     fn reload_client_secret(&mut self) -> BoxFuture<'_, bool>;
+
+    /// Notes that the issuer refused the client with the current secret.
+    fn client_refused(&mut self);
 }
 
 /// A token endpoint: `POST {url}`, HTTP Basic.
@@ -87,6 +97,8 @@ pub struct TokenEndpoint {
     authorization: HeaderValue,
     client_id: String,
     client_secret: Secret,
+    /// The newest first.
+    refused_secrets: VecDeque<Fingerprint>,
     parameters: ParameterLocation,
     basic_encoding: BasicEncoding,
     parser: ResponseParser,
@@ -119,6 +131,7 @@ impl TokenEndpoint {
             ),
             client_id: config.client_id.clone(),
             client_secret: config.client_secret.clone(),
+            refused_secrets: VecDeque::new(),
             parameters: config.parameters,
             basic_encoding: config.basic_encoding,
             parser: ResponseParser {
@@ -184,6 +197,7 @@ impl TokenEndpoint {
         self.endpoint.reload().await;
     }
 
+    /// Like [`Issuer::reload_client_secret`].
     pub(super) async fn reload_client_secret(&mut self) -> bool {
         let Some(file) = self.client_secret.file().map(ToOwned::to_owned) else {
             return false;
@@ -199,6 +213,9 @@ impl TokenEndpoint {
             self.client_secret = secret;
         }
         changed
+            && !self
+                .refused_secrets
+                .contains(&fingerprint(&self.client_secret))
     }
 }
 
@@ -214,6 +231,21 @@ impl Issuer for TokenEndpoint {
     fn reload_client_secret(&mut self) -> BoxFuture<'_, bool> {
         Box::pin(self.reload_client_secret())
     }
+
+    fn client_refused(&mut self) {
+        let refused = fingerprint(&self.client_secret);
+        if !self.refused_secrets.contains(&refused) {
+            self.refused_secrets.truncate(MAX_REFUSED_SECRETS - 1);
+            self.refused_secrets.push_front(refused);
+        }
+    }
+}
+
+fn fingerprint(secret: &Secret) -> Fingerprint {
+    let digest = digest::digest(&digest::SHA256, secret.expose().as_bytes());
+    let mut fingerprint = Fingerprint::default();
+    fingerprint.copy_from_slice(digest.as_ref());
+    fingerprint
 }
 
 /// HTTP Basic (RFC 7617): `Base64(client_id ":" client_secret)`.
@@ -239,6 +271,7 @@ fn basic_authorization(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{base::clock, token::testing};
 
     fn decoded(value: &HeaderValue) -> String {
         let text = value
@@ -257,5 +290,35 @@ mod tests {
         assert!(raw.is_sensitive());
         let form = basic_authorization("i d", &secret, BasicEncoding::Form);
         assert_eq!(decoded(&form), "i+d:p%2Bw%25%26%3D+%C3%BC%3A");
+    }
+
+    #[tokio::test]
+    async fn field_a14_a_secret_that_was_refused_is_not_new() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("secret");
+        std::fs::write(&file, "0").expect("written");
+        let mut config = testing::config(None).issuer;
+        config.client_secret = Secret::from_file(file.clone()).expect("readable");
+        let mut endpoint = TokenEndpoint::new(&config, clock::system()).expect("built");
+        for (contents, is_new) in [
+            ("0", false),
+            ("1", true),
+            ("1", false),
+            ("0", false),
+            ("", false),
+            ("2", true),
+            ("1", false),
+        ] {
+            // Each secret is refused.
+            endpoint.client_refused();
+            std::fs::write(&file, contents).expect("written");
+            assert_eq!(endpoint.reload_client_secret().await, is_new, "{contents}");
+        }
+        for n in 10..100 {
+            std::fs::write(&file, n.to_string()).expect("written");
+            assert!(endpoint.reload_client_secret().await);
+            endpoint.client_refused();
+        }
+        assert_eq!(endpoint.refused_secrets.len(), MAX_REFUSED_SECRETS);
     }
 }

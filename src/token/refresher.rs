@@ -84,7 +84,7 @@ pub struct Refresher {
     chain: Chain,
     timing: Timing,
     problem: Option<Problem>,
-    /// A client secret that was read after a refusal of the client, and that was not tried yet.
+    /// The client secret has changed, and no call with the new one has succeeded or was refused.
     has_new_secret: bool,
     /// The file of the configured refresh token.
     seed_file: Option<PathBuf>,
@@ -111,9 +111,19 @@ struct Policy {
 struct Timing {
     /// The scheduled refresh of the cached token; in the past if there is none.
     refresh_at: Moment,
-    /// No call before that, whatever asks for it.
-    not_before: Moment,
+    /// No call before that, unless an operator asks for it.
+    backoff_until: Moment,
+    /// No call before that, whatever asks for it: the issuer's `Retry-After`.
+    throttled_until: Moment,
     backoff: Backoff,
+}
+
+impl Timing {
+    /// Something has changed that the last failure may have been due to.
+    fn retry_now(&mut self) {
+        self.backoff_until = Moment::default();
+        self.backoff.reset();
+    }
 }
 
 impl Refresher {
@@ -192,7 +202,8 @@ impl Refresher {
             chain: Chain::new(record),
             timing: Timing {
                 refresh_at: Moment::default(),
-                not_before: Moment::default(),
+                backoff_until: Moment::default(),
+                throttled_until: Moment::default(),
                 backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(300)),
             },
             problem: None,
@@ -219,6 +230,9 @@ impl Refresher {
             if self.shared.files_changed.swap(false, Relaxed) {
                 self.reload_files().await;
             }
+            if self.shared.retry_requested.swap(false, Relaxed) {
+                self.timing.retry_now();
+            }
             self.report();
             let shared = Arc::clone(&self.shared);
             // While the newest tokens are not stored, this process still holds the lock.
@@ -244,7 +258,7 @@ impl Refresher {
     async fn refresh(&mut self, lock: io::Result<Option<Lock>>, stop: &CancellationToken) {
         self.hold(lock);
         if self.is_client_refused() {
-            self.has_new_secret |= self.issuer.reload_client_secret().await;
+            self.has_new_secret = self.issuer.reload_client_secret().await;
         }
         self.reload_record(LockState::Held).await;
         self.assess();
@@ -264,11 +278,15 @@ impl Refresher {
         let Some(result) = self.call(&attempt.grant, sent_at.moment, stop).await else {
             return;
         };
-        self.shared.refresh_requested.store(false, Relaxed);
+        self.shared.early_refresh.store(false, Relaxed);
+        let is_requested = self.shared.refresh_requested.swap(false, Relaxed);
         self.count_call(sent_at, &result);
         match result {
             Ok(response) => self.succeeded(response, attempt, sent_at).await,
-            Err(failure) => self.failed(failure, attempt, sent_at.moment).await,
+            Err(failure) => {
+                self.allow_manual_refresh(failure.class, is_requested, sent_at.moment);
+                self.failed(failure, attempt, sent_at.moment).await;
+            }
         }
     }
 
@@ -369,22 +387,28 @@ impl Refresher {
         if failure.class == FailureClass::RefreshTokenRefused
             && self.has_alternative(&attempt).await
         {
-            self.timing.not_before = now;
+            self.timing.backoff_until = now;
             return;
+        }
+        if let FailureClass::Throttled(wait) = failure.class {
+            self.timing.throttled_until = now + wait;
+        }
+        if failure.class == FailureClass::ClientRefused {
+            self.issuer.client_refused();
         }
         let retry = match is_rotated {
             // The next call presents another refresh token; its response may be as odd.
             true => Retry::WithBackoff,
             false => self.failed_call(&failure, &attempt, sent_at, now).retry(),
         };
-        self.timing.not_before = match retry {
+        self.timing.backoff_until = match retry {
             Retry::At(moment) => moment,
             Retry::WithNewSecretOrAt(moment) => {
                 let was_tried = std::mem::take(&mut self.has_new_secret);
                 self.has_new_secret = !was_tried && self.issuer.reload_client_secret().await;
                 if self.has_new_secret {
                     // One call with the new secret, before the credential becomes `dead`.
-                    self.timing.not_before = now;
+                    self.timing.backoff_until = now;
                     return;
                 }
                 moment
@@ -393,7 +417,7 @@ impl Refresher {
                 let left = self
                     .expiry()
                     .map_or(Duration::ZERO, |expiry| expiry.saturating_since(now));
-                now + schedule::wait_after_failure(&mut self.timing.backoff, left)
+                now + schedule::wait_after_failure(&mut self.timing.backoff, left, failure.class)
             }
         };
         // A refused client stays the problem, whatever fails in between.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::token_response::FailureClass;
 use crate::base::{backoff::Backoff, clock::Moment};
 
 const MIN_MARGIN: Duration = Duration::from_secs(300);
@@ -12,7 +13,7 @@ const JITTER: f64 = 0.1;
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 /// In the last minute of a token's life, failures are retried quickly.
 const LAST_MINUTE: Duration = Duration::from_secs(60);
-const LAST_MINUTE_WAIT: Duration = Duration::from_secs(5);
+const URGENT_WAIT: Duration = Duration::from_secs(5);
 
 /// How long before expiry to refresh: `configured`, or max(5 min, 20 % of the lifetime); ±10 %;
 /// never more than half the lifetime. `random` is 0 ≤ n < 1.
@@ -39,12 +40,18 @@ pub(super) fn cooldown(configured: Duration, lifetime: Duration) -> Duration {
 /// How long to wait after a failure, with this much life left in the cached token.
 ///
 /// In the last minute at most five seconds; before that, at most until the last minute; without a
-/// usable token the normal backoff.
-pub(super) fn wait_after_failure(backoff: &mut Backoff, left: Duration) -> Duration {
-    if left.is_zero() {
+/// usable token at most five seconds if the issuer was not reached, so that nothing was used and
+/// nothing is overloaded, and otherwise the normal backoff.
+pub(super) fn wait_after_failure(
+    backoff: &mut Backoff,
+    left: Duration,
+    class: FailureClass,
+) -> Duration {
+    let is_reached = class != FailureClass::Unreachable;
+    if left.is_zero() && is_reached {
         backoff.next_delay()
     } else if left <= LAST_MINUTE {
-        backoff.delay_within(LAST_MINUTE_WAIT)
+        backoff.delay_within(URGENT_WAIT)
     } else {
         backoff
             .next_delay()
@@ -112,17 +119,32 @@ mod tests {
             }
             backoff
         };
+        let wait = |left| wait_after_failure(&mut exhausted(), left, FailureClass::Failing);
         for _ in 0..100 {
-            assert!(wait_after_failure(&mut exhausted(), seconds(60)) <= seconds(5));
-            assert!(wait_after_failure(&mut exhausted(), seconds(1)) >= seconds(1));
-            assert!(wait_after_failure(&mut exhausted(), seconds(100)) <= seconds(40));
-            assert!(
-                wait_after_failure(&mut exhausted(), Duration::from_millis(60_001)) >= seconds(1)
-            );
+            assert!(wait(seconds(60)) <= seconds(5));
+            assert!(wait(seconds(1)) >= seconds(1));
+            assert!(wait(seconds(100)) <= seconds(40));
+            assert!(wait(Duration::from_millis(60_001)) >= seconds(1));
         }
-        let longest = (0..200)
-            .map(|_| wait_after_failure(&mut exhausted(), Duration::ZERO))
-            .max();
+        let longest = (0..200).map(|_| wait(Duration::ZERO)).max();
         assert!(longest > Some(seconds(200)), "{longest:?}");
+    }
+
+    #[test]
+    fn field_a3_without_a_token_an_unreachable_issuer_is_called_every_five_seconds() {
+        let mut backoff = Backoff::new(seconds(1), seconds(300));
+        for _ in 0..1000 {
+            let wait = wait_after_failure(&mut backoff, Duration::ZERO, FailureClass::Unreachable);
+            assert!((seconds(1)..=seconds(5)).contains(&wait), "{wait:?}");
+        }
+        for _ in 0..20 {
+            backoff.next_delay();
+        }
+        let waits = (0..1000)
+            .map(|_| wait_after_failure(&mut backoff, Duration::ZERO, FailureClass::Unreachable));
+        assert!(
+            waits.into_iter().all(|wait| wait <= seconds(5)),
+            "after other failures, too"
+        );
     }
 }

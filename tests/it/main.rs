@@ -45,6 +45,7 @@ mod descriptors;
 mod differential;
 mod documents;
 mod faults;
+mod field_call;
 mod field_h2;
 mod field_heads;
 mod field_mapping;

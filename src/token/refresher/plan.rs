@@ -47,8 +47,10 @@ pub(super) struct Situation {
     pub(super) is_rejected: bool,
     /// When the cached token is due for its scheduled refresh.
     pub(super) refresh_at: Moment,
-    /// The end of the backoff or of the issuer's `Retry-After`.
-    pub(super) not_before: Moment,
+    /// The end of the backoff. An operator's request ends it earlier.
+    pub(super) backoff_until: Moment,
+    /// The end of the issuer's `Retry-After`. Nothing ends it earlier.
+    pub(super) throttled_until: Moment,
     /// When the cached token expires; `None` if there is no usable one.
     pub(super) expires_at: Option<Moment>,
     /// The lifetime of the newest access token.
@@ -195,9 +197,16 @@ impl Situation {
         } else {
             return Plan::Blocked(self.blocker());
         };
-        // Neither a rejection nor an operator shortens a backoff.
-        let due = due.max(self.not_before);
-        Plan::Call { grant, due }
+        // A rejection does not shorten a backoff.
+        let backoff_until = if self.is_requested {
+            Moment::default()
+        } else {
+            self.backoff_until
+        };
+        Plan::Call {
+            grant,
+            due: due.max(backoff_until).max(self.throttled_until),
+        }
     }
 
     fn may_send(&self, candidate: &Candidate) -> bool {

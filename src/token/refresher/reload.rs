@@ -42,13 +42,20 @@ impl Refresher {
     }
 
     /// Reads all files again. An empty or half-written file is ignored: its next change is read.
+    ///
+    /// A new secret ends a backoff. A change of the state file alone does not: this process changes
+    /// it with each call.
     pub(super) async fn reload_files(&mut self) {
-        self.issuer.reload_client_secret().await;
+        if self.issuer.reload_client_secret().await {
+            self.has_new_secret = true;
+            self.timing.retry_now();
+        }
         if let Some(file) = self.seed_file.clone()
             && let Ok(configured) = Secret::load(file).await
             && configured.is_one_line()
             && self.chain.offer_seed(configured)
         {
+            self.timing.retry_now();
             tracing::info!(
                 credential = self.shared.name,
                 "a new refresh token is configured and is tried now"
@@ -83,8 +90,9 @@ impl Refresher {
     fn merge(&mut self, stored: Record, lock: LockState) {
         if let Some(token) = &stored.refresh_token
             && stored.is_handwritten()
+            && self.chain.offer_seed(token.secret().clone())
         {
-            self.chain.offer_seed(token.secret().clone());
+            self.timing.retry_now();
         }
         let ours = &mut self.chain.record;
         match stored.version().cmp(&ours.version()) {

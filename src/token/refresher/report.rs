@@ -7,7 +7,7 @@ use crate::{
     token::{
         state::{Outcome, Reason, Refresh, State, Status},
         store::{Grant, RequestTime},
-        token_response::{Failure, TokenResponse},
+        token_response::{Failure, FailureClass, TokenResponse},
     },
 };
 
@@ -59,7 +59,7 @@ impl Refresher {
         telemetry.seed_refused = self.chain.is_seed_refused;
         telemetry.persistence = self.writer.persistence();
         telemetry.next_attempt = next_attempt;
-        telemetry.manual_refresh_at = telemetry.manual_refresh_at.max(self.timing.not_before);
+        telemetry.manual_refresh_at = telemetry.manual_refresh_at.max(self.timing.throttled_until);
     }
 
     /// Warns once at each of [`WARNING_DAYS`] before the refresh token expires.
@@ -95,6 +95,19 @@ impl Refresher {
         let mut telemetry = self.shared.telemetry();
         telemetry.next_attempt = Some(sent_at);
         telemetry.manual_refresh_at = sent_at + self.policy.cooldown;
+    }
+
+    /// A call has failed: until a call succeeds, only calls that an operator asked for and that
+    /// reached the issuer are a cooldown apart.
+    pub(super) fn allow_manual_refresh(
+        &self,
+        class: FailureClass,
+        is_requested: bool,
+        sent_at: Moment,
+    ) {
+        if !is_requested || class == FailureClass::Unreachable {
+            self.shared.telemetry().manual_refresh_at = sent_at;
+        }
     }
 
     /// A call takes longer than `token.timeout`. Its response is still awaited, but no request

@@ -32,7 +32,7 @@ impl Refresher {
         let is_resolved = |problem: &Problem| plan.resolves(problem.reason, has_initial_grant);
         if self.problem.as_ref().is_some_and(is_resolved) {
             self.problem = None;
-            self.timing.not_before = Moment::default();
+            self.timing.retry_now();
         }
     }
 
@@ -51,11 +51,13 @@ impl Refresher {
             has_initial_grant: self.initial_grant.is_some(),
             grace_retry: self.policy.grace_retry,
             is_requested: self.shared.refresh_requested.load(Relaxed),
-            is_rejected: cached
-                .as_ref()
-                .is_some_and(|token| token.is_refresh_requested()),
+            is_rejected: self.shared.early_refresh.load(Relaxed)
+                || cached
+                    .as_ref()
+                    .is_some_and(|token| token.is_refresh_requested()),
             refresh_at: self.timing.refresh_at,
-            not_before: self.timing.not_before,
+            backoff_until: self.timing.backoff_until,
+            throttled_until: self.timing.throttled_until,
             expires_at: self.expiry(),
             lifetime: chain
                 .record
@@ -98,9 +100,12 @@ impl Refresher {
             .map(|token| token.expires_at())
     }
 
+    /// Whether the issuer refused the client with the current secret.
     pub(super) fn is_client_refused(&self) -> bool {
-        self.problem
-            .as_ref()
-            .is_some_and(|problem| problem.reason == Reason::ClientRefused)
+        !self.has_new_secret
+            && self
+                .problem
+                .as_ref()
+                .is_some_and(|problem| problem.reason == Reason::ClientRefused)
     }
 }

@@ -1,5 +1,6 @@
 //! The refresher under paused time, with a scripted issuer and a scripted store.
 
+mod calls;
 mod chains;
 mod harness;
 mod intents;

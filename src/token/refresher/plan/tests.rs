@@ -31,7 +31,8 @@ fn situation() -> Situation {
         is_requested: false,
         is_rejected: false,
         refresh_at: at(3000),
-        not_before: at(0),
+        backoff_until: at(0),
+        throttled_until: at(0),
         expires_at: Some(at(4000)),
         lifetime: seconds(3600),
     }
@@ -88,7 +89,14 @@ fn requested(situation: Situation) -> Situation {
 
 fn backing_off(situation: Situation) -> Situation {
     Situation {
-        not_before: at(500),
+        backoff_until: at(500),
+        ..situation
+    }
+}
+
+fn throttled(situation: Situation) -> Situation {
+    Situation {
+        throttled_until: at(700),
         ..situation
     }
 }
@@ -146,7 +154,7 @@ fn a_seed_goes_first_and_at_once() {
 }
 
 #[test]
-fn nothing_shortens_a_backoff() {
+fn field_a3_an_operator_alone_shortens_a_backoff_and_nothing_a_retry_after() {
     let initial = || Situation {
         chain: None,
         ..with_initial_grant(situation())
@@ -160,7 +168,22 @@ fn nothing_shortens_a_backoff() {
         (
             "requested",
             backing_off(requested(situation())),
-            chain_at(500),
+            chain_at(0),
+        ),
+        (
+            "requested during Retry-After",
+            throttled(backing_off(requested(situation()))),
+            chain_at(700),
+        ),
+        (
+            "rejected during Retry-After",
+            throttled(rejected(situation())),
+            chain_at(700),
+        ),
+        (
+            "seed during Retry-After",
+            throttled(with_seed(Standing::Good)),
+            seed_at(700),
         ),
         ("seed", backing_off(with_seed(Standing::Good)), seed_at(500)),
         ("initial", backing_off(rejected(initial())), initial_at(500)),

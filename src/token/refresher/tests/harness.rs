@@ -2,11 +2,10 @@
 //! are recorded.
 
 use std::{
-    collections::VecDeque,
     io,
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -222,6 +221,7 @@ impl Setup {
             };
             Arc::new(script)
         });
+        let client_secrets = Arc::new(AtomicUsize::new(self.client_secrets));
         let (refresher, credential) = Refresher::with(
             Config {
                 grace_retry: self.grace_retry,
@@ -230,7 +230,7 @@ impl Setup {
             Arc::clone(&clock) as SharedClock,
             Box::new(ScriptedIssuer {
                 script: Arc::clone(&issuer),
-                client_secrets: (0..self.client_secrets).collect(),
+                client_secrets: Arc::clone(&client_secrets),
             }),
             initial_grant
                 .clone()
@@ -247,6 +247,7 @@ impl Setup {
             issuer,
             initial_grant,
             store,
+            client_secrets,
             running: Some((stop, task)),
         }
     }
@@ -258,6 +259,8 @@ pub(super) struct Harness {
     issuer: Arc<ScriptedCalls>,
     initial_grant: Option<Arc<ScriptedCalls>>,
     store: Arc<ScriptedStore>,
+    /// How often the client secret has changed when it is read again.
+    client_secrets: Arc<AtomicUsize>,
     running: Option<(CancellationToken, JoinHandle<()>)>,
 }
 
@@ -347,6 +350,16 @@ impl Harness {
         self.store.disk.record().unwrap_or_default()
     }
 
+    /// The file of the client secret is written.
+    pub(super) fn change_client_secret(&self) {
+        self.client_secrets.store(1, Relaxed);
+    }
+
+    /// What the file watcher does when one of the files may have changed.
+    pub(super) fn reread_files(&self) {
+        self.credential.reread_files();
+    }
+
     /// Another process writes the file.
     pub(super) fn put(&self, record: Record) {
         self.store.disk.put(record);
@@ -420,7 +433,7 @@ impl ScriptedCalls {
 
 struct ScriptedIssuer {
     script: Arc<ScriptedCalls>,
-    client_secrets: VecDeque<usize>,
+    client_secrets: Arc<AtomicUsize>,
 }
 
 impl Issuer for ScriptedIssuer {
@@ -433,9 +446,15 @@ impl Issuer for ScriptedIssuer {
     }
 
     fn reload_client_secret(&mut self) -> BoxFuture<'_, bool> {
-        let changed = self.client_secrets.pop_front().is_some();
+        let used = |left: usize| left.checked_sub(1);
+        let changed = self
+            .client_secrets
+            .fetch_update(Relaxed, Relaxed, used)
+            .is_ok();
         Box::pin(async move { changed })
     }
+
+    fn client_refused(&mut self) {}
 }
 
 impl std::fmt::Debug for ScriptedCalls {

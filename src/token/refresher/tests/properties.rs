@@ -161,7 +161,7 @@ impl Run {
             Step::AnotherProcess(reload, lifetime) => {
                 self.model.refresh_in_another_process(lifetime);
                 if reload {
-                    self.credential.reload();
+                    self.reload();
                 }
             }
             Step::Restart => self.restart(true).await,
@@ -187,6 +187,11 @@ impl Run {
             format!("seed-{}", self.seeds),
         )
         .expect("written");
+        self.reload();
+    }
+
+    fn reload(&self) {
+        self.model.operator_acts();
         self.credential.reload();
     }
 

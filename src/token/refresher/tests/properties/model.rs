@@ -60,6 +60,9 @@ struct ModelState {
     /// In this process's calls.
     refused: HashSet<String>,
     is_client_refused: bool,
+    /// Calls that may follow at once because an operator has acted: the next one, and one more if
+    /// that had begun before the operator was noticed.
+    hasty_calls: u8,
     is_client_secret_new: bool,
     last: Option<Call>,
 }
@@ -253,6 +256,11 @@ impl Model {
         }
     }
 
+    /// An operator changes a file or sends SIGHUP: the next call may follow at once.
+    pub(super) fn operator_acts(&self) {
+        self.state().hasty_calls = 2;
+    }
+
     /// A call begins. Checks whether it is allowed.
     fn begin(&self, process: usize, token: &str) -> ScriptedResponse {
         let now = self.clock.now();
@@ -264,6 +272,7 @@ impl Model {
                 .iter()
                 .map(|violation| format!("{now:?}: {violation}, with {token}")),
         );
+        state.hasty_calls = state.hasty_calls.saturating_sub(1);
         state.is_in_flight = true;
         state
             .unknown_outcomes
@@ -340,7 +349,7 @@ impl ModelState {
             return violations;
         };
         let since = now.saturating_since(last.at);
-        if self.is_client_refused && since < seconds(60) {
+        if self.is_client_refused && since < seconds(60) && self.hasty_calls == 0 {
             violations.push("a refused client called again within a minute");
         }
         match last.failure {
@@ -353,7 +362,7 @@ impl ModelState {
                 | FailureClass::ClientRefused,
             )
             | None => {}
-            Some(_) if since < seconds(1) => {
+            Some(_) if since < seconds(1) && self.hasty_calls == 0 => {
                 violations.push("a failed call repeated within a second");
             }
             Some(_) => {}
@@ -451,13 +460,15 @@ impl Issuer for Caller {
     fn reload_client_secret(&mut self) -> BoxFuture<'_, bool> {
         let mut state = self.model.state();
         let is_new = std::mem::take(&mut state.is_client_secret_new);
-        let now = self.model.clock.now();
-        // A new secret that is read right after the refusal allows a call at once.
-        if is_new && state.last.as_ref().is_some_and(|last| last.ended == now) {
+        // A new secret allows a call at once.
+        if is_new {
+            state.hasty_calls = 2;
             state.is_client_refused = false;
         }
         Box::pin(async move { is_new })
     }
+
+    fn client_refused(&mut self) {}
 }
 
 struct Disk(Arc<Model>);
