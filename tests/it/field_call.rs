@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use bearer_proxy::token::{FailureClass, IssuerConfig, Outcome, Reason, State, TokenResponse};
+use bearer_proxy::{
+    base::secret::Secret,
+    token::{FailureClass, IssuerConfig, Outcome, Reason, State, TokenResponse},
+};
 use futures_util::future::join_all;
 use tokio::sync::{oneshot, watch};
 
@@ -25,11 +28,7 @@ use crate::common::{
 fn assert_granted(tokens: &TokenResponse, what: &str) {
     assert_eq!(tokens.access_token.expose(), "abc", "{what}");
     let refresh_token = tokens.refresh_token.as_ref();
-    assert_eq!(
-        refresh_token.map(|token| token.expose()),
-        Some("def"),
-        "{what}"
-    );
+    assert_eq!(refresh_token.map(Secret::expose), Some("def"), "{what}");
     assert_eq!(tokens.lifetime, Duration::from_secs(3600), "{what}");
 }
 
@@ -292,7 +291,8 @@ async fn field_a11_data_that_arrived_during_a_pause_of_the_process_is_read_befor
         let pause = async {
             is_received.await.unwrap();
             paused.send(()).unwrap();
-            thread::sleep(Duration::from_millis(800)); // the pause that is tested
+            #[allow(clippy::disallowed_methods, reason = "the pause is what is tested")]
+            thread::sleep(Duration::from_millis(800));
         };
         let config = config(&origin);
         let (tokens, ()) = tokio::join!(call(&config), pause);
