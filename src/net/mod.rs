@@ -3,7 +3,7 @@
 //! | file | contents |
 //! |---|---|
 //! | [`certificate`] | the names in a client certificate |
-//! | [`http2`] | finds the HTTP/2 error behind one of hyper's |
+//! | [`http2`] | malformed messages on HTTP/2, before h2 reads them; the HTTP/2 error behind one of hyper's |
 //! | [`http_server`] | a small HTTP/1.1 server: the admin endpoint, the callback of `login` |
 //! | [`reload`] | values that are rebuilt when their files change: TLS settings, client keys |
 //! | [`socket`] | listening and connected sockets: TCP, and Unix sockets |

@@ -65,7 +65,8 @@ pub(crate) async fn handle(
         upgrade,
         sends_range: true,
     };
-    let outcome = match exchange.state.fault(number) {
+    let fault = exchange.state.fault(number);
+    let outcome = match fault {
         None => context
             .respond(received)
             .await
@@ -85,6 +86,9 @@ pub(crate) async fn handle(
                 .map(|problem| ResponseBody::local(problem, in_flight))
         }
     };
+    if matches!(fault, Some(Fault::Malformed(_))) && !exchange.state.is_http1() {
+        response.body_mut().end_malformed();
+    }
     // A client that waits for 100 need not send its body now. What follows is either that body or the
     // next request, and nothing distinguishes them.
     let is_body_uncertain = body.is_unread() && head.headers.contains_key(header::EXPECT);

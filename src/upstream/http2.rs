@@ -15,11 +15,16 @@ use hyper::{
     rt::Executor,
 };
 
+use hyper_util::rt::TokioIo;
+
 use super::{
     connect::Io,
     slots::{Counters, PoolSlot},
 };
-use crate::base::ticker::{Deadline, Ticks};
+use crate::{
+    base::ticker::{Deadline, Ticks},
+    net::http2::{HeaderFilter, Messages},
+};
 
 /// The most concurrent streams of one connection, even if the server allows more.
 const MAX_STREAMS: usize = 32;
@@ -71,13 +76,16 @@ where
         idle_timeout: Ticks,
         counters: Arc<Counters>,
     ) -> hyper::Result<(Rc<Self>, impl Future<Output = hyper::Result<()>>)> {
+        let io = HeaderFilter::new(io.into_inner(), Messages::Responses, MAX_HEAD as usize);
         let handshake = Builder::new(LocalExecutor)
             .initial_max_send_streams(MAX_STREAMS)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(max_head)
             .max_send_buf_size(SEND_BUFFER)
-            .handshake(io);
+            // A malformed response costs its request alone, however many there are.
+            .max_local_error_reset_streams(None)
+            .handshake(TokioIo::new(io));
         let (sender, mut connection) = handshake.await?;
         // Without streams it counts as idle; the caller opens one right away.
         counters.idle.add(1);

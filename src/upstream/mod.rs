@@ -27,7 +27,7 @@ use hyper::body::Body;
 pub use self::{
     config::{Config, Cookies, Endpoint, Host, Http2},
     connect::{Error, upgraded},
-    pool::{Lease, Reservation, is_unprocessed},
+    pool::{Lease, Reservation, is_malformed, is_unprocessed},
     shared::{SetupError, Shared},
     slots::Counters,
     sockets::Sockets,

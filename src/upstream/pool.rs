@@ -14,7 +14,7 @@ use std::{
 
 use hyper::{body::Body, client::conn::http1};
 
-pub use self::lease::{Lease, Reservation, is_unprocessed};
+pub use self::lease::{Lease, Reservation, is_malformed, is_unprocessed};
 use self::{dial_lock::DialLock, lease::Connection};
 use super::{
     config::{Config, Endpoint, Http2},

@@ -1,14 +1,22 @@
 //! Faults that operators reported of proxies like this one: connections and HTTP/2.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::SeqCst},
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
 };
+
+use tokio::{io::AsyncReadExt as _, net::TcpStream, sync::Notify};
 
 use crate::common::{
     Client, LIMIT, Proxy, connect,
-    frames::{HEADERS, POST, RST_STREAM, greeted, request, until},
-    get, in_front_of, read_head, read_to_close, scripted,
+    frames::{
+        DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, POST, RST_STREAM, accept, greeted,
+        next as next_frame, request, until, write,
+    },
+    get, in_front_of, post, read_head, read_to_close, scripted,
     upstream::{Upstream, bytes, ok},
 };
 
@@ -110,9 +118,222 @@ async fn field_d3_a_reset_follows_the_head_where_only_the_close_ends_the_respons
             .await
             .unwrap();
         assert!(head.unwrap().starts_with("HTTP/1.0 200 OK\r\n"));
-        let end = tokio::io::AsyncReadExt::read_u8(&mut client)
-            .await
-            .unwrap_err();
+        let end = client.read_u8().await.unwrap_err();
         assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+}
+
+/// A field in HPACK: a literal that enters the dynamic table, or does not.
+fn field(is_indexed: bool, name: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut field = vec![if is_indexed { 0x40 } else { 0 }];
+    for string in [name, value] {
+        assert!(string.len() < 0x7f);
+        field.push(string.len() as u8);
+        field.extend(string);
+    }
+    field
+}
+
+/// An upstream that keeps POST requests under way until it has responded to a GET with `block`.
+/// Returns the number of connections and of GET requests.
+async fn odd_upstream(block: Vec<u8>) -> (SocketAddr, Arc<[AtomicUsize; 2]>) {
+    let counts = Arc::<[AtomicUsize; 2]>::default();
+    let (shared, block) = (Arc::clone(&counts), Arc::new(block));
+    let address = scripted(move |_, mut stream| {
+        let (counts, block) = (Arc::clone(&shared), Arc::clone(&block));
+        counts[0].fetch_add(1, SeqCst);
+        async move {
+            accept(&mut stream, &[]).await?;
+            let (mut posts, mut is_odd) = (Vec::new(), false);
+            loop {
+                let frame = next_frame(&mut stream).await?;
+                let is_end = frame.flags & END_STREAM != 0;
+                match frame.kind {
+                    HEADERS if is_end => {
+                        counts[1].fetch_add(1, SeqCst);
+                        let flags = END_HEADERS | END_STREAM;
+                        if is_odd {
+                            write(&mut stream, HEADERS, flags, frame.stream, &[0x88]).await?;
+                        } else {
+                            write(&mut stream, HEADERS, flags, frame.stream, &block).await?;
+                            is_odd = true;
+                        }
+                    }
+                    DATA if is_end => posts.push(frame.stream),
+                    _ => {}
+                }
+                if is_odd {
+                    for post in posts.drain(..) {
+                        let flags = END_HEADERS | END_STREAM;
+                        write(&mut stream, HEADERS, flags, post, &[0x88]).await?;
+                    }
+                }
+            }
+        }
+    })
+    .await;
+    (address, counts)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_d1_a_malformed_response_costs_its_own_stream_alone() {
+    let table: [(&[u8], &[u8], u16); 14] = [
+        (b"content-disposition", b"attachment; filename=a\x01b", 200),
+        (b"x", b"a\x7fb", 200),
+        (b"x", b"\x1b[31m", 200),
+        (b"x", b"a\0b", 502),
+        (b"x", b"a\r\nset-cookie: b", 502),
+        (b"X-Upper", b"a", 502),
+        (b"x y", b"a", 502),
+        (b"x\xe9", b"a", 502),
+        (b"", b"a", 502),
+        (b":unknown", b"a", 502),
+        (b":path", b"/", 502),
+        (b":status", b"200", 502),
+        (b"connection", b"close", 502),
+        (b"te", b"gzip", 502),
+    ];
+    let mut blocks: Vec<(Vec<u8>, u16)> = table
+        .iter()
+        .flat_map(|(name, value, status)| {
+            [true, false].map(|is_indexed| {
+                (
+                    [&[0x88][..], &field(is_indexed, name, value)].concat(),
+                    *status,
+                )
+            })
+        })
+        .collect();
+    for status in [&b"99"[..], b"2000", b"", b"2x0"] {
+        blocks.push((field(true, b":status", status), 502));
+    }
+    blocks.push((Vec::new(), 502));
+    for (block, expected) in blocks {
+        let shown = block.escape_ascii().to_string();
+        let (address, counts) = odd_upstream(block).await;
+        let more = [("upstream.http2", "always"), ("proxy.workers", "1")];
+        let proxy = in_front_of(address, &more).await;
+        let posts: Vec<_> = (0..5)
+            .map(|_| {
+                let address = proxy.address;
+                tokio::spawn(async move {
+                    let mut client = Client::connect(address).await;
+                    client.send(post("/slow", "body")).await.unwrap().status()
+                })
+            })
+            .collect();
+        proxy.until_in_flight(5).await;
+        assert_eq!(proxy.get("/bad").await.status(), expected, "{shown}");
+        for post in posts {
+            assert_eq!(post.await.unwrap(), 200, "{shown}");
+        }
+        assert_eq!(proxy.get("/good").await.status(), 200, "{shown}");
+        let counts = [counts[0].load(SeqCst), counts[1].load(SeqCst)];
+        assert_eq!(counts, [1, 2], "connections and requests: {shown}");
+    }
+}
+
+/// Sends a request on a stream, with more fields in HPACK.
+async fn request_with(stream: &mut TcpStream, number: u32, fields: &[u8]) {
+    // GET, http, /, and an authority.
+    let block = [b"\x82\x86\x84\x01\x09localhost", fields].concat();
+    let flags = END_HEADERS | END_STREAM;
+    write(stream, HEADERS, flags, number, &block).await.unwrap();
+}
+
+/// `:status` in HPACK's static table.
+const STATUS_200: u8 = 0x88;
+const STATUS_400: u8 = 0x8c;
+const PROTOCOL_ERROR: u32 = 1;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_d2_a_malformed_request_costs_its_own_stream_alone() {
+    let release = Arc::new(Notify::new());
+    let released = Arc::clone(&release);
+    let slow = ok("slow").after(move || {
+        let released = Arc::clone(&released);
+        async move { released.notified().await }
+    });
+    let upstream = Upstream::new().on("/slow", slow).start().await;
+    let proxy = upstream.proxy(&[]).await;
+    let mut client = greeted(proxy.address, &[]).await;
+    request(&mut client, 1, POST, "/slow").await;
+    proxy.until_in_flight(1).await;
+    let malformed: [(&[u8], &[u8]); 15] = [
+        (b"x", b"a\0b"),
+        (b"x", b"a\x01b"),
+        (b"x", b"a\nb"),
+        (b"X-Upper", b"a"),
+        (b"x y", b"a"),
+        (b"x\"y", b"a"),
+        (b"", b"a"),
+        (b":unknown", b"a"),
+        (b":status", b"200"),
+        (b":path", b"/a b"),
+        (b":method", b"MALFORMED"),
+        (b":authority", b"again"),
+        (b"connection", b"close"),
+        (b"transfer-encoding", b"chunked"),
+        (b"te", b"gzip"),
+    ];
+    let mut number = 1;
+    // More of them than h2 would reset before it ends the connection.
+    for (name, value) in malformed.iter().cycle().take(45) {
+        number += 2;
+        request_with(&mut client, number, &field(number % 4 == 1, name, value)).await;
+        let head = until(&mut client, HEADERS, number)
+            .await
+            .expect("a response");
+        assert_eq!(head.payload[0], STATUS_400, "{}", name.escape_ascii());
+        let end = until(&mut client, RST_STREAM, number)
+            .await
+            .expect("a reset");
+        assert_eq!(end.reason(), PROTOCOL_ERROR);
+    }
+    assert_eq!(proxy.rejected("bad_request").await, 45.0);
+    // Old clients send paths in Latin-1, as nginx and HAProxy accept.
+    number += 2;
+    let path = [
+        &[0x82, 0x86, 0x04, 6][..],
+        b"/caf\xe9?",
+        b"\x01\x09localhost",
+    ]
+    .concat();
+    let flags = END_HEADERS | END_STREAM;
+    write(&mut client, HEADERS, flags, number, &path)
+        .await
+        .unwrap();
+    let head = until(&mut client, HEADERS, number)
+        .await
+        .expect("a response");
+    assert_eq!(head.payload[0], STATUS_200);
+    release.notify_one();
+    let head = until(&mut client, HEADERS, 1).await.expect("a response");
+    assert_eq!(head.payload[0], STATUS_200);
+    assert_eq!(upstream.targets(), ["/slow", "/caf%E9?"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_d7_bad_hpack_data_is_a_compression_error() {
+    const COMPRESSION_ERROR: u32 = 9;
+    let upstream = Upstream::new().start().await;
+    for head_size in ["64KiB", "1MiB", "22KiB"] {
+        let proxy = upstream.proxy(&[("proxy.max_head_size", head_size)]).await;
+        for block in [
+            // An entry that does not exist; a name that is cut short; Huffman code with an end in
+            // it; a table that is too large; a number that is too large.
+            &b"\x82\xbf"[..],
+            b"\x82\x00\x05ab",
+            b"\x82\x00\x84\xff\xff\xff\xff\x00",
+            b"\x3f\xff\xff\xff\x7f",
+            b"\xff\xff\xff\xff\xff\xff",
+        ] {
+            let mut client = greeted(proxy.address, &[]).await;
+            let flags = END_HEADERS | END_STREAM;
+            write(&mut client, HEADERS, flags, 1, block).await.unwrap();
+            let go_away = until(&mut client, GOAWAY, 0).await.expect("a GOAWAY");
+            let shown = block.escape_ascii();
+            assert_eq!(go_away.reason(), COMPRESSION_ERROR, "{head_size}: {shown}");
+        }
     }
 }

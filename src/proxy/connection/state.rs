@@ -116,11 +116,11 @@ impl ExchangeState {
         }
     }
 
-    /// Why this exchange's request is malformed, if it is. On HTTP/2, h2 rejects such requests.
+    /// Why this exchange's request is malformed, if it is.
     pub(crate) fn fault(&self, exchange: u32) -> Option<Fault> {
         match self {
             Self::Http1(state) => state.fault(exchange),
-            Self::Http2(_) => None,
+            Self::Http2(state) => state.fault,
         }
     }
 

@@ -6,6 +6,7 @@ use crate::{
     base::ticker::DeadlineHandle,
     proxy::{
         connection::{flood::FloodCounters, http2_state::Http2State, timers::ClientTimers},
+        framing::Fault,
         metrics::ClientTimeout,
     },
 };
@@ -18,6 +19,8 @@ pub(crate) struct StreamState {
     is_flushing: Cell<bool>,
     /// The response was handed over to its end.
     is_complete: Cell<bool>,
+    /// Why the request is malformed, if it is.
+    pub(super) fault: Option<Fault>,
 }
 
 impl StreamState {
@@ -25,12 +28,14 @@ impl StreamState {
         connection: &Arc<Http2State>,
         read: DeadlineHandle,
         write: DeadlineHandle,
+        fault: Option<Fault>,
     ) -> Self {
         Self {
             timers: ClientTimers::new(read, write, Arc::clone(&connection.timeouts)),
             connection: Arc::clone(connection),
             is_flushing: Cell::new(false),
             is_complete: Cell::new(false),
+            fault,
         }
     }
 

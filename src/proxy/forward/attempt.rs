@@ -475,7 +475,7 @@ impl RequestContext<'_> {
 fn classify(error: &hyper::Error, body: &RequestBody) -> Error {
     if body.has_failed() {
         Error::ClientBody
-    } else if error.is_parse() {
+    } else if error.is_parse() || upstream::is_malformed(error) {
         Error::InvalidResponse
     } else {
         Error::ConnectionClosed

@@ -81,14 +81,19 @@ pub(crate) struct InFlightGuard {
 /// not take a part for the whole.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ResponseBodyError {
-    #[error("the upstream failed before the end of its response body")]
-    Upstream(#[source] hyper::Error),
+    /// Without a source: hyper would reset a client's stream with the upstream's error code, which
+    /// may say that the request was not processed.
+    #[error("the upstream failed before the end of its response body: {0}")]
+    Upstream(hyper::Error),
     #[error("the upstream reset the stream before the end of its response body")]
     Reset,
     #[error(
         "the upstream sent nothing of its response body for too long (upstream.body_idle_timeout)"
     )]
     Timeout,
+    /// Not a failure: a stream error is due to a malformed request, RFC 9113 §8.1.1.
+    #[error("the response to a malformed request is complete")]
+    Malformed(#[source] h2::Error),
 }
 
 /// Whether a response body that has ended was cut short.
@@ -160,9 +165,21 @@ impl ResponseBody {
             let view = exchange.view();
             worker.upstream_failed(&view, &unread.lease.endpoint().origin, failure);
         }
+        self.end_with(error);
+    }
+
+    /// Lets the stream of a malformed request end in a reset, after this response.
+    pub(crate) fn end_malformed(&mut self) {
+        self.end_with(ResponseBodyError::Malformed(
+            h2::Reason::PROTOCOL_ERROR.into(),
+        ));
+    }
+
+    fn end_with(&mut self, error: ResponseBodyError) {
+        let state = self.in_flight.exchange.state.clone();
         self.cut = Some(Cut {
             error: Some(error),
-            drained: Box::pin(exchange.state.clone().drained()),
+            drained: Box::pin(state.drained()),
         });
     }
 
@@ -177,6 +194,9 @@ impl ResponseBody {
             ready!(drained.as_mut().poll(cx));
             if self.ends_with_close {
                 self.in_flight.exchange.state.abort();
+            }
+            if matches!(error, Some(ResponseBodyError::Malformed(_))) {
+                self.in_flight.exchange.state.complete();
             }
         }
         Poll::Ready(error.take().map(Err))

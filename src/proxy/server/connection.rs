@@ -7,7 +7,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio_util::either::Either;
 
 use crate::{
-    net::certificate::CertificateNames,
+    net::{certificate::CertificateNames, http2::PREFACE},
     proxy::{
         connection::{
             deadlines::ClientDeadlines,
@@ -18,10 +18,7 @@ use crate::{
         },
         exchange::Peer,
         message::headers::ClientConnection,
-        server::{
-            http1,
-            http2::{self, frames::PREFACE},
-        },
+        server::{http1, http2},
         settings::View,
         worker::Worker,
     },

@@ -1,21 +1,26 @@
 //! HTTP/2 with a client. Each request is a stream, and a task with deadlines of its own.
 
-pub(super) mod frames;
+mod frames;
 mod throttle;
 
 use std::{cell::RefCell, future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll};
 
-use hyper::{rt::Executor, server::conn::http2, service::service_fn};
+use http::Request;
+use hyper::{body::Incoming, rt::Executor, server::conn::http2, service::service_fn};
 use hyper_util::rt::TokioIo;
 
 use crate::{
-    net,
+    net::{
+        self,
+        http2::{HeaderFilter, Malformed, Messages},
+    },
     proxy::{
         connection::{
             deadlines::ClientDeadlines, http2_state::Http2State, io::Io, state::ExchangeState,
             stream_state::StreamState,
         },
         exchange::Peer,
+        framing::Fault,
         metrics::{ConnectionRejection, Metrics},
         server::{catch_panic, http2::throttle::ThrottledIo},
         worker::Worker,
@@ -51,7 +56,7 @@ pub(crate) async fn serve(
         connection: Arc::clone(&state),
         metrics: Arc::clone(&worker.metrics),
     };
-    let service = service_fn(|request| {
+    let service = service_fn(|request: Request<Incoming>| {
         let deadlines = ClientDeadlines {
             read: worker.ticker.deadline(),
             write: worker.ticker.deadline(),
@@ -60,6 +65,7 @@ pub(crate) async fn serve(
             &state,
             deadlines.read.handle(),
             deadlines.write.handle(),
+            net::http2::malformed(&request).map(fault),
         ));
         let exchange = worker.exchange(&peer, ExchangeState::Http2(Rc::clone(&stream)));
         *executor.next.borrow_mut() = Some((deadlines, stream));
@@ -74,10 +80,10 @@ pub(crate) async fn serve(
         .max_header_list_size(saturate(limits.head_size))
         .max_send_buf_size(SEND_BUFFER)
         .serve_connection(
-            TokioIo::new(ThrottledIo::new(
-                io,
-                Arc::clone(&worker.metrics),
-                Arc::clone(&state),
+            TokioIo::new(HeaderFilter::new(
+                ThrottledIo::new(io, Arc::clone(&worker.metrics), Arc::clone(&state)),
+                Messages::Requests,
+                limits.head_size,
             )),
             service,
         );
@@ -170,6 +176,20 @@ impl Drop for OpenStream {
 /// Whether h2's own limits ended a connection, RFC 9113 §10.5.
 fn is_flood(error: &hyper::Error) -> bool {
     net::http2::cause(error).and_then(h2::Error::reason) == Some(h2::Reason::ENHANCE_YOUR_CALM)
+}
+
+fn fault(malformed: Malformed) -> Fault {
+    Fault::Malformed(match malformed {
+        Malformed::Name => "the name of a field is not a token in lower case",
+        Malformed::Value => "the value of a field has a control character",
+        Malformed::PseudoField => {
+            "an unknown, missing, repeated, late or invalid pseudo-header field"
+        }
+        Malformed::ConnectionField => "a field that HTTP/2 does not have, such as Connection",
+        Malformed::Path => "not a path, or with a control character or a fragment",
+        Malformed::Dependency => "a stream that depends on itself",
+        Malformed::TooLarge => return Fault::HeadTooLarge,
+    })
 }
 
 fn saturate(limit: usize) -> u32 {

@@ -203,6 +203,11 @@ fn is_stream_error(error: &hyper::Error) -> bool {
     http2::cause(error).is_some_and(h2::Error::is_reset)
 }
 
+/// Whether the response on a stream is malformed (RFC 9113 §8.1.1): h2 has reset the stream.
+pub fn is_malformed(error: &hyper::Error) -> bool {
+    http2::cause(error).is_some_and(|error| error.is_reset() && error.is_library())
+}
+
 /// Whether the server states that it did not process a request (RFC 9113 §8.7). A request of any
 /// method may then be sent again.
 pub fn is_unprocessed(error: &hyper::Error) -> bool {

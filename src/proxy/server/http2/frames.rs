@@ -1,7 +1,6 @@
 //! Finds HTTP/2 frames in a byte stream, to count those that h2 does not report.
 
-/// The first bytes that a client sends on an HTTP/2 connection, RFC 9113 §3.4.
-pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+use crate::net::http2::PREFACE;
 
 /// The length of a frame's header, RFC 9113 §4.1.
 const FRAME_HEADER: usize = 9;
