@@ -71,17 +71,17 @@ where
     /// `max_head` is the size of the largest head, in bytes (RFC 9113 §6.5.2).
     pub(super) async fn handshake(
         io: Io,
-        max_head: u32,
+        max_head: usize,
         close_deadline: Rc<Deadline>,
         idle_timeout: Ticks,
         counters: Arc<Counters>,
     ) -> hyper::Result<(Rc<Self>, impl Future<Output = hyper::Result<()>>)> {
-        let io = HeaderFilter::new(io.into_inner(), Messages::Responses, MAX_HEAD as usize);
+        let io = HeaderFilter::new(io.into_inner(), Messages::Responses, max_head);
         let handshake = Builder::new(LocalExecutor)
             .initial_max_send_streams(MAX_STREAMS)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(max_head)
+            .max_header_list_size(max_head.try_into().unwrap_or(u32::MAX))
             .max_send_buf_size(SEND_BUFFER)
             // A malformed response costs its request alone, however many there are.
             .max_local_error_reset_streams(None)

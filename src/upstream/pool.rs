@@ -205,7 +205,7 @@ where
             Protocol::Http2 => {
                 let handshake = Http2Connection::handshake(
                     io,
-                    self.config.max_head_size.try_into().unwrap_or(u32::MAX),
+                    self.config.max_head_size,
                     Rc::clone(&close_deadline),
                     self.idle_timeout,
                     Arc::clone(&self.counters),

@@ -159,8 +159,8 @@ mod tests {
     #[test]
     fn every_byte_and_only_short_padding_of_ones() {
         // Each code, padded with ones.
-        for symbol in 0..257_usize {
-            let length = usize::from(LENGTHS[symbol]);
+        for (symbol, length) in LENGTHS.into_iter().enumerate() {
+            let length = usize::from(length);
             let index = (0..257)
                 .find(|index| usize::from(CODE.symbols[*index]) == symbol)
                 .unwrap();
