@@ -29,11 +29,11 @@
 //! | access log, sampled | at most ten lines a second, half of them kept for server errors |
 //! | attempt | one sending of a request to an endpoint, under one token |
 //! | chain | the refresh tokens that descend from one another by rotation |
-//! | cooldown | the time for which a token whose refresh did not help is not refreshed again because of a rejection |
+//! | cooldown | the time between two refreshes that rejections cause, and for which a futile request is remembered at first |
 //! | credential | a named chain of tokens with its issuer; `default` is the only one today |
 //! | endpoint | an origin of an upstream; several share its load |
 //! | exchange | a request and its response on a client connection |
-//! | futile | of a refresh: requests were rejected under the token that it brought, too |
+//! | futile | of a request: it was rejected under a fresh token, too |
 //! | gate | holds a request's body back until the upstream sends 100, or a second has passed |
 //! | grace retry | sending a refresh token once more, at once, after its response was lost |
 //! | guard | refuses requests that web pages send to a listener without permission |
@@ -46,7 +46,7 @@
 //! | rejection | a response that says that the token is not valid (`retry.statuses`, `retry.json`) |
 //! | replay | the second attempt of a request, under a newer token |
 //! | seed | a configured refresh token that was never used: a chain begins with it, once |
-//! | unproven | of a token: requested because of a rejection, and no proof yet |
+//! | verification | a rejected request that is sent again with the same, proven token, over another connection |
 //! | version | identifies a token: the *epoch* (when its chain began, milliseconds since 1970) and the *generation* (counts all tokens) |
 //! | view | the settings as one worker uses them; a request takes it once |
 

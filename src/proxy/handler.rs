@@ -17,9 +17,10 @@ use crate::{
         exchange::{Exchange, request_body::RequestBody, upgrade::Upgrade},
         forward::{
             attempt::RequestContext,
+            rejected::AuthFailure,
             response::ClientResponse,
             response_body::{InFlightGuard, ResponseBody},
-            retry::{AuthFailure, is_proof},
+            retry::is_proof,
         },
         framing::Fault,
         message::{
@@ -182,7 +183,7 @@ impl RequestContext<'_> {
             return Box::pin(self.judge_json(response, source, &token)).await;
         }
         if is_proof(response.head.status) {
-            token.accepted();
+            self.accepted(source, &token);
         }
         Ok(self.relay(response))
     }

@@ -142,6 +142,9 @@ labels! {
     pub enum RetryReason {
         /// The upstream rejected the token.
         Unauthorized => "unauthorized",
+        /// The upstream rejected a token that it accepted before: it is asked once more, over
+        /// another connection.
+        OtherConnection => "other_connection",
         /// A pooled connection closed before its response began.
         ConnectionLost => "connection_lost",
     }
@@ -158,7 +161,7 @@ labels! {
         Failed => "failed",
         /// No newer token came in time.
         NoNewerToken => "no_newer_token",
-        /// A refresh would most likely not help.
+        /// A fresh token did not help the same request a short time ago.
         Cooldown => "cooldown",
         /// The request's body could not be sent again.
         BodyNotKept => "body_not_kept",

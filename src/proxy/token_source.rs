@@ -1,14 +1,14 @@
 //! The way from a worker to a credential: the token that requests carry, and what is done when the
 //! upstream rejects it.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, hash::Hash, rc::Rc, sync::Arc, time::Duration};
 
 use http::HeaderValue;
 
 use crate::{
     base::clock::Moment,
     proxy::error::Error,
-    token::{self, Credential, Token, Version},
+    token::{self, Credential, RejectedRequest, RequestKey, Token, Verification, Version},
 };
 
 /// One credential as one worker uses it.
@@ -28,14 +28,16 @@ pub(crate) struct LocalToken {
     header: HeaderValue,
 }
 
-/// What to do about a response that rejects a token.
-pub(crate) enum Rejection {
-    /// A newer token is there: replay with it.
+/// What a request gets whose token was rejected.
+pub(crate) enum Replacement {
+    /// A newer token: replay with it.
     Newer(Rc<LocalToken>),
-    /// A newer token is being fetched: wait for it.
-    Refreshing,
+    /// Send the request again, with the same token over another connection.
+    Verify(Verification),
     /// A newer token would most likely not help: relay the response.
     Futile,
+    /// There was no newer token in time.
+    Late,
 }
 
 impl TokenSource {
@@ -67,13 +69,35 @@ impl TokenSource {
         newer.map(|token| self.local(&token))
     }
 
-    /// The upstream rejected this token.
-    pub(crate) fn rejected(&self, token: &LocalToken) -> Rejection {
-        match self.credential.rejected(token.version()) {
-            token::Rejection::Newer(newer) => Rejection::Newer(self.local(&newer)),
-            token::Rejection::Refreshing => Rejection::Refreshing,
-            token::Rejection::Futile => Rejection::Futile,
+    /// Identifies requests with these properties. [`TokenSource::replacement`] remembers whether
+    /// newer tokens helped them.
+    pub(crate) fn key(&self, properties: impl Hash) -> RequestKey {
+        self.credential.request_key(properties)
+    }
+
+    /// The upstream rejected this token, in a request that cannot be sent again.
+    pub(crate) fn rejected(&self, token: &LocalToken) {
+        self.credential.rejected(token.version());
+    }
+
+    /// The upstream rejected this token: waits for another one, within the limit.
+    pub(crate) async fn replacement(&self, request: &RejectedRequest) -> Replacement {
+        match self.credential.replacement(request, self.wait).await {
+            token::Replacement::Newer(newer) => Replacement::Newer(self.local(&newer)),
+            token::Replacement::Verify(verification) => Replacement::Verify(verification),
+            token::Replacement::Futile => Replacement::Futile,
+            token::Replacement::Late => Replacement::Late,
         }
+    }
+
+    /// The upstream accepted this token, which [needs a proof](Token::needs_proof).
+    pub(crate) fn accepted(&self, token: &LocalToken, key: RequestKey) {
+        self.credential.accepted(token, key);
+    }
+
+    /// The upstream rejected this token too, with which a request was sent again.
+    pub(crate) fn replay_rejected(&self, token: &LocalToken, key: RequestKey) {
+        self.credential.replay_rejected(token, key);
     }
 
     /// A token that lives longer than `token`, which expires soon: an upload whose body cannot be

@@ -34,7 +34,7 @@ pub struct Config {
     pub grace_retry: bool,
     /// How long a request may wait for a token.
     pub wait: Duration,
-    /// The shortest time between two refreshes that rejections cause.
+    /// The time between two refreshes that rejections cause, after a few at once.
     pub cooldown: Duration,
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     cache::{Token, Version},
+    rejection::Rejections,
     state::{Reason, Snapshot, State, Status, Telemetry},
 };
 use crate::base::clock::SharedClock;
@@ -28,19 +29,8 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 /// A credential as its users see it. Cheap to clone, usable from every thread.
 #[derive(Debug, Clone)]
 pub struct Credential {
-    shared: Arc<Shared>,
-    status: watch::Receiver<Status>,
-}
-
-/// What to do about a response that rejected a token.
-#[derive(Debug)]
-pub enum Rejection {
-    /// There is a newer token already: replay with it.
-    Newer(Arc<Token>),
-    /// A newer token is being requested: wait for it ([`Credential::newer_than`]).
-    Refreshing,
-    /// A newer token would most likely not help: relay the response.
-    Futile,
+    pub(super) shared: Arc<Shared>,
+    pub(super) status: watch::Receiver<Status>,
 }
 
 /// Why an operator's request for a refresh is not executed.
@@ -70,10 +60,12 @@ pub(super) struct Shared {
     pub(super) early_refresh: AtomicBool,
     /// The files of secrets or the state file may have changed.
     pub(super) files_changed: AtomicBool,
+    /// What rejected requests know of each other.
+    pub(super) rejections: Rejections,
     /// An operator asked to go on at once, whatever failed before.
     pub(super) retry_requested: AtomicBool,
     cooldown: Duration,
-    waiters: AtomicUsize,
+    pub(super) waiters: AtomicUsize,
     telemetry: Mutex<Telemetry>,
 }
 
@@ -92,6 +84,7 @@ impl Shared {
             refresh_requested: AtomicBool::new(false),
             early_refresh: AtomicBool::new(false),
             files_changed: AtomicBool::new(false),
+            rejections: Rejections::new(cooldown),
             retry_requested: AtomicBool::new(false),
             cooldown,
             waiters: AtomicUsize::new(0),
@@ -124,27 +117,6 @@ impl Credential {
     /// Do not hold the guard across an `.await`.
     pub fn token(&self) -> Guard<Option<Arc<Token>>> {
         self.shared.token.load()
-    }
-
-    /// Reports that a request with this version got an authorization failure. Takes no lock.
-    pub fn rejected(&self, version: Version) -> Rejection {
-        let now = self.shared.clock.now();
-        match self.shared.token.load().as_ref() {
-            Some(token) if token.version() > version && token.is_usable(now) => {
-                Rejection::Newer(Arc::clone(token))
-            }
-            Some(token) if token.version() == version && token.is_usable(now) => {
-                if !token.is_worth_refreshing(now) {
-                    return Rejection::Futile;
-                }
-                if token.request_refresh() {
-                    self.shared.wake.notify_one();
-                }
-                Rejection::Refreshing
-            }
-            // It has expired, so a refresh is due anyway.
-            _ => Rejection::Refreshing,
-        }
     }
 
     /// Waits for a usable token above this version (any usable token for `None`). Dropping the
@@ -296,10 +268,10 @@ impl Credential {
 }
 
 /// One of [`MAX_WAITERS`] slots, released on drop.
-struct WaiterSlot<'a>(&'a AtomicUsize);
+pub(super) struct WaiterSlot<'a>(&'a AtomicUsize);
 
 impl<'a> WaiterSlot<'a> {
-    fn take(waiters: &'a AtomicUsize) -> Option<Self> {
+    pub(super) fn take(waiters: &'a AtomicUsize) -> Option<Self> {
         let slot = Self(waiters);
         // Above the limit the slot is dropped here, which undoes the count.
         (waiters.fetch_add(1, Relaxed) < MAX_WAITERS).then_some(slot)

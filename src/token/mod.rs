@@ -9,8 +9,11 @@
 //! | file | contents |
 //! |---|---|
 //! | `config.rs` | the configuration of a credential |
-//! | `credential.rs` | the handle: read the token, report a rejection, wait for a newer token |
-//! | `cache.rs` | the cached token, its version, and when a rejection justifies a refresh |
+//! | `credential.rs` | the handle: read the token, wait for a newer one, refresh by hand |
+//! | `cache.rs` | the cached token and its version |
+//! | `rejection.rs` | requests whose token was rejected: which get a newer token, how long they wait |
+//! | `rejection/rule.rs` | the pure rule: verification, budget of refreshes |
+//! | `rejection/futile.rs` | the requests that a fresh token did not help |
 //! | `refresher.rs` | the task: executes the plan, one call to the issuer at a time |
 //! | `refresher/plan.rs` | pure functions: which call to make next, when, and when to retry |
 //! | `refresher/situation.rs` | the refresher's state as the plan's input |
@@ -18,7 +21,7 @@
 //! | `refresher/reload.rs` | the stored record of other processes, and the files of secrets |
 //! | `refresher/lock.rs` | waits for the moment of the next call and for the store's lock |
 //! | `refresher/report.rs` | status, telemetry, log |
-//! | `schedule.rs` | pure functions: margins, cooldowns, waits |
+//! | `schedule.rs` | pure functions: margins, waits |
 //! | `state.rs` | states, reasons, outcomes, snapshots |
 //! | `issuer.rs` | the token endpoint |
 //! | `endpoint.rs` | the HTTP client for one endpoint: connection, exchange, what was received |
@@ -66,9 +69,9 @@
 //!   with each new one; the generation counts all tokens.
 //! - *intent*: the stored note that a refresh token is about to be sent; while it is open, that
 //!   token may have been used.
-//! - *proof*: a 2xx or 101 for a request with a token: the upstream accepts it. A token that was
-//!   requested because of a rejection is *unproven* until then.
-//! - *futile*: a token with which a replay was rejected too, so that refreshing did not help.
+//! - *proof*: a 2xx or 101 for a request with a token: the upstream accepts it.
+//! - *verification*: a rejected request that is sent again with the same, proven token.
+//! - *futile*: a request that was rejected under a fresh token too, so that refreshing does not help.
 //! - *grant*: what is presented to the issuer for tokens (RFC 6749 §1.3); an *initial grant* needs
 //!   no refresh token.
 
@@ -86,6 +89,7 @@ pub mod jwt_grant;
 pub mod login;
 mod refresh_token;
 mod refresher;
+mod rejection;
 mod schedule;
 mod state;
 mod store;
@@ -96,10 +100,11 @@ mod token_response;
 pub use self::{
     cache::{Token, Version},
     config::{Config, InitialGrantConfig},
-    credential::{Credential, MAX_WAITERS, ManualRefreshError, Rejection},
+    credential::{Credential, MAX_WAITERS, ManualRefreshError},
     initial_grant::InitialGrant,
     issuer::{BasicEncoding, IssuerConfig, ParameterLocation},
     refresher::{Error, Refresher},
+    rejection::{RejectedRequest, Rejection, Replacement, RequestKey, Verification},
     state::{DurationHistogram, Outcome, Persistence, Reason, Refresh, Snapshot, State, Status},
     store::Error as StoreError,
     token_response::{Failure, FailureClass, ResponseFields, TokenResponse},

@@ -347,7 +347,7 @@ impl Refresher {
             .expire_spent(self.policy.refresh_lifetime, sent_at.wall);
         // Durable before its first use: a crash must not bring back the used refresh token.
         self.writer.save(self.chain.record.clone()).await;
-        self.publish(header, sent_at.moment + lifetime, lifetime);
+        self.publish(header, sent_at.moment + lifetime);
         let margin = schedule::margin(lifetime, self.policy.margin, backoff::random());
         self.timing.refresh_at = schedule::refresh_at(sent_at.moment, lifetime, margin);
         self.clear_failures();

@@ -31,12 +31,6 @@ pub(super) fn refresh_at(requested_at: Moment, lifetime: Duration, margin: Durat
     requested_at + lifetime.saturating_sub(margin).max(MIN_INTERVAL)
 }
 
-/// The age from which a futile or unproven token is refreshed because of a rejection: as
-/// configured, at most 20 % of the lifetime.
-pub(super) fn cooldown(configured: Duration, lifetime: Duration) -> Duration {
-    configured.min(lifetime.mul_f64(MARGIN_SHARE).max(MIN_INTERVAL))
-}
-
 /// How long to wait after a failure, with this much life left in the cached token.
 ///
 /// In the last minute at most five seconds; before that, at most until the last minute; without a
@@ -101,13 +95,6 @@ mod tests {
             refresh_at(now, seconds(1), Duration::from_millis(500)),
             now + seconds(1)
         );
-    }
-
-    #[test]
-    fn cooldowns() {
-        assert_eq!(cooldown(seconds(10), seconds(3600)), seconds(10));
-        assert_eq!(cooldown(seconds(10), seconds(20)), seconds(4));
-        assert_eq!(cooldown(seconds(10), seconds(1)), seconds(1));
     }
 
     #[test]

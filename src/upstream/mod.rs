@@ -45,8 +45,25 @@ pub struct Upstream<B> {
 }
 
 /// The endpoint that was selected for an attempt.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EndpointIndex(usize);
+
+/// Which connection an attempt uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectionChoice {
+    /// A pooled one to this endpoint, or a new one.
+    Any(EndpointIndex),
+    /// A new one to this endpoint.
+    New(EndpointIndex),
+}
+
+impl ConnectionChoice {
+    /// The endpoint.
+    pub fn endpoint(self) -> EndpointIndex {
+        let (Self::Any(endpoint) | Self::New(endpoint)) = self;
+        endpoint
+    }
+}
 
 impl<B: Body + Unpin + 'static> Upstream<B>
 where
@@ -102,6 +119,18 @@ where
         EndpointIndex(index)
     }
 
+    /// A connection that leads elsewhere than this one: to the next endpoint, or, where there is
+    /// only one, a new one, which a load balancer may connect to another server.
+    pub fn elsewhere(&self, lease: &Lease<B>) -> ConnectionChoice {
+        let used = self.pools.iter().position(|pool| lease.is_of(pool));
+        let next = used.map_or(0, |used| (used + 1) % self.pools.len());
+        if self.pools.len() == 1 {
+            ConnectionChoice::New(EndpointIndex(next))
+        } else {
+            ConnectionChoice::Any(EndpointIndex(next))
+        }
+    }
+
     /// Whether HTTP/1.1 upgrades (RFC 9110 §7.8) are possible: HTTP/2 has none.
     pub fn supports_upgrade(&self) -> bool {
         self.shared.config.http2 != Http2::Always
@@ -113,17 +142,26 @@ where
     }
 
     /// A new connection to the selected endpoint, or to the first one after it that accepts a
-    /// connection.
+    /// connection. Requests that dial at the same time share an HTTP/2 connection, unless
+    /// [`ConnectionChoice::New`] wants one that no other request has opened.
     ///
     /// # Errors
     /// That of the last endpoint.
-    pub async fn dial(&self, endpoint: EndpointIndex, is_upgrade: bool) -> Result<Lease<B>, Error> {
+    pub async fn dial(
+        &self,
+        choice: ConnectionChoice,
+        is_upgrade: bool,
+    ) -> Result<Lease<B>, Error> {
+        let endpoint = choice.endpoint();
         let mut tried = 0;
         loop {
-            match self.pools[(endpoint.0 + tried) % self.pools.len()]
-                .dial(versions(is_upgrade))
-                .await
-            {
+            let pool = &self.pools[(endpoint.0 + tried) % self.pools.len()];
+            let versions = versions(is_upgrade);
+            let dialled = match choice {
+                ConnectionChoice::Any(_) => pool.dial(versions).await,
+                ConnectionChoice::New(_) => pool.dial_alone(versions).await,
+            };
+            match dialled {
                 Ok(lease) => return Ok(lease),
                 Err(error) if tried + 1 == self.pools.len() => return Err(error),
                 // The limit is common to all endpoints.

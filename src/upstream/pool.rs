@@ -156,6 +156,18 @@ where
                 }
             }
         }
+        let lease = self.dial_alone(versions).await?;
+        if let Some(dialing) = dialing {
+            dialing.succeeded();
+        }
+        Ok(lease)
+    }
+
+    /// A new connection.
+    pub(super) async fn dial_alone(
+        self: &Rc<Self>,
+        versions: HttpVersions,
+    ) -> Result<Lease<B>, connect::Error> {
         let slot = self.reserve_slot()?;
         let socket = self
             .shared
@@ -219,9 +231,6 @@ where
         };
         if versions == HttpVersions::Any {
             self.uses_http2.set(protocol == Protocol::Http2);
-        }
-        if let Some(dialing) = dialing {
-            dialing.succeeded();
         }
         Ok(self.lease(connection, false))
     }

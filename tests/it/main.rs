@@ -9,7 +9,7 @@
 //! | `field_heads` | what heads of messages may look like, in both directions |
 //! | `rewrite`, `clients`, `certificates`, `tls` | URLs in responses, client authentication, certificates and their reload |
 //! | `bad_input`, `differential`, `limits`, `slow`, `http2_attacks`, `secrets` | hostile clients; nginx and HAProxy as references; secrets in outputs |
-//! | `faults`, `issuer`, `crashes`, `login`, `machine` | the token's lifecycle: issuers that fail, kills, first tokens, clocks |
+//! | `faults`, `issuer`, `crashes`, `login`, `machine`, `field_replay` | the token's lifecycle: issuers that fail, kills, first tokens, clocks |
 //! | `process`, `admin`, `config`, `confinement`, `descriptors`, `memory`, `field_operations`, `field_store` | the program as a process: commands, signals, files, the unit, its resources |
 //! | `cloud`, `documents` | the simulated cloud; what the documents claim |
 //!
@@ -50,6 +50,7 @@ mod field_h2;
 mod field_heads;
 mod field_mapping;
 mod field_operations;
+mod field_replay;
 mod field_store;
 mod http2;
 mod http2_attacks;

@@ -27,6 +27,7 @@ use crate::{
         message::{
             headers::{self, Outbound},
             json_body::{self, Format},
+            judge::Verdict,
             methods,
             urls::OwnUrls,
         },
@@ -35,7 +36,7 @@ use crate::{
         settings::View,
         worker::Worker,
     },
-    upstream::{self, Endpoint, EndpointIndex, Lease, Upstream},
+    upstream::{self, ConnectionChoice, Endpoint, Lease, Upstream},
 };
 
 /// New connections for one request: a server may refuse it on one after the other (RFC 9113 §8.7).
@@ -108,11 +109,22 @@ impl RequestContext<'_> {
         self,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
+        // Chosen once per attempt: a reused and a new connection lead to the same endpoint.
+        let choice = ConnectionChoice::Any(self.upstream().next_endpoint());
+        self.attempt_over(choice, authorization).await
+    }
+
+    /// The same over a connection of this choice.
+    pub(crate) async fn attempt_over(
+        self,
+        choice: ConnectionChoice,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<UpstreamResponse, Error> {
         if self.body.should_wait_for_continue() {
-            return Box::pin(self.attempt_with_continue(authorization)).await;
+            return Box::pin(self.attempt_with_continue(choice, authorization)).await;
         }
         let response = self
-            .attempt_with(SendBody::Immediately, authorization)
+            .attempt_with(choice, SendBody::Immediately, authorization)
             .await?;
         if self.may_be_part_of_json(&response) {
             return Box::pin(self.whole_if_rewritten(response, authorization)).await;
@@ -125,33 +137,34 @@ impl RequestContext<'_> {
         self,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
-        self.attempt_with(SendBody::Immediately, authorization)
+        let choice = ConnectionChoice::Any(self.upstream().next_endpoint());
+        self.attempt_with(choice, SendBody::Immediately, authorization)
             .await
     }
 
     async fn attempt_with_continue(
         self,
+        choice: ConnectionChoice,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
         let response = self
-            .attempt_with(SendBody::AfterContinue, authorization)
+            .attempt_with(choice, SendBody::AfterContinue, authorization)
             .await?;
         if response.head.status != StatusCode::EXPECTATION_FAILED || !self.body.can_replay() {
             return Ok(response);
         }
         // RFC 9110 §10.1.1: the request is repeated without the expectation.
         drop(response);
-        Box::pin(self.attempt_with(SendBody::Immediately, authorization)).await
+        Box::pin(self.attempt_with(choice, SendBody::Immediately, authorization)).await
     }
 
     async fn attempt_with(
         self,
+        choice: ConnectionChoice,
         send_body: SendBody,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
-        // Chosen once per attempt: a reused and a new connection lead to the same endpoint.
-        let endpoint_index = self.upstream().next_endpoint();
-        if let Some(lease) = self.reuse_connection(endpoint_index).await {
+        if let Some(lease) = self.reuse_connection(choice).await {
             match self.send(lease, send_body, authorization).await {
                 Ok(response) => return Ok(response),
                 Err(SendError {
@@ -162,8 +175,7 @@ impl RequestContext<'_> {
                     is_retryable: true, ..
                 }) => {}
             }
-            let second =
-                Box::pin(self.attempt_on_new(endpoint_index, send_body, authorization)).await;
+            let second = Box::pin(self.attempt_on_new(choice, send_body, authorization)).await;
             let outcome = if second.is_ok() {
                 RetryOutcome::Accepted
             } else {
@@ -174,7 +186,7 @@ impl RequestContext<'_> {
                 .retried(RetryReason::ConnectionLost, outcome);
             return second;
         }
-        Box::pin(self.attempt_on_new(endpoint_index, send_body, authorization)).await
+        Box::pin(self.attempt_on_new(choice, send_body, authorization)).await
     }
 
     /// The proxy's URLs in the request.
@@ -187,7 +199,7 @@ impl RequestContext<'_> {
         }
     }
 
-    fn upstream(&self) -> &Upstream<AttemptBody> {
+    pub(crate) fn upstream(&self) -> &Upstream<AttemptBody> {
         self.worker.upstream(self.route)
     }
 
@@ -195,7 +207,10 @@ impl RequestContext<'_> {
     ///
     /// A request that is not idempotent yields once before it takes one: the runtime then polls the
     /// network, and a FIN that has already arrived is noticed.
-    async fn reuse_connection(&self, endpoint_index: EndpointIndex) -> Option<Lease<AttemptBody>> {
+    async fn reuse_connection(&self, choice: ConnectionChoice) -> Option<Lease<AttemptBody>> {
+        let ConnectionChoice::Any(endpoint_index) = choice else {
+            return None;
+        };
         let mut lease = self
             .upstream()
             .reuse(endpoint_index, self.upgrade.is_some())?;
@@ -213,17 +228,14 @@ impl RequestContext<'_> {
 
     async fn attempt_on_new(
         self,
-        endpoint_index: EndpointIndex,
+        choice: ConnectionChoice,
         send_body: SendBody,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
         let mut dials = MAX_DIALS;
         loop {
             dials -= 1;
-            let dialled = self
-                .upstream()
-                .dial(endpoint_index, self.upgrade.is_some())
-                .await;
+            let dialled = self.upstream().dial(choice, self.upgrade.is_some()).await;
             let lease = dialled.map_err(|error| self.unreachable(error))?;
             match self.send(lease, send_body, authorization).await {
                 Ok(response) => return Ok(response),
@@ -340,6 +352,9 @@ impl RequestContext<'_> {
             && self.head.method != Method::HEAD
             && !response.body.is_end_stream()
             && json_body::format(&response.head) == Format::Uncertain
+            // The body of a rejection is not waited for.
+            && !(self.route.credential.is_some()
+                && self.judge(response) == Verdict::AuthorizationFailure)
     }
 
     /// Reads the start of a response's body until `is_json` is decided.

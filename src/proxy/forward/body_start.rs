@@ -17,7 +17,7 @@ use crate::proxy::{
 use crate::upstream::Lease;
 
 /// How long the start of a body may take. Later, the body counts as other than JSON.
-const LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(1);
 
 /// The part of a body that has been read to decide whether it is JSON.
 #[derive(Debug, Default)]

@@ -3,7 +3,8 @@
 //! | File | Contents |
 //! |---|---|
 //! | `attempt` | sends the request to an endpoint with one token, receives the response's head |
-//! | `retry` | responses that reject the token: the replay with a newer one |
+//! | `retry` | responses that reject the token: the request is sent again |
+//! | `rejected` | such a response, kept meanwhile |
 //! | `body_start` | reads the start of a body that may be JSON |
 //! | `range` | requests for a part of a body that is rewritten |
 //! | `response` | prepares the upstream's response for the client; reads a small body ahead |
@@ -12,6 +13,7 @@
 pub(crate) mod attempt;
 pub(crate) mod body_start;
 pub(crate) mod range;
+pub(crate) mod rejected;
 pub(crate) mod response;
 pub(crate) mod response_body;
 pub(crate) mod retry;

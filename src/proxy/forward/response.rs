@@ -1,6 +1,6 @@
 //! Prepares an upstream's response for the client.
 
-use std::{collections::VecDeque, rc::Rc};
+use std::{collections::VecDeque, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header, response};
@@ -24,16 +24,17 @@ use crate::{
     upstream::{Cookies, Endpoint, Lease},
 };
 
-/// The most that is read of a body before it is decided what the client gets. A larger body is
-/// relayed.
+/// The most that is read of a body before it is decided what the client gets, in bytes and time. A
+/// larger or slower body is relayed.
 pub(crate) const READ_AHEAD_LIMIT: usize = 64 * 1024;
+const READ_AHEAD_TIME: Duration = Duration::from_secs(1);
 
 /// A response as the client gets it.
 pub(crate) struct ClientResponse {
     pub(crate) head: response::Parts,
     /// The part of the body that has been read.
     pub(crate) buffered: VecDeque<Frame<Bytes>>,
-    unread: Option<UpstreamBody>,
+    pub(crate) unread: Option<UpstreamBody>,
     rewriter: Option<urls::JsonRewriter>,
 }
 
@@ -143,7 +144,7 @@ impl RequestContext<'_> {
             .then(|| urls::JsonRewriter::new(Rc::clone(url_map), public_url.origin()))
     }
 
-    /// Reads a response's body, up to [`READ_AHEAD_LIMIT`].
+    /// Reads a response's body, up to [`READ_AHEAD_LIMIT`] and for [`READ_AHEAD_TIME`].
     pub(crate) async fn read_ahead(&self, response: UpstreamResponse) -> ReadAhead {
         let is_json = response.is_json();
         let UpstreamResponse {
@@ -156,7 +157,7 @@ impl RequestContext<'_> {
         let mut buffered = start.frames;
         let data = buffered.iter().filter_map(Frame::data_ref);
         let mut length: usize = data.map(Bytes::len).sum();
-        self.exchange.wait_for_upstream();
+        self.exchange.upstream_deadline.arm(READ_AHEAD_TIME.into());
         let is_complete = loop {
             let frame = tokio::select! {
                 biased;

@@ -1,7 +1,5 @@
-//! Responses that reject the token: the request is sent once more with a newer token, or the client
-//! gets the rejection.
-
-use std::rc::Rc;
+//! Responses that reject the token: the request is sent again with a newer token, or with the same
+//! one over another connection, or the client gets the rejection.
 
 use http::{Method, StatusCode};
 use hyper::body::{Body as _, Frame};
@@ -9,9 +7,9 @@ use hyper::body::{Body as _, Frame};
 use crate::{
     proxy::{
         error::Error,
-        exchange::request_body::AttemptBody,
         forward::{
             attempt::{RequestContext, UpstreamResponse},
+            rejected::{AuthFailure, RejectedResponse},
             response::{ClientResponse, READ_AHEAD_LIMIT, ReadAhead},
         },
         message::{
@@ -20,35 +18,16 @@ use crate::{
             urls::BodyRewrite,
         },
         metrics::{RetryOutcome, RetryReason},
-        token_source::{LocalToken, Rejection, TokenSource},
+        token_source::{LocalToken, Replacement, TokenSource},
     },
-    upstream::Lease,
+    token::{RejectedRequest, RequestKey, Verification},
 };
 
-/// A response that rejects the token.
-pub(crate) enum AuthFailure {
-    /// By its status.
-    Unread(UpstreamResponse),
-    /// By its JSON body, which has been read.
-    Read(Box<ClientResponse>, Lease<AttemptBody>),
-}
-
-impl AuthFailure {
-    fn status(&self) -> StatusCode {
-        match self {
-            Self::Unread(response) => response.head.status,
-            Self::Read(response, _) => response.head.status,
-        }
-    }
-}
-
-/// A response that rejects the token, read before the replay.
-enum ReadFailure {
-    /// What the client gets if the replay does not succeed; `None`: 502, since the connection broke
-    /// before the end of the response.
-    Fallback(Option<ClientResponse>),
-    /// It is too large to keep: it can only be relayed, and its attempt continues.
-    TooLarge(ClientResponse),
+/// The verdict on a response, and the response.
+enum Judged {
+    Rejected(AuthFailure),
+    /// The token was accepted, or the response says nothing about it.
+    Relayed(ClientResponse),
 }
 
 /// Whether a response with this status shows that the upstream accepts the token.
@@ -99,20 +78,25 @@ impl RequestContext<'_> {
         source: &TokenSource,
         token: &LocalToken,
     ) -> Result<ClientResponse, Error> {
+        match self.judge_body(response).await? {
+            Judged::Rejected(failure) => self.replay(failure, source, token).await,
+            Judged::Relayed(response) => {
+                self.accepted(source, token);
+                Ok(response)
+            }
+        }
+    }
+
+    async fn judge_body(&self, response: UpstreamResponse) -> Result<Judged, Error> {
         match self.read_ahead(response).await {
-            ReadAhead::Complete(response, lease) if self.is_rejected_in_json(&response) => {
-                self.replay(AuthFailure::Read(Box::new(response), lease), source, token)
-                    .await
-            }
+            ReadAhead::Complete(response, lease) if self.is_rejected_in_json(&response) => Ok(
+                Judged::Rejected(AuthFailure::Read(Box::new(response), lease)),
+            ),
             ReadAhead::Complete(response, lease) => {
-                token.accepted();
                 lease.release();
-                Ok(response)
+                Ok(Judged::Relayed(response))
             }
-            ReadAhead::TooLarge(response) => {
-                token.accepted();
-                Ok(response)
-            }
+            ReadAhead::TooLarge(response) => Ok(Judged::Relayed(response)),
             ReadAhead::Truncated => Err(Error::ConnectionClosed),
         }
     }
@@ -133,7 +117,7 @@ impl RequestContext<'_> {
             .is_some_and(|json| reports_failure(&body, json))
     }
 
-    /// The upstream rejected the token: sends the request once more with a newer one. If that is
+    /// The upstream rejected the token: sends the request again as the credential says. If that is
     /// not possible or does not help, the client gets the rejection.
     pub(crate) async fn replay(
         &self,
@@ -141,25 +125,47 @@ impl RequestContext<'_> {
         source: &TokenSource,
         token: &LocalToken,
     ) -> Result<ClientResponse, Error> {
-        let rejection = source.rejected(token);
         if !self.is_replayable(&failure) {
-            return self.exhausted(RetryOutcome::BodyNotKept, self.relay_failure(failure));
+            return self.relay_unrepeatable(failure, source, token);
         }
-        let fallback = match self.read_failure(failure).await {
-            ReadFailure::Fallback(fallback) => fallback,
-            ReadFailure::TooLarge(response) => {
-                return self.exhausted(RetryOutcome::BodyNotKept, response);
-            }
+        let mut request = RejectedRequest {
+            version: token.version(),
+            key: self.key(source),
+            can_verify: true,
         };
-        let newer = match newer_token(rejection, source, token).await {
-            Ok(newer) => newer,
-            Err(outcome) => return self.fall_back(outcome, fallback),
-        };
-        match self.attempt(Some(newer.header())).await {
-            Ok(second) => self.conclude(second, &newer).await,
-            Err(error) => {
-                self.worker.rejected(self.view, &error, self.exchange);
-                self.fall_back(RetryOutcome::Failed, fallback)
+        let mut rejected = RejectedResponse::new(*self, failure);
+        loop {
+            let replacement = rejected.read_during(source.replacement(&request)).await;
+            let verification = match replacement {
+                Replacement::Newer(newer) => {
+                    rejected.read_briefly().await;
+                    rejected.release();
+                    return self
+                        .replay_with(&newer, rejected, source, request.key)
+                        .await;
+                }
+                Replacement::Verify(verification) => verification,
+                Replacement::Futile => return self.fall_back(RetryOutcome::Cooldown, rejected),
+                Replacement::Late => return self.fall_back(RetryOutcome::NoNewerToken, rejected),
+            };
+            request.can_verify = false;
+            rejected.read_briefly().await;
+            match self.verify(verification, &rejected, token).await? {
+                None => {}
+                Some(Judged::Relayed(response)) => {
+                    if is_proof(response.head.status) {
+                        rejected.retire();
+                    }
+                    self.accepted_if_proof(&response, source, token);
+                    return Ok(response);
+                }
+                Some(Judged::Rejected(again)) => {
+                    rejected.release();
+                    if !self.is_replayable(&again) {
+                        return self.relay_unrepeatable(again, source, token);
+                    }
+                    rejected = RejectedResponse::new(*self, again);
+                }
             }
         }
     }
@@ -167,6 +173,103 @@ impl RequestContext<'_> {
     fn is_replayable(&self, failure: &AuthFailure) -> bool {
         let retry = &self.view.config().retry;
         may_replay(failure.status(), &self.head.method, retry) && self.body.can_replay()
+    }
+
+    /// The rejection of a request that cannot be sent again. It counts for the requests that can:
+    /// the token is refreshed.
+    fn relay_unrepeatable(
+        &self,
+        failure: AuthFailure,
+        source: &TokenSource,
+        token: &LocalToken,
+    ) -> Result<ClientResponse, Error> {
+        source.rejected(token);
+        self.exhausted(RetryOutcome::BodyNotKept, self.relay_failure(failure))
+    }
+
+    /// Sends the request again with the same token, over another connection. `None` if there was no
+    /// other connection.
+    ///
+    /// # Errors
+    /// That of the attempt: the request may have been applied.
+    async fn verify(
+        &self,
+        verification: Verification,
+        rejected: &RejectedResponse<'_>,
+        token: &LocalToken,
+    ) -> Result<Option<Judged>, Error> {
+        let attempt = self.attempt_over(rejected.elsewhere(), Some(token.header()));
+        let judged = match attempt.await {
+            Ok(second) => self.judge_whole(second).await,
+            Err(error @ Error::Connect(_)) => {
+                self.worker.rejected(self.view, &error, self.exchange);
+                self.count(RetryReason::OtherConnection, RetryOutcome::Failed);
+                return Ok(None);
+            }
+            Err(error) => Err(error),
+        };
+        let outcome = match &judged {
+            Ok(Judged::Rejected(_)) => {
+                verification.rejected();
+                RetryOutcome::Rejected
+            }
+            Ok(Judged::Relayed(response)) => {
+                if is_proof(response.head.status) {
+                    verification.accepted();
+                }
+                RetryOutcome::Accepted
+            }
+            Err(_) => RetryOutcome::Failed,
+        };
+        self.count(RetryReason::OtherConnection, outcome);
+        judged.map(Some)
+    }
+
+    /// Sends the request again with a newer token. From then on the first response says nothing
+    /// about whether the request was applied, so the client gets the outcome of this attempt.
+    async fn replay_with(
+        &self,
+        newer: &LocalToken,
+        rejected: RejectedResponse<'_>,
+        source: &TokenSource,
+        key: RequestKey,
+    ) -> Result<ClientResponse, Error> {
+        let judged = match self.attempt(Some(newer.header())).await {
+            Ok(second) => self.judge_whole(second).await,
+            // Nothing was sent.
+            Err(error @ Error::Connect(_)) => {
+                self.worker.rejected(self.view, &error, self.exchange);
+                return self.fall_back(RetryOutcome::Failed, rejected);
+            }
+            Err(error) => Err(error),
+        };
+        match judged {
+            Ok(Judged::Rejected(failure)) => {
+                source.replay_rejected(newer, key);
+                let response = self.relay_failure(failure);
+                self.exhausted(RetryOutcome::Rejected, response)
+            }
+            Ok(Judged::Relayed(response)) => {
+                self.count(RetryReason::Unauthorized, RetryOutcome::Accepted);
+                self.accepted_if_proof(&response, source, newer);
+                Ok(response)
+            }
+            Err(error) => {
+                self.count(RetryReason::Unauthorized, RetryOutcome::Failed);
+                Err(error)
+            }
+        }
+    }
+
+    /// The verdict on a response, by its head or by its JSON body.
+    async fn judge_whole(&self, response: UpstreamResponse) -> Result<Judged, Error> {
+        if self.judge(&response) == Verdict::AuthorizationFailure {
+            Ok(Judged::Rejected(AuthFailure::Unread(response)))
+        } else if self.may_reject_in_json(&response) {
+            self.judge_body(response).await
+        } else {
+            Ok(Judged::Relayed(self.relay(response)))
+        }
     }
 
     fn relay_failure(&self, failure: AuthFailure) -> ClientResponse {
@@ -179,89 +282,37 @@ impl RequestContext<'_> {
         }
     }
 
-    /// Reads the rejection to its end and then ends its attempt, in this order: ending the attempt
-    /// can close its connection, and with it the rest of the response.
-    async fn read_failure(&self, failure: AuthFailure) -> ReadFailure {
-        self.body.park();
-        let read = match failure {
-            AuthFailure::Unread(response) => self.read_ahead(response).await,
-            AuthFailure::Read(response, lease) => ReadAhead::Complete(*response, lease),
-        };
-        match read {
-            ReadAhead::Complete(response, lease) => {
-                if self.body.end_rejected_attempt() {
-                    lease.release();
-                }
-                ReadFailure::Fallback(Some(response))
-            }
-            ReadAhead::TooLarge(response) => {
-                self.body.unpark();
-                ReadFailure::TooLarge(response)
-            }
-            ReadAhead::Truncated => {
-                self.body.end_attempt();
-                ReadFailure::Fallback(None)
-            }
-        }
-    }
-
-    /// Judges the response to the second attempt, and reports the verdict on its token.
-    async fn conclude(
+    fn accepted_if_proof(
         &self,
-        second: UpstreamResponse,
+        response: &ClientResponse,
+        source: &TokenSource,
         token: &LocalToken,
-    ) -> Result<ClientResponse, Error> {
-        let is_proof = is_proof(second.head.status);
-        let (verdict, second) = self.judge_and_relay(second).await?;
-        match verdict {
-            Verdict::AuthorizationFailure => {
-                token.replay_rejected();
-                self.exhausted(RetryOutcome::Rejected, second)
-            }
-            Verdict::Relay => {
-                token.replay_accepted();
-                if is_proof {
-                    token.accepted();
-                }
-                self.count_replay(RetryOutcome::Accepted);
-                Ok(second)
-            }
+    ) {
+        if is_proof(response.head.status) {
+            self.accepted(source, token);
         }
     }
 
-    /// The verdict on a response, by its head or its JSON body, and the response for the client.
-    async fn judge_and_relay(
-        &self,
-        response: UpstreamResponse,
-    ) -> Result<(Verdict, ClientResponse), Error> {
-        let verdict = self.judge(&response);
-        if verdict == Verdict::AuthorizationFailure || !self.may_reject_in_json(&response) {
-            return Ok((verdict, self.relay(response)));
+    /// Reports that the upstream accepted the token.
+    pub(crate) fn accepted(&self, source: &TokenSource, token: &LocalToken) {
+        if token.needs_proof() {
+            source.accepted(token, self.key(source));
         }
-        match self.read_ahead(response).await {
-            ReadAhead::Complete(response, lease) => {
-                lease.release();
-                let verdict = if self.is_rejected_in_json(&response) {
-                    Verdict::AuthorizationFailure
-                } else {
-                    Verdict::Relay
-                };
-                Ok((verdict, response))
-            }
-            ReadAhead::TooLarge(response) => Ok((Verdict::Relay, response)),
-            ReadAhead::Truncated => Err(Error::ConnectionClosed),
-        }
+    }
+
+    /// What requests have in common that an upstream most likely treats alike.
+    fn key(&self, source: &TokenSource) -> RequestKey {
+        let client = self.exchange.caller.get().map(|caller| caller.client);
+        let (method, path) = (&self.head.method, self.head.uri.path());
+        source.key((self.route.position, client, method.is_safe(), path))
     }
 
     fn fall_back(
         &self,
         outcome: RetryOutcome,
-        fallback: Option<ClientResponse>,
+        rejected: RejectedResponse<'_>,
     ) -> Result<ClientResponse, Error> {
-        match fallback {
-            Some(response) => self.exhausted(outcome, response),
-            None => Err(Error::ConnectionClosed),
-        }
+        self.exhausted(outcome, rejected.relay()?)
     }
 
     /// The client gets the rejection, or 502 if `retry.exhausted` says so.
@@ -270,35 +321,14 @@ impl RequestContext<'_> {
         outcome: RetryOutcome,
         rejection: ClientResponse,
     ) -> Result<ClientResponse, Error> {
-        self.count_replay(outcome);
+        self.count(RetryReason::Unauthorized, outcome);
         match self.view.config().retry.exhausted {
             None | Some(Exhausted::Relay) => Ok(rejection),
             Some(Exhausted::BadGateway) => Err(Error::TokenRejected),
         }
     }
 
-    fn count_replay(&self, outcome: RetryOutcome) {
-        self.worker
-            .metrics
-            .retried(RetryReason::Unauthorized, outcome);
-    }
-}
-
-/// A newer token than the rejected one; waits for it while it is being fetched.
-///
-/// # Errors
-/// Why there is none.
-async fn newer_token(
-    rejection: Rejection,
-    source: &TokenSource,
-    rejected: &LocalToken,
-) -> Result<Rc<LocalToken>, RetryOutcome> {
-    match rejection {
-        Rejection::Newer(token) => Ok(token),
-        Rejection::Futile => Err(RetryOutcome::Cooldown),
-        Rejection::Refreshing => source
-            .newer_than(Some(rejected.version()))
-            .await
-            .ok_or(RetryOutcome::NoNewerToken),
+    fn count(&self, reason: RetryReason, outcome: RetryOutcome) {
+        self.worker.metrics.retried(reason, outcome);
     }
 }

@@ -4,7 +4,6 @@
 use std::{
     cmp::Ordering,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
 };
 
 use http::HeaderValue;
@@ -13,7 +12,7 @@ use super::{Refresher, lock::LockState};
 use crate::{
     base::{backoff, clock::Moment, secret::Secret},
     token::{
-        cache::{RefreshHistory, Token, authorization},
+        cache::{Token, authorization},
         schedule,
         store::Record,
     },
@@ -145,23 +144,17 @@ impl Refresher {
             let left = expiry.at.saturating_since(now);
             self.timing.refresh_at = now + left.saturating_sub(margin);
         }
-        self.publish(header, expiry.at, lifetime);
+        self.publish(header, expiry.at);
     }
 
     /// Makes the record's access token the cached token.
-    pub(super) fn publish(&self, header: HeaderValue, expires_at: Moment, lifetime: Duration) {
-        let cooldown = schedule::cooldown(self.policy.cooldown, lifetime);
-        let history = match self.shared.token.load().as_ref() {
-            Some(replaced) => RefreshHistory::after(replaced, cooldown),
-            None => RefreshHistory::first(cooldown),
-        };
-        let token = Token::new(
-            self.chain.record.version(),
-            header,
-            self.shared.clock.now(),
-            expires_at,
-            history,
-        );
-        self.shared.token.store(Some(Arc::new(token)));
+    pub(super) fn publish(&self, header: HeaderValue, expires_at: Moment) {
+        let (version, now) = (self.chain.record.version(), self.shared.clock.now());
+        let token = Arc::new(Token::new(version, header, now, expires_at));
+        self.shared.token.store(Some(Arc::clone(&token)));
+        // After it can be seen: a rejection at the same time marks it, or is noticed here.
+        if self.shared.rejections.is_watching() {
+            token.watch();
+        }
     }
 }

@@ -80,6 +80,11 @@ where
         }
     }
 
+    /// Whether the connection is one of this pool.
+    pub(in crate::upstream) fn is_of(&self, pool: &Rc<Pool<B>>) -> bool {
+        Rc::ptr_eq(&self.pool, pool)
+    }
+
     /// The endpoint of the connection.
     pub fn endpoint(&self) -> &Endpoint {
         &self.pool.endpoint

@@ -297,24 +297,6 @@ impl Harness {
         self.clock.sleep_until(self.clock.now() + time).await;
     }
 
-    /// What the data path does for a request that the upstream never authorizes.
-    pub(super) async fn reject_once(&self) {
-        use crate::token::Rejection;
-        let token = self.usable().expect("a token");
-        let replay = match self.credential.rejected(token.version()) {
-            Rejection::Newer(newer) => Some(newer),
-            Rejection::Refreshing => {
-                self.credential
-                    .newer_than(Some(token.version()), seconds(10))
-                    .await
-            }
-            Rejection::Futile => None,
-        };
-        if let Some(newer) = replay {
-            newer.replay_rejected();
-        }
-    }
-
     pub(super) fn calls(&self) -> Vec<Call> {
         self.issuer.calls.lock().unwrap().clone()
     }

@@ -210,8 +210,12 @@ impl Run {
             Rejection::Newer(newer) => self
                 .model
                 .violated(&format!("{:?} is the newest", newer.version())),
-            Rejection::Refreshing => self.wait(Some(token), wait, verdict),
-            Rejection::Futile => {}
+            Rejection::Refreshing { .. } | Rejection::Waiting { .. } => {
+                self.wait(Some(token), wait, verdict);
+            }
+            Rejection::Verify(_) | Rejection::Futile => {
+                self.model.violated("a request without a key was verified");
+            }
         }
     }
 
@@ -229,9 +233,10 @@ impl Run {
                 return model.observe_none(&credential, version);
             };
             model.observe_handed_out(&token, version);
+            let key = credential.request_key("one");
             match verdict {
-                Verdict::Accepted => token.replay_accepted(),
-                Verdict::Rejected => token.replay_rejected(),
+                Verdict::Accepted => credential.accepted(&token, key),
+                Verdict::Rejected => credential.replay_rejected(&token, key),
                 Verdict::Unknown => {}
             }
         }));
