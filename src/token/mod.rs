@@ -11,7 +11,8 @@
 //! | `config.rs` | the configuration of a credential |
 //! | `credential.rs` | the handle: read the token, wait for a newer one, refresh by hand |
 //! | `cache.rs` | the cached token and its version |
-//! | `rejection.rs` | requests whose token was rejected: which get a newer token, how long they wait |
+//! | `replacement.rs` | requests whose token was rejected: which get a newer token, how long they wait |
+//! | `rejection.rs` | what these requests know of each other |
 //! | `rejection/rule.rs` | the pure rule: verification, budget of refreshes |
 //! | `rejection/futile.rs` | the requests that a fresh token did not help |
 //! | `refresher.rs` | the task: executes the plan, one call to the issuer at a time |
@@ -90,6 +91,7 @@ pub mod login;
 mod refresh_token;
 mod refresher;
 mod rejection;
+mod replacement;
 mod schedule;
 mod state;
 mod store;
@@ -104,7 +106,8 @@ pub use self::{
     initial_grant::InitialGrant,
     issuer::{BasicEncoding, IssuerConfig, ParameterLocation},
     refresher::{Error, Refresher},
-    rejection::{RejectedRequest, Rejection, Replacement, RequestKey, Verification},
+    rejection::RequestKey,
+    replacement::{RejectedRequest, Rejection, Replacement, Verification},
     state::{DurationHistogram, Outcome, Persistence, Reason, Refresh, Snapshot, State, Status},
     store::Error as StoreError,
     token_response::{Failure, FailureClass, ResponseFields, TokenResponse},

@@ -1,95 +1,30 @@
-//! Requests whose token was rejected: whether they get a newer token, and how long they wait.
-//!
-//! [`rule`] decides; this file gives it the state of the credential, and waits.
+//! What the rejected requests of a credential know of each other: the state of [`rule`], shared by
+//! all workers.
 
 mod futile;
 mod rule;
 
-use std::{hash::Hash, sync::Arc, time::Duration};
+use std::{
+    hash::{BuildHasher as _, Hash, RandomState},
+    time::Duration,
+};
 
 use parking_lot::Mutex;
-use tokio::{
-    sync::Notify,
-    time::{Instant, sleep_until},
-};
+use tokio::sync::{Notify, futures::Notified};
 
-use self::{
-    futile::KeyFilter,
-    rule::{Case, Decision, Rule},
-};
-use super::{
-    cache::{Token, Version},
-    credential::{Credential, WaiterSlot},
-};
+pub use self::futile::RequestKey;
+pub(super) use self::rule::{Case, Decision};
+use self::{futile::KeyFilter, rule::Rule};
+use super::cache::Version;
 use crate::base::clock::Moment;
 
-/// Identifies requests that the upstream most likely treats alike.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RequestKey(u64);
-
-/// A request whose token was rejected, and that can be sent again.
-#[derive(Debug, Clone, Copy)]
-pub struct RejectedRequest {
-    /// The rejected token.
-    pub version: Version,
-    /// From [`Credential::request_key`].
-    pub key: RequestKey,
-    /// Whether it was not sent again with the same token yet.
-    pub can_verify: bool,
-}
-
-/// What to do about a response that rejected a token.
-#[derive(Debug)]
-pub enum Rejection {
-    /// There is a newer token: replay with it.
-    Newer(Arc<Token>),
-    /// Send the request again, with the same token over another connection.
-    Verify(Verification),
-    /// A newer token is being requested. It pays to ask again at this moment.
-    Refreshing {
-        /// When a verification is possible again.
-        ask_again: Option<Moment>,
-    },
-    /// No refresh is allowed yet. Ask again at `ask_again`.
-    Waiting {
-        /// When the decision may change.
-        ask_again: Moment,
-        /// When the next refresh is allowed, unless the request waits for a verification.
-        next_refresh: Option<Moment>,
-    },
-    /// A newer token would not help: relay the response.
-    Futile,
-}
-
-/// What a rejected request gets after a wait.
-#[derive(Debug)]
-pub enum Replacement {
-    /// A newer token: replay with it.
-    Newer(Arc<Token>),
-    /// Send the request again, with the same token over another connection.
-    Verify(Verification),
-    /// A newer token would not help.
-    Futile,
-    /// There was no newer token in time.
-    Late,
-}
-
-/// A rejected token that is being tried again. Dropped without an outcome, another request may try.
-#[derive(Debug)]
-pub struct Verification {
-    credential: Credential,
-    version: Version,
-    is_accepted: Option<bool>,
-}
-
-/// The part of a credential that rejections use.
+/// The rejected requests of a credential. Only they take its lock.
 #[derive(Debug)]
 pub(super) struct Rejections {
     rule: Mutex<Rule>,
     /// Of the rule's futile keys.
     filter: KeyFilter,
-    hasher: std::hash::RandomState,
-    /// A verification has ended.
+    hasher: RandomState,
     verified: Notify,
 }
 
@@ -98,180 +33,53 @@ impl Rejections {
         Self {
             rule: Mutex::new(Rule::new(cooldown)),
             filter: KeyFilter::default(),
-            hasher: std::hash::RandomState::new(),
+            hasher: RandomState::new(),
             verified: Notify::new(),
         }
     }
 
-    /// Whether accepted requests must be compared with the futile keys.
+    pub(super) fn key(&self, properties: impl Hash) -> RequestKey {
+        RequestKey(self.hasher.hash_one(properties))
+    }
+
+    pub(super) fn decide(&self, case: &Case, now: Moment) -> Decision {
+        self.rule.lock().decide(case, now)
+    }
+
+    /// The verification of a token has ended; `None`: without an outcome.
+    pub(super) fn finish_verification(
+        &self,
+        version: Version,
+        is_accepted: Option<bool>,
+        now: Moment,
+    ) {
+        self.rule.lock().verified(version, is_accepted, now);
+        self.verified.notify_waiters();
+    }
+
+    /// Resolves when a verification ends.
+    pub(super) fn verified(&self) -> Notified<'_> {
+        self.verified.notified()
+    }
+
+    /// A request with this key was rejected under a fresh token.
+    pub(super) fn remember_futile(&self, key: RequestKey, now: Moment) {
+        let mut rule = self.rule.lock();
+        rule.futile.insert(key, now);
+        self.filter.update(&rule.futile);
+    }
+
+    /// A request with this key was accepted. Takes no lock for nearly all keys.
+    pub(super) fn accepted(&self, key: RequestKey, now: Moment) {
+        if self.filter.may_contain(key) {
+            let mut rule = self.rule.lock();
+            rule.futile.accepted(key, now);
+            self.filter.update(&rule.futile);
+        }
+    }
+
+    /// Whether accepted requests must be reported.
     pub(super) fn is_watching(&self) -> bool {
         !self.filter.is_empty()
-    }
-}
-
-impl Credential {
-    /// The key of a request with these properties.
-    pub fn request_key(&self, properties: impl Hash) -> RequestKey {
-        use std::hash::BuildHasher as _;
-        RequestKey(self.shared.rejections.hasher.hash_one(properties))
-    }
-
-    /// Reports that a request that cannot be sent again was rejected.
-    pub fn rejected(&self, version: Version) -> Rejection {
-        self.decide(version, None, false)
-    }
-
-    /// What a rejected request gets: waits at most `wait` for a refresh to be allowed, and at most
-    /// `wait` for a requested one. Dropping the future cancels the wait, never the refresh.
-    pub async fn replacement(&self, request: &RejectedRequest, wait: Duration) -> Replacement {
-        let mut status = self.status.clone();
-        let mut deadline = Instant::now() + wait;
-        let mut is_refreshing = false;
-        let mut slot = None;
-        loop {
-            // Both are armed before the decision: what changes in between is not missed.
-            let mut verified = std::pin::pin!(self.shared.rejections.verified.notified());
-            verified.as_mut().enable();
-            let needs_operator = status.borrow_and_update().needs_operator();
-            let decision = self.decide(request.version, Some(request.key), request.can_verify);
-            let ask_again = match decision {
-                Rejection::Newer(token) => return Replacement::Newer(token),
-                Rejection::Verify(verification) => return Replacement::Verify(verification),
-                Rejection::Futile => return Replacement::Futile,
-                Rejection::Refreshing { ask_again } => {
-                    if !std::mem::replace(&mut is_refreshing, true) {
-                        deadline = Instant::now() + wait;
-                    }
-                    ask_again.map(|moment| self.instant(moment))
-                }
-                Rejection::Waiting {
-                    ask_again,
-                    next_refresh,
-                } => {
-                    if next_refresh.is_some_and(|next| self.instant(next) > deadline) {
-                        return Replacement::Late;
-                    }
-                    Some(self.instant(ask_again))
-                }
-            };
-            if slot.is_none() {
-                slot = WaiterSlot::take(&self.shared.waiters);
-            }
-            if needs_operator || slot.is_none() || Instant::now() >= deadline {
-                return Replacement::Late;
-            }
-            let ask_again = ask_again.map_or(deadline, |again| again.min(deadline));
-            tokio::select! {
-                changed = status.changed() => if changed.is_err() {
-                    // The refresher has ended.
-                    return Replacement::Late;
-                },
-                () = verified => {}
-                () = sleep_until(ask_again) => {}
-            }
-        }
-    }
-
-    fn decide(&self, version: Version, key: Option<RequestKey>, can_verify: bool) -> Rejection {
-        let now = self.shared.clock.now();
-        let current = self.shared.token.load();
-        let Some(token) = current.as_ref().filter(|token| token.is_usable(now)) else {
-            // A refresh is due anyway.
-            return Rejection::Refreshing { ask_again: None };
-        };
-        if token.version() != version {
-            return if token.version() > version {
-                Rejection::Newer(Arc::clone(token))
-            } else {
-                Rejection::Refreshing { ask_again: None }
-            };
-        }
-        let mut rule = self.shared.rejections.rule.lock();
-        let case = Case {
-            key,
-            version,
-            is_proven: token.is_proven(),
-            is_refresh_requested: token.is_refresh_requested(),
-            can_verify,
-        };
-        match rule.decide(&case, now) {
-            Decision::Relay => Rejection::Futile,
-            Decision::Verify => Rejection::Verify(Verification {
-                credential: self.clone(),
-                version,
-                is_accepted: None,
-            }),
-            Decision::Refresh => {
-                token.request_refresh();
-                self.shared.wake.notify_one();
-                Rejection::Refreshing { ask_again: None }
-            }
-            Decision::Join { ask_again } => Rejection::Refreshing { ask_again },
-            Decision::Wait {
-                ask_again,
-                next_refresh,
-            } => Rejection::Waiting {
-                ask_again,
-                next_refresh,
-            },
-        }
-    }
-
-    /// A moment of this credential's clock on the runtime's, on which requests wait.
-    fn instant(&self, moment: Moment) -> Instant {
-        Instant::now() + moment.saturating_since(self.shared.clock.now())
-    }
-
-    /// A request with this token, which [needs a proof](Token::needs_proof), was accepted.
-    pub fn accepted(&self, token: &Token, key: RequestKey) {
-        token.set_proven();
-        let rejections = &self.shared.rejections;
-        if rejections.filter.may_contain(key) {
-            let mut rule = rejections.rule.lock();
-            rule.futile.accepted(key, self.shared.clock.now());
-            rejections.filter.update(&rule.futile);
-        }
-    }
-
-    /// A request was rejected under this token too, which it got instead of a rejected one.
-    pub fn replay_rejected(&self, token: &Token, key: RequestKey) {
-        let current = self.shared.token.load();
-        // Another request may have had the token replaced already: then it says nothing.
-        let Some(current) = current
-            .as_ref()
-            .filter(|current| current.version() == token.version())
-        else {
-            return;
-        };
-        let rejections = &self.shared.rejections;
-        let mut rule = rejections.rule.lock();
-        rule.futile.insert(key, self.shared.clock.now());
-        rejections.filter.update(&rule.futile);
-        current.watch();
-    }
-}
-
-impl Verification {
-    /// The upstream accepted the token.
-    pub fn accepted(mut self) {
-        self.is_accepted = Some(true);
-    }
-
-    /// The upstream rejected the token once more.
-    pub fn rejected(mut self) {
-        self.is_accepted = Some(false);
-    }
-}
-
-impl Drop for Verification {
-    fn drop(&mut self) {
-        let shared = &self.credential.shared;
-        let now = shared.clock.now();
-        shared
-            .rejections
-            .rule
-            .lock()
-            .verified(self.version, self.is_accepted, now);
-        shared.rejections.verified.notify_waiters();
     }
 }

@@ -5,8 +5,12 @@ use std::{
     time::Duration,
 };
 
-use super::RequestKey;
 use crate::base::clock::Moment;
+
+/// Identifies requests that the upstream most likely treats alike: the hash of what they have in
+/// common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestKey(pub(super) u64);
 
 /// The most keys that are remembered; the least recently used one makes room.
 pub(super) const CAPACITY: usize = 256;

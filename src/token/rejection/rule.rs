@@ -14,7 +14,7 @@
 
 use std::time::Duration;
 
-use super::{RequestKey, futile::FutileKeys};
+use super::futile::{FutileKeys, RequestKey};
 use crate::{base::clock::Moment, token::Version};
 
 /// Refreshes that rejections may cause at once, after a time without any. Later ones are a cooldown
@@ -26,22 +26,22 @@ const VERIFICATION_TIME: Duration = Duration::from_secs(1);
 
 /// A rejected request.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Case {
+pub(in crate::token) struct Case {
     /// `None`: the request cannot be sent again.
-    pub(super) key: Option<RequestKey>,
+    pub(in crate::token) key: Option<RequestKey>,
     /// The rejected token, which is the current one.
-    pub(super) version: Version,
+    pub(in crate::token) version: Version,
     /// Whether a request with the token was accepted.
-    pub(super) is_proven: bool,
+    pub(in crate::token) is_proven: bool,
     /// Whether a refresh was requested already.
-    pub(super) is_refresh_requested: bool,
+    pub(in crate::token) is_refresh_requested: bool,
     /// Whether the request can be sent again with the same token, and has not been yet.
-    pub(super) can_verify: bool,
+    pub(in crate::token) can_verify: bool,
 }
 
 /// What to do about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Decision {
+pub(in crate::token) enum Decision {
     /// Relay the response: a newer token would not help.
     Relay,
     /// Send the request again, with the same token over another connection.

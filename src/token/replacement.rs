@@ -1,0 +1,225 @@
+//! Requests whose token was rejected: whether they get a newer token, and how long they wait.
+//!
+//! [`Rejections`](super::rejection::Rejections) decides; this file waits.
+
+use std::{hash::Hash, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    cache::{Token, Version},
+    credential::{Credential, WaiterSlot},
+    rejection::{Case, Decision, RequestKey},
+};
+use crate::base::clock::Moment;
+
+/// A request whose token was rejected, and that can be sent again.
+#[derive(Debug, Clone, Copy)]
+pub struct RejectedRequest {
+    /// The rejected token.
+    pub version: Version,
+    /// From [`Credential::request_key`].
+    pub key: RequestKey,
+    /// Whether it was not sent again with the same token yet.
+    pub can_verify: bool,
+}
+
+/// What to do about a response that rejected a token.
+#[derive(Debug)]
+pub enum Rejection {
+    /// There is a newer token: replay with it.
+    Newer(Arc<Token>),
+    /// Send the request again, with the same token over another connection.
+    Verify(Verification),
+    /// A newer token is being requested. It pays to ask again at this moment.
+    Refreshing {
+        /// When a verification is possible again.
+        ask_again: Option<Moment>,
+    },
+    /// No refresh is allowed yet. Ask again at `ask_again`.
+    Waiting {
+        /// When the decision may change.
+        ask_again: Moment,
+        /// When the next refresh is allowed, unless the request waits for a verification.
+        next_refresh: Option<Moment>,
+    },
+    /// A newer token would not help: relay the response.
+    Futile,
+}
+
+/// What a rejected request gets after a wait.
+#[derive(Debug)]
+pub enum Replacement {
+    /// A newer token: replay with it.
+    Newer(Arc<Token>),
+    /// Send the request again, with the same token over another connection.
+    Verify(Verification),
+    /// A newer token would not help.
+    Futile,
+    /// There was no newer token in time.
+    Late,
+}
+
+/// A rejected token that is being tried again. Dropped without an outcome, another request may try.
+#[derive(Debug)]
+pub struct Verification {
+    credential: Credential,
+    version: Version,
+    is_accepted: Option<bool>,
+}
+
+impl Credential {
+    /// The key of a request with these properties.
+    pub fn request_key(&self, properties: impl Hash) -> RequestKey {
+        self.shared.rejections.key(properties)
+    }
+
+    /// Reports that a request that cannot be sent again was rejected.
+    pub fn rejected(&self, version: Version) -> Rejection {
+        self.decide(version, None, false)
+    }
+
+    /// What a rejected request gets: waits at most `wait` for a refresh to be allowed, and at most
+    /// `wait` for a requested one. Dropping the future cancels the wait, never the refresh.
+    pub async fn replacement(&self, request: &RejectedRequest, wait: Duration) -> Replacement {
+        let mut status = self.status.clone();
+        let mut deadline = Instant::now() + wait;
+        let mut is_refreshing = false;
+        let mut slot = None;
+        loop {
+            // Both are armed before the decision: what changes in between is not missed.
+            let mut verified = std::pin::pin!(self.shared.rejections.verified());
+            verified.as_mut().enable();
+            let needs_operator = status.borrow_and_update().needs_operator();
+            let decision = self.decide(request.version, Some(request.key), request.can_verify);
+            let ask_again = match decision {
+                Rejection::Newer(token) => return Replacement::Newer(token),
+                Rejection::Verify(verification) => return Replacement::Verify(verification),
+                Rejection::Futile => return Replacement::Futile,
+                Rejection::Refreshing { ask_again } => {
+                    if !std::mem::replace(&mut is_refreshing, true) {
+                        deadline = Instant::now() + wait;
+                    }
+                    ask_again.map(|moment| self.instant(moment))
+                }
+                Rejection::Waiting {
+                    ask_again,
+                    next_refresh,
+                } => {
+                    if next_refresh.is_some_and(|next| self.instant(next) > deadline) {
+                        return Replacement::Late;
+                    }
+                    Some(self.instant(ask_again))
+                }
+            };
+            if slot.is_none() {
+                slot = WaiterSlot::take(&self.shared.waiters);
+            }
+            if needs_operator || slot.is_none() || Instant::now() >= deadline {
+                return Replacement::Late;
+            }
+            let ask_again = ask_again.map_or(deadline, |again| again.min(deadline));
+            tokio::select! {
+                changed = status.changed() => if changed.is_err() {
+                    // The refresher has ended.
+                    return Replacement::Late;
+                },
+                () = verified => {}
+                () = sleep_until(ask_again) => {}
+            }
+        }
+    }
+
+    fn decide(&self, version: Version, key: Option<RequestKey>, can_verify: bool) -> Rejection {
+        let now = self.shared.clock.now();
+        let current = self.shared.token.load();
+        let Some(token) = current.as_ref().filter(|token| token.is_usable(now)) else {
+            // A refresh is due anyway.
+            return Rejection::Refreshing { ask_again: None };
+        };
+        if token.version() != version {
+            return if token.version() > version {
+                Rejection::Newer(Arc::clone(token))
+            } else {
+                Rejection::Refreshing { ask_again: None }
+            };
+        }
+        let case = Case {
+            key,
+            version,
+            is_proven: token.is_proven(),
+            is_refresh_requested: token.is_refresh_requested(),
+            can_verify,
+        };
+        match self.shared.rejections.decide(&case, now) {
+            Decision::Relay => Rejection::Futile,
+            Decision::Verify => Rejection::Verify(Verification {
+                credential: self.clone(),
+                version,
+                is_accepted: None,
+            }),
+            Decision::Refresh => {
+                token.request_refresh();
+                self.shared.wake.notify_one();
+                Rejection::Refreshing { ask_again: None }
+            }
+            Decision::Join { ask_again } => Rejection::Refreshing { ask_again },
+            Decision::Wait {
+                ask_again,
+                next_refresh,
+            } => Rejection::Waiting {
+                ask_again,
+                next_refresh,
+            },
+        }
+    }
+
+    /// A moment of this credential's clock on the runtime's, on which requests wait.
+    fn instant(&self, moment: Moment) -> Instant {
+        Instant::now() + moment.saturating_since(self.shared.clock.now())
+    }
+
+    /// A request with this token, which [needs a proof](Token::needs_proof), was accepted.
+    pub fn accepted(&self, token: &Token, key: RequestKey) {
+        token.set_proven();
+        let shared = &self.shared;
+        shared.rejections.accepted(key, shared.clock.now());
+    }
+
+    /// A request was rejected under this token too, which it got instead of a rejected one.
+    pub fn replay_rejected(&self, token: &Token, key: RequestKey) {
+        let current = self.shared.token.load();
+        // Another request may have had the token replaced already: then it says nothing.
+        let Some(current) = current
+            .as_ref()
+            .filter(|current| current.version() == token.version())
+        else {
+            return;
+        };
+        let shared = &self.shared;
+        shared.rejections.remember_futile(key, shared.clock.now());
+        current.watch();
+    }
+}
+
+impl Verification {
+    /// The upstream accepted the token.
+    pub fn accepted(mut self) {
+        self.is_accepted = Some(true);
+    }
+
+    /// The upstream rejected the token once more.
+    pub fn rejected(mut self) {
+        self.is_accepted = Some(false);
+    }
+}
+
+impl Drop for Verification {
+    fn drop(&mut self) {
+        let shared = &self.credential.shared;
+        let now = shared.clock.now();
+        shared
+            .rejections
+            .finish_verification(self.version, self.is_accepted, now);
+    }
+}
