@@ -21,6 +21,7 @@ pub(super) fn status(sources: &Sources, draining: bool) -> Value {
         "credentials": [credential(&sources.credential.snapshot(), now)],
         "upstreams": upstreams.collect::<Vec<_>>(),
         "seen_in_json": seen_in_json(sources),
+        "other_schemes": other_schemes(sources),
         "requests_in_flight": sources.total(|worker| worker.in_flight.value()),
         "connections_open": sources.total(|worker| worker.connections_open.value()),
     })
@@ -100,6 +101,21 @@ fn seen_in_json(sources: &Sources) -> Value {
         "codes": rows(codes, "code", "retry.json"),
         "origins": rows(origins, "origin", "[[rewrite]]"),
     })
+}
+
+/// Origins in responses that differ from a configured one by their scheme alone, and the key in
+/// which to write them.
+fn other_schemes(sources: &Sources) -> Value {
+    let mut origins = Vec::new();
+    for worker in &*sources.workers {
+        for note in &worker.observed.notes().other_schemes {
+            seen::add(&mut origins, &note.value, note.responses, note.last_seen);
+        }
+    }
+    let rows = origins.into_iter().map(|note| {
+        json!({ "origin": note.value, "last": date(note.last_seen), "key": "upstream.endpoints" })
+    });
+    rows.collect()
 }
 
 /// The date in RFC 3339 format, in UTC, in whole seconds.

@@ -145,6 +145,13 @@ fn describe(status: &Value, ready: bool) -> Vec<String> {
             "responses contain URLs of {origin}: if apps cannot reach it, add a [[rewrite]] for it"
         ));
     }
+    for origin in status["other_schemes"].as_array().into_iter().flatten() {
+        let origin = word(&origin["origin"]);
+        lines.push(format!(
+            "responses lead to {origin}, which is configured with another scheme: write it in \
+             upstream.endpoints or [[rewrite]]"
+        ));
+    }
     lines
 }
 
@@ -257,6 +264,7 @@ mod tests {
                 "codes": [{ "code": "1201" }],
                 "origins": [{ "origin": "http://document.example.com" }],
             },
+            "other_schemes": [{ "origin": "https://cloud.example.com" }],
         });
         assert_eq!(
             describe(&status, true),
@@ -271,6 +279,8 @@ mod tests {
                  retry.json",
                 "responses contain URLs of http://document.example.com: if apps cannot reach it, \
                  add a [[rewrite]] for it",
+                "responses lead to https://cloud.example.com, which is configured with another \
+                 scheme: write it in upstream.endpoints or [[rewrite]]",
             ]
         );
         assert_eq!(describe(&Value::Null, false), ["bearer-proxy ?: not ready"]);

@@ -151,6 +151,7 @@ impl Proxy {
             )),
             requests: AtomicUsize::new(0),
             kept: Arc::default(),
+            other_schemes: parking_lot::Mutex::default(),
         });
         let mut listeners: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
         for (position, (bound, tls)) in bound.into_iter().enumerate() {

@@ -3,6 +3,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeSet,
     fmt,
     net::SocketAddr,
     rc::Rc,
@@ -13,6 +14,7 @@ use std::{
 };
 
 use http::{HeaderValue, StatusCode, request, response};
+use parking_lot::Mutex;
 use slab::Slab;
 use tokio::sync::{Notify, mpsc};
 
@@ -58,6 +60,8 @@ pub(crate) struct Shared {
     pub(crate) requests: AtomicUsize,
     /// Bytes that are kept for sending again.
     pub(crate) kept: Arc<AtomicUsize>,
+    /// Origins that were reported by [`Worker::other_scheme`].
+    pub(crate) other_schemes: Mutex<BTreeSet<String>>,
 }
 
 /// One worker's state.
@@ -306,6 +310,22 @@ impl Worker {
             &view.url_map,
             self.clock.wall(),
         );
+    }
+
+    /// Reports an origin in responses that differs from a configured one by its scheme alone, once
+    /// for all workers. Called once per worker and origin.
+    pub(crate) fn other_scheme(&self, found: &str, configured: &str) {
+        let now = self.clock.wall();
+        self.metrics.observed.other_scheme(found, now);
+        if self.shared.other_schemes.lock().insert(found.to_owned()) {
+            tracing::warn!(
+                found,
+                configured,
+                "the upstream sends URLs of its own origin with another scheme: they are mapped to \
+                 the proxy as well; if requests are redirected again and again, write this origin \
+                 in upstream.endpoints or [[rewrite]]"
+            );
+        }
     }
 
     /// A few each second: half of them are kept for server errors.

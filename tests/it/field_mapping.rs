@@ -10,7 +10,7 @@ use http_body_util::Full;
 
 use crate::common::{
     Proxy, toml,
-    upstream::{Request, RunningUpstream, Upstream, ok, response},
+    upstream::{Request, RunningUpstream, Upstream, ok, response, values},
 };
 
 /// A proxy whose `proxy.toml` has these lines besides the usual ones.
@@ -424,4 +424,85 @@ fn get_with(fields: &[(&str, &str)]) -> http::Request<Full<Bytes>> {
         request = request.header(*name, *value);
     }
     request.body(Full::default()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_b9_cookies_come_back_over_plain_http_and_under_a_stripped_prefix() {
+    let fields = "Set-Cookie: a=1; Path=/api; Secure; SameSite=None\r\nSet-Cookie: b=2; Path=/; HttpOnly\r\n";
+    let upstream = Upstream::always(response("200 OK", fields, ""))
+        .issuing()
+        .start()
+        .await;
+    let proxy = configured(&upstream.origin(), &below_dav(&upstream.origin())).await;
+    let balanced = "Host: localhost\r\nX-Forwarded-Proto: https\r\n";
+    let standard = "Host: localhost\r\nForwarded: for=192.0.2.1;proto=https\r\n";
+    for (request, more, expected) in [
+        (
+            "GET /x",
+            "Host: localhost\r\n",
+            ["a=1; Path=/api", "b=2; Path=/; HttpOnly"],
+        ),
+        (
+            "GET /dav/x",
+            "Host: localhost\r\n",
+            ["a=1; Path=/dav/api", "b=2; Path=/dav; HttpOnly"],
+        ),
+        // The client's own connection is encrypted.
+        (
+            "GET /x",
+            balanced,
+            [
+                "a=1; Path=/api; Secure; SameSite=None",
+                "b=2; Path=/; HttpOnly",
+            ],
+        ),
+        (
+            "GET /x",
+            standard,
+            [
+                "a=1; Path=/api; Secure; SameSite=None",
+                "b=2; Path=/; HttpOnly",
+            ],
+        ),
+    ] {
+        let received = proxy.ask(request, more).await;
+        assert_eq!(
+            values(&received, "set-cookie"),
+            expected,
+            "{request} {more}"
+        );
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_b16_a_redirect_to_the_other_scheme_stays_at_the_proxy() {
+    use crate::common::{eventually, get, process::Program, send};
+    let respond = |request: &Request| {
+        let target = format!("https://{}{}", request.fields("host")[0], request.target());
+        response(
+            "301 Moved Permanently",
+            &format!("Location: {target}\r\n"),
+            "",
+        )
+    };
+    let upstream = Upstream::always(respond).issuing().start().await;
+    let program = Program::new(&upstream.origin(), "proxy.workers = 2");
+    let _running = program.start_ready().await;
+    // Each connection may be served by another worker.
+    for _ in 0..20 {
+        let received = send(program.address, get("/a?b")).await;
+        assert_eq!(received.headers()["location"], "http://localhost/a?b");
+    }
+    let origin = format!("https://{}", upstream.address);
+    let status: serde_json::Value = serde_json::from_str(&program.status().await).unwrap();
+    assert_eq!(status["other_schemes"][0]["origin"], origin, "{status}");
+    assert_eq!(status["other_schemes"].as_array().unwrap().len(), 1);
+    eventually("it is logged", async || program.log().contains(&origin)).await;
+    assert_eq!(
+        program.log().matches("another scheme").count(),
+        1,
+        "{}",
+        program.log()
+    );
 }

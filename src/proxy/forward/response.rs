@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, rc::Rc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header, response};
+use http::{HeaderValue, Response, StatusCode, header, response, uri::Scheme};
 use http_body_util::BodyExt as _;
 use hyper::body::Frame;
 
@@ -18,7 +18,7 @@ use crate::{
         message::{
             headers,
             observed::Observer,
-            urls::{self, BodyRewrite, FieldMap, PublicUrl},
+            urls::{self, BodyRewrite, CookieMap, FieldMap, PublicUrl},
         },
     },
     upstream::{Cookies, Endpoint, Lease},
@@ -134,7 +134,19 @@ impl RequestContext<'_> {
         if self.view.upstream(self.route).cookies == Cookies::Drop {
             head.headers.remove(header::SET_COOKIE);
         }
-        urls::map_cookies(&mut head.headers, &endpoint.host, url_map);
+        let cookies = CookieMap {
+            upstream_host: &endpoint.host,
+            urls: url_map,
+            prefix: public_url.prefix,
+            is_secure: *public_url.scheme == Scheme::HTTPS
+                || headers::is_behind_tls(&self.head.headers),
+        };
+        cookies.apply(&mut head.headers);
+        for urls in [&self.route.origins, url_map] {
+            if let Some((found, configured)) = urls.take_other_scheme() {
+                self.worker.other_scheme(found, configured);
+            }
+        }
         if url_map.is_empty() || !self.route.is_rewritten {
             return None;
         }

@@ -204,6 +204,17 @@ pub(crate) fn accepts_trailers(headers: &HeaderMap) -> bool {
     list_field::contains(headers, &header::TE, "trailers")
 }
 
+/// Whether a load balancer states that the client's own connection to it is encrypted.
+pub(crate) fn is_behind_tls(headers: &HeaderMap) -> bool {
+    let protocol = headers.get(X_FORWARDED_PROTO);
+    protocol.is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"https"))
+        || list_field::elements(headers, &header::FORWARDED).any(|element| {
+            element
+                .split(|byte| *byte == b';')
+                .any(|pair| pair.trim_ascii().eq_ignore_ascii_case(b"proto=https"))
+        })
+}
+
 /// Whether this instance has forwarded the request before. It uses `CDN-Loop` (RFC 8586) instead of
 /// `Via`, because some servers disable compression when they see the latter.
 pub(crate) fn has_loop_id(headers: &HeaderMap, loop_id: &HeaderValue) -> bool {

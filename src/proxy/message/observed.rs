@@ -42,6 +42,8 @@ pub struct Notes {
     pub codes: Vec<Note>,
     /// Origins of absolute URLs that no `[[rewrite]]` maps.
     pub origins: Vec<Note>,
+    /// Origins that differ from a configured one by their scheme alone.
+    pub other_schemes: Vec<Note>,
 }
 
 /// An observed value.
@@ -59,6 +61,11 @@ impl Observed {
     /// The notes so far.
     pub fn notes(&self) -> MutexGuard<'_, Notes> {
         self.notes.lock()
+    }
+
+    /// Records an origin that differs from a configured one by its scheme alone.
+    pub(crate) fn other_scheme(&self, origin: &str, now: SystemTime) {
+        add(&mut self.notes().other_schemes, origin, 1, now);
     }
 }
 

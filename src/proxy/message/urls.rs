@@ -1,14 +1,18 @@
 //! Maps absolute URLs in responses to the proxy, so that clients can follow URLs of hosts that only
 //! the proxy can reach.
 
+mod cookies;
 mod fields;
 mod json;
 mod own_urls;
 
-use http::{HeaderMap, HeaderValue, header, response};
+use std::cell::Cell;
+
+use http::{header, response};
 
 pub use self::own_urls::OwnUrls;
 pub(crate) use self::{
+    cookies::CookieMap,
     fields::{FieldMap, PublicUrl},
     json::JsonRewriter,
     own_urls::{Destination, UpstreamOrigin},
@@ -26,9 +30,15 @@ pub struct Rewrite {
 }
 
 /// The origins that are mapped to the proxy.
+///
+/// An origin that differs from a mapped one by its scheme alone is the same server: it is mapped as
+/// well, and reported once.
 #[derive(Debug, Default)]
 pub struct UrlMap {
+    /// The configured origins first.
     mappings: Vec<Mapping>,
+    /// The position of a mapping that has to be reported.
+    unreported: Cell<Option<usize>>,
 }
 
 /// One spelling of an origin.
@@ -38,6 +48,14 @@ struct Mapping {
     from: String,
     /// The path prefix that replaces it.
     to: String,
+    /// The configured origin, if it has the other scheme.
+    other_scheme: Option<OtherScheme>,
+}
+
+#[derive(Debug, Clone)]
+struct OtherScheme {
+    configured: String,
+    is_reported: Cell<bool>,
 }
 
 /// Whether URLs in a response's body are mapped.
@@ -55,23 +73,35 @@ impl UrlMap {
     pub(crate) fn new(rewrites: &[Rewrite]) -> Self {
         let mut mappings = Vec::new();
         for Rewrite { from, to } in rewrites {
-            mappings.push(Mapping {
-                from: from.clone(),
-                to: to.clone(),
-            });
-            let default = if from.starts_with("https://") {
-                ":443"
-            } else {
-                ":80"
-            };
-            if host::split(authority_of(from)).is_none_or(|(_, port)| port.is_none()) {
+            for from in spellings(from) {
                 mappings.push(Mapping {
-                    from: format!("{from}{default}"),
+                    from,
                     to: to.clone(),
+                    other_scheme: None,
                 });
             }
         }
-        Self { mappings }
+        for Rewrite { from, to } in rewrites {
+            let other = match from.split_once("://") {
+                Some(("http", authority)) => format!("https://{authority}"),
+                Some((_, authority)) => format!("http://{authority}"),
+                None => continue,
+            };
+            for spelling in spellings(&other) {
+                mappings.push(Mapping {
+                    from: spelling,
+                    to: to.clone(),
+                    other_scheme: Some(OtherScheme {
+                        configured: from.clone(),
+                        is_reported: Cell::new(false),
+                    }),
+                });
+            }
+        }
+        Self {
+            mappings,
+            unreported: Cell::new(None),
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -83,12 +113,33 @@ impl UrlMap {
     ///
     /// `None` if the URL's origin is not mapped.
     pub(crate) fn map(&self, url: &[u8], public_origin: &[u8]) -> Option<Vec<u8>> {
-        self.mappings.iter().find_map(|mapping| {
+        let mut mappings = self.mappings.iter().enumerate();
+        mappings.find_map(|(position, mapping)| {
             let (origin, rest) = url.split_at_checked(mapping.from.len())?;
             let is_origin = origin.eq_ignore_ascii_case(mapping.from.as_bytes())
                 && ends_origin(rest.first().copied());
-            is_origin.then(|| join(public_origin, &mapping.to, rest))
+            is_origin.then(|| {
+                self.mapped_by(position);
+                join(public_origin, &mapping.to, rest)
+            })
         })
+    }
+
+    /// Notes that a URL was mapped by the mapping at this position.
+    fn mapped_by(&self, position: usize) {
+        if let Some(other) = &self.mappings[position].other_scheme
+            && !other.is_reported.replace(true)
+        {
+            self.unreported.set(Some(position));
+        }
+    }
+
+    /// An origin that was found since the last call for the first time and differs from a configured
+    /// one by its scheme alone, and the configured one.
+    pub(crate) fn take_other_scheme(&self) -> Option<(&str, &str)> {
+        let mapping = &self.mappings[self.unreported.take()?];
+        let other = mapping.other_scheme.as_ref()?;
+        Some((&mapping.from, &other.configured))
     }
 
     /// The origin that a path of the proxy leads to, and the prefix that leads there: the longest
@@ -136,6 +187,22 @@ impl UrlMap {
     }
 }
 
+/// The spellings of an origin: with and without the scheme's default port.
+fn spellings(origin: &str) -> impl Iterator<Item = String> {
+    let default_port = if origin.starts_with("https://") {
+        ":443"
+    } else {
+        ":80"
+    };
+    let port = host::split(authority_of(origin)).and_then(|(_, port)| port);
+    let other = match origin.strip_suffix(default_port) {
+        Some(without) => Some(without.to_owned()),
+        None if port.is_none() => Some(format!("{origin}{default_port}")),
+        None => None,
+    };
+    std::iter::once(origin.to_owned()).chain(other)
+}
+
 /// The `host[:port]` of an origin.
 fn authority_of(origin: &str) -> &str {
     origin
@@ -169,52 +236,6 @@ fn domain_matches(host: &str, domain: &str) -> bool {
         .and_then(|at| host.get(at..));
     tail.is_some_and(|tail| tail.eq_ignore_ascii_case(domain))
         && (host.len() == domain.len() || is_subdomain())
-}
-
-/// Removes `Domain` from cookies for the upstream's host or for a mapped one. The client knows the
-/// proxy by another name and would reject them.
-pub(crate) fn map_cookies(headers: &mut HeaderMap, upstream_host: &str, urls: &UrlMap) {
-    let is_foreign = |cookie: &HeaderValue| without_domain(cookie, upstream_host, urls).is_some();
-    if !headers.get_all(header::SET_COOKIE).iter().any(is_foreign) {
-        return;
-    }
-    let cookies: Vec<_> = headers
-        .get_all(header::SET_COOKIE)
-        .iter()
-        .map(|cookie| without_domain(cookie, upstream_host, urls).unwrap_or_else(|| cookie.clone()))
-        .collect();
-    headers.remove(header::SET_COOKIE);
-    for cookie in cookies {
-        headers.append(header::SET_COOKIE, cookie);
-    }
-}
-
-fn without_domain(cookie: &HeaderValue, upstream_host: &str, urls: &UrlMap) -> Option<HeaderValue> {
-    let is_domain = |part: &&[u8]| {
-        let mut words = part.splitn(2, |byte| *byte == b'=');
-        let is_domain = words
-            .next()
-            .is_some_and(|name| name.trim_ascii().eq_ignore_ascii_case(b"domain"));
-        let domain = words
-            .next()
-            .and_then(|domain| std::str::from_utf8(domain.trim_ascii()).ok());
-        is_domain
-            && domain.is_some_and(|domain| {
-                domain_matches(upstream_host, domain) || urls.matches_domain(domain)
-            })
-    };
-    let parts: Vec<&[u8]> = cookie.as_bytes().split(|byte| *byte == b';').collect();
-    let (first, attributes) = parts.split_first()?;
-    let kept: Vec<&[u8]> = attributes
-        .iter()
-        .copied()
-        .filter(|part| !is_domain(part))
-        .collect();
-    if kept.len() == attributes.len() {
-        return None;
-    }
-    let parts: Vec<&[u8]> = std::iter::once(*first).chain(kept).collect();
-    HeaderValue::from_bytes(&parts.join(&b';')).ok()
 }
 
 #[cfg(test)]
@@ -272,7 +293,6 @@ mod tests {
                 Some("http://localhost:8080/x"),
             ),
             ("https://share.example.com/s", None),
-            ("https://document.example.com/a", None),
             ("http://document.example.com:8080/a", None),
             ("http://document.example.com.evil.example/a", None),
             ("http://document.example.com@evil.example/a", None),
@@ -296,28 +316,56 @@ mod tests {
     }
 
     #[test]
-    fn the_domain_of_mapped_hosts_is_removed_from_cookies() {
-        for (cookie, expected) in [
-            ("a=b; Domain=cloud.example.com; Path=/", "a=b; Path=/"),
-            ("a=b;domain=.example.com;Secure", "a=b;Secure"),
-            ("a=b; DOMAIN=document.example.com", "a=b"),
+    fn field_b16_origins_that_differ_by_their_scheme_are_mapped_and_reported_once() {
+        let urls = url_map();
+        let map = |url: &str| {
+            let mapped = urls.map(url.as_bytes(), b"http://localhost");
+            mapped.map(|mapped| String::from_utf8(mapped).expect("text"))
+        };
+        for (url, expected) in [
             (
-                "a=b; Domain=other.example.org",
-                "a=b; Domain=other.example.org",
+                "https://document.example.com/a",
+                Some("http://localhost/_document/a"),
             ),
-            ("a=b; Domain=ud.example.com", "a=b; Domain=ud.example.com"),
             (
-                "domain=cloud.example.com; Path=/",
-                "domain=cloud.example.com; Path=/",
+                "https://document.example.com:443/a",
+                Some("http://localhost/_document/a"),
             ),
+            (
+                "http://share.example.com:8443/a",
+                Some("http://localhost/_share/a"),
+            ),
+            ("http://cloud.example.com:80", Some("http://localhost")),
+            ("https://document.example.com:80/a", None),
+            ("http://cloud.example.com:8080/a", None),
+            ("http://share.example.com/a", None),
         ] {
-            let mut headers = HeaderMap::new();
-            headers.append(header::SET_COOKIE, HeaderValue::from_static("first=1"));
-            headers.append(header::SET_COOKIE, cookie.parse().expect("a value"));
-            map_cookies(&mut headers, "cloud.example.com", &url_map());
-            let all: Vec<_> = headers.get_all(header::SET_COOKIE).iter().collect();
-            assert_eq!(all, ["first=1", expected]);
+            assert_eq!(map(url).as_deref(), expected, "{url}");
         }
+        let urls = url_map();
+        let map = |url: &str| urls.map(url.as_bytes(), b"").is_some();
+        assert!(map("http://document.example.com/a"));
+        assert_eq!(urls.take_other_scheme(), None);
+        for expected in [
+            Some((
+                "https://document.example.com",
+                "http://document.example.com",
+            )),
+            None,
+        ] {
+            assert!(map("https://document.example.com/a"));
+            assert_eq!(urls.take_other_scheme(), expected);
+        }
+        // What is configured comes first.
+        let both = ["http://a.example", "https://a.example"];
+        let both = both.map(|from| Rewrite {
+            from: from.to_owned(),
+            to: from
+                .replace("://a.example", "")
+                .replacen("http", "/http", 1),
+        });
+        let mapped = UrlMap::new(&both).map(b"https://a.example/x", b"");
+        assert_eq!(mapped.as_deref(), Some(&b"/https/x"[..]));
     }
 
     #[test]

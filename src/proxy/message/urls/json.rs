@@ -184,6 +184,7 @@ impl JsonRewriter {
     }
 
     fn replace(&mut self, mapping: usize, out: &mut BytesMut) {
+        self.urls.mapped_by(mapping);
         let to = self.urls.mappings[mapping].to.as_bytes();
         for &byte in self.public_origin.iter().chain(to) {
             if byte == b'/' && self.has_escaped_slashes {
