@@ -36,6 +36,8 @@ pub(super) struct Attempt {
     pub(super) grant: Grant,
     /// The open intents before this call's own.
     intents_before: Vec<Intent>,
+    /// The refresh token may have been used, and is sent once more within the grace period.
+    is_grace_retry: bool,
 }
 
 impl Chain {
@@ -82,18 +84,24 @@ impl Chain {
     ) -> Standing {
         let intent = self.record.intent(token.fingerprint());
         let age = intent.and_then(|intent| intent.age(clock));
-        Standing::new(self.is_refused(token), intent, age, grace_retry)
+        let is_forgiven = grace_retry && !self.record.is_grace_refused;
+        Standing::new(self.is_refused(token), intent, age, is_forgiven)
     }
 
     /// Begins a call. The intent must be stored before the refresh token is sent.
     pub(super) fn begin(&mut self, grant: Grant, clock: &dyn Clock) -> Attempt {
         let intents_before = self.record.intents.clone();
+        let is_grace_retry = grant.refresh_token().is_some_and(|token| {
+            self.record.intent(token.fingerprint()).is_some()
+                && self.standing(token, true, clock) == Standing::Good
+        });
         if let Some(token) = grant.refresh_token() {
             self.record.open_intent(token, clock);
         }
         Attempt {
             grant,
             intents_before,
+            is_grace_retry,
         }
     }
 
@@ -147,6 +155,7 @@ impl Chain {
             FailureClass::RefreshTokenRefused => {
                 self.record.intents.clone_from(&attempt.intents_before);
                 self.record.close_intent(token);
+                self.record.is_grace_refused |= attempt.is_grace_retry;
                 true
             }
             // This call did not use the refresh token; an earlier one may have.
@@ -178,6 +187,7 @@ impl Chain {
     pub(super) fn take_over(&mut self, stored: Record) {
         let replaced = std::mem::replace(&mut self.record, stored);
         self.record.merge_spent(&replaced);
+        self.record.is_grace_refused |= replaced.is_grace_refused;
         self.drop_known_seed();
     }
 

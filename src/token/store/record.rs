@@ -44,6 +44,8 @@ pub(in crate::token) struct Record {
     adopted: Vec<String>,
     /// The refresh tokens that were replaced.
     spent: Spent,
+    /// The issuer refused a refresh token that was sent once more within the grace period.
+    pub(in crate::token) is_grace_refused: bool,
 }
 
 /// Notes, before a refresh token is sent, that it will be. It remains until the outcome is known:
@@ -253,6 +255,7 @@ impl Record {
         self.intents = stored.intents;
         self.adopted = stored.adopted;
         self.spent.merge(&stored.spent);
+        self.is_grace_refused |= stored.is_grace_refused;
     }
 
     /// Adds the spent refresh tokens that `other` remembers.

@@ -295,3 +295,46 @@ async fn a_lost_repetition_is_not_repeated_after_another_crash() {
     harness.pass(seconds(60)).await;
     assert!(harness.calls().is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn field_d9_an_issuer_that_refused_a_grace_retry_is_not_tried_that_way_again() {
+    let refuses_all = |_| failure(FailureClass::RefreshTokenRefused);
+    let harness = killed(seconds(4), Setup::new(refuses_all)).await;
+    harness
+        .until(State::Dead, Reason::RefreshTokenRefused)
+        .await;
+    assert_eq!(sent(&harness), ["refresh-1"]);
+    assert!(harness.stored().is_grace_refused);
+    // A new chain at the same issuer loses a response, too.
+    let lost = Setup::new(|n| match n {
+        2 => failure(FailureClass::Ambiguous),
+        n => Ok(grant(n + 10, HOUR)),
+    });
+    let harness = harness.restart(lost.refresh_token("new")).await;
+    harness.pass(seconds(1)).await;
+    let token = harness.usable().expect("a token");
+    harness.credential.rejected(token.version());
+    harness.pass(seconds(2800)).await;
+    assert_eq!(sent(&harness), ["new", "refresh-11"], "no grace retry");
+    // It is sent again when little of the access token is left.
+    harness.pass(seconds(100)).await;
+    assert_eq!(sent(&harness), ["new", "refresh-11", "refresh-11"]);
+    assert!(harness.stored().is_grace_refused, "for good");
+}
+
+#[tokio::test(start_paused = true)]
+async fn field_d9_only_a_grace_retry_teaches_that() {
+    // A first call that is refused, and one that is sent when little is left.
+    let refuses_all = |_| failure(FailureClass::RefreshTokenRefused);
+    let first = Setup::new(refuses_all).start();
+    first.until(State::Dead, Reason::RefreshTokenRefused).await;
+    assert!(!first.stored().is_grace_refused);
+    let late = killed(seconds(60), Setup::new(refuses_all)).await;
+    late.until(State::Dead, Reason::RefreshTokenRefused).await;
+    assert!(!late.stored().is_grace_refused);
+    // A grace retry that succeeds.
+    let forgiven = killed(seconds(4), Setup::new(|n| Ok(grant(n + 100, HOUR)))).await;
+    forgiven.until(State::Fresh, Reason::Ok).await;
+    forgiven.pass(seconds(1)).await;
+    assert!(!forgiven.stored().is_grace_refused);
+}

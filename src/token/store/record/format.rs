@@ -41,6 +41,7 @@ impl Record {
             adopted: self.adopted.clone(),
             intents: self.intents.clone(),
             spent: self.spent.clone(),
+            is_grace_refused: self.is_grace_refused,
         };
         // A vector that grows would leave unwiped copies behind, so its capacity allows for the
         // worst case: every byte escaped.
@@ -92,6 +93,7 @@ impl Record {
             adopted: std::mem::take(&mut format.adopted),
             intents: std::mem::take(&mut format.intents),
             spent: std::mem::take(&mut format.spent),
+            is_grace_refused: format.is_grace_refused,
         })
     }
 }
@@ -121,6 +123,8 @@ struct Format {
     intents: Vec<Intent>,
     #[serde(default)]
     spent: Spent,
+    #[serde(default, rename = "grace_refused")]
+    is_grace_refused: bool,
 }
 
 impl Format {

@@ -29,6 +29,7 @@ fn record(clock: &dyn Clock) -> Record {
         adopted: Vec::new(),
         intents: Vec::new(),
         spent: Spent::default(),
+        is_grace_refused: true,
     };
     record.adopt(&token("seed"));
     record.open_intent(&token("sent"), clock);
@@ -60,6 +61,7 @@ async fn a_record_survives_its_json() {
     assert_eq!(new.refresh_token_since, old.refresh_token_since);
     assert!(new.adopted == old.adopted && new.adopted.len() == 1);
     assert!(new.intents == old.intents && new.intents.len() == 1);
+    assert!(new.is_grace_refused);
     let (new, old) = (new.access.expect("kept"), old.access.expect("there"));
     assert_eq!(new.secret.expose(), "abc");
     assert_eq!((new.lifetime, new.boot), (old.lifetime, old.boot));
