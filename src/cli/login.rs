@@ -1,10 +1,12 @@
 //! `login`: gets the first tokens by an authorization code (RFC 6749 §4.1).
 
 mod callback;
+mod code;
+mod pending;
 
 use std::{
     env,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     time::Duration,
 };
@@ -12,7 +14,7 @@ use std::{
 use clap::Args;
 use url::Url;
 
-use self::callback::Callback;
+use self::{callback::Callback, pending::Pending};
 use super::{
     config_file::ConfigFile,
     exit_code::{CONFIG, FAILED},
@@ -27,7 +29,8 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(super) struct LoginArgs {
-    /// The code from the browser's address bar, for a browser on another machine
+    /// The whole address from the browser's address bar, in quotes, or the code in it: for a browser
+    /// on another machine
     // A code may begin with a hyphen.
     #[arg(long, value_name = "CODE", value_parser = parse_code, allow_hyphen_values = true)]
     code: Option<Secret>,
@@ -53,7 +56,7 @@ pub(super) fn login(config: &ConfigFile, args: LoginArgs) -> ExitCode {
         return ExitCode::from(CONFIG);
     };
     if args.code.is_none() && !callback::can_listen_at(&redirect_uri) {
-        print_manual_steps(&config, &redirect_uri);
+        print_manual_steps(&config, &redirect_uri, &state_file);
         // Nothing is stored yet.
         return ExitCode::from(FAILED);
     }
@@ -103,9 +106,12 @@ async fn log_in(
     // Checked before the user logs in.
     Login::begin(&state_file, clock.clone()).map_err(|error| error.to_string())?;
     let (code, callback) = match code {
-        Some(code) => (code, None),
+        Some(text) => {
+            let code = code::code(text.expose(), &Pending::load(&state_file))?;
+            (code, None)
+        }
         None => {
-            let (code, callback) = code_from_browser(&config, &redirect_uri).await?;
+            let (code, callback) = code_from_browser(&config, &redirect_uri, &state_file).await?;
             (code, Some(callback))
         }
     };
@@ -125,6 +131,7 @@ async fn log_in(
         .store(grant, config.token.refresh_token.as_ref())
         .await
         .map_err(|error| error.to_string())?;
+    Pending::load(&state_file).clear();
     let left = humantime::format_duration(Duration::from_secs(left.as_secs()));
     print_line(format_args!(
         "Stored the first tokens in {}: the access token is valid for {left}.",
@@ -140,9 +147,11 @@ async fn log_in(
 async fn code_from_browser(
     config: &Config,
     redirect_uri: &str,
+    state_file: &Path,
 ) -> Result<(Secret, Callback), String> {
     let data = random_state()?;
     let mut callback = Callback::listen(redirect_uri, data.clone()).await?;
+    Pending::load(state_file).add(&data);
     let url = config
         .initial_grant
         .code
@@ -157,8 +166,8 @@ async fn code_from_browser(
     ));
     print_line(format_args!("Waiting for the redirect to {redirect_uri} …"));
     print_line(format_args!(
-        "If the browser is on another machine, take the code from its address bar and run: \
-         bearer-proxy login --code CODE"
+        "If the browser is on another machine, run: bearer-proxy login --code CODE\n\
+         CODE is the whole address from its address bar, in quotes, or the code in it."
     ));
     let timed_out = "no login within five minutes: run it again, or use --code if the browser is \
         on another machine";
@@ -175,14 +184,14 @@ async fn code_from_browser(
 }
 
 /// For redirect URIs that are not an http address of this machine: the user passes the code on.
-fn print_manual_steps(config: &Config, redirect_uri: &str) {
-    let url = match random_state() {
-        Ok(data) => config
-            .initial_grant
-            .code
-            .authorize_url(&config.token.issuer.client_id, &data),
+fn print_manual_steps(config: &Config, redirect_uri: &str, state_file: &Path) {
+    let data = match random_state() {
+        Ok(data) => data,
         Err(error) => return print_error(format_args!("{error}")),
     };
+    Pending::load(state_file).add(&data);
+    let client_id = &config.token.issuer.client_id;
+    let url = config.initial_grant.code.authorize_url(client_id, &data);
     open_browser(&url);
     print_line(format_args!(
         "Open this address in a browser, log in and agree:\n\n{url}\n"
@@ -190,7 +199,8 @@ fn print_manual_steps(config: &Config, redirect_uri: &str) {
     print_line(format_args!(
         "The browser is redirected to {redirect_uri} with ?code=…. That is not an http address of \
          this machine, so pass the code on within five minutes:\n\n  \
-         bearer-proxy login --code CODE"
+         bearer-proxy login --code CODE\n\n\
+         CODE is the whole address from the address bar, in quotes, or the code in it."
     ));
 }
 

@@ -300,6 +300,46 @@ async fn a_code_carried_by_hand_is_spent_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_a10_the_whole_address_and_an_encoded_code_are_accepted() {
+    let redirect_uri = "https://app.example.com/back?a=b";
+    let cloud = cloud(|config| config.redirect_uri = Some(redirect_uri.to_owned())).await;
+    let program = for_login(cloud.origin(), redirect_uri);
+    let started = || {
+        let (_, out, _) = program.run(&["login"]);
+        let url = out.lines().find(|line| line.starts_with("http"));
+        url.unwrap().parse::<Url>().unwrap()
+    };
+    for is_whole in [true, false] {
+        let address = callback_of(&started()).await;
+        let text = if is_whole {
+            address.to_string()
+        } else {
+            let code = parameter(&address, "code").into_bytes();
+            code.iter().map(|byte| format!("%{byte:02X}")).collect()
+        };
+        let (status, out, error) = program.run(&["login", "--code", &text]);
+        assert_eq!(status, 0, "{error}");
+        assert_no_secret(&(out + &error), &program);
+        let pending = program.path("state/token.json.login");
+        assert!(!pending.exists(), "the login is completed");
+    }
+    // The address of another login: its code is not sent.
+    let _ = started();
+    let calls = cloud.issuer_calls();
+    let (status, out, error) = program.run(&[
+        "login",
+        "--code",
+        "https://app.example.com/back?a=b&code=c0de&data=another",
+    ]);
+    assert_eq!((status, out.as_str()), (1, ""));
+    assert!(
+        error.contains("`data` differs") && !error.contains("c0de"),
+        "{error}"
+    );
+    assert_eq!(cloud.issuer_calls(), calls);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_code_is_never_sent_again_whatever_the_answer() {
     let cloud = cloud(|_| {}).await;
     let program = for_login(cloud.origin(), "https://app.example.com/back");

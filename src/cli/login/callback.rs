@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// The maximum length of a code, in bytes.
-const CODE_LIMIT: usize = 4096;
+pub(super) const CODE_LIMIT: usize = 4096;
 /// Browsers open a few connections in advance.
 const MAX_CONNECTIONS: usize = 32;
 
@@ -168,7 +168,8 @@ impl Handler {
                 "Method not allowed: use GET.",
             );
         }
-        match parse(request.uri.query().unwrap_or_default(), &self.data) {
+        let query = request.uri.query().unwrap_or_default();
+        match parse(query, |data| is_equal(data, &self.data)) {
             Ok(code) => {
                 // Fails if the page is loaded again: the first code counts.
                 let _ = self.sender.try_send(Ok(code));
@@ -205,7 +206,7 @@ impl Handler {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum CallbackError {
+pub(super) enum CallbackError {
     /// `data` is not that of this login: a forged or an old callback.
     WrongState,
     /// The cloud's `error` (RFC 6749 §4.1.2.1), for the user.
@@ -213,8 +214,12 @@ enum CallbackError {
     NoCode,
 }
 
-/// Parses a callback's query and returns its code.
-fn parse(query: &str, data: &str) -> Result<Secret, CallbackError> {
+/// Parses a callback's query and returns its code. `is_ours` decides by `data`, which is empty if
+/// there is none, or more than one.
+pub(super) fn parse(
+    query: &str,
+    is_ours: impl FnOnce(&str) -> bool,
+) -> Result<Secret, CallbackError> {
     let only = |name: &str| {
         let mut values =
             url::form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
@@ -223,9 +228,7 @@ fn parse(query: &str, data: &str) -> Result<Secret, CallbackError> {
             .filter(|_| values.next().is_none())
             .map(|(_, value)| value.into_owned())
     };
-    let shown = only("data").unwrap_or_default();
-    if aws_lc_rs::constant_time::verify_slices_are_equal(shown.as_bytes(), data.as_bytes()).is_err()
-    {
+    if !is_ours(&only("data").unwrap_or_default()) {
         return Err(CallbackError::WrongState);
     }
     if let Some(error) = only("error") {
@@ -237,6 +240,11 @@ fn parse(query: &str, data: &str) -> Result<Secret, CallbackError> {
     }
     let code = only("code").filter(|code| !code.is_empty() && code.len() <= CODE_LIMIT);
     code.map(Secret::new).ok_or(CallbackError::NoCode)
+}
+
+/// In constant time.
+fn is_equal(one: &str, other: &str) -> bool {
+    aws_lc_rs::constant_time::verify_slices_are_equal(one.as_bytes(), other.as_bytes()).is_ok()
 }
 
 fn printable(words: &str) -> String {
@@ -276,7 +284,7 @@ mod tests {
     use super::*;
 
     fn code(query: &str) -> Result<String, CallbackError> {
-        parse(query, "d4ta").map(|code| code.expose().to_owned())
+        parse(query, |data| is_equal(data, "d4ta")).map(|code| code.expose().to_owned())
     }
 
     #[test]
