@@ -2,6 +2,7 @@
 //! explicitly.
 
 mod advice;
+mod pinned;
 mod validity;
 
 use std::{
@@ -11,7 +12,8 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, RootCertStore, SupportedProtocolVersion,
+    ClientConfig, ConfigBuilder, RootCertStore, SupportedProtocolVersion, WantsVerifier,
+    client::WantsClientCert,
     crypto::CryptoProvider,
     pki_types::{
         CertificateDer, PrivateKeyDer,
@@ -51,7 +53,8 @@ impl MinVersion {
 /// TLS settings towards a server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Config {
-    /// Trust anchors, PEM, that replace those of the system.
+    /// Trust anchors, PEM, that replace those of the system. A server may also present one of these
+    /// certificates itself.
     pub ca_file: Option<PathBuf>,
     /// The certificate chain to present when the server requests one. Requires `client_key_file`.
     pub client_cert_file: Option<PathBuf>,
@@ -128,6 +131,14 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// No server can be verified with the trust anchors.
+    #[error("{}: servers cannot be verified with it: {source}", path.display())]
+    ServerCa {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: VerifierBuilderError,
+    },
     /// A certificate cannot be used as a trust anchor.
     #[error("{}: a certificate in it cannot be trusted: {source}", path.display())]
     BadRoot {
@@ -196,11 +207,13 @@ pub enum Error {
 /// # Errors
 /// When a file cannot be read or used, or when there is no trust anchor.
 pub fn client_config(config: &Config, alpn: &[&[u8]]) -> Result<ClientConfig, Error> {
-    let roots = match &config.ca_file {
-        Some(path) => roots_of_file(path)?,
-        None => roots_of_system()?,
+    let mut client = match &config.ca_file {
+        Some(path) => with_ca_file(config, path)?,
+        None => with_client_auth(
+            config,
+            builder(config.min_version)?.with_root_certificates(roots_of_system()?),
+        )?,
     };
-    let mut client = with_client_auth(config, roots)?;
     client.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(client)
 }
@@ -210,12 +223,32 @@ pub fn client_config(config: &Config, alpn: &[&[u8]]) -> Result<ClientConfig, Er
 /// # Errors
 /// When one of the files cannot be read or used.
 pub fn check(config: &Config) -> Result<(), Error> {
-    let roots = config.ca_file.as_deref().map(roots_of_file).transpose()?;
-    with_client_auth(config, roots.unwrap_or_else(RootCertStore::empty)).map(drop)
+    match &config.ca_file {
+        Some(path) => with_ca_file(config, path),
+        None => with_client_auth(
+            config,
+            builder(config.min_version)?.with_root_certificates(RootCertStore::empty()),
+        ),
+    }
+    .map(drop)
 }
 
-fn with_client_auth(config: &Config, roots: RootCertStore) -> Result<ClientConfig, Error> {
-    let builder = builder(config.min_version)?.with_root_certificates(roots);
+fn with_ca_file(config: &Config, path: &Path) -> Result<ClientConfig, Error> {
+    let verifier = pinned::Verifier::new(certificates(path)?, roots_of_file(path)?, provider())
+        .map_err(|source| Error::ServerCa {
+            path: path.to_owned(),
+            source,
+        })?;
+    let builder = builder(config.min_version)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    with_client_auth(config, builder)
+}
+
+fn with_client_auth(
+    config: &Config,
+    builder: ConfigBuilder<ClientConfig, WantsClientCert>,
+) -> Result<ClientConfig, Error> {
     match (&config.client_cert_file, &config.client_key_file) {
         (Some(certificate), Some(key)) => builder
             .with_client_auth_cert(certificates(certificate)?, private_key(key)?)
@@ -282,9 +315,7 @@ pub fn cause(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref().and_then(|cause| cause.downcast_ref())
 }
 
-fn builder(
-    min_version: MinVersion,
-) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, Error> {
+fn builder(min_version: MinVersion) -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, Error> {
     ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(min_version.versions())
         .map_err(Error::Provider)

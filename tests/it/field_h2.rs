@@ -8,6 +8,12 @@ use std::{
     },
 };
 
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, date_time_ymd};
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    sign::{CertifiedKey, SingleCertAndKey},
+};
 use tokio::{io::AsyncReadExt as _, net::TcpStream, sync::Notify};
 
 use crate::common::{
@@ -16,7 +22,8 @@ use crate::common::{
         DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, POST, RST_STREAM, accept, greeted,
         next as next_frame, request, until, write,
     },
-    get, in_front_of, post, read_head, read_to_close, scripted,
+    get, in_front_of, issuer, post, proxy, read_head, read_to_close, scripted,
+    tls::{cloud, write as write_file},
     upstream::{Upstream, bytes, ok},
 };
 
@@ -336,4 +343,105 @@ async fn field_d7_bad_hpack_data_is_a_compression_error() {
             assert_eq!(go_away.reason(), COMPRESSION_ERROR, "{head_size}: {shown}");
         }
     }
+}
+
+/// A self-signed certificate, of an authority if `is_ca`, with alternative names, a common name, and
+/// an end in this year.
+fn self_signed(is_ca: bool, names: &[&str], common: &str, until: i32) -> (String, KeyPair) {
+    let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = CertificateParams::new(names).unwrap();
+    if is_ca {
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    }
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common);
+    params.not_before = date_time_ymd(2020, 1, 1);
+    params.not_after = date_time_ymd(until, 1, 1);
+    let key = KeyPair::generate().unwrap();
+    (params.self_signed(&key).unwrap().pem(), key)
+}
+
+/// A server that presents a certificate with this key, which need not be its own.
+fn presents(certificate: &str, key: &KeyPair) -> Arc<ServerConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
+    let key = provider.key_provider.load_private_key(key).unwrap();
+    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
+    let resolver = SingleCertAndKey::from(CertifiedKey::new(vec![certificate], key));
+    let builder = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap();
+    let config = builder.with_no_client_auth();
+    Arc::new(config.with_cert_resolver(Arc::new(resolver)))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_c4_a_server_may_present_a_certificate_that_is_itself_in_ca_file() {
+    let (_, other_key) = self_signed(true, &["localhost"], "other", 2100);
+    let table = [
+        (true, &["localhost"][..], "x", 2100, None),
+        (false, &["localhost"], "x", 2100, None),
+        (true, &["*.example.com", "localhost"], "x", 2100, None),
+        // Without alternative names, as `openssl req -x509 -subj /CN=localhost` creates it.
+        (true, &[], "localhost", 2100, None),
+        (false, &[], "LocalHost", 2100, None),
+        (
+            true,
+            &["cloud.example.com"],
+            "x",
+            2100,
+            Some("tls.server_name"),
+        ),
+        (
+            true,
+            &["cloud.example.com"],
+            "localhost",
+            2100,
+            Some("tls.server_name"),
+        ),
+        (
+            true,
+            &[],
+            "cloud.example.com",
+            2100,
+            Some("tls.server_name"),
+        ),
+        (true, &["localhost"], "x", 2021, Some("a new certificate")),
+        (true, &[], "localhost", 2021, Some("a new certificate")),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let plain_issuer = issuer().await;
+    for (is_ca, names, common, until, refusal) in table {
+        let (certificate, key) = self_signed(is_ca, names, common, until);
+        let ca = write_file(folder.path(), "ca.pem", &certificate);
+        let ca = ("upstream.tls.ca_file", ca.to_str().unwrap());
+        let cloud = cloud(presents(&certificate, &key)).await;
+        let what = format!("{is_ca} {names:?} {common} {until}");
+        if let Some(refusal) = refusal {
+            let proxy = proxy(&cloud.origin(), &[ca, ("token.issuer", &plain_issuer)]);
+            proxy.ready().await;
+            let response = proxy.get("/").await;
+            assert_eq!(response.status(), 502, "{what}");
+            let detail = String::from_utf8_lossy(response.body());
+            assert!(detail.contains(refusal), "{what}: {detail}");
+            assert!(cloud.is_untouched(), "{what}");
+        } else {
+            // The cloud is the issuer as well.
+            let proxy = proxy(&cloud.origin(), &[ca]);
+            proxy.ready().await;
+            assert_eq!(proxy.get("/").await.body(), "token", "{what}");
+        }
+    }
+    // Another one's certificate proves nothing without its key.
+    let (certificate, _) = self_signed(true, &["localhost"], "x", 2100);
+    let ca = write_file(folder.path(), "ca.pem", &certificate);
+    let thief = cloud(presents(&certificate, &other_key)).await;
+    let given = [
+        ("upstream.tls.ca_file", ca.to_str().unwrap()),
+        ("token.issuer", &plain_issuer),
+    ];
+    let proxy = proxy(&thief.origin(), &given);
+    proxy.ready().await;
+    assert_eq!(proxy.get("/").await.status(), 502);
+    assert!(thief.is_untouched());
 }

@@ -69,8 +69,8 @@ async fn bad_input_24_a_server_without_a_valid_certificate_gets_no_byte() {
         ),
         (
             (trusted.pem(), trusted.key().serialize_pem()),
-            "an authority's own",
-            "issue another one",
+            "an authority's own, which has no name",
+            "tls.server_name",
         ),
     ] {
         let cloud = cloud(server_config(&trusted, shown, false)).await;

@@ -25,10 +25,12 @@ pub fn server_advice(error: &rustls::Error) -> &'static str {
         rustls::Error::InvalidCertificate(NotValidYet | NotValidYetContext { .. }) => {
             " (this machine's clock may be wrong)"
         }
-        // Typically a self-signed certificate of `openssl req -x509`.
         rustls::Error::InvalidCertificate(Other(other)) if is_authority(other) => {
-            " (the server presents the certificate of an authority: issue another one for the \
-             server with it, and set tls.ca_file to that of the authority)"
+            " (the server presents the certificate of an authority: add this very certificate to \
+             tls.ca_file, or issue another one for the server with it)"
+        }
+        rustls::Error::InvalidCertificate(Other(other)) if is_of_version_1(other) => {
+            " (the server's certificate has version 1: issue one with extensions, in version 3)"
         }
         rustls::Error::PeerIncompatible(
             ServerDoesNotSupportTls12Or13 | ServerTlsVersionIsDisabledByOurConfig,
