@@ -14,7 +14,11 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     sign::{CertifiedKey, SingleCertAndKey},
 };
-use tokio::{io::AsyncReadExt as _, net::TcpStream, sync::Notify};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::Notify,
+};
 
 use crate::common::{
     Client, LIMIT, Proxy, connect,
@@ -24,7 +28,7 @@ use crate::common::{
     },
     get, in_front_of, issuer, post, proxy, read_head, read_to_close, scripted,
     tls::{cloud, write as write_file},
-    upstream::{Upstream, bytes, ok},
+    upstream::{Upstream, bytes, ok, read_body, unauthorized, values},
 };
 
 /// A proxy with one worker in front of an upstream that closes each connection instead of
@@ -444,4 +448,72 @@ async fn field_c4_a_server_may_present_a_certificate_that_is_itself_in_ca_file()
     proxy.ready().await;
     assert_eq!(proxy.get("/").await.status(), 502);
     assert!(thief.is_untouched());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_c8_an_upgrade_with_a_body_passes_with_that_body() {
+    const FRAMED: [&str; 2] = [
+        "Content-Length: 4\r\n\r\nbody",
+        "Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n",
+    ];
+    let address = scripted(|_, mut stream| async move {
+        loop {
+            let head = read_head(&mut stream).await?;
+            if head.is_empty() {
+                return Ok(());
+            }
+            if !values(&head, "expect").is_empty() {
+                bytes("HTTP/1.1 100 Continue\r\n\r\n")
+                    .send(&mut stream)
+                    .await?;
+            }
+            let body = read_body(&mut stream, &head).await?;
+            if head.contains("token-1\r\n") {
+                unauthorized("").send(&mut stream).await?;
+                continue;
+            }
+            assert_eq!(values(&head, "upgrade"), ["tcp"], "{head}");
+            bytes("HTTP/1.1 101 Fine\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+                .followed_by(body)
+                .send(&mut stream)
+                .await?;
+            let (mut read, mut write) = stream.split();
+            return tokio::io::copy(&mut read, &mut write).await.map(drop);
+        }
+    })
+    .await;
+    for framed in FRAMED {
+        // The first one is replayed after a 401.
+        let proxy = in_front_of(address, &[]).await;
+        for _ in 0..2 {
+            let head = "POST /exec HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n\
+                        Upgrade: tcp\r\n";
+            let mut client = connect(proxy.address, format!("{head}{framed}")).await;
+            let head = tokio::time::timeout(LIMIT, read_head(&mut client))
+                .await
+                .unwrap();
+            assert!(head.unwrap().starts_with("HTTP/1.1 101 "), "{framed}");
+            client.write_all(b" and the tunnel").await.unwrap();
+            client.shutdown().await.unwrap();
+            assert_eq!(
+                read_to_close(&mut client).await,
+                "body and the tunnel",
+                "{framed}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_c8_a_101_before_the_end_of_the_body_is_no_tunnel() {
+    let agree = "HTTP/1.1 101 Fine\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
+    let upstream = Upstream::always(bytes(agree).hold()).early().start().await;
+    let proxy = upstream.proxy(&[]).await;
+    let request = "POST /exec HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n\
+                   Upgrade: tcp\r\nContent-Length: 4\r\n\r\nbo";
+    let mut client = connect(proxy.address, request).await;
+    let head = tokio::time::timeout(LIMIT, read_head(&mut client))
+        .await
+        .unwrap();
+    assert!(head.unwrap().starts_with("HTTP/1.1 502 "));
 }

@@ -270,6 +270,13 @@ impl RequestBody {
             .is_some_and(|source| source.borrow().client.is_unread())
     }
 
+    /// Whether the client has sent all of it.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.0
+            .as_ref()
+            .is_none_or(|source| matches!(source.borrow().client, ClientStream::Complete))
+    }
+
     /// Whether the client's stream failed.
     pub(crate) fn has_failed(&self) -> bool {
         self.0

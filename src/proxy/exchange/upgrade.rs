@@ -6,10 +6,7 @@
 use std::cell::RefCell;
 
 use http::{HeaderValue, Request, Version, header};
-use hyper::{
-    body::{Body as _, Incoming},
-    upgrade::OnUpgrade,
-};
+use hyper::{body::Incoming, upgrade::OnUpgrade};
 
 use crate::{base::list_field, proxy::policy::clients::Permit, upstream::Reservation};
 
@@ -22,13 +19,14 @@ pub(crate) struct Upgrade {
 }
 
 impl Upgrade {
-    /// The upgrade that an HTTP/1.1 request without a body asks for. An upgrade to HTTP/2 is
-    /// ignored: the proxy could not inspect the requests that follow, which would carry the token.
+    /// The upgrade that an HTTP/1.1 request asks for. Its body, if it has one, is sent first. An
+    /// upgrade to HTTP/2 is ignored: the proxy could not inspect the requests that follow, which
+    /// would carry the token.
     pub(crate) fn requested(request: &mut Request<Incoming>) -> Option<Self> {
         let protocol = request.headers().get(header::UPGRADE)?.clone();
         // In any case: what remains of the extensions is sent on.
         let client = request.extensions_mut().remove::<OnUpgrade>()?;
-        let is_eligible = request.version() == Version::HTTP_11 && request.body().is_end_stream();
+        let is_eligible = request.version() == Version::HTTP_11;
         if !is_eligible || !list_field::contains(request.headers(), &header::CONNECTION, "upgrade")
         {
             return None;

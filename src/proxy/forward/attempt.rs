@@ -301,7 +301,10 @@ impl RequestContext<'_> {
         match sent {
             Some(Ok(response)) => {
                 let (mut head, response_body) = response.into_parts();
-                if !headers::is_unambiguous(&mut head, self.upgrade.is_some()) {
+                // After a 101 before the end of the body, the rest of it would be the beginning of
+                // the tunnel.
+                let may_upgrade = self.upgrade.is_some() && body.is_complete();
+                if !headers::is_unambiguous(&mut head, may_upgrade) {
                     body.end_attempt();
                     self.count_failure(lease.endpoint(), &Error::InvalidResponse);
                     return Err(SendError {
