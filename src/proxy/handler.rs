@@ -4,7 +4,7 @@
 use std::{convert::Infallible, rc::Rc};
 
 use http::{
-    HeaderValue, Request, Response, StatusCode, Version, header, request, uri::PathAndQuery,
+    HeaderValue, Method, Request, Response, StatusCode, Version, header, request, uri::PathAndQuery,
 };
 use hyper::body::{Body as _, Incoming};
 
@@ -92,7 +92,7 @@ pub(crate) async fn handle(
     }
     // A client that waits for 100 need not send its body now. What follows is either that body or the
     // next request, and nothing distinguishes them.
-    let is_body_uncertain = body.is_unread() && head.headers.contains_key(header::EXPECT);
+    let is_body_uncertain = body.is_unread() && headers::expects_continue(&head.headers);
     body.commit();
     let guard = view.guard(exchange.peer.listener);
     guard.add_cors_headers(&head.headers, response.headers_mut());
@@ -101,7 +101,7 @@ pub(crate) async fn handle(
         head.version == Version::HTTP_10 && response.body().size_hint().exact().is_none();
     response.body_mut().ends_with_close = ends_with_close;
     let is_draining = worker.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS;
-    let is_last = is_body_uncertain || ends_with_close || is_draining;
+    let is_last = is_body_uncertain || is_length_missing(&head) || ends_with_close || is_draining;
     if is_last && exchange.state.is_http1() {
         response
             .headers_mut()
@@ -134,6 +134,14 @@ fn split_request(mut request: Request<Incoming>) -> (request::Parts, Incoming, O
     headers::normalize_content_length(&mut head.headers);
     headers::encode_target(&mut head);
     (head, body, upgrade)
+}
+
+/// Whether bytes that follow may be a body instead of the next request: without a length, some
+/// HTTP/1.0 clients send one to the end of the connection (RFC 1945 §8.3). It counts as empty.
+fn is_length_missing(head: &request::Parts) -> bool {
+    head.version == Version::HTTP_10
+        && matches!(head.method, Method::POST | Method::PUT | Method::PATCH)
+        && !head.headers.contains_key(header::CONTENT_LENGTH)
 }
 
 /// What a head has too much of; its size as a whole is limited while it is read.

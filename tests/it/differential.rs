@@ -1,8 +1,10 @@
 //! The test sends thousands of nearly valid requests to nginx, to HAProxy and to this proxy, each
-//! in front of an upstream that records every byte. This proxy refuses each request that one of the
-//! two refuses, and forwards each request as exactly one request.
+//! in front of an upstream that records every byte. This proxy forwards each request as exactly one
+//! request. It refuses each request that one of the two refuses, and no other; `differences` lists
+//! the exceptions in both directions, with their reasons.
 #![cfg(target_os = "linux")]
 
+mod differences;
 mod mutations;
 
 use std::{
@@ -14,6 +16,7 @@ use std::{
     sync::Arc,
 };
 
+use differences::{more_lenient, stricter};
 use http_desync_guardian::{RequestSafetyTier, request_analyzer::HttpRequestData};
 use mutations::{MARK, MARK_WITHIN};
 use tokio::{
@@ -31,25 +34,6 @@ use crate::common::{
 
 /// The number of concurrent connections.
 const AT_ONCE: usize = 64;
-
-/// The cases in which this proxy forwards a request that one of the two refuses.
-fn is_excepted(request: &[u8]) -> Option<&'static str> {
-    let line = request
-        .split(|byte| *byte == b'\n')
-        .next()
-        .unwrap_or_default();
-    let is_1_0 = line.ends_with(b" HTTP/1.0\r");
-    let target = line.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
-    match () {
-        () if !target.is_ascii() && std::str::from_utf8(target).is_ok() => {
-            Some("old clients write UTF-8 into targets as it is: it is encoded, and then judged")
-        }
-        () if is_1_0 && !request.windows(6).any(|window| window == b"\nHost:") => {
-            Some("HTTP/1.0 does not require Host")
-        }
-        () => None,
-    }
-}
 
 /// The outcome of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -250,7 +234,7 @@ fn arrived(log: &Log, sent: &[Vec<u8>], fates: &[Fate]) -> BTreeSet<usize> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn never_more_lenient_than_nginx_or_haproxy_and_always_one_request_upstream() {
+async fn as_strict_as_the_stricter_of_nginx_and_haproxy_and_always_one_request_upstream() {
     let requests = Arc::new(mutations::all());
     assert!(requests.len() >= 1500, "{}", requests.len());
     let folder = tempfile::tempdir().unwrap();
@@ -269,8 +253,8 @@ async fn never_more_lenient_than_nginx_or_haproxy_and_always_one_request_upstrea
     );
 
     let arrived = arrived(&behind_us.take(), &requests, &by_us);
-    let (mut lenient, mut severe, mut excepted, mut tally) =
-        (Vec::new(), Vec::new(), BTreeMap::new(), [0; 4]);
+    let (mut lenient, mut strict, mut severe, mut excepted, mut tally) =
+        (Vec::new(), Vec::new(), Vec::new(), BTreeMap::new(), [0; 4]);
     for (number, request) in requests.iter().enumerate() {
         let (nginx, haproxy, us) = (by_nginx[number], by_haproxy[number], by_us[number]);
         assert_eq!(
@@ -293,16 +277,20 @@ async fn never_more_lenient_than_nginx_or_haproxy_and_always_one_request_upstrea
             *count += usize::from(counts);
         }
         if us != Fate::PassedOn {
+            if nginx == Fate::PassedOn && haproxy == Fate::PassedOn {
+                match stricter(request) {
+                    Some(why) => *excepted.entry(why).or_insert(0) += 1,
+                    None => strict.push(format!("{us:?} {}", request.escape_ascii())),
+                }
+            }
             continue;
         }
-        let excuse = is_excepted(request);
-        if is_refused {
-            match excuse {
-                Some(why) => *excepted.entry(why).or_insert(0) += 1,
-                None => lenient.push(format!("{refused_by:?} {}", request.escape_ascii())),
-            }
-        }
-        if is_severe && excuse.is_none() {
+        let excuse = more_lenient(request);
+        if let Some(why) = excuse.filter(|_| is_refused || is_severe) {
+            *excepted.entry(why).or_insert(0) += 1;
+        } else if is_refused {
+            lenient.push(format!("{refused_by:?} {}", request.escape_ascii()));
+        } else if is_severe {
             severe.push(request.escape_ascii().to_string());
         }
     }
@@ -318,6 +306,15 @@ async fn never_more_lenient_than_nginx_or_haproxy_and_always_one_request_upstrea
         lenient.len(),
         lenient.join("\n")
     );
+    assert!(
+        strict.is_empty(),
+        "stricter than both {} times:\n{}",
+        strict.len(),
+        strict.join("\n")
+    );
+    for why in differences::REASONS {
+        assert!(excepted.contains_key(why), "no request needs it: {why}");
+    }
     assert!(
         severe.is_empty(),
         "severe, and forwarded {} times:\n{}",

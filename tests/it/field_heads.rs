@@ -2,7 +2,7 @@
 //! equal lengths, and requests that nginx and HAProxy accept.
 
 use crate::common::{
-    Proxy, status,
+    LIMIT, Proxy, raw, status,
     upstream::{Request, RunningUpstream, Upstream, bytes, ok, response, unauthorized, values},
 };
 
@@ -321,4 +321,140 @@ async fn field_d6_equal_lengths_of_a_response_are_one() {
             assert_eq!(response.ends_with("ok"), method == "GET", "{response}");
         }
     }
+}
+
+#[tokio::test]
+async fn field_b13_requests_that_nginx_and_haproxy_serve_are_sent_on_in_one_clean_form() {
+    let upstream = Upstream::new().start().await;
+    let proxy = upstream.proxy(&[]).await;
+    for (line, fields, target) in [
+        (
+            &b"GET /a?b=\"c\"&d=<e> HTTP/1.1"[..],
+            "",
+            "/a?b=%22c%22&d=%3Ce%3E",
+        ),
+        (b"GET /`a<b>\" HTTP/1.1", "", "/%60a%3Cb%3E%22"),
+        (b"GET /\xc4\xe3?\xba\xc3 HTTP/1.1", "", "/%C4%E3?%BA%C3"),
+        (b"GET /\xe4?%zz HTTP/1.0", "", "/%E4?%zz"),
+        (b"GET /a|{b}^\\c HTTP/1.1", "Host: localhost\r\n", ""),
+        (b"GET /a HTTP/1.2", "", "/a"),
+        (b"GET /a HTTP/1.9", "X: <\r\n", "/a"),
+        (b"GET   /a  HTTP/1.1", "", "/a"),
+        (b"\r\n\r\n\r\nGET /a HTTP/1.1", "", "/a"),
+        (b"\r\n\r\n\r\nGET /< HTTP/1.3", "", "/%3C"),
+        (b"GET /a HTTP/1.1", "Expect:\r\n", "/a"),
+        (b"GET /a HTTP/1.1", "Expect: ,\r\n", "/a"),
+        (b"GET /a HTTP/1.1", "X: a\x01b\x1b\x7f\r\n", "/a"),
+        (b"GET http://localhost:80/a HTTP/1.1", "", "/a"),
+        (b"GET http://LOCALHOST:/a HTTP/1.1", "", "/a"),
+        (
+            b"GET https://localhost:443/a?<b> HTTP/1.1",
+            "",
+            "/a?%3Cb%3E",
+        ),
+    ] {
+        let fields = format!("\r\nHost: localhost\r\nConnection: close\r\n{fields}\r\n");
+        let response = raw(proxy.address, &[line, fields.as_bytes()].concat(), LIMIT).await;
+        let expected = if target.is_empty() { 400 } else { 200 };
+        assert_eq!(
+            status(&response),
+            expected,
+            "{} {response}",
+            line.escape_ascii()
+        );
+        if expected == 200 {
+            let received = upstream.requests().pop().unwrap();
+            assert_eq!(received.target(), target, "{}", line.escape_ascii());
+            assert!(received.head.ends_with("\r\n\r\n") && received.body.is_empty());
+            assert!(received.fields("expect").is_empty());
+            for value in received.fields("x") {
+                assert!(["<", "a b"].contains(&value), "{value:?}");
+            }
+        }
+    }
+    for (target, host) in [
+        ("http://localhost", "localhost:80"),
+        ("http://localhost:80", "localhost:"),
+        ("http://localhost:443", ""),
+        ("https://localhost:80", ""),
+        ("http://localhost:8080", ""),
+        ("http://localhost:080", ""),
+        ("http://evil.example:80", ""),
+    ] {
+        let name = if host.is_empty() { "localhost" } else { host };
+        let response = proxy
+            .ask(&format!("GET {target}/"), &format!("Host: {name}\r\n"))
+            .await;
+        let expected = if host.is_empty() { 400 } else { 200 };
+        assert_eq!(status(&response), expected, "{target} {host}");
+    }
+}
+
+#[tokio::test]
+async fn field_b13_whitespace_behind_the_size_of_a_chunk() {
+    let upstream = Upstream::new().start().await;
+    let proxy = upstream.proxy(&[]).await;
+    for body in [
+        "2  \r\nab\r\n0 \r\n\r\n",
+        "2 ;a=b\r\nab\r\n0\t ; c\r\n\r\n",
+        "0000000000000000000002\t\r\nab\r\n00000000000000000000\r\n\r\n",
+        "2;\x01\x7f\r\nab\r\n0\r\n\r\n",
+    ] {
+        let fields = "Host: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n";
+        let request = format!("PUT /x HTTP/1.1\r\n{fields}\r\n{body}");
+        assert_eq!(status(&proxy.raw(&request).await), 200, "{body:?}");
+        assert_eq!(upstream.requests().pop().unwrap().body, b"ab", "{body:?}");
+    }
+}
+
+#[tokio::test]
+async fn field_b13_odd_requests_among_others_on_one_connection() {
+    let upstream = Upstream::new().start().await;
+    let proxy = upstream.proxy(&[]).await;
+    let (mut all, mut expected) = (String::new(), Vec::new());
+    for number in 0..50 {
+        let (first, second) = (format!("/{number}/<"), format!("/{number}/plain"));
+        all += &format!("\r\n\r\nPOST {first} HTTP/1.2\r\nHost: localhost\r\nX: \x01\r\n");
+        all += "Content-Length: 3\r\n\r\n\x01<>";
+        all += &format!("GET {second} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        expected.extend([first.replace('<', "%3C"), second]);
+    }
+    all += "GET /last HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    expected.push("/last".to_owned());
+    let responses = proxy.raw(&all).await;
+    assert_eq!(responses.matches("HTTP/1.1 200 OK").count(), 101);
+    assert_eq!(upstream.targets(), expected);
+    let is_post = |request: &Request| request.method() == "POST";
+    let requests = upstream.requests();
+    assert!(
+        requests
+            .iter()
+            .all(|one| !is_post(one) || one.body == b"\x01<>")
+    );
+}
+
+#[tokio::test]
+async fn field_d8_a_body_of_http_1_0_without_a_length_is_empty() {
+    let upstream = Upstream::new().start().await;
+    let proxy = upstream.proxy(&[]).await;
+    for method in ["PUT", "POST", "PATCH"] {
+        for (more, behind) in [
+            ("", ""),
+            ("Connection: keep-alive\r\n", ""),
+            // Body or request: the connection ends.
+            (
+                "Connection: keep-alive\r\n",
+                "GET /behind HTTP/1.0\r\nHost: localhost\r\n\r\n",
+            ),
+        ] {
+            let head = format!("{method} /x HTTP/1.0\r\nHost: localhost\r\n{more}\r\n");
+            let response = proxy.raw(&format!("{head}{behind}")).await;
+            assert_eq!(status(&response), 200, "{response}");
+            assert_eq!(response.matches("HTTP/1.").count(), 1, "{response}");
+            let received = upstream.requests().pop().unwrap();
+            assert_eq!((received.method(), &received.body[..]), (method, &b""[..]));
+            assert!(received.fields("transfer-encoding").is_empty());
+        }
+    }
+    assert_eq!(upstream.count(), 9);
 }

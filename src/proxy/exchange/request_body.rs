@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Version, header, request};
+use http::{HeaderMap, Version, request};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use crate::proxy::{
@@ -167,7 +167,7 @@ impl RequestBody {
         let keep = length.is_none_or(|length| limits.have_room_for(length));
         // The proxy sends no 100 response on HTTP/2: a stream whose body is not read costs nothing.
         let expects_continue =
-            head.version < Version::HTTP_2 && head.headers.contains_key(header::EXPECT);
+            head.version < Version::HTTP_2 && headers::expects_continue(&head.headers);
         Self(Some(Rc::new(RefCell::new(BodySource {
             client: ClientStream::Unread {
                 body: client,

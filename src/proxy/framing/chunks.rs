@@ -23,6 +23,8 @@ pub(super) struct Chunks {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Size,
+    /// Whitespace after the size.
+    Space,
     Extension,
     SizeEnd,
     Data,
@@ -96,15 +98,20 @@ impl Chunks {
             return None;
         }
         match (self.part, byte) {
-            (Part::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') if self.length <= 15 => {
+            // Below 2^60, with any number of leading zeros.
+            (Part::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') if self.left < 1 << 56 => {
                 let digit = (byte as char).to_digit(16)?;
                 self.left = self.left * 16 + u64::from(digit);
                 Some(Part::Size)
             }
+            (Part::Size, b' ' | b'\t') if self.length > 1 => Some(Part::Space),
+            (Part::Space, b' ' | b'\t') => Some(Part::Space),
             (Part::Size, b'\r') if self.length > 1 => Some(Part::SizeEnd),
             (Part::Size, b';') if self.length > 1 => Some(Part::Extension),
-            (Part::Extension, b'\r') => Some(Part::SizeEnd),
-            (Part::Extension, _) if is_field_value(byte) => Some(Part::Extension),
+            (Part::Space | Part::Extension, b'\r') => Some(Part::SizeEnd),
+            (Part::Space, b';') => Some(Part::Extension),
+            // Extensions are not sent on (RFC 9112 §7.1.1).
+            (Part::Extension, _) if byte != b'\n' => Some(Part::Extension),
             (Part::SizeEnd, b'\n') => {
                 self.length = 0;
                 Some(if self.left == 0 {

@@ -199,6 +199,11 @@ pub(crate) fn normalize_content_length(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether a client waits for a 100 response before it sends its body, RFC 9110 §10.1.1.
+pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
+    list_field::contains(headers, &header::EXPECT, "100-continue")
+}
+
 /// Whether a client accepts trailers, RFC 9110 §10.1.4.
 pub(crate) fn accepts_trailers(headers: &HeaderMap) -> bool {
     list_field::contains(headers, &header::TE, "trailers")

@@ -135,10 +135,10 @@ impl Guard {
             return Err(Error::BadRequest("the request has more than one Host"));
         }
         // RFC 9112 §3.2.2 gives precedence to the authority of an absolute target, some servers to
-        // Host. They must be equal.
+        // Host. They must name the same server.
         let authority = request.uri.authority().map(http::uri::Authority::as_str);
         if let (Some(authority), Some(host)) = (authority, host)
-            && !authority.as_bytes().eq_ignore_ascii_case(host.as_bytes())
+            && !is_same(request.uri.scheme(), authority.as_bytes(), host.as_bytes())
         {
             return Err(Error::BadRequest(
                 "the authority of the request's target differs from Host",
@@ -245,6 +245,23 @@ impl Guard {
         };
         scheme == "https" && host::is_same(authority, host) && is_named()
     }
+}
+
+/// Whether the authority of a target and `Host` are equal, the default port counting as none (RFC
+/// 3986 §6.2.3).
+fn is_same(scheme: Option<&Scheme>, authority: &[u8], host: &[u8]) -> bool {
+    let default: &[u8] = if scheme == Some(&Scheme::HTTPS) {
+        b":443"
+    } else {
+        b":80"
+    };
+    let name = |authority: &'_ [u8]| -> usize {
+        let port = [default, b":"]
+            .into_iter()
+            .find(|port| authority.ends_with(port));
+        authority.len() - port.map_or(0, <[u8]>::len)
+    };
+    authority[..name(authority)].eq_ignore_ascii_case(&host[..name(host)])
 }
 
 fn lowercase(origin: &HeaderValue) -> String {

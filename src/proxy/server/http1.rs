@@ -50,9 +50,9 @@ pub(crate) async fn serve(
     let connection = builder
         .half_close(true)
         .header_read_timeout(None)
-        // Larger than the reader's own limit: hyper would respond to an oversized head by itself,
-        // uncounted and unlogged.
-        .max_buf_size(READ_BUFFER.max(limits.head_size) + 1)
+        // Larger than the reader's own limit, also where the target is percent-encoded: hyper would
+        // respond to an oversized head by itself, uncounted and unlogged.
+        .max_buf_size(READ_BUFFER.max(limits.head_size + 2 * limits.uri_length) + 1)
         .preserve_header_case(true)
         // For the fields that the proxy adds, and those of HTTP/2 upstreams.
         .title_case_headers(true)

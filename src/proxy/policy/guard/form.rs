@@ -1,8 +1,8 @@
 //! The form of a request: rejects what an upstream could interpret differently.
 
-use http::{Method, Uri, Version, header, request::Parts};
+use http::{Method, Uri, header, request::Parts};
 
-use crate::proxy::error::Error;
+use crate::{base::list_field, proxy::error::Error};
 
 /// Rejects methods that are never served. This comes before the check of `Host`: a client that
 /// expects a forward proxy sends another host, and should get 405.
@@ -27,15 +27,6 @@ pub(super) fn check_form(request: &Parts) -> Result<(), Error> {
             "the request's method contains characters other than capital letters",
         ));
     }
-    // Without a length, servers disagree about the end of the body, RFC 1945 §8.3.
-    if request.version == Version::HTTP_10
-        && matches!(request.method, Method::POST | Method::PUT | Method::PATCH)
-        && !request.headers.contains_key(header::CONTENT_LENGTH)
-    {
-        return Err(Error::BadRequest(
-            "an HTTP/1.0 request of this method needs a Content-Length",
-        ));
-    }
     check_target(&request.uri)?;
     // The scanner of HTTP/1 has checked it. The HTTP/2 parser accepts an empty length, and equal
     // ones.
@@ -51,10 +42,10 @@ pub(super) fn check_form(request: &Parts) -> Result<(), Error> {
     {
         return Err(Error::BadRequest("Transfer-Encoding is not \"chunked\""));
     }
-    for expectation in request.headers.get_all(header::EXPECT) {
-        if !expectation.as_bytes().eq_ignore_ascii_case(b"100-continue") {
-            return Err(Error::ExpectationFailed);
-        }
+    let is_unknown = |expectation: &[u8]| !expectation.eq_ignore_ascii_case(b"100-continue");
+    let lines = request.headers.get_all(header::EXPECT).iter().count();
+    if lines > 1 || list_field::elements(&request.headers, &header::EXPECT).any(is_unknown) {
+        return Err(Error::ExpectationFailed);
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::proxy::{
@@ -80,20 +80,33 @@ impl StrictReader {
         if has_partial {
             self.partial.extend_from_slice(read);
         }
-        let Scan { good, heads, fault } =
-            self.framing
-                .read(if has_partial { &self.partial } else { read });
+        let Scan {
+            good,
+            repaired,
+            heads,
+            fault,
+        } = self
+            .framing
+            .read(if has_partial { &self.partial } else { read });
         self.heads = self.heads.wrapping_add(heads);
-        if has_partial {
-            self.accepted = self.partial.split_to(good).freeze();
-            if self.partial.is_empty() {
-                // Even empty it would keep the whole buffer allocated.
-                self.partial = BytesMut::new();
+        if let Some(repaired) = repaired {
+            if has_partial {
+                self.partial.advance(good);
+            } else {
+                self.partial.extend_from_slice(&read[good..]);
             }
+            self.accepted = repaired.into();
+            buf.set_filled(before);
+        } else if has_partial {
+            self.accepted = self.partial.split_to(good).freeze();
             buf.set_filled(before);
         } else {
             self.partial.extend_from_slice(&read[good..]);
             buf.set_filled(before + good);
+        }
+        if has_partial && self.partial.is_empty() {
+            // Even empty it would keep the whole buffer allocated.
+            self.partial = BytesMut::new();
         }
         if let Some((site, fault)) = fault {
             self.partial = BytesMut::new();

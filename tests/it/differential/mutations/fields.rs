@@ -11,6 +11,8 @@ pub(super) fn hosts(all: &mut Vec<Good>) {
         "localhost:x",
         "localhost:99999",
         "localhost:-1",
+        "localhost:443",
+        "localhost:080",
         "localhost:80:80",
         "localhost.",
         "127.0.0.1",
@@ -82,10 +84,16 @@ pub(super) fn hosts(all: &mut Vec<Good>) {
         });
         all.push(Good::host(format!("Host: {host}\r\nHost: localhost\r\n")));
         all.push(Good::host(format!("Host: localhost\r\nHost: {host}\r\n")));
-        all.push(Good {
-            line: b"GET http://localhost/path HTTP/1.1\r\n".to_vec(),
-            ..Good::host(format!("Host: {host}\r\n"))
-        });
+        for target in [
+            "http://localhost",
+            "http://localhost:80",
+            "https://localhost:443",
+        ] {
+            all.push(Good {
+                line: format!("GET {target}/path HTTP/1.1\r\n").into_bytes(),
+                ..Good::host(format!("Host: {host}\r\n"))
+            });
+        }
     }
     for spelling in [
         "",
@@ -124,6 +132,11 @@ pub(super) fn others(all: &mut Vec<Good>) {
         "Connection:",
         "Expect: 100-continue",
         "Expect: foo",
+        "Expect:",
+        "Expect: ,",
+        "Expect: 100-Continue",
+        "Expect: 100-continue, 100-continue",
+        "Expect: 100-continue\r\nExpect: 100-continue",
         "Upgrade: websocket",
         "Upgrade: h2c",
         "Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk",

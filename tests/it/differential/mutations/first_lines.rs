@@ -96,6 +96,9 @@ pub(super) fn first_lines(all: &mut Vec<Good>) {
         "QUERY",
     ] {
         all.push(Good::line(format!("{method} /path HTTP/1.1")));
+        all.push(Good::line(format!("{method} /path HTTP/1.0")));
+        all.push(Good::line(format!("{method} /path HTTP/1.2")));
+        all.push(Good::line(format!("{method}   /path HTTP/1.1")));
     }
     for target in TARGETS {
         all.push(Good::line(format!("GET {target} HTTP/1.1")));
@@ -228,6 +231,18 @@ const TARGETS: &[&str] = &[
     "/?a=\0",
     "/?a=\"",
     "/?a=<b>",
+    "/?a=`b`",
+    "/a<b>?c=\"d\"",
+    "http://localhost/a<b>",
+    "http://localhost/`?\"",
+    "http://<localhost>/",
+    "http://local\"host/",
+    "http://localhost:443/",
+    "http://localhost:081/",
+    "https://localhost:443/",
+    "https://localhost:80/",
+    "/a  ",
+    "/%<",
     "/?a={b}",
     "/?a=ä",
     "/?a= b",
