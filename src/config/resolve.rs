@@ -47,7 +47,7 @@ pub(super) fn config(r: &mut Reader) -> Option<Config> {
         clients,
         credentials: vec![proxy::CredentialConfig {
             wait: token.as_ref().map(|token| token.wait).unwrap_or_default(),
-            issuer_segments: token::issuer_segments(r),
+            issuer_paths: token::issuer_paths(r),
         }],
         ..proxy(r, listeners)
     };

@@ -6,7 +6,7 @@ use crate::{
     net::{reload, socket::Address, tls},
     proxy::{
         message::{headers::ForwardedHeaders, judge::Retry, urls::Rewrite},
-        policy::{clients::Client, guard::GuardConfig},
+        policy::{clients::Client, guard::GuardConfig, issuer_path::IssuerPath},
         route::RouteConfig,
     },
 };
@@ -98,9 +98,8 @@ pub type ServerTls = Arc<reload::Reloadable<rustls::ServerConfig>>;
 pub struct CredentialConfig {
     /// How long a request waits for a token.
     pub wait: Duration,
-    /// The last segments of its issuer's own paths, see
-    /// [`issuer_segment`](crate::proxy::policy::rules::issuer_segment).
-    pub issuer_segments: Vec<String>,
+    /// Its issuer's own paths.
+    pub issuer_paths: Vec<IssuerPath>,
 }
 
 /// Which requests are logged.

@@ -62,9 +62,11 @@ pub(crate) enum Error {
     UnsupportedVersion,
     /// The path is one of an issuer's own.
     #[error(
-        "the path belongs to the token issuer: clients must not spend or mint the tokens of this proxy"
+        "the path contains \"{0}\", a path of the token issuer (token.refresh_path and the other \
+         paths in [token]): clients must not spend or mint the tokens of this proxy. A file or folder \
+         of this name cannot be reached through the proxy"
     )]
-    IssuerPath,
+    IssuerPath(String),
     /// A rule of the operator denies the path.
     #[error("the path is not allowed: see allow and deny of its [[route]] and [[client]]")]
     PathDenied,
@@ -216,7 +218,7 @@ impl Error {
             | Self::TargetTooLong
             | Self::HeadTooLarge
             | Self::UnsupportedVersion
-            | Self::IssuerPath
+            | Self::IssuerPath(_)
             | Self::PathDenied
             | Self::MethodNotAllowed
             | Self::ExpectationFailed
@@ -314,7 +316,7 @@ impl Error {
                 "http_request_error",
                 Reason::UnsupportedVersion,
             ),
-            Self::IssuerPath => class(
+            Self::IssuerPath(_) => class(
                 StatusCode::FORBIDDEN,
                 "Path of the issuer",
                 DENIED,
@@ -551,7 +553,7 @@ mod tests {
             Error::TargetTooLong,
             Error::HeadTooLarge,
             Error::UnsupportedVersion,
-            Error::IssuerPath,
+            Error::IssuerPath(String::new()),
             Error::PathDenied,
             Error::MethodNotAllowed,
             Error::ExpectationFailed,

@@ -15,7 +15,8 @@ use crate::{
         },
         policy::{
             guard::{Exposure, Guard, KnownHost},
-            rules::{Rules, issuer_segment},
+            issuer_path::IssuerPath,
+            rules::Rules,
         },
     },
     upstream::{Endpoint, Host},
@@ -84,7 +85,7 @@ pub fn request(data: &[u8]) {
     };
     let guard = Guard::new(config, Exposure::Loopback, Scheme::HTTP);
     headers::encode_target(&mut head);
-    let issuer: Vec<_> = issuer_segment("/api/token.do").into_iter().collect();
+    let issuer: Vec<_> = IssuerPath::new("/api/token.do").into_iter().collect();
     let path = head.uri.path();
     let is_allowed = guard.check(&head, &KnownHost::default()).is_ok()
         && guard.check_required(&head.headers).is_ok()

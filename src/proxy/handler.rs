@@ -225,7 +225,7 @@ impl RequestContext<'_> {
         let method = &self.head.method;
         self.route
             .rules
-            .judge(method, path, &self.view.issuer_segments)?;
+            .judge(method, path, &self.view.issuer_paths)?;
         if self.view.routes.is_ambiguous(self.head, asked, self.route) {
             return Err(Error::BadRequest(
                 "the path can also be read as another [[route]]'s, whose rules it would escape",

@@ -8,7 +8,7 @@ use crate::{
     base::{host, ticker::Ticks},
     proxy::{
         message::urls::{Rewrite, UrlMap},
-        policy::rules::{self, Rules},
+        policy::{paths, rules::Rules},
     },
     upstream,
 };
@@ -213,7 +213,7 @@ impl Routes {
             .get(header::HOST)
             .and_then(|host| host.to_str().ok())
             .map(without_port);
-        rules::interpretations(path).any(|reading| {
+        paths::interpretations(path).any(|reading| {
             let other = self
                 .routes
                 .iter()
@@ -304,7 +304,7 @@ fn normal_prefix(prefix: &str) -> String {
     if prefix.is_empty() {
         String::new()
     } else {
-        rules::normalize(prefix)
+        paths::normalize(prefix)
     }
 }
 
@@ -323,6 +323,7 @@ fn without_port(authority: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::policy::rules::Rule;
 
     fn config(host: Option<&str>, prefix: &str, upstream: usize) -> RouteConfig {
         RouteConfig {
@@ -478,7 +479,7 @@ mod tests {
     #[test]
     fn a_path_that_could_be_read_as_one_with_rules_is_ambiguous() {
         let ruled = |mut config: RouteConfig| {
-            config.rules.deny.push(rules::Rule::new(None, "/secret"));
+            config.rules.deny.push(Rule::new(None, "/secret"));
             config
         };
         let with_rules = routes(&[ruled(config(None, "/API", 1)), config(None, "/open", 2)]);

@@ -22,6 +22,7 @@ use crate::{
         policy::{
             clients::{ClientId, Clients},
             guard::{self, Guard},
+            issuer_path::IssuerPath,
         },
         route::{Route, Routes},
     },
@@ -49,8 +50,8 @@ pub(crate) struct View {
     guards: Vec<Guard>,
     pub(crate) url_map: Rc<UrlMap>,
     pub(crate) cache_policy: CachePolicy,
-    /// The last segments of all issuers' own paths.
-    pub(crate) issuer_segments: Vec<String>,
+    /// All issuers' own paths.
+    pub(crate) issuer_paths: Vec<IssuerPath>,
     /// Request fields that are meant for this proxy alone.
     pub(crate) stripped: Rc<[HeaderName]>,
     pub(crate) timeouts: Arc<Timeouts>,
@@ -100,15 +101,15 @@ impl View {
             let counters = metrics.endpoints.get(&origin);
             (origin, counters)
         });
-        let issuer_segments = credentials
+        let issuer_paths = credentials
             .iter()
-            .flat_map(|credential| credential.issuer_segments.clone());
+            .flat_map(|credential| credential.issuer_paths.clone());
         Self {
             routes,
             guards: guards.collect(),
             url_map: Rc::new(UrlMap::new(rewrites)),
             cache_policy: CachePolicy::of(clients),
-            issuer_segments: issuer_segments.collect(),
+            issuer_paths: issuer_paths.collect(),
             stripped: stripped(&settings.config),
             timeouts: Arc::new(Timeouts::new(&settings.config, draining)),
             tunnel_idle: settings.config.tunnel_idle_timeout.into(),

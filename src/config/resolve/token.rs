@@ -13,7 +13,7 @@ use crate::{
     base::{process, secret::Secret},
     config::{findings::problem, reader::Reader, values},
     net,
-    proxy::policy::rules,
+    proxy::policy::issuer_path::IssuerPath,
     token::{self, BasicEncoding, IssuerConfig, ParameterLocation, ResponseFields},
     upstream::{self, Endpoint},
 };
@@ -60,8 +60,8 @@ fn seed(r: &mut Reader, state_file: Option<&Path>) -> Option<Secret> {
     r.secret("token.refresh_token")
 }
 
-/// The last segments of the issuer's paths, which clients may not request.
-pub(super) fn issuer_segments(r: &Reader) -> Vec<String> {
+/// The issuer's paths, which clients may not request.
+pub(super) fn issuer_paths(r: &Reader) -> Vec<IssuerPath> {
     let paths = [
         "token.refresh_path",
         "token.authorize_path",
@@ -72,9 +72,7 @@ pub(super) fn issuer_segments(r: &Reader) -> Vec<String> {
     let paths = paths
         .into_iter()
         .filter_map(|path| values::url_path(r.raw_value(path)?).ok());
-    paths
-        .filter_map(|path| rules::issuer_segment(&path))
-        .collect()
+    paths.filter_map(|path| IssuerPath::new(&path)).collect()
 }
 
 fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {

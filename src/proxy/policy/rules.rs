@@ -1,18 +1,20 @@
 //! Allowed and denied paths. The path that is checked is the one that is sent. Pure.
 //!
-//! Servers interpret paths differently: some decode them twice, treat `\` as `/`, cut parameters
-//! off at `;`, drop what follows a decoded `?`, ignore case or trailing dots. A rule that is
-//! checked against one interpretation alone can be bypassed, so every interpretation is checked.
-
-use std::borrow::Cow;
+//! Servers interpret paths differently. A rule that is checked against one interpretation alone can
+//! be bypassed, so every interpretation is checked.
 
 use http::Method;
-use percent_encoding::percent_decode;
 
-use crate::proxy::error::Error;
-
-/// The most rounds of percent-decoding. A path that changes after that is rejected.
-const MAX_DECODINGS: usize = 3;
+use crate::proxy::{
+    error::Error,
+    policy::{
+        issuer_path::{self, IssuerPath},
+        paths::{
+            MAX_DECODINGS, before_query, decode, escapes_root, fold_case, has_dot_segments,
+            has_encoded_slash, is_unambiguous, normalize,
+        },
+    },
+};
 
 /// A path prefix and a method that the configuration allows or denies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +30,7 @@ impl Rule {
     pub fn new(method: Option<Method>, path: &str) -> Self {
         Self {
             method,
-            path: normalize(&fold_case(path.into())),
+            path: normalize(path),
         }
     }
 
@@ -61,8 +63,8 @@ impl Rules {
         self.allow.is_empty() && self.deny.is_empty()
     }
 
-    /// Checks the path of a request as it is sent. `issuer` holds the last segments of the issuer's
-    /// own paths, in lower case: no client may request or revoke tokens through the proxy.
+    /// Checks the path of a request as it is sent. No client may request or revoke tokens through
+    /// the proxy, at the paths of the issuer.
     ///
     /// # Errors
     /// When the path is denied, or servers could interpret it differently.
@@ -70,15 +72,11 @@ impl Rules {
         &self,
         method: &Method,
         path: &str,
-        issuer: &[String],
+        issuer: &[IssuerPath],
     ) -> Result<(), Error> {
         let has_rules = !self.is_empty();
         if !has_rules && is_unambiguous(path) {
-            return if contains_issuer_segment(path, issuer) {
-                Err(Error::IssuerPath)
-            } else {
-                Ok(())
-            };
+            return check_issuer(path, issuer);
         }
         if path.contains('\\') {
             return Err(Error::BadRequest("the path contains a backslash"));
@@ -88,8 +86,10 @@ impl Rules {
             // Rules are UTF-8, so that other bytes cannot match one.
             let text = fold_case(String::from_utf8_lossy(&decoded_path));
             let cut = before_query(&text);
-            if contains_issuer_segment(&text, issuer) || contains_issuer_segment(cut, issuer) {
-                return Err(Error::IssuerPath);
+            // Also as a server reads it that does not resolve dot segments.
+            for read in [&text, cut] {
+                check_issuer(read, issuer)?;
+                check_issuer(&normalize(read), issuer)?;
             }
             if escapes_root(&text) {
                 return Err(Error::BadRequest("the path leads above its root"));
@@ -122,7 +122,7 @@ impl Rules {
             }
             decoded_path = decoded;
         }
-        let read = normalize(&fold_case(String::from_utf8_lossy(&decoded_path)));
+        let read = normalize(&String::from_utf8_lossy(&decoded_path));
         if !self.allow.is_empty() && !self.allow.iter().any(|rule| rule.covers(method, &read)) {
             return Err(Error::PathDenied);
         }
@@ -130,131 +130,11 @@ impl Rules {
     }
 }
 
-/// Every interpretation of a path, in the form of [`normalize`].
-pub(crate) fn interpretations(path: &str) -> impl Iterator<Item = String> {
-    let decoded = |decoded_path: &Vec<u8>| decode(decoded_path, false).ok().flatten();
-    let all =
-        std::iter::successors(Some(path.as_bytes().to_vec()), decoded).take(MAX_DECODINGS + 1);
-    all.flat_map(|decoded_path| {
-        let text = fold_case(String::from_utf8_lossy(&decoded_path));
-        [normalize(&text), normalize(before_query(&text))]
-    })
-}
-
-/// The last segment of one of the issuer's paths, in the form in which rules compare it.
-pub fn issuer_segment(path: &str) -> Option<String> {
-    let path = normalize(path);
-    path.rsplit('/')
-        .find(|segment| !segment.is_empty())
-        .map(str::to_owned)
-}
-
-/// Whether a path has one interpretation, apart from case and trailing dots.
-fn is_unambiguous(path: &str) -> bool {
-    let mut before = b'/';
-    !path.bytes().any(|byte| {
-        let is_dots = byte == b'.' && before == b'.';
-        before = byte;
-        is_dots || matches!(byte, b'%' | b'\\' | b';' | b' ')
-    })
-}
-
-/// Whether `..` leads above the root at some point: servers resolve that differently.
-fn escapes_root(path: &str) -> bool {
-    let mut depth = 0_i32;
-    path.split(['/', '\\']).any(|segment| {
-        match segment.split(';').next().unwrap_or_default() {
-            ".." => depth -= 1,
-            "" | "." => {}
-            _ => depth += 1,
-        }
-        depth < 0
-    })
-}
-
-fn contains_issuer_segment(path: &str, issuer: &[String]) -> bool {
-    path.split(['/', '\\'])
-        .map(trimmed)
-        .any(|segment| issuer.iter().any(|name| name.eq_ignore_ascii_case(segment)))
-}
-
-/// The path up to a decoded `?` or `#`: some servers split off the query after decoding.
-fn before_query(decoded: &str) -> &str {
-    decoded.split(['?', '#']).next().unwrap_or_default()
-}
-
-/// A segment without its parameters and without the trailing characters that some servers and file
-/// systems ignore.
-fn trimmed(segment: &str) -> &str {
-    let name = segment.split(';').next().unwrap_or_default();
-    name.trim_end_matches(|c: char| c == '.' || c.is_whitespace() || c.is_control())
-}
-
-/// Whether there are dot segments, also after trailing characters are ignored.
-fn has_dot_segments(path: &str) -> bool {
-    path.split(['/', '\\'])
-        .any(|segment| segment.starts_with('.') && trimmed(segment).is_empty())
-}
-
-/// Folds the case of letters outside ASCII. Some fold to ASCII letters (the Kelvin sign to `k`), so
-/// that servers that ignore case treat them as equal.
-fn fold_case(text: Cow<'_, str>) -> Cow<'_, str> {
-    if text.is_ascii() {
-        text
-    } else {
-        Cow::Owned(text.to_uppercase().to_lowercase())
+fn check_issuer(path: &str, issuer: &[IssuerPath]) -> Result<(), Error> {
+    match issuer_path::find(path, issuer) {
+        Some(found) => Err(Error::IssuerPath(found.to_string())),
+        None => Ok(()),
     }
-}
-
-/// Whether decoding produced slashes.
-fn has_encoded_slash(decoded: &str, path: &str) -> bool {
-    let slashes = |text: &str| {
-        text.bytes()
-            .filter(|byte| matches!(byte, b'/' | b'\\'))
-            .count()
-    };
-    slashes(decoded) != slashes(path)
-}
-
-/// A path in the most lenient interpretation: `\` is `/`, empty segments and parameters are
-/// removed, dot segments are resolved, dots and spaces at the end of a segment are removed, lower
-/// case.
-pub(crate) fn normalize(path: &str) -> String {
-    let mut segments: Vec<&str> = Vec::new();
-    for segment in path.split(['/', '\\']) {
-        match segment.split(';').next().unwrap_or_default() {
-            ".." => drop(segments.pop()),
-            name if trimmed(name).is_empty() => {}
-            name => segments.push(trimmed(name)),
-        }
-    }
-    format!("/{}", segments.join("/")).to_ascii_lowercase()
-}
-
-/// Percent-decodes a path once; `None` if there is nothing to decode. A `%` without two digits is an
-/// error in the path that the client sent (`is_written`), and unchanged in a decoded one.
-fn decode(path: &[u8], is_written: bool) -> Result<Option<Vec<u8>>, Error> {
-    if is_written && !is_well_encoded(path) {
-        return Err(Error::BadRequest(
-            "a % in the path is not followed by two hexadecimal digits",
-        ));
-    }
-    let Cow::Owned(decoded) = Cow::from(percent_decode(path)) else {
-        return Ok(None);
-    };
-    if decoded.contains(&0) {
-        return Err(Error::BadRequest("the path contains an encoded NUL"));
-    }
-    Ok(Some(decoded))
-}
-
-/// Whether each `%` is followed by two hexadecimal digits.
-fn is_well_encoded(path: &[u8]) -> bool {
-    let mut behind_percent = path.split(|byte| *byte == b'%').skip(1);
-    behind_percent.all(|rest| {
-        rest.get(..2)
-            .is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
-    })
 }
 
 #[cfg(test)]
@@ -263,10 +143,10 @@ mod tests {
 
     use super::*;
 
-    fn issuer() -> Vec<String> {
+    fn issuer() -> Vec<IssuerPath> {
         ["/api/token.do", "/api/refreshToken.do"]
             .into_iter()
-            .filter_map(issuer_segment)
+            .filter_map(IssuerPath::new)
             .collect()
     }
 
@@ -431,6 +311,72 @@ mod tests {
             ..Rules::default()
         };
         assert_eq!(verdict(&nothing, &Method::GET, "/x"), 403);
+    }
+
+    #[test]
+    fn field_b14_paths_of_several_segments_are_denied_in_every_interpretation() {
+        let issuer: Vec<_> = IssuerPath::new("/apps/oauth2/api/v1/token")
+            .into_iter()
+            .collect();
+        for (path, expected) in [
+            ("/apps/oauth2/api/v1/token", 403),
+            ("/apps/oauth2/api/v1/%74oken", 403),
+            ("/apps/oauth2/api/v1%2Ftoken", 403),
+            ("/apps/oauth2/api/v1%252Ftoken", 403),
+            ("/apps/oauth2/api/v1/x/../token", 403),
+            ("/apps/oauth2/api/v1/x/..;/token", 403),
+            ("/apps/oauth2/api/v1/%2e/token", 403),
+            ("/apps/oauth2/api/v1;x/token", 403),
+            ("/apps/oauth2/api/v1//token", 403),
+            ("/apps/oauth2/api/v1/token/../x", 403),
+            ("/apps/oauth2/api/v1/to%E2%84%AAen%3fx", 403),
+            ("/remote.php/dav/files/me/Token/report.docx", 200),
+            ("/remote.php/dav/files/me/my%20token/token", 200),
+            ("/remote.php/dav/files/me/v1/x/../../token", 200),
+        ] {
+            let judged = Rules::default().judge(&Method::GET, path, &issuer);
+            let status = judged.map_or_else(|error| error.status().as_u16(), |()| 200);
+            assert_eq!(status, expected, "{path}");
+        }
+        let denied = Rules::default().judge(&Method::GET, "/api/V1/Token", &issuer);
+        let why = denied.unwrap_err().to_string();
+        assert!(
+            why.contains("\"v1/token\"") && why.contains("token.refresh_path"),
+            "{why}"
+        );
+    }
+
+    #[test]
+    fn field_b20_letters_that_fold_to_ascii_are_folded() {
+        let rules = Rules {
+            deny: vec![
+                Rule::new(None, "/api/admin/tasks"),
+                Rule::new(None, "/İstanbul"),
+            ],
+            ..Rules::default()
+        };
+        let issuer = ["/api/authorize.do", "/api/token.do"].into_iter();
+        let issuer: Vec<_> = issuer.filter_map(IssuerPath::new).collect();
+        for (path, expected) in [
+            ("/api/author%C4%B0ze.do", 403),
+            ("/api/author%C4%B1ze.do", 403),
+            ("/api/authorI%CC%87ze.do", 403),
+            ("/api/author\u{130}ze.do", 403),
+            ("/api/to\u{212A}en.do", 403),
+            ("/api/to%e2%84%aaen.do", 403),
+            ("/api/adm%C4%B0n/tasks", 403),
+            ("/api/admin/ta%C5%BF%E2%84%AAs", 403),
+            ("/api/admin/tas\u{212A}s", 403),
+            ("/istanbul", 403),
+            ("/%C4%B0STANBUL/x", 403),
+            ("/api/authoriize.do", 200),
+            ("/api/author%C3%ACze.do", 200),
+            ("/api/admin/tasks.json", 200),
+        ] {
+            let judged = rules.judge(&Method::GET, path, &issuer);
+            let status = judged.map_or_else(|error| error.status().as_u16(), |()| 200);
+            assert_eq!(status, expected, "{path}");
+        }
     }
 
     proptest! {

@@ -287,9 +287,9 @@ fn every_key_sets_its_value() {
     };
     let issuer = ["refresh", "authorize", "token", "jwt"];
     assert!(
-        proxy.credentials[0].issuer_segments.len() == issuer.len(),
+        proxy.credentials[0].issuer_paths.len() == issuer.len(),
         "{:?}",
-        proxy.credentials[0].issuer_segments
+        proxy.credentials[0].issuer_paths
     );
     assert_eq!(
         proxy.routes,
