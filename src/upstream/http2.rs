@@ -6,7 +6,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU32},
 };
 
 use hyper::{
@@ -48,6 +48,7 @@ pub(super) struct Http2Connection<B> {
     max_streams: Cell<usize>,
     /// No new streams: the server sent GOAWAY, or no longer responds.
     retired: Cell<bool>,
+    interim: Arc<AtomicU32>,
     /// Armed while there are no streams. When it is due, the connection's task ends.
     close_deadline: Rc<Deadline>,
     idle_timeout: Ticks,
@@ -58,7 +59,7 @@ pub(super) struct Http2Connection<B> {
 
 /// One stream of a connection.
 pub(super) struct Stream<B> {
-    pub(super) sender: SendRequest<B>,
+    sender: SendRequest<B>,
     connection: Rc<Http2Connection<B>>,
 }
 
@@ -77,6 +78,7 @@ where
         counters: Arc<Counters>,
     ) -> hyper::Result<(Rc<Self>, impl Future<Output = hyper::Result<()>>)> {
         let io = HeaderFilter::new(io.into_inner(), Messages::Responses, max_head);
+        let interim = Arc::clone(io.interim_responses());
         let handshake = Builder::new(LocalExecutor)
             .initial_max_send_streams(MAX_STREAMS)
             .initial_stream_window_size(STREAM_WINDOW)
@@ -94,6 +96,7 @@ where
             streams: Cell::new(0),
             max_streams: Cell::new(MAX_STREAMS),
             retired: Cell::new(false),
+            interim,
             close_deadline,
             idle_timeout,
             slot: RefCell::default(),
@@ -123,6 +126,16 @@ impl<B> Http2Connection<B> {
         !self.retired.get() && self.sender.is_ready()
     }
 
+    /// Allows no new streams; open ones may finish.
+    pub(super) fn retire(&self) {
+        self.retired.set(true);
+    }
+
+    /// The number of interim responses so far.
+    pub(super) fn interim(&self) -> &AtomicU32 {
+        &self.interim
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.streams.get() == 0
     }
@@ -147,9 +160,14 @@ impl<B> Stream<B> {
         self.connection.is_open()
     }
 
+    /// Its sender, and the connection that it shares.
+    pub(super) fn parts(&mut self) -> (&mut SendRequest<B>, &Http2Connection<B>) {
+        (&mut self.sender, &self.connection)
+    }
+
     /// Allows no new streams on the connection; open ones may finish.
     pub(super) fn retire(&self) {
-        self.connection.retired.set(true);
+        self.connection.retire();
     }
 }
 

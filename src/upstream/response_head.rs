@@ -14,7 +14,7 @@ mod repair;
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU8, Ordering::Relaxed},
+    atomic::{AtomicU8, AtomicU32, Ordering::Relaxed},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -42,6 +42,8 @@ pub(super) struct Remainder {
 #[derive(Debug, Default)]
 pub(super) struct HeadState {
     phase: AtomicU8,
+    /// Interim responses so far (RFC 9110 §15.2).
+    pub(super) interim: AtomicU32,
     remainder: Mutex<Remainder>,
 }
 
@@ -147,6 +149,7 @@ impl HeadReader {
                 if head.is_final {
                     return self.state.end_head(Remainder::default());
                 }
+                self.state.interim.fetch_add(1, Relaxed);
                 if good == read.len() {
                     return;
                 }
@@ -187,6 +190,7 @@ impl HeadReader {
                 ready.unsplit(std::mem::take(&mut self.partial));
                 return ready.freeze();
             }
+            self.state.interim.fetch_add(1, Relaxed);
         }
     }
 }

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, date_time_ymd};
@@ -516,4 +517,66 @@ async fn field_c8_a_101_before_the_end_of_the_body_is_no_tunnel() {
         .await
         .unwrap();
     assert!(head.unwrap().starts_with("HTTP/1.1 502 "));
+}
+
+/// An upstream over HTTP/2 or HTTP/1.1 that sends this many interim responses, one each 200 ms or as
+/// fast as `pause` says, and then 200.
+async fn reports_progress(is_http2: bool, count: usize, pause: Duration) -> SocketAddr {
+    scripted(move |_, mut stream| async move {
+        if !is_http2 {
+            while !read_head(&mut stream).await?.is_empty() {
+                for number in 0..count {
+                    tokio::time::sleep(pause).await; // the upstream's work
+                    let interim = match number % 2 {
+                        0 => "HTTP/1.1 102 Processing\r\n\r\n",
+                        _ => "HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n",
+                    };
+                    stream.write_all(interim.as_bytes()).await?;
+                }
+                ok("done").send(&mut stream).await?;
+            }
+            return Ok(());
+        }
+        accept(&mut stream, &[]).await?;
+        loop {
+            let frame = next_frame(&mut stream).await?;
+            if frame.kind != HEADERS {
+                continue;
+            }
+            for number in 0..count {
+                tokio::time::sleep(pause).await; // the upstream's work
+                // `:status: 102`, which enters the dynamic table, and then its entry there.
+                let block: &[u8] = if number == 0 { b"\x48\x03102" } else { b"\xbe" };
+                write(&mut stream, HEADERS, END_HEADERS, frame.stream, block).await?;
+            }
+            let flags = END_HEADERS | END_STREAM;
+            write(&mut stream, HEADERS, flags, frame.stream, &[STATUS_200]).await?;
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_c11_and_d5_interim_responses_renew_the_timeout_within_a_bound() {
+    let endless = 1_000_000;
+    let each = Duration::from_millis;
+    let run = async |is_http2: bool, count, pause, timeout, request| {
+        let address = reports_progress(is_http2, count, pause).await;
+        let http2 = if is_http2 { "always" } else { "never" };
+        let more = [
+            ("upstream.http2", http2),
+            ("upstream.response_timeout", timeout),
+            ("proxy.workers", "1"),
+        ];
+        let proxy = in_front_of(address, &more).await;
+        proxy.send(request).await.status().as_u16()
+    };
+    for is_http2 in [false, true] {
+        for request in [get("/scan"), post("/scan", "body")] {
+            assert_eq!(run(is_http2, 12, each(200), "1s", request).await, 200);
+        }
+        // Silence is not renewed, nor are interim responses without end.
+        assert_eq!(run(is_http2, 1, each(60_000), "50ms", get("/")).await, 504);
+        assert_eq!(run(is_http2, endless, each(5), "50ms", get("/")).await, 504);
+    }
 }

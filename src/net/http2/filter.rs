@@ -12,6 +12,10 @@ use std::{
     borrow::Cow,
     io,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -70,6 +74,11 @@ impl<T> HeaderFilter<T> {
             held: BytesMut::new(),
             checked: BytesMut::new(),
         }
+    }
+
+    /// The number of interim responses (RFC 9110 §15.2) that were read so far.
+    pub fn interim_responses(&self) -> &Arc<AtomicU32> {
+        &self.blocks.interim
     }
 
     /// Moves what is complete from `held` to `checked`.
@@ -208,6 +217,7 @@ struct Blocks {
     is_broken: bool,
     /// The highest stream with a block so far.
     last_stream: u32,
+    interim: Arc<AtomicU32>,
 }
 
 impl Blocks {
@@ -224,6 +234,7 @@ impl Blocks {
             is_translated: false,
             is_broken: false,
             last_stream: 0,
+            interim: Arc::default(),
         }
     }
 
@@ -278,6 +289,7 @@ impl Blocks {
             messages: self.messages,
             max_head: self.max_head,
             size: 0,
+            is_interim: false,
             malformed: block.depends_on_itself.then_some(Malformed::Dependency),
             pseudo_fields: match self.messages {
                 Messages::Requests => Some(PseudoFields::new(is_first)),
@@ -293,8 +305,12 @@ impl Blocks {
             malformed,
             pseudo_fields,
             translation,
+            is_interim,
             ..
         } = check;
+        if is_interim {
+            self.interim.fetch_add(1, Relaxed);
+        }
         let malformed = malformed.or(pseudo_fields.and_then(|fields| fields.complete().err()));
         let translation = match (decoded, malformed) {
             (Err(CompressionError), _) => {
@@ -356,6 +372,8 @@ struct Check {
     max_head: usize,
     /// The size of the fields so far.
     size: usize,
+    /// A response whose status is 1xx.
+    is_interim: bool,
     malformed: Option<Malformed>,
     /// Those of a request. h2 rejects a wrong order as well, but ends the connection if a client has
     /// it reset many streams.
@@ -379,6 +397,7 @@ impl Check {
         if self.malformed.is_some() {
             return;
         }
+        self.is_interim |= name == b":status" && value.first() == Some(&b'1');
         let is_in_order = match &mut self.pseudo_fields {
             Some(pseudo_fields) => pseudo_fields.add(name, value),
             None => Ok(()),

@@ -4,7 +4,7 @@
 use std::{
     future::poll_fn,
     pin::pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Poll, ready},
 };
 
@@ -41,6 +41,11 @@ use crate::{
 
 /// New connections for one request: a server may refuse it on one after the other (RFC 9113 §8.7).
 const MAX_DIALS: u32 = 3;
+
+/// How often `response_timeout` is granted again, if the upstream has sent interim responses
+/// meanwhile: they report that it still works on the request (RFC 2518 §10.1), but a broken server
+/// may send them for ever.
+const MAX_RENEWALS: u32 = 10;
 
 /// A request and what its processing needs.
 #[derive(Clone, Copy)]
@@ -277,13 +282,21 @@ impl RequestContext<'_> {
             }
         }
         let sent = {
-            let mut sending = pin!(lease.send(request));
+            let (sending, interim) = lease.send(request);
+            let mut sending = pin!(sending);
+            let (mut known, mut renewals) = (interim.load(Relaxed), MAX_RENEWALS);
             poll_fn(|cx| match sending.as_mut().poll(cx) {
                 Poll::Ready(sent) => Poll::Ready(Some(sent)),
                 Poll::Pending => {
                     ready!(exchange.upstream_deadline.poll_due(cx));
                     let Some(gate) = gate.as_ref().filter(|gate| !gate.is_open()) else {
-                        return Poll::Ready(None);
+                        let count = interim.load(Relaxed);
+                        if count == known || renewals == 0 || !body.is_complete() {
+                            return Poll::Ready(None);
+                        }
+                        (known, renewals) = (count, renewals - 1);
+                        exchange.body_complete(false);
+                        return exchange.upstream_deadline.poll_due(cx).map(|()| None);
                     };
                     exchange
                         .upstream_deadline

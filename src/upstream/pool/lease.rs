@@ -1,6 +1,8 @@
 //! The use of a connection by one request.
 
-use std::{cell::Cell, fmt, rc::Rc, time::Duration};
+use std::{cell::Cell, fmt, rc::Rc, sync::atomic::AtomicU32, time::Duration};
+
+use futures_util::future::Either;
 
 use http::{Request, Response};
 use hyper::{
@@ -105,37 +107,49 @@ where
         self.pool.ignores_expect_until.set(until);
     }
 
-    /// Sends a request.
+    /// Sends a request. Meanwhile the number counts the interim responses (RFC 9110 §15.2): on
+    /// HTTP/2, those to other requests on the connection as well.
     ///
     /// # Errors
     /// Returns the request if nothing of it was written.
-    pub async fn send(
+    pub fn send(
         &mut self,
         request: Request<B>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<B>>> {
+    ) -> (
+        impl Future<Output = Result<Response<Incoming>, TrySendError<Request<B>>>>,
+        &AtomicU32,
+    ) {
         // Only methods that consume the lease take its connection.
         match self
             .connection
             .as_mut()
             .expect("a lease that is not consumed has a connection")
         {
-            Connection::Http1(connection, _) => {
-                connection.heads.expect_head();
-                let mut sent = connection.sender.try_send_request(request).await;
-                if let Ok(response) = &mut sent {
-                    connection.heads.complete(response);
-                }
-                sent
+            Connection::Http1(Http1Connection { sender, heads, .. }, _) => {
+                let heads = &**heads;
+                let sending = async move {
+                    heads.expect_head();
+                    let mut sent = sender.try_send_request(request).await;
+                    if let Ok(response) = &mut sent {
+                        heads.complete(response);
+                    }
+                    sent
+                };
+                (Either::Left(sending), &heads.interim)
             }
             Connection::Http2(stream) => {
-                let sent = stream.sender.try_send_request(request).await;
-                if sent
-                    .as_ref()
-                    .is_err_and(|failed| !is_stream_error(failed.error()))
-                {
-                    stream.retire();
-                }
-                sent
+                let (sender, connection) = stream.parts();
+                let sending = async move {
+                    let sent = sender.try_send_request(request).await;
+                    if sent
+                        .as_ref()
+                        .is_err_and(|failed| !is_stream_error(failed.error()))
+                    {
+                        connection.retire();
+                    }
+                    sent
+                };
+                (Either::Right(sending), connection.interim())
             }
         }
     }
