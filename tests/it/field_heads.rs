@@ -2,7 +2,11 @@
 //! equal lengths, and requests that nginx and HAProxy accept.
 
 use crate::common::{
-    LIMIT, Proxy, raw, status,
+    LIMIT, Proxy,
+    frames::{
+        DATA, END_HEADERS, END_STREAM, HEADERS, POST, accept, greeted, head, next, until, write,
+    },
+    in_front_of, raw, scripted, status,
     upstream::{Request, RunningUpstream, Upstream, bytes, ok, response, unauthorized, values},
 };
 
@@ -457,4 +461,137 @@ async fn field_d8_a_body_of_http_1_0_without_a_length_is_empty() {
         }
     }
     assert_eq!(upstream.count(), 9);
+}
+
+/// Characters that `http::HeaderName` or CGI servers take, and that no token has.
+const NO_TOKENS: &[u8] = b"\"(),/;<=>?@[\\]{} \x01\x7f\xe4";
+
+/// A field in HPACK, without the dynamic table.
+fn field(name: &[u8], value: &[u8]) -> Vec<u8> {
+    let string = |bytes: &[u8]| [&[bytes.len() as u8][..], bytes].concat();
+    [&[0][..], &string(name), &string(value)].concat()
+}
+
+#[tokio::test]
+async fn field_d4_names_of_requests_over_http2_are_tokens() {
+    let upstream = Upstream::new().start().await;
+    let proxy = upstream.proxy(&[]).await;
+    let mut client = greeted(proxy.address, &[]).await;
+    let mut number = 1;
+    for byte in NO_TOKENS {
+        let odd = [b'x', *byte, b'y'];
+        // In the head.
+        let flags = END_HEADERS | END_STREAM;
+        let block = [head(POST, "/head"), field(&odd, b"v")].concat();
+        write(&mut client, HEADERS, flags, number, &block)
+            .await
+            .unwrap();
+        let response = until(&mut client, HEADERS, number)
+            .await
+            .expect("a response");
+        assert_eq!(response.payload[0], 0x8c, "400 for {}", odd.escape_ascii());
+        // In the trailers, which are sent on if they are declared.
+        number += 2;
+        let block = [head(POST, "/trailers"), field(b"trailer", &odd[..1])].concat();
+        write(&mut client, HEADERS, END_HEADERS, number, &block)
+            .await
+            .unwrap();
+        write(&mut client, DATA, 0, number, b"body").await.unwrap();
+        let block = field(&odd, b"v");
+        write(&mut client, HEADERS, flags, number, &block)
+            .await
+            .unwrap();
+        number += 2;
+    }
+    let block = [head(POST, "/last"), field(b"x!#$%&'*+-.^_`|~1", b"v")].concat();
+    let flags = END_HEADERS | END_STREAM;
+    write(&mut client, HEADERS, flags, number, &block)
+        .await
+        .unwrap();
+    let response = until(&mut client, HEADERS, number)
+        .await
+        .expect("a response");
+    assert_eq!(response.payload[0], 0x88, "200");
+    for request in upstream.requests() {
+        let lines = request.head.trim_end().split("\r\n").skip(1);
+        for line in lines {
+            let name = line.split(':').next().unwrap();
+            let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+            assert!(
+                !name.is_empty() && name.chars().all(is_token),
+                "{}",
+                request.head
+            );
+        }
+        assert_ne!(request.target(), "/head");
+    }
+}
+
+#[tokio::test]
+async fn field_d4_names_of_responses_over_http2_are_tokens() {
+    for byte in NO_TOKENS {
+        let odd = [b'x', *byte, b'y'];
+        let address = scripted(move |_, mut stream| async move {
+            accept(&mut stream, &[]).await?;
+            let mut is_first = true;
+            loop {
+                let frame = next(&mut stream).await?;
+                if frame.kind != HEADERS {
+                    continue;
+                }
+                let flags = END_HEADERS | END_STREAM;
+                if is_first {
+                    let block = [&[0x88][..], &field(&odd, b"v")].concat();
+                    write(&mut stream, HEADERS, flags, frame.stream, &block).await?;
+                } else {
+                    let block = [&[0x88][..], &field(b"trailer", b"x")].concat();
+                    write(&mut stream, HEADERS, END_HEADERS, frame.stream, &block).await?;
+                    write(&mut stream, DATA, 0, frame.stream, b"body").await?;
+                    let block = field(&odd, b"v");
+                    write(&mut stream, HEADERS, flags, frame.stream, &block).await?;
+                }
+                is_first = false;
+            }
+        })
+        .await;
+        let more = [("upstream.http2", "always"), ("proxy.workers", "1")];
+        let proxy = in_front_of(address, &more).await;
+        let fields = "Host: localhost\r\nTE: trailers\r\n";
+        assert_eq!(proxy.status("GET /", fields).await, 502);
+        let response = proxy.ask("GET /", fields).await;
+        let odd = String::from_utf8_lossy(&odd).into_owned();
+        assert!(!response.contains(&odd), "{response}");
+        assert!(!response.ends_with("0\r\n\r\n"), "cut short: {response}");
+    }
+}
+
+#[tokio::test]
+async fn field_d4_names_over_http1_are_tokens() {
+    let upstream = Upstream::always(|request: &Request| {
+        let number: usize = request.target()[1..].parse().unwrap();
+        let odd = [b"x", &NO_TOKENS[number..=number], b"y: v\r\n"].concat();
+        bytes(
+            [
+                b"HTTP/1.1 200 OK\r\n",
+                &odd[..],
+                b"Content-Length: 0\r\n\r\n",
+            ]
+            .concat(),
+        )
+    })
+    .start()
+    .await;
+    let proxy = upstream.proxy(&[]).await;
+    for (number, byte) in NO_TOKENS.iter().enumerate() {
+        assert_eq!(
+            proxy
+                .status(&format!("GET /{number}"), "Host: localhost\r\n")
+                .await,
+            502
+        );
+        let fields = [b"Host: localhost\r\nx", &[*byte][..], b"y: v\r\n\r\n"].concat();
+        let request = [b"GET /0 HTTP/1.1\r\n", &fields[..]].concat();
+        assert_eq!(status(&raw(proxy.address, &request, LIMIT).await), 400);
+    }
+    assert_eq!(upstream.count(), NO_TOKENS.len());
 }
