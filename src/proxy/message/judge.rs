@@ -60,7 +60,7 @@ pub(crate) enum Verdict {
 
 /// Judges the response to a request with the injected token.
 pub(crate) fn judge(status: StatusCode, headers: &HeaderMap, retry: &Retry) -> Verdict {
-    if retry.statuses.contains(&status) && !names_other_error(headers) {
+    if retry.statuses.contains(&status) && !names_scope_alone(headers) {
         Verdict::AuthorizationFailure
     } else {
         Verdict::Relay
@@ -93,10 +93,11 @@ pub(crate) fn may_replay(status: StatusCode, method: &Method, retry: &Retry) -> 
     status == StatusCode::UNAUTHORIZED || retry.any_method || methods::is_idempotent(method)
 }
 
-/// Whether a Bearer challenge names only errors other than `invalid_token` (RFC 6750 §3.1), for
-/// which a fresh token would be rejected as well.
-fn names_other_error(headers: &HeaderMap) -> bool {
-    let mut names_error = false;
+/// Whether the Bearer challenges name the error `insufficient_scope` and no other (RFC 6750 §3.1):
+/// a newer token has the same scope. Any other error may concern the token, whatever its name:
+/// servers also use `invalid_request`, `unauthorized`, `token_expired` and more.
+fn names_scope_alone(headers: &HeaderMap) -> bool {
+    let mut names_scope = false;
     for value in headers.get_all(header::WWW_AUTHENTICATE) {
         let Ok(value) = value.to_str() else { continue };
         for challenge in ChallengeParser::new(value).map_while(Result::ok) {
@@ -105,15 +106,19 @@ fn names_other_error(headers: &HeaderMap) -> bool {
             }
             for (name, error) in &challenge.params {
                 if name.eq_ignore_ascii_case("error") {
-                    if error.to_unescaped() == "invalid_token" {
+                    if !error
+                        .to_unescaped()
+                        .trim()
+                        .eq_ignore_ascii_case("insufficient_scope")
+                    {
                         return false;
                     }
-                    names_error = true;
+                    names_scope = true;
                 }
             }
         }
     }
-    names_error
+    names_scope
 }
 
 #[cfg(test)]
@@ -151,7 +156,6 @@ mod tests {
                 &["Bearer error=\"insufficient_scope\", scope=\"files\""],
                 Relay,
             ),
-            (401, &["Bearer error=\"invalid_request\""], Relay),
             (
                 401,
                 &["Basic realm=\"error=insufficient_scope\""],
@@ -183,6 +187,53 @@ mod tests {
                 *expected,
                 "{status} {challenges:?}"
             );
+        }
+    }
+
+    #[test]
+    fn field_b2_only_insufficient_scope_says_that_a_newer_token_does_not_help() {
+        use Verdict::{AuthorizationFailure, Relay};
+        let errors = [
+            "token_expired",
+            "expired_token",
+            "unauthorized",
+            "invalid_request",
+            "access_denied",
+            "invalid_client",
+            "insufficient_scopes",
+            "",
+        ];
+        for status in [401, 403] {
+            let status = StatusCode::from_u16(status).unwrap();
+            let verdict = |challenges: &[String]| {
+                let mut headers = HeaderMap::new();
+                for challenge in challenges {
+                    headers.append(header::WWW_AUTHENTICATE, challenge.parse().unwrap());
+                }
+                judge(status, &headers, &retry())
+            };
+            let scope = "Bearer realm=x, error=\"insufficient_scope\", scope=\"files\"".to_owned();
+            for error in errors {
+                for challenge in [
+                    format!("Bearer error=\"{error}\""),
+                    format!("Bearer realm=\"a, b\", error_description=\"\", error=\"{error}\""),
+                    format!("BEARER Error=\"{error}\""),
+                    format!("Basic realm=\"x\", Bearer error=\"{error}\""),
+                ] {
+                    let with_scope = [challenge.clone(), scope.clone()];
+                    for challenges in [&with_scope[..1], &with_scope] {
+                        assert_eq!(verdict(challenges), AuthorizationFailure, "{challenges:?}");
+                    }
+                }
+            }
+            for scope in [
+                scope,
+                "Bearer error=insufficient_scope".to_owned(),
+                "bearer ERROR=\"Insufficient_Scope\"".to_owned(),
+                "Basic realm=\"x\", Bearer error=\"insufficient_scope\"".to_owned(),
+            ] {
+                assert_eq!(verdict(std::slice::from_ref(&scope)), Relay, "{scope}");
+            }
         }
     }
 
