@@ -34,7 +34,7 @@
 //! | endpoint | an origin of an upstream; several share its load |
 //! | exchange | a request and its response on a client connection |
 //! | futile | of a request: it was rejected under a fresh token, too |
-//! | gate | holds a request's body back until the upstream sends 100, or a second has passed |
+//! | gate | holds a request's body, or what exceeds its recording, back until the upstream sends 100, or a time has passed |
 //! | grace retry | sending a refresh token once more, at once, after its response was lost |
 //! | guard | refuses requests that web pages send to a listener without permission |
 //! | intent | the durable note, before a call to the issuer, of which refresh token is about to be sent; while it is open, that token may have been used |

@@ -14,7 +14,7 @@ use crate::{
         config::Limits,
         connection::flood,
         error::Error,
-        exchange::{Exchange, request_body::RequestBody, upgrade::Upgrade},
+        exchange::{Exchange, continue_gate::Held, request_body::RequestBody, upgrade::Upgrade},
         forward::{
             attempt::RequestContext,
             rejected::AuthFailure,
@@ -180,7 +180,7 @@ impl RequestContext<'_> {
                 .map(|response| self.relay(response));
         };
         let mut token = source.token(received).await?;
-        if self.body.should_wait_for_continue() && token.expires_soon(received) {
+        if self.body.to_hold() == Some(Held::All) && token.expires_soon(received) {
             token = Box::pin(source.longer_lived(&token)).await?;
         }
         let response = self.attempt(Some(token.header())).await?;

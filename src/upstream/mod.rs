@@ -8,11 +8,13 @@
 //! | `slots` | `max_connections` of an endpoint, and the metrics of its connections |
 //! | `connect` | resolve, TCP and TLS handshake, ALPN; the I/O object that hyper uses |
 //! | `response_head` | repairs the heads of HTTP/1 responses before hyper reads them |
+//! | `expect` | how an endpoint treats `Expect: 100-continue` |
 //! | `http2` | an HTTP/2 connection and its streams |
 //! | `pool` | one worker's connections to one endpoint; a `Lease` is the use of one by a request |
 
 mod config;
 mod connect;
+mod expect;
 mod http2;
 mod pool;
 mod response_head;
@@ -27,6 +29,7 @@ use hyper::body::Body;
 pub use self::{
     config::{Config, Cookies, Endpoint, Host, Http2},
     connect::{Error, upgraded},
+    expect::ExpectSupport,
     pool::{Lease, Reservation, is_malformed, is_unprocessed},
     shared::{SetupError, Shared},
     slots::Counters,

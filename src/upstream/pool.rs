@@ -25,10 +25,7 @@ use super::{
     slots::{Counters, PoolSlot},
     sockets::SocketPermit,
 };
-use crate::base::{
-    clock::Moment,
-    ticker::{Deadline, Ticker, Ticks},
-};
+use crate::base::ticker::{Deadline, Ticker, Ticks};
 
 /// The most that is buffered for a client that reads slowly, in bytes.
 const READ_BUFFER: usize = 64 * 1024;
@@ -50,8 +47,8 @@ pub(super) struct Pool<B> {
     idle_timeout: Ticks,
     ticker: Rc<Ticker>,
     counters: Arc<Counters>,
-    /// Until when requests do not wait for a 100 response.
-    ignores_expect_until: Cell<Moment>,
+    /// How long the last connection took to open.
+    connect_time: Cell<Duration>,
 }
 
 /// An HTTP/1.1 connection.
@@ -89,7 +86,7 @@ where
             idle_timeout,
             ticker,
             counters,
-            ignores_expect_until: Cell::default(),
+            connect_time: Cell::default(),
         })
     }
 
@@ -177,6 +174,7 @@ where
         let socket = Rc::new(socket.ok_or_else(|| connect::Error::NoSocket {
             endpoint: self.endpoint.origin.clone(),
         })?);
+        let begin = tokio::time::Instant::now();
         let (mut io, protocol) = connect(
             &self.config,
             &self.endpoint,
@@ -184,6 +182,7 @@ where
             versions,
         )
         .await?;
+        self.connect_time.set(begin.elapsed());
         let close_deadline = Rc::new(self.ticker.deadline());
         let handshake_error = |error| connect::Error::Refused {
             endpoint: self.endpoint.origin.clone(),

@@ -7,6 +7,7 @@ use rustls::pki_types::ServerName;
 
 use super::{
     config::{Config, Endpoint, Http2},
+    expect::ExpectMemory,
     sockets::Sockets,
 };
 use crate::net::{reload, tls};
@@ -30,6 +31,7 @@ pub(super) struct SharedEndpoint {
     pub(super) tls: Option<EndpointTls>,
     /// Connections of all workers that carry a request.
     pub(super) active: Arc<AtomicUsize>,
+    pub(super) expect: Arc<ExpectMemory>,
     pub(super) sockets: Arc<Sockets>,
 }
 
@@ -99,6 +101,7 @@ impl Shared {
                 Ok(SharedEndpoint {
                     tls: endpoint_tls(endpoint)?,
                     active: Arc::default(),
+                    expect: Arc::default(),
                     sockets: Arc::clone(sockets),
                 })
             })

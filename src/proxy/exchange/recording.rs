@@ -39,7 +39,7 @@ impl ReplayLimits {
         }
     }
 
-    /// Whether a body of this length may be kept at the moment.
+    /// Whether a body of this length may be kept whole at the moment.
     pub(crate) fn have_room_for(&self, length: u64) -> bool {
         let total = self.total.saturating_sub(self.kept.load(Relaxed));
         length <= self.body.min(total) as u64
@@ -74,12 +74,20 @@ impl Recording {
         }
     }
 
-    /// Keeps one more frame; false if a limit is exceeded.
+    /// Whether the limit of one body is exceeded: it must not grow further.
+    pub(crate) fn is_full(&self) -> bool {
+        self.length > self.limits.body
+    }
+
+    /// The bytes that were kept.
+    pub(crate) fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Keeps one more frame; false if there is no memory for it. The frame that makes it
+    /// [full](Self::is_full) is kept as well, so that the whole body can still be sent again.
     pub(crate) fn push(&mut self, data: &Bytes) -> bool {
         self.length += data.len();
-        if self.length > self.limits.body {
-            return false;
-        }
         if data.len() >= SHARE_FROM {
             self.flush();
             self.frames.push(data.clone());
@@ -181,7 +189,9 @@ mod tests {
     fn limits_apply_to_one_body_and_to_all_together() {
         let (mut one, _) = recording(10, 1 << 20);
         assert!(one.push(&Bytes::from_static(b"0123456789")));
-        assert!(!one.push(&Bytes::from_static(b"0")));
+        assert!(!one.is_full());
+        assert!(one.push(&Bytes::from_static(b"0")));
+        assert!(one.is_full(), "the frame beyond the limit is kept");
         let (mut all, kept) = recording(1 << 20, 2 * SHARE_FROM);
         let large = Bytes::from(vec![0; SHARE_FROM]);
         assert!(all.push(&large) && all.push(&large));

@@ -9,25 +9,34 @@
 use std::{
     cell::RefCell,
     error::Error as StdError,
-    fmt, mem,
+    fmt,
+    future::poll_fn,
+    mem,
     pin::Pin,
     rc::Rc,
     sync::{Arc, atomic::AtomicUsize},
     task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, Version, request};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::{Sleep, sleep_until};
 
 use crate::proxy::{
     exchange::{
         Exchange,
-        continue_gate::ContinueGate,
+        continue_gate::{ContinueGate, Held, MIN_REST_TIME},
         recording::{Recording, ReplayLimits},
     },
     message::headers,
 };
+
+/// A body of unknown length up to this size is read before its head is sent, if it ends in this
+/// time.
+const SMALL_BODY: usize = 8 * 1024;
+const SMALL_BODY_TIME: Duration = Duration::from_millis(50);
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -41,6 +50,8 @@ struct BodySource {
     response: ResponseState,
     /// The announced length; `None`: chunked.
     length: Option<u64>,
+    /// Whether all of it will be recorded, as far as its length shows.
+    fits_recording: bool,
     /// `None` if a limit is exceeded, or once the response is being sent to the client.
     recording: Option<Recording>,
     trailers: Option<HeaderMap>,
@@ -106,6 +117,8 @@ struct Attempt {
     state: AttemptState,
     /// It is a stream of an HTTP/2 connection.
     is_http2: bool,
+    /// What holds its body back.
+    gate: Option<Arc<ContinueGate>>,
     /// The last attempt whose body may end early as if it were complete.
     truncatable: Option<u32>,
 }
@@ -150,8 +163,7 @@ impl ResponseState {
 }
 
 impl RequestBody {
-    /// Takes over a client's body. It is recorded from the first byte, unless its length exceeds
-    /// the limits.
+    /// Takes over a client's body. It is recorded from the first byte, as far as the limits allow.
     pub(crate) fn new(
         client: Incoming,
         head: &request::Parts,
@@ -164,7 +176,7 @@ impl RequestBody {
         }
         let limits = ReplayLimits::new(&exchange.view().config().retry, kept);
         let length = client.size_hint().exact();
-        let keep = length.is_none_or(|length| limits.have_room_for(length));
+        let fits_recording = length.is_some_and(|length| limits.have_room_for(length));
         // The proxy sends no 100 response on HTTP/2: a stream whose body is not read costs nothing.
         let expects_continue =
             head.version < Version::HTTP_2 && headers::expects_continue(&head.headers);
@@ -177,11 +189,13 @@ impl RequestBody {
                 number: 0,
                 state: AttemptState::Ended,
                 is_http2: false,
+                gate: None,
                 truncatable: None,
             },
             response: ResponseState::Pending,
             length,
-            recording: keep.then(|| Recording::new(limits, length)),
+            fits_recording,
+            recording: Some(Recording::new(limits, length)),
             trailers: None,
             waker: None,
             exchange: Rc::clone(exchange),
@@ -202,6 +216,7 @@ impl RequestBody {
         };
         let mut borrowed = source.borrow_mut();
         borrowed.begin_attempt(is_http2);
+        borrowed.attempt.gate.clone_from(&gate);
         let recorded = borrowed
             .recording
             .as_mut()
@@ -212,6 +227,7 @@ impl RequestBody {
                 source: Rc::clone(source),
                 attempt: borrowed.attempt.number,
                 gate,
+                hold: None,
                 recorded: recorded.into_iter(),
                 length: borrowed.length,
                 is_finished: false,
@@ -245,21 +261,57 @@ impl RequestBody {
         })
     }
 
-    /// Whether the body should be sent after a 100 response only: it may be too large to be kept
-    /// for a replay, or the client itself waits for one.
-    pub(crate) fn should_wait_for_continue(&self) -> bool {
-        self.0.as_ref().is_some_and(|source| {
+    /// What of the body should be held back, so that it can still be sent again when the upstream
+    /// rejects the token: it may be too large to be recorded, or the client itself waits for a 100
+    /// response.
+    pub(crate) fn to_hold(&self) -> Option<Held> {
+        let source = self.0.as_ref()?.borrow();
+        match source.client {
+            ClientStream::Unread {
+                expects_continue, ..
+            } => (expects_continue || !source.fits_recording).then_some(Held::All),
+            ClientStream::Reading(_) => {
+                (!source.fits_recording && source.recording.is_some()).then_some(Held::Rest)
+            }
+            ClientStream::Complete | ClientStream::Failed | ClientStream::Discarded => None,
+        }
+    }
+
+    /// Whether the current attempt has sent the head alone: the body was held back to the end.
+    pub(crate) fn is_held_back(&self) -> bool {
+        self.0
+            .as_ref()
+            .is_some_and(|source| source.borrow().attempt.is_held_back())
+    }
+
+    /// Reads a body of unknown length that may be small: if it ends soon, all of it is recorded,
+    /// and it need not be held back. Returns whether it did.
+    pub(crate) async fn read_small(&self) -> bool {
+        let Some(source) = &self.0 else { return true };
+        {
             let source = source.borrow();
-            match source.client {
+            let expects_continue = match source.client {
                 ClientStream::Unread {
                     expects_continue, ..
-                } => expects_continue || source.length.is_none() || source.recording.is_none(),
-                ClientStream::Reading(_)
-                | ClientStream::Complete
-                | ClientStream::Failed
-                | ClientStream::Discarded => false,
+                } => expects_continue,
+                _ => true,
+            };
+            if expects_continue || source.length.is_some() {
+                return false;
             }
-        })
+        }
+        let read = poll_fn(|cx| {
+            let mut source = source.borrow_mut();
+            while source.client.is_open() && source.has_recorded_less_than(SMALL_BODY) {
+                ready!(source.poll_client(cx));
+            }
+            Poll::Ready(())
+        });
+        // What takes longer is held back.
+        let _ = tokio::time::timeout(SMALL_BODY_TIME, read).await;
+        let source = source.borrow();
+        source.exchange.state.pause_body();
+        !source.client.is_open()
     }
 
     /// Whether nothing was read of it: a client that waits for a 100 response has no reason to send
@@ -335,6 +387,8 @@ impl RequestBody {
             let mut source = source.borrow_mut();
             source.recording = None;
             source.begin_response();
+            // What was held back beyond the recording passes now.
+            source.wake();
         }
     }
 
@@ -354,7 +408,19 @@ impl RequestBody {
     }
 }
 
+impl Attempt {
+    fn is_held_back(&self) -> bool {
+        self.gate.as_ref().is_some_and(|gate| gate.holds_all())
+    }
+}
+
 impl BodySource {
+    fn has_recorded_less_than(&self, length: usize) -> bool {
+        self.recording
+            .as_ref()
+            .is_some_and(|recording| recording.length() < length)
+    }
+
     fn begin_attempt(&mut self, is_http2: bool) {
         self.end_attempt();
         self.attempt.number = self.attempt.number.wrapping_add(1);
@@ -391,7 +457,10 @@ impl BodySource {
             ResponseState::Begun | ResponseState::Ended => ResponseState::Ended,
             ResponseState::Pending | ResponseState::Abandoned => ResponseState::Abandoned,
         };
-        if self.client.is_unread() || self.attempt.state == AttemptState::Parked {
+        if self.client.is_unread()
+            || self.attempt.state == AttemptState::Parked
+            || self.attempt.is_held_back()
+        {
             // The upstream has responded without it, or it will not be sent again: it would wait
             // for ever.
             self.end_attempt();
@@ -521,6 +590,8 @@ struct Reader {
     source: Rc<RefCell<BodySource>>,
     attempt: u32,
     gate: Option<Arc<ContinueGate>>,
+    /// Ends the wait at the gate.
+    hold: Option<Pin<Box<Sleep>>>,
     /// What is left of the recording that this attempt began with.
     recorded: std::vec::IntoIter<Bytes>,
     length: Option<u64>,
@@ -564,12 +635,15 @@ impl Body for AttemptBody {
                 return Poll::Ready((!is_truncatable).then(|| Err(AttemptEnded.into())));
             }
         }
-        if let Some(gate) = &reader.gate {
+        if let Some(gate) = &reader.gate
+            && gate.held() == Held::All
+        {
             if gate.poll_open(cx).is_pending() {
                 source.waker = Some(cx.waker().clone());
                 return Poll::Pending;
             }
-            reader.gate = None;
+            // Without a 100 response, the upstream may still reject the head.
+            reader.gate = (!gate.is_confirmed()).then(|| ContinueGate::rest(MIN_REST_TIME, false));
         }
         if let Some(data) = reader.recorded.next() {
             source
@@ -593,6 +667,21 @@ impl Body for AttemptBody {
                     .clone()
                     .map(|trailers| Ok(Frame::trailers(trailers))),
             );
+        }
+        if source.recording.as_ref().is_some_and(Recording::is_full) {
+            if let Some(gate) = &reader.gate {
+                let hold = reader.hold.get_or_insert_with(|| {
+                    source.exchange.state.pause_body();
+                    Box::pin(sleep_until(gate.rest_from()))
+                });
+                if gate.poll_open(cx).is_pending() && hold.as_mut().poll(cx).is_pending() {
+                    source.waker = Some(cx.waker().clone());
+                    return Poll::Pending;
+                }
+                reader.gate = None;
+                reader.hold = None;
+            }
+            source.recording = None;
         }
         let frame = ready!(source.poll_client(cx));
         reader.is_finished = !matches!(&frame, Some(Ok(_))) || !source.client.is_open();

@@ -19,7 +19,7 @@ use crate::{
         error::{Error, UpstreamFailure},
         exchange::{
             Exchange,
-            continue_gate::{CONTINUE_TIMEOUT, ContinueGate},
+            continue_gate::{CONTINUE_TIMEOUT, ContinueGate, Held, MIN_REST_TIME},
             request_body::{AttemptBody, RequestBody},
             upgrade::Upgrade,
         },
@@ -36,7 +36,7 @@ use crate::{
         settings::View,
         worker::Worker,
     },
-    upstream::{self, ConnectionChoice, Endpoint, Lease, Upstream},
+    upstream::{self, ConnectionChoice, Endpoint, ExpectSupport, Lease, Upstream},
 };
 
 /// New connections for one request: a server may refuse it on one after the other (RFC 9113 §8.7).
@@ -46,6 +46,14 @@ const MAX_DIALS: u32 = 3;
 /// meanwhile: they report that it still works on the request (RFC 2518 §10.1), but a broken server
 /// may send them for ever.
 const MAX_RENEWALS: u32 = 10;
+
+/// Statuses with which servers refuse an expectation that they do not know, beside 417.
+const EXPECTATION_REFUSALS: [StatusCode; 4] = [
+    StatusCode::BAD_REQUEST,
+    StatusCode::EXPECTATION_FAILED,
+    StatusCode::NOT_IMPLEMENTED,
+    StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+];
 
 /// A request and what its processing needs.
 #[derive(Clone, Copy)]
@@ -95,6 +103,8 @@ enum SendBody {
     Immediately,
     /// After a 100 response, or [`CONTINUE_TIMEOUT`] without one.
     AfterContinue,
+    /// As far as it is recorded at once, the rest a little later.
+    InTwoParts,
 }
 
 /// Why an attempt on one connection failed.
@@ -125,12 +135,14 @@ impl RequestContext<'_> {
         choice: ConnectionChoice,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
-        if self.body.should_wait_for_continue() {
-            return Box::pin(self.attempt_with_continue(choice, authorization)).await;
-        }
-        let response = self
-            .attempt_with(choice, SendBody::Immediately, authorization)
-            .await?;
+        let send_body = match self.body.to_hold() {
+            None => SendBody::Immediately,
+            Some(Held::Rest) => SendBody::InTwoParts,
+            Some(Held::All) => {
+                return Box::pin(self.attempt_with_continue(choice, authorization)).await;
+            }
+        };
+        let response = self.attempt_with(choice, send_body, authorization).await?;
         if self.may_be_part_of_json(&response) {
             return Box::pin(self.whole_if_rewritten(response, authorization)).await;
         }
@@ -147,20 +159,33 @@ impl RequestContext<'_> {
             .await
     }
 
+    /// An upstream may refuse the expectation, or break off when it sees one. Since no byte of the
+    /// body was sent, the request is then repeated without it (RFC 9110 §10.1.1).
     async fn attempt_with_continue(
         self,
         choice: ConnectionChoice,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
-        let response = self
+        let first = self
             .attempt_with(choice, SendBody::AfterContinue, authorization)
-            .await?;
-        if response.head.status != StatusCode::EXPECTATION_FAILED || !self.body.can_replay() {
-            return Ok(response);
+            .await;
+        let refusal = match &first {
+            Ok(response) => Some(response.head.status),
+            Err(Error::ConnectionClosed) => None,
+            Err(_) => return first,
+        };
+        let is_refusal = refusal.is_none_or(|status| EXPECTATION_REFUSALS.contains(&status));
+        if !is_refusal || !self.body.is_held_back() || !self.body.can_replay() {
+            return first;
         }
-        // RFC 9110 §10.1.1: the request is repeated without the expectation.
-        drop(response);
-        Box::pin(self.attempt_with(choice, SendBody::Immediately, authorization)).await
+        drop(first);
+        let second = self.attempt_with(choice, SendBody::InTwoParts, authorization);
+        let second = Box::pin(second).await?;
+        if Some(second.head.status) != refusal {
+            let now = self.worker.clock.now();
+            second.lease.remember_expect(ExpectSupport::Refused, now);
+        }
+        Ok(second)
     }
 
     async fn attempt_with(
@@ -258,28 +283,22 @@ impl RequestContext<'_> {
         send_body: SendBody,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, SendError> {
-        let Self {
-            worker,
-            exchange,
-            body,
-            ..
-        } = self;
-        let gate = (send_body == SendBody::AfterContinue && !lease.is_http2())
-            .then(Arc::<ContinueGate>::default);
+        let Self { exchange, body, .. } = self;
+        let gate = match send_body {
+            SendBody::Immediately => None,
+            _ => Box::pin(self.gate(send_body, &lease)).await?,
+        };
         let request = self.request(&lease, gate.as_ref(), authorization);
-        match &gate {
-            Some(_) if !lease.ignores_expect(worker.clock.now()) => {
-                exchange.upstream_deadline.arm(CONTINUE_TIMEOUT.into());
-            }
-            None if body.is_empty() => exchange.body_complete(false),
-            gate => {
-                gate.iter().for_each(|gate| gate.open());
-                // The upstream must accept some of the body. On HTTP/2 this includes the wait for a
-                // stream, which its limit of concurrent streams may delay.
-                exchange
-                    .upstream_deadline
-                    .arm(exchange.timeouts.get().body_idle);
-            }
+        if gate.as_ref().is_some_and(|gate| gate.held() == Held::All) {
+            exchange.upstream_deadline.arm(CONTINUE_TIMEOUT.into());
+        } else if body.is_empty() {
+            exchange.body_complete(false);
+        } else {
+            // The upstream must accept some of the body. On HTTP/2 this includes the wait for a
+            // stream, which its limit of concurrent streams may delay.
+            exchange
+                .upstream_deadline
+                .arm(exchange.timeouts.get().body_idle);
         }
         let sent = {
             let (sending, interim) = lease.send(request);
@@ -289,7 +308,7 @@ impl RequestContext<'_> {
                 Poll::Ready(sent) => Poll::Ready(Some(sent)),
                 Poll::Pending => {
                     ready!(exchange.upstream_deadline.poll_due(cx));
-                    let Some(gate) = gate.as_ref().filter(|gate| !gate.is_open()) else {
+                    let Some(gate) = gate.as_ref().filter(|gate| gate.holds_all()) else {
                         let count = interim.load(Relaxed);
                         if count == known || renewals == 0 || !body.is_complete() {
                             return Poll::Ready(None);
@@ -308,8 +327,8 @@ impl RequestContext<'_> {
             .await
         };
         exchange.upstream_deadline.disarm();
-        if let Some(gate) = gate.filter(|gate| gate.is_open()) {
-            lease.remember_expect(gate.is_confirmed(), worker.clock.now());
+        if let Some(gate) = &gate {
+            self.learn(gate, &lease);
         }
         match sent {
             Some(Ok(response)) => {
@@ -392,6 +411,46 @@ impl RequestContext<'_> {
         }
     }
 
+    /// What holds the body back on this connection.
+    ///
+    /// # Errors
+    /// [`Error::ClientBody`] when the client's stream fails.
+    async fn gate(
+        &self,
+        send_body: SendBody,
+        lease: &Lease<AttemptBody>,
+    ) -> Result<Option<Arc<ContinueGate>>, SendError> {
+        let now = self.worker.clock.now();
+        let support = match send_body {
+            SendBody::AfterContinue if !lease.is_http2() => lease.expect_support(now),
+            _ => ExpectSupport::Refused,
+        };
+        if support == ExpectSupport::Unknown {
+            let is_small = self.body.read_small().await;
+            return if self.body.has_failed() {
+                Err(SendError {
+                    error: Error::ClientBody,
+                    is_retryable: false,
+                })
+            } else {
+                Ok((!is_small).then(ContinueGate::all))
+            };
+        }
+        let time = (lease.connect_time() * 3).clamp(MIN_REST_TIME, CONTINUE_TIMEOUT);
+        let sends_expect = support == ExpectSupport::Ignored;
+        Ok(Some(ContinueGate::rest(time, sends_expect)))
+    }
+
+    /// Remembers how the endpoint treats `Expect`.
+    fn learn(&self, gate: &ContinueGate, lease: &Lease<AttemptBody>) {
+        let now = self.worker.clock.now();
+        if gate.is_confirmed() {
+            lease.remember_expect(ExpectSupport::Unknown, now);
+        } else if gate.sends_expect() && !gate.holds_all() {
+            lease.remember_expect(ExpectSupport::Ignored, now);
+        }
+    }
+
     /// Counts a connection that was not made.
     fn unreachable(&self, error: upstream::Error) -> Error {
         let origin = error.endpoint().to_owned();
@@ -420,6 +479,7 @@ impl RequestContext<'_> {
         let error = classify(&failed, self.body);
         let is_lost = lease.is_reused()
             && (is_unwritten
+                || self.body.is_held_back()
                 || methods::is_idempotent(&self.head.method)
                     && matches!(error, Error::ConnectionClosed));
         let is_retryable = (is_lost || upstream::is_unprocessed(&failed)) && self.body.can_replay();
@@ -459,7 +519,7 @@ impl RequestContext<'_> {
             *request.extensions_mut() = self.head.extensions.clone();
         }
         if let Some(gate) = gate {
-            gate.expect_continue(&mut request);
+            gate.prepare(&mut request);
         }
         if !self.sends_range {
             request.headers_mut().remove(header::RANGE);

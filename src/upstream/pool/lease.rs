@@ -14,12 +14,11 @@ use super::{CLOSE_TIMEOUT, Http1Connection, Pool};
 use crate::{
     base::clock::Moment,
     net::http2,
-    upstream::{config::Endpoint, http2::Stream, slots::PoolSlot, sockets::SocketPermit},
+    upstream::{
+        config::Endpoint, expect::ExpectSupport, http2::Stream, slots::PoolSlot,
+        sockets::SocketPermit,
+    },
 };
-
-/// After an endpoint did not respond to `Expect: 100-continue`, requests do not wait for a 100 for
-/// this long.
-const IGNORES_EXPECT: Duration = Duration::from_secs(600);
 
 /// What carries the request of a lease.
 pub(super) enum Connection<B> {
@@ -92,19 +91,19 @@ where
         &self.pool.endpoint
     }
 
-    /// Whether the endpoint recently did not respond to `Expect: 100-continue`.
-    pub fn ignores_expect(&self, now: Moment) -> bool {
-        now < self.pool.ignores_expect_until.get()
+    /// How the endpoint treats `Expect: 100-continue`, as far as is known.
+    pub fn expect_support(&self, now: Moment) -> ExpectSupport {
+        self.pool.shared.expect.get(now)
     }
 
-    /// Records whether the endpoint responded to `Expect: 100-continue`.
-    pub fn remember_expect(&self, responded: bool, now: Moment) {
-        let until = if responded {
-            Moment::default()
-        } else {
-            now + IGNORES_EXPECT
-        };
-        self.pool.ignores_expect_until.set(until);
+    /// Records how the endpoint treated `Expect: 100-continue`, for the requests of all workers.
+    pub fn remember_expect(&self, support: ExpectSupport, now: Moment) {
+        self.pool.shared.expect.remember(support, now);
+    }
+
+    /// How long the last connection to the endpoint took to open: a few round trips.
+    pub fn connect_time(&self) -> Duration {
+        self.pool.connect_time.get()
     }
 
     /// Sends a request. Meanwhile the number counts the interim responses (RFC 9110 §15.2): on
