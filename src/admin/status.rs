@@ -6,7 +6,10 @@ use serde_json::{Value, json};
 
 use super::Sources;
 use crate::{
-    proxy::message::observed::{self as seen, Note},
+    proxy::{
+        Metrics,
+        message::observed::{self as seen, Note},
+    },
     token::{Persistence, Refresh, Snapshot},
     upstream,
 };
@@ -22,6 +25,10 @@ pub(super) fn status(sources: &Sources, draining: bool) -> Value {
         "upstreams": upstreams.collect::<Vec<_>>(),
         "seen_in_json": seen_in_json(sources),
         "other_schemes": other_schemes(sources),
+        "rejected_links": {
+            "count": sources.total(Metrics::rejected_links),
+            "key": "proxy.allow_navigation",
+        },
         "requests_in_flight": sources.total(|worker| worker.in_flight.value()),
         "connections_open": sources.total(|worker| worker.connections_open.value()),
     })

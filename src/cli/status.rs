@@ -152,6 +152,14 @@ fn describe(status: &Value, ready: bool) -> Vec<String> {
              upstream.endpoints or [[rewrite]]"
         ));
     }
+    if let Some(count) = status["rejected_links"]["count"]
+        .as_u64()
+        .filter(|count| *count > 0)
+    {
+        lines.push(format!(
+            "{count} links of other sites were not followed: proxy.allow_navigation allows them"
+        ));
+    }
     lines
 }
 
@@ -265,6 +273,7 @@ mod tests {
                 "origins": [{ "origin": "http://document.example.com" }],
             },
             "other_schemes": [{ "origin": "https://cloud.example.com" }],
+            "rejected_links": { "count": 3 },
         });
         assert_eq!(
             describe(&status, true),
@@ -281,6 +290,7 @@ mod tests {
                  add a [[rewrite]] for it",
                 "responses lead to https://cloud.example.com, which is configured with another \
                  scheme: write it in upstream.endpoints or [[rewrite]]",
+                "3 links of other sites were not followed: proxy.allow_navigation allows them",
             ]
         );
         assert_eq!(describe(&Value::Null, false), ["bearer-proxy ?: not ready"]);

@@ -256,6 +256,7 @@ const KEYS: &[Key] = &[
     default("proxy.forwarded_headers", Text, r#""x-forwarded""#),
     default("proxy.allowed_hosts", Texts, "[]"),
     default("proxy.allowed_origins", Texts, "[]"),
+    default("proxy.allow_navigation", Bool, "false"),
     default("proxy.allow_unauthenticated", Bool, "false"),
     optional("proxy.required_header", Text, r#""x-bearer-proxy""#),
     default("proxy.first_byte_timeout", Text, r#""10s""#),
@@ -290,6 +291,7 @@ const KEYS: &[Key] = &[
         Texts,
         r#"["https://app.example.com"]"#,
     ),
+    optional("listener.allow_navigation", Bool, "true"),
     optional("listener.allow_unauthenticated", Bool, "true"),
     required(
         "upstream.endpoints",

@@ -28,6 +28,12 @@ pub(crate) enum Error {
         "requests from pages of other sites (Sec-Fetch-Site: {0}) are not allowed: see proxy.allowed_origins"
     )]
     ForeignSite(String),
+    /// The browser follows a link of a page of another site.
+    #[error(
+        "links of pages of other sites (Sec-Fetch-Site: {0}) are not followed: set \
+         proxy.allow_navigation = true to allow them"
+    )]
+    ForeignNavigation(String),
     /// The required header, which no page can send without permission, is missing.
     #[error("the request lacks the header {0} (proxy.required_header)")]
     NoRequiredHeader(HeaderName),
@@ -127,6 +133,7 @@ labels! {
         ForeignHost => "foreign_host",
         ForeignOrigin => "foreign_origin",
         ForeignSite => "foreign_site",
+        ForeignNavigation => "foreign_navigation",
         RequiredHeader => "required_header",
         Unauthenticated => "unauthenticated",
         UnknownClient => "stranger",
@@ -209,6 +216,7 @@ impl Error {
             | Self::ForeignHost(_)
             | Self::ForeignOrigin(_)
             | Self::ForeignSite(_)
+            | Self::ForeignNavigation(_)
             | Self::NoRequiredHeader(_)
             | Self::Unauthenticated(_)
             | Self::UnknownClient
@@ -258,6 +266,12 @@ impl Error {
                 "Other site not allowed",
                 DENIED,
                 Reason::ForeignSite,
+            ),
+            Self::ForeignNavigation(_) => class(
+                StatusCode::FORBIDDEN,
+                "Link of another site",
+                DENIED,
+                Reason::ForeignNavigation,
             ),
             Self::NoRequiredHeader(_) => class(
                 StatusCode::FORBIDDEN,
@@ -445,14 +459,21 @@ impl Error {
             proxy_status,
             ..
         } = self.class();
-        let problem = serde_json::json!({ "title": title, "status": status.as_u16(), "detail": self.to_string() });
-        let mut response = Response::new(Bytes::from(problem.to_string()));
+        let (media_type, body) = match self {
+            // Browsers show it to people.
+            Self::ForeignNavigation(_) => (
+                "text/html; charset=utf-8",
+                Bytes::from_static(include_bytes!("error/navigation.html")),
+            ),
+            _ => {
+                let problem = serde_json::json!({ "title": title, "status": status.as_u16(), "detail": self.to_string() });
+                ("application/problem+json", problem.to_string().into())
+            }
+        };
+        let mut response = Response::new(body);
         *response.status_mut() = status;
         let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Ok(value) = HeaderValue::try_from(format!("bearer-proxy; error={proxy_status}")) {
             headers.insert("proxy-status", value);
@@ -463,6 +484,12 @@ impl Error {
             }
             | Self::RateLimited { retry_after: wait } => {
                 headers.insert(header::RETRY_AFTER, retry_after(*wait));
+            }
+            Self::ForeignNavigation(_) => {
+                let policy = HeaderValue::from_static(
+                    "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+                );
+                headers.insert(header::CONTENT_SECURITY_POLICY, policy);
             }
             Self::Unauthenticated(challenges) => {
                 for challenge in challenges.iter() {
@@ -542,6 +569,7 @@ mod tests {
             Error::ForeignHost(String::new()),
             Error::ForeignOrigin(String::new()),
             Error::ForeignSite(String::new()),
+            Error::ForeignNavigation(String::new()),
             Error::NoRequiredHeader(HeaderName::from_static("x-required")),
             Error::Unauthenticated(Arc::new([])),
             Error::UnknownClient,

@@ -173,6 +173,11 @@ impl Metrics {
         self.retries[reason][outcome].add(1);
     }
 
+    /// Links of other sites that were not followed.
+    pub fn rejected_links(&self) -> u64 {
+        self.rejected[RejectionReason::ForeignNavigation].value()
+    }
+
     pub(crate) fn body_rewritten(&self, body_rewrite: BodyRewrite) {
         match body_rewrite {
             BodyRewrite::None => {}

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 
 use crate::common::{
-    Proxy, toml,
+    Proxy, text_at, toml,
     upstream::{Request, RunningUpstream, Upstream, ok, response, values},
 };
 
@@ -505,4 +505,26 @@ async fn field_b16_a_redirect_to_the_other_scheme_stays_at_the_proxy() {
         "{}",
         program.log()
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_c10_a_link_of_another_site_gets_a_page_that_says_what_to_set() {
+    let upstream = Upstream::always(ok("document")).issuing().start().await;
+    let link = "Host: localhost\r\nSec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\n\
+                Sec-Fetch-Dest: document\r\nAccept: text/html\r\n";
+    let proxy = configured(&upstream.origin(), "").await;
+    let received = proxy.ask("GET /document", link).await;
+    assert!(received.starts_with("HTTP/1.1 403"), "{received}");
+    assert_eq!(
+        values(&received, "content-type"),
+        ["text/html; charset=utf-8"]
+    );
+    assert!(received.contains("allow_navigation = true"), "{received}");
+    assert_eq!(proxy.rejected("foreign_navigation").await, 1.0);
+    let status = text_at(proxy.admin, "/status").await;
+    assert!(status.contains("proxy.allow_navigation"), "{status}");
+    assert_eq!(upstream.count(), 0);
+    let proxy = configured(&upstream.origin(), "proxy.allow_navigation = true\n").await;
+    assert_eq!(proxy.status("GET /document", link).await, 200);
+    assert_eq!(proxy.status("DELETE /document", link).await, 403);
 }

@@ -27,6 +27,7 @@ pub(super) fn guard(r: &mut Reader) -> GuardConfig {
     GuardConfig {
         allowed_hosts: allowed(r, "proxy.allowed_hosts", values::served_host),
         allowed_origins: allowed(r, "proxy.allowed_origins", values::web_origin),
+        allow_navigation: r.read("proxy.allow_navigation", values::boolean) == Some(true),
         required_header: r.read("proxy.required_header", values::custom_header),
         is_off: false,
     }
@@ -88,9 +89,10 @@ fn listener(
     open: Option<bool>,
 ) -> Option<ListenerEntry> {
     let key = |name: &str| format!("{section}.{name}");
-    let (hosts, origins, own_open) = (
+    let (hosts, origins, navigation, own_open) = (
         key("allowed_hosts"),
         key("allowed_origins"),
+        key("allow_navigation"),
         key("allow_unauthenticated"),
     );
     let mut guard = guard.clone();
@@ -99,6 +101,9 @@ fn listener(
     }
     if r.is_given(&origins) {
         guard.allowed_origins = allowed(r, &origins, values::web_origin);
+    }
+    if r.is_given(&navigation) {
+        guard.allow_navigation = r.read(&navigation, values::boolean) == Some(true);
     }
     let open = if r.is_given(&own_open) {
         r.read(&own_open, values::boolean)

@@ -10,7 +10,8 @@ mod form;
 use std::{cell::RefCell, collections::BTreeSet};
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Version, header, request::Parts, response, uri::Scheme,
+    HeaderMap, HeaderName, HeaderValue, Method, Version, header, request::Parts, response,
+    uri::Scheme,
 };
 
 use crate::{
@@ -26,6 +27,8 @@ pub struct GuardConfig {
     pub allowed_hosts: BTreeSet<String>,
     /// Further origins of web pages that may send requests, as `Origin` spells them, in lower case.
     pub allowed_origins: BTreeSet<String>,
+    /// Whether browsers may follow links of other sites: requests for a document, by GET or HEAD.
+    pub allow_navigation: bool,
     /// A header that every request over TCP must carry. It is not forwarded.
     pub required_header: Option<HeaderName>,
     /// Disables the checks of `Host`, `Origin` and `Sec-Fetch-Site`. Safe where every client sends
@@ -88,7 +91,7 @@ impl Guard {
     pub(crate) fn check(&self, request: &Parts, known: &KnownHost) -> Result<(), Error> {
         form::check_method(&request.method)?;
         self.check_host(request, known)?;
-        self.check_site(&request.headers)?;
+        self.check_site(request)?;
         form::check_form(request)
     }
 
@@ -199,10 +202,11 @@ impl Guard {
         }
     }
 
-    fn check_site(&self, headers: &HeaderMap) -> Result<(), Error> {
+    fn check_site(&self, request: &Parts) -> Result<(), Error> {
         if self.config.is_off {
             return Ok(());
         }
+        let headers = &request.headers;
         let mut is_origin_allowed = false;
         for origin in headers.get_all(header::ORIGIN) {
             let lowercase = lowercase(origin);
@@ -215,8 +219,14 @@ impl Guard {
             is_origin_allowed = true;
         }
         for site in headers.get_all("sec-fetch-site") {
-            if !matches!(site.as_bytes(), b"none" | b"same-origin") && !is_origin_allowed {
+            if matches!(site.as_bytes(), b"none" | b"same-origin") || is_origin_allowed {
+                continue;
+            }
+            if !is_navigation(request) {
                 return Err(Error::ForeignSite(printable(site)));
+            }
+            if !self.config.allow_navigation {
+                return Err(Error::ForeignNavigation(printable(site)));
             }
         }
         Ok(())
@@ -262,6 +272,20 @@ fn is_same(scheme: Option<&Scheme>, authority: &[u8], host: &[u8]) -> bool {
         authority.len() - port.map_or(0, <[u8]>::len)
     };
     authority[..name(authority)].eq_ignore_ascii_case(&host[..name(host)])
+}
+
+/// Whether a browser requests a document to show it in a window of its own: the page that leads
+/// there cannot read it. In a frame, that page could still place it under the user's clicks.
+fn is_navigation(request: &Parts) -> bool {
+    let is = |name: &str, expected: &[u8]| {
+        let mut values = request.headers.get_all(name).iter();
+        values
+            .next()
+            .map(|value| value.as_bytes() == expected && values.next().is_none())
+    };
+    matches!(request.method, Method::GET | Method::HEAD)
+        && is("sec-fetch-mode", b"navigate") == Some(true)
+        && is("sec-fetch-dest", b"document") != Some(false)
 }
 
 fn lowercase(origin: &HeaderValue) -> String {

@@ -217,6 +217,7 @@ fn every_key_sets_its_value() {
         guard.required_header.as_ref().map(http::HeaderName::as_str),
         Some("x-app")
     );
+    assert!(guard.allow_navigation);
     let limits = Limits {
         connections: 500,
         connections_per_address: 501,

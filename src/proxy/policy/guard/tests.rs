@@ -236,6 +236,98 @@ fn field_b5_origins_behind_a_tls_load_balancer() {
 }
 
 #[test]
+fn field_c10_links_of_other_sites_are_followed_if_allowed() {
+    let guard_with = |allow_navigation| {
+        let config = GuardConfig {
+            allow_navigation,
+            ..GuardConfig::default()
+        };
+        Guard::new(config, Exposure::Loopback, Scheme::HTTP)
+    };
+    let check = |guard: &Guard, method: &str, fields: &[(&str, &str)]| {
+        let mut request = Request::builder().method(method).uri("/");
+        for (name, value) in [("host", "localhost")].iter().chain(fields) {
+            request = request.header(*name, *value);
+        }
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        let outcome = guard.check(&parts, &KnownHost::default());
+        outcome.map_or_else(|error| error.reason().label(), |()| "served")
+    };
+    let (cross, same) = (
+        ("sec-fetch-site", "cross-site"),
+        ("sec-fetch-site", "same-site"),
+    );
+    let navigate = ("sec-fetch-mode", "navigate");
+    let (link, foreign) = ("foreign_navigation", "foreign_site");
+    for (method, fields, by_default, if_allowed) in [
+        ("GET", &[cross, navigate][..], link, "served"),
+        ("HEAD", &[same, navigate], link, "served"),
+        (
+            "GET",
+            &[cross, navigate, ("sec-fetch-dest", "document")],
+            link,
+            "served",
+        ),
+        (
+            "GET",
+            &[cross, navigate, ("sec-fetch-user", "?1")],
+            link,
+            "served",
+        ),
+        (
+            "GET",
+            &[cross, navigate, ("sec-fetch-dest", "iframe")],
+            foreign,
+            foreign,
+        ),
+        (
+            "GET",
+            &[cross, navigate, ("sec-fetch-dest", "object")],
+            foreign,
+            foreign,
+        ),
+        ("POST", &[cross, navigate], foreign, foreign),
+        (
+            "GET",
+            &[cross, ("sec-fetch-mode", "no-cors")],
+            foreign,
+            foreign,
+        ),
+        (
+            "GET",
+            &[cross, ("sec-fetch-mode", "cors")],
+            foreign,
+            foreign,
+        ),
+        ("GET", &[cross, navigate, navigate], foreign, foreign),
+        ("GET", &[cross], foreign, foreign),
+        (
+            "GET",
+            &[cross, navigate, ("origin", "https://evil.example")],
+            "foreign_origin",
+            "foreign_origin",
+        ),
+        (
+            "GET",
+            &[("sec-fetch-site", "none"), navigate],
+            "served",
+            "served",
+        ),
+    ] {
+        assert_eq!(
+            check(&guard_with(false), method, fields),
+            by_default,
+            "{method} {fields:?}"
+        );
+        assert_eq!(
+            check(&guard_with(true), method, fields),
+            if_allowed,
+            "{method} {fields:?}"
+        );
+    }
+}
+
+#[test]
 fn a_guard_that_is_off_still_rejects_malformed_requests() {
     let off = Guard::new(
         GuardConfig {
