@@ -8,6 +8,8 @@
 mod coding;
 mod framing;
 mod json;
+#[cfg(test)]
+mod shapes;
 
 use std::time::{Duration, SystemTime};
 

@@ -38,24 +38,10 @@ pub(super) fn salvage(received: &[u8]) -> Salvaged<'_> {
 }
 
 impl Salvaged<'_> {
-    /// The readings of the body, the likelier one first: without the framing of chunks, and as it
-    /// is.
+    /// The readings of the body: without the framing of chunks, which is the same if there is none,
+    /// and as it is.
     pub(super) fn bodies(&self) -> [Zeroizing<Vec<u8>>; 2] {
-        let chunked = Zeroizing::new(without_chunks(self.body));
-        let raw = Zeroizing::new(self.body.to_vec());
-        let is_chunked = self
-            .headers
-            .get_all(header::TRANSFER_ENCODING)
-            .iter()
-            .any(|value| {
-                let coding = value.as_bytes().to_ascii_lowercase();
-                memchr::memmem::find(&coding, b"chunked").is_some()
-            });
-        if is_chunked {
-            [chunked, raw]
-        } else {
-            [raw, chunked]
-        }
+        [without_chunks(self.body), self.body.to_vec()].map(Zeroizing::new)
     }
 }
 

@@ -32,9 +32,80 @@ pub(in crate::token) fn parse_object(body: &[u8]) -> Option<Value> {
 }
 
 fn first_object(text: &str) -> Option<Value> {
-    let start = text.find('{')?;
-    let mut values = serde_json::Deserializer::from_str(&text[start..]).into_iter::<Value>();
+    let text = &text[text.find('{')?..];
+    parse_prefix(text).or_else(|| parse_prefix(&repaired(text)))
+}
+
+/// The object that the text begins with.
+fn parse_prefix(text: &str) -> Option<Value> {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
     values.next()?.ok().filter(Value::is_object)
+}
+
+/// The text with U+FFFD or `null` in place of what JSON does not allow (RFC 8259): control
+/// characters in strings, escapes of no or of half a character, numbers and literals that are none.
+/// Commas without a value behind them are dropped.
+fn repaired(text: &str) -> Zeroizing<String> {
+    const STRUCTURE: [char; 6] = ['{', '}', '[', ']', ':', ','];
+    // In one allocation, which is wiped on drop: a character becomes `null` at worst.
+    let mut repaired = Zeroizing::new(String::with_capacity(4 * text.len()));
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let behind = &rest[first.len_utf8()..];
+        if first == '"' {
+            rest = repair_string(behind, &mut repaired);
+        } else if first == ',' && behind.trim_start().starts_with(['}', ']']) {
+            rest = behind;
+        } else if STRUCTURE.contains(&first) || first.is_whitespace() {
+            repaired.push(first);
+            rest = behind;
+        } else {
+            let is_end = |c: char| c == '"' || STRUCTURE.contains(&c) || c.is_whitespace();
+            let (literal, behind) = rest.split_at(rest.find(is_end).unwrap_or(rest.len()));
+            let is_valid = serde_json::from_str::<Value>(literal).is_ok();
+            repaired.push_str(if is_valid { literal } else { "null" });
+            rest = behind;
+        }
+    }
+    repaired
+}
+
+/// Repairs a string, which begins behind its first quote. Returns what follows it.
+fn repair_string<'a>(mut rest: &'a str, repaired: &mut String) -> &'a str {
+    repaired.push('"');
+    while let Some(first) = rest.chars().next() {
+        let length = match first {
+            '"' => {
+                repaired.push('"');
+                return &rest[1..];
+            }
+            '\\' => escape_length(rest),
+            '\0'..='\u{1f}' => None,
+            _ => Some(first.len_utf8()),
+        };
+        match length {
+            Some(length) => {
+                repaired.push_str(&rest[..length]);
+                rest = &rest[length..];
+            }
+            None => {
+                repaired.push(char::REPLACEMENT_CHARACTER);
+                // With the character that a backslash escapes.
+                let skipped = rest.chars().take(if first == '\\' { 2 } else { 1 });
+                rest = &rest[skipped.map(char::len_utf8).sum()..];
+            }
+        }
+    }
+    rest
+}
+
+/// The length of the escape at the start; `None` if it stands for no character.
+fn escape_length(text: &str) -> Option<usize> {
+    // Two halves of a character outside the basic plane are one escape here.
+    [2, 6, 12].into_iter().find(|length| {
+        let quoted = text.get(..*length).map(|escape| format!("\"{escape}\""));
+        quoted.is_some_and(|quoted| serde_json::from_str::<String>(&quoted).is_ok())
+    })
 }
 
 fn form(text: &str) -> Option<Value> {
@@ -157,7 +228,6 @@ mod tests {
             "{",
             r#"{"access_token":"a""#,
             r#"{"access_token":"a","#,
-            r#"{"access_token":"a",}"#,
             "[1]",
             "null",
             "\"text\"",
@@ -170,6 +240,47 @@ mod tests {
         }
         assert!(!has_object(&[b'{'; 60_000]));
         assert!(!has_object(&b"{\"a\":".repeat(10_000)), "too deep");
+    }
+
+    #[test]
+    fn field_a1_an_object_with_invalid_values_is_repaired() {
+        let object = json!({"access_token": "a", "x": null});
+        for x in [
+            "NaN",
+            "-Infinity",
+            "1e400",
+            "007",
+            "+1",
+            "undefined",
+            "None",
+            ".5",
+            "0x10",
+        ] {
+            let body = format!(r#"{{"access_token":"a","x":{x}}}"#);
+            assert_eq!(parse_object(body.as_bytes()), Some(object.clone()), "{x}");
+        }
+        for (x, read) in [
+            ("a\nb", "a\u{fffd}b"),
+            ("\0\t\u{1f}", "\u{fffd}\u{fffd}\u{fffd}"),
+            (r"\ud83d", "\u{fffd}d83d"),
+            (r"\ude00\n", "\u{fffd}de00\n"),
+            (r"\ud83d\ude00\ud83d", "😀\u{fffd}d83d"),
+            (r"it\'s \x41", "it\u{fffd}s \u{fffd}41"),
+            (r#"\"\\\u0041"#, "\"\\A"),
+            (r"\u00", "\u{fffd}00"),
+        ] {
+            let body = format!("{{\"x\":\"{x}\",\"access_token\":\"a\",\"bad\":NaN}}");
+            let object = json!({"access_token": "a", "x": read, "bad": null});
+            assert_eq!(parse_object(body.as_bytes()), Some(object), "{x:?}");
+        }
+        for body in [
+            r#"{"access_token":"a",}"#,
+            r#"{"access_token":"a" , }"#,
+            r#"{"access_token":"a","x":[1,2,],}"#,
+        ] {
+            let token = parse_object(body.as_bytes());
+            assert_eq!(token.expect(body)["access_token"], "a", "{body}");
+        }
     }
 
     #[test]
