@@ -2,7 +2,7 @@
 //! `Content-Length` states, fields that are no fields, no head at all. The tokens may be there all
 //! the same.
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use zeroize::Zeroizing;
 
 /// A response as far as it can be read. The body is what remains, in any case.
@@ -119,6 +119,8 @@ fn chunk_size(line: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use http::header;
+
     use super::*;
 
     const OBJECT: &str = "{\"a\":1}";

@@ -12,8 +12,15 @@ use http::StatusCode;
 use super::{Failure, GrantType, RawResponse, ResponseFields, ResponseParser, TokenResponse};
 use crate::base::secret::Secret;
 
+/// Shapes by name, and how each is made.
+type Shapes<F> = &'static [(&'static str, F)];
+type Frame = fn(u16, &[u8]) -> Vec<u8>;
+type Encode = fn(&[u8]) -> Vec<u8>;
+type Write = fn(&str) -> Vec<u8>;
+type Wrap = fn(&str) -> String;
+
 /// A head and a body on a connection, which then closes.
-const FRAMINGS: &[(&str, fn(u16, &[u8]) -> Vec<u8>)] = &[
+const FRAMINGS: Shapes<Frame> = &[
     ("length", |status, body| {
         let length = format!("Content-Length: {}\r\n", body.len());
         message(status, &length, body)
@@ -73,7 +80,7 @@ fn chunks(body: &[u8]) -> Vec<u8> {
     body.chunks(7).flat_map(chunk).collect()
 }
 
-const CODINGS: &[(&str, fn(&[u8]) -> Vec<u8>)] = &[
+const CODINGS: Shapes<Encode> = &[
     ("identity", <[u8]>::to_vec),
     ("gzip", gzip),
     ("cut gzip", |body| {
@@ -88,7 +95,7 @@ fn gzip(body: &[u8]) -> Vec<u8> {
     encoder.finish().expect("encoded")
 }
 
-const CHARSETS: &[(&str, fn(&str) -> Vec<u8>)] = &[
+const CHARSETS: Shapes<Write> = &[
     ("UTF-8", |text| text.into()),
     ("UTF-8 with BOM", |text| format!("\u{feff}{text}").into()),
     ("UTF-16LE", |text| {
@@ -111,7 +118,7 @@ const CHARSETS: &[(&str, fn(&str) -> Vec<u8>)] = &[
     }),
 ];
 
-const WRAPPINGS: &[(&str, fn(&str) -> String)] = &[
+const WRAPPINGS: Shapes<Wrap> = &[
     ("none", str::to_owned),
     ("lines", |object| format!("\r\n\r\n{object}\n")),
     ("warning", |object| {
