@@ -74,6 +74,8 @@ pub(crate) enum FaultSite {
 pub(crate) struct Framing {
     limits: HeadLimits,
     state: State,
+    /// Whether a name so far is not spelled like `Content-Type`.
+    has_unusual_names: bool,
 }
 
 #[derive(Debug)]
@@ -89,7 +91,14 @@ impl Framing {
         Self {
             limits,
             state: State::Head(Head::default()),
+            has_unusual_names: false,
         }
+    }
+
+    /// Whether the name of a field, of any head so far, is not spelled like `Content-Type`, with a
+    /// capital letter at the start and behind each hyphen and no other.
+    pub(crate) fn has_unusual_names(&self) -> bool {
+        self.has_unusual_names
     }
 
     /// Scans more bytes. `bytes` begins with those that the last call left over. Must not be called
@@ -106,27 +115,29 @@ impl Framing {
         while scan.good < bytes.len() {
             let rest = &bytes[scan.good..];
             let (good, next) = match &mut self.state {
-                State::Head(head) => match head.read(rest, self.limits) {
-                    Ok(None) => return scan,
-                    Ok(Some((length, next))) => {
-                        begin = Some((scan.good, scan.repaired.as_ref().map(Vec::len)));
-                        scan.heads += 1;
-                        if head.is_odd {
-                            let repaired = scan
-                                .repaired
-                                .get_or_insert_with(|| bytes[..scan.good].to_vec());
-                            repair::repair(&rest[..length], repaired);
-                            scan.good += length;
-                            self.state = next;
-                            continue;
+                State::Head(head) => {
+                    match head.read(rest, self.limits, &mut self.has_unusual_names) {
+                        Ok(None) => return scan,
+                        Ok(Some((length, next))) => {
+                            begin = Some((scan.good, scan.repaired.as_ref().map(Vec::len)));
+                            scan.heads += 1;
+                            if head.is_odd {
+                                let repaired = scan
+                                    .repaired
+                                    .get_or_insert_with(|| bytes[..scan.good].to_vec());
+                                repair::repair(&rest[..length], repaired);
+                                scan.good += length;
+                                self.state = next;
+                                continue;
+                            }
+                            (length, Some(next))
                         }
-                        (length, Some(next))
+                        Err(fault) => {
+                            scan.fault = Some((FaultSite::Request, fault));
+                            return scan;
+                        }
                     }
-                    Err(fault) => {
-                        scan.fault = Some((FaultSite::Request, fault));
-                        return scan;
-                    }
-                },
+                }
                 State::Length(left) => {
                     let good =
                         usize::try_from(*left).map_or(rest.len(), |left| left.min(rest.len()));
@@ -204,7 +215,12 @@ enum Version {
 impl Head {
     /// Reads a head, `bytes` starting at its first byte. Returns the length of the head and the
     /// state after it, or `None` if it is not complete.
-    fn read(&mut self, bytes: &[u8], limits: HeadLimits) -> Result<Option<(usize, State)>, Fault> {
+    fn read(
+        &mut self,
+        bytes: &[u8],
+        limits: HeadLimits,
+        has_unusual_names: &mut bool,
+    ) -> Result<Option<(usize, State)>, Fault> {
         // A client of another protocol may never send a line's end: fail at the first byte.
         if self.searched == 0 && !matches!(bytes[0], b'\r' | b'\n') && !is_token(bytes[0]) {
             return Err(BAD_REQUEST_LINE);
@@ -229,7 +245,10 @@ impl Head {
                 Some(version) if line.is_empty() => {
                     return Ok(Some((end + 1, self.body(version)?)));
                 }
-                Some(_) => self.field(line, limits)?,
+                Some(_) => {
+                    let name = self.field(line, limits)?;
+                    *has_unusual_names = *has_unusual_names || !is_usual(name);
+                }
             }
         }
         self.searched = bytes.len();
@@ -247,7 +266,8 @@ impl Head {
         }
     }
 
-    fn field(&mut self, line: &[u8], limits: HeadLimits) -> Result<(), Fault> {
+    /// Returns the name.
+    fn field<'a>(&mut self, line: &'a [u8], limits: HeadLimits) -> Result<&'a [u8], Fault> {
         let (name, value) = field_line(line)?;
         // No early exit: to check every byte is cheaper than to branch on each.
         if value
@@ -268,7 +288,7 @@ impl Head {
             return Err(Fault::Malformed("Host contains a tab"));
         }
         if name.len() < b"contentlength".len() {
-            return Ok(());
+            return Ok(name);
         }
         if has_letters(name, b"contentlength") {
             if !name.eq_ignore_ascii_case(b"content-length") {
@@ -290,7 +310,7 @@ impl Head {
             }
             self.is_chunked = true;
         }
-        Ok(())
+        Ok(name)
     }
 
     /// Control characters, which become spaces (RFC 9110 §5.5). NUL and CR are refused, as nginx
@@ -405,6 +425,16 @@ fn field_line(line: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
         ));
     }
     Ok((&line[..colon], &line[colon + 1..]))
+}
+
+/// Whether a name is spelled like `Content-Type`.
+fn is_usual(name: &[u8]) -> bool {
+    let mut before = b'-';
+    !name.iter().fold(false, |unusual, byte| {
+        let is_first = before == b'-';
+        before = *byte;
+        unusual | (byte.is_ascii_lowercase() & is_first) | (byte.is_ascii_uppercase() & !is_first)
+    })
 }
 
 /// The value of `Content-Length`. Leading zeros are accepted, since some old clients send them.

@@ -130,6 +130,40 @@ async fn field_b12_a_replay_and_a_later_request_spell_their_own_names() {
 }
 
 #[tokio::test]
+async fn field_b12_usual_and_unusual_names_on_one_connection() {
+    let upstream = Upstream::new().start().await;
+    let proxy = upstream.proxy(&[]).await;
+    let lines = [
+        "X-Usual: 1",
+        "x-Usual: 1",
+        "X-Usual: 1",
+        "X-USUAL: 1",
+        "X-Usual: 1",
+    ];
+    let requests: Vec<String> = lines
+        .iter()
+        .map(|line| format!("GET /x HTTP/1.1\r\nHost: localhost\r\n{line}\r\n"))
+        .collect();
+    proxy
+        .raw(&(requests.join("\r\n") + "Connection: close\r\n\r\n"))
+        .await;
+    let received = upstream.requests();
+    assert_eq!(received.len(), lines.len());
+    for (request, line) in received.iter().zip(lines) {
+        assert!(
+            request.head.contains(&format!("\r\n{line}\r\n")),
+            "{}",
+            request.head
+        );
+        assert!(
+            request.head.contains("\r\nAuthorization: "),
+            "{}",
+            request.head
+        );
+    }
+}
+
+#[tokio::test]
 async fn field_b12_an_upgrade_keeps_the_spelling() {
     let reply = bytes(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\

@@ -48,6 +48,7 @@ pub(crate) struct Http1State {
     is_aborted: AtomicBool,
     /// The number of an exchange, the connection's last one, whose request is malformed, and why.
     malformed: OnceLock<(u32, Fault)>,
+    has_unusual_names: AtomicBool,
 }
 
 impl Http1State {
@@ -65,6 +66,7 @@ impl Http1State {
             backlog: Backlog::default(),
             is_aborted: AtomicBool::default(),
             malformed: OnceLock::new(),
+            has_unusual_names: AtomicBool::default(),
         }
     }
 
@@ -153,6 +155,15 @@ impl Http1State {
             () if self.exchange.load(Relaxed) == 0 => Some(ClientTimeout::FirstByte),
             () => Some(ClientTimeout::Idle),
         }
+    }
+
+    /// The client has sent a field whose name is not spelled like `Content-Type`.
+    pub(crate) fn set_unusual_names(&self) {
+        self.has_unusual_names.store(true, Relaxed);
+    }
+
+    pub(super) fn has_unusual_names(&self) -> bool {
+        self.has_unusual_names.load(Relaxed)
     }
 
     /// What the client sent as this exchange's request is malformed.

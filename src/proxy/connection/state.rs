@@ -116,6 +116,15 @@ impl ExchangeState {
         }
     }
 
+    /// Whether the client has sent, in this request or an earlier one, a field whose name is not
+    /// spelled like `Content-Type`.
+    pub(crate) fn has_unusual_names(&self) -> bool {
+        match self {
+            Self::Http1(state) => state.has_unusual_names(),
+            Self::Http2(_) => false,
+        }
+    }
+
     /// Why this exchange's request is malformed, if it is.
     pub(crate) fn fault(&self, exchange: u32) -> Option<Fault> {
         match self {

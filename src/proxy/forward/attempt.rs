@@ -514,8 +514,9 @@ impl RequestContext<'_> {
         *request.uri_mut() = self.route.target(&self.head.uri);
         *request.version_mut() = Version::HTTP_11;
         *request.headers_mut() = headers::outbound(self.head, &outbound);
-        if !lease.is_http2() {
-            // The letter case of the client's field names, as hyper recorded it.
+        // The letter case of the names, as hyper recorded it. Usual names are written like
+        // `Content-Type` anyway, which is cheaper than to look each one up.
+        if !lease.is_http2() && self.exchange.state.has_unusual_names() {
             *request.extensions_mut() = self.head.extensions.clone();
         }
         if let Some(gate) = gate {

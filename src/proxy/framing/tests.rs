@@ -351,6 +351,31 @@ fn field_b13_odd_heads_are_handed_on_in_the_form_of_the_standard() {
 }
 
 #[test]
+fn unusual_names_are_noticed() {
+    for (name, expected) in [
+        ("Content-Type", false),
+        ("X", false),
+        ("X-1-A_b", false),
+        ("X--Y", false),
+        ("Etag", false),
+        ("ETag", true),
+        ("content-type", true),
+        ("Content-type", true),
+        ("DNT", true),
+        ("X_Y", true),
+        ("X-y", true),
+        ("xY", true),
+    ] {
+        let mut framing = Framing::new(LIMITS);
+        let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{name}: b\r\n\r\n");
+        framing.read(head.as_bytes());
+        assert_eq!(framing.has_unusual_names(), expected, "{name}");
+        framing.read(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(framing.has_unusual_names(), expected, "{name}: of any head");
+    }
+}
+
+#[test]
 fn requests_follow_each_other() {
     let three = b"POST /1 HTTP/1.1\r\nContent-Length: 5\r\n\r\nGET /\
         POST /2 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n\r\n\r\r\n0\r\n\r\n\

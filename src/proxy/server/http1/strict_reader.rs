@@ -89,6 +89,9 @@ impl StrictReader {
             .framing
             .read(if has_partial { &self.partial } else { read });
         self.heads = self.heads.wrapping_add(heads);
+        if self.framing.has_unusual_names() {
+            self.state.set_unusual_names();
+        }
         if let Some(repaired) = repaired {
             if has_partial {
                 self.partial.advance(good);
