@@ -2,6 +2,8 @@
 //! client gets.
 
 use std::{
+    convert::Infallible,
+    io,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -9,10 +11,15 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+use http::StatusCode;
+use http_body_util::Full;
+use hyper::{server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{io::AsyncReadExt as _, time::Instant};
 
 use crate::common::{
-    Client, Proxy, connect, get, post, proxy,
+    Client, Proxy, connect, get, post, proxy, scripted,
     upstream::{
         Reply, Request, RunningUpstream, Upstream, bytes, issuer, ok, response, unauthorized,
     },
@@ -111,6 +118,50 @@ async fn field_a5_a_node_that_rejects_every_token_is_left_for_another() {
     assert_eq!(issuer.count(), 1, "no refresh");
     let verified = r#"bearer_proxy_retries_total{reason="other_connection",outcome="accepted"}"#;
     assert!(proxy.metric(verified).await > 50.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_a5_over_http2_the_connection_to_a_node_that_rejects_is_left() {
+    let rejections = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&rejections);
+    // The first connection leads to a node that rejects everything but its first request.
+    let address = scripted(move |connection, stream| {
+        let count = Arc::clone(&count);
+        async move {
+            let requests = AtomicUsize::new(0);
+            let service = service_fn(|_| {
+                let is_rejected = connection == 0 && requests.fetch_add(1, SeqCst) > 0;
+                count.fetch_add(is_rejected.into(), SeqCst);
+                let mut response = http::Response::new(Full::<Bytes>::default());
+                if is_rejected {
+                    *response.status_mut() = StatusCode::UNAUTHORIZED;
+                }
+                async { Ok::<_, Infallible>(response) }
+            });
+            http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), service)
+                .await
+                .map_err(io::Error::other)
+        }
+    })
+    .await;
+    let issuer = issuer().start().await;
+    let settings = [
+        ("token.issuer", &*issuer.origin()),
+        ("proxy.workers", "1"),
+        ("upstream.http2", "always"),
+    ];
+    let proxy = proxy(&format!("http://{address}"), &settings);
+    proxy.ready().await;
+    for _ in 0..20 {
+        assert_eq!(proxy.send(post("/", "body")).await.status(), 200);
+    }
+    assert_eq!(issuer.count(), 1, "no refresh");
+    assert_eq!(
+        rejections.load(SeqCst),
+        1,
+        "its connection is not used again"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -241,6 +292,22 @@ async fn field_b18_the_same_holds_for_a_request_that_is_sent_again_with_the_same
     assert_eq!(proxy.get("/").await.status(), 200, "the token is proven");
     assert_eq!(proxy.send(post("/order", "1")).await.status(), 502);
     assert_eq!((upstream.count(), issuer.count()), (3, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_verification_that_breaks_off_does_not_stand_in_the_way_of_a_refresh() {
+    let upstream = Upstream::always(|request: &Request| match request.number {
+        0 => ok("proof"),
+        1 => unauthorized("revoked"),
+        2 => bytes("").close(),
+        _ => ok("replayed"),
+    })
+    .start()
+    .await;
+    let (proxy, issuer) = with_issuer(&upstream, &[]).await;
+    assert_eq!(proxy.get("/").await.body(), "proof");
+    assert_eq!(proxy.get("/").await.body(), "replayed");
+    assert_eq!((upstream.count(), issuer.count()), (4, 2));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,6 +15,7 @@ use crate::{
         message::{
             json_body,
             judge::{Exhausted, Verdict, judge, may_replay, reports_failure},
+            methods,
             urls::BodyRewrite,
         },
         metrics::{RetryOutcome, RetryReason},
@@ -188,7 +189,7 @@ impl RequestContext<'_> {
     }
 
     /// Sends the request again with the same token, over another connection. `None` if there was no
-    /// other connection.
+    /// other connection, or if it broke off and the request can be repeated.
     ///
     /// # Errors
     /// That of the attempt: the request may have been applied.
@@ -201,8 +202,7 @@ impl RequestContext<'_> {
         let attempt = self.attempt_over(rejected.elsewhere(), Some(token.header()));
         let judged = match attempt.await {
             Ok(second) => self.judge_whole(second).await,
-            Err(error @ Error::Connect(_)) => {
-                self.worker.rejected(self.view, &error, self.exchange);
+            Err(error) if self.is_harmless(&error) => {
                 self.count(RetryReason::OtherConnection, RetryOutcome::Failed);
                 return Ok(None);
             }
@@ -223,6 +223,17 @@ impl RequestContext<'_> {
         };
         self.count(RetryReason::OtherConnection, outcome);
         judged.map(Some)
+    }
+
+    /// Whether a failed attempt can be followed by another one.
+    fn is_harmless(&self, error: &Error) -> bool {
+        match error {
+            Error::Connect(_) => true,
+            Error::ConnectionClosed => {
+                methods::is_idempotent(&self.head.method) && self.body.can_replay()
+            }
+            _ => false,
+        }
     }
 
     /// Sends the request again with a newer token. From then on the first response says nothing
