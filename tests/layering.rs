@@ -67,7 +67,7 @@ const PLATFORM_FILES: &[&str] = &[
     "src/base/clock.rs",
     "src/base/signals.rs",
     "src/base/process.rs",
-    "src/token/store/file.rs",
+    "src/token/store/platform.rs",
     "src/net/socket.rs",
     "src/net/socket/unix.rs",
 ];
@@ -300,7 +300,7 @@ fn circles_are_found() {
 fn platform_calls_stay_in_their_places() {
     let mut seen = 0;
     for (file, text) in sources() {
-        let allowed = PLATFORM_FILES.contains(&file.as_str());
+        let allowed = PLATFORM_FILES.contains(&file.as_str()) || file.ends_with("/tests.rs");
         for (number, line) in text
             .split("#[cfg(test)]\nmod tests")
             .next()

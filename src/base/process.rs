@@ -124,6 +124,35 @@ pub fn is_writable(folder: &std::path::Path) -> bool {
     }
 }
 
+/// The permission bits of a file that every user may read or write; `None` for any other file.
+pub fn mode_open_to_all(file: &std::path::Path) -> Option<u32> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        let mode = std::fs::metadata(file).ok()?.mode() & 0o777;
+        (mode & 0o006 != 0).then_some(mode)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = file;
+        None
+    }
+}
+
+/// Whether every user may create and replace files in a folder.
+pub fn is_writable_by_others(folder: &std::path::Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        std::fs::metadata(folder).is_ok_and(|metadata| metadata.mode() & 0o002 != 0)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = folder;
+        false
+    }
+}
+
 /// Restricts a file to its owner (mode 0600). Without file modes, the access rules of the folder
 /// apply.
 ///

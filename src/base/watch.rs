@@ -67,7 +67,7 @@ impl FileWatcher {
             notify::recommended_watcher(handler).ok()
         };
         let polls_at = clock.now() + POLL;
-        let unwatched = folders.clone();
+        let unwatched = Vec::new();
         let mut watch = Self {
             folders,
             unwatched,
@@ -118,13 +118,17 @@ impl FileWatcher {
         }
     }
 
-    /// Watches the folders that did not exist before.
+    /// Watches the folders, also those that were removed or replaced by others of the same name: the
+    /// system watches a folder, not its name.
     fn watch_folders(&mut self) {
         let Some(watcher) = &mut self.watcher else {
             return;
         };
-        self.unwatched
-            .retain(|folder| watcher.watch(folder, RecursiveMode::NonRecursive).is_err());
+        let is_missing = |folder: &&PathBuf| {
+            let watched = watcher.watch(folder, RecursiveMode::NonRecursive);
+            watched.is_err()
+        };
+        self.unwatched = self.folders.iter().filter(is_missing).cloned().collect();
     }
 }
 

@@ -8,11 +8,11 @@ use super::{
 };
 
 pub(super) fn check(config: &ConfigFile) -> ExitCode {
-    let loaded = match config.load() {
+    let loaded = match config.check() {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
-    for warning in &loaded.warnings {
+    for warning in loaded.warnings.iter().chain(&loaded.exposed_files) {
         print_error(format_args!("warning: {warning}"));
     }
     match &loaded.file {

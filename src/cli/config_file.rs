@@ -41,6 +41,11 @@ impl ConfigFile {
         config::load(self.source()).map_err(print_mistakes)
     }
 
+    /// The same, with the state file.
+    pub(super) fn check(&self) -> Result<config::Loaded, ExitCode> {
+        config::check(self.source()).map_err(print_mistakes)
+    }
+
     /// Loads the admin endpoint's configuration, or prints its mistakes on standard error.
     pub(super) fn load_admin(&self) -> Result<Option<admin::Config>, ExitCode> {
         config::load_admin(self.source()).map_err(print_mistakes)

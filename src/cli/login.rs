@@ -104,7 +104,7 @@ async fn log_in(
     );
     let code_grant = code_grant.map_err(|error| error.to_string())?;
     // Checked before the user logs in.
-    Login::begin(&state_file, clock.clone()).map_err(|error| error.to_string())?;
+    Login::begin(&state_file, &config.token, clock.clone()).map_err(|error| error.to_string())?;
     let (code, callback) = match code {
         Some(text) => {
             let code = code::code(text.expose(), &Pending::load(&state_file))?;
@@ -115,7 +115,8 @@ async fn log_in(
             (code, Some(callback))
         }
     };
-    let login = Login::begin(&state_file, clock).map_err(|error| error.to_string())?;
+    let login =
+        Login::begin(&state_file, &config.token, clock).map_err(|error| error.to_string())?;
     let result = code_grant.exchange(&code).await;
     if let Some(callback) = callback {
         callback.finish().await;

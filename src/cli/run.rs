@@ -24,7 +24,7 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
         false => log.write_line(error),
     };
     panics::install_hook();
-    for warning in &loaded.warnings {
+    for warning in loaded.warnings.iter().chain(&loaded.exposed_files) {
         tracing::warn!("{warning}");
     }
     warn_of_proxy_variables();

@@ -383,6 +383,7 @@ const KEYS: &[Key] = &[
         r#""<http://127.0.0.1:8765/callback>""#,
     ),
     optional("token.state_file", File, r#""state/token.json""#),
+    default("token.state_file_permissions", Text, r#""check""#),
     optional("token.refresh_token", Secret, r#""<refresh token>""#),
     optional(
         "token.refresh_token_file",

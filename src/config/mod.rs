@@ -72,6 +72,8 @@ pub struct Loaded {
     pub config: Config,
     /// Warnings: what is valid and probably not intended.
     pub warnings: Vec<Finding>,
+    /// Warnings of files with secrets that every user of this machine can read or write.
+    pub exposed_files: Vec<Finding>,
     /// The file that was read, if any.
     pub file: Option<PathBuf>,
 }
@@ -98,13 +100,42 @@ pub fn load<E>(source: Source<E>) -> Result<Loaded, Mistakes>
 where
     E: IntoIterator<Item = (OsString, OsString)>,
 {
+    load_with(source, |_, _| {})
+}
+
+/// Like [`load`], and looks into the state file as well: a mistake is what keeps the proxy from
+/// starting, or what exposes its tokens.
+///
+/// # Errors
+/// Like [`load`].
+pub fn check<E>(source: Source<E>) -> Result<Loaded, Mistakes>
+where
+    E: IntoIterator<Item = (OsString, OsString)>,
+{
+    load_with(source, |reader, config| {
+        resolve::inspect_state_file(reader, &config.token);
+    })
+}
+
+fn load_with<E>(
+    source: Source<E>,
+    inspect: impl FnOnce(&mut Reader, &Config),
+) -> Result<Loaded, Mistakes>
+where
+    E: IntoIterator<Item = (OsString, OsString)>,
+{
     let file = source.file.clone();
     let mut reader = Reader::new(read(source)?);
     let config = resolve::config(&mut reader);
+    if let Some(config) = &config {
+        inspect(&mut reader, config);
+    }
+    let exposed_files = reader.exposed_files();
     let (config, warnings) = reader.finish(config)?;
     Ok(Loaded {
         config,
         warnings,
+        exposed_files,
         file,
     })
 }

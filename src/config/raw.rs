@@ -124,6 +124,24 @@ impl Raw {
         }
     }
 
+    /// The secrets that were given in the file itself: position and key.
+    pub(super) fn inline_secrets(&self) -> Vec<(SourcePos, String)> {
+        let secrets = self.entries.iter().filter(|(path, entry)| {
+            keys::find(path).is_some_and(|key| key.kind == Kind::Secret)
+                && matches!(entry.pos, SourcePos::Position { .. })
+        });
+        secrets
+            .map(|(path, entry)| (entry.pos.clone(), path.clone()))
+            .collect()
+    }
+
+    /// The paths of the keys that name files with private keys of TLS.
+    pub(super) fn private_keys(&self) -> Vec<String> {
+        let names = ["tls.key_file", "tls.client_key_file"];
+        let is_private = |path: &&String| names.iter().any(|name| path.ends_with(name));
+        self.entries.keys().filter(is_private).cloned().collect()
+    }
+
     /// Reads the text of a file.
     pub(super) fn add_file(&mut self, file: &Path, text: &str) {
         // Some Windows editors write a byte order mark. Columns do not count it.

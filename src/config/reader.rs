@@ -23,6 +23,7 @@ pub(super) struct Reader {
     raw: Raw,
     mistakes: Vec<Finding>,
     warnings: Vec<Finding>,
+    exposed_files: Vec<Finding>,
 }
 
 impl Reader {
@@ -34,7 +35,39 @@ impl Reader {
             raw,
             mistakes,
             warnings,
+            exposed_files: Vec::new(),
         }
+    }
+
+    /// Warnings of files with secrets that every user can read or write: the configuration file, if
+    /// it contains some, and secret files.
+    pub(super) fn exposed_files(&mut self) -> Vec<Finding> {
+        let inline = self.raw.inline_secrets().into_iter().min();
+        if let Some((SourcePos::Position { file, .. }, _)) = &inline
+            && let Some(mode) = process::mode_open_to_all(file)
+            && let Some((pos, path)) = inline
+        {
+            let reason = format!(
+                "is a secret in a file of mode {mode:03o}, which every user of this machine can {}",
+                access_verb(mode)
+            );
+            let twin = keys::twin(&path).map(|twin| keys::without_index(&twin).into_owned());
+            let hint = format!(
+                "chmod 600 the file, or move the secret to a file of its own with {}",
+                twin.unwrap_or_default()
+            );
+            self.exposed_files
+                .push(problem(reason, hint).at(pos, &path));
+        }
+        for key in self.raw.private_keys() {
+            let file = self.raw.entry(&key).map(|entry| values::path(&entry.value));
+            if let Some(Ok(file)) = file {
+                self.check_exposure(&key, &from_folder_of(&self.pos(&key), &file));
+            }
+        }
+        let mut found = std::mem::take(&mut self.exposed_files);
+        found.sort();
+        found
     }
 
     /// Returns the result and the warnings, or the mistakes if there are any.
@@ -315,6 +348,7 @@ impl Reader {
     ) -> Option<Secret> {
         let file = self.path(path)?;
         let pos = self.pos(path);
+        self.check_exposure(path, &file);
         match Secret::from_file(file) {
             Ok(secret) if !secret.is_one_line() && !may_have_lines(secret.expose()) => {
                 let reason = "names a file with more than one line, or with control characters";
@@ -341,11 +375,29 @@ impl Reader {
         }
     }
 
+    fn check_exposure(&mut self, key: &str, file: &Path) {
+        let Some(mode) = process::mode_open_to_all(file) else {
+            return;
+        };
+        let reason = format!(
+            "names a file of mode {mode:03o}, which every user of this machine can {}",
+            access_verb(mode)
+        );
+        let hint = "chmod 600 the file, or 640 with a group of the proxy's user; in Kubernetes, \
+            set defaultMode of the volume";
+        self.exposed_files
+            .push(problem(reason, hint).at(self.pos(key), key));
+    }
+
     fn report_if_required(&mut self, path: &str) {
         if let Some(problem) = missing_value(path, "is missing") {
             self.missing(self.pos(path), path, problem);
         }
     }
+}
+
+fn access_verb(mode: u32) -> &'static str {
+    if mode & 0o002 == 0 { "read" } else { "change" }
 }
 
 /// The hint for a secret file that cannot be read. In a container, the process usually has another

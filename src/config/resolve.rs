@@ -2,6 +2,7 @@
 //! across keys.
 
 mod clients;
+mod cycles;
 mod initial_grant;
 mod listeners;
 mod routes;
@@ -14,6 +15,7 @@ use std::{num::NonZero, thread};
 use tracing::level_filters::LevelFilter;
 
 use self::listeners::ListenerEntry;
+pub(super) use self::token::inspect_state_file;
 use super::{Config, findings::problem, keys, reader::Reader, values};
 use crate::{
     admin,
@@ -41,6 +43,7 @@ pub(super) fn config(r: &mut Reader) -> Option<Config> {
     let initial_grant = initial_grant::initial_grant(r, plain, jwt);
     let admin = admin(r, guard);
     listeners::reject_overlaps(r, &listeners, admin.as_ref());
+    cycles::reject_own_addresses(r, &listeners, admin.as_ref(), &upstreams);
     let proxy = proxy::Config {
         routes: routes.into_iter().flatten().collect(),
         rewrites: rewrites.into_iter().flatten().collect(),

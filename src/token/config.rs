@@ -25,6 +25,8 @@ pub struct Config {
     pub refresh_token: Option<Secret>,
     /// The state file, which keeps tokens across restarts.
     pub state_file: Option<PathBuf>,
+    /// Whether the state file's mode and owner matter: some volumes know neither.
+    pub checks_state_file_permissions: bool,
     /// How long before expiry to refresh; `None`: max(5 min, 20 % of the lifetime). Never more
     /// than half the lifetime.
     pub refresh_margin: Option<Duration>,

@@ -1,13 +1,9 @@
 //! Stores the tokens of `login`, beside a proxy that may be running with the same state file.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use super::{
+    Config,
     refresh_token::RefreshToken,
     store::{self, AccessToken, FileStore, Grant, RequestTime, Store as _},
     token_response::TokenResponse,
@@ -20,7 +16,7 @@ pub enum Error {
     /// The state file is unusable.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// The state file cannot be written or locked.
+    /// The state file cannot be written.
     #[error("the tokens cannot be stored: {0}")]
     Write(io::Error),
 }
@@ -28,7 +24,7 @@ pub enum Error {
 /// A login in progress: a state file that is about to get a new chain.
 #[derive(Debug)]
 pub struct Login {
-    file: PathBuf,
+    store: FileStore,
     clock: SharedClock,
     began_at: RequestTime,
 }
@@ -39,10 +35,11 @@ impl Login {
     ///
     /// # Errors
     /// When there is a state file that is unusable.
-    pub fn begin(state_file: &Path, clock: SharedClock) -> Result<Self, Error> {
-        FileStore::new(state_file.to_owned()).open()?;
+    pub fn begin(state_file: &Path, config: &Config, clock: SharedClock) -> Result<Self, Error> {
+        let store = FileStore::new(state_file.to_owned(), config);
+        store.open()?;
         Ok(Self {
-            file: state_file.to_owned(),
+            store,
             began_at: RequestTime::now(&*clock),
             clock,
         })
@@ -54,7 +51,7 @@ impl Login {
     /// Waits while another process refreshes the stored chain.
     ///
     /// # Errors
-    /// When the state file cannot be locked, read or written.
+    /// When the state file cannot be read or written.
     pub async fn store(
         self,
         response: TokenResponse,
@@ -67,11 +64,10 @@ impl Login {
             self.began_at,
             &*self.clock,
         );
-        let store = FileStore::new(self.file);
-        // Around both reading and writing.
-        let _lock = store::lock(&store, &*self.clock)
-            .await
-            .map_err(Error::Write)?;
+        let store = self.store;
+        // Around both reading and writing. A volume without locks is used without one, as by the
+        // refresher.
+        let _lock = store::lock(&store, &*self.clock).await.ok();
         let mut record = store.load().await?.unwrap_or_default();
         // The configured refresh token is older than this login: it must not begin a chain later.
         for older in configured.into_iter().chain(&response.refresh_token) {
@@ -94,7 +90,10 @@ impl Login {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{base::clock, token::store::Record};
+    use crate::{
+        base::clock,
+        token::{store::Record, testing},
+    };
 
     fn response(number: u32) -> TokenResponse {
         TokenResponse {
@@ -106,7 +105,7 @@ mod tests {
     }
 
     async fn log_in(file: &Path, number: u32, configured: Option<&Secret>) -> Duration {
-        let login = Login::begin(file, clock::system()).expect("usable");
+        let login = Login::begin(file, &testing::config(None), clock::system()).expect("usable");
         login
             .store(response(number), configured)
             .await
@@ -114,9 +113,10 @@ mod tests {
     }
 
     fn stored(file: &Path) -> Record {
-        FileStore::new(file.to_owned())
+        FileStore::new(file.to_owned(), &testing::config(None))
             .open()
             .expect("readable")
+            .record
             .expect("there")
     }
 
@@ -158,9 +158,12 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("token.json");
         log_in(&file, 1, None).await;
-        let held = store::lock(&FileStore::new(file.clone()), &*clock::system())
-            .await
-            .expect("locked");
+        let held = store::lock(
+            &FileStore::new(file.clone(), &testing::config(None)),
+            &*clock::system(),
+        )
+        .await
+        .expect("locked");
         let mut login = std::pin::pin!(log_in(&file, 2, None));
         // A second descriptor waits as another process does.
         tokio::time::timeout(Duration::from_millis(50), &mut login)
@@ -177,6 +180,6 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("token.json");
         std::fs::write(&file, "garbage").expect("written");
-        assert!(Login::begin(&file, clock::system()).is_err());
+        assert!(Login::begin(&file, &testing::config(None), clock::system()).is_err());
     }
 }

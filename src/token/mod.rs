@@ -109,6 +109,6 @@ pub use self::{
     rejection::RequestKey,
     replacement::{RejectedRequest, Rejection, Replacement, Verification},
     state::{DurationHistogram, Outcome, Persistence, Reason, Refresh, Snapshot, State, Status},
-    store::Error as StoreError,
+    store::{Error as StoreError, inspect as inspect_state_file},
     token_response::{Failure, FailureClass, ResponseFields, TokenResponse},
 };

@@ -20,6 +20,7 @@ mod plan;
 mod reload;
 mod report;
 mod situation;
+mod stored;
 
 use std::{
     io,
@@ -36,6 +37,7 @@ use self::{
     chain::{Attempt, Chain},
     lock::{LockState, due_and_locked, sleep_until},
     plan::{Plan, Retry},
+    stored::StoredRecord,
 };
 use super::{
     cache::authorization,
@@ -91,8 +93,9 @@ pub struct Refresher {
     file_watcher: FileWatcher,
     /// Reloads the TLS settings of the issuer's client.
     reloadable: Option<Arc<dyn Reload>>,
-    /// A problem with reading or locking the store is logged once.
-    is_store_problem_logged: bool,
+    stored: StoredRecord,
+    /// That the store cannot be locked is logged once.
+    is_lock_problem_logged: bool,
     /// The last remaining lifetime of the refresh token that was warned of, in days.
     warned_days: Option<u64>,
 }
@@ -138,13 +141,11 @@ impl Refresher {
         clock: SharedClock,
     ) -> Result<(Self, Credential), Error> {
         let issuer = TokenEndpoint::new(&config.issuer, Arc::clone(&clock))?;
-        let file = config.state_file.clone().map(FileStore::new);
-        let record = file
-            .as_ref()
-            .map(FileStore::open)
-            .transpose()?
-            .flatten()
-            .unwrap_or_default();
+        let file = config.state_file.clone();
+        let file = file.map(|path| FileStore::new(path, &config));
+        let opened = file.as_ref().map(FileStore::open).transpose()?;
+        let (record, lock_problem) =
+            opened.map_or((None, None), |opened| (opened.record, opened.lock_problem));
         let store = file.map(|file| Arc::new(file) as Arc<dyn Store>);
         let reloadable = issuer.reloadable();
         let (mut refresher, credential) = Self::with(
@@ -153,8 +154,11 @@ impl Refresher {
             Box::new(issuer),
             initial_grant,
             store,
-            record,
+            record.unwrap_or_default(),
         );
+        if let Some(error) = lock_problem {
+            refresher.hold(Err(error));
+        }
         refresher.reloadable = reloadable;
         Ok((refresher, credential))
     }
@@ -211,7 +215,8 @@ impl Refresher {
             seed_file: seed_file.map(ToOwned::to_owned),
             file_watcher,
             reloadable: None,
-            is_store_problem_logged: false,
+            stored: StoredRecord::default(),
+            is_lock_problem_logged: false,
             warned_days: None,
         };
         refresher.restore(config.refresh_token);
@@ -237,7 +242,10 @@ impl Refresher {
             let shared = Arc::clone(&self.shared);
             // While the newest tokens are not stored, this process still holds the lock.
             let to_lock = self.store.clone().filter(|_| self.lock.is_none());
-            let due = self.plan().due();
+            let due = match self.stored.has_to_be_written() {
+                true => Some(Moment::default()),
+                false => self.plan().due(),
+            };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -250,6 +258,7 @@ impl Refresher {
                 () = self.writer.progress() => {}
             }
         }
+        self.check_stored().await;
         self.writer.finish().await;
         self.report();
     }
@@ -261,6 +270,7 @@ impl Refresher {
             self.has_new_secret = self.issuer.reload_client_secret().await;
         }
         self.reload_record(LockState::Held).await;
+        self.restore_stored().await;
         self.assess();
         let Plan::Call { grant, due } = self.plan() else {
             return;

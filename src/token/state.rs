@@ -54,6 +54,10 @@ labels! {
         ClientRefused => "client_refused",
         /// The refresh token may have been used, and `token.grace_retry` forbids to send it again.
         OutcomeUnknown => "outcome_unknown",
+        /// The state file cannot be read. It may hold newer tokens of another process.
+        StoreUnreadable => "store_unreadable",
+        /// Another process has held the lock of the state file for longer than a refresh takes.
+        LockHeld => "lock_held",
     }
 }
 

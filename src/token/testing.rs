@@ -21,6 +21,7 @@ pub(super) fn config(refresh_token: Option<Secret>) -> Config {
         },
         refresh_token,
         state_file: None,
+        checks_state_file_permissions: true,
         refresh_margin: None,
         refresh_lifetime: Duration::from_secs(30 * 24 * 3600),
         grace_retry: true,

@@ -80,6 +80,7 @@ fn a_bad_configuration_is_78_and_names_every_mistake() {
 #[test]
 fn check_says_that_there_are_no_mistakes() {
     let program = Program::with_state("http://127.0.0.1:1", "");
+    program.make_private("proxy.toml");
     let (code, out, error) = program.run(&["check"]);
     assert_eq!((code, error.as_str()), (0, ""));
     assert!(out.contains("no mistakes"), "{out}");
@@ -136,7 +137,8 @@ fn a_refresh_token_file_that_was_removed_after_its_use_is_no_mistake() {
     let program = Program::with_state("http://127.0.0.1:1", removed);
     assert_eq!(program.run(&["check"]).0, 78, "there are no tokens yet");
     fs::create_dir(program.path("state")).unwrap();
-    program.write("state/token.json", "{}");
+    program.write("state/token.json", "{\"format\": 1}");
+    program.make_private("state/token.json");
     let (code, _, error) = program.run(&["check"]);
     assert_eq!(code, 0, "{error}");
     assert!(

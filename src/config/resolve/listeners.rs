@@ -18,7 +18,7 @@ use crate::{
 /// A listener, and the key and position of its address.
 pub(super) struct ListenerEntry {
     pub(super) listener: Listener,
-    key: &'static str,
+    pub(super) key: &'static str,
     pos: SourcePos,
 }
 

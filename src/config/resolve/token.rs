@@ -30,6 +30,10 @@ pub(super) fn token(r: &mut Reader, upstream: &upstream::Config) -> Option<token
         name: "default".to_owned(),
         refresh_token,
         state_file,
+        checks_state_file_permissions: r.choice(
+            "token.state_file_permissions",
+            [("check", true), ("ignore", false)],
+        ),
         refresh_margin: r.read("token.refresh_margin", values::positive_duration),
         refresh_lifetime: r.positive_duration("token.refresh_lifetime"),
         grace_retry: r.boolean("token.grace_retry"),
@@ -44,7 +48,7 @@ pub(super) fn token(r: &mut Reader, upstream: &upstream::Config) -> Option<token
 fn seed(r: &mut Reader, state_file: Option<&Path>) -> Option<Secret> {
     const FILE: &str = "token.refresh_token_file";
     let is_gone = |r: &mut Reader| r.path(FILE).is_some_and(|file| !file.exists());
-    if state_file.is_some_and(Path::is_file)
+    if state_file.is_some_and(|file| file.is_file() && is_not_empty(file))
         && !r.is_given("token.refresh_token")
         && r.is_given(FILE)
         && is_gone(r)
@@ -184,7 +188,7 @@ fn check_initial_token(r: &mut Reader, state_file: Option<&Path>) {
         );
     }
     // After a mistake in the path, it is not known whether the file exists.
-    let is_stored = has_state_file && state_file.is_none_or(Path::exists);
+    let is_stored = has_state_file && state_file.is_none_or(is_not_empty);
     if configured || is_stored || r.has_keys("token.jwt") {
         return;
     }
@@ -209,6 +213,32 @@ fn check_initial_token(r: &mut Reader, state_file: Option<&Path>) {
     let variables = "set BEARER_PROXY__TOKEN__REDIRECT_URI and BEARER_PROXY__TOKEN__STATE_FILE and \
         run `bearer-proxy login`, or set this to the first refresh token";
     r.missing(pos, KEY, problem(reason, hint).or_variable(variables));
+}
+
+/// An empty file was created to be mounted, and holds no token yet.
+fn is_not_empty(file: &Path) -> bool {
+    fs::metadata(file).is_ok_and(|metadata| metadata.len() > 0)
+}
+
+/// For `check`: what the start would refuse or warn of in the state file.
+pub(in crate::config) fn inspect_state_file(r: &mut Reader, config: &token::Config) {
+    const KEY: &str = "token.state_file";
+    let pos = r.pos(KEY);
+    match token::inspect_state_file(config) {
+        Ok(warnings) => {
+            for reason in warnings {
+                r.warning(
+                    pos.clone(),
+                    KEY,
+                    problem(reason, "give it mode 600, in a folder of mode 700"),
+                );
+            }
+        }
+        Err(error) => {
+            let problem = problem(error.to_string(), "the proxy cannot rely on this file");
+            r.mistake(pos, KEY, problem);
+        }
+    }
 }
 
 /// Checks that the file, or the nearest existing folder above it, is writable. Creates nothing.

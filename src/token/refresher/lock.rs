@@ -24,7 +24,7 @@ impl Refresher {
             Ok(None) => {}
             // Refreshing without the lock is better than having no token.
             Err(error) => {
-                if !std::mem::replace(&mut self.is_store_problem_logged, true) {
+                if !std::mem::replace(&mut self.is_lock_problem_logged, true) {
                     tracing::warn!(
                         %error,
                         "the state file cannot be locked: another process with the same file \

@@ -43,6 +43,9 @@ pub(super) struct Situation {
     pub(super) grace_retry: bool,
     /// An operator asked for a refresh.
     pub(super) is_requested: bool,
+    /// Another process may have used the refresh tokens: the stored record cannot be read, or its
+    /// lock is held for longer than a call takes.
+    pub(super) is_in_doubt: bool,
     /// The upstream rejected the cached token.
     pub(super) is_rejected: bool,
     /// When the cached token is due for its scheduled refresh.
@@ -217,9 +220,12 @@ impl Situation {
         }
     }
 
-    /// Only an operator takes the risk of [`Standing::PossiblyUsed`] at once.
+    /// Only an operator takes the risk of [`Standing::PossiblyUsed`] at once; what another process
+    /// is doing, not even an operator knows.
     fn due(&self, standing: Standing, otherwise: Moment) -> Moment {
-        if standing == Standing::PossiblyUsed && !self.is_requested {
+        if self.is_in_doubt {
+            self.last_chance().max(otherwise)
+        } else if standing == Standing::PossiblyUsed && !self.is_requested {
             self.last_chance()
         } else {
             otherwise

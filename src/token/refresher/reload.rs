@@ -4,6 +4,7 @@
 use std::{
     cmp::Ordering,
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
 use http::HeaderValue;
@@ -14,9 +15,12 @@ use crate::{
     token::{
         cache::{Token, authorization},
         schedule,
-        store::Record,
+        store::{self, Record},
     },
 };
+
+/// How long the end waits for a lost record's lock.
+const FINAL_CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Refresher {
     /// At the start: publishes the stored access token if it is still valid, and considers the
@@ -68,47 +72,80 @@ impl Refresher {
     pub(super) async fn reload_record(&mut self, lock: LockState) {
         let Some(store) = &self.store else { return };
         match store.load().await {
-            Ok(Some(stored)) => {
-                self.is_store_problem_logged = false;
-                self.merge(stored, lock);
+            Ok(Some(stored)) => self.merge(stored, lock),
+            // The writer is about to store a newer record, or has no record to store yet.
+            Ok(None) if !self.writer.is_idle() || self.chain.record.is_empty() => {
+                self.stored.found_current();
             }
-            // The file was removed: the next write creates it again.
-            Ok(None) => {}
-            Err(error) => {
-                if !std::mem::replace(&mut self.is_store_problem_logged, true) {
-                    tracing::error!(
-                        credential = self.shared.name,
-                        %error,
-                        "the state file cannot be read: the tokens in memory stay in use"
-                    );
-                }
-            }
+            Ok(None) => self.stored.found_lost(self.shared.clock.wall()),
+            Err(error) => self
+                .stored
+                .found_unreadable(&error, self.shared.clock.wall()),
         }
     }
 
     fn merge(&mut self, stored: Record, lock: LockState) {
-        if let Some(token) = &stored.refresh_token
-            && stored.is_handwritten()
-            && self.chain.offer_seed(token.secret().clone())
-        {
-            self.timing.retry_now();
-        }
+        // An operator's file is kept until its refresh token has begun a chain.
+        let is_new_seed = stored.is_handwritten()
+            && stored.refresh_token.as_ref().is_some_and(|token| {
+                let is_new = self.chain.offer_seed(token.secret().clone());
+                if is_new {
+                    self.timing.retry_now();
+                }
+                is_new || self.chain.seed.as_ref() == Some(token)
+            });
         let ours = &mut self.chain.record;
         match stored.version().cmp(&ours.version()) {
-            Ordering::Greater => self.take_over(stored),
-            // A record that is not written yet is newer than the stored one.
-            Ordering::Equal if lock == LockState::Held && self.writer.is_idle() => {
-                if !ours.has_open_intent() && stored.has_open_intent() {
-                    tracing::warn!(
-                        credential = self.shared.name,
-                        "a process died during a refresh: the refresh token may have been used"
-                    );
-                }
-                self.chain.merge_notes(stored);
+            Ordering::Greater => {
+                self.stored.found_current();
+                self.take_over(stored);
             }
-            // An older record, from a backup for example: its refresh token was used.
-            Ordering::Equal | Ordering::Less => {}
+            // A record that is not written yet is newer than the stored one.
+            _ if !self.writer.is_idle() => self.stored.found_current(),
+            Ordering::Equal => {
+                self.stored.found_current();
+                if lock == LockState::Held {
+                    if !ours.has_open_intent() && stored.has_open_intent() {
+                        tracing::warn!(
+                            credential = self.shared.name,
+                            "a process died during a refresh: the refresh token may have been used"
+                        );
+                    }
+                    self.chain.merge_notes(stored);
+                }
+            }
+            Ordering::Less if is_new_seed => self.stored.found_current(),
+            // From a backup for example: its refresh token was used.
+            Ordering::Less => self.stored.found_lost(self.shared.clock.wall()),
         }
+    }
+
+    /// Under the lock: writes the record in memory if the stored one was lost.
+    pub(super) async fn restore_stored(&mut self) {
+        if self.stored.has_to_be_written() {
+            self.writer.save(self.chain.record.clone()).await;
+            self.stored.passed_to_writer();
+        }
+    }
+
+    /// At the end: a restart must find the newest tokens.
+    pub(super) async fn check_stored(&mut self) {
+        let Some(store) = self.store.clone() else {
+            return;
+        };
+        let check = async {
+            self.reload_record(LockState::NotHeld).await;
+            if !self.stored.has_to_be_written() {
+                return;
+            }
+            if self.lock.is_none() {
+                self.lock = store::lock(&*store, &*self.shared.clock).await.ok();
+            }
+            self.reload_record(LockState::Held).await;
+        };
+        // A process that holds the lock for longer stores its own tokens.
+        let _ = tokio::time::timeout(FINAL_CHECK_TIMEOUT, check).await;
+        self.restore_stored().await;
     }
 
     /// Goes on with the tokens that another process stored.
@@ -139,12 +176,21 @@ impl Refresher {
         if expiry.at <= now {
             return;
         }
+        let is_cached = self
+            .shared
+            .token
+            .load()
+            .as_ref()
+            .is_some_and(|token| *token.header() == header && token.expires_at() == expiry.at);
         if expiry.is_certain {
             let margin = schedule::margin(lifetime, self.policy.margin, backoff::random());
             let left = expiry.at.saturating_since(now);
             self.timing.refresh_at = now + left.saturating_sub(margin);
         }
-        self.publish(header, expiry.at);
+        // The same token under a newer version would look like a replacement of a rejected one.
+        if !is_cached {
+            self.publish(header, expiry.at);
+        }
     }
 
     /// Makes the record's access token the cached token.

@@ -5,7 +5,7 @@ use super::Refresher;
 use crate::{
     base::clock::Moment,
     token::{
-        state::{Outcome, Reason, Refresh, State, Status},
+        state::{Outcome, Problem, Reason, Refresh, State, Status},
         store::{Grant, RequestTime},
         token_response::{Failure, FailureClass, TokenResponse},
     },
@@ -19,7 +19,7 @@ impl Refresher {
     /// Publishes what has changed.
     pub(super) fn report(&mut self) {
         let expiry = self.expiry();
-        let reason = match &self.problem {
+        let reason = match self.current_problem() {
             Some(problem) => problem.reason,
             None if expiry.is_none() => Reason::Refreshing,
             None => Reason::Ok,
@@ -48,16 +48,20 @@ impl Refresher {
         self.warn_of_expiry();
     }
 
+    fn current_problem(&self) -> Option<&Problem> {
+        self.problem.as_ref().or_else(|| self.stored.problem())
+    }
+
     fn update_telemetry(&self) {
         let next_attempt = self.plan().due();
         let mut telemetry = self.shared.telemetry();
-        telemetry.problem = self.problem.as_ref().map(|problem| problem.detail.clone());
+        telemetry.problem = self.current_problem().map(|problem| problem.detail.clone());
         telemetry.refresh_token_expires_at = self
             .chain
             .record
             .refresh_token_expiry(self.policy.refresh_lifetime);
         telemetry.seed_refused = self.chain.is_seed_refused;
-        telemetry.persistence = self.writer.persistence();
+        telemetry.persistence = self.stored.persistence(self.writer.persistence());
         telemetry.next_attempt = next_attempt;
         telemetry.manual_refresh_at = telemetry.manual_refresh_at.max(self.timing.throttled_until);
     }
@@ -165,7 +169,7 @@ impl Refresher {
             to.state.label(),
             to.reason.label(),
         );
-        let detail = self.problem.as_ref().map_or("", |problem| &problem.detail);
+        let detail = self.current_problem().map_or("", |problem| &problem.detail);
         match to.state {
             State::Starting if to.reason == Reason::Refreshing => {
                 tracing::info!(credential, from, state, reason, "token state");

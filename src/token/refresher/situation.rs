@@ -51,6 +51,7 @@ impl Refresher {
             has_initial_grant: self.initial_grant.is_some(),
             grace_retry: self.policy.grace_retry,
             is_requested: self.shared.refresh_requested.load(Relaxed),
+            is_in_doubt: self.stored.is_in_doubt(),
             is_rejected: self.shared.early_refresh.load(Relaxed)
                 || cached
                     .as_ref()

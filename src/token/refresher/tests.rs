@@ -7,6 +7,7 @@ mod intents;
 mod properties;
 mod rejections;
 mod seeds;
+mod stored;
 
 use std::{io, time::Duration};
 

@@ -3,23 +3,31 @@
 //! | file | contents |
 //! |---|---|
 //! | `record.rs`, `record/format.rs` | the record of a credential, and its JSON |
+//! | `record/spent.rs` | the refresh tokens that were replaced |
 //! | `file.rs` | the state file and its lock |
+//! | `replace.rs` | replaces the file durably |
+//! | `platform.rs` | the calls of the operating system |
+//! | `warnings.rs` | what a volume does not offer |
 //! | `writer.rs` | writes records one at a time, with retries |
 
 mod file;
+mod platform;
 mod record;
+mod replace;
+mod warnings;
 mod writer;
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 
+pub use self::file::inspect;
 pub(super) use self::{
     file::FileStore,
-    record::{AccessToken, Grant, Intent, Record, RequestTime},
+    record::{AccessToken, Grant, Intent, Owner, Record, RequestTime},
     writer::Writer,
 };
-use crate::base::clock::Clock;
+use crate::base::{clock::Clock, process};
 
 /// How often a lock is tried that another process holds.
 const LOCK_POLL: Duration = Duration::from_millis(50);
@@ -83,11 +91,11 @@ pub enum Error {
         /// The path.
         path: PathBuf,
     },
-    /// Users other than its owner may read or write it.
+    /// Every user may read or write it, and it cannot be changed.
     #[error(
-        "state file {}: its mode {mode:03o} gives access to users other than its owner, and it \
-         contains tokens; run: chmod 600 '{}' \
-         (and get a new refresh token if another user may have read it)",
+        "state file {}: its mode {mode:03o} gives access to every user, and it contains tokens; \
+         run: chmod 600 '{}' (and get a new refresh token if another user may have read it), or, \
+         on a volume without modes, set token.state_file_permissions = \"ignore\"",
         path.display(), path.display()
     )]
     InsecureMode {
@@ -96,10 +104,24 @@ pub enum Error {
         /// Its permission bits.
         mode: u32,
     },
+    /// It belongs to another user, who could have written it or could read it.
+    #[error(
+        "state file {}: it belongs to user {owner}, who is neither the proxy's user nor root; run: \
+         chown {} '{}', or, on a volume without owners, set token.state_file_permissions = \
+         \"ignore\"",
+        path.display(), process::user_id().unwrap_or_default(), path.display()
+    )]
+    AnotherUser {
+        /// The file.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
     /// It cannot be written. A refresh would lose the refresh token that replaces the sent one.
     #[error(
         "state file {}: it cannot be written: {source}; make its folder writable for the proxy's \
-         user, or set token.state_file to another path", path.display()
+         user (in a container, mount the folder and not the single file), or set \
+         token.state_file to another path", path.display()
     )]
     Unwritable {
         /// The file.
@@ -112,10 +134,22 @@ pub enum Error {
         "state file {}: {problem}; it is left as it is: restore it from a backup, or move it away \
          and start again with a new refresh token", path.display()
     )]
-    Invalid {
+    Garbled {
         /// The file.
         path: PathBuf,
         /// The mistake, without the file's contents.
+        problem: String,
+    },
+    /// A newer version of this program wrote it, or it holds the tokens of another issuer or client.
+    #[error(
+        "state file {}: {problem}; it is left as it is: set token.state_file to a path of this \
+         proxy's own, or correct the configuration, or move the file away and log in again",
+        path.display()
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// The difference.
         problem: String,
     },
 }

@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+pub(in crate::token) use self::format::Owner;
+pub(in crate::token::store) use self::format::Unreadable;
 use self::spent::Spent;
 use crate::{
     base::{
@@ -117,6 +119,14 @@ impl Record {
         self.adopted.iter().any(|adopted| adopted == fingerprint)
     }
 
+    /// Whether there is nothing to store.
+    pub(in crate::token) fn is_empty(&self) -> bool {
+        self.refresh_token.is_none()
+            && self.access.is_none()
+            && self.intents.is_empty()
+            && self.adopted.is_empty()
+    }
+
     pub(in crate::token) fn version(&self) -> Version {
         Version::new(self.epoch, self.generation)
     }
@@ -139,7 +149,6 @@ impl Record {
             .map(RefreshToken::new)
             .or_else(|| grant.refresh_token().cloned());
         self.replace_refresh_token(newest, access.requested_at, grant);
-        self.generation = self.generation.saturating_add(1);
         if let Some(lifetime) = refresh_lifetime {
             self.refresh_token_expires_at = Some(access.requested_at + lifetime);
         }
@@ -174,6 +183,8 @@ impl Record {
         if let Grant::Seed(seed) = grant {
             self.adopt(seed);
         }
+        // Also without an access token: other processes must see that the record is newer.
+        self.generation = self.generation.saturating_add(1);
         let replaced = [self.refresh_token.clone(), grant.refresh_token().cloned()];
         if newest != self.refresh_token {
             self.refresh_token_since = Some(since);

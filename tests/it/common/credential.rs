@@ -44,6 +44,7 @@ pub(crate) fn config(folder: &std::path::Path) -> Config {
         refresh_margin: None,
         refresh_lifetime: Duration::from_secs(30 * 24 * 3600),
         grace_retry: true,
+        checks_state_file_permissions: true,
         wait: Duration::from_secs(10),
         cooldown: Duration::from_secs(10),
     }

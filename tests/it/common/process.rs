@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::{SocketAddr, TcpListener},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{self, Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU16, Ordering::Relaxed},
@@ -168,6 +169,12 @@ impl Program {
 
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
         fs::write(self.path(name), content).unwrap();
+    }
+
+    /// Closes a file to other users.
+    pub fn make_private(&self, name: &str) {
+        let private = fs::Permissions::from_mode(0o600);
+        fs::set_permissions(self.path(name), private).unwrap();
     }
 
     /// The text of a file; empty if the file does not exist.

@@ -24,6 +24,7 @@ fn defaults_are_as_documented() {
         config,
         warnings,
         file,
+        exposed_files: _,
     } = valid("smallest.toml");
     assert!(warnings.is_empty(), "{warnings:?}");
     assert_eq!(
@@ -122,6 +123,7 @@ fn defaults_are_as_documented() {
         (token.refresh_lifetime, token.grace_retry),
         (seconds(30 * 24 * 3600), true)
     );
+    assert!(token.checks_state_file_permissions);
     let issuer = token.issuer;
     assert_eq!(
         issuer.refresh_url.as_str(),
@@ -401,6 +403,7 @@ fn every_key_sets_its_value() {
         (token.refresh_lifetime, token.grace_retry),
         (seconds(16 * 24 * 3600), false)
     );
+    assert!(!token.checks_state_file_permissions);
     let issuer = token.issuer;
     assert_eq!(
         issuer.refresh_url.as_str(),

@@ -29,6 +29,7 @@ fn situation() -> Situation {
         has_initial_grant: false,
         grace_retry: true,
         is_requested: false,
+        is_in_doubt: false,
         is_rejected: false,
         refresh_at: at(3000),
         backoff_until: at(0),

@@ -347,6 +347,17 @@ impl Harness {
         self.store.disk.put(record);
     }
 
+    /// The file is removed.
+    pub(super) fn remove_stored(&self) {
+        *self.store.disk.record.lock().unwrap() = None;
+    }
+
+    /// The file cannot be read, or can be read again.
+    pub(super) fn make_unreadable(&self, is_unreadable: bool) {
+        let is = &self.store.disk.is_unreadable;
+        is.store(is_unreadable, Relaxed);
+    }
+
     /// Another process locks or unlocks the file.
     pub(super) fn hold_lock(&self, is_held: bool) {
         self.store.disk.is_locked.store(is_held, Relaxed);
@@ -376,6 +387,12 @@ impl Harness {
     /// A process after this one on the same machine.
     pub(super) async fn restart(self, setup: Setup) -> Self {
         setup.beside(&self.stop().await).start()
+    }
+
+    /// The same after [`Harness::stop`].
+    pub(super) async fn restart_after(self, setup: Setup) -> Self {
+        self.hold_lock(false);
+        setup.beside(&self).start()
     }
 
     /// `kill -9`, and a process after this one.
@@ -455,6 +472,7 @@ impl InitialGrant for Arc<ScriptedCalls> {
 #[derive(Default)]
 struct Disk {
     record: Mutex<Option<Record>>,
+    is_unreadable: AtomicBool,
     is_locked: AtomicBool,
 }
 
@@ -511,13 +529,22 @@ impl Store for Arc<ScriptedStore> {
                 record: Arc::clone(&record),
             };
             store.saves.lock().unwrap().push(save);
+            if store.disk.is_unreadable.load(Relaxed) {
+                return Err(io::Error::other("its format 2 is unknown"));
+            }
             (store.result)(n).inspect(|()| store.disk.put(Record::clone(&record)))
         })
     }
 
     fn load(&self) -> BoxFuture<'static, Result<Option<Record>, StoreError>> {
-        let record = self.disk.record();
-        Box::pin(async move { Ok(record) })
+        let record = match self.disk.is_unreadable.load(Relaxed) {
+            true => Err(StoreError::Foreign {
+                path: "token.json".into(),
+                problem: "its format 2 is unknown".to_owned(),
+            }),
+            false => Ok(self.disk.record()),
+        };
+        Box::pin(async move { record })
     }
 
     fn try_lock(&self) -> BoxFuture<'static, io::Result<Option<Lock>>> {

@@ -1,6 +1,6 @@
 //! The state file's format: JSON.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -8,18 +8,69 @@ use zeroize::Zeroizing;
 use super::{AccessToken, Intent, Record, Spent, from_millis, millis, to_millis};
 use crate::{
     base::{clock::Moment, secret::Secret},
-    token::{refresh_token::RefreshToken, token_response::is_valid_access_token},
+    token::{
+        issuer::IssuerConfig, refresh_token::RefreshToken, token_response::is_valid_access_token,
+    },
 };
 
 const FORMAT: u32 = 1;
 
+/// The issuer and the client that tokens belong to. Another issuer must not see them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::token) struct Owner {
+    /// Its origin.
+    issuer: String,
+    client_id: String,
+}
+
+impl Owner {
+    pub(in crate::token) fn new(config: &IssuerConfig) -> Self {
+        Self {
+            issuer: config.refresh_url.origin().ascii_serialization(),
+            client_id: config.client_id.clone(),
+        }
+    }
+
+    /// The same cloud may be addressed by http and by https.
+    fn is_same(&self, other: &Self) -> bool {
+        let host = |owner: &Self| match owner.issuer.split_once("://") {
+            Some((_, host)) => host.to_owned(),
+            None => owner.issuer.clone(),
+        };
+        host(self) == host(other) && self.client_id == other.client_id
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |text: &str| text.chars().take(200).collect::<String>();
+        let (client, issuer) = (shown(&self.client_id), shown(&self.issuer));
+        write!(f, "client {client:?} of issuer {issuer:?}")
+    }
+}
+
+/// Why the contents of a state file are not used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::token::store) enum Unreadable {
+    /// It is not a record: the mistake and its position, without any of the contents.
+    Garbled(String),
+    /// A newer version of this program wrote it, or another issuer's tokens are in it: it must not
+    /// be replaced.
+    Foreign(String),
+}
+
 impl Record {
     /// JSON, in one allocation, which is wiped on drop.
-    pub(in crate::token::store) fn to_json(&self) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
+    pub(in crate::token::store) fn to_json(
+        &self,
+        owner: &Owner,
+    ) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
         let access = self.access.as_ref();
         let text = |secret: &Secret| secret.expose().to_owned();
         let format = Format {
             format: FORMAT,
+            issuer: Some(owner.issuer.clone()),
+            client_id: Some(owner.client_id.clone()),
             epoch: self.epoch,
             generation: self.generation,
             refresh_token: self
@@ -47,8 +98,11 @@ impl Record {
         // worst case: every byte escaped.
         let secrets = format.access_token.as_ref().map_or(0, String::len)
             + format.refresh_token.as_ref().map_or(0, String::len);
-        let others =
-            80 * self.adopted.len() + 512 * self.intents.len() + self.spent.json_size() + 1024;
+        let others = 80 * self.adopted.len()
+            + 512 * self.intents.len()
+            + self.spent.json_size()
+            + 6 * (owner.issuer.len() + owner.client_id.len())
+            + 1024;
         let mut json = Zeroizing::new(Vec::with_capacity(6 * secrets + others));
         serde_json::to_writer_pretty(&mut *json, &format)?;
         json.push(b'\n');
@@ -56,29 +110,41 @@ impl Record {
     }
 
     /// # Errors
-    /// The mistake and its position, without any of the contents.
-    pub(in crate::token::store) fn from_json(json: &[u8]) -> Result<Self, String> {
+    /// When it is not a record of this owner.
+    pub(in crate::token::store) fn from_json(
+        json: &[u8],
+        owner: &Owner,
+    ) -> Result<Self, Unreadable> {
         #[derive(Deserialize)]
         struct Head {
-            format: u32,
+            format: serde_json::Value,
         }
         // The parser's message may quote a value, so only its position is used.
         let garbled = |error: serde_json::Error| {
-            format!(
+            Unreadable::Garbled(format!(
                 "line {}, column {}: this is not a state file of this program",
                 error.line(),
                 error.column()
-            )
+            ))
         };
         let head: Head = serde_json::from_slice(json).map_err(garbled)?;
         if head.format != FORMAT {
-            return Err(format!(
-                "its format {} is unknown to this version of the program",
-                head.format
-            ));
+            // Anything but a number is not quoted.
+            let number = head.format.as_number().map(|number| format!(" {number}"));
+            return Err(Unreadable::Foreign(format!(
+                "its format{} is unknown to this version of the program",
+                number.unwrap_or_default()
+            )));
         }
         let mut format: Format = serde_json::from_slice(json).map_err(garbled)?;
-        let access = format.take_access()?;
+        if let Some(other) = format.take_owner(owner)
+            && !other.is_same(owner)
+        {
+            return Err(Unreadable::Foreign(format!(
+                "it holds the tokens of {other}, and this proxy is {owner}"
+            )));
+        }
+        let access = format.take_access().map_err(Unreadable::Garbled)?;
         Ok(Self {
             epoch: format.epoch,
             generation: format.generation,
@@ -103,6 +169,8 @@ impl Record {
 #[derive(Serialize, Deserialize)]
 struct Format {
     format: u32,
+    issuer: Option<String>,
+    client_id: Option<String>,
     #[serde(default)]
     epoch: u64,
     #[serde(default)]
@@ -128,6 +196,15 @@ struct Format {
 }
 
 impl Format {
+    /// Records of older versions and those that an operator wrote name none.
+    fn take_owner(&mut self, ours: &Owner) -> Option<Owner> {
+        let (issuer, client_id) = (self.issuer.take(), self.client_id.take());
+        (issuer.is_some() || client_id.is_some()).then(|| Owner {
+            issuer: issuer.unwrap_or_else(|| ours.issuer.clone()),
+            client_id: client_id.unwrap_or_else(|| ours.client_id.clone()),
+        })
+    }
+
     /// An access token of unknown age is not used: `None`.
     fn take_access(&mut self) -> Result<Option<AccessToken>, String> {
         let (Some(secret), Some(lifetime), Some(requested_at)) = (

@@ -36,8 +36,17 @@ fn record(clock: &dyn Clock) -> Record {
     record
 }
 
+fn owner() -> Owner {
+    Owner::new(&crate::token::testing::config(None).issuer)
+}
+
+fn read(json: &str) -> Result<Record, Unreadable> {
+    Record::from_json(json.as_bytes(), &owner())
+}
+
 fn reparsed(record: &Record) -> Record {
-    Record::from_json(&record.to_json().expect("JSON")).expect("readable")
+    let json = record.to_json(&owner()).expect("JSON");
+    Record::from_json(&json, &owner()).expect("readable")
 }
 
 /// A machine like `Simulated::new`, with this boot id, uptime and difference to the wall clock of
@@ -76,13 +85,16 @@ fn serialising_never_reallocates() {
         record.adopt(&token(&n.to_string()));
         record.open_intent(&token(&n.to_string()), &clock);
     }
-    let json = record.to_json().expect("JSON");
+    let json = record.to_json(&owner()).expect("JSON");
     assert_eq!(record.adopted.len(), MAX_ADOPTED);
     assert!(json.len() > 6 * 16 * 1024);
     // A vector that had grown would have doubled its capacity.
     assert_eq!(
         json.capacity(),
-        6 * (16 * 1024 + 3) + 80 * MAX_ADOPTED + 512 * MAX_INTENTS + 1024
+        6 * (16 * 1024 + 3 + "http://127.0.0.1:1id".len())
+            + 80 * MAX_ADOPTED
+            + 512 * MAX_INTENTS
+            + 1024
     );
 }
 
@@ -238,16 +250,15 @@ async fn an_expiry_of_another_time_namespace_is_ignored() {
 
 #[test]
 fn the_least_state_file_holds_a_refresh_token() {
-    let record = Record::from_json(br#"{"format": 1, "refresh_token": "r"}"#).expect("readable");
+    let record = read(r#"{"format": 1, "refresh_token": "r"}"#).expect("readable");
     assert_eq!(record.refresh_token.expect("there").secret().expose(), "r");
     assert!(record.access.is_none());
 }
 
 #[test]
 fn an_access_token_of_unknown_age_is_dropped() {
-    let record = Record::from_json(
-        br#"{"format": 1, "refresh_token": "r", "access_token": "a", "lifetime_ms": 1}"#,
-    );
+    let record =
+        read(r#"{"format": 1, "refresh_token": "r", "access_token": "a", "lifetime_ms": 1}"#);
     assert!(record.expect("readable").access.is_none());
 }
 
@@ -259,7 +270,6 @@ fn mistakes_are_placed_and_never_quoted() {
             "{\"format\": 1,\n \"generation\": \"s3cret\"}",
             "line 2, column 23",
         ),
-        ("{\"format\": 2, \"refresh_token\": \"s3cret\"}", "format 2"),
         ("{\"refresh_token\": \"s3cret\"}", "line 1"),
         (
             "{\"format\": 1, \"access_token\": \"s3cret\\r\\n\", \"lifetime_ms\": 1, \
@@ -267,7 +277,67 @@ fn mistakes_are_placed_and_never_quoted() {
             "access token",
         ),
     ] {
-        let error = Record::from_json(json.as_bytes()).expect_err("refused");
+        let Err(Unreadable::Garbled(error)) = read(json) else {
+            panic!("{json} is garbled")
+        };
         assert!(error.contains(says) && !error.contains("s3cret"), "{error}");
+    }
+}
+
+#[test]
+fn field_a15_records_of_another_format_are_told_apart_from_garbage() {
+    for (format, says) in [
+        ("2", "format 2 is"),
+        ("0", "format 0 is"),
+        ("-1", "format -1 is"),
+        ("1.5", "format 1.5 is"),
+        ("1e300", "format 1e+300 is"),
+        ("\"s3cret\"", "format is"),
+        ("null", "format is"),
+        ("[\"s3cret\"]", "format is"),
+    ] {
+        let json = format!("{{\"refresh_token\": {{}}, \"format\": {format}}}");
+        let Err(Unreadable::Foreign(error)) = read(&json) else {
+            panic!("{json} is of another format")
+        };
+        assert!(error.contains(says) && !error.contains("s3cret"), "{error}");
+    }
+}
+
+#[test]
+fn field_a18_a_record_names_its_issuer_and_client() {
+    let json = Record::default().to_json(&owner()).expect("JSON");
+    let owned_by = |url: &str, client_id: &str| {
+        let mut config = crate::token::testing::config(None).issuer;
+        config.refresh_url = url.parse().expect("a URL");
+        config.client_id = client_id.to_owned();
+        Record::from_json(&json, &Owner::new(&config))
+    };
+    for (url, client_id) in [
+        ("http://127.0.0.1:1/", "id"),
+        ("http://127.0.0.1:1/another/path.do?x", "id"),
+        ("https://127.0.0.1:1/", "id"),
+    ] {
+        assert!(owned_by(url, client_id).is_ok(), "{url}");
+    }
+    for (url, client_id) in [
+        ("http://127.0.0.1:2/", "id"),
+        ("http://127.0.0.2:1/", "id"),
+        ("http://127.0.0.1:1/", "another"),
+        ("http://127.0.0.1:1/", "ID"),
+    ] {
+        let Err(Unreadable::Foreign(error)) = owned_by(url, client_id) else {
+            panic!("{url}, {client_id}: another owner")
+        };
+        assert!(error.contains("client \"id\""), "{error}");
+    }
+    for (json, is_ours) in [
+        (r#"{"format": 1}"#, true),
+        (r#"{"format": 1, "client_id": "id"}"#, true),
+        (r#"{"format": 1, "client_id": "another"}"#, false),
+        (r#"{"format": 1, "issuer": "http://127.0.0.1:1"}"#, true),
+        (r#"{"format": 1, "issuer": ""}"#, false),
+    ] {
+        assert_eq!(read(json).is_ok(), is_ours, "{json}");
     }
 }
