@@ -129,8 +129,10 @@ async fn fault_11_killed_at_every_system_call_of_persisting() {
         on_the_path * 2 >= kills,
         "too few kills hit the state: {hits:?}"
     );
+    // A response that is complete in a temporary file is recovered, so only kills before that lose
+    // one.
     assert!(
-        lost * 8 >= kills,
+        lost * 16 >= kills,
         "too few kills lost a response: {lost} of {kills}"
     );
 }
