@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `main_job`, `data_path`, `uploads`, `field_uploads`, `reuse`, `protocols`, `http2`, `tunnel`, `field_h2` | what an app notices: tokens, replays, bodies, connections, versions of HTTP |
 //! | `field_heads` | what heads of messages may look like, in both directions |
+//! | `field_mapping`, `field_everything` | URLs, cookies and ranges in messages; every change that is made to a message |
 //! | `rewrite`, `clients`, `certificates`, `tls` | URLs in responses, client authentication, certificates and their reload |
 //! | `bad_input`, `differential`, `limits`, `slow`, `http2_attacks`, `secrets` | hostile clients; nginx and HAProxy as references; secrets in outputs |
 //! | `faults`, `issuer`, `crashes`, `login`, `machine`, `field_replay` | the token's lifecycle: issuers that fail, kills, first tokens, clocks |
@@ -46,6 +47,7 @@ mod differential;
 mod documents;
 mod faults;
 mod field_call;
+mod field_everything;
 mod field_h2;
 mod field_heads;
 mod field_mapping;
