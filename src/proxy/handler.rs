@@ -107,6 +107,10 @@ pub(crate) async fn handle(
             .headers_mut()
             .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    // The proxy's own, or from HTTP/2: hyper has recorded no spelling of names.
+    if exchange.state.is_http1() && response.extensions().is_empty() {
+        *response.extensions_mut() = worker.usual_names.clone();
+    }
     // For a response of a later version, hyper adds `Connection: keep-alive` for HTTP/1.0 clients.
     *response.version_mut() = if is_last {
         head.version

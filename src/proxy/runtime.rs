@@ -10,6 +10,7 @@ use crate::{
     proxy::{
         config::ServerTls,
         connection::lingering,
+        message::spelling,
         metrics::Metrics,
         server::listener::accept,
         worker::{Shared, Worker},
@@ -64,7 +65,8 @@ async fn run(
     listeners: Vec<WorkerListener>,
     stop: CancellationToken,
 ) {
-    let (worker, unread_bodies) = Worker::new(shared, metrics);
+    let usual_names = spelling::usual().await;
+    let (worker, unread_bodies) = Worker::new(shared, metrics, usual_names);
     // The worker cannot serve without any of these.
     let mut lasting = JoinSet::new();
     lasting.spawn_local(Rc::clone(&worker.ticker).run());

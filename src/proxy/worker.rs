@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use http::{HeaderValue, StatusCode, request, response};
+use http::{Extensions, HeaderValue, StatusCode, request, response};
 use parking_lot::Mutex;
 use slab::Slab;
 use tokio::sync::{Notify, mpsc};
@@ -86,12 +86,15 @@ pub(crate) struct Worker {
     connections_logged: PerLabel<ConnectionRejection, PerSecond>,
     requests_logged: PerSecond,
     responses_observed: PerSecond,
+    /// The spelling of field names in messages that did not come over HTTP/1.
+    pub(crate) usual_names: Extensions,
 }
 
 impl Worker {
     pub(crate) fn new(
         shared: Arc<Shared>,
         metrics: Arc<Metrics>,
+        usual_names: Extensions,
     ) -> (Rc<Self>, mpsc::UnboundedReceiver<UnreadBody>) {
         let ticker = Ticker::new();
         let upstreams = shared.upstreams.iter().map(|shared| {
@@ -128,6 +131,7 @@ impl Worker {
             connections_logged: PerLabel::default(),
             requests_logged: PerSecond::default(),
             responses_observed: PerSecond::default(),
+            usual_names,
             shared,
         });
         (worker, unread_bodies)

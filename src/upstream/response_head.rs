@@ -1,14 +1,14 @@
 //! The heads of HTTP/1 responses, before hyper reads them.
 //!
 //! hyper refuses a response for one byte that its parser does not expect: a control character in a
-//! value, the hundred-and-first field. Other proxies forward such a response. So what a server sends
-//! is repaired first: the byte is replaced, and fields beyond the number that hyper accepts are
-//! handed past it. A head that needs no repair is neither copied nor changed.
+//! value, the hundred-and-first field. Other proxies forward such a response. So a head is repaired
+//! first: the byte is replaced, and fields beyond the number that hyper accepts are added to the
+//! response afterwards. A head that needs no repair is neither copied nor changed.
 //!
-//! Bodies are not looked at: the connection is told when a request is sent, and is transparent from
-//! the end of the response's head to the next request. The end of a head is the first empty line,
-//! as for hyper, and fields that frame the body are never repaired; so the repair changes no
-//! decision about where a message ends.
+//! Bodies are not read: the users of the connection announce each request, and the reader is
+//! transparent from the end of the response's head to the next request. The end of a head is the
+//! first empty line, as for hyper, and fields that frame the body are never repaired. So the repair
+//! changes no decision about where a message ends.
 
 mod repair;
 

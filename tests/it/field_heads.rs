@@ -163,6 +163,69 @@ async fn field_b12_usual_and_unusual_names_on_one_connection() {
     }
 }
 
+/// HTTP/2 has no capital letters, and neither has what the proxy itself writes.
+#[tokio::test]
+async fn field_b12_other_names_have_their_usual_spelling() {
+    // From HTTP/2 to HTTP/1.1.
+    let upstream = Upstream::new().start().await;
+    let proxy = upstream.proxy(&[]).await;
+    let mut client = greeted(proxy.address, &[]).await;
+    let fields = [field(b"soapaction", b"x"), field(b"x-any", b"x")].concat();
+    let block = [head(POST, "/x"), fields].concat();
+    let flags = END_HEADERS | END_STREAM;
+    write(&mut client, HEADERS, flags, 1, &block).await.unwrap();
+    until(&mut client, HEADERS, 1).await.expect("a response");
+    let received = upstream.requests().pop().unwrap().head;
+    for name in [
+        "Host",
+        "SOAPAction",
+        "X-Any",
+        "Authorization",
+        "CDN-Loop",
+        "X-Forwarded-For",
+    ] {
+        assert!(names(&received).contains(&name), "{name}: {received}");
+    }
+    // And back.
+    let address = scripted(move |_, mut stream| async move {
+        accept(&mut stream, &[]).await?;
+        loop {
+            let frame = next(&mut stream).await?;
+            if frame.kind == HEADERS {
+                let fields = [
+                    field(b"etag", b"x"),
+                    field(b"www-authenticate", b"x"),
+                    field(b"ms-author-via", b"x"),
+                    field(b"content-type", b"x"),
+                ];
+                let block = [&[0x88][..], &fields.concat()].concat();
+                write(&mut stream, HEADERS, flags, frame.stream, &block).await?;
+            }
+        }
+    })
+    .await;
+    let proxy = in_front_of(address, &[("upstream.http2", "always")]).await;
+    let response = proxy.ask("GET /", "Host: localhost\r\n").await;
+    for name in [
+        "ETag",
+        "WWW-Authenticate",
+        "MS-Author-Via",
+        "Content-Type",
+        "Cache-Control",
+    ] {
+        assert!(names(&response).contains(&name), "{name}: {response}");
+    }
+    // The proxy's own.
+    let key = ("client[0].key", "0123456789abcdef0123456789abcdef");
+    let more = [("client[0].name", "app"), ("client[0].basic", "app"), key];
+    let proxy = upstream.proxy(&more).await;
+    let response = proxy.ask("GET /", "Host: localhost\r\n").await;
+    assert_eq!(status(&response), 401, "{response}");
+    for name in ["WWW-Authenticate", "Content-Type", "Proxy-Status"] {
+        assert!(names(&response).contains(&name), "{name}: {response}");
+    }
+}
+
 #[tokio::test]
 async fn field_b12_an_upgrade_keeps_the_spelling() {
     let reply = bytes(

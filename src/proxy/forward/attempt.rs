@@ -516,8 +516,12 @@ impl RequestContext<'_> {
         *request.headers_mut() = headers::outbound(self.head, &outbound);
         // The letter case of the names, as hyper recorded it. Usual names are written like
         // `Content-Type` anyway, which is cheaper than to look each one up.
-        if !lease.is_http2() && self.exchange.state.has_unusual_names() {
-            *request.extensions_mut() = self.head.extensions.clone();
+        if !lease.is_http2() {
+            if self.head.version == Version::HTTP_2 {
+                *request.extensions_mut() = self.worker.usual_names.clone();
+            } else if self.exchange.state.has_unusual_names() {
+                *request.extensions_mut() = self.head.extensions.clone();
+            }
         }
         if let Some(gate) = gate {
             gate.prepare(&mut request);

@@ -8,6 +8,7 @@
 //! | `json_body` | which bodies are JSON |
 //! | `judge` | which responses are authorization failures, and which requests may be replayed |
 //! | `methods` | which methods are idempotent |
+//! | `spelling` | the usual letter case of field names |
 //! | `observed` | error codes and origins in JSON that are not configured, for `/status` |
 
 pub(crate) mod cache_control;
@@ -16,4 +17,5 @@ pub(crate) mod json_body;
 pub(crate) mod judge;
 pub(crate) mod methods;
 pub mod observed;
+pub(crate) mod spelling;
 pub mod urls;
