@@ -264,6 +264,7 @@ const KEYS: &[Key] = &[
     default("proxy.body_idle_timeout", Text, r#""60s""#),
     default("proxy.min_body_rate", Text, r#""240B""#),
     default("proxy.idle_timeout", Text, r#""75s""#),
+    default("proxy.half_closed_timeout", Text, r#""30s""#),
     default("proxy.tunnel_idle_timeout", Text, r#""1h""#),
     default("proxy.drain_delay", Text, r#""0s""#),
     default("proxy.drain_timeout", Text, r#""30s""#),

@@ -88,6 +88,7 @@ fn proxy(r: &mut Reader, listeners: Vec<ListenerEntry>) -> proxy::Config {
             })
             .unwrap_or_default(),
         idle_timeout: r.positive_duration("proxy.idle_timeout"),
+        half_closed_timeout: r.positive_duration("proxy.half_closed_timeout"),
         tunnel_idle_timeout: r.positive_duration("proxy.tunnel_idle_timeout"),
         drain_delay: r.duration("proxy.drain_delay"),
         drain_timeout: r.duration("proxy.drain_timeout"),

@@ -34,6 +34,8 @@ pub struct Config {
     pub min_body_rate: usize,
     /// How long a connection may wait for its next request.
     pub idle_timeout: Duration,
+    /// How long a client that has closed its sending side may take no byte of its response.
+    pub half_closed_timeout: Duration,
     /// How long an upgraded connection may carry no bytes.
     pub tunnel_idle_timeout: Duration,
     /// How long to go on accepting after readiness is off, so that load balancers notice.

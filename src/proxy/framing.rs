@@ -101,6 +101,14 @@ impl Framing {
         self.has_unusual_names
     }
 
+    /// Whether the last head's body is not complete.
+    pub(crate) fn is_in_body(&self) -> bool {
+        match self.state {
+            State::Head(_) => false,
+            State::Length(_) | State::Chunks(_) => true,
+        }
+    }
+
     /// Scans more bytes. `bytes` begins with those that the last call left over. Must not be called
     /// after a fault.
     pub(crate) fn read(&mut self, bytes: &[u8]) -> Scan {

@@ -48,6 +48,9 @@ pub(crate) async fn handle(
     let view = exchange.begin(worker.view());
     let number = exchange.state.begin_exchange();
     let (head, body, upgrade) = split_request(request);
+    if upgrade.is_some() {
+        exchange.state.expect_upgrade();
+    }
     let body = RequestBody::new(body, &head, &worker.shared.kept, &exchange, number);
     let mut in_flight = InFlightGuard::new(&worker, &exchange, number, body.clone(), received);
     let route = view.routes.choose(&head);

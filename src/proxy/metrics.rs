@@ -132,6 +132,8 @@ labels! {
         BodyRate => "min_body_rate",
         /// No next request came.
         Idle => "idle_timeout",
+        /// A client that had closed its side took nothing of its response.
+        HalfClosed => "half_closed_timeout",
         /// Nothing moved through an upgraded connection.
         Tunnel => "tunnel_idle_timeout",
     }

@@ -21,15 +21,18 @@ use tokio::{
     sync::Notify,
 };
 
+use tokio_rustls::TlsConnector;
+
 use crate::common::{
-    Client, LIMIT, Proxy, connect,
+    Client, LIMIT, Proxy, connect, eventually,
     frames::{
         DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, POST, RST_STREAM, accept, greeted,
         next as next_frame, request, until, write,
     },
     get, in_front_of, issuer, post, proxy, read_head, read_to_close, scripted,
-    tls::{cloud, write as write_file},
-    upstream::{Upstream, bytes, ok, read_body, unauthorized, values},
+    tls::{authority, client_config, cloud, identity, write as write_file},
+    toml,
+    upstream::{Upstream, bytes, ok, read_body, silence, unauthorized, values},
 };
 
 /// A proxy with one worker in front of an upstream that closes each connection instead of
@@ -579,4 +582,110 @@ async fn field_c11_and_d5_interim_responses_renew_the_timeout_within_a_bound() {
         assert_eq!(run(is_http2, 1, each(60_000), "50ms", get("/")).await, 504);
         assert_eq!(run(is_http2, endless, each(5), "50ms", get("/")).await, 504);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_b15_clients_that_gave_up_hold_no_request() {
+    let upstream = Upstream::new().on("/hang", silence()).start().await;
+    let more = [
+        ("proxy.half_closed_timeout", "200ms"),
+        ("proxy.max_requests", "50"),
+        ("proxy.workers", "1"),
+    ];
+    let proxy = upstream.proxy(&more).await;
+    let next = "GET /next HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    for request in [
+        "GET /hang HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(),
+        "GET /hang HTTP/1.0\r\n\r\n".to_owned(),
+        "POST /hang HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nhi".to_owned(),
+        // The end stands behind another request.
+        format!("GET /hang HTTP/1.1\r\nHost: localhost\r\n\r\n{next}"),
+    ] {
+        let mut clients = Vec::new();
+        for _ in 0..50 {
+            let mut client = connect(proxy.address, &request).await;
+            client.shutdown().await.unwrap();
+            clients.push(client);
+        }
+        eventually("all have gone", async || {
+            proxy.metric("bearer_proxy_requests_in_flight").await == 0.0
+        })
+        .await;
+        assert_eq!(proxy.get("/next").await.status(), 200, "{request}");
+    }
+    let late = "bearer_proxy_clients_late_total{limit=\"half_closed_timeout\"}";
+    assert_eq!(proxy.metric(late).await, 200.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_b15_a_client_that_closes_its_side_and_reads_gets_its_responses() {
+    let slow = Arc::new(Notify::new());
+    let release = Arc::clone(&slow);
+    let reply = ok("slow").after(move || {
+        let release = Arc::clone(&release);
+        async move { release.notified().await }
+    });
+    let upstream = Upstream::new().on("/slow", reply).start().await;
+    let proxy = upstream.proxy(&[]).await;
+    // Two requests at once, and then the end: the second one was read while the first was served.
+    let request = "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n\
+                   GET /next HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut client = connect(proxy.address, request).await;
+    client.shutdown().await.unwrap();
+    proxy.until_in_flight(1).await;
+    slow.notify_one();
+    let got = read_to_close(&mut client).await;
+    assert_eq!(got.matches("HTTP/1.1 200 OK").count(), 2, "{got}");
+    assert!(
+        got.contains("\r\n\r\nslowHTTP/1.1") && got.ends_with("ok"),
+        "{got}"
+    );
+    // A large response is read slowly, but read.
+    let large = Upstream::always(ok(vec![b'x'; 20_000_000])).start().await;
+    let proxy = large.proxy(&[("proxy.half_closed_timeout", "500ms")]).await;
+    let mut client = connect(proxy.address, "GET / HTTP/1.0\r\n\r\n").await;
+    client.shutdown().await.unwrap();
+    let (mut count, mut buffer) = (0, vec![0; 1_000_000]);
+    loop {
+        let n = tokio::time::timeout(LIMIT, client.read(&mut buffer))
+            .await
+            .unwrap()
+            .unwrap();
+        if n == 0 {
+            break;
+        }
+        count += n;
+        tokio::time::sleep(Duration::from_millis(20)).await; // a slow reader
+    }
+    assert!(count > 20_000_000, "{count}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_b15_a_close_over_tls_is_noticed_as_well() {
+    let upstream = Upstream::new()
+        .on("/hang", silence())
+        .issuing()
+        .start()
+        .await;
+    let folder = tempfile::tempdir().unwrap();
+    let authority = authority();
+    let (chain, key) = identity(&authority, "localhost", false);
+    write_file(folder.path(), "proxy.pem", &chain);
+    write_file(folder.path(), "proxy.key", &key);
+    write_file(folder.path(), "ca.pem", &authority.pem());
+    let more = "proxy.half_closed_timeout = \"200ms\"\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
+                tls = { cert_file = \"proxy.pem\", key_file = \"proxy.key\", client_ca_file = \"ca.pem\" }";
+    let proxy = toml::proxy_in(folder.path(), &upstream.origin(), more).await;
+    let own = identity(&authority, "client", false);
+    let connector = TlsConnector::from(Arc::new(client_config(&authority, Some(own))));
+    let stream = TcpStream::connect(proxy.address).await.unwrap();
+    let name = "localhost".try_into().unwrap();
+    let mut client = connector.connect(name, stream).await.unwrap();
+    client
+        .write_all(b"GET /hang HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .await
+        .unwrap();
+    proxy.until_in_flight(1).await;
+    client.shutdown().await.unwrap();
+    proxy.until_in_flight(0).await;
 }

@@ -27,11 +27,16 @@ impl ClientDeadlines {
         .await
     }
 
-    /// Counts the timeout that has expired. `read_timeout` is what the read deadline stood for;
-    /// `None`: closing was the proxy's decision.
-    pub(crate) fn count_expired(&self, read_timeout: Option<ClientTimeout>, metrics: &Metrics) {
+    /// Counts the timeout that has expired. The two are what the deadlines stood for; `None`: closing
+    /// was the proxy's decision.
+    pub(crate) fn count_expired(
+        &self,
+        read_timeout: Option<ClientTimeout>,
+        write_timeout: ClientTimeout,
+        metrics: &Metrics,
+    ) {
         let timeout = if self.write.is_due() {
-            Some(ClientTimeout::Body)
+            Some(write_timeout)
         } else {
             read_timeout
         };

@@ -44,6 +44,10 @@ pub(crate) struct Http1State {
     /// Number of the current exchange: what ends an earlier one late must not end this one.
     exchange: AtomicU32,
     pub(super) backlog: Backlog,
+    /// The client has closed its side during the exchange.
+    is_half_closed: AtomicBool,
+    /// The exchange may turn the connection into a tunnel.
+    may_upgrade: AtomicBool,
     /// A response that only the close delimits was cut short: a FIN would complete it.
     is_aborted: AtomicBool,
     /// The number of an exchange, the connection's last one, whose request is malformed, and why.
@@ -64,6 +68,8 @@ impl Http1State {
             phase: AtomicU8::new(Phase::Idle as u8),
             exchange: AtomicU32::default(),
             backlog: Backlog::default(),
+            is_half_closed: AtomicBool::default(),
+            may_upgrade: AtomicBool::default(),
             is_aborted: AtomicBool::default(),
             malformed: OnceLock::new(),
             has_unusual_names: AtomicBool::default(),
@@ -79,17 +85,45 @@ impl Http1State {
     }
 
     /// Whether a request is being served.
-    pub(super) fn is_in_exchange(&self) -> bool {
+    pub(crate) fn is_in_exchange(&self) -> bool {
         self.is(Phase::Exchange)
     }
 
     /// A request's head has been received. Returns the exchange's number.
     pub(super) fn begin_exchange(&self) -> u32 {
         self.enter(Phase::Exchange);
+        self.may_upgrade.store(false, Relaxed);
         self.timers.begin_exchange();
         let number = self.exchange.load(Relaxed).wrapping_add(1);
         self.exchange.store(number, Relaxed);
         number
+    }
+
+    /// The exchange may turn the connection into a tunnel, whose bytes must stay unread until then.
+    pub(crate) fn expect_upgrade(&self) {
+        self.may_upgrade.store(true, Relaxed);
+    }
+
+    /// Whether bytes of the client may be read that are not part of this exchange.
+    pub(crate) fn may_read_ahead(&self) -> bool {
+        !self.may_upgrade.load(Relaxed)
+    }
+
+    /// The client has closed its side during the exchange: it waits for the response, or has gone.
+    pub(super) fn half_closed(&self) {
+        if !self.is_half_closed.swap(true, Relaxed) {
+            let timeouts = &self.timers.timeouts;
+            self.timers.write.arm_if_idle(timeouts.half_closed);
+        }
+    }
+
+    /// The timeout that the write deadline stands for.
+    pub(crate) fn write_timeout(&self) -> ClientTimeout {
+        if self.is_half_closed.load(Relaxed) {
+            ClientTimeout::HalfClosed
+        } else {
+            ClientTimeout::Body
+        }
     }
 
     /// The response is complete and the request has been read to its end.
@@ -119,8 +153,14 @@ impl Http1State {
     /// A write to the socket was tried.
     pub(super) fn written(&self, written: &Poll<io::Result<usize>>) {
         self.backlog.written(written);
-        if self.timers.written(written) && self.is(Phase::Flushing) {
+        if !self.timers.written(written) {
+            return;
+        }
+        if self.is(Phase::Flushing) {
             self.timers.read.arm(self.timers.timeouts.body_idle);
+        }
+        if self.is_half_closed.load(Relaxed) {
+            self.timers.write.arm(self.timers.timeouts.half_closed);
         }
     }
 
@@ -128,6 +168,10 @@ impl Http1State {
     pub(super) fn flushed(&self) {
         self.backlog.flushed();
         if self.is(Phase::Flushing) {
+            if self.is_half_closed.load(Relaxed) {
+                self.is_half_closed.store(false, Relaxed);
+                self.timers.write.disarm();
+            }
             self.enter(Phase::Idle);
             self.timers.read.arm(self.timers.timeouts.idle());
         }

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -19,6 +20,9 @@ use crate::{
 
 /// Plain TCP or a Unix socket, or TLS over it.
 pub(crate) type Transport = Either<Stream, Box<TlsStream<Stream>>>;
+
+/// The most that is read of a client during an exchange and not yet needed.
+const READ_AHEAD: usize = 4096;
 
 /// The client's socket.
 pub(crate) struct Io {
@@ -57,6 +61,49 @@ impl Io {
         self.unread = bytes;
     }
 
+    /// Whether bytes were read that no reader has taken.
+    pub(crate) fn has_unread(&self) -> bool {
+        !self.unread.is_empty()
+    }
+
+    /// Fails if the client has reset the connection. Wakes the task when this may have changed.
+    pub(crate) fn check_reset(&self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.socket().poll_reset(cx) {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        Ok(())
+    }
+
+    /// Notices that the client has closed its side; fails if it has reset the connection. Wakes the
+    /// task when this may have changed.
+    ///
+    /// Both stand behind what the client has sent: with TLS its `close_notify`, or the next request.
+    /// That is read, up to a limit, and kept.
+    pub(crate) fn read_ahead(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let mut buffer = [MaybeUninit::uninit(); READ_AHEAD];
+        while self.unread.len() < READ_AHEAD {
+            let mut buf = ReadBuf::uninit(&mut buffer);
+            match Pin::new(&mut self.transport).poll_read(cx, &mut buf) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                    self.metrics.received_bytes.add(buf.filled().len() as u64);
+                    self.unread = [&self.unread, buf.filled()].concat().into();
+                }
+                Poll::Ready(Ok(())) => {
+                    self.state.half_closed();
+                    break;
+                }
+                // TLS without `close_notify`.
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    self.state.half_closed();
+                    break;
+                }
+                Poll::Ready(Err(error)) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     fn socket(&self) -> &Stream {
         match &self.transport {
             Either::Left(stream) => stream,
@@ -82,6 +129,7 @@ impl AsyncRead for Io {
         if !self.unread.is_empty() {
             let n = self.unread.len().min(buf.remaining());
             buf.put_slice(&self.unread.split_to(n));
+            self.state.received();
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
@@ -119,12 +167,6 @@ impl AsyncWrite for Io {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // hyper does not read while a request is served, since a client may close its sending side
-        // and wait for the response. A client that has reset the connection would otherwise hold
-        // its slots until the upstream responds.
-        if self.state.is_in_http1_exchange() && self.socket().poll_reset(cx) {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-        }
         let flushed = Pin::new(&mut self.transport).poll_flush(cx);
         if let Poll::Ready(Ok(())) = flushed {
             self.state.flushed();

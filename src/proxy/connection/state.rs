@@ -51,11 +51,11 @@ impl ConnState {
         }
     }
 
-    /// Whether an HTTP/1 request is being served.
-    pub(super) fn is_in_http1_exchange(&self) -> bool {
+    /// The client has closed its side during an exchange.
+    pub(super) fn half_closed(&self) {
         match self {
-            Self::Http1(state) => state.is_in_exchange(),
-            Self::Http2(_) => false,
+            Self::Http1(state) => state.half_closed(),
+            Self::Http2(_) => {}
         }
     }
 
@@ -105,6 +105,14 @@ impl ExchangeState {
                 state.begin_exchange();
                 0
             }
+        }
+    }
+
+    /// The exchange may turn the connection into a tunnel.
+    pub(crate) fn expect_upgrade(&self) {
+        match self {
+            Self::Http1(state) => state.expect_upgrade(),
+            Self::Http2(_) => {}
         }
     }
 

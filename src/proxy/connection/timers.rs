@@ -32,6 +32,7 @@ pub(crate) struct Timeouts {
     /// Bytes of its body that a client must send during each `body_idle`.
     body_quota: u64,
     pub(super) idle: Ticks,
+    pub(super) half_closed: Ticks,
     pub(super) drain_grace: Ticks,
     /// Whether the worker is draining.
     draining: Arc<AtomicBool>,
@@ -45,6 +46,7 @@ impl Timeouts {
             body_idle: config.body_idle_timeout.into(),
             body_quota: quota(config.min_body_rate, config.body_idle_timeout),
             idle: config.idle_timeout.into(),
+            half_closed: config.half_closed_timeout.into(),
             drain_grace: DRAIN_GRACE.min(config.drain_timeout).into(),
             draining: Arc::clone(draining),
         }
@@ -59,6 +61,7 @@ impl Timeouts {
             body_idle: time.into(),
             body_quota: 0,
             idle: time.into(),
+            half_closed: time.into(),
             drain_grace: time.into(),
             draining: Arc::default(),
         }

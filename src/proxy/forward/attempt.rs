@@ -47,6 +47,9 @@ const MAX_DIALS: u32 = 3;
 /// may send them for ever.
 const MAX_RENEWALS: u32 = 10;
 
+/// More interim responses than this are no report of progress.
+const MAX_INTERIM: u32 = 1000;
+
 /// Statuses with which servers refuse an expectation that they do not know, beside 417.
 const EXPECTATION_REFUSALS: [StatusCode; 4] = [
     StatusCode::BAD_REQUEST,
@@ -303,14 +306,16 @@ impl RequestContext<'_> {
         let sent = {
             let (sending, interim) = lease.send(request);
             let mut sending = pin!(sending);
-            let (mut known, mut renewals) = (interim.load(Relaxed), MAX_RENEWALS);
+            let before = interim.load(Relaxed);
+            let (mut known, mut renewals) = (0, MAX_RENEWALS);
             poll_fn(|cx| match sending.as_mut().poll(cx) {
                 Poll::Ready(sent) => Poll::Ready(Some(sent)),
                 Poll::Pending => {
                     ready!(exchange.upstream_deadline.poll_due(cx));
                     let Some(gate) = gate.as_ref().filter(|gate| gate.holds_all()) else {
-                        let count = interim.load(Relaxed);
-                        if count == known || renewals == 0 || !body.is_complete() {
+                        let count = interim.load(Relaxed).wrapping_sub(before);
+                        let is_renewed = count > known && count <= MAX_INTERIM && renewals > 0;
+                        if !is_renewed || !body.is_complete() {
                             return Poll::Ready(None);
                         }
                         (known, renewals) = (count, renewals - 1);

@@ -75,7 +75,9 @@ pub(crate) async fn serve(
             Box::pin(http2::serve(worker, io, peer, state, deadlines)).await;
         }
         Some(Err(_)) => {}
-        None => deadlines.count_expired(state.read_timeout(), &worker.metrics),
+        None => {
+            deadlines.count_expired(state.read_timeout(), state.write_timeout(), &worker.metrics)
+        }
     }
 }
 

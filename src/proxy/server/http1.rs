@@ -61,7 +61,7 @@ pub(crate) async fn serve(
         .with_upgrades();
     // An error is ignored: the client caused it, or it was counted where it occurred.
     if deadlines.run(pin!(connection)).await.is_none() {
-        deadlines.count_expired(state.read_timeout(), &worker.metrics);
+        deadlines.count_expired(state.read_timeout(), state.write_timeout(), &worker.metrics);
     }
     if let Some(tunnel) = exchange.tunnel.take() {
         tunnel::run(tunnel, &worker).await;

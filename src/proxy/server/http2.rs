@@ -21,7 +21,7 @@ use crate::{
         },
         exchange::Peer,
         framing::Fault,
-        metrics::{ConnectionRejection, Metrics},
+        metrics::{ClientTimeout, ConnectionRejection, Metrics},
         server::{catch_panic, http2::throttle::ThrottledIo},
         worker::Worker,
     },
@@ -110,7 +110,7 @@ pub(crate) async fn serve(
             {
                 return Poll::Pending;
             }
-            deadlines.count_expired(state.read_timeout(), &worker.metrics);
+            deadlines.count_expired(state.read_timeout(), ClientTimeout::Body, &worker.metrics);
             if deadlines.write.is_due() || !state.begin_close() {
                 return Poll::Ready(());
             }
@@ -145,7 +145,11 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for StreamExecutor {
                 Some((deadlines, state)) => {
                     let is_expired = deadlines.run(pin!(stream)).await.is_none();
                     if is_expired {
-                        deadlines.count_expired(Some(state.read_timeout()), &metrics);
+                        deadlines.count_expired(
+                            Some(state.read_timeout()),
+                            ClientTimeout::Body,
+                            &metrics,
+                        );
                     }
                     let is_reset = !is_expired && !state.is_complete();
                     open.0.flood().stream_ended(is_reset);

@@ -245,6 +245,7 @@ fn every_key_sets_its_value() {
         (seconds(3), seconds(4))
     );
     assert_eq!(proxy.min_body_rate, 508);
+    assert_eq!(proxy.half_closed_timeout, seconds(28));
     assert_eq!(proxy.tunnel_idle_timeout, seconds(27));
     assert_eq!(
         (proxy.drain_delay, proxy.drain_timeout),

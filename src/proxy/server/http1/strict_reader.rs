@@ -69,7 +69,10 @@ impl StrictReader {
 
     /// The socket, if hyper has read all that was read from it.
     pub(crate) fn into_inner(self) -> Option<Io> {
-        let is_drained = self.partial.is_empty() && self.accepted.is_empty() && self.end.is_none();
+        let is_drained = self.partial.is_empty()
+            && self.accepted.is_empty()
+            && !self.io.has_unread()
+            && self.end.is_none();
         is_drained.then_some(self.io)
     }
 
@@ -121,6 +124,20 @@ impl StrictReader {
                 FaultSite::Body => End::Error,
             });
         }
+    }
+
+    /// Fails if the client has gone while its request is served.
+    ///
+    /// hyper does not read meanwhile, since a client may close its sending side and wait for the
+    /// response. One that has gone would otherwise hold its slots until the upstream responds.
+    fn check_client(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if !self.state.is_in_exchange() {
+            return Ok(());
+        }
+        if self.framing.is_in_body() || self.end.is_some() || !self.state.may_read_ahead() {
+            return self.io.check_reset(cx);
+        }
+        self.io.read_ahead(cx)
     }
 
     /// Reads and discards until the client closes, within limits.
@@ -195,6 +212,7 @@ impl AsyncWrite for StrictReader {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check_client(cx)?;
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
