@@ -76,7 +76,7 @@ pub(crate) async fn serve(
         }
         Some(Err(_)) => {}
         None => {
-            deadlines.count_expired(state.read_timeout(), state.write_timeout(), &worker.metrics)
+            deadlines.count_expired(state.read_timeout(), state.write_timeout(), &worker.metrics);
         }
     }
 }
