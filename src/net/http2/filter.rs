@@ -5,6 +5,7 @@
 //! Blocks pass as they came until the first one that needs a change. From then on each is encoded
 //! anew without reference to the dynamic table, since that of h2 no longer equals the sender's.
 
+mod open_streams;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,7 @@ use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
+use self::open_streams::OpenStreams;
 use super::{
     PREFACE,
     fields::{self, MALFORMED, Malformed, Messages, PseudoFields},
@@ -36,7 +38,9 @@ const MAX_FRAME: usize = 16_384;
 /// How much is read at once while a block is not complete.
 const READ_SIZE: usize = 4096;
 /// Frame types and flags, RFC 9113 §6.
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -217,6 +221,8 @@ struct Blocks {
     is_broken: bool,
     /// The highest stream with a block so far.
     last_stream: u32,
+    /// Not followed in responses: which of those streams are open, h2 knows as the client.
+    open: OpenStreams,
     interim: Arc<AtomicU32>,
 }
 
@@ -234,6 +240,7 @@ impl Blocks {
             is_translated: false,
             is_broken: false,
             last_stream: 0,
+            open: OpenStreams::default(),
             interim: Arc::default(),
         }
     }
@@ -258,6 +265,9 @@ impl Blocks {
                 };
             };
             if header.kind != HEADERS {
+                if header.ends_stream() {
+                    self.open.end(header.stream);
+                }
                 self.skip = FRAME_HEADER + header.length;
                 continue;
             }
@@ -285,6 +295,7 @@ impl Blocks {
     fn check(&mut self, block: &Block<'_>) -> Option<Vec<u8>> {
         let is_first = block.stream > self.last_stream;
         self.last_stream = self.last_stream.max(block.stream);
+        let is_ended = self.follow(block, is_first);
         let mut check = Check {
             messages: self.messages,
             max_head: self.max_head,
@@ -317,6 +328,9 @@ impl Blocks {
                 self.is_broken = true;
                 return Some(self.compression_error(block.stream));
             }
+            // Over this one, h2 ends the connection (RFC 9113 §5.1), or ignores it on a stream that
+            // it has reset. A malformed one would cost the stream alone.
+            (Ok(()), _) if is_ended => Vec::new(),
             (Ok(()), Some(malformed)) => self.substitute(malformed, is_first),
             (Ok(()), None) => match (translation, &block.fields) {
                 (Some(translation), _) => translation,
@@ -328,7 +342,25 @@ impl Blocks {
             },
         };
         self.is_translated = true;
-        Some(frames(block.stream, block.is_last, &translation))
+        Some(frames(
+            block.stream,
+            block.is_last || is_ended,
+            &translation,
+        ))
+    }
+
+    /// Follows the state of a block's stream. Returns whether the client had ended it before.
+    fn follow(&mut self, block: &Block<'_>, is_first: bool) -> bool {
+        if self.messages == Messages::Responses {
+            return false;
+        }
+        let is_ended = !is_first && !self.open.may_be_open(block.stream);
+        match (is_first, block.is_last) {
+            (true, false) => self.open.open(block.stream),
+            (false, true) => self.open.end(block.stream),
+            _ => {}
+        }
+        is_ended
     }
 
     /// The block in place of a malformed one: a request that the handler rejects, so that it is
@@ -444,6 +476,11 @@ impl FrameHeader {
             flags,
             stream: u32::from_be_bytes(stream) & 0x7fff_ffff,
         })
+    }
+
+    /// Whether the sender ends the stream with this frame, which has no header block.
+    fn ends_stream(self) -> bool {
+        self.kind == RST_STREAM || self.kind == DATA && self.flags & END_STREAM != 0
     }
 
     fn write(self, frames: &mut Vec<u8>) {

@@ -166,6 +166,56 @@ fn a_malformed_request_is_replaced_and_those_after_it_keep_their_meaning() {
 }
 
 #[test]
+fn blocks_on_streams_that_the_client_ended_are_left_to_the_state_machine_of_h2() {
+    let head = bytes("828684410161");
+    let trailers = field("a", b"b");
+    let second = |frames: &[(u8, u8, u32)], block: &[u8]| {
+        let mut sent = PREFACE.to_vec();
+        for (kind, flags, stream) in frames {
+            let payload = match *kind {
+                HEADERS => &head[..],
+                RST_STREAM => &[0, 0, 0, 8],
+                _ => b"data",
+            };
+            sent.extend(write(*kind, flags | END_HEADERS, *stream, payload));
+        }
+        let before = sent.len();
+        sent.extend(write(HEADERS, END_HEADERS, 3, block));
+        let read = filtered_in_any_parts(Messages::Requests, &sent);
+        assert_eq!(read[..before], sent[..before]);
+        read[before..].to_vec()
+    };
+    let ended: [&[_]; 5] = [
+        &[(HEADERS, END_STREAM, 3)],
+        &[(HEADERS, 0, 3), (DATA, 0, 3), (DATA, END_STREAM, 3)],
+        &[(HEADERS, 0, 3), (RST_STREAM, 0, 3)],
+        &[(HEADERS, END_STREAM, 5)],
+        &[(HEADERS, 0, 2001)],
+    ];
+    for frames in ended {
+        for block in [&head, &trailers] {
+            let expected = write(HEADERS, END_HEADERS | END_STREAM, 3, &[]);
+            assert_eq!(second(frames, block), expected, "{frames:?}");
+        }
+    }
+    let open: [&[_]; 3] = [
+        &[(HEADERS, 0, 3)],
+        &[(HEADERS, 0, 3), (DATA, 0, 3), (DATA, END_STREAM, 1)],
+        &[
+            (HEADERS, 0, 3),
+            (HEADERS, END_STREAM, 5),
+            (RST_STREAM, 0, 5),
+        ],
+    ];
+    for frames in open {
+        let passed = write(HEADERS, END_HEADERS, 3, &trailers);
+        assert_eq!(second(frames, &trailers), passed, "{frames:?}");
+        let reset = write(HEADERS, END_HEADERS, 3, &field("connection", b"close"));
+        assert_eq!(second(frames, &head), reset, "{frames:?}");
+    }
+}
+
+#[test]
 fn control_characters_in_responses_are_replaced_also_where_they_are_indexed() {
     let mut sent = write(
         HEADERS,
