@@ -10,6 +10,12 @@ use crate::base::clock::Moment;
 pub struct PerSecond(Cell<(u64, u32)>);
 
 impl PerSecond {
+    /// Whether no further event is allowed in the second of `now`, with at most `limit` in each.
+    pub fn is_used_up(&self, limit: u32, now: Moment) -> bool {
+        let (second, count) = self.0.get();
+        second == now.elapsed_since_boot().as_secs() && count >= limit
+    }
+
     /// Whether another event is allowed in the second of `now`, with at most `limit` in each.
     /// Counts it if so.
     pub fn allows(&self, limit: u32, now: Moment) -> bool {
@@ -43,6 +49,9 @@ mod tests {
             [2, 2, 3, 2].map(|limit| allows(1999, limit)),
             [false, false, true, false]
         );
+        let is_used_up =
+            |millis| per_second.is_used_up(3, Moment::since_boot(Duration::from_millis(millis)));
+        assert_eq!([is_used_up(1999), is_used_up(2000)], [true, false]);
         assert!(allows(7000, 1));
     }
 }

@@ -80,7 +80,7 @@ pub(crate) async fn handle(
     in_flight.permit = exchange.permit.take();
     let mut response = match outcome {
         Ok(response) => {
-            let observer = worker.observer(&response.head);
+            let observer = worker.observer(&response.head, received);
             response.into_http(observer, in_flight)
         }
         Err(error) => {
@@ -221,6 +221,9 @@ impl RequestContext<'_> {
     fn check_paths(&self) -> Result<(), Error> {
         let target = &self.head.uri;
         self.check_path(self.route.path(target), target.path())?;
+        if !Destination::is_part_of(&self.head.method) {
+            return Ok(());
+        }
         match self.own_urls().destination(self.head)? {
             Some(Destination { written, sent }) => self.check_path(sent.path(), written.path()),
             None => Ok(()),

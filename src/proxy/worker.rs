@@ -298,11 +298,17 @@ impl Worker {
     }
 
     /// What reads a response while it passes; a few each second.
-    pub(crate) fn observer(&self, head: &response::Parts) -> Option<Box<Observer>> {
-        let is_observed = Observer::applies_to(head)
-            && self
-                .responses_observed
-                .allows(observed::MAX_PER_SECOND, self.clock.now());
+    pub(crate) fn observer(
+        &self,
+        head: &response::Parts,
+        received: Moment,
+    ) -> Option<Box<Observer>> {
+        const LIMIT: u32 = observed::MAX_PER_SECOND;
+        let observed = &self.responses_observed;
+        // Most responses of a busy worker need no look at their heads.
+        let is_observed = !observed.is_used_up(LIMIT, received)
+            && Observer::applies_to(head)
+            && observed.allows(LIMIT, self.clock.now());
         is_observed.then(Box::default)
     }
 

@@ -101,7 +101,7 @@ pub struct Outbound<'a> {
 /// `Content-Length` is kept; otherwise hyper sets the framing of the body.
 pub fn outbound(head: &request::Parts, outbound: &Outbound<'_>) -> HeaderMap {
     let options = ConnectionOptions::of(&head.headers);
-    let client_host = head.headers.get(header::HOST);
+    let client_host = outbound.own_urls.host;
     let host = match outbound.host {
         Host::Endpoint => &outbound.endpoint.authority,
         Host::Fixed(name) => name,

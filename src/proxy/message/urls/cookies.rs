@@ -34,7 +34,10 @@ enum Attribute {
 impl CookieMap<'_> {
     /// Maps all cookies of a response.
     pub(crate) fn apply(&self, headers: &mut HeaderMap) {
-        if let header::Entry::Occupied(mut cookies) = headers.entry(header::SET_COOKIE) {
+        // `entry` makes room for another field.
+        if headers.contains_key(header::SET_COOKIE)
+            && let header::Entry::Occupied(mut cookies) = headers.entry(header::SET_COOKIE)
+        {
             for cookie in cookies.iter_mut() {
                 if let Some(mapped) = self.map(cookie.as_bytes()) {
                     *cookie = mapped;

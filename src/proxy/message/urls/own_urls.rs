@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use http::{HeaderName, HeaderValue, Uri, request, uri::Scheme};
+use http::{HeaderName, HeaderValue, Method, Uri, request, uri::Scheme};
 
 use super::UrlMap;
 use crate::{base::host, proxy::error::Error};
@@ -81,14 +81,11 @@ impl OwnUrls<'_> {
         HeaderValue::from_bytes(&mapped?).ok()
     }
 
-    /// The `Destination` of a COPY or MOVE.
+    /// The `Destination` of a request of a method that [has one](Destination::is_part_of).
     ///
     /// # Errors
     /// When servers could interpret it differently.
     pub(crate) fn destination(&self, head: &request::Parts) -> Result<Option<Destination>, Error> {
-        if !matches!(head.method.as_str(), "COPY" | "MOVE") {
-            return Ok(None);
-        }
         let mut all = head.headers.get_all(DESTINATION).iter();
         let Some(value) = all.next() else {
             return Ok(None);
@@ -193,15 +190,24 @@ impl OwnUrls<'_> {
         let Some(host) = self.host.map(HeaderValue::as_bytes) else {
             return false;
         };
-        host::is_same(authority, host) || {
-            let (name, port) = host::split_port(authority);
-            let is_port = port.is_empty() || port == host::split_port(host).1;
-            is_port
-                && self
-                    .names
-                    .iter()
-                    .any(|own| own.as_bytes().eq_ignore_ascii_case(name))
+        if host::is_same(authority, host) {
+            return true;
         }
+        let ((name, port), (host, host_port)) =
+            (host::split_port(authority), host::split_port(host));
+        let is_named = || {
+            let mut names = self.names.iter();
+            names.any(|own| own.as_bytes().eq_ignore_ascii_case(name))
+        };
+        // Apps also mix the names of this machine: `localhost`, `127.0.0.1`.
+        port == host_port && is_local(name) && is_local(host)
+            || (port.is_empty() || port == host_port) && is_named()
+    }
+}
+
+impl Destination {
+    pub(crate) fn is_part_of(method: &Method) -> bool {
+        matches!(method.as_str(), "COPY" | "MOVE")
     }
 }
 
@@ -223,6 +229,10 @@ impl<'a> Target<'a> {
         let path = [self.root, self.rest].concat();
         if path.is_empty() { b"/".to_vec() } else { path }
     }
+}
+
+fn is_local(host: &[u8]) -> bool {
+    std::str::from_utf8(host).is_ok_and(|host| host::is_local(&host.to_ascii_lowercase()))
 }
 
 /// Splits an http URL into its origin, the authority in it without user information, and the rest.
@@ -317,6 +327,10 @@ mod tests {
                 "http://localhost:8080",
                 "https://cloud.example.com",
             ),
+            // Other names of this machine.
+            ("localhost:8080", "http://127.0.0.1:8080/f", own),
+            ("127.0.0.1:8080", "http://LOCALHOST:8080/f", own),
+            ("[::1]:8080", "http://localhost:8080/f", own),
             // A load balancer that replaces `Host`.
             ("10.0.0.1:8080", "https://Files.Example.com/f", own),
             ("10.0.0.1:8080", "http://files.example.com:8080/f", own),
@@ -325,6 +339,8 @@ mod tests {
         }
         for url in [
             "http://localhost/f",
+            "http://127.0.0.1:8081/f",
+            "http://192.0.2.1:8080/f",
             "http://localhost:80800/f",
             "http://localhost:8080.evil.example/f",
             "http://localhost:8080@evil.example/f",
