@@ -121,7 +121,23 @@ async fn log_in(
     if let Some(callback) = callback {
         callback.finish().await;
     }
-    let grant = result.map_err(|failure| format!("no tokens: {}", failure.detail))?;
+    let configured = config.token.refresh_token.as_ref();
+    let grant = match result {
+        Ok(grant) => grant,
+        Err(failure) => {
+            let stored = login.store_refresh_token(&failure, configured);
+            if !stored.await.map_err(|error| error.to_string())? {
+                return Err(format!("no tokens: {}", failure.detail));
+            }
+            print_line(format_args!(
+                "Stored the refresh token in {}. The access token is unusable ({}): a proxy \
+                 requests another one.",
+                state_file.display(),
+                failure.detail
+            ));
+            return Ok(());
+        }
+    };
     if grant.refresh_token.is_none() {
         let field = &config.token.issuer.fields.refresh_token;
         return Err(format!(
@@ -129,7 +145,7 @@ async fn log_in(
         ));
     }
     let left = login
-        .store(grant, config.token.refresh_token.as_ref())
+        .store(grant, configured)
         .await
         .map_err(|error| error.to_string())?;
     Pending::load(&state_file).clear();

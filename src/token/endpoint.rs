@@ -125,7 +125,8 @@ impl IssuerEndpoint {
         deadline: &CallDeadline,
     ) -> Result<RawResponse, Failure> {
         let request = self.request(parameters, authorization)?;
-        let transport = self.connect().await.map_err(|error| unreachable(&error))?;
+        let connected = self.connect().await;
+        let transport = connected.map_err(|error| unreachable(&error, self.connect_timeout))?;
         exchange::exchange(transport, request, deadline).await
     }
 
@@ -241,9 +242,9 @@ fn cannot_be_built() -> Failure {
 }
 
 /// Nothing was sent, so nothing was used.
-fn unreachable(error: &io::Error) -> Failure {
+fn unreachable(error: &io::Error, limit: Duration) -> Failure {
     let cause = if error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none() {
-        "the connection took too long".to_owned()
+        format!("no connection within {limit:?} (check token.issuer and the network)")
     } else {
         describe(error)
     };

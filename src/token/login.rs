@@ -5,8 +5,8 @@ use std::{io, path::Path, sync::Arc, time::Duration};
 use super::{
     Config,
     refresh_token::RefreshToken,
-    store::{self, AccessToken, FileStore, Grant, RequestTime, Store as _},
-    token_response::TokenResponse,
+    store::{self, AccessToken, FileStore, Grant, Record, RequestTime, Store as _},
+    token_response::{Failure, TokenResponse},
 };
 use crate::base::{clock::SharedClock, secret::Secret};
 
@@ -64,26 +64,58 @@ impl Login {
             self.began_at,
             &*self.clock,
         );
+        let clock = SharedClock::clone(&self.clock);
+        let newest = response.refresh_token.clone();
+        let (rotated, lifetime) = (response.refresh_token, response.refresh_lifetime);
+        self.update(configured.into_iter().chain(&newest), |record| {
+            record.advance(rotated, lifetime, access, &Grant::Initial);
+        })
+        .await?;
+        Ok(expires_at.saturating_since(clock.now()))
+    }
+
+    /// Stores the refresh token of a response that is unusable otherwise, as a new chain: the code
+    /// of the login is used up. False if there is none.
+    ///
+    /// # Errors
+    /// Like [`Login::store`].
+    pub async fn store_refresh_token(
+        self,
+        failure: &Failure,
+        configured: Option<&Secret>,
+    ) -> Result<bool, Error> {
+        let Some(token) = failure.rotated.clone() else {
+            return Ok(false);
+        };
+        let since = self.began_at.wall;
+        let newest = token.secret().clone();
+        self.update(configured.into_iter().chain([&newest]), |record| {
+            record.rotate(token, since, &Grant::Initial);
+        })
+        .await?;
+        Ok(true)
+    }
+
+    /// Changes the stored record. None of the `known` refresh tokens may begin a chain later: the
+    /// configured one is older than this login.
+    async fn update(
+        self,
+        known: impl Iterator<Item = &Secret>,
+        change: impl FnOnce(&mut Record),
+    ) -> Result<(), Error> {
         let store = self.store;
         // Around both reading and writing. A volume without locks is used without one, as by the
         // refresher.
         let _lock = store::lock(&store, &*self.clock).await.ok();
         let mut record = store.load().await?.unwrap_or_default();
-        // The configured refresh token is older than this login: it must not begin a chain later.
-        for older in configured.into_iter().chain(&response.refresh_token) {
-            let older = RefreshToken::new(older.clone());
-            if !record.has_adopted(older.fingerprint()) {
-                record.adopt(&older);
+        for token in known {
+            let token = RefreshToken::new(token.clone());
+            if !record.has_adopted(token.fingerprint()) {
+                record.adopt(&token);
             }
         }
-        record.advance(
-            response.refresh_token,
-            response.refresh_lifetime,
-            access,
-            &Grant::Initial,
-        );
-        store.save(Arc::new(record)).await.map_err(Error::Write)?;
-        Ok(expires_at.saturating_since(self.clock.now()))
+        change(&mut record);
+        store.save(Arc::new(record)).await.map_err(Error::Write)
     }
 }
 

@@ -285,14 +285,17 @@ impl Refresher {
         }
         let sent_at = RequestTime::now(&*self.shared.clock);
         self.announce_call(sent_at.moment);
+        let is_requested = self.shared.refresh_requested.swap(false, Relaxed);
         let Some(result) = self.call(&attempt.grant, sent_at.moment, stop).await else {
             return;
         };
         self.shared.early_refresh.store(false, Relaxed);
-        let is_requested = self.shared.refresh_requested.swap(false, Relaxed);
         self.count_call(sent_at, &result);
         match result {
-            Ok(response) => self.succeeded(response, attempt, sent_at).await,
+            Ok(response) => {
+                self.shared.refresh_requested.store(false, Relaxed);
+                self.succeeded(response, attempt, sent_at).await;
+            }
             Err(failure) => {
                 self.allow_manual_refresh(failure.class, is_requested, sent_at.moment);
                 self.failed(failure, attempt, sent_at.moment).await;
@@ -310,10 +313,11 @@ impl Refresher {
     ) -> Option<Result<TokenResponse, Failure>> {
         let clock = &self.shared.clock;
         let overdue_at = sent_at + self.policy.timeout;
+        let give_up = stop.child_token();
         let deadline = CallDeadline::new(
             SharedClock::clone(clock),
             plan::give_up_at(sent_at, self.policy.timeout, self.expiry()),
-            stop.clone(),
+            give_up.clone(),
             overdue_at,
         );
         let call = match (grant.refresh_token(), &self.initial_grant) {
@@ -328,7 +332,18 @@ impl Refresher {
             () = clock.sleep_until(overdue_at) => {}
         }
         self.report_overdue_call();
-        Some(call.await)
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut call => return Some(result),
+                () = self.shared.wake.notified() => {
+                    // An operator takes the risk of another call.
+                    if self.shared.refresh_requested.load(Relaxed) {
+                        give_up.cancel();
+                    }
+                }
+            }
+        }
     }
 
     /// Saves the new tokens, then publishes the access token.

@@ -340,6 +340,26 @@ async fn field_a10_the_whole_address_and_an_encoded_code_are_accepted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_a1_a_login_keeps_the_refresh_token_of_an_odd_response() {
+    let cloud = cloud(|_| {}).await;
+    let program = for_login(cloud.origin(), "https://app.example.com/back");
+    let odd = r#"{"access_token":"a b","refresh_token":"precious"}"#;
+    let response = IssuerResponse::Raw {
+        status: 200,
+        headers: Vec::new(),
+        body: odd.into(),
+    };
+    cloud.faults().script(&response, 1);
+    let (status, out, error) = program.run(&["login", "--code", "c0de"]);
+    assert_eq!((status, error.as_str()), (0, ""), "{out}");
+    assert!(
+        out.contains("Stored the refresh token") && !out.contains("precious"),
+        "{out}"
+    );
+    assert_eq!(state(&program)["refresh_token"], "precious");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_code_is_never_sent_again_whatever_the_answer() {
     let cloud = cloud(|_| {}).await;
     let program = for_login(cloud.origin(), "https://app.example.com/back");

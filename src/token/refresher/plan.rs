@@ -27,7 +27,7 @@ const REFUSED_CLIENT_INTERVAL: Duration = Duration::from_secs(60);
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The longest wait for a response, unless `token.timeout` is longer.
-const MAX_READ_ON: Duration = Duration::from_secs(600);
+const MAX_READ_ON: Duration = Duration::from_secs(300);
 
 /// Everything that the next call depends on, at one moment.
 #[derive(Debug, Clone)]

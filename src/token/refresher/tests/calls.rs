@@ -16,8 +16,8 @@ fn field_a11_a_call_lasts_as_long_as_the_access_token() {
         (Some(at(50)), 130),
         (Some(at(129)), 130),
         (Some(at(200)), 200),
-        (Some(at(699)), 699),
-        (Some(at(4000)), 700),
+        (Some(at(399)), 399),
+        (Some(at(4000)), 400),
     ] {
         assert_eq!(
             give_up_at(at(100), seconds(10), expires_at),
@@ -183,4 +183,32 @@ async fn field_a14_a_changed_client_secret_is_tried_at_once() {
     harness.pass(seconds(5)).await;
     assert_eq!(harness.calls().len(), 4);
     harness.until(State::Fresh, Reason::Ok).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn field_a11_an_operators_request_ends_a_late_call() {
+    let harness = Setup::new(|n| Ok(grant(n, HOUR))).start();
+    harness.token().await;
+    let late = Setup::new(|n| Ok(grant(n + 10, HOUR))).latency(seconds(250));
+    let harness = harness.restart(late).await;
+    let token = harness.usable().expect("a token");
+    harness.credential.rejected(token.version());
+    harness.pass(seconds(5)).await;
+    assert!(matches!(
+        harness.credential.refresh_now(),
+        Err(ManualRefreshError::TooEarly { .. })
+    ));
+    harness.pass(seconds(20)).await;
+    // Neither a rejection nor changed files end it.
+    harness.credential.rejected(token.version());
+    harness.credential.reload();
+    harness.pass(seconds(20)).await;
+    assert_eq!(harness.calls().len(), 1);
+    assert_eq!(harness.count(Outcome::Ambiguous), 0);
+    assert_eq!(harness.credential.refresh_now(), Ok(()));
+    harness.pass(seconds(2)).await;
+    assert_eq!(harness.count(Outcome::Ambiguous), 1);
+    // It asks for another call at once, with the refresh token that may have been used.
+    assert_eq!(harness.calls().len(), 2);
+    assert_eq!(harness.calls()[1].sent, harness.calls()[0].sent);
 }

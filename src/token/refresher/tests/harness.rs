@@ -439,9 +439,11 @@ impl Issuer for ScriptedIssuer {
     fn refresh<'a>(
         &'a self,
         refresh_token: &'a Secret,
-        _deadline: &'a CallDeadline,
+        deadline: &'a CallDeadline,
     ) -> BoxFuture<'a, Result<TokenResponse, Failure>> {
-        Box::pin(self.script.call(refresh_token.expose().to_owned()))
+        let call = self.script.call(refresh_token.expose().to_owned());
+        let late = Failure::new(FailureClass::Ambiguous, "given up");
+        Box::pin(async move { deadline.run(call).await.unwrap_or(Err(late)) })
     }
 
     fn reload_client_secret(&mut self) -> BoxFuture<'_, bool> {
