@@ -52,6 +52,7 @@ impl Refresher {
         if self.issuer.reload_client_secret().await {
             self.has_new_secret = true;
             self.timing.retry_now();
+            self.shared.telemetry().manual_refresh_at = self.timing.throttled_until;
         }
         if let Some(file) = self.seed_file.clone()
             && let Ok(configured) = Secret::load(file).await

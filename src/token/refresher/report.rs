@@ -101,15 +101,20 @@ impl Refresher {
         telemetry.manual_refresh_at = sent_at + self.policy.cooldown;
     }
 
-    /// A call has failed: until a call succeeds, only calls that an operator asked for and that
-    /// reached the issuer are a cooldown apart.
+    /// A call has failed. A refresh by hand may follow at once, unless it was one itself and has
+    /// reached the issuer, or the issuer refused the client: these are a cooldown apart.
     pub(super) fn allow_manual_refresh(
         &self,
         class: FailureClass,
         is_requested: bool,
         sent_at: Moment,
     ) {
-        if !is_requested || class == FailureClass::Unreachable {
+        let has_cooldown = match class {
+            FailureClass::ClientRefused => true,
+            FailureClass::Unreachable => false,
+            _ => is_requested,
+        };
+        if !has_cooldown {
             self.shared.telemetry().manual_refresh_at = sent_at;
         }
     }

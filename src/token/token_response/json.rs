@@ -12,15 +12,22 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 /// Parameters by which a form is recognised.
 const FORM_FIELDS: [&str; 3] = ["access_token", "refresh_token", "error"];
 
-/// Whether a body contains a whole object.
+/// Whether a body contains a whole object that is valid JSON.
 pub(super) fn has_object(body: &[u8]) -> bool {
-    parse_object(body).is_some()
+    read_object(body, parse_prefix).is_some()
 }
 
 /// The first object in a body, whole, with whatever precedes and follows it: a byte order mark, a
 /// warning of the server, a guard against scripts, a list, the call of a function. Invalid UTF-8 is
-/// replaced. An object in a JSON string, and a form (`access_token=…&…`), count too.
+/// replaced, and invalid values are repaired. An object in a JSON string, and a form
+/// (`access_token=…&…`), count too.
 pub(in crate::token) fn parse_object(body: &[u8]) -> Option<Value> {
+    read_object(body, parse_prefix)
+        .or_else(|| read_object(body, |text| parse_prefix(&repaired(text))))
+}
+
+fn read_object(body: &[u8], parse: impl Fn(&str) -> Option<Value>) -> Option<Value> {
+    let first_object = |text: &str| parse(&text[text.find('{')?..]);
     let text = text_of(body);
     let text = text.trim_start_matches(BYTE_ORDER_MARK).trim();
     if text.starts_with('"')
@@ -29,11 +36,6 @@ pub(in crate::token) fn parse_object(body: &[u8]) -> Option<Value> {
         return first_object(&inner);
     }
     first_object(text).or_else(|| form(text))
-}
-
-fn first_object(text: &str) -> Option<Value> {
-    let text = &text[text.find('{')?..];
-    parse_prefix(text).or_else(|| parse_prefix(&repaired(text)))
 }
 
 /// The object that the text begins with.
