@@ -42,10 +42,14 @@ pub(super) fn check_form(request: &Parts) -> Result<(), Error> {
     {
         return Err(Error::BadRequest("Transfer-Encoding is not \"chunked\""));
     }
-    let is_unknown = |expectation: &[u8]| !expectation.eq_ignore_ascii_case(b"100-continue");
-    let lines = request.headers.get_all(header::EXPECT).iter().count();
-    if lines > 1 || list_field::elements(&request.headers, &header::EXPECT).any(is_unknown) {
-        return Err(Error::ExpectationFailed);
+    let mut expectations = request.headers.get_all(header::EXPECT).iter();
+    if expectations.next().is_some() {
+        let is_known = |element: &[u8]| element.eq_ignore_ascii_case(b"100-continue");
+        if expectations.next().is_some()
+            || !list_field::elements(&request.headers, &header::EXPECT).all(is_known)
+        {
+            return Err(Error::ExpectationFailed);
+        }
     }
     Ok(())
 }
