@@ -123,13 +123,13 @@ impl RequestContext<'_> {
     /// The upstream may have closed a pooled connection in the meantime. If nothing of the
     /// request was written, or if it is idempotent and can be replayed, it is sent again on a new
     /// connection.
-    pub(crate) async fn attempt(
+    pub(crate) fn attempt(
         self,
         authorization: Option<&HeaderValue>,
-    ) -> Result<UpstreamResponse, Error> {
+    ) -> impl Future<Output = Result<UpstreamResponse, Error>> {
         // Chosen once per attempt: a reused and a new connection lead to the same endpoint.
         let choice = ConnectionChoice::Any(self.upstream().next_endpoint());
-        self.attempt_over(choice, authorization).await
+        self.attempt_over(choice, authorization)
     }
 
     /// The same over a connection of this choice.
