@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     chain::{Attempt, Chain},
-    lock::{LockState, due_and_locked, sleep_until},
+    lock::{LockState, LockTry, LockWait, due_and_try_lock, sleep_until},
     plan::{Plan, Retry},
     stored::StoredRecord,
 };
@@ -82,6 +82,7 @@ pub struct Refresher {
     writer: Writer,
     /// Held from reading the stored record until the newest one is stored.
     lock: Option<Lock>,
+    lock_wait: LockWait,
     policy: Policy,
     chain: Chain,
     timing: Timing,
@@ -196,6 +197,7 @@ impl Refresher {
             store,
             writer,
             lock: None,
+            lock_wait: LockWait::default(),
             policy: Policy {
                 timeout: config.issuer.timeout,
                 margin: config.refresh_margin,
@@ -238,19 +240,33 @@ impl Refresher {
             if self.shared.retry_requested.swap(false, Relaxed) {
                 self.timing.retry_now();
             }
-            self.report();
             let shared = Arc::clone(&self.shared);
-            // While the newest tokens are not stored, this process still holds the lock.
-            let to_lock = self.store.clone().filter(|_| self.lock.is_none());
             let due = match self.stored.has_to_be_written() {
                 true => Some(Moment::default()),
                 false => self.plan().due(),
             };
+            if due.is_none_or(|due| due > shared.clock.now()) {
+                self.lock_wait = LockWait::default();
+            }
+            self.report();
+            // While the newest tokens are not stored, this process still holds the lock.
+            let to_lock = self.store.clone().filter(|_| self.lock.is_none());
+            let due = due.map(|due| due.max(self.lock_wait.next_try()));
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 // A call is never cancelled: only the wait for it is.
-                lock = due_and_locked(&shared.clock, to_lock, due) => self.refresh(lock, &stop).await,
+                tried = due_and_try_lock(&shared.clock, to_lock, due) => match tried {
+                    LockTry::Over(lock) => {
+                        self.lock_wait = LockWait::default();
+                        self.refresh(lock, &stop).await;
+                    }
+                    LockTry::Busy => self.wait_for_lock().await,
+                },
+                // The last chance, although another process holds the lock.
+                () = sleep_until(&shared.clock, self.due_without_lock()) => {
+                    self.refresh(Ok(None), &stop).await;
+                }
                 // To report the expiry, and to plan again.
                 () = sleep_until(&shared.clock, self.expiry()) => {}
                 () = shared.wake.notified() => {}

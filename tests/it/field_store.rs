@@ -378,3 +378,35 @@ fn field_c6_check_refuses_what_run_refuses() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_a17_the_holder_of_the_lock_is_named() {
+    let (cloud, program) = with_cloud("token.timeout = \"1s\"\n").await;
+    let mut running = program.start_ready().await;
+    // Another descriptor of this process, as a stopped sibling or a backup tool.
+    let lock = fs::File::options()
+        .write(true)
+        .open(program.path("state/token.json.lock"))
+        .unwrap();
+    lock.lock().unwrap();
+    let calls = cloud.issuer_calls();
+    eventually("the holder is named", async || {
+        send(program.admin, post("/token/refresh", "")).await;
+        let credential = program.credential().await;
+        let problem = credential["problem"].as_str().unwrap_or_default();
+        credential["reason"] == "lock_held"
+            && problem.contains(&format!("process {} ", std::process::id()))
+    })
+    .await;
+    assert_eq!(cloud.issuer_calls(), calls);
+    assert_eq!(program.get("/api/echo.do").await, 200);
+    drop(lock);
+    program.refresh().await;
+    eventually("the reason is gone", async || {
+        program.credential().await["reason"] == "ok"
+    })
+    .await;
+    running.terminate().await;
+    let log = program.log();
+    assert_eq!(log.matches("has held the lock").count(), 1, "{log}");
+}

@@ -1,12 +1,20 @@
 //! Waiting for the moment of the next call and for the store's lock.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use super::Refresher;
 use crate::{
     base::clock::{Moment, SharedClock},
-    token::store::{self, Lock, Store},
+    token::{
+        state::{Problem, Reason},
+        store::{LOCK_POLL, Lock, Store},
+    },
 };
+
+/// A lock that is held for this much longer than `token.timeout` is not held for a refresh.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often such a lock is tried.
+const SLOW_POLL: Duration = Duration::from_secs(1);
 
 /// Whether this process holds the lock. Without it, another process may be in the middle of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +23,70 @@ pub(super) enum LockState {
     NotHeld,
 }
 
+/// How a try to lock the store ended.
+pub(super) enum LockTry {
+    /// This process holds the lock; there is no store (`None`), or it cannot be locked.
+    Over(io::Result<Option<Lock>>),
+    /// Another process holds it.
+    Busy,
+}
+
+/// The wait for a lock that another process holds.
+#[derive(Debug, Default)]
+pub(super) struct LockWait {
+    since: Option<Moment>,
+    next_try: Moment,
+    /// It lasts longer than a refresh takes.
+    overdue: Option<Problem>,
+}
+
+impl LockWait {
+    pub(super) fn next_try(&self) -> Moment {
+        self.next_try
+    }
+
+    pub(super) fn overdue(&self) -> Option<&Problem> {
+        self.overdue.as_ref()
+    }
+}
+
 impl Refresher {
+    /// Another process holds the lock. One that holds it for longer than a refresh takes is named
+    /// once: it may be stopped, or no proxy at all.
+    pub(super) async fn wait_for_lock(&mut self) {
+        let now = self.shared.clock.now();
+        let since = *self.lock_wait.since.get_or_insert(now);
+        if self.lock_wait.overdue.is_some() {
+            self.lock_wait.next_try = now + SLOW_POLL;
+            return;
+        }
+        self.lock_wait.next_try = now + LOCK_POLL;
+        if now.saturating_since(since) <= self.policy.timeout + PATIENCE {
+            return;
+        }
+        let holder = match &self.store {
+            Some(store) => store.lock_holder().await,
+            None => None,
+        };
+        let holder = holder.map_or_else(
+            || "another process".to_owned(),
+            |process| format!("process {process}"),
+        );
+        let detail = format!(
+            "{holder} has held the lock of the state file (token.state_file with .lock) for longer \
+             than a refresh takes: continue or end it; until then a refresh waits until shortly \
+             before the access token expires"
+        );
+        // Otherwise the transition to the new reason is logged.
+        if self.problem.is_some() {
+            tracing::warn!(credential = self.shared.name, "{detail}");
+        }
+        self.lock_wait.overdue = Some(Problem {
+            reason: Reason::LockHeld,
+            detail,
+        });
+    }
+
     /// Keeps the lock until the newest record is stored.
     pub(super) fn hold(&mut self, lock: io::Result<Option<Lock>>) {
         match lock {
@@ -36,17 +107,19 @@ impl Refresher {
     }
 }
 
-/// Resolves at `due`, as soon as no other process holds the lock. An error means that the store
-/// cannot be locked.
-pub(super) async fn due_and_locked(
+/// Tries to lock the store at `due`.
+pub(super) async fn due_and_try_lock(
     clock: &SharedClock,
     store: Option<Arc<dyn Store>>,
     due: Option<Moment>,
-) -> io::Result<Option<Lock>> {
+) -> LockTry {
     sleep_until(clock, due).await;
-    match store {
-        Some(store) => store::lock(&*store, &**clock).await.map(Some),
-        None => Ok(None),
+    let Some(store) = store else {
+        return LockTry::Over(Ok(None));
+    };
+    match store.try_lock().await {
+        Ok(None) => LockTry::Busy,
+        locked => LockTry::Over(locked),
     }
 }
 

@@ -158,6 +158,7 @@ impl Refresher {
         );
         self.chain.take_over(stored);
         self.shared.refresh_requested.store(false, Relaxed);
+        self.shared.early_refresh.store(false, Relaxed);
         self.timing.refresh_at = Moment::default();
         self.clear_failures();
         self.publish_stored();

@@ -49,7 +49,10 @@ impl Refresher {
     }
 
     fn current_problem(&self) -> Option<&Problem> {
-        self.problem.as_ref().or_else(|| self.stored.problem())
+        let problem = self.problem.as_ref();
+        problem
+            .or_else(|| self.stored.problem())
+            .or_else(|| self.lock_wait.overdue())
     }
 
     fn update_telemetry(&self) {

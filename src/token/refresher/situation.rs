@@ -41,6 +41,17 @@ impl Refresher {
         self.situation().plan()
     }
 
+    /// When to refresh without the lock, if another process holds it for longer than a refresh
+    /// takes: it may have sent the refresh token.
+    pub(super) fn due_without_lock(&self) -> Option<Moment> {
+        self.lock_wait.overdue()?;
+        let situation = Situation {
+            is_in_doubt: true,
+            ..self.situation()
+        };
+        situation.plan().due()
+    }
+
     fn situation(&self) -> Situation {
         let (chain, clock) = (&self.chain, &*self.shared.clock);
         let candidate = |token| chain.candidate(token, self.policy.grace_retry, clock);

@@ -4,6 +4,7 @@ mod calls;
 mod chains;
 mod harness;
 mod intents;
+mod locks;
 mod properties;
 mod rejections;
 mod seeds;

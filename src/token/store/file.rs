@@ -336,6 +336,14 @@ impl Store for FileStore {
             try_lock(&path)
         }))
     }
+
+    fn lock_holder(&self) -> BoxFuture<'static, Option<u32>> {
+        let path = lock_path(&self.path);
+        Box::pin(async move {
+            let holder = blocking::run(move || platform::lock_holder(&path)).await;
+            holder.ok().flatten()
+        })
+    }
 }
 
 async fn blocking_io<T: Send + 'static>(

@@ -30,7 +30,7 @@ pub(super) use self::{
 use crate::base::{clock::Clock, process};
 
 /// How often a lock is tried that another process holds.
-const LOCK_POLL: Duration = Duration::from_millis(50);
+pub(super) const LOCK_POLL: Duration = Duration::from_millis(50);
 
 /// Stores the newest record durably: what [`Store::save`] confirmed survives a power failure.
 pub(super) trait Store: Send + Sync {
@@ -42,6 +42,9 @@ pub(super) trait Store: Send + Sync {
 
     /// Locks out other processes until the lock is dropped; `None` while another one holds it.
     fn try_lock(&self) -> BoxFuture<'static, io::Result<Option<Lock>>>;
+
+    /// The id of the process that holds the lock; `None` if it is unknown.
+    fn lock_holder(&self) -> BoxFuture<'static, Option<u32>>;
 }
 
 /// The exclusive right to send the stored refresh token. Released on drop, and by the operating

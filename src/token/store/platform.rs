@@ -1,8 +1,8 @@
 //! The calls of the operating system that a state file needs.
 
 pub(super) use self::system::{
-    access, create_folder, create_new, is_unsupported, open, open_for_overwriting, open_lock,
-    refuses_rename, sync_folder,
+    access, create_folder, create_new, is_unsupported, lock_holder, open, open_for_overwriting,
+    open_lock, refuses_rename, sync_folder,
 };
 
 /// Who owns a file, and who may use it.
@@ -135,6 +135,25 @@ mod system {
             Some(Errno::BUSY | Errno::XDEV | Errno::PERM | Errno::ACCESS)
         )
     }
+
+    /// The process that holds the lock of this file, if the system shows it.
+    #[cfg(target_os = "linux")]
+    pub(in crate::token::store) fn lock_holder(file: &Path) -> Option<u32> {
+        use rustix::fs::{major, minor};
+        let metadata = std::fs::metadata(file).ok()?;
+        let device = (major(metadata.dev()), minor(metadata.dev()));
+        let locks = procfs::locks().ok()?;
+        let holder = locks
+            .iter()
+            .find(|lock| lock.inode == metadata.ino() && (lock.devmaj, lock.devmin) == device)?;
+        // Negative or 0 for a process of another PID namespace.
+        u32::try_from(holder.pid?).ok().filter(|pid| *pid != 0)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(in crate::token::store) fn lock_holder(_file: &Path) -> Option<u32> {
+        None
+    }
 }
 
 /// Windows: the folder's access control list replaces the mode, and folders are not synced. A
@@ -200,6 +219,10 @@ mod system {
 
     pub(in crate::token::store) fn refuses_rename(_error: &io::Error) -> bool {
         false
+    }
+
+    pub(in crate::token::store) fn lock_holder(_file: &Path) -> Option<u32> {
+        None
     }
 }
 

@@ -492,6 +492,10 @@ impl Store for Disk {
         Box::pin(async { Ok(record) })
     }
 
+    fn lock_holder(&self) -> BoxFuture<'static, Option<u32>> {
+        Box::pin(async { None })
+    }
+
     fn try_lock(&self) -> BoxFuture<'static, io::Result<Option<Lock>>> {
         let is_free = !std::mem::replace(&mut self.0.state().is_locked, true);
         let lock = is_free.then(|| Box::new(DiskLock(Arc::clone(&self.0))) as Lock);
