@@ -1,7 +1,9 @@
 //! What the upstream sees of a request.
 
+use tokio::{io::copy_bidirectional, net::TcpStream};
+
 use crate::common::{
-    LIMIT, closed_address, get, issuer, proxy, raw, send, status,
+    LIMIT, closed_address, get, issuer, proxy, raw, scripted, send, status,
     upstream::{Upstream, response},
 };
 
@@ -121,8 +123,14 @@ async fn a_request_in_a_loop_is_stopped() {
     let address = closed_address();
     let issuer = issuer().await;
     let itself = address.to_string();
+    // Its own address would be a mistake.
+    let detour = scripted(move |_, mut stream| async move {
+        let mut proxy = TcpStream::connect(address).await?;
+        copy_bidirectional(&mut stream, &mut proxy).await.map(drop)
+    })
+    .await;
     let proxy = proxy(
-        &format!("http://{itself}"),
+        &format!("http://{detour}"),
         &[("token.issuer", &issuer), ("proxy.listen", &itself)],
     );
     proxy.ready().await;
