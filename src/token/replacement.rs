@@ -92,6 +92,13 @@ impl Credential {
             verified.as_mut().enable();
             let needs_operator = status.borrow_and_update().needs_operator();
             let decision = self.decide(request.version, Some(request.key), request.can_verify);
+            let is_verifying = matches!(
+                decision,
+                Rejection::Waiting {
+                    next_refresh: None,
+                    ..
+                }
+            );
             let ask_again = match decision {
                 Rejection::Newer(token) => return Replacement::Newer(token),
                 Rejection::Verify(verification) => return Replacement::Verify(verification),
@@ -115,7 +122,9 @@ impl Credential {
             if slot.is_none() {
                 slot = WaiterSlot::take(&self.shared.waiters);
             }
-            if needs_operator || slot.is_none() || Instant::now() >= deadline {
+            // No refresh comes, but another server may accept the token.
+            let is_hopeless = needs_operator && !is_verifying;
+            if is_hopeless || slot.is_none() || Instant::now() >= deadline {
                 return Replacement::Late;
             }
             let ask_again = ask_again.map_or(deadline, |again| again.min(deadline));

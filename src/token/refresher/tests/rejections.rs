@@ -52,9 +52,14 @@ struct Noticed {
 
 impl World {
     async fn new(accepts: impl Fn(&Received<'_>) -> bool + Send + Sync + 'static) -> Arc<Self> {
-        let harness = Setup::new(|n| Ok(grant(n, DAY)))
-            .latency(ROUND_TRIP)
-            .start();
+        Self::with(Setup::new(|n| Ok(grant(n, DAY))), accepts).await
+    }
+
+    async fn with(
+        setup: Setup,
+        accepts: impl Fn(&Received<'_>) -> bool + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        let harness = setup.latency(ROUND_TRIP).start();
         harness.token().await;
         Arc::new(Self {
             harness,
@@ -333,4 +338,29 @@ async fn field_a5_ten_thousand_concurrent_rejections_cost_one_refresh_and_one_mo
     // The proof, 10,000 rejections, one verification, 10,000 replays.
     assert_eq!(world.received.load(Relaxed), 20_002);
     assert!(noticed.latest() < seconds(1), "{:?}", noticed.latest());
+}
+
+/// The issuer refuses the client, so that no newer token comes while the cached one is valid.
+#[tokio::test(start_paused = true)]
+async fn field_a5_a_node_that_rejects_every_token_is_avoided_also_while_refreshes_are_refused() {
+    let setup = Setup::new(|n| match n {
+        1 => Ok(grant(n, DAY)),
+        _ => failure(FailureClass::ClientRefused),
+    });
+    // The first request is accepted, and all that arrive together after it meet the node.
+    const TOGETHER: usize = 10;
+    let world = World::with(setup, |received| !(1..=TOGETHER).contains(&received.number)).await;
+    let harness = &world.harness;
+    harness.pass(seconds(10)).await;
+    harness.credential.refresh_now().expect("allowed");
+    harness.until(State::Dead, Reason::ClientRefused).await;
+    assert!(world.serve("/", "/").await, "the token is proven");
+    let noticed = Arc::<Noticed>::default();
+    let requests: Vec<_> = (0..TOGETHER)
+        .map(|n| tokio::spawn(Arc::clone(&world).request(format!("/{n}"), Arc::clone(&noticed))))
+        .collect();
+    for request in requests {
+        request.await.expect("without a panic");
+    }
+    assert_eq!((noticed.requests(), noticed.rejected()), (TOGETHER, 0));
 }
