@@ -372,6 +372,9 @@ fn lock_path(path: &Path) -> PathBuf {
 fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            // RLIMIT_FSIZE, which systemd calls LimitFSIZE.
+            | io::ErrorKind::FileTooLarge
     )
 }

@@ -349,3 +349,14 @@ fn a_garbled_file_is_refused_and_left_alone() {
     write(&path, &"x".repeat(2 * 1024 * 1024), 0o600);
     assert!(refusal(&path).contains("too large"));
 }
+
+#[test]
+fn field_a9_every_limit_of_space_counts_as_a_full_volume() {
+    use rustix::io::Errno;
+    for errno in [Errno::NOSPC, Errno::DQUOT, Errno::FBIG] {
+        assert!(is_full(&errno.into()), "{errno}");
+    }
+    for errno in [Errno::ACCESS, Errno::ROFS, Errno::BUSY] {
+        assert!(!is_full(&errno.into()), "{errno}");
+    }
+}
