@@ -12,6 +12,7 @@
 //! | `bad_input`, `differential`, `limits`, `slow`, `http2_attacks`, `secrets` | hostile clients; nginx and HAProxy as references; secrets in outputs |
 //! | `faults`, `issuer`, `crashes`, `login`, `machine`, `field_replay` | the token's lifecycle: issuers that fail, kills, first tokens, clocks |
 //! | `process`, `admin`, `config`, `confinement`, `descriptors`, `memory`, `field_operations`, `field_store` | the program as a process: commands, signals, files, the unit, its resources |
+//! | `soak` | a mixture of all faults, for a few seconds; `scripts/soak` runs it for longer |
 //! | `cloud`, `documents` | the simulated cloud; what the documents claim |
 //!
 //! A new test scripts an upstream, starts a proxy in front of it, and looks at both sides:
@@ -70,6 +71,7 @@ mod reuse;
 mod rewrite;
 mod secrets;
 mod slow;
+mod soak;
 mod tls;
 mod tunnel;
 mod uploads;
