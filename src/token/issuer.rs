@@ -161,7 +161,14 @@ impl TokenEndpoint {
             ("grant_type", "refresh_token"),
             ("refresh_token", refresh_token.expose()),
         ];
-        self.request_tokens(pairs, deadline).await
+        let result = self.request_tokens(pairs, deadline).await;
+        result.map_err(|failure| Failure {
+            // The echo of the token that was sent replaces nothing.
+            rotated: failure
+                .rotated
+                .filter(|token| token.secret().expose() != refresh_token.expose()),
+            ..failure
+        })
     }
 
     /// One call with these parameters, in this order.

@@ -18,7 +18,7 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 pub(super) use self::json::parse_object;
-use self::json::{find_token, has_object};
+use self::json::{find_token, has_object, is_page};
 use crate::{base::secret::Secret, token::refresh_token::RefreshToken};
 
 /// The longest response body that is read, in bytes.
@@ -236,6 +236,8 @@ impl ResponseParser {
                 rotated: tokens.refresh_token.map(RefreshToken::new),
                 ..flaw
             }),
+            // The final response is not known.
+            (Some(flaw), Err(_)) if response.status.is_informational() => Err(flaw),
             (Some(flaw), Err(failure)) if failure.class == FailureClass::Garbled => Err(Failure {
                 rotated: failure.rotated,
                 ..flaw
@@ -258,16 +260,17 @@ impl ResponseParser {
         // Some issuers refuse with a 200, and some grant with another status.
         let is_granted = status.is_success() || self.grants(body);
         if is_granted && fatal_error(body).is_none() {
-            self.token_response(body)
-        } else {
-            Err(error_response(
-                self.grant_type,
-                *status,
-                headers,
-                body,
-                wall,
-            ))
+            return self.token_response(body);
         }
+        let refusal = error_response(self.grant_type, *status, headers, body, wall);
+        Err(match self.rotated_beside_access_token(body) {
+            // The issuer has refused the token that was sent, and not the one that it sends.
+            rotated @ Some(_) if refusal.class == FailureClass::RefreshTokenRefused => Failure {
+                rotated,
+                ..Failure::garbled("the issuer's response contains new tokens and invalid_grant")
+            },
+            rotated => Failure { rotated, ..refusal },
+        })
     }
 
     /// Whether both tokens are there.
@@ -287,16 +290,27 @@ impl ResponseParser {
                 body.len()
             ))
         };
-        parse_object(body)
-            .ok_or_else(garbled)
-            .and_then(|json| self.token_object(json))
-            .map_err(|failure| Failure {
-                rotated: failure.rotated.or_else(|| {
-                    let token = find_token(body, &self.fields.refresh_token)?;
-                    Some(RefreshToken::new(Secret::new(token.as_str())))
-                }),
-                ..failure
-            })
+        let Some(json) = parse_object(body) else {
+            let token = find_token(body, &self.fields.refresh_token).filter(|_| !is_page(body));
+            return Err(Failure {
+                rotated: token.map(|token| RefreshToken::new(Secret::new(token.as_str()))),
+                ..garbled()
+            });
+        };
+        // Without an access token, it may be the echo of a request, or a text of a page.
+        let is_rotated = has_access_token(&json, &self.fields)
+            || non_null(&json, "/error").is_none() && !is_page(body);
+        self.token_object(json).map_err(|failure| Failure {
+            rotated: failure.rotated.filter(|_| is_rotated),
+            ..failure
+        })
+    }
+
+    /// The refresh token of a response that is no grant. Alone it may be the echo of a request.
+    fn rotated_beside_access_token(&self, body: &[u8]) -> Option<RefreshToken> {
+        let mut json = parse_object(body).filter(|json| has_access_token(json, &self.fields))?;
+        let token = take_refresh_token(&mut json, &self.fields.refresh_token);
+        token.ok().flatten().map(RefreshToken::new)
     }
 
     fn token_object(&self, mut json: Value) -> Result<TokenResponse, Failure> {
@@ -321,6 +335,11 @@ impl ResponseParser {
             }),
         }
     }
+}
+
+/// Whether there is an access token, usable or not.
+fn has_access_token(json: &Value, fields: &ResponseFields) -> bool {
+    matches!(json.pointer(&fields.access_token), Some(Value::String(token)) if !token.is_empty())
 }
 
 /// An access token that can be sent, of type `Bearer`.
@@ -622,6 +641,120 @@ mod tests {
             (failure.class, failure.rotated),
             (FailureClass::Garbled, None)
         );
+    }
+
+    /// The body, and the refresh token that replaces the one that was sent.
+    fn assert_rotated(status: u16, body: &str, class: FailureClass, rotated: Option<&str>) {
+        let failure = respond(status, &HeaderMap::new(), body.as_bytes()).expect_err("a failure");
+        assert_eq!(failure.class, class, "{status} {body}");
+        let kept = failure
+            .rotated
+            .as_ref()
+            .map(|token| token.secret().expose());
+        assert_eq!(kept, rotated, "{status} {body}");
+    }
+
+    #[test]
+    fn field_a1_a_page_that_is_no_token_response_replaces_no_refresh_token() {
+        for body in [
+            r#"{"status":"error","request":{"refresh_token":"***"}}"#,
+            r#"{"status":"error","request":{"refresh_token":"***"}"#,
+            r#"{"request":{"refresh_token":"***"},"status":NaN}"#,
+            r#"{"fields":[{"refresh_token":"***"}]}"#,
+            r#"{"error":"server_error","refresh_token":"***"}"#,
+            r#"{"error":{"code":5},"refresh_token":"***"}"#,
+            r#"["refresh_token","***"]"#,
+            r#"<!DOCTYPE html><script>var texts={"refresh_token":"Refresh"}</script>"#,
+            r#"<html><style>p{margin:0}</style><script>x={"refresh_token":"Refresh"}</script>"#,
+            r#"<html><script>var texts={"refresh_token":"Refresh","sign_in":"#,
+            r#"<div data-texts='{"refresh_token":"Refresh"}'></div>"#,
+            r#"<p>"refresh_token":"Refresh"</p>"#,
+        ] {
+            assert_rotated(200, body, FailureClass::Garbled, None);
+        }
+        // Cut off, at the top level.
+        for body in [
+            r#"{"access_token":"a","refresh_token":"new","expi"#,
+            r#"{"refresh_token":"new","request":{"refresh_token":"old"}"#,
+        ] {
+            assert_rotated(200, body, FailureClass::Garbled, Some("new"));
+        }
+    }
+
+    #[test]
+    fn field_a1_both_tokens_in_a_refusal_are_a_rotation() {
+        use FailureClass::{Ambiguous, ClientRefused, Failing, Garbled, RefreshTokenRefused};
+        for (status, rest, class) in [
+            (
+                200,
+                r#""access_token":"a","error":"invalid_client""#,
+                ClientRefused,
+            ),
+            (
+                401,
+                r#""access_token":"a","error":"invalid_client""#,
+                ClientRefused,
+            ),
+            (
+                200,
+                r#""access_token":"a","error":"invalid_grant""#,
+                Garbled,
+            ),
+            (
+                400,
+                r#""access_token":"a b","error":"invalid_grant""#,
+                Garbled,
+            ),
+            (400, r#""access_token":"a b""#, Failing),
+            (403, r#""access_token":"a","token_type":"mac""#, Failing),
+            (500, r#""access_token":"a\n""#, Failing),
+            (502, r#""access_token":"a","token_type":"mac""#, Ambiguous),
+            (
+                200,
+                r#""access_token":"a b","error":"server_error""#,
+                Garbled,
+            ),
+        ] {
+            let body = format!(r#"{{"refresh_token":"new",{rest}}}"#);
+            assert_rotated(status, &body, class, Some("new"));
+        }
+        for (status, rest, class) in [
+            (400, r#""error":"invalid_grant""#, RefreshTokenRefused),
+            (
+                400,
+                r#""access_token":"","error":"invalid_client""#,
+                ClientRefused,
+            ),
+            (500, r#""access_token":null"#, Failing),
+            (500, r#""error":"server_error""#, Failing),
+        ] {
+            let body = format!(r#"{{"refresh_token":"echo",{rest}}}"#);
+            assert_rotated(status, &body, class, None);
+        }
+    }
+
+    #[test]
+    fn field_a11_an_interim_response_does_not_show_that_the_token_is_unused() {
+        for received in [
+            "HTTP/1.1 100 Continue\r\n\r\n",
+            "HTTP/1.1 102 Processing\r\n\r\n",
+            "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n",
+            "HTTP/1.1 103 Early Hints\r\nLink: x",
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n",
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 2",
+            "HTTP/1.1 100",
+            "HTTP/1.1 10",
+        ] {
+            for detail in ["cut", "late"] {
+                let flaw = Failure::new(FailureClass::Ambiguous, detail);
+                let response = RawResponse {
+                    flaw: Some(flaw.clone()),
+                    ..RawResponse::salvaged(received.as_bytes())
+                };
+                let parsed = parser().parse(response, SystemTime::UNIX_EPOCH);
+                assert_eq!(parsed.expect_err("no response"), flaw, "{received:?}");
+            }
+        }
     }
 
     #[test]

@@ -1,8 +1,6 @@
 //! The JSON object of a response, read leniently: odd bytes around and between the tokens make none
 //! of them unreadable.
 
-use std::borrow::Cow;
-
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
@@ -139,35 +137,77 @@ fn text_of(body: &[u8]) -> Zeroizing<String> {
     })
 }
 
-/// The text under the name that a pointer ends in, wherever it is in a body that contains no usable
-/// object: cut off, invalid, or wrapped. `None` unless there is exactly one value, which is whole.
-pub(super) fn find_token(body: &[u8], pointer: &str) -> Option<Zeroizing<String>> {
-    let name = pointer.rsplit('/').next()?;
-    let name: Cow<'_, str> = name.replace("~1", "/").replace("~0", "~").into();
-    let quoted = Value::from(name).to_string();
+/// Whether the first object of a body is part of an HTML page. It is none behind a warning of the
+/// server, which is markup, too.
+pub(super) fn is_page(body: &[u8]) -> bool {
     let text = text_of(body);
+    let (before, object) = text.split_at(text.find('{').unwrap_or(text.len()));
+    let before = before.to_ascii_lowercase();
+    before.contains('<')
+        && (["<!doctype", "<html", "<script"]
+            .iter()
+            .any(|tag| before.contains(tag))
+            || object.contains('<'))
+}
+
+/// The text at a pointer (RFC 6901) in an object that is cut off or invalid. `None` unless there is
+/// exactly one value, which is whole.
+pub(super) fn find_token(body: &[u8], pointer: &str) -> Option<Zeroizing<String>> {
+    let text = text_of(body);
+    let text = repaired(&text[text.find('{')?..]);
+    let pointer: Vec<_> = pointer.split('/').skip(1).map(unescape).collect();
+    // The name of the current member of each open object. Values in a list have none.
+    let mut path: Vec<Option<Zeroizing<String>>> = Vec::new();
     let mut found: Option<Zeroizing<String>> = None;
-    for (position, _) in text.match_indices(&quoted) {
-        let behind = text[position + quoted.len()..].trim_start();
-        let Some(value) = behind.strip_prefix(':') else {
-            continue;
-        };
-        let mut values = serde_json::Deserializer::from_str(value).into_iter::<String>();
-        let Some(Ok(value)) = values.next().map(|value| value.map(Zeroizing::new)) else {
-            continue;
-        };
-        if value.is_empty() {
+    let mut rest = text.as_str();
+    while let Some(first) = rest.chars().next() {
+        if first != '"' {
+            rest = &rest[first.len_utf8()..];
+            match first {
+                '{' | '[' => path.push(None),
+                '}' | ']' => {
+                    path.pop();
+                    if path.is_empty() {
+                        break;
+                    }
+                }
+                ',' => path.last_mut().into_iter().for_each(|name| *name = None),
+                _ => {}
+            }
             continue;
         }
-        if value.contains(char::REPLACEMENT_CHARACTER)
-            || value.len() > MAX_TOKEN_LENGTH
-            || found.as_ref().is_some_and(|found| *found != value)
-        {
-            return None;
+        let mut strings = serde_json::Deserializer::from_str(rest).into_iter::<String>();
+        let Some(Ok(string)) = strings.next().map(|next| next.map(Zeroizing::new)) else {
+            break;
+        };
+        rest = rest[strings.byte_offset()..].trim_start();
+        let Some(name) = path.last_mut() else { break };
+        if rest.starts_with(':') {
+            *name = Some(string);
+            continue;
         }
-        found = Some(value);
+        let is_token = !string.is_empty()
+            && path.len() == pointer.len()
+            && path.iter().zip(&pointer).all(|(name, expected)| {
+                name.as_ref()
+                    .is_some_and(|name| name.as_str() == expected.as_str())
+            });
+        if is_token {
+            if string.contains(char::REPLACEMENT_CHARACTER)
+                || string.len() > MAX_TOKEN_LENGTH
+                || found.as_ref().is_some_and(|found| *found != string)
+            {
+                return None;
+            }
+            found = Some(string);
+        }
     }
     found
+}
+
+/// A name in a pointer, unescaped (RFC 6901 §4).
+fn unescape(name: &str) -> String {
+    name.replace("~1", "/").replace("~0", "~")
 }
 
 #[cfg(test)]
@@ -287,37 +327,67 @@ mod tests {
 
     #[test]
     fn field_a1_a_token_is_found_in_what_is_no_object() {
-        let find = |body: &str| {
-            find_token(body.as_bytes(), "/refresh_token").map(|token| token.to_string())
+        let find = |body: &str, pointer: &str| {
+            find_token(body.as_bytes(), pointer).map(|token| token.to_string())
         };
         for body in [
             r#"{"refresh_token":"b"#,
             r#"{"refresh_token":"#,
             r#"{"refresh_token":5}"#,
             r#"{"refresh_token":""}"#,
-            r#"{"refresh_token":"b","x":{"refresh_token":"c"}"#,
+            r#"{"refresh_token":"b","refresh_token":"c""#,
             "{\"refresh_token\":\"b\u{fffd}\"",
             r#"{"my_refresh_token":"b""#,
             "\"refresh_token\"",
+            // Elsewhere than at the pointer.
+            r#"{"data":{"refresh_token":"b"}}"#,
+            r#"{"request":{"refresh_token":"b"},"#,
+            r#"{"request":[{"refresh_token":"b"}],"#,
+            r#"{"request":["refresh_token","b"],"#,
+            r#"{"x":"a"},"refresh_token":"b""#,
+            r#"{"x":"\"refresh_token\":\"b\"""#,
+            r#"{"refresh_token":["b"],"#,
+            r#"{"refresh_token":5,"b","#,
         ] {
-            assert_eq!(find(body), None, "{body}");
+            assert_eq!(find(body, "/refresh_token"), None, "{body}");
         }
         for body in [
             r#"{"refresh_token":"b""#,
             r#"{"refresh_token" : "b","expires_in":36"#,
             r#"{"refresh_token":"b","expires_in":NaN}"#,
-            r#"{"data":{"refresh_token":"b"}}"#,
+            r#"{"refresh_token":"b","x":{"refresh_token":"c"}"#,
+            r#"{"x":[{"y":1},[]],"refresh_token":"b""#,
+            r#"{"access_token":"a" "refresh_token":"b"}"#,
+            r#"{access_token:"a","refresh_token":"b","#,
             r#"{"refresh_token":"b","refresh_token":"b",}"#,
-            r#"{"refresh_token":"","data":{"refresh_token":"b"}"#,
             "{\"x\":\"a\nb\",\"refresh_token\":\"\\u0062\"}",
+            ")]}',\n{\"refresh_token\":\"b\",",
         ] {
-            assert_eq!(find(body).as_deref(), Some("b"), "{body}");
+            assert_eq!(find(body, "/refresh_token").as_deref(), Some("b"), "{body}");
         }
-        assert_eq!(
-            find_token(br#"{"a/b":"c""#, "/x/a~1b")
-                .as_deref()
-                .map(|token| &**token),
-            Some("c")
-        );
+        let nested = r#"{"refresh_token":"c","data":{"a/b":"b","#;
+        assert_eq!(find(nested, "/data/a~1b").as_deref(), Some("b"));
+        let deep = "[".repeat(60_000);
+        assert_eq!(find(&format!("{{\"x\":{deep}"), "/refresh_token"), None);
+    }
+
+    #[test]
+    fn an_object_in_a_page_and_one_behind_a_warning_are_distinct() {
+        for page in [
+            "<!DOCTYPE html><p>{\"a\":1}",
+            "\u{feff}\n<HTML><script>var texts = {\"a\":1}",
+            "<div data-texts='{\"a\":1}'></div>",
+            "Sign in <b>here</b> {\"a\":1} <br>",
+        ] {
+            assert!(is_page(page.as_bytes()), "{page}");
+        }
+        for other in [
+            "",
+            "{\"a\":\"<html>\"}",
+            "{\"a\":1}\r\n<html>",
+            "<br />\n<b>Warning</b>: x in y.php on line 1<br />\n{\"a\":1}",
+        ] {
+            assert!(!is_page(other.as_bytes()), "{other}");
+        }
     }
 }
