@@ -157,6 +157,35 @@ async fn field_a9_a_file_that_cannot_be_replaced_is_overwritten() {
     works(&cloud, &program, command, Some("only overwritten")).await;
 }
 
+/// Killed between a complete copy and its rename; then there is no space for another copy.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_a9_a_newer_copy_is_used_on_a_full_volume() {
+    for call in ["fsync", "?rename,?renameat,?renameat2"] {
+        let (cloud, program) = with_cloud("").await;
+        let mut running = program.start_ready().await;
+        let old = program.read("state/token.json");
+        program.refresh().await;
+        running.terminate().await;
+        let new = stored(&program)["generation"].clone();
+        let copy = "state/.token.json.0123456789abcdef.tmp";
+        fs::rename(program.path("state/token.json"), program.path(copy)).unwrap();
+        for (name, text) in [("state/token.json", &*old), (copy, &*program.read(copy))] {
+            program.write(name, text);
+            set_mode(&program, name, 0o600);
+        }
+        let mut full = program.start_as(on_a_volume_where(&program, call, "ENOSPC"));
+        program.ready().await;
+        assert_eq!(program.credential().await["generation"], new, "{call}");
+        assert!(program.log().contains("free space"), "{}", program.log());
+        // The newest tokens are only in its memory.
+        full.signal(rustix::process::Signal::KILL);
+        full.ended().await;
+        let _restarted = program.start_ready().await;
+        assert_eq!(program.credential().await["generation"], new, "{call}");
+        assert_eq!(cloud.families_revoked(), 0, "{call}");
+    }
+}
+
 /// As `docker run -v token.json:/state/token.json` does. Only root may mount.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn field_a9_a_single_file_that_is_mounted_is_overwritten() {

@@ -105,24 +105,36 @@ impl FileStore {
             source,
         };
         replace::create_folder(&self.path).map_err(unwritable)?;
-        let (lock, lock_problem) = match try_lock(&self.path) {
+        let locked = try_lock(&self.path);
+        // Where no process can lock the file, none is excluded; but a crash left the same behind.
+        let is_busy = matches!(locked, Ok(None));
+        let newest = match is_busy {
+            true => None,
+            false => self.recover().map_err(unwritable)?,
+        };
+        let (lock, lock_problem) = match locked {
             Ok(lock) => (lock, None),
             Err(error) => (None, Some(error)),
         };
-        let tried = match &lock {
-            // No other process is writing.
-            Some(_) => {
-                self.recover().map_err(unwritable)?;
-                self.read(Permissions::Enforce)?;
-                for file in temporary_files(&self.path) {
-                    let _ = fs::remove_file(file);
-                }
-                self.contents()?.map_or_else(
-                    || replace::try_out(&self.path, &self.warnings),
-                    |contents| replace::replace(&self.path, &contents.bytes, &self.warnings),
-                )
+        if newest.is_some() {
+            // It is stored in its copy only.
+            return Ok(Opened {
+                record: newest,
+                lock_problem,
+            });
+        }
+        self.read(Permissions::Enforce)?;
+        if !is_busy {
+            for file in temporary_files(&self.path) {
+                let _ = fs::remove_file(file);
             }
-            None => replace::try_out(&self.path, &self.warnings),
+        }
+        let tried = match (&lock, self.contents()?) {
+            (Some(_), Some(contents)) => {
+                replace::replace(&self.path, &contents.bytes, &self.warnings)
+            }
+            // Without the lock, another process may have stored newer contents meanwhile.
+            _ => replace::try_out(&self.path, &self.warnings),
         };
         match tried {
             // What is stored is usable, and space may be freed.
@@ -162,13 +174,17 @@ impl FileStore {
     }
 
     /// After a crash: a complete copy beside the file that is newer, or whose file is garbled,
-    /// replaces it.
-    fn recover(&self) -> io::Result<()> {
+    /// replaces it. On a full volume it may stay where it is: then this is its record.
+    fn recover(&self) -> io::Result<Option<Record>> {
         let stored = match self.read(Permissions::Enforce) {
+            // Written by an operator, after the copy.
+            Ok(Some(record)) if record.is_handwritten() && record.refresh_token.is_some() => {
+                return Ok(None);
+            }
             Ok(record) => record.map(|record| record.version()),
             Err(Error::Garbled { .. }) => None,
             // Reported by the caller.
-            Err(_) => return Ok(()),
+            Err(_) => return Ok(None),
         };
         let copies = temporary_files(&self.path).filter_map(|path| {
             let copy = Self {
@@ -176,15 +192,20 @@ impl FileStore {
                 ..self.clone()
             };
             let record = copy.read(Permissions::Enforce).ok()??;
-            Some((record.version(), record))
+            Some((copy, record))
         });
-        let newest = copies.max_by_key(|(version, _)| *version);
-        match newest {
-            Some((version, record)) if Some(version) > stored => {
-                let json = record.to_json(&self.owner)?;
-                replace::replace(&self.path, &json, &self.warnings)
+        let newest = copies.max_by_key(|(_, record)| record.version());
+        let Some((copy, record)) = newest.filter(|(_, record)| Some(record.version()) > stored)
+        else {
+            return Ok(None);
+        };
+        match replace::put_in_place(&copy.path, &self.path, &self.warnings) {
+            Ok(()) => Ok(None),
+            Err(error) if is_full(&error) => {
+                self.warnings.once(Warning::Full, &self.path, &error);
+                Ok(Some(record))
             }
-            _ => Ok(()),
+            Err(error) => Err(error),
         }
     }
 

@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use zeroize::Zeroizing;
+
 use super::{
     platform,
     warnings::{Warning, Warnings},
@@ -32,6 +34,25 @@ pub(super) fn replace(path: &Path, contents: &[u8], warnings: &Warnings) -> io::
             return Err(error);
         }
         Ok(()) => {}
+    }
+    sync_folder(path, warnings)
+}
+
+/// Lets a complete copy that is stored beside the file replace it. A rename needs no space.
+pub(super) fn put_in_place(copy: &Path, path: &Path, warnings: &Warnings) -> io::Result<()> {
+    // Its writer may not have come to this.
+    tolerate_unsupported(
+        platform::open_for_overwriting(copy)?.sync_all(),
+        path,
+        warnings,
+    )?;
+    match fs::rename(copy, path) {
+        Err(error) if platform::refuses_rename(&error) => {
+            warnings.once(Warning::InPlace, path, &error);
+            let contents = Zeroizing::new(fs::read(copy)?);
+            overwrite(path, copy.to_owned(), &contents, warnings)?;
+        }
+        renamed => renamed?,
     }
     sync_folder(path, warnings)
 }

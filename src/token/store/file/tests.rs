@@ -360,3 +360,71 @@ fn field_a9_every_limit_of_space_counts_as_a_full_volume() {
         assert!(!is_full(&errno.into()), "{errno}");
     }
 }
+
+/// Records of generation 9 and 10 as they are stored.
+fn generations(store: &FileStore) -> [String; 2] {
+    [9, 10].map(|generation| {
+        let mut record = record(&format!("r{generation}"));
+        (record.epoch, record.generation) = (1, generation);
+        let json = record.to_json(&store.owner).expect("JSON");
+        String::from_utf8(json.to_vec()).expect("text")
+    })
+}
+
+#[test]
+fn field_a7_a9_without_locks_a_crash_is_recovered_from_all_the_same() {
+    for (file, expected) in [("garbled", "r10"), ("old", "r10"), ("new", "r10")] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("token.json");
+        // Neither root can open it for locking.
+        fs::create_dir(folder.path().join("token.json.lock")).expect("created");
+        let store = store(path.clone());
+        let [old, new] = generations(&store);
+        let (contents, copy) = match file {
+            "garbled" => (&new[..new.len() / 2], &new),
+            "old" => (&*old, &new),
+            _ => (&*new, &old),
+        };
+        write(&path, contents, 0o600);
+        write(&folder.path().join(".token.json.0.tmp"), copy, 0o600);
+        write(&folder.path().join(".token.json.1.tmp"), "{}", 0o600);
+        let opened = store.open().expect("usable");
+        assert!(opened.lock_problem.is_some());
+        assert_eq!(stored(&store), expected, "{file}");
+        let mut names = names(folder.path());
+        names.sort();
+        assert_eq!(names, ["token.json", "token.json.lock"], "{file}");
+    }
+}
+
+#[tokio::test]
+async fn field_a9_while_another_process_holds_the_lock_nothing_is_recovered() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("token.json");
+    let store = store(path.clone());
+    let [old, new] = generations(&store);
+    let copy = folder.path().join(".token.json.0.tmp");
+    write(&path, &old, 0o600);
+    write(&copy, &new, 0o600);
+    let _lock = store.try_lock().await.expect("a lock").expect("free");
+    assert_eq!(stored(&store), "r9");
+    assert!(copy.exists());
+}
+
+#[test]
+fn field_a9_a_handwritten_file_wins_over_a_copy() {
+    for (by_hand, expected) in [
+        (r#"{"format": 1, "refresh_token": "by hand"}"#, "by hand"),
+        (r#"{"format": 1}"#, "r10"),
+        ("", "r10"),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("token.json");
+        let store = store(path.clone());
+        let copy = folder.path().join(".token.json.0000000000000000.tmp");
+        write(&path, by_hand, 0o600);
+        write(&copy, &generations(&store)[1], 0o600);
+        assert_eq!(stored(&store), expected);
+        assert!(!copy.exists());
+    }
+}
