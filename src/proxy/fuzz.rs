@@ -84,7 +84,9 @@ pub fn request(data: &[u8]) {
         ..GuardConfig::default()
     };
     let guard = Guard::new(config, Exposure::Loopback, Scheme::HTTP);
-    headers::encode_target(&mut head);
+    if headers::encode_target(&mut head).is_err() {
+        return;
+    }
     let issuer: Vec<_> = IssuerPath::new("/api/token.do").into_iter().collect();
     let path = head.uri.path();
     let is_allowed = guard.check(&head, &KnownHost::default()).is_ok()

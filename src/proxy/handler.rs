@@ -47,7 +47,11 @@ pub(crate) async fn handle(
     let received = worker.clock.now();
     let view = exchange.begin(worker.view());
     let number = exchange.state.begin_exchange();
-    let (head, body, upgrade) = split_request(request);
+    let (mut head, body, upgrade) = split_request(request);
+    let fault = exchange
+        .state
+        .fault(number)
+        .or_else(|| fault(&mut head, &exchange, &view.config().limits));
     if upgrade.is_some() {
         exchange.state.expect_upgrade();
     }
@@ -69,7 +73,6 @@ pub(crate) async fn handle(
         upgrade,
         sends_range: true,
     };
-    let fault = exchange.state.fault(number);
     let outcome = match fault {
         None => context
             .respond(received)
@@ -139,7 +142,6 @@ fn split_request(mut request: Request<Incoming>) -> (request::Parts, Incoming, O
         headers::from_http2(&mut head);
     }
     headers::normalize_content_length(&mut head.headers);
-    headers::encode_target(&mut head);
     (head, body, upgrade)
 }
 
@@ -151,24 +153,26 @@ fn is_length_missing(head: &request::Parts) -> bool {
         && !head.headers.contains_key(header::CONTENT_LENGTH)
 }
 
-/// What a head has too much of; its size as a whole is limited while it is read.
-fn fault(head: &request::Parts, limits: &Limits) -> Option<Fault> {
-    let target = head.uri.path_and_query().map_or("", PathAndQuery::as_str);
-    if target.len() > limits.uri_length {
-        return Some(Fault::TargetTooLong);
+/// What a head has too much of; its size as a whole is limited while it is read. Of HTTP/1, the
+/// framing has counted before. Encodes the target of a head that has no fault: the limit is one of
+/// the target as the client wrote it.
+fn fault(head: &mut request::Parts, exchange: &Exchange, limits: &Limits) -> Option<Fault> {
+    if !exchange.state.is_http1() {
+        let target = head.uri.path_and_query().map_or("", PathAndQuery::as_str);
+        if target.len() > limits.uri_length {
+            return Some(Fault::TargetTooLong);
+        }
+        if head.headers.len() > limits.headers {
+            return Some(Fault::HeadTooLarge);
+        }
     }
-    (head.headers.len() > limits.headers).then_some(Fault::HeadTooLarge)
+    headers::encode_target(head).err()
 }
 
 impl RequestContext<'_> {
     async fn respond(&self, received: Moment) -> Result<ClientResponse, Error> {
         let config = self.view.config();
         self.worker.admit(config.limits.requests)?;
-        if !self.exchange.state.is_http1()
-            && let Some(fault) = fault(self.head, &config.limits)
-        {
-            return Err(fault.into());
-        }
         let peer = &*self.exchange.peer;
         let guard = self.view.guard(peer.listener);
         guard.check(self.head, &peer.known_host)?;

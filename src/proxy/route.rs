@@ -2,7 +2,10 @@
 
 use std::{rc::Rc, time::Duration};
 
-use http::{Uri, header, request, uri::PathAndQuery};
+use http::{
+    Uri, header, request,
+    uri::{InvalidUri, PathAndQuery},
+};
 
 use crate::{
     base::{host, ticker::Ticks},
@@ -280,9 +283,12 @@ impl Route {
 
     /// The target as the upstream receives it: in origin form (RFC 9112 §3.2.1), because the request
     /// does not decide where it is sent, and without the stripped prefix.
-    pub(crate) fn target(&self, target: &Uri) -> Uri {
+    ///
+    /// # Errors
+    /// The result is no target. It must not be replaced: the rules judged another path.
+    pub(crate) fn target(&self, target: &Uri) -> Result<Uri, InvalidUri> {
         if target.authority().is_none() && !self.strip_prefix {
-            return target.clone();
+            return Ok(target.clone());
         }
         let path = target.path_and_query().map_or("/", PathAndQuery::as_str);
         let rest = if self.strip_prefix {
@@ -295,8 +301,7 @@ impl Route {
         } else {
             format!("/{rest}")
         };
-        // A part of a valid target that begins with a slash is a valid target.
-        rooted.parse().unwrap_or_default()
+        rooted.parse()
     }
 }
 
@@ -545,7 +550,11 @@ mod tests {
         ] {
             let target: Uri = target.parse().unwrap();
             assert_eq!(
-                routes.find(None, target.path()).target(&target).to_string(),
+                routes
+                    .find(None, target.path())
+                    .target(&target)
+                    .unwrap()
+                    .to_string(),
                 expected,
                 "{target}"
             );

@@ -6,7 +6,7 @@
 //! | modules | subject |
 //! |---|---|
 //! | `main_job`, `data_path`, `uploads`, `field_uploads`, `reuse`, `protocols`, `http2`, `tunnel`, `field_h2`, `field_streams` | what an app notices: tokens, replays, bodies, connections, versions of HTTP |
-//! | `field_heads` | what heads of messages may look like, in both directions |
+//! | `field_heads`, `field_targets` | what heads of messages may look like, in both directions |
 //! | `field_mapping`, `field_everything` | URLs, cookies and ranges in messages; every change that is made to a message |
 //! | `rewrite`, `clients`, `certificates`, `tls` | URLs in responses, client authentication, certificates and their reload |
 //! | `bad_input`, `differential`, `limits`, `slow`, `http2_attacks`, `secrets` | hostile clients; nginx and HAProxy as references; secrets in outputs |
@@ -56,6 +56,7 @@ mod field_operations;
 mod field_replay;
 mod field_store;
 mod field_streams;
+mod field_targets;
 mod field_uploads;
 mod http2;
 mod http2_attacks;

@@ -291,7 +291,12 @@ impl RequestContext<'_> {
             SendBody::Immediately => None,
             _ => Box::pin(self.gate(send_body, &lease)).await?,
         };
-        let request = self.request(&lease, gate.as_ref(), authorization);
+        let request = self
+            .request(&lease, gate.as_ref(), authorization)
+            .map_err(|error| SendError {
+                error,
+                is_retryable: false,
+            })?;
         if gate.as_ref().is_some_and(|gate| gate.held() == Held::All) {
             exchange.upstream_deadline.arm(CONTINUE_TIMEOUT.into());
         } else if body.is_empty() {
@@ -503,7 +508,7 @@ impl RequestContext<'_> {
         lease: &Lease<AttemptBody>,
         gate: Option<&Arc<ContinueGate>>,
         authorization: Option<&HeaderValue>,
-    ) -> Request<AttemptBody> {
+    ) -> Result<Request<AttemptBody>, Error> {
         let outbound = Outbound {
             endpoint: lease.endpoint(),
             host: &self.upstream().config().host,
@@ -516,7 +521,9 @@ impl RequestContext<'_> {
         };
         let mut request = Request::new(self.body.attempt(gate.cloned(), lease.is_http2()));
         *request.method_mut() = self.head.method.clone();
-        *request.uri_mut() = self.route.target(&self.head.uri);
+        *request.uri_mut() = self.route.target(&self.head.uri).map_err(|_| {
+            Error::BadRequest("the target is not valid in origin form, with the prefix removed")
+        })?;
         *request.version_mut() = Version::HTTP_11;
         *request.headers_mut() = headers::outbound(self.head, &outbound);
         // The letter case of the names, as hyper recorded it. Usual names are written like
@@ -567,9 +574,10 @@ impl RequestContext<'_> {
             );
         }
         if lease.is_http2() {
-            headers::for_http2(&mut request, &lease.endpoint().scheme);
+            headers::for_http2(&mut request, &lease.endpoint().scheme)
+                .map_err(|_| Error::BadRequest("the target or Host cannot be sent over HTTP/2"))?;
         }
-        request
+        Ok(request)
     }
 }
 

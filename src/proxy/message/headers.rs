@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, Version, header, request,
     response,
-    uri::{Authority, PathAndQuery, Scheme},
+    uri::{Authority, InvalidUriParts, PathAndQuery, Scheme},
 };
 use percent_encoding::{CONTROLS, utf8_percent_encode};
 
@@ -18,9 +18,12 @@ pub(crate) use self::dropped::clean_trailers;
 use self::dropped::{ConnectionOptions, HOP_BY_HOP, is_dropped_from_requests};
 use crate::{
     base::list_field,
-    proxy::message::{
-        cache_control::CachePolicy,
-        urls::{FieldMap, OwnUrls, UpstreamOrigin},
+    proxy::{
+        framing::Fault,
+        message::{
+            cache_control::CachePolicy,
+            urls::{FieldMap, OwnUrls, UpstreamOrigin},
+        },
     },
     upstream::{Endpoint, Host},
 };
@@ -151,24 +154,32 @@ pub(crate) fn from_http2(head: &mut request::Parts) {
 
 /// Percent-encodes UTF-8 outside ASCII in the target, which RFC 3986 §2.1 requires and old clients
 /// omit. Done before the rules are checked, so that they see the target that is sent.
-pub(crate) fn encode_target(head: &mut request::Parts) {
+///
+/// # Errors
+/// The target is too long for [`Uri`] when it is encoded. It stays as it is, and must not be sent.
+pub(crate) fn encode_target(head: &mut request::Parts) -> Result<(), Fault> {
     let Some(target) = head
         .uri
         .path_and_query()
         .filter(|target| !target.as_str().is_ascii())
     else {
-        return;
+        return Ok(());
     };
     let encoded = utf8_percent_encode(target.as_str(), CONTROLS).to_string();
-    let mut parts = std::mem::take(&mut head.uri).into_parts();
-    // Cannot fail: encoding adds only percent-encoded bytes, for which the limit of a target leaves
-    // room.
-    parts.path_and_query = PathAndQuery::try_from(encoded).ok();
-    head.uri = Uri::from_parts(parts).unwrap_or_default();
+    let mut parts = head.uri.clone().into_parts();
+    parts.path_and_query = Some(PathAndQuery::try_from(encoded).map_err(|_| Fault::TargetTooLong)?);
+    head.uri = Uri::from_parts(parts).map_err(|_| Fault::TargetTooLong)?;
+    Ok(())
 }
 
 /// Converts an HTTP/1.1 request to HTTP/2, the reverse of [`from_http2`].
-pub(crate) fn for_http2<B>(request: &mut Request<B>, scheme: &Scheme) {
+///
+/// # Errors
+/// `Host` is no authority, or the target has no path: HTTP/2 cannot express the request.
+pub(crate) fn for_http2<B>(
+    request: &mut Request<B>,
+    scheme: &Scheme,
+) -> Result<(), InvalidUriParts> {
     *request.version_mut() = Version::HTTP_2;
     let host = request.headers_mut().remove(header::HOST);
     request.headers_mut().remove(header::CONNECTION);
@@ -176,8 +187,8 @@ pub(crate) fn for_http2<B>(request: &mut Request<B>, scheme: &Scheme) {
     let mut target = std::mem::take(request.uri_mut()).into_parts();
     target.scheme = Some(scheme.clone());
     target.authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
-    // Cannot fail: the target has a path and an authority.
-    *request.uri_mut() = Uri::from_parts(target).unwrap_or_default();
+    *request.uri_mut() = Uri::from_parts(target)?;
+    Ok(())
 }
 
 /// Removes leading zeros from `Content-Length`: some servers would parse the number as octal.
