@@ -511,7 +511,7 @@ async fn field_b16_a_redirect_to_the_other_scheme_stays_at_the_proxy() {
 async fn field_c10_a_link_of_another_site_gets_a_page_that_says_what_to_set() {
     let upstream = Upstream::always(ok("document")).issuing().start().await;
     let link = "Host: localhost\r\nSec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\n\
-                Sec-Fetch-Dest: document\r\nAccept: text/html\r\n";
+                Sec-Fetch-User: ?1\r\nSec-Fetch-Dest: document\r\nAccept: text/html\r\n";
     let proxy = configured(&upstream.origin(), "").await;
     let received = proxy.ask("GET /document", link).await;
     assert!(received.starts_with("HTTP/1.1 403"), "{received}");

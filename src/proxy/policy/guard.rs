@@ -274,8 +274,9 @@ fn is_same(scheme: Option<&Scheme>, authority: &[u8], host: &[u8]) -> bool {
     authority[..name(authority)].eq_ignore_ascii_case(&host[..name(host)])
 }
 
-/// Whether a browser requests a document to show it in a window of its own: the page that leads
-/// there cannot read it. In a frame, that page could still place it under the user's clicks.
+/// Whether a browser requests a document after an action of the user (`Sec-Fetch-User`), to show it
+/// in a window of its own: the page that leads there cannot read it. In a frame, that page could
+/// still place it under the user's clicks.
 fn is_navigation(request: &Parts) -> bool {
     let is = |name: &str, expected: &[u8]| {
         let mut values = request.headers.get_all(name).iter();
@@ -285,6 +286,7 @@ fn is_navigation(request: &Parts) -> bool {
     };
     matches!(request.method, Method::GET | Method::HEAD)
         && is("sec-fetch-mode", b"navigate") == Some(true)
+        && is("sec-fetch-user", b"?1") == Some(true)
         && is("sec-fetch-dest", b"document") != Some(false)
 }
 

@@ -257,36 +257,44 @@ fn field_c10_links_of_other_sites_are_followed_if_allowed() {
         ("sec-fetch-site", "cross-site"),
         ("sec-fetch-site", "same-site"),
     );
-    let navigate = ("sec-fetch-mode", "navigate");
+    let (navigate, user) = (("sec-fetch-mode", "navigate"), ("sec-fetch-user", "?1"));
     let (link, foreign) = ("foreign_navigation", "foreign_site");
     for (method, fields, by_default, if_allowed) in [
-        ("GET", &[cross, navigate][..], link, "served"),
-        ("HEAD", &[same, navigate], link, "served"),
+        ("GET", &[cross, navigate, user][..], link, "served"),
+        ("HEAD", &[same, navigate, user], link, "served"),
+        (
+            "GET",
+            &[cross, navigate, user, ("sec-fetch-dest", "document")],
+            link,
+            "served",
+        ),
         (
             "GET",
             &[cross, navigate, ("sec-fetch-dest", "document")],
-            link,
-            "served",
+            foreign,
+            foreign,
+        ),
+        ("GET", &[cross, navigate], foreign, foreign),
+        (
+            "GET",
+            &[cross, navigate, ("sec-fetch-user", "?0")],
+            foreign,
+            foreign,
+        ),
+        ("GET", &[cross, navigate, user, user], foreign, foreign),
+        (
+            "GET",
+            &[cross, navigate, user, ("sec-fetch-dest", "iframe")],
+            foreign,
+            foreign,
         ),
         (
             "GET",
-            &[cross, navigate, ("sec-fetch-user", "?1")],
-            link,
-            "served",
-        ),
-        (
-            "GET",
-            &[cross, navigate, ("sec-fetch-dest", "iframe")],
+            &[cross, navigate, user, ("sec-fetch-dest", "object")],
             foreign,
             foreign,
         ),
-        (
-            "GET",
-            &[cross, navigate, ("sec-fetch-dest", "object")],
-            foreign,
-            foreign,
-        ),
-        ("POST", &[cross, navigate], foreign, foreign),
+        ("POST", &[cross, navigate, user], foreign, foreign),
         (
             "GET",
             &[cross, ("sec-fetch-mode", "no-cors")],
@@ -299,11 +307,11 @@ fn field_c10_links_of_other_sites_are_followed_if_allowed() {
             foreign,
             foreign,
         ),
-        ("GET", &[cross, navigate, navigate], foreign, foreign),
+        ("GET", &[cross, navigate, navigate, user], foreign, foreign),
         ("GET", &[cross], foreign, foreign),
         (
             "GET",
-            &[cross, navigate, ("origin", "https://evil.example")],
+            &[cross, navigate, user, ("origin", "https://evil.example")],
             "foreign_origin",
             "foreign_origin",
         ),
