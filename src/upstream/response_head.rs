@@ -167,6 +167,12 @@ impl HeadReader {
         loop {
             let head = match self.scanner.scan(&self.partial) {
                 Scan::Partial => return ready.freeze(),
+                Scan::Foreign => {
+                    // hyper fails at these bytes.
+                    self.state.end_head(Remainder::default());
+                    ready.unsplit(std::mem::take(&mut self.partial));
+                    return ready.freeze();
+                }
                 Scan::TooLarge => {
                     self.state.end_head(Remainder::default());
                     self.partial = BytesMut::new();

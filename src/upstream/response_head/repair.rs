@@ -22,6 +22,8 @@ pub(super) struct Scanner {
     searched: usize,
     /// The start of the current line.
     line: usize,
+    /// The start of the status line.
+    status_line: usize,
     /// The number of lines so far, without empty lines before the status line.
     lines: usize,
 }
@@ -31,6 +33,8 @@ pub(super) struct Scanner {
 pub(super) enum Scan {
     /// The head is not complete: scan again with more bytes.
     Partial,
+    /// The bytes do not begin with a status line of HTTP/1. An empty line may never follow.
+    Foreign,
     /// The head is larger than allowed.
     TooLarge,
     Complete(Head),
@@ -53,6 +57,7 @@ impl Scanner {
             limit,
             searched: 0,
             line: 0,
+            status_line: 0,
             lines: 0,
         }
     }
@@ -64,6 +69,14 @@ impl Scanner {
 
     /// Scans a head that `bytes` begins with. After a partial scan they begin with the same bytes.
     pub(super) fn scan(&mut self, bytes: &[u8]) -> Scan {
+        match self.find_end(bytes) {
+            Scan::Complete(head) if head.is_regular => Scan::Complete(head),
+            _ if !may_become_status_line(&bytes[self.status_line..]) => Scan::Foreign,
+            scan => scan,
+        }
+    }
+
+    fn find_end(&mut self, bytes: &[u8]) -> Scan {
         while let Some(found) = memchr(b'\n', &bytes[self.searched..]) {
             let end = self.searched + found;
             let is_empty = matches!(&bytes[self.line..end], b"" | b"\r");
@@ -75,6 +88,8 @@ impl Scanner {
                 self.lines += 1;
             } else if self.lines > 0 {
                 return Scan::Complete(self.head(&bytes[..=end]));
+            } else {
+                self.status_line = end + 1;
             }
         }
         self.searched = bytes.len();
@@ -91,6 +106,15 @@ impl Scanner {
             is_final: head.get(9) != Some(&b'1') || head.get(9..12) == Some(b"101"),
         }
     }
+}
+
+/// Whether the bytes begin with `HTTP/1.1 `, with any version, or an empty line, or can do so with
+/// more bytes.
+fn may_become_status_line(bytes: &[u8]) -> bool {
+    let mut pairs = bytes.iter().zip(b"HTTP/0.0 ");
+    matches!(bytes, b"\r" | [b'\n', ..] | [b'\r', b'\n', ..])
+        || pairs
+            .all(|(byte, expected)| byte == expected || *expected == b'0' && byte.is_ascii_digit())
 }
 
 /// Whether hyper takes a head as it is, but for mistakes that are not repaired.
