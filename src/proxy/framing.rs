@@ -411,7 +411,7 @@ fn request_line(line: &[u8], limits: HeadLimits) -> Result<RequestLine, Fault> {
         if target.contains(&b'#') {
             return Err(BAD_TARGET);
         }
-        if Uri::try_from(target).is_err() {
+        if repair::has_excluded(target) || Uri::try_from(target).is_err() {
             if Uri::try_from(repair::encoded(target)).is_err() {
                 return Err(BAD_TARGET);
             }

@@ -435,6 +435,7 @@ async fn field_b13_requests_that_nginx_and_haproxy_serve_are_sent_on_in_one_clea
             "/a?b=%22c%22&d=%3Ce%3E",
         ),
         (b"GET /`a<b>\" HTTP/1.1", "", "/%60a%3Cb%3E%22"),
+        (b"GET /a\"b HTTP/1.1", "", "/a%22b"),
         (b"GET /\xc4\xe3?\xba\xc3 HTTP/1.1", "", "/%C4%E3?%BA%C3"),
         (b"GET /\xe4?%zz HTTP/1.0", "", "/%E4?%zz"),
         (b"GET /a|{b}^\\c HTTP/1.1", "Host: localhost\r\n", ""),

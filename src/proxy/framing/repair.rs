@@ -4,8 +4,16 @@ use percent_encoding::{AsciiSet, percent_encode};
 
 use super::{is_field_value, parts};
 
-/// Characters that RFC 3986 excludes and `http::Uri` rejects. All bytes outside ASCII are encoded.
+/// Characters that RFC 3986 excludes. `http::Uri` rejects them, except `"` in a path. All bytes
+/// outside ASCII are encoded.
 const EXCLUDED: &AsciiSet = &AsciiSet::EMPTY.add(b'"').add(b'<').add(b'>').add(b'`');
+
+/// Whether a target has one of [`EXCLUDED`].
+pub(super) fn has_excluded(target: &[u8]) -> bool {
+    target
+        .iter()
+        .any(|byte| matches!(byte, b'"' | b'<' | b'>' | b'`'))
+}
 
 /// Percent-encodes the characters of a target that must be encoded (RFC 3986 §2.1), also those of
 /// other charsets than UTF-8: the server decodes the same bytes.

@@ -311,6 +311,12 @@ fn field_b13_odd_heads_are_handed_on_in_the_form_of_the_standard() {
             "GET /a\"<b>`?\"<`> HTTP/1.1\r\n",
             "GET /a%22%3Cb%3E%60?%22%3C%60%3E HTTP/1.1\r\n",
         ),
+        ("GET /a\"b?\"c HTTP/1.1\r\n", "GET /a%22b?%22c HTTP/1.1\r\n"),
+        ("GET /\" HTTP/1.1\r\n", "GET /%22 HTTP/1.1\r\n"),
+        (
+            "GET http://a/\" HTTP/1.1\r\n",
+            "GET http://a/%22 HTTP/1.1\r\n",
+        ),
         (
             "\r\n\r\nGET /{}|^\\`%zz HTTP/1.1\r\n",
             "GET /{}|^\\%60%zz HTTP/1.1\r\n",
