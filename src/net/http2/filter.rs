@@ -419,7 +419,7 @@ impl Check {
         let Field {
             name,
             value,
-            is_indexed,
+            is_dynamic,
             position,
         } = field;
         self.size = self.size + name.len() + value.len() + ENTRY_OVERHEAD;
@@ -434,8 +434,9 @@ impl Check {
             Some(pseudo_fields) => pseudo_fields.add(name, value),
             None => Ok(()),
         };
-        // While nothing was changed, every entry was valid when it was inserted.
-        let checked = if is_indexed && self.translation.is_none() {
+        // While nothing was changed, every entry was valid when it was inserted. The static table has
+        // fields of both requests and responses.
+        let checked = if is_dynamic && self.translation.is_none() {
             Ok(None)
         } else {
             fields::check(self.messages, name, value)

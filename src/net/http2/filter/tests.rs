@@ -166,6 +166,36 @@ fn a_malformed_request_is_replaced_and_those_after_it_keep_their_meaning() {
 }
 
 #[test]
+fn field_f5_static_entries_are_valid_in_messages_of_their_side_only() {
+    let rejected = |reason: u8| {
+        let reason = format!("reason={reason}");
+        [":method=MALFORMED", ":scheme=http", ":path=*", &reason].map(str::to_owned)
+    };
+    let sent = |start: &[u8], block| {
+        [
+            start,
+            &write(HEADERS, END_HEADERS | END_STREAM, 1, &bytes(block)),
+        ]
+        .concat()
+    };
+    // `:status: 200`, `:status: 500` behind others, and `transfer-encoding`.
+    for (block, reason) in [("88828684", 2), ("8286848e", 2), ("828684b9", 3)] {
+        let read = filtered_in_any_parts(Messages::Requests, &sent(PREFACE, block));
+        let fields = fields(&read[PREFACE.len()..]);
+        assert_eq!(fields, [(1, rejected(reason).to_vec())], "{block}");
+    }
+    for block in ["82", "8882", "8884", "8887", "8881", "88b9"] {
+        let read = filtered_in_any_parts(Messages::Responses, &sent(&[], block));
+        let expected = vec!["connection=close".to_owned()];
+        assert_eq!(fields(&read), [(1, expected)], "{block}");
+    }
+    for block in ["88", "8eb6", "8898"] {
+        let sent = sent(&[], block);
+        assert_eq!(filtered_in_any_parts(Messages::Responses, &sent), sent);
+    }
+}
+
+#[test]
 fn blocks_on_streams_that_the_client_ended_are_left_to_the_state_machine_of_h2() {
     let head = bytes("828684410161");
     let trailers = field("a", b"b");

@@ -16,8 +16,8 @@ pub(super) struct CompressionError;
 pub(super) struct Field<'a> {
     pub(super) name: &'a [u8],
     pub(super) value: &'a [u8],
-    /// It is an entry of a table, which an earlier field defined.
-    pub(super) is_indexed: bool,
+    /// It is an entry of the dynamic table, which an earlier field defined.
+    pub(super) is_dynamic: bool,
     /// The position of its representation in the block.
     pub(super) position: usize,
 }
@@ -55,7 +55,7 @@ impl Decoder {
                     visit(Field {
                         name,
                         value,
-                        is_indexed: true,
+                        is_dynamic: table::is_dynamic(index),
                         position,
                     });
                 }
@@ -74,7 +74,7 @@ impl Decoder {
                     visit(Field {
                         name,
                         value,
-                        is_indexed: false,
+                        is_dynamic: false,
                         position,
                     });
                     self.table.insert(name, value);
@@ -85,7 +85,7 @@ impl Decoder {
                     visit(Field {
                         name,
                         value,
-                        is_indexed: false,
+                        is_dynamic: false,
                         position,
                     });
                 }

@@ -75,6 +75,11 @@ const STATIC: [(&str, &str); 61] = [
     ("www-authenticate", ""),
 ];
 
+/// Whether an index is behind the static table.
+pub(super) fn is_dynamic(index: usize) -> bool {
+    index > STATIC.len()
+}
+
 /// The static table and, behind it, the dynamic one of one direction of a connection.
 #[derive(Debug)]
 pub(super) struct Table {
