@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use http::Method;
+
 use super::paths::{normalize, trimmed};
 
 /// What identifies one of the issuer's paths on the cloud, in the form in which rules compare paths.
@@ -15,7 +17,8 @@ pub enum IssuerPath {
     Program(String),
     /// The last two segments of a path such as `/oauth2/v1/token`.
     End([String; 2]),
-    /// The only segment of a path such as `/token`, which has to be the first of a path.
+    /// The only segment of a path such as `/token`, which has to be the first of a path, or the last
+    /// one of a POST: files and folders of that name can be read and written with other methods.
     Root(String),
 }
 
@@ -33,14 +36,15 @@ impl IssuerPath {
     }
 
     /// Whether it ends with `segment`, which follows `parent`; `None` if there is nothing before it.
-    fn ends_with(&self, parent: Option<&str>, segment: &str) -> bool {
+    /// `is_posted`: it is the last segment of a POST.
+    fn ends_with(&self, parent: Option<&str>, segment: &str, is_posted: bool) -> bool {
         let is = |own: &String, other: &str| own.eq_ignore_ascii_case(other);
         match self {
             Self::Program(name) => is(name, segment),
             Self::End([first, last]) => {
                 is(last, segment) && parent.is_some_and(|parent| is(first, parent))
             }
-            Self::Root(name) => is(name, segment) && parent.is_none(),
+            Self::Root(name) => is(name, segment) && (parent.is_none() || is_posted),
         }
     }
 }
@@ -55,18 +59,26 @@ impl fmt::Display for IssuerPath {
     }
 }
 
-/// The path of the issuer that a path contains. Empty and dot segments do not count, nor do
+/// The path of the issuer that the path of a request contains. Empty and dot segments do not count, nor do
 /// parameters and trailing dots.
-pub(super) fn find<'a>(path: &str, issuer: &'a [IssuerPath]) -> Option<&'a IssuerPath> {
+pub(super) fn find<'a>(
+    method: &Method,
+    path: &str,
+    issuer: &'a [IssuerPath],
+) -> Option<&'a IssuerPath> {
     let mut parent = None;
     let segments = path.split(['/', '\\']).map(trimmed);
-    segments
-        .filter(|segment| !segment.is_empty())
-        .find_map(|segment| {
-            let found = issuer.iter().find(|own| own.ends_with(parent, segment));
-            parent = Some(segment);
-            found
-        })
+    let mut segments = segments.filter(|segment| !segment.is_empty()).peekable();
+    while let Some(segment) = segments.next() {
+        let is_posted = method == Method::POST && segments.peek().is_none();
+        let mut own = issuer.iter();
+        let found = own.find(|own| own.ends_with(parent, segment, is_posted));
+        if found.is_some() {
+            return found;
+        }
+        parent = Some(segment);
+    }
+    None
 }
 
 #[cfg(test)]
@@ -113,7 +125,28 @@ mod tests {
             ("/", "/", false),
         ] {
             let issuer: Vec<_> = IssuerPath::new(own).into_iter().collect();
-            assert_eq!(find(path, &issuer).is_some(), expected, "{own} {path}");
+            let found = find(&Method::GET, path, &issuer);
+            assert_eq!(found.is_some(), expected, "{own} {path}");
+        }
+    }
+
+    #[test]
+    fn field_b14_a_post_to_an_issuers_path_of_one_segment_is_denied_at_any_depth() {
+        let issuer: Vec<_> = IssuerPath::new("/token").into_iter().collect();
+        for (method, path, expected) in [
+            (Method::POST, "/token", true),
+            (Method::POST, "/ctx/token", true),
+            (Method::POST, "/index.php/a//b/./TOKEN.;x/", true),
+            (Method::POST, "/ctx\\token", true),
+            (Method::POST, "/files/token/upload", false),
+            (Method::POST, "/files/tokens", false),
+            (Method::GET, "/ctx/token", false),
+            (Method::PUT, "/files/token", false),
+            (Method::GET, "/token", true),
+            (Method::GET, "/token/x", true),
+        ] {
+            let found = find(&method, path, &issuer);
+            assert_eq!(found.is_some(), expected, "{method} {path}");
         }
     }
 }

@@ -76,7 +76,7 @@ impl Rules {
     ) -> Result<(), Error> {
         let has_rules = !self.is_empty();
         if !has_rules && is_unambiguous(path) {
-            return check_issuer(path, issuer);
+            return check_issuer(method, path, issuer);
         }
         if path.contains('\\') {
             return Err(Error::BadRequest("the path contains a backslash"));
@@ -88,8 +88,8 @@ impl Rules {
             let cut = before_query(&text);
             // Also as a server reads it that does not resolve dot segments.
             for read in [&text, cut] {
-                check_issuer(read, issuer)?;
-                check_issuer(&normalize(read), issuer)?;
+                check_issuer(method, read, issuer)?;
+                check_issuer(method, &normalize(read), issuer)?;
             }
             if escapes_root(&text) {
                 return Err(Error::BadRequest("the path leads above its root"));
@@ -130,8 +130,8 @@ impl Rules {
     }
 }
 
-fn check_issuer(path: &str, issuer: &[IssuerPath]) -> Result<(), Error> {
-    match issuer_path::find(path, issuer) {
+fn check_issuer(method: &Method, path: &str, issuer: &[IssuerPath]) -> Result<(), Error> {
+    match issuer_path::find(method, path, issuer) {
         Some(found) => Err(Error::IssuerPath(found.to_string())),
         None => Ok(()),
     }
