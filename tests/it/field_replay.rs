@@ -295,19 +295,27 @@ async fn field_b18_the_same_holds_for_a_request_that_is_sent_again_with_the_same
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_verification_that_breaks_off_does_not_stand_in_the_way_of_a_refresh() {
-    let upstream = Upstream::always(|request: &Request| match request.number {
-        0 => ok("proof"),
-        1 => unauthorized("revoked"),
-        2 => bytes("").close(),
-        _ => ok("replayed"),
-    })
-    .start()
-    .await;
-    let (proxy, issuer) = with_issuer(&upstream, &[]).await;
-    assert_eq!(proxy.get("/").await.body(), "proof");
-    assert_eq!(proxy.get("/").await.body(), "replayed");
-    assert_eq!((upstream.count(), issuer.count()), (4, 2));
+async fn a_verification_that_fails_does_not_stand_in_the_way_of_a_refresh() {
+    for verification in [
+        bytes("").close(),
+        bytes("").hold(),
+        bytes("what is this\r\n\r\n").close(),
+    ] {
+        let reply = verification.clone();
+        let upstream = Upstream::always(move |request: &Request| match request.number {
+            0 => ok("proof"),
+            1 => unauthorized("revoked"),
+            2 => reply.clone(),
+            _ => ok("replayed"),
+        })
+        .start()
+        .await;
+        let (proxy, issuer) =
+            with_issuer(&upstream, &[("upstream.response_timeout", "500ms")]).await;
+        assert_eq!(proxy.get("/").await.body(), "proof");
+        assert_eq!(proxy.get("/").await.body(), "replayed", "{verification:?}");
+        assert_eq!((upstream.count(), issuer.count()), (4, 2));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -202,10 +202,6 @@ impl RequestContext<'_> {
         let attempt = self.attempt_over(rejected.elsewhere(), Some(token.header()));
         let judged = match attempt.await {
             Ok(second) => self.judge_whole(second).await,
-            Err(error) if self.is_harmless(&error) => {
-                self.count(RetryReason::OtherConnection, RetryOutcome::Failed);
-                return Ok(None);
-            }
             Err(error) => Err(error),
         };
         let outcome = match &judged {
@@ -214,7 +210,8 @@ impl RequestContext<'_> {
                 RetryOutcome::Rejected
             }
             Ok(Judged::Relayed(response)) => {
-                if is_proof(response.head.status) {
+                // A server checks the token before it says that a file was not modified or found.
+                if !response.head.status.is_server_error() {
                     verification.accepted();
                 }
                 RetryOutcome::Accepted
@@ -222,14 +219,17 @@ impl RequestContext<'_> {
             Err(_) => RetryOutcome::Failed,
         };
         self.count(RetryReason::OtherConnection, outcome);
-        judged.map(Some)
+        match judged {
+            Err(error) if self.is_harmless(&error) => Ok(None),
+            judged => judged.map(Some),
+        }
     }
 
     /// Whether a failed attempt can be followed by another one.
     fn is_harmless(&self, error: &Error) -> bool {
         match error {
             Error::Connect(_) => true,
-            Error::ConnectionClosed => {
+            Error::ConnectionClosed | Error::ResponseTimeout | Error::InvalidResponse => {
                 methods::is_idempotent(&self.head.method) && self.body.can_replay()
             }
             _ => false,
