@@ -88,12 +88,16 @@ impl RawResponse {
         }
     }
 
-    /// Whether further bytes cannot change what it means: a success needs a whole object, the
-    /// status of anything else is enough.
+    /// Whether further bytes cannot change what it means, even if more are announced: it contains
+    /// a whole object, or is too large.
+    pub(super) fn is_whole(&self) -> bool {
+        self.flaw.is_some() || !self.status.is_informational() && has_object(&self.body)
+    }
+
+    /// Whether it has a meaning if no more follows: a success needs a whole object, the status of
+    /// anything else is enough.
     pub(super) fn is_conclusive(&self) -> bool {
-        self.flaw.is_some()
-            || !self.status.is_informational()
-                && (!self.status.is_success() || has_object(&self.body))
+        self.is_whole() || !self.status.is_informational() && !self.status.is_success()
     }
 }
 

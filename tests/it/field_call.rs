@@ -19,7 +19,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::common::{
     closed_address, eventually, get,
-    issuer_client::{GRANT, call, config},
+    issuer_client::{GRANT, TOKEN, call, config},
     post, proxy, send, silent_upstream,
     tls::{authority, identity, server_config, write},
     upstream::{Reply, Request, Upstream, bytes, grant, oauth_error, ok, response, silence},
@@ -208,6 +208,22 @@ async fn field_a1_a_cut_object_keeps_a_whole_refresh_token_and_nothing_else() {
         proxy.ready().await;
         let sent = issuer.requests()[1].refresh_token();
         assert_eq!(sent, kept.unwrap_or("seed"), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn field_a1_the_echo_of_the_token_that_was_sent_replaces_nothing() {
+    let echo = serde_json::json!({ "refresh_token": TOKEN }).to_string();
+    for (body, is_rotated) in [
+        (echo.clone(), false),
+        (echo.trim_end_matches('}').to_owned(), false),
+        (echo.replace("r3fresh", "another"), true),
+    ] {
+        let issuer = Upstream::always(ok(body)).start().await;
+        let failure = call(&config(&issuer.origin())).await.expect_err("no token");
+        assert_eq!(failure.class, FailureClass::Garbled);
+        let is_kept = !format!("{failure:?}").contains("rotated: None");
+        assert_eq!(is_kept, is_rotated);
     }
 }
 

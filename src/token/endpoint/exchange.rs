@@ -35,6 +35,8 @@ const MAX_FIELDS: usize = 10_000;
 /// A pause after which a response counts as complete if it can be read, although its framing
 /// announces more.
 const PAUSE: Duration = Duration::from_secs(1);
+/// So many pauses end a response that has a final status other than 2xx, and no object.
+const LONG_PAUSE: u32 = 10;
 
 /// Sends the request once and reads the response, until `deadline`. A response that is incomplete
 /// is not an error ([`RawResponse::flaw`]).
@@ -82,7 +84,7 @@ async fn converse<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     let response = {
         let mut reading = pin!(read(&mut sender, request));
         let mut pauses = interval(PAUSE);
-        let mut seen = 0;
+        let (mut seen, mut silent) = (0, 0);
         let mut is_open = true;
         loop {
             tokio::select! {
@@ -95,11 +97,12 @@ async fn converse<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
                 _ = pauses.tick() => {
                     let recorded = recording.lock();
                     let before = std::mem::replace(&mut seen, recorded.received.len());
-                    if before == seen
-                        && seen > 0
-                        && let response = RawResponse::salvaged(&recorded.received)
-                        && response.is_conclusive()
-                    {
+                    silent = if before == seen && seen > 0 { silent + 1 } else { 0 };
+                    if silent == 0 {
+                        continue;
+                    }
+                    let response = RawResponse::salvaged(&recorded.received);
+                    if response.is_whole() || silent >= LONG_PAUSE && response.is_conclusive() {
                         return Ok(response);
                     }
                 }
@@ -185,4 +188,84 @@ fn refuses_handshake(error: &rustls::Error) -> bool {
                 | UnsupportedCertificate
         )
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::{
+        io::AsyncWriteExt as _,
+        time::{Instant, sleep},
+    };
+
+    use super::*;
+    use crate::base::clock::{SharedClock, Simulated};
+
+    /// The status and the body of a response that is sent in parts, each after a wait in seconds,
+    /// over a connection that then stays open; and how many seconds that takes.
+    async fn receive(parts: &'static [(u64, &'static str)]) -> (u16, String, u64) {
+        let (client, mut server) = tokio::io::duplex(4096);
+        let issuer = tokio::spawn(async move {
+            let _ = server.read(&mut [0; 1024]).await;
+            for (wait, part) in parts {
+                sleep(Duration::from_secs(*wait)).await;
+                server.write_all(part.as_bytes()).await.expect("written");
+            }
+            std::future::pending::<()>().await;
+        });
+        let clock: SharedClock = Arc::new(Simulated::new());
+        let deadline = CallDeadline::after(&clock, Duration::from_secs(60));
+        let began = Instant::now();
+        let request = Request::new(Full::new(Bytes::new()));
+        let response = exchange(client, request, &deadline).await;
+        issuer.abort();
+        let response = response.expect("a response");
+        let body = String::from_utf8(response.body.to_vec()).expect("text");
+        (response.status.as_u16(), body, began.elapsed().as_secs())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn field_a2_the_body_of_a_refusal_is_awaited() {
+        const REFUSED: &str = "{\"error\":\"invalid_grant\"}";
+        const CHUNKED: &str = "HTTP/1.1 400 x\r\nTransfer-Encoding: chunked\r\n\r\n";
+        for parts in [
+            &[(0, CHUNKED), (3, "19\r\n{\"error\":\"invalid_grant\"}\r\n")][..],
+            &[
+                (0, CHUNKED),
+                (3, "5\r\n{\"err\r\n"),
+                (3, "14\r\nor\":\"invalid_grant\"}\r\n"),
+            ],
+            &[
+                (0, "HTTP/1.1 400 x\r\nContent-Length: 25\r\n\r\n"),
+                (9, "{\"error\":"),
+                (9, "\"invalid_grant\"}"),
+            ],
+            &[
+                (0, "HTTP/1.1 400"),
+                (3, " x\r\nContent-Length: 99\r\n"),
+                (3, "\r\n"),
+                (3, REFUSED),
+            ],
+            &[(0, "HTTP/1.1 400 x\r\n\r\n"), (3, REFUSED)],
+        ] {
+            let (status, body, _) = receive(parts).await;
+            assert_eq!((status, &*body), (400, REFUSED), "{parts:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_response_without_an_object_ends_with_its_framing_or_after_a_long_pause() {
+        for (part, at_most) in [
+            ("HTTP/1.1 503 x\r\nContent-Length: 0\r\n\r\n", 1),
+            ("HTTP/1.1 503 x\r\nContent-Length: 4\r\n\r\nbusy", 1),
+            ("HTTP/1.1 503 x\r\nContent-Length: 9\r\n\r\nbusy", 12),
+            ("HTTP/1.1 503 x\r\n\r\n", 12),
+        ] {
+            let parts: &'static [_] = Box::leak(Box::new([(0, part)]));
+            let (status, _, seconds) = receive(parts).await;
+            assert_eq!(status, 503, "{part}");
+            assert!(seconds <= at_most, "{part}: {seconds} s");
+        }
+    }
 }
