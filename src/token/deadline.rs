@@ -45,6 +45,16 @@ impl CallDeadline {
         Self::new(SharedClock::clone(clock), at, CancellationToken::new(), at)
     }
 
+    /// Runs `work`, which comes before the request. `None` if the process ends or the call is given
+    /// up by then: what can be used once is not sent when nothing awaits the response.
+    pub(super) async fn before_request<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => None,
+            done = work => (self.clock.now() < self.at).then_some(done),
+        }
+    }
+
     /// Runs `work` until the deadline. `None` if it has not ended by then.
     pub(super) async fn run<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         data_first(work, self.passed()).await
@@ -75,4 +85,40 @@ pub(super) async fn data_first<T>(
         () = deadline => {}
     }
     tokio::time::timeout(LAST_LOOK, work).await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::pending, sync::Arc};
+
+    use super::*;
+    use crate::base::clock::{Clock as _, Simulated};
+
+    #[tokio::test(start_paused = true)]
+    async fn field_a16_a_call_that_is_given_up_while_it_connects_sends_nothing() {
+        let clock = Arc::new(Simulated::new());
+        let at = clock.now() + Duration::from_secs(10);
+        let stop = CancellationToken::new();
+        let shared: SharedClock = Arc::<Simulated>::clone(&clock);
+        let deadline = CallDeadline::new(shared, at, stop.clone(), at);
+        assert_eq!(deadline.before_request(async { 1 }).await, Some(1));
+        let after = |seconds| {
+            let clock = Arc::clone(&clock);
+            async move {
+                clock
+                    .sleep_until(clock.now() + Duration::from_secs(seconds))
+                    .await;
+            }
+        };
+        assert_eq!(deadline.before_request(after(9)).await, Some(()));
+        let stopped = async {
+            after(1).await;
+            stop.cancel();
+        };
+        let (connected, ()) = tokio::join!(deadline.before_request(pending::<()>()), stopped);
+        assert_eq!(connected, None, "stopped meanwhile");
+        assert_eq!(deadline.before_request(async { 1 }).await, None, "before");
+        let deadline = CallDeadline::after(&deadline.clock, Duration::from_secs(1));
+        assert_eq!(deadline.before_request(after(2)).await, None, "too late");
+    }
 }

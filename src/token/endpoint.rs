@@ -125,7 +125,8 @@ impl IssuerEndpoint {
         deadline: &CallDeadline,
     ) -> Result<RawResponse, Failure> {
         let request = self.request(parameters, authorization)?;
-        let connected = self.connect().await;
+        let connected = deadline.before_request(self.connect()).await;
+        let connected = connected.ok_or_else(Failure::not_sent)?;
         let transport = connected.map_err(|error| unreachable(&error, self.connect_timeout))?;
         exchange::exchange(transport, request, deadline).await
     }

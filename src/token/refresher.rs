@@ -300,6 +300,11 @@ impl Refresher {
             self.writer.save(self.chain.record.clone()).await;
         }
         let sent_at = RequestTime::now(&*self.shared.clock);
+        if stop.is_cancelled() {
+            return self
+                .failed(Failure::not_sent(), attempt, sent_at.moment)
+                .await;
+        }
         self.announce_call(sent_at.moment);
         let is_requested = self.shared.refresh_requested.swap(false, Relaxed);
         let Some(result) = self.call(&attempt.grant, sent_at.moment, stop).await else {

@@ -144,6 +144,14 @@ impl Failure {
         }
     }
 
+    /// The call was given up before a byte of the request was sent.
+    pub(super) fn not_sent() -> Self {
+        Self::new(
+            FailureClass::Unreachable,
+            "the request to the issuer was not sent: the call was given up while it connected",
+        )
+    }
+
     fn garbled(detail: impl Into<String>) -> Self {
         Self::new(FailureClass::Garbled, detail)
     }

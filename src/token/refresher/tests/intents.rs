@@ -52,6 +52,22 @@ async fn an_intent_is_durable_before_the_call_and_closed_by_the_new_tokens() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn field_a16_a_process_that_ends_while_the_intent_is_stored_sends_nothing() {
+    let harness = Setup::new(|n| Ok(grant(n, HOUR)))
+        .store(|_| Duration::from_millis(500), |_| Ok(()))
+        .start();
+    harness.pass(Duration::from_millis(100)).await;
+    let harness = harness.stop().await;
+    assert_eq!(sent(&harness), [""; 0]);
+    let writes = harness.writes();
+    let intents: Vec<_> = writes
+        .iter()
+        .map(|write| write.record.intents.len())
+        .collect();
+    assert_eq!(intents, [1, 0], "the next process sends it as unused");
+}
+
+#[tokio::test(start_paused = true)]
 async fn field_a1_the_new_refresh_token_of_an_unusable_response_is_stored_and_used_next() {
     let harness = Setup::new(|n| match n {
         2 => Err(Failure {
