@@ -140,13 +140,23 @@ impl Refresher {
                 return;
             }
             if self.lock.is_none() {
+                // An error: it cannot be locked at all, and is written without.
                 self.lock = store::lock(&*store, &*self.shared.clock).await.ok();
             }
             self.reload_record(LockState::Held).await;
         };
-        // A process that holds the lock for longer stores its own tokens.
-        let _ = tokio::time::timeout(FINAL_CHECK_TIMEOUT, check).await;
-        self.restore_stored().await;
+        let checked = tokio::time::timeout(FINAL_CHECK_TIMEOUT, check).await;
+        if checked.is_ok() {
+            self.restore_stored().await;
+        } else if self.stored.has_to_be_written() {
+            // The holder of the lock may be about to store, or has just stored, newer tokens.
+            tracing::warn!(
+                credential = self.shared.name,
+                "another process holds the lock of the state file (token.state_file with .lock), \
+                 so the lost state file is not written again by this one: if a restart finds no \
+                 valid refresh token, get a new one"
+            );
+        }
     }
 
     /// Goes on with the tokens that another process stored.
@@ -157,6 +167,7 @@ impl Refresher {
             "another process stored newer tokens, which are used from now on"
         );
         self.chain.take_over(stored);
+        self.writer.supersede(&self.chain.record);
         self.shared.refresh_requested.store(false, Relaxed);
         self.shared.early_refresh.store(false, Relaxed);
         self.timing.refresh_at = Moment::default();

@@ -238,15 +238,7 @@ impl Record {
             intent.attempts = intent.attempts.saturating_add(1);
             return;
         }
-        if self.intents.len() >= MAX_INTENTS {
-            let chain = self.refresh_token.as_ref().map(RefreshToken::fingerprint);
-            let oldest = self
-                .intents
-                .iter()
-                .position(|intent| Some(intent.fingerprint.as_str()) != chain);
-            self.intents.remove(oldest.unwrap_or_default());
-        }
-        self.intents.push(Intent {
+        self.add_intent(Intent {
             fingerprint: token.fingerprint().to_owned(),
             at_ms: to_millis(clock.wall()),
             boot_id: clock.boot_id().map(str::to_owned),
@@ -255,16 +247,47 @@ impl Record {
         });
     }
 
+    /// Of more than [`MAX_INTENTS`], the oldest of a seed is dropped.
+    fn add_intent(&mut self, intent: Intent) {
+        if self.intents.len() >= MAX_INTENTS {
+            let chain = self.refresh_token.as_ref().map(RefreshToken::fingerprint);
+            let oldest = self
+                .intents
+                .iter()
+                .position(|intent| Some(intent.fingerprint.as_str()) != chain);
+            self.intents.remove(oldest.unwrap_or_default());
+        }
+        self.intents.push(intent);
+    }
+
     /// The outcome for this refresh token is known.
     pub(in crate::token) fn close_intent(&mut self, token: &RefreshToken) {
         self.intents
             .retain(|intent| intent.fingerprint != token.fingerprint());
     }
 
-    /// Takes over what another process noted about the same chain.
+    /// Adds what another process noted about the same chain. Nothing is forgotten: the stored
+    /// record may be a backup, and a token that may have been used stays in doubt until it is
+    /// replaced.
     pub(in crate::token) fn merge_notes(&mut self, stored: Self) {
-        self.intents = stored.intents;
-        self.adopted = stored.adopted;
+        for theirs in stored.intents {
+            let is_same = |ours: &&mut Intent| ours.fingerprint == theirs.fingerprint;
+            match self.intents.iter_mut().find(is_same) {
+                Some(ours) => {
+                    let attempts = ours.attempts.max(theirs.attempts);
+                    if theirs.at_ms < ours.at_ms {
+                        *ours = theirs;
+                    }
+                    ours.attempts = attempts;
+                }
+                None => self.add_intent(theirs),
+            }
+        }
+        for fingerprint in stored.adopted {
+            if !self.has_adopted(&fingerprint) {
+                self.add_adopted(fingerprint);
+            }
+        }
         self.spent.merge(&stored.spent);
         self.is_grace_refused |= stored.is_grace_refused;
     }
@@ -281,7 +304,11 @@ impl Record {
 
     /// Notes that this seed began a chain, or never will: it is not tried again.
     pub(in crate::token) fn adopt(&mut self, seed: &RefreshToken) {
-        self.adopted.push(seed.fingerprint().to_owned());
+        self.add_adopted(seed.fingerprint().to_owned());
+    }
+
+    fn add_adopted(&mut self, fingerprint: String) {
+        self.adopted.push(fingerprint);
         self.adopted
             .drain(..self.adopted.len().saturating_sub(MAX_ADOPTED));
     }

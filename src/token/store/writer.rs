@@ -80,6 +80,18 @@ impl Writer {
         }
     }
 
+    /// Another process stored this newer record: an older one is not written any more. One that is
+    /// just being written is followed by the newer one.
+    pub(in crate::token) fn supersede(&mut self, stored: &Record) {
+        let older = self.unwritten.take();
+        if self.running.is_some() {
+            self.unwritten = older.map(|(_, since)| (Arc::new(stored.clone()), since));
+        } else {
+            self.is_outage_logged = false;
+        }
+        self.retry_at = Moment::default();
+    }
+
     /// Resolves when a write has ended; pends while there is nothing to write. Cancel-safe: a write
     /// goes on, and the next call waits for it.
     pub(in crate::token) async fn progress(&mut self) {

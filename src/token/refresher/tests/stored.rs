@@ -90,21 +90,16 @@ async fn field_a13_a_lost_record_is_written_under_the_lock() {
 
 #[tokio::test(start_paused = true)]
 async fn field_a13_the_end_of_the_process_finds_a_lost_record() {
-    for is_locked in [false, true] {
+    for is_removed in [false, true] {
         let harness = Setup::new(|n| Ok(grant(n, HOUR))).start();
         harness.token().await;
         let old = harness.stored();
         harness.pass(HOUR).await;
-        for lost in [None, Some(old)] {
-            match lost {
-                Some(record) => harness.put(record),
-                None => harness.remove_stored(),
-            }
+        match is_removed {
+            false => harness.put(old),
+            true => harness.remove_stored(),
         }
-        harness.hold_lock(is_locked);
-        let before = harness.clock.now();
         let harness = harness.stop().await;
-        assert!(harness.clock.now() <= before + seconds(1));
         assert_newest_is_stored(&harness);
         let harness = harness
             .restart_after(Setup::new(|n| Ok(grant(n + 100, HOUR))))
@@ -213,4 +208,61 @@ async fn field_a15_every_rotation_makes_the_record_newer() {
     harness.pass(seconds(1)).await;
     let sent: Vec<_> = harness.calls().into_iter().map(|call| call.sent).collect();
     assert_eq!(sent, ["seed", "rotated"]);
+}
+
+/// The holder of the lock may have stored newer tokens just before.
+#[tokio::test(start_paused = true)]
+async fn field_a13_at_the_end_nothing_is_written_beside_the_holder_of_the_lock() {
+    let log = harness::Log::capture();
+    let harness = Setup::new(|n| Ok(grant(n, HOUR))).start();
+    harness.token().await;
+    let old = harness.stored();
+    harness.pass(HOUR).await;
+    harness.put(old);
+    harness.hold_lock(true);
+    let (writes, before) = (harness.writes().len(), harness.clock.now());
+    let harness = harness.stop().await;
+    assert!(harness.clock.now() <= before + seconds(1));
+    assert_eq!(harness.writes().len(), writes);
+    assert_eq!(log.lines("holds the lock"), 1, "{}", log.text());
+    assert!(!is_persisted(&harness));
+}
+
+/// Without locks, another process can store newer tokens while this one cannot write.
+#[tokio::test(start_paused = true)]
+async fn field_a7_an_older_record_is_not_written_over_a_newer_one_of_another_process() {
+    // The write waits for its repetition, or an older one is in progress.
+    let cases = [(0, 100), (2500, 2200)].map(|(write_time, found_after)| {
+        let millis = Duration::from_millis;
+        (millis(write_time), millis(found_after))
+    });
+    for (write_time, found_after) in cases {
+        let is_failing = write_time.is_zero();
+        let harness = Setup::new(|n| Ok(grant(n, HOUR)))
+            .store(
+                move |n| if n > 2 { write_time } else { Duration::ZERO },
+                move |n| match n {
+                    3 | 4 if is_failing => Err(io::ErrorKind::StorageFull.into()),
+                    _ => Ok(()),
+                },
+            )
+            .start();
+        let token = harness.token().await;
+        harness.pass(seconds(60)).await;
+        harness.credential.rejected(token.version());
+        harness.pass(found_after).await;
+        assert_eq!(harness.calls().len(), 2);
+        let mut newer = harness.stored();
+        for theirs in ["theirs-1", "theirs-2"] {
+            let sent = newer.refresh_token.clone().expect("there");
+            let theirs = RefreshToken::new(Secret::new(theirs));
+            newer.rotate(theirs, harness.clock.wall(), &Grant::Chain(sent));
+        }
+        harness.put(newer);
+        harness.credential.reread_files();
+        harness.pass(Duration::from_millis(1)).await;
+        let harness = harness.stop().await;
+        let stored = harness.stored().refresh_token.expect("there");
+        assert_eq!(stored.secret().expose(), "theirs-2", "{write_time:?}");
+    }
 }

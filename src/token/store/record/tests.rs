@@ -341,3 +341,39 @@ fn field_a18_a_record_names_its_issuer_and_client() {
         assert_eq!(read(json).is_ok(), is_ours, "{json}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn field_a13_notes_about_the_same_chain_are_united() {
+    let clock = Simulated::new();
+    let chain = || Record {
+        refresh_token: Some(token("chain")),
+        ..Record::default()
+    };
+    let mut ours = chain();
+    ours.open_intent(&token("chain"), &clock);
+    ours.open_intent(&token("chain"), &clock);
+    ours.adopt(&token("our seed"));
+    let opened = ours.intents.clone();
+    // A backup from before the call.
+    ours.merge_notes(chain());
+    assert_eq!(ours.intents, opened);
+    clock.sleep_until(clock.now() + HOUR).await;
+    let mut theirs = chain();
+    theirs.open_intent(&token("chain"), &clock);
+    theirs.open_intent(&token("their seed"), &clock);
+    theirs.adopt(&token("their seed"));
+    ours.merge_notes(theirs);
+    assert_eq!(ours.intents.len(), 2);
+    assert_eq!(ours.intents[..1], opened, "first sent, and most often");
+    for seed in ["our seed", "their seed"] {
+        assert!(ours.has_adopted(token(seed).fingerprint()), "{seed}");
+    }
+    // Hostile contents are bounded, and the chain's own intent stays.
+    let mut many = chain();
+    for n in 0..MAX_INTENTS {
+        many.open_intent(&token(&n.to_string()), &clock);
+    }
+    ours.merge_notes(many);
+    assert_eq!(ours.intents.len(), MAX_INTENTS);
+    assert!(ours.has_open_intent());
+}
