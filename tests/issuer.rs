@@ -52,6 +52,9 @@ async fn no_secret_is_logged_at_any_level() {
     let _ = call(&config(&format!("http://{}", closed_address()))).await;
     tracing::trace!("the last event");
     let log = String::from_utf8(LOG.lock().unwrap().clone()).unwrap();
-    assert!(log.contains("the last event"), "events are not captured: {log}");
+    assert!(
+        log.contains("the last event"),
+        "events are not captured: {log}"
+    );
     assert_no_secret(&log);
 }

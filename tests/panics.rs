@@ -28,7 +28,7 @@ use bearer_proxy::base::{
 };
 use common::{
     Client, LIMIT, eventually, get, issuer, post, proxy_on, send,
-    upstream::Upstream,
+    upstream::{Upstream, response},
     web::{self, Identity, Speech},
 };
 use http_body_util::BodyExt as _;
@@ -100,7 +100,9 @@ async fn fault_31_a_panic_costs_one_request_and_the_worker_lives() {
     let _alone = ALONE.lock().await;
     watch();
     let before = panics::count() as f64;
-    let upstream = Upstream::new().start().await;
+    // A body that may be JSON would be examined, at another read of the clock.
+    let data = response("200 OK", "Content-Type: application/octet-stream\r\n", "");
+    let upstream = Upstream::always(data).start().await;
     let clock = Broken::new("worker-");
     let issuer = issuer().await;
     let more = [("token.issuer", issuer.as_str()), ("proxy.workers", "1")];
