@@ -83,6 +83,13 @@ pub enum Outcome {
 }
 
 impl Attempt {
+    pub fn is_refused(&self) -> bool {
+        matches!(
+            self.outcome,
+            Outcome::Refused | Outcome::RefusedByFaultyNode | Outcome::Forbidden
+        )
+    }
+
     pub fn is_applied(&self) -> bool {
         matches!(
             self.outcome,

@@ -256,8 +256,13 @@ async fn restart(lane: &Arc<Lane>, signal: Signal, why: Why, random: &mut Random
     if signal == Signal::KILL
         && let Some(stored) = lane.process.stored()
     {
+        let configured = lane.process.program.read("refresh_token");
         let mut issuer = lane.issuer.lock().unwrap();
         let is_lost = issuer.is_spent(&stored);
+        if is_lost || !issuer.is_of_newest_family(&stored) {
+            // That the configured one was used is not stored either.
+            issuer.note_kill(configured);
+        }
         issuer.note_kill(stored);
         drop(issuer);
         if is_lost && lane.rules.grace.is_zero() {

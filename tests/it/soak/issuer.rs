@@ -50,7 +50,7 @@ pub struct Issuer {
     serial: u64,
     /// When the proxy last had a reason not to have a token.
     last_fault: Instant,
-    /// The refresh tokens in the state file when the process was killed, and when.
+    /// The refresh tokens that the process left behind when it was killed, and when.
     at_kill: HashMap<String, Instant>,
     /// The last call was refused because of the client's secret: no refresh comes until an operator
     /// acts.
@@ -213,7 +213,7 @@ impl Issuer {
         (token.serial, before)
     }
 
-    /// The process was killed while its state file had this refresh token.
+    /// The process was killed, and the next one may find this refresh token.
     pub fn note_kill(&mut self, stored: String) {
         if self.is_spent(&stored) {
             // The next process has none of the newer tokens.
@@ -228,6 +228,13 @@ impl Issuer {
         self.refresh_tokens
             .get(refresh_token)
             .is_some_and(|token| token.spent.is_some())
+    }
+
+    /// Whether a refresh token is of the family that an operator got last.
+    pub fn is_of_newest_family(&self, refresh_token: &str) -> bool {
+        self.refresh_tokens
+            .get(refresh_token)
+            .is_some_and(|token| token.family == self.family)
     }
 
     /// The remaining life of the newest token.

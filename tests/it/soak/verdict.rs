@@ -132,16 +132,16 @@ fn class(lane: &Lane, sent: &Sent, got: &Got, attempts: &[Attempt]) -> Result<Op
 }
 
 fn explain_401(lane: &Lane, sent: &Sent, attempts: &[Attempt]) -> Result<Why, String> {
-    let Some(last) = attempts.last() else {
+    // A request may be sent again after its refusal, if it may be applied twice; if that attempt
+    // breaks, the refusal is what is known.
+    let is_repeatable = |attempt: &&Attempt| attempt.is_refused() || !sent.is_idempotent();
+    let Some(last) = attempts.iter().rev().find(is_repeatable) else {
         return Err("401: not of the cloud".to_owned());
     };
-    let is_applied = match last.outcome {
-        Outcome::Refused | Outcome::RefusedByFaultyNode | Outcome::Forbidden => {
-            !sent.is_idempotent() && attempts.iter().any(Attempt::is_applied)
-        }
-        _ => true,
+    let is_applied = |attempt: &Attempt| {
+        attempt.outcome == Outcome::Applied || !sent.is_idempotent() && attempt.is_applied()
     };
-    if is_applied {
+    if attempts.iter().any(is_applied) || !last.is_refused() {
         return Err("401: an attempt may have been applied".to_owned());
     }
     // Other refusals of that path are relayed as well.
@@ -151,10 +151,13 @@ fn explain_401(lane: &Lane, sent: &Sent, attempts: &[Attempt]) -> Result<Why, St
     let issuer = lane.issuer.lock().unwrap();
     let had_fault = issuer.fault_free() < RECOVERY;
     if last.outcome == Outcome::RefusedByFaultyNode {
-        return if attempts.len() > 1 {
+        // A body over the limit is not kept, so it cannot be sent again.
+        return if attempts.len() > 1 || sent.size > BODY_LIMIT {
             Ok(Why::FaultyNode)
         } else if lane.cloud.refused_replay(lane) {
             Ok(Why::Futile)
+        } else if lane.process.was_stopped(lane) {
+            Ok(Why::Pause)
         } else if issuer.is_client_refused || !last.was_accepted && had_fault {
             Ok(Why::NoNewToken)
         } else {
