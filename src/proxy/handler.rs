@@ -26,6 +26,7 @@ use crate::{
         message::{
             headers,
             judge::{Exhausted, Verdict},
+            spelling,
             urls::Destination,
         },
         worker::Worker,
@@ -114,7 +115,10 @@ pub(crate) async fn handle(
             .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     // The proxy's own, or from HTTP/2: hyper has recorded no spelling of names.
-    if exchange.state.is_http1() && response.extensions().is_empty() {
+    if exchange.state.is_http1()
+        && response.extensions().is_empty()
+        && spelling::is_needed(response.headers())
+    {
         *response.extensions_mut() = worker.usual_names.clone();
     }
     // For a response of a later version, hyper adds `Connection: keep-alive` for HTTP/1.0 clients.

@@ -28,7 +28,7 @@ use crate::{
             headers::{self, Outbound},
             json_body::{self, Format},
             judge::Verdict,
-            methods,
+            methods, spelling,
             urls::OwnUrls,
         },
         metrics::{RetryOutcome, RetryReason},
@@ -530,7 +530,9 @@ impl RequestContext<'_> {
         // `Content-Type` anyway, which is cheaper than to look each one up.
         if !lease.is_http2() {
             if self.head.version == Version::HTTP_2 {
-                *request.extensions_mut() = self.worker.usual_names.clone();
+                if spelling::is_needed(&self.head.headers) {
+                    *request.extensions_mut() = self.worker.usual_names.clone();
+                }
             } else if self.exchange.state.has_unusual_names() {
                 *request.extensions_mut() = self.head.extensions.clone();
             }

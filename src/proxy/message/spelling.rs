@@ -2,7 +2,7 @@
 //! own, and those of HTTP/2, where names have no capital letters.
 
 use bytes::Bytes;
-use http::{Extensions, Request};
+use http::{Extensions, HeaderMap, Request};
 use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -33,6 +33,42 @@ const NAMES: &[&str] = &[
     "X-WebKit-CSP",
     "X-XSS-Protection",
 ];
+
+/// Whether a message has one of these names. Otherwise it needs no extensions, which cost an
+/// allocation for each name.
+pub(crate) fn is_needed(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| is_listed(name.as_str()))
+}
+
+/// Whether [`NAMES`] has a name, in lower case: the compiler switches on the length, which is
+/// cheaper than to search the list.
+fn is_listed(name: &str) -> bool {
+    matches!(
+        name,
+        "cdn-loop"
+            | "cf-ray"
+            | "content-md5"
+            | "dav"
+            | "dasl"
+            | "dnt"
+            | "etag"
+            | "expect-ct"
+            | "ms-author-via"
+            | "nel"
+            | "oc-etag"
+            | "oc-fileid"
+            | "p3p"
+            | "soapaction"
+            | "sourcemap"
+            | "te"
+            | "www-authenticate"
+            | "x-dns-prefetch-control"
+            | "x-oc-mtime"
+            | "x-ua-compatible"
+            | "x-webkit-csp"
+            | "x-xss-protection"
+    )
+}
 
 /// The extensions of a message that make hyper write these names as they are spelled here. What
 /// hyper reads there has no constructor, so that a connection in memory carries a head with them.
@@ -74,6 +110,8 @@ mod tests {
         assert!(!usual().await.is_empty());
         for name in NAMES {
             assert!(name.len() < 64 && name.is_ascii());
+            assert!(is_listed(&name.to_ascii_lowercase()), "{name}");
         }
+        assert!(!is_listed("content-type"));
     }
 }
