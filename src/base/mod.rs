@@ -9,6 +9,7 @@
 //! | `corpus` | runs fuzz targets on their stored corpus (tests only) |
 //! | [`counter`] | counters and histograms with a single writer |
 //! | [`descriptors`] | divides the limit of open files between the users of descriptors |
+//! | [`header_map`] | removes fields from messages |
 //! | [`host`] | parses `host[:port]`, tells which hosts are this machine |
 //! | [`labels`] | enums of metric labels, and tables with an entry for each label |
 //! | [`list_field`] | elements of list-based header fields |
@@ -30,6 +31,7 @@ pub(crate) mod coop;
 pub(crate) mod corpus;
 pub mod counter;
 pub mod descriptors;
+pub mod header_map;
 pub mod host;
 pub mod labels;
 pub mod list_field;

@@ -5,16 +5,10 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::{base::list_field::quoted_elements, proxy::policy::clients::Client};
-
-/// Fields that some caches use instead of `Cache-Control`: RFC 9213, the Edge Architecture
-/// Specification, and nginx.
-const OVERRIDES: [HeaderName; 4] = [
-    HeaderName::from_static("cdn-cache-control"),
-    HeaderName::from_static("cloudflare-cdn-cache-control"),
-    HeaderName::from_static("surrogate-control"),
-    HeaderName::from_static("x-accel-expires"),
-];
+use crate::{
+    base::{header_map, list_field::quoted_elements},
+    proxy::policy::clients::Client,
+};
 
 /// When `private` is added to the upstream's `Cache-Control`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,9 +31,7 @@ impl CachePolicy {
 
     /// Applies the policy to a response.
     pub(crate) fn apply(self, headers: &mut HeaderMap) {
-        for name in OVERRIDES {
-            headers.remove(name);
-        }
+        header_map::remove_where(headers, overrides_cache_control);
         let mut all = headers.get_all(header::CACHE_CONTROL).iter();
         let is_decided = match self {
             Self::IfUnspecified => all.any(controls_sharing),
@@ -56,6 +48,18 @@ impl CachePolicy {
             headers.append(header::CACHE_CONTROL, HeaderValue::from_static("private"));
         }
     }
+}
+
+/// Whether some caches use a field instead of `Cache-Control`: RFC 9213, the Edge Architecture
+/// Specification, and nginx.
+fn overrides_cache_control(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "cdn-cache-control"
+            | "cloudflare-cdn-cache-control"
+            | "surrogate-control"
+            | "x-accel-expires"
+    )
 }
 
 fn controls_sharing(value: &HeaderValue) -> bool {

@@ -15,9 +15,9 @@ use http::{
 use percent_encoding::{CONTROLS, utf8_percent_encode};
 
 pub(crate) use self::dropped::clean_trailers;
-use self::dropped::{ConnectionOptions, HOP_BY_HOP, is_dropped_from_requests};
+use self::dropped::{ConnectionOptions, is_dropped_from_requests, is_hop_by_hop};
 use crate::{
-    base::list_field,
+    base::{header_map, list_field},
     proxy::{
         framing::Fault,
         message::{
@@ -302,9 +302,7 @@ pub(crate) fn inbound(
     for name in options.names {
         headers.remove(name);
     }
-    for name in HOP_BY_HOP {
-        headers.remove(name);
-    }
+    header_map::remove_where(headers, is_hop_by_hop);
     for (name, value) in headers.iter_mut() {
         if let Some(mapped) = urls.map_field(name, value) {
             *value = mapped;

@@ -3,19 +3,7 @@
 use http::{HeaderMap, HeaderName, header};
 
 use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
-use crate::base::list_field;
-
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-
-pub(super) const HOP_BY_HOP: [HeaderName; 6] = [
-    header::CONNECTION,
-    PROXY_CONNECTION,
-    KEEP_ALIVE,
-    header::TE,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
+use crate::base::{header_map, list_field};
 
 const NEVER_IN_TRAILERS: [HeaderName; 9] = [
     header::CONTENT_LENGTH,
@@ -32,13 +20,17 @@ const NEVER_IN_TRAILERS: [HeaderName; 9] = [
 /// Drops trailers that must not be merged into the head (RFC 9110 §6.5.1), hop-by-hop fields, and
 /// `stripped` fields. Some servers merge all trailers.
 pub(crate) fn clean_trailers(trailers: &mut HeaderMap, stripped: &[HeaderName]) {
-    let is_dropped = |name: &&HeaderName| {
+    header_map::remove_where(trailers, |name| {
         is_dropped_from_requests(name, stripped) || NEVER_IN_TRAILERS.contains(name)
-    };
-    let dropped: Vec<HeaderName> = trailers.keys().filter(is_dropped).cloned().collect();
-    for name in dropped {
-        trailers.remove(name);
-    }
+    });
+}
+
+/// Whether a field of a response concerns one connection alone, RFC 9110 §7.6.1.
+pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection" | "proxy-connection" | "keep-alive" | "te" | "transfer-encoding" | "upgrade"
+    )
 }
 
 /// Whether a field is dropped from a request, under its name or with `_` for `-`: CGI and WSGI
