@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, rc::Rc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header, response, uri::Scheme};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header, response, uri::Scheme};
 use http_body_util::BodyExt as _;
 use hyper::body::Frame;
 
@@ -79,7 +79,7 @@ pub(crate) enum ReadAhead {
 impl RequestContext<'_> {
     /// Prepares a response whose body is forwarded as it arrives.
     pub(crate) fn relay(&self, response: UpstreamResponse) -> ClientResponse {
-        let is_json = response.is_json();
+        let is_json = self.route.is_rewritten && response.is_json();
         let UpstreamResponse {
             mut head,
             start,
@@ -131,17 +131,9 @@ impl RequestContext<'_> {
             public_url,
         };
         headers::inbound(head, field_map, cache_policy);
-        if self.view.upstream(self.route).cookies == Cookies::Drop {
-            head.headers.remove(header::SET_COOKIE);
+        if head.headers.contains_key(header::SET_COOKIE) {
+            self.prepare_cookies(&mut head.headers, endpoint, public_url);
         }
-        let cookies = CookieMap {
-            upstream_host: &endpoint.host,
-            urls: url_map,
-            prefix: public_url.prefix,
-            is_secure: *public_url.scheme == Scheme::HTTPS
-                || headers::is_behind_tls(&self.head.headers),
-        };
-        cookies.apply(&mut head.headers);
         for urls in [&self.route.origins, url_map] {
             if let Some((found, configured)) = urls.take_other_scheme() {
                 self.worker.other_scheme(found, configured);
@@ -156,9 +148,29 @@ impl RequestContext<'_> {
             .then(|| urls::JsonRewriter::new(Rc::clone(url_map), public_url.origin()))
     }
 
+    fn prepare_cookies(
+        &self,
+        headers: &mut HeaderMap,
+        endpoint: &Endpoint,
+        public_url: PublicUrl<'_>,
+    ) {
+        if self.view.upstream(self.route).cookies == Cookies::Drop {
+            headers.remove(header::SET_COOKIE);
+            return;
+        }
+        let cookies = CookieMap {
+            upstream_host: &endpoint.host,
+            urls: &self.view.url_map,
+            prefix: public_url.prefix,
+            is_secure: *public_url.scheme == Scheme::HTTPS
+                || headers::is_behind_tls(&self.head.headers),
+        };
+        cookies.apply(headers);
+    }
+
     /// Reads a response's body, up to [`READ_AHEAD_LIMIT`] and for [`READ_AHEAD_TIME`].
     pub(crate) async fn read_ahead(&self, response: UpstreamResponse) -> ReadAhead {
-        let is_json = response.is_json();
+        let is_json = self.route.is_rewritten && response.is_json();
         let UpstreamResponse {
             mut head,
             start,
