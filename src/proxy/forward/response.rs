@@ -86,9 +86,12 @@ impl RequestContext<'_> {
             body,
             lease,
         } = response;
-        let protocol = head.headers.get(header::UPGRADE).cloned();
+        let is_upgrade = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        let protocol = is_upgrade
+            .then(|| head.headers.get(header::UPGRADE).cloned())
+            .flatten();
         let rewriter = self.prepare(&mut head, lease.endpoint(), is_json);
-        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        if is_upgrade {
             head.headers
                 .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             head.headers

@@ -20,6 +20,9 @@ use crate::{
     proxy::{error::Error, policy::cors},
 };
 
+/// Parsed once: to look a name up as text is to parse it each time.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
 /// Exceptions to the guard of a listener; by default there are none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GuardConfig {
@@ -178,7 +181,7 @@ impl Guard {
     fn check_without_host(&self, request: &Parts) -> Result<(), Error> {
         let is_from_browser = !self.config.is_off
             && (request.headers.contains_key(header::ORIGIN)
-                || request.headers.contains_key("sec-fetch-site"));
+                || request.headers.contains_key(SEC_FETCH_SITE));
         match request.version {
             Version::HTTP_10 if is_from_browser && self.exposure != Exposure::File => {
                 Err(Error::ForeignHost(String::new()))
@@ -218,7 +221,7 @@ impl Guard {
             }
             is_origin_allowed = true;
         }
-        for site in headers.get_all("sec-fetch-site") {
+        for site in headers.get_all(SEC_FETCH_SITE) {
             if matches!(site.as_bytes(), b"none" | b"same-origin") || is_origin_allowed {
                 continue;
             }
