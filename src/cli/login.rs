@@ -7,6 +7,7 @@ mod pending;
 use std::{
     env,
     path::{Path, PathBuf},
+    pin::pin,
     process::{Command, ExitCode, Stdio},
     time::Duration,
 };
@@ -38,6 +39,8 @@ pub(super) struct LoginArgs {
 
 /// How long the login in the browser may take.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// A refresh of a running proxy is over sooner, as a rule.
+const EXPLAINED_AFTER: Duration = Duration::from_secs(2);
 
 pub(super) fn login(config: &ConfigFile, args: LoginArgs) -> ExitCode {
     let loaded = match config.load() {
@@ -126,7 +129,10 @@ async fn log_in(
         Ok(grant) => grant,
         Err(failure) => {
             let stored = login.store_refresh_token(&failure, configured);
-            if !stored.await.map_err(|error| error.to_string())? {
+            if !explained(stored, &state_file)
+                .await
+                .map_err(|error| error.to_string())?
+            {
                 return Err(format!("no tokens: {}", failure.detail));
             }
             print_line(format_args!(
@@ -144,8 +150,7 @@ async fn log_in(
             "the cloud returned no refresh token at {field}: check token.fields.refresh_token"
         ));
     }
-    let left = login
-        .store(grant, configured)
+    let left = explained(login.store(grant, configured), &state_file)
         .await
         .map_err(|error| error.to_string())?;
     Pending::load(&state_file).clear();
@@ -158,6 +163,21 @@ async fn log_in(
         "A running proxy reads them by itself. If none is running: bearer-proxy run"
     ));
     Ok(())
+}
+
+/// Says what storing the tokens waits for, if it takes long: after an interruption they would be
+/// lost, and the code is used.
+async fn explained<T>(storing: impl Future<Output = T>, state_file: &Path) -> T {
+    let mut storing = pin!(storing);
+    if let Ok(stored) = tokio::time::timeout(EXPLAINED_AFTER, &mut storing).await {
+        return stored;
+    }
+    print_error(format_args!(
+        "waiting for another process, which holds the lock {}.lock: the tokens are stored when it \
+         ends its refresh; do not interrupt this login, but continue or end that process",
+        state_file.display()
+    ));
+    storing.await
 }
 
 /// Shows the authorization URL and waits for the browser's redirect with the code.

@@ -139,6 +139,28 @@ async fn serves(program: &Program) {
     assert_eq!(program.get("/api/file/list.do").await, 200);
 }
 
+/// A proxy that is stopped in the middle of a refresh, for example.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_a17_a_login_says_that_it_waits_for_the_lock() {
+    let redirect_uri = format!("http://127.0.0.1:{}/callback", free_port());
+    let cloud = cloud(|config| config.redirect_uri = Some(redirect_uri.clone())).await;
+    let program = for_login(cloud.origin(), &redirect_uri);
+    fs::create_dir(program.path("state")).unwrap();
+    let lock = fs::File::create(program.path("state/token.json.lock")).unwrap();
+    lock.lock().unwrap();
+    let mut login = Login::start(&program);
+    let callback = callback_of(&login.url()).await;
+    send(address_of(&callback), get(target(&callback))).await;
+    eventually("it says what it waits for", async || {
+        program.log().contains("token.json.lock")
+    })
+    .await;
+    drop(lock);
+    let (code, words) = login.ended().await;
+    assert_eq!(code, 0, "{}", program.log());
+    assert!(words.contains("Stored the first tokens"), "{words}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_login_in_a_browser_stores_tokens_with_which_the_proxy_serves() {
     for host in ["127.0.0.1", "localhost"] {
