@@ -52,8 +52,7 @@ pub struct Issuer {
     last_fault: Instant,
     /// The refresh tokens that the process left behind when it was killed, and when.
     at_kill: HashMap<String, Instant>,
-    /// The last call was refused because of the client's secret: no refresh comes until an operator
-    /// acts.
+    /// The client's secret was refused, and no token was delivered since.
     pub is_client_refused: bool,
     /// Stops the process during the next call, before the response is sent.
     pub stop_in_next_call: bool,
@@ -277,7 +276,6 @@ impl Issuer {
         token.spent.get_or_insert(now);
         self.serial += 1;
         self.counts.grants += 1;
-        self.is_client_refused = false;
         let refresh_token = format!("refresh-{family}-{}", self.serial);
         let access_token = format!("access-{family}-{}", self.serial);
         self.refresh_tokens.insert(
@@ -306,6 +304,7 @@ impl Issuer {
 
     /// The proxy can use this token from now on.
     pub fn note_delivered(&mut self, access_token: &str) {
+        self.is_client_refused = false;
         let token = &self.access_tokens[access_token];
         if token.is_revoked || self.dead.contains(&token.family) {
             return;
