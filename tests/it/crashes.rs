@@ -273,7 +273,9 @@ async fn told_to_stop_in_the_middle_of_a_slow_refresh_it_stores_the_answer_first
     for round in 0..amount("SOAK_STOPS", 8) {
         let mut running = bench.in_service().await;
         eventually("a refresh begins", async || bench.state().is_open()).await;
+        // Before the token is sent, a process that ends does not send it any more.
         let granted = bench.granted();
+        eventually("the token is used", async || bench.granted() > granted).await;
         running.signal(Signal::TERM);
         assert!(
             bench.state().is_open(),
