@@ -38,7 +38,7 @@ pub struct IssuerConfig {
     /// Where the fields of a token response are.
     pub fields: ResponseFields,
     /// How long a call may take before it counts as failed. A response that comes later is read
-    /// all the same, see [`READ_ON`].
+    /// all the same, see `READ_ON`.
     pub timeout: Duration,
     /// The lifetime of a token whose response states none.
     pub default_expires_in: Duration,
@@ -144,7 +144,7 @@ impl TokenEndpoint {
         })
     }
 
-    /// Sends the refresh token once (RFC 6749 §6). Ends within [`READ_ON`] timeouts.
+    /// Sends the refresh token once (RFC 6749 §6). Ends within `READ_ON` timeouts.
     ///
     /// # Errors
     /// A classified failure whose detail contains no secret.

@@ -195,6 +195,9 @@ async fn field_b12_other_names_have_their_usual_spelling() {
                 let fields = [
                     field(b"etag", b"x"),
                     field(b"www-authenticate", b"x"),
+                    field(b"www-authenticate", b"y"),
+                    field(b"dav", b"1"),
+                    field(b"dav", b"2").repeat(7),
                     field(b"ms-author-via", b"x"),
                     field(b"content-type", b"x"),
                 ];
@@ -214,6 +217,11 @@ async fn field_b12_other_names_have_their_usual_spelling() {
         "Cache-Control",
     ] {
         assert!(names(&response).contains(&name), "{name}: {response}");
+    }
+    // Repeated fields have one spelling.
+    for (name, count) in [("WWW-Authenticate", 2), ("DAV", 8)] {
+        let spelled = names(&response).into_iter().filter(|other| *other == name);
+        assert_eq!(spelled.count(), count, "{name}: {response}");
     }
     // The proxy's own.
     let key = ("client[0].key", "0123456789abcdef0123456789abcdef");
