@@ -56,7 +56,7 @@ fn rejecting_once(rejection: Reply) -> impl Fn(&Request) -> Reply + Send + Sync 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn field_a4_a_revoked_token_is_noticed_by_nobody_beside_a_path_that_is_always_rejected() {
+async fn field_a4_no_client_notices_a_revoked_token_beside_a_path_that_is_always_rejected() {
     let oldest = Arc::new(AtomicUsize::new(1));
     let accepted = Arc::clone(&oldest);
     let upstream = Upstream::new()

@@ -315,7 +315,7 @@ async fn http2_says_in_its_own_ways_what_a_request_says() {
     let identity = Identity::new();
     identity.write(folder.path());
     // The upstream returns the request that it received.
-    let told = |request: Request<Incoming>| async move {
+    let echo = |request: Request<Incoming>| async move {
         if request.uri().path() == "/api/refreshToken.do" {
             return cloud(request).await;
         }
@@ -333,7 +333,7 @@ async fn http2_says_in_its_own_ways_what_a_request_says() {
             lines.join("\n")
         )))
     };
-    let address = serve(Speech::Http11, &identity, told).await;
+    let address = serve(Speech::Http11, &identity, echo).await;
     let (proxy, _) = proxy_before(Speech::Http11, address, folder.path(), &[]).await;
     let mut client = Client::connect(Speech::Http2, proxy.address, &identity).await;
     let crumbs = Request::get("/a?b")
@@ -369,7 +369,7 @@ async fn http2_says_in_its_own_ways_what_a_request_says() {
         403
     );
 
-    let address = serve(Speech::Http2, &identity, told).await;
+    let address = serve(Speech::Http2, &identity, echo).await;
     let (proxy, _) = proxy_before(Speech::Http2, address, folder.path(), &[]).await;
     let mut client = Client::connect(Speech::Http11, proxy.address, &identity).await;
     let request = Request::get("/a?b")

@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use super::{
     describe,
-    recording::{RECORDED, Recorder, Recording},
+    recording::{RECORDED, Recording},
 };
 use crate::{
     net::tls,
@@ -49,7 +49,7 @@ pub(super) async fn exchange(
     deadline: &CallDeadline,
 ) -> Result<RawResponse, Failure> {
     let recording = Recording::default();
-    let io = TokioIo::new(Recorder::new(transport, recording.clone()));
+    let io = TokioIo::new(recording.of(transport));
     let failure = match deadline.run(converse(io, request, &recording)).await {
         Some(Ok(response)) => return Ok(response),
         Some(Err(error)) => failure(&error, recording.lock().is_sent),
@@ -69,7 +69,7 @@ pub(super) async fn exchange(
 }
 
 async fn converse<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
-    io: TokioIo<Recorder<T>>,
+    io: TokioIo<T>,
     request: Request<Full<Bytes>>,
     recording: &Recording,
 ) -> Result<RawResponse, hyper::Error> {

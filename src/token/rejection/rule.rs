@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verification_holds_nobody_up_for_more_than_a_second_and_concerns_one_token() {
+    fn a_verification_delays_others_by_a_second_at_most_and_concerns_one_token() {
         let mut rule = Rule::new(COOLDOWN);
         assert_eq!(rule.decide(&proven(1), at(1)), Decision::Verify);
         assert_eq!(rule.decide(&proven(2), at(2)), Decision::Verify);

@@ -133,10 +133,10 @@ environment: Bearer_Proxy__Log__Level: {not_read} (did you mean BEARER_PROXY__LO
         ("BEARER_PROXY_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
     ]);
     let warnings = load_environment(&env).unwrap().warnings;
-    let told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    let shown: Vec<String> = warnings.iter().map(ToString::to_string).collect();
     let listen = "did you mean BEARER_PROXY__PROXY__LISTEN or BEARER_PROXY__ADMIN__LISTEN?";
     assert_eq!(
-        told,
+        shown,
         [format!(
             "environment: BEARER_PROXY_LISTEN: {not_read} ({listen})"
         )]

@@ -38,13 +38,13 @@ fn every_mistake_in_an_invalid_file_is_reported() {
     assert!(files.len() >= 25, "only {} files seen", files.len());
     let mut differences = String::new();
     for file in files {
-        let told = match load(&file, &[]) {
+        let shown = match load(&file, &[]) {
             Ok(_) => "no mistake found".to_owned(),
             Err(mistakes) => without_folder(&mistakes, Path::new(INVALID)),
         };
-        assert_no_secret(&told);
-        if told != expected(&file, "stderr") {
-            differences.push_str(&format!("--- {}\n{told}\n", file.display()));
+        assert_no_secret(&shown);
+        if shown != expected(&file, "stderr") {
+            differences.push_str(&format!("--- {}\n{shown}\n", file.display()));
         }
     }
     assert!(differences.is_empty(), "not as expected:\n{differences}");
@@ -58,13 +58,13 @@ fn valid_files_load_and_warn() {
         let loaded =
             load(&file, &[]).unwrap_or_else(|mistakes| panic!("{}:\n{mistakes}", file.display()));
         assert_no_secret(&format!("{loaded:?}"));
-        let told: Vec<String> = loaded
+        let shown: Vec<String> = loaded
             .warnings
             .iter()
             .map(|warning| without_folder(warning, Path::new(VALID)))
             .collect();
         assert_eq!(
-            told.join("\n"),
+            shown.join("\n"),
             expected(&file, "warnings"),
             "{}",
             file.display()

@@ -46,7 +46,7 @@ impl Decoder {
     ) -> Result<(), CompressionError> {
         let mut rest = block;
         let mut is_beginning = true;
-        while let Some(first) = rest.first() {
+        while let Some(&first) = rest.first() {
             let position = block.len() - rest.len();
             match first {
                 0x80.. => {
@@ -68,8 +68,9 @@ impl Decoder {
                     self.table.resize(size);
                     continue;
                 }
-                0x40..0x80 => {
-                    let name = self.literal(&mut rest, 6)?;
+                0x00..0x20 | 0x40..0x80 => {
+                    let is_indexed = first >= 0x40;
+                    let name = self.literal(&mut rest, if is_indexed { 6 } else { 4 })?;
                     let (name, value) = self.literal.split_at(name);
                     visit(Field {
                         name,
@@ -77,17 +78,9 @@ impl Decoder {
                         is_dynamic: false,
                         position,
                     });
-                    self.table.insert(name, value);
-                }
-                0x00..0x20 => {
-                    let name = self.literal(&mut rest, 4)?;
-                    let (name, value) = self.literal.split_at(name);
-                    visit(Field {
-                        name,
-                        value,
-                        is_dynamic: false,
-                        position,
-                    });
+                    if is_indexed {
+                        self.table.insert(name, value);
+                    }
                 }
             }
             is_beginning = false;
