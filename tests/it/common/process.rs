@@ -6,13 +6,17 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{self, Child, Command, ExitStatus, Stdio},
-    sync::atomic::{AtomicU16, Ordering::Relaxed},
+    sync::{
+        atomic::{AtomicU16, Ordering::Relaxed},
+        mpsc,
+    },
+    thread,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::{eventually, get, metric, post, ready, send, text_at, toml};
+use super::{LIMIT, eventually, get, metric, post, ready, send, text_at, toml};
 
 /// A command in this folder, in an empty environment.
 pub fn command(program: impl AsRef<Path>, folder: &Path) -> Command {
@@ -26,9 +30,20 @@ pub fn program(folder: &Path) -> Command {
     command(env!("CARGO_BIN_EXE_bearer-proxy"), folder)
 }
 
-/// Runs the program until it exits. Returns its exit code, standard output and standard error.
+/// Runs the program until it exits, within [`LIMIT`]. Returns its exit code, standard output and
+/// standard error.
 pub fn run(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
-    let output = program(folder).args(arguments).output().unwrap();
+    let mut command = program(folder);
+    let command = command.args(arguments).stdout(Stdio::piped());
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let pid = Pid::from_child(&child);
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || sender.send(child.wait_with_output()));
+    let Ok(output) = receiver.recv_timeout(LIMIT) else {
+        kill_process(pid, Signal::KILL).unwrap();
+        panic!("{arguments:?}: the program does not exit");
+    };
+    let output = output.unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (
         output.status.code().unwrap(),
