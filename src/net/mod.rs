@@ -3,6 +3,7 @@
 //! | file | contents |
 //! |---|---|
 //! | [`certificate`] | the names in a client certificate |
+//! | [`dial`] | which of several addresses to connect to: attempts that overlap |
 //! | [`http2`] | malformed messages on HTTP/2, before h2 reads them; the HTTP/2 error behind one of hyper's |
 //! | [`http_server`] | a small HTTP/1.1 server: the admin endpoint, the callback of `login` |
 //! | [`reload`] | values that are rebuilt when their files change: TLS settings, client keys |
@@ -10,6 +11,7 @@
 //! | [`tls`] | TLS settings from files, the validity of certificates, advice on handshake errors |
 
 pub mod certificate;
+pub mod dial;
 pub mod http2;
 pub mod http_server;
 pub mod reload;

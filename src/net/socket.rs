@@ -17,9 +17,10 @@ use std::{
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, lookup_host},
 };
 
+use super::dial;
 use crate::base::host;
 
 /// The address of a listener: `127.0.0.1:8080`, `[::1]:8080` or `unix:/run/bearer-proxy.sock`.
@@ -234,23 +235,33 @@ pub fn is_exhaustion(error: &io::Error) -> bool {
     )
 }
 
-/// Connects to a name or an IP address. Tries each address that the name resolves to, all within
-/// `limit`.
+/// Connects to a name or an IP address. If the name has several addresses, one that cannot be
+/// reached delays the next one by a fraction of a second ([`dial::first_connection`]).
 ///
 /// # Errors
-/// `TimedOut` after `limit`; otherwise the error of the last address.
+/// `TimedOut` without an OS error after `limit`, which includes the name resolution; otherwise the
+/// error of the resolver, or of the address that failed last.
 pub async fn connect(host: &str, port: u16, limit: Duration) -> io::Result<Stream> {
     let connecting = async {
-        let stream = match host.parse::<IpAddr>() {
-            Ok(ip) => TcpStream::connect((ip, port)).await?,
-            Err(_) => TcpStream::connect((host, port)).await?,
+        let addresses = match host.parse::<IpAddr>() {
+            Ok(ip) => vec![SocketAddr::new(ip, port)],
+            Err(_) => dial::interleaved(lookup_host((host, port)).await?),
         };
-        tune(&stream);
-        Ok(Stream::Tcp(stream))
+        dial::first_connection(&addresses, limit, connect_to).await
     };
     tokio::time::timeout(limit, connecting)
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Connects to an address, within the system's limit.
+///
+/// # Errors
+/// Those of `connect(2)`.
+pub async fn connect_to(address: SocketAddr) -> io::Result<Stream> {
+    let stream = TcpStream::connect(address).await?;
+    tune(&stream);
+    Ok(Stream::Tcp(stream))
 }
 
 /// Connects to a listener on this machine. An unspecified address is reached through loopback.
