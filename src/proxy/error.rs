@@ -123,7 +123,7 @@ pub(crate) enum Error {
     )]
     InvalidResponse,
     /// The request's body is incomplete or malformed.
-    #[error("the request's body is incomplete")]
+    #[error("the request's body is incomplete, or its trailers are malformed")]
     ClientBody,
 }
 

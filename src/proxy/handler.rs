@@ -82,6 +82,9 @@ pub(crate) async fn handle(
         Some(fault) => Err(fault.into()),
     };
     in_flight.permit = exchange.permit.take();
+    // On HTTP/2 the body of a request whose stream goes on fails for its trailers alone.
+    let is_malformed =
+        matches!(fault, Some(Fault::Malformed(_))) || matches!(outcome, Err(Error::ClientBody));
     let mut response = match outcome {
         Ok(response) => {
             let observer = worker.observer(&response.head, received);
@@ -94,7 +97,7 @@ pub(crate) async fn handle(
                 .map(|problem| ResponseBody::local(problem, in_flight))
         }
     };
-    if matches!(fault, Some(Fault::Malformed(_))) && !exchange.state.is_http1() {
+    if is_malformed && !exchange.state.is_http1() {
         response.body_mut().end_malformed();
     }
     // A client that waits for 100 need not send its body now. What follows is either that body or the

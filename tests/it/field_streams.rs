@@ -14,6 +14,8 @@ use crate::common::{
     upstream::{RunningUpstream, Upstream, ok},
 };
 
+const CONTINUATION: u8 = 9;
+
 const PROTOCOL_ERROR: u32 = 1;
 const STREAM_CLOSED: u32 = 5;
 
@@ -165,17 +167,20 @@ async fn field_d2_malformed_trailers_cost_their_own_stream_alone() {
     request(&mut client, 1, POST, "/slow").await;
     proxy.until_in_flight(1).await;
     let mut number = 1;
-    for block in second_blocks() {
+    // More of them than h2 would reset before it ends the connection.
+    for block in second_blocks().iter().cycle().take(60) {
         for is_last in [true, false] {
-            let is_valid = is_last && (block.is_empty() || block == field("a", "b"));
+            let is_valid = is_last && (block.is_empty() || *block == field("a", "b"));
             number += 2;
             begin(&mut client, number, POST, "/fast").await;
             write(&mut client, DATA, 0, number, b"x").await.unwrap();
-            send(&mut client, is_last, number, &block).await;
-            if is_valid {
+            send(&mut client, is_last, number, block).await;
+            if is_last {
                 let head = until(&mut client, HEADERS, number).await.expect("a head");
-                assert_eq!(head.payload[0], STATUS_200);
-            } else {
+                let status = if is_valid { STATUS_200 } else { STATUS_400 };
+                assert_eq!(head.payload[0], status, "{}", block.escape_ascii());
+            }
+            if !is_valid {
                 let end = until(&mut client, RST_STREAM, number)
                     .await
                     .expect("a reset");
@@ -186,4 +191,86 @@ async fn field_d2_malformed_trailers_cost_their_own_stream_alone() {
     release.notify_one();
     let head = until(&mut client, HEADERS, 1).await.expect("a response");
     assert_eq!(head.payload[0], STATUS_200);
+}
+
+/// Starts a request with a body, with its length announced or not, that reaches the upstream before
+/// trailers follow, if it is not small.
+async fn upload(client: &mut TcpStream, number: u32, length: usize, is_announced: bool) {
+    let mut block = head(POST, "/upload");
+    if is_announced {
+        let name = "content-length";
+        block.extend(field(name, &length.to_string()));
+    }
+    send(client, false, number, &block).await;
+    for part in vec![b'x'; length].chunks(10_000) {
+        write(client, DATA, 0, number, part).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_d2_hundreds_of_malformed_trailers_cost_no_other_stream_and_no_request_is_complete() {
+    let (upstream, release) = upstream().await;
+    let proxy = upstream.proxy(&[("proxy.workers", "1")]).await;
+    let mut client = greeted(proxy.address, &[]).await;
+    request(&mut client, 1, POST, "/slow").await;
+    proxy.until_in_flight(1).await;
+    let malformed = [
+        field("A", "b"),
+        field(":path", "/again"),
+        field("a", "b\0"),
+        field("connection", "close"),
+        field("bearer-proxy-malformed-trailers", "0"),
+        field("a", &"b".repeat(100)).repeat(900),
+    ];
+    let mut number = 1;
+    for (round, block) in malformed.iter().cycle().take(420).enumerate() {
+        number += 2;
+        let is_announced = round % 4 < 2;
+        upload(&mut client, number, [1, 12_000][round % 2], is_announced).await;
+        let (first, rest) = block.split_at(block.len().min(16_000));
+        if rest.is_empty() {
+            send(&mut client, true, number, first).await;
+        } else {
+            write(&mut client, HEADERS, END_STREAM, number, first)
+                .await
+                .unwrap();
+            let mut parts = rest.chunks(16_000).peekable();
+            while let Some(part) = parts.next() {
+                let flags = if parts.peek().is_none() {
+                    END_HEADERS
+                } else {
+                    0
+                };
+                write(&mut client, CONTINUATION, flags, number, part)
+                    .await
+                    .unwrap();
+            }
+        }
+        let what = format!("{round}: {:.40}", block.escape_ascii().to_string());
+        let head = until(&mut client, HEADERS, number).await.expect(&what);
+        assert_eq!(head.payload[0], STATUS_400, "{what}");
+        let end = until(&mut client, RST_STREAM, number).await.expect(&what);
+        assert_eq!(end.reason(), PROTOCOL_ERROR, "{what}");
+    }
+    assert_eq!(proxy.rejected("client_body").await, 420.0);
+    // A neighbour with a body and valid trailers, of which the length is announced.
+    for is_announced in [true, false] {
+        number += 2;
+        upload(&mut client, number, 12_000, is_announced).await;
+        send(&mut client, true, number, &field("a", "b")).await;
+        let head = until(&mut client, HEADERS, number)
+            .await
+            .expect("a response");
+        assert_eq!(head.payload[0], STATUS_200);
+    }
+    release.notify_one();
+    let head = until(&mut client, HEADERS, 1).await.expect("a response");
+    assert_eq!(head.payload[0], STATUS_200);
+    assert_eq!(upstream.targets(), ["/slow", "/upload", "/upload"]);
+    let lengths: Vec<_> = upstream
+        .requests()
+        .iter()
+        .map(|one| one.body.len())
+        .collect();
+    assert_eq!(lengths, [0, 12_000, 12_000]);
 }

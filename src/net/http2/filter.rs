@@ -21,13 +21,14 @@ use std::{
 };
 
 use bytes::{Buf as _, BytesMut};
+use http::{HeaderMap, HeaderValue};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
 use self::open_streams::OpenStreams;
 use super::{
     PREFACE,
-    fields::{self, MALFORMED, Malformed, Messages, PseudoFields},
+    fields::{self, MALFORMED, MALFORMED_TRAILERS, Malformed, Messages, PseudoFields},
     hpack::{self, CompressionError, Decoder, ENTRY_OVERHEAD, Field},
 };
 
@@ -52,7 +53,7 @@ const PRIORITY: u8 = 0x20;
 const EXTRA_FRAMES: usize = 16;
 
 /// The field that makes h2 reset a stream: connections have no such field in HTTP/2.
-const RESET: (&[u8], &[u8]) = (b"connection", b"close");
+const RESET: (&str, &str) = ("connection", "close");
 
 /// The field of a [`MALFORMED`] request that has the number of the reason.
 const REASON: &str = "reason";
@@ -184,8 +185,17 @@ pub fn malformed<B>(request: &http::Request<B>) -> Option<Malformed> {
     if request.method().as_str() != MALFORMED {
         return None;
     }
-    let reason = request.headers().get(REASON)?.to_str().ok()?.parse().ok()?;
-    Malformed::ALL.get::<usize>(reason).copied()
+    reason(request.headers().get(REASON)?)
+}
+
+/// Why the trailers in whose place these are were malformed; `None` for any other trailers.
+pub fn malformed_trailers(trailers: &HeaderMap) -> Option<Malformed> {
+    reason(trailers.get(MALFORMED_TRAILERS)?)
+}
+
+fn reason(number: &HeaderValue) -> Option<Malformed> {
+    let number: usize = number.to_str().ok()?.parse().ok()?;
+    Malformed::ALL.get(number).copied()
 }
 
 /// What can be done with some bytes.
@@ -331,7 +341,7 @@ impl Blocks {
             // Over this one, h2 ends the connection (RFC 9113 §5.1), or ignores it on a stream that
             // it has reset. A malformed one would cost the stream alone.
             (Ok(()), _) if is_ended => Vec::new(),
-            (Ok(()), Some(malformed)) => self.substitute(malformed, is_first),
+            (Ok(()), Some(malformed)) => self.substitute(malformed, is_first, block.is_last),
             (Ok(()), None) => match (translation, &block.fields) {
                 (Some(translation), _) => translation,
                 // h2 allows only few CONTINUATION frames, however small.
@@ -364,22 +374,27 @@ impl Blocks {
     }
 
     /// The block in place of a malformed one: a request that the handler rejects, so that it is
-    /// counted and logged; otherwise one over which h2 resets the stream.
-    fn substitute(&self, malformed: Malformed, is_first: bool) -> Vec<u8> {
+    /// counted and logged, or trailers with which the body of the request fails. h2 would reset the
+    /// stream, but end the connection after a number of streams. It does reset the stream of other
+    /// blocks: responses, and trailers that the client has not ended its stream with.
+    fn substitute(&self, malformed: Malformed, is_first: bool, is_last: bool) -> Vec<u8> {
         let mut block = Vec::new();
-        if self.messages == Messages::Requests && is_first {
-            let reason = Malformed::ALL.iter().position(|other| *other == malformed);
-            let reason = reason.unwrap_or_default().to_string();
-            for (name, value) in [
-                (":method", MALFORMED),
-                (":scheme", "http"),
-                (":path", "*"),
-                (REASON, &reason),
-            ] {
-                hpack::encode(name.as_bytes(), value.as_bytes(), &mut block);
+        let reason = Malformed::ALL.iter().position(|other| *other == malformed);
+        let reason = reason.unwrap_or_default().to_string();
+        let mut encode = |name: &str, value: &str| {
+            hpack::encode(name.as_bytes(), value.as_bytes(), &mut block);
+        };
+        match (self.messages, is_first, is_last) {
+            (Messages::Requests, true, _) => {
+                encode(":method", MALFORMED);
+                encode(":scheme", "http");
+                encode(":path", "*");
+                encode(REASON, &reason);
             }
-        } else {
-            hpack::encode(RESET.0, RESET.1, &mut block);
+            (Messages::Requests, false, true) => encode(MALFORMED_TRAILERS, &reason),
+            (Messages::Requests, false, false) | (Messages::Responses, ..) => {
+                encode(RESET.0, RESET.1);
+            }
         }
         block
     }

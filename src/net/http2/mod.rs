@@ -14,7 +14,7 @@ use std::error::Error;
 
 pub use self::{
     fields::{Malformed, Messages},
-    filter::{HeaderFilter, malformed},
+    filter::{HeaderFilter, malformed, malformed_trailers},
 };
 
 /// The first bytes that a client sends on an HTTP/2 connection, RFC 9113 §3.4.

@@ -24,13 +24,16 @@ use http::{HeaderMap, Version, request};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Sleep, sleep_until};
 
-use crate::proxy::{
-    exchange::{
-        Exchange,
-        continue_gate::{ContinueGate, Held, MIN_REST_TIME},
-        recording::{Recording, ReplayLimits},
+use crate::{
+    net::http2::malformed_trailers,
+    proxy::{
+        exchange::{
+            Exchange,
+            continue_gate::{ContinueGate, Held, MIN_REST_TIME},
+            recording::{Recording, ReplayLimits},
+        },
+        message::headers,
     },
-    message::headers,
 };
 
 /// A body of unknown length up to this size is read before its head is sent, if it ends in this
@@ -52,6 +55,9 @@ struct BodySource {
     length: Option<u64>,
     /// Whether all of it will be recorded, as far as its length shows.
     fits_recording: bool,
+    /// Data of an HTTP/2 stream that completes the announced length while the stream has not ended:
+    /// malformed trailers may follow, and the upstream must not get a complete request then.
+    held: Option<Frame<Bytes>>,
     /// `None` if a limit is exceeded, or once the response is being sent to the client.
     recording: Option<Recording>,
     trailers: Option<HeaderMap>,
@@ -195,6 +201,7 @@ impl RequestBody {
             response: ResponseState::Pending,
             length,
             fits_recording,
+            held: None,
             recording: Some(Recording::new(limits, length)),
             trailers: None,
             waker: None,
@@ -504,7 +511,7 @@ impl BodySource {
         let Some(client) = self.client.read() else {
             return Poll::Ready(None);
         };
-        let Poll::Ready(frame) = Pin::new(&mut *client).poll_frame(cx) else {
+        let Poll::Ready(mut frame) = poll_next(client, &mut self.held, cx) else {
             if self.attempt.is_http2 {
                 self.waker = Some(cx.waker().clone());
             }
@@ -512,26 +519,34 @@ impl BodySource {
             return Poll::Pending;
         };
         let is_last = client.is_end_stream();
+        let is_http1 = self.exchange.state.is_http1();
         let length = frame
             .as_ref()
             .and_then(|frame| frame.as_ref().ok()?.data_ref())
             .map_or(0, Bytes::len);
         self.exchange
             .body_received(length, self.response.has_begun());
+        if let Some(Ok(trailers)) = &mut frame
+            && let Some(trailers) = trailers.trailers_mut()
+        {
+            if !is_http1 && malformed_trailers(trailers).is_some() {
+                self.client = ClientStream::Failed;
+                return Poll::Ready(Some(Err(MalformedTrailers.into())));
+            }
+            headers::clean_trailers(trailers, &self.exchange.view().stripped);
+            self.trailers = Some(trailers.clone());
+            frame = self.held.take().map(Ok).or(frame);
+        }
         match frame {
-            Some(Ok(mut frame)) => {
+            Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref()
                     && let Some(recording) = &mut self.recording
                     && !recording.push(data)
                 {
                     self.recording = None;
                 }
-                if let Some(trailers) = frame.trailers_mut() {
-                    headers::clean_trailers(trailers, &self.exchange.view().stripped);
-                    self.trailers = Some(trailers.clone());
-                }
                 // hyper does not poll again after the announced length, nor after trailers.
-                if is_last || frame.is_trailers() {
+                if is_last || self.trailers.is_some() {
                     self.complete();
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -541,7 +556,7 @@ impl BodySource {
                 Poll::Ready(Some(Err(error.into())))
             }
             // hyper reports a stream that was reset without an error code as one that has ended.
-            None if !self.exchange.state.is_http1() && !is_last => {
+            None if !is_http1 && !is_last => {
                 self.client = ClientStream::Failed;
                 Poll::Ready(Some(Err(ClientReset.into())))
             }
@@ -559,6 +574,33 @@ impl BodySource {
         if self.response.is_over() {
             self.exchange.state.end_exchange(self.number);
         }
+    }
+}
+
+/// The next frame of a client's stream, without the data that is `held`: it follows when the stream
+/// has ended, before the trailers.
+fn poll_next(
+    client: &mut Incoming,
+    held: &mut Option<Frame<Bytes>>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+    loop {
+        let frame = ready!(Pin::new(&mut *client).poll_frame(cx));
+        let is_data = frame
+            .as_ref()
+            .is_some_and(|frame| frame.as_ref().is_ok_and(Frame::is_data));
+        if is_data && client.size_hint().exact() == Some(0) && !client.is_end_stream() {
+            // What follows the last data is empty data, if it is data.
+            if let Some(Ok(data)) = frame {
+                held.get_or_insert(data);
+            }
+            continue;
+        }
+        let has_ended = is_data || frame.is_none() && client.is_end_stream();
+        return Poll::Ready(match held.take_if(|_| has_ended) {
+            Some(data) => Some(Ok(data)),
+            None => frame,
+        });
     }
 }
 
@@ -602,6 +644,11 @@ struct Reader {
 #[derive(Debug, thiserror::Error)]
 #[error("the client reset the stream before the end of its request body")]
 struct ClientReset;
+
+/// The error of a request body behind which malformed trailers follow.
+#[derive(Debug, thiserror::Error)]
+#[error("the trailers of the request are malformed")]
+struct MalformedTrailers;
 
 /// The error of a body whose attempt was ended.
 #[derive(Debug, thiserror::Error)]
@@ -684,7 +731,13 @@ impl Body for AttemptBody {
             source.recording = None;
         }
         let frame = ready!(source.poll_client(cx));
-        reader.is_finished = !matches!(&frame, Some(Ok(_))) || !source.client.is_open();
+        reader.is_finished = match &frame {
+            Some(Ok(frame)) => {
+                let has_trailers = frame.is_data() && source.trailers.is_some();
+                !source.client.is_open() && !has_trailers
+            }
+            Some(Err(_)) | None => true,
+        };
         Poll::Ready(frame)
     }
 

@@ -32,9 +32,10 @@ use crate::{
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
-/// Resets that a client may make h2 send by protocol errors on its streams (CVE-2025-8671).
-/// Well-behaved clients cause none.
-const MAX_LOCAL_RESETS: usize = 20;
+/// Resets that a client may make h2 send by protocol errors on its streams: h2 keeps them in memory
+/// until the client reads (RUSTSEC-2024-0003), and never subtracts from their number. Requests that
+/// end in such a reset count towards `proxy.max_resets` (CVE-2025-8671), which is the lower limit.
+const MAX_LOCAL_RESETS: usize = 1000;
 
 /// The most that is buffered of one response which the client is slow to accept.
 const SEND_BUFFER: usize = 64 * 1024;

@@ -160,7 +160,7 @@ fn a_malformed_request_is_replaced_and_those_after_it_keep_their_meaning() {
             (5, with(&["good=y"])),
             (7, rejected(0)),
             (9, rejected(0)),
-            (9, "connection=close".to_owned()),
+            (9, "bearer-proxy-malformed-trailers=0".to_owned()),
         ]
     );
 }
