@@ -9,7 +9,7 @@ use percent_encoding::percent_encode_byte;
 pub(super) const MALFORMED: &str = "MALFORMED";
 
 /// The only field of the trailers that h2 reads in place of malformed ones, with the number of the
-/// reason. No client can send it: a request with this field is malformed.
+/// reason. A client that sends it makes its own request malformed.
 pub(super) const MALFORMED_TRAILERS: &str = "bearer-proxy-malformed-trailers";
 
 /// The messages that one side of a connection sends.
@@ -85,9 +85,7 @@ pub(super) fn check(
             _,
         ) => return Err(Malformed::ConnectionField),
         (b"te", _) if value != b"trailers" => return Err(Malformed::ConnectionField),
-        _ if !is_all(name, LOWER_TOKEN) || name == MALFORMED_TRAILERS.as_bytes() => {
-            return Err(Malformed::Name);
-        }
+        _ if !is_all(name, LOWER_TOKEN) => return Err(Malformed::Name),
         _ => return regular(messages, value),
     };
     is_valid.then_some(None).ok_or(Malformed::PseudoField)
