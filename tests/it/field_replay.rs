@@ -319,6 +319,45 @@ async fn a_verification_that_fails_does_not_stand_in_the_way_of_a_refresh() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_verification_that_hangs_delays_a_refresh_by_seconds_if_the_request_can_be_repeated() {
+    let upstream =
+        Upstream::always(
+            |request: &Request| match (request.number, token_number(request)) {
+                (0, _) => ok("proof"),
+                (1, _) => unauthorized("revoked"),
+                (_, 1) => bytes("").hold(),
+                _ => ok("replayed"),
+            },
+        );
+    let upstream = upstream.start().await;
+    // Longer than the test may take.
+    let settings = [("upstream.response_timeout", "100s")];
+    let (proxy, issuer) = with_issuer(&upstream, &settings).await;
+    assert_eq!(proxy.get("/").await.body(), "proof");
+    let mut request = post("/", vec![b'x'; 100_000]);
+    *request.method_mut() = http::Method::PUT;
+    assert_eq!(proxy.send(request).await.body(), "replayed");
+    assert_eq!((upstream.count(), issuer.count()), (4, 2));
+    let received = upstream.requests();
+    assert!(received[1..].iter().all(|one| one.body.len() == 100_000));
+}
+
+/// It may have been applied.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_verification_of_another_request_that_is_slow_is_waited_for() {
+    let upstream = Upstream::always(|request: &Request| match request.number {
+        0 => ok("proof"),
+        1 => unauthorized("sick"),
+        _ => ok("slow").after(|| tokio::time::sleep(Duration::from_millis(3500))),
+    });
+    let upstream = upstream.start().await;
+    let (proxy, issuer) = with_issuer(&upstream, &[]).await;
+    assert_eq!(proxy.get("/").await.body(), "proof");
+    assert_eq!(proxy.send(post("/", "order")).await.body(), "slow");
+    assert_eq!((upstream.count(), issuer.count()), (3, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn field_b19_a_rejection_whose_body_stalls_is_replayed_at_once() {
     for framing in [
         "Content-Length: 10\r\n\r\n12345",

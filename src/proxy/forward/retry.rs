@@ -1,8 +1,11 @@
 //! Responses that reject the token: the request is sent again with a newer token, or with the same
 //! one over another connection, or the client gets the rejection.
 
+use std::{pin::pin, time::Duration};
+
 use http::{Method, StatusCode};
 use hyper::body::{Body as _, Frame};
+use tokio::time::timeout;
 
 use crate::{
     proxy::{
@@ -23,6 +26,10 @@ use crate::{
     },
     token::{RejectedRequest, RequestKey, Verification},
 };
+
+/// How long a request waits for the response to its verification, if it can be sent once more: a
+/// refresh is then the faster way to find out.
+const VERIFICATION_LIMIT: Duration = Duration::from_secs(3);
 
 /// The verdict on a response, and the response.
 enum Judged {
@@ -189,7 +196,8 @@ impl RequestContext<'_> {
     }
 
     /// Sends the request again with the same token, over another connection. `None` if there was no
-    /// other connection, or if it broke off and the request can be repeated.
+    /// other connection, or if it broke off or did not respond in [`VERIFICATION_LIMIT`] and the
+    /// request can be repeated.
     ///
     /// # Errors
     /// That of the attempt: the request may have been applied.
@@ -200,7 +208,16 @@ impl RequestContext<'_> {
         token: &LocalToken,
     ) -> Result<Option<Judged>, Error> {
         let attempt = self.attempt_over(rejected.elsewhere(), Some(token.header()));
-        let judged = match attempt.await {
+        let mut attempt = pin!(attempt);
+        let attempted = match timeout(VERIFICATION_LIMIT, &mut attempt).await {
+            Ok(attempted) => attempted,
+            Err(_) if self.is_harmless(&Error::ResponseTimeout) => {
+                self.body.end_attempt();
+                Err(Error::ResponseTimeout)
+            }
+            Err(_) => attempt.await,
+        };
+        let judged = match attempted {
             Ok(second) => self.judge_whole(second).await,
             Err(error) => Err(error),
         };
