@@ -122,10 +122,7 @@ impl App {
         let descriptors = divide_descriptors(&config.proxy);
         let upstreams = share_upstreams(config.upstreams, descriptors.upstream)?;
         let upstream_configs = upstreams.iter().map(|one| one.config().clone()).collect();
-        let initial_grant = config
-            .initial_grant
-            .build(&config.token.issuer, clock.clone())
-            .map_err(token::Error::from)?;
+        let initial_grant = Some(&config.initial_grant);
         let (refresher, credential) = Refresher::new(config.token, initial_grant, clock.clone())?;
         let listeners = add_tls(bound, &config.proxy.listeners)?;
         let mut reloadables = reloadables(&listeners, &upstreams, &refresher, admin.as_ref());

@@ -391,7 +391,11 @@ const KEYS: &[Key] = &[
         File,
         r#""/run/secrets/refresh_token""#,
     ),
-    optional("token.issuer", Text, r#""https://cloud.example.com""#),
+    optional(
+        "token.issuer",
+        Texts,
+        r#"["https://cloud.example.com", "https://cloud2.example.com"]"#,
+    ),
     optional("token.tls.ca_file", File, r#""certificates/ca.pem""#),
     optional(
         "token.tls.client_cert_file",

@@ -9,7 +9,7 @@ use std::{
 use super::{
     findings::{Finding, Mistakes, Problem, SourcePos, problem},
     keys::{self, Presence},
-    raw::{Raw, Value},
+    raw::{Entry, Raw, Value},
     values,
 };
 use crate::{
@@ -155,6 +155,21 @@ impl Reader {
         self.raw.entry(path).map(|entry| &entry.value)
     }
 
+    /// The elements of a list as given, or the single value, with their positions. The caller does
+    /// not report mistakes in them.
+    pub(super) fn elements(&self, path: &str) -> Vec<(&Value, &SourcePos)> {
+        let entries = match self.raw.entry(path) {
+            Some(Entry {
+                value: Value::List(elements),
+                ..
+            }) => elements.as_slice(),
+            Some(entry) => std::slice::from_ref(entry),
+            None => &[],
+        };
+        let entries = entries.iter();
+        entries.map(|entry| (&entry.value, &entry.pos)).collect()
+    }
+
     /// The position of a key, or where it belongs.
     pub(super) fn pos(&self, path: &str) -> SourcePos {
         self.raw
@@ -250,6 +265,22 @@ impl Reader {
             self.mistake(pos, path, problem);
         }
         self.list(path, parse)
+    }
+
+    /// A value, or a list with at least one.
+    pub(super) fn one_or_more<T>(
+        &mut self,
+        path: &str,
+        parse: impl Fn(&Value) -> Result<T, Problem>,
+    ) -> Vec<(T, SourcePos)> {
+        match self.raw_value(path) {
+            None | Some(Value::List(_)) => self.non_empty_list(path, parse),
+            Some(_) => {
+                let pos = self.pos(path);
+                let value = self.read(path, parse);
+                value.map(|value| (value, pos)).into_iter().collect()
+            }
+        }
     }
 
     pub(super) fn choice<T: Copy, const N: usize>(

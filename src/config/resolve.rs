@@ -40,7 +40,8 @@ pub(super) fn config(r: &mut Reader) -> Option<Config> {
     let plain = upstreams.first()?;
     let jwt = initial_grant::jwt_section(r);
     let token = token::token(r, plain);
-    let initial_grant = initial_grant::initial_grant(r, plain, jwt);
+    let issuer = token.as_ref().map(|token| &token.issuer);
+    let initial_grant = initial_grant::initial_grant(r, issuer, jwt);
     let admin = admin(r, guard);
     listeners::reject_overlaps(r, &listeners, admin.as_ref());
     cycles::reject_own_addresses(r, &listeners, admin.as_ref(), &upstreams);

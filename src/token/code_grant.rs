@@ -1,10 +1,12 @@
 //! The authorization code grant (RFC 6749 §4.1): the URL at which a user logs in, and the exchange
 //! of the code for the first tokens.
 
+use std::sync::Arc;
+
 use url::Url;
 
 use super::{
-    endpoint::encode_parameters,
+    endpoint::{IssuerEndpoint, Servers, encode_parameters},
     issuer::{Error, IssuerConfig, TokenEndpoint},
     token_response::{Failure, GrantType, TokenResponse},
 };
@@ -13,10 +15,11 @@ use crate::base::{clock::SharedClock, secret::Secret};
 /// The endpoints of the authorization code grant.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The authorization endpoint, which a browser opens; without a query.
+    /// The authorization endpoint of the issuer's first server, which a browser opens; without a
+    /// query.
     pub authorize_url: Url,
-    /// The token endpoint for codes, without a query.
-    pub token_url: Url,
+    /// The path of the token endpoint for codes.
+    pub token_path: String,
     /// The redirect URI, exactly as it is registered at the cloud.
     pub redirect_uri: Option<String>,
 }
@@ -42,7 +45,7 @@ impl Config {
     }
 }
 
-/// The token endpoint for codes: `POST {token_url}?grant_type=authorization_code&code=…`.
+/// The token endpoint for codes: `POST {origin}{token_path}?grant_type=authorization_code&code=…`.
 #[derive(Debug)]
 pub struct CodeGrant {
     endpoint: TokenEndpoint,
@@ -55,12 +58,21 @@ impl CodeGrant {
     /// # Errors
     /// When the TLS settings are unusable.
     pub fn new(config: &Config, issuer: &IssuerConfig, clock: SharedClock) -> Result<Self, Error> {
-        let grant_type = GrantType::AuthorizationCode;
-        let endpoint = TokenEndpoint::at(&config.token_url, grant_type, issuer, clock)?;
-        Ok(Self {
-            endpoint,
+        Ok(Self::at_servers(issuer.servers()?, config, issuer, clock))
+    }
+
+    /// The token endpoint for codes at these servers of the issuer.
+    pub(super) fn at_servers(
+        servers: Arc<Servers>,
+        config: &Config,
+        issuer: &IssuerConfig,
+        clock: SharedClock,
+    ) -> Self {
+        let endpoint = IssuerEndpoint::new(servers, &config.token_path);
+        Self {
+            endpoint: TokenEndpoint::at(endpoint, GrantType::AuthorizationCode, issuer, clock),
             redirect_uri: config.redirect_uri.clone(),
-        })
+        }
     }
 
     /// Exchanges the code for tokens (RFC 6749 §4.1.3). It is sent once: whatever the response, it
@@ -85,10 +97,9 @@ impl CodeGrant {
             .await
     }
 
-    /// Reads the client secret and the files of `tls` again.
-    pub(super) async fn reload(&mut self) {
+    /// Reads the client secret again.
+    pub(super) async fn reload_client_secret(&mut self) {
         self.endpoint.reload_client_secret().await;
-        self.endpoint.reload_tls().await;
     }
 }
 
@@ -102,9 +113,7 @@ mod tests {
             authorize_url: "https://cloud.example.com/api/authorize.do"
                 .parse()
                 .expect("a URL"),
-            token_url: "https://cloud.example.com/api/token.do"
-                .parse()
-                .expect("a URL"),
+            token_path: "/api/token.do".to_owned(),
             redirect_uri: Some("http://127.0.0.1:8765/back?a=b&c=d".to_owned()),
         };
         assert_eq!(

@@ -2,11 +2,13 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use super::{
     code_grant,
+    endpoint::Servers,
     initial_grant::InitialGrant,
     issuer::{self, IssuerConfig},
     jwt_grant::{self, JwtGrant},
@@ -75,10 +77,19 @@ impl InitialGrantConfig {
         issuer: &IssuerConfig,
         clock: SharedClock,
     ) -> Result<Option<Box<dyn InitialGrant>>, issuer::Error> {
-        let Some(jwt) = &self.jwt else {
-            return Ok(None);
-        };
-        let grant = JwtGrant::new(jwt.clone(), &self.code, issuer, clock)?;
-        Ok(Some(Box::new(grant)))
+        Ok(self.at_servers(&issuer.servers()?, issuer, clock))
+    }
+
+    /// Like [`InitialGrantConfig::build`], with these servers of the issuer.
+    pub(super) fn at_servers(
+        &self,
+        servers: &Arc<Servers>,
+        issuer: &IssuerConfig,
+        clock: SharedClock,
+    ) -> Option<Box<dyn InitialGrant>> {
+        let (servers, jwt) = (Arc::clone(servers), self.jwt.clone()?);
+        Some(Box::new(JwtGrant::new(
+            servers, jwt, &self.code, issuer, clock,
+        )))
     }
 }

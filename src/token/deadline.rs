@@ -52,6 +52,7 @@ impl CallDeadline {
             biased;
             () = self.stop.cancelled() => None,
             done = work => (self.clock.now() < self.at).then_some(done),
+            () = self.clock.sleep_until(self.at) => None,
         }
     }
 

@@ -1,31 +1,27 @@
-//! An endpoint of the issuer: its URL, and calls that send each request exactly once.
+//! An endpoint of the issuer: its path at each of the issuer's servers, and calls that send each
+//! request exactly once.
 
 mod connect;
 mod exchange;
 mod recording;
+mod servers;
 
-use std::{io, net::IpAddr, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Uri, header};
 use http_body_util::Full;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use rustls::{ClientConfig, pki_types::ServerName};
-use url::{Position, Url};
 use zeroize::Zeroizing;
 
-use self::connect::{Tls, Transport};
+use self::servers::Server;
+pub(super) use self::servers::Servers;
 use super::{
     deadline::CallDeadline,
     token_response::{Failure, FailureClass, RawResponse},
 };
-use crate::{
-    base::{blocking, host},
-    net::{reload, tls},
-};
+use crate::net::tls;
 
-/// The limit for name resolution, TCP and TLS together. A shorter `token.timeout` replaces it.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Everything but the unreserved characters of RFC 3986 §2.3, so that `+`, `%`, `&`, `=` and spaces
 /// in a value survive.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
@@ -57,19 +53,8 @@ pub enum Error {
 /// One endpoint of the issuer.
 #[derive(Debug)]
 pub(super) struct IssuerEndpoint {
-    url: Url,
-    host: String,
-    port: u16,
-    /// The value of `Host`.
-    authority: HeaderValue,
-    tls: Option<EndpointTls>,
-    connect_timeout: Duration,
-}
-
-#[derive(Debug)]
-struct EndpointTls {
-    config: Arc<reload::Reloadable<Arc<ClientConfig>>>,
-    server_name: ServerName<'static>,
+    servers: Arc<Servers>,
+    path: String,
 }
 
 /// The parameters of a request, percent-encoded.
@@ -83,74 +68,40 @@ pub(super) enum Parameters {
 }
 
 impl IssuerEndpoint {
-    /// Connects to nothing yet. `timeout` is `token.timeout`.
-    pub(super) fn new(url: &Url, tls: &tls::Config, timeout: Duration) -> Result<Self, Error> {
-        let host = host::without_brackets(url.host_str().unwrap_or_default()).to_owned();
-        let is_https = url.scheme() == "https";
-        let tls = is_https.then(|| EndpointTls::new(tls, &host)).transpose()?;
-        // A URL consists of visible ASCII.
-        let authority = HeaderValue::from_str(&url[Position::BeforeHost..Position::AfterPort])
-            .unwrap_or_else(|_| HeaderValue::from_static(""));
-        Ok(Self {
-            url: url.clone(),
-            host,
-            port: url.port_or_known_default().unwrap_or_default(),
-            authority,
-            tls,
-            connect_timeout: CONNECT_TIMEOUT.min(timeout),
-        })
-    }
-
-    /// What reloads the TLS settings when their files change; `None` without TLS.
-    pub(super) fn reloadable(&self) -> Option<Arc<dyn reload::Reload>> {
-        let tls = self.tls.as_ref()?;
-        Some(Arc::clone(&tls.config) as Arc<dyn reload::Reload>)
-    }
-
-    /// Reads the files of `tls` again. If they are unusable, the settings stay as they were.
-    pub(super) async fn reload(&self) {
-        if let Some(reloadable) = self.reloadable() {
-            // Errors are reported by the reloader of the refresher's endpoint, which has the same
-            // files.
-            let _ = blocking::run(move || reloadable.reload()).await;
+    /// The endpoint at `path` of each server. Connects to nothing yet.
+    pub(super) fn new(servers: Arc<Servers>, path: &str) -> Self {
+        Self {
+            servers,
+            path: path.to_owned(),
         }
     }
 
-    /// Sends the request once and reads the response, until `deadline`. A request of which no byte
-    /// was sent is [`FailureClass::Unreachable`].
-    pub(super) async fn call(
+    /// Sends the request once, to one server, reads the response until `deadline`, and parses it. A
+    /// request of which no byte was sent is [`FailureClass::Unreachable`].
+    pub(super) async fn call<T>(
         &self,
         parameters: Parameters,
         authorization: Option<&HeaderValue>,
         deadline: &CallDeadline,
-    ) -> Result<RawResponse, Failure> {
-        let request = self.request(parameters, authorization)?;
-        let connected = deadline.before_request(self.connect()).await;
-        let connected = connected.ok_or_else(Failure::not_sent)?;
-        let transport = connected.map_err(|error| unreachable(&error, self.connect_timeout))?;
-        exchange::exchange(transport, request, deadline).await
-    }
-
-    async fn connect(&self) -> io::Result<Transport> {
-        let tls = self.tls.as_ref().map(|tls| Tls {
-            config: Arc::clone(&tls.config.load()),
-            server_name: tls.server_name.clone(),
-        });
-        connect::connect(&self.host, self.port, tls, self.connect_timeout).await
+        parse: impl FnOnce(RawResponse) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let connected = deadline.before_request(self.servers.connect()).await;
+        let (server, transport) = connected.ok_or_else(Failure::not_sent)??;
+        let request = self.request(server, parameters, authorization)?;
+        let response = exchange::exchange(transport, request, deadline).await;
+        self.servers.ended(server, response.and_then(parse))
     }
 
     fn request(
         &self,
+        server: &Server,
         parameters: Parameters,
         authorization: Option<&HeaderValue>,
     ) -> Result<Request<Full<Bytes>>, Failure> {
         let (method, target, body) = match parameters {
             Parameters::Get(query) => (Method::GET, self.target(&query), None),
             Parameters::Query(query) => (Method::POST, self.target(&query), None),
-            Parameters::Form(form) => {
-                let target = &self.url[Position::BeforePath..Position::AfterQuery];
-                (Method::POST, target.to_owned().into(), Some(form))
-            }
+            Parameters::Form(form) => (Method::POST, self.path.clone().into(), Some(form)),
         };
         let content = match &body {
             Some(_) => Some((
@@ -170,7 +121,7 @@ impl IssuerEndpoint {
             .map_err(|_| cannot_be_built())?;
         let agent = concat!("bearer-proxy/", env!("CARGO_PKG_VERSION"));
         let fields = [
-            (header::HOST, self.authority.clone()),
+            (header::HOST, server.authority.clone()),
             (header::ACCEPT, HeaderValue::from_static("application/json")),
             // A compressed response is one more that may be unreadable.
             (
@@ -187,44 +138,12 @@ impl IssuerEndpoint {
 
     /// The path with this query.
     fn target(&self, query: &str) -> Zeroizing<String> {
-        let path = self.url.path();
         // A string that grows would leave unwiped copies behind.
-        let mut target = Zeroizing::new(String::with_capacity(path.len() + 1 + query.len()));
-        for part in [path, "?", query] {
+        let mut target = Zeroizing::new(String::with_capacity(self.path.len() + 1 + query.len()));
+        for part in [&self.path, "?", query] {
             target.push_str(part);
         }
         target
-    }
-}
-
-impl EndpointTls {
-    fn new(config: &tls::Config, host: &str) -> Result<Self, Error> {
-        let server_name = match config.server_name.as_deref() {
-            Some(name) => match ServerName::try_from(name.to_owned()) {
-                Ok(ServerName::IpAddress(address)) => {
-                    return Err(Error::ServerName(IpAddr::from(address)));
-                }
-                Ok(name) => name,
-                Err(_) => return Err(Error::NotAName),
-            },
-            None => {
-                ServerName::try_from(host.to_owned()).map_err(|_| Error::Host(host.to_owned()))?
-            }
-        };
-        let (files, certificate) = (config.files(), config.client_cert_file.clone());
-        let files: Vec<_> = files.collect();
-        let config = config.clone();
-        let build = move || tls::client_config(&config, &[b"http/1.1"]).map(Arc::new);
-        let config = reload::Reloadable::new::<Error>(
-            "issuer:client".to_owned(),
-            files,
-            certificate,
-            move || build().map_err(Error::from),
-        )?;
-        Ok(Self {
-            config: Arc::new(config),
-            server_name,
-        })
     }
 }
 
@@ -240,19 +159,6 @@ impl AsRef<[u8]> for Text {
 fn cannot_be_built() -> Failure {
     let detail = "the request to the issuer cannot be built: check token.issuer";
     Failure::new(FailureClass::Failing, detail)
-}
-
-/// Nothing was sent, so nothing was used.
-fn unreachable(error: &io::Error, limit: Duration) -> Failure {
-    let cause = if error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none() {
-        format!("no connection within {limit:?} (check token.issuer and the network)")
-    } else {
-        describe(error)
-    };
-    Failure::new(
-        FailureClass::Unreachable,
-        format!("the issuer cannot be reached: {cause}"),
-    )
 }
 
 /// The error, and what to do about it.

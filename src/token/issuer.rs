@@ -13,20 +13,23 @@ pub use super::endpoint::Error;
 use super::{
     cache::authorization,
     deadline::CallDeadline,
-    endpoint::{IssuerEndpoint, Parameters, encode_parameters},
+    endpoint::{IssuerEndpoint, Parameters, Servers, encode_parameters},
     token_response::{Failure, GrantType, ResponseFields, ResponseParser, TokenResponse},
 };
 use crate::{
     base::{clock::SharedClock, secret::Secret},
-    net::{reload, tls},
+    net::tls,
 };
 
-/// How to call the issuer: `POST {url}`, client authentication by HTTP Basic, the grant's
+/// How to call the issuer: `POST {origin}{path}`, client authentication by HTTP Basic, the grant's
 /// parameters in the URL or in a form.
 #[derive(Debug, Clone)]
 pub struct IssuerConfig {
-    /// The endpoint that takes refresh tokens: issuer origin and `refresh_path`, without a query.
-    pub refresh_url: Url,
+    /// The issuer's servers, at least one: their origins. A call begins with the one that the last
+    /// call reached, at first with the first.
+    pub origins: Vec<Url>,
+    /// The path of the endpoint that takes refresh tokens.
+    pub refresh_path: String,
     /// The client's id.
     pub client_id: String,
     /// The client's secret.
@@ -44,6 +47,13 @@ pub struct IssuerConfig {
     pub default_expires_in: Duration,
     /// TLS towards the issuer, if it is `https`.
     pub tls: tls::Config,
+}
+
+impl IssuerConfig {
+    /// The issuer's servers, for all its endpoints. Connects to nothing yet.
+    pub(super) fn servers(&self) -> Result<Arc<Servers>, Error> {
+        Servers::new(&self.origins, &self.tls, self.timeout)
+    }
 }
 
 /// For how many timeouts at least a response is awaited: the alternative is to present again what
@@ -90,7 +100,7 @@ pub(super) trait Issuer: Send {
     fn client_refused(&mut self);
 }
 
-/// A token endpoint: `POST {url}`, HTTP Basic.
+/// A token endpoint: `POST {origin}{path}`, HTTP Basic.
 #[derive(Debug)]
 pub struct TokenEndpoint {
     endpoint: IssuerEndpoint,
@@ -112,18 +122,28 @@ impl TokenEndpoint {
     /// # Errors
     /// When the TLS settings are unusable.
     pub fn new(config: &IssuerConfig, clock: SharedClock) -> Result<Self, Error> {
-        Self::at(&config.refresh_url, GrantType::RefreshToken, config, clock)
+        Ok(Self::at_servers(config.servers()?, config, clock))
+    }
+
+    /// The endpoint that takes refresh tokens, at these servers of the issuer.
+    pub(super) fn at_servers(
+        servers: Arc<Servers>,
+        config: &IssuerConfig,
+        clock: SharedClock,
+    ) -> Self {
+        let endpoint = IssuerEndpoint::new(servers, &config.refresh_path);
+        Self::at(endpoint, GrantType::RefreshToken, config, clock)
     }
 
     /// Another endpoint of the same issuer.
     pub(super) fn at(
-        url: &Url,
+        endpoint: IssuerEndpoint,
         grant_type: GrantType,
         config: &IssuerConfig,
         clock: SharedClock,
-    ) -> Result<Self, Error> {
-        Ok(Self {
-            endpoint: IssuerEndpoint::new(url, &config.tls, config.timeout)?,
+    ) -> Self {
+        Self {
+            endpoint,
             authorization: basic_authorization(
                 &config.client_id,
                 &config.client_secret,
@@ -141,7 +161,7 @@ impl TokenEndpoint {
             },
             timeout: config.timeout,
             clock,
-        })
+        }
     }
 
     /// Sends the refresh token once (RFC 6749 §6). Ends within `READ_ON` timeouts.
@@ -182,26 +202,15 @@ impl TokenEndpoint {
             ParameterLocation::Query => Parameters::Query(parameters),
             ParameterLocation::Form => Parameters::Form(parameters),
         };
-        let response = self
-            .endpoint
-            .call(parameters, Some(&self.authorization), deadline)
-            .await?;
-        self.parser.parse(response, self.clock.wall())
+        let parse = |response| self.parser.parse(response, self.clock.wall());
+        self.endpoint
+            .call(parameters, Some(&self.authorization), deadline, parse)
+            .await
     }
 
     /// The deadline of a call that presents what can be used once.
     pub(super) fn read_on(&self) -> CallDeadline {
         CallDeadline::after(&self.clock, self.timeout.saturating_mul(READ_ON))
-    }
-
-    /// What reloads the client when the files of the issuer's `tls` change.
-    pub(super) fn reloadable(&self) -> Option<Arc<dyn reload::Reload>> {
-        self.endpoint.reloadable()
-    }
-
-    /// Reads the files of `tls` again. If they are unusable, the previous settings stay.
-    pub(super) async fn reload_tls(&self) {
-        self.endpoint.reload().await;
     }
 
     /// Like [`Issuer::reload_client_secret`].

@@ -3,6 +3,7 @@
 
 use std::{
     borrow::Cow,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -17,9 +18,9 @@ use zeroize::Zeroizing;
 use super::{
     code_grant::{self, CodeGrant},
     deadline::CallDeadline,
-    endpoint::{IssuerEndpoint, Parameters, encode_parameters},
+    endpoint::{IssuerEndpoint, Parameters, Servers, encode_parameters},
     initial_grant::InitialGrant,
-    issuer::{Error, IssuerConfig},
+    issuer::IssuerConfig,
     token_response::{
         Failure, FailureClass, GrantType, RawResponse, TokenResponse, error_response, parse_object,
     },
@@ -36,8 +37,8 @@ pub const RESERVED_CLAIMS: [&str; 3] = ["client_id", "iat", "exp"];
 /// How to obtain codes without a user.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The endpoint that takes JWTs, without a query.
-    pub url: Url,
+    /// The path of the endpoint that takes JWTs.
+    pub path: String,
     /// The JWT key of the developer account: the secret itself for HS…, otherwise a private key in
     /// PEM form.
     pub key: Secret,
@@ -99,6 +100,7 @@ pub fn check_key(algorithm: Algorithm, key: &Secret) -> Result<(), InvalidKey> {
 pub(super) struct JwtGrant {
     config: Config,
     client_id: String,
+    servers: Arc<Servers>,
     endpoint: IssuerEndpoint,
     code_grant: Mutex<CodeGrant>,
     timeout: Duration,
@@ -106,23 +108,29 @@ pub(super) struct JwtGrant {
 }
 
 impl JwtGrant {
-    /// Connects to nothing yet. Fails when the TLS settings are unusable.
+    /// Connects to nothing yet.
     pub(super) fn new(
+        servers: Arc<Servers>,
         config: Config,
         code: &code_grant::Config,
         issuer: &IssuerConfig,
         clock: SharedClock,
-    ) -> Result<Self, Error> {
-        let code_grant = CodeGrant::new(code, issuer, SharedClock::clone(&clock))?;
-        let endpoint = IssuerEndpoint::new(&config.url, &issuer.tls, issuer.timeout)?;
-        Ok(Self {
-            config,
+    ) -> Self {
+        let code_grant = CodeGrant::at_servers(
+            Arc::clone(&servers),
+            code,
+            issuer,
+            SharedClock::clone(&clock),
+        );
+        Self {
+            endpoint: IssuerEndpoint::new(Arc::clone(&servers), &config.path),
+            servers,
             client_id: issuer.client_id.clone(),
-            endpoint,
             code_grant: Mutex::new(code_grant),
             timeout: issuer.timeout,
+            config,
             clock,
-        })
+        }
     }
 
     async fn obtain(&self) -> Result<TokenResponse, Failure> {
@@ -139,19 +147,21 @@ impl JwtGrant {
             (&names.jwt_token, &jwt),
         ];
         let query = encode_parameters(pairs.into_iter().chain(user));
-        self.endpoint.reload().await;
+        self.servers.reload().await;
         let deadline = CallDeadline::after(&self.clock, self.timeout);
-        let response = self
+        let parse = |response: RawResponse| {
+            let code = self.config.code(&response, self.clock.wall());
+            code.map_err(|failure| match response.flaw {
+                Some(flaw) if response.status.is_success() => flaw,
+                _ => failure,
+            })
+        };
+        let code = self
             .endpoint
-            .call(Parameters::Get(query), None, &deadline)
+            .call(Parameters::Get(query), None, &deadline, parse)
             .await?;
-        let code = self.config.code(&response, self.clock.wall());
-        let code = code.map_err(|failure| match response.flaw {
-            Some(flaw) if response.status.is_success() => flaw,
-            _ => failure,
-        })?;
         let mut code_grant = self.code_grant.lock().await;
-        code_grant.reload().await;
+        code_grant.reload_client_secret().await;
         code_grant.exchange(&code).await
     }
 
@@ -261,7 +271,11 @@ impl Config {
         let target = headers
             .get(header::LOCATION)
             .and_then(|value| value.to_str().ok());
-        let target = target.and_then(|target| self.url.join(target).ok());
+        // The query of a relative target does not depend on its base.
+        let base = Url::parse("relative:/").ok();
+        let target = base
+            .zip(target)
+            .and_then(|(base, target)| base.join(target).ok());
         let is_code = |(name, value): &(Cow<'_, str>, Cow<'_, str>)| {
             *name == self.names.code && !value.is_empty()
         };
@@ -333,9 +347,7 @@ mod tests {
     fn config() -> Config {
         let name = str::to_owned;
         Config {
-            url: "https://cloud.example.com/api/authorizeByJWT.do"
-                .parse()
-                .expect("a URL"),
+            path: name("/api/authorizeByJWT.do"),
             key: Secret::new("key"),
             algorithm: Algorithm::HS256,
             user: None,

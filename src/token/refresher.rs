@@ -41,7 +41,7 @@ use self::{
 };
 use super::{
     cache::authorization,
-    config::Config,
+    config::{Config, InitialGrantConfig},
     credential::{Credential, Shared},
     deadline::CallDeadline,
     initial_grant::InitialGrant,
@@ -138,17 +138,20 @@ impl Refresher {
     /// When the state file or the TLS settings are unusable. The message says what to do.
     pub fn new(
         config: Config,
-        initial_grant: Option<Box<dyn InitialGrant>>,
+        initial_grant: Option<&InitialGrantConfig>,
         clock: SharedClock,
     ) -> Result<(Self, Credential), Error> {
-        let issuer = TokenEndpoint::new(&config.issuer, Arc::clone(&clock))?;
+        let servers = config.issuer.servers()?;
+        let reloadable = servers.reloadable();
+        let initial_grant = initial_grant
+            .and_then(|grant| grant.at_servers(&servers, &config.issuer, Arc::clone(&clock)));
+        let issuer = TokenEndpoint::at_servers(servers, &config.issuer, Arc::clone(&clock));
         let file = config.state_file.clone();
         let file = file.map(|path| FileStore::new(path, &config));
         let opened = file.as_ref().map(FileStore::open).transpose()?;
         let (record, lock_problem) =
             opened.map_or((None, None), |opened| (opened.record, opened.lock_problem));
         let store = file.map(|file| Arc::new(file) as Arc<dyn Store>);
-        let reloadable = issuer.reloadable();
         let (mut refresher, credential) = Self::with(
             config,
             clock,

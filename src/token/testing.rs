@@ -9,7 +9,8 @@ pub(super) fn config(refresh_token: Option<Secret>) -> Config {
     Config {
         name: "default".to_owned(),
         issuer: IssuerConfig {
-            refresh_url: "http://127.0.0.1:1/".parse().expect("a URL"),
+            origins: vec!["http://127.0.0.1:1".parse().expect("a URL")],
+            refresh_path: "/".to_owned(),
             client_id: "id".to_owned(),
             client_secret: Secret::new("client secret"),
             parameters: ParameterLocation::Query,

@@ -18,7 +18,7 @@ use futures_util::future::join_all;
 use tokio::sync::{oneshot, watch};
 
 use crate::common::{
-    closed_address, eventually, get,
+    black_hole, closed_address, eventually, get,
     issuer_client::{GRANT, TOKEN, call, config},
     post, proxy, send, silent_upstream,
     tls::{authority, identity, server_config, write},
@@ -315,22 +315,6 @@ async fn field_a11_data_that_arrived_during_a_pause_of_the_process_is_read_befor
         assert_granted(&tokens.expect("the response was there"), "paused");
         server.join().unwrap();
     }
-}
-
-/// An address whose handshakes hang: connections beyond the backlog are not accepted.
-fn black_hole() -> (socket2::Socket, Vec<std::net::TcpStream>, String) {
-    use socket2::{Domain, Socket, Type};
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
-    socket.bind(&any.into()).unwrap();
-    socket.listen(0).unwrap();
-    let address = socket.local_addr().unwrap().as_socket().unwrap();
-    let limit = Duration::from_millis(100);
-    let mut fillers = Vec::new();
-    while let Ok(filler) = std::net::TcpStream::connect_timeout(&address, limit) {
-        fillers.push(filler);
-    }
-    (socket, fillers, format!("http://{address}"))
 }
 
 #[tokio::test]

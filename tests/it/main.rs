@@ -10,7 +10,7 @@
 //! | `field_mapping`, `field_everything` | URLs, cookies and ranges in messages; every change that is made to a message |
 //! | `rewrite`, `clients`, `certificates`, `tls` | URLs in responses, client authentication, certificates and their reload |
 //! | `bad_input`, `differential`, `limits`, `slow`, `http2_attacks`, `secrets` | hostile clients; nginx and HAProxy as references; secrets in outputs |
-//! | `faults`, `issuer`, `crashes`, `login`, `machine`, `field_replay` | the token's lifecycle: issuers that fail, kills, first tokens, clocks |
+//! | `faults`, `issuer`, `issuers`, `crashes`, `login`, `machine`, `field_replay` | the token's lifecycle: issuers that fail, kills, first tokens, clocks |
 //! | `process`, `admin`, `config`, `confinement`, `descriptors`, `memory`, `field_operations`, `field_store` | the program as a process: commands, signals, files, the unit, its resources |
 //! | `soak` | a mixture of all faults, for a few seconds; `scripts/soak` runs it for longer |
 //! | `cloud`, `documents` | the simulated cloud; what the documents claim |
@@ -61,6 +61,7 @@ mod field_uploads;
 mod http2;
 mod http2_attacks;
 mod issuer;
+mod issuers;
 mod limits;
 mod login;
 mod machine;

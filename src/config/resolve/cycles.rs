@@ -54,7 +54,7 @@ pub(super) fn reject_own_addresses(
     }
 }
 
-fn targets(r: &mut Reader, upstreams: &[upstream::Config]) -> Vec<Target> {
+fn targets(r: &Reader, upstreams: &[upstream::Config]) -> Vec<Target> {
     let mut targets = Vec::new();
     for config in upstreams {
         let section = match config.name.as_str() {
@@ -82,15 +82,16 @@ fn targets(r: &mut Reader, upstreams: &[upstream::Config]) -> Vec<Target> {
         }
     }
     const ISSUER: &str = "token.issuer";
-    let issuer = r.raw_value(ISSUER);
-    if let Some(issuer) = issuer.and_then(|value| values::endpoint(value).ok()) {
-        targets.push(Target {
+    let issuers = r.elements(ISSUER).into_iter();
+    targets.extend(issuers.filter_map(|(value, pos)| {
+        let issuer = values::endpoint(value).ok()?;
+        Some(Target {
             host: issuer.host,
             port: issuer.port,
-            pos: r.pos(ISSUER),
+            pos: pos.clone(),
             key: ISSUER.to_owned(),
-        });
-    }
+        })
+    }));
     targets
 }
 

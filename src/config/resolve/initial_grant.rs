@@ -2,18 +2,17 @@
 
 use jsonwebtoken::Algorithm;
 
-use super::token::interface_url;
+use super::token::interface_path;
 use crate::{
     base::secret::Secret,
     config::{findings::problem, reader::Reader, values},
     token::{
-        self, code_grant,
+        self, IssuerConfig, code_grant,
         jwt_grant::{self, User},
     },
-    upstream,
 };
 
-/// `[token.jwt]`, without the URL of the interface.
+/// `[token.jwt]`, without the path of the interface.
 pub(super) struct Jwt {
     key: Secret,
     algorithm: Algorithm,
@@ -105,7 +104,7 @@ fn user(r: &mut Reader) -> Option<User> {
 
 pub(super) fn initial_grant(
     r: &mut Reader,
-    upstream: &upstream::Config,
+    issuer: Option<&IssuerConfig>,
     jwt: Option<Jwt>,
 ) -> Option<token::InitialGrantConfig> {
     let code_fields = r
@@ -114,20 +113,16 @@ pub(super) fn initial_grant(
         .map(|(field, _)| field)
         .collect();
     let redirect_uri = r.read("token.redirect_uri", values::redirect_uri);
-    let paths = ["token.authorize_path", "token.token_path", "token.jwt_path"];
-    let [authorize, token, by_jwt] = paths.map(|path| r.read(path, values::url_path));
-    // Mistakes in it are reported where the issuer is read.
-    let own = r
-        .raw_value("token.issuer")
-        .and_then(|value| values::endpoint(value).ok());
-    let endpoint = own.as_ref().or_else(|| upstream.endpoints.first())?;
-    let url = |path: Option<String>| interface_url(endpoint, &path?);
+    let keys = ["token.authorize_path", "token.token_path", "token.jwt_path"];
+    let [authorize, token, by_jwt] = keys.map(|key| interface_path(r, key));
+    let mut authorize_url = issuer?.origins.first()?.clone();
+    authorize_url.set_path(&authorize?);
     let code = code_grant::Config {
-        authorize_url: url(authorize)?,
-        token_url: url(token)?,
+        authorize_url,
+        token_path: token?,
         redirect_uri,
     };
-    let url = url(by_jwt)?;
+    let path = by_jwt?;
     let jwt = jwt.map(
         |Jwt {
              key,
@@ -136,7 +131,7 @@ pub(super) fn initial_grant(
              claims,
              names,
          }| jwt_grant::Config {
-            url,
+            path,
             key,
             algorithm,
             user,

@@ -1,6 +1,6 @@
 //! `[token]`: the issuer, the state file and the refresh token.
 
-use std::{fs, io, path::Path};
+use std::{collections::HashSet, fs, io, path::Path};
 
 use http::uri::Scheme;
 use url::Url;
@@ -80,8 +80,8 @@ pub(super) fn issuer_paths(r: &Reader) -> Vec<IssuerPath> {
 }
 
 fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
-    let (endpoint, tls) = issuer_endpoint(r, upstream);
-    let path = r.read("token.refresh_path", values::url_path);
+    let (servers, tls) = issuer_servers(r, upstream);
+    let path = interface_path(r, "token.refresh_path");
     let basic_encoding = r.choice(
         "token.basic_encoding",
         [("raw", BasicEncoding::Raw), ("form", BasicEncoding::Form)],
@@ -98,8 +98,14 @@ fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
     let timeout = r.positive_duration("token.timeout");
     let default_expires_in = r.positive_duration("token.default_expires_in");
     let fields = fields(r);
+    let origins = servers.iter().map(|server| Url::parse(&server.origin).ok());
+    let origins: Vec<_> = origins.collect::<Option<_>>()?;
+    if origins.is_empty() {
+        return None;
+    }
     Some(IssuerConfig {
-        refresh_url: interface_url(&endpoint?, &path?)?,
+        origins,
+        refresh_path: path?,
         client_id,
         client_secret: client_secret?,
         parameters,
@@ -111,22 +117,29 @@ fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
     })
 }
 
-/// `token.issuer`, by default the upstream's first endpoint, and its TLS. The upstream's TLS is the
-/// default only for that endpoint: another issuer must not be trusted by the upstream's CA.
-fn issuer_endpoint(
+/// `token.issuer`, by default the upstream's endpoints, and its TLS. The upstream's TLS is the
+/// default only for these: another issuer must not be trusted by the upstream's CA.
+fn issuer_servers(
     r: &mut Reader,
     upstream: &upstream::Config,
-) -> (Option<Endpoint>, net::tls::Config) {
+) -> (Vec<Endpoint>, net::tls::Config) {
+    const KEY: &str = "token.issuer";
     let own_tls = tls::client(r, "token.tls");
     let has_own_tls = own_tls != net::tls::Config::default();
-    let own = r.read("token.issuer", values::endpoint);
-    if let Some(endpoint) = &own {
-        warn_if_plain_http(r, endpoint, &r.pos("token.issuer"), "token.issuer");
+    let own = r.one_or_more(KEY, values::endpoint);
+    for (server, pos) in &own {
+        warn_if_plain_http(r, server, pos, KEY);
     }
-    let is_given = r.is_given("token.issuer");
-    let endpoint = own.or_else(|| upstream.endpoints.first().filter(|_| !is_given).cloned());
-    let is_plain = |endpoint: &Endpoint| endpoint.scheme == Scheme::HTTP;
-    if has_own_tls && endpoint.as_ref().is_some_and(is_plain) {
+    let is_given = r.is_given(KEY);
+    let mut servers: Vec<Endpoint> = match is_given {
+        true => own.into_iter().map(|(server, _)| server).collect(),
+        false => upstream.endpoints.clone(),
+    };
+    // An endpoint may be listed several times.
+    let mut seen = HashSet::new();
+    servers.retain(|server| seen.insert(server.origin.clone()));
+    let all_plain = servers.iter().all(|server| server.scheme == Scheme::HTTP);
+    if has_own_tls && all_plain && !servers.is_empty() {
         warn_of_unused_tls(
             r,
             "token.tls",
@@ -138,7 +151,7 @@ fn issuer_endpoint(
     } else {
         upstream.tls.clone()
     };
-    (endpoint, tls)
+    (servers, tls)
 }
 
 fn client_id(r: &mut Reader, encoding: BasicEncoding) -> String {
@@ -153,11 +166,12 @@ fn client_id(r: &mut Reader, encoding: BasicEncoding) -> String {
     client_id
 }
 
-/// The URL of an interface of the issuer.
-pub(super) fn interface_url(issuer: &Endpoint, path: &str) -> Option<Url> {
-    let mut url = Url::parse(&issuer.origin).ok()?;
-    url.set_path(path);
-    Some(url)
+/// The path of an interface of the issuer, as in a URL.
+pub(super) fn interface_path(r: &mut Reader, key: &str) -> Option<String> {
+    let path = r.read(key, values::url_path)?;
+    let mut url = Url::parse("https://issuer").ok()?;
+    url.set_path(&path);
+    Some(url.path().to_owned())
 }
 
 fn fields(r: &mut Reader) -> ResponseFields {

@@ -29,7 +29,8 @@ pub(crate) fn config(folder: &std::path::Path) -> Config {
     Config {
         name: "default".to_owned(),
         issuer: IssuerConfig {
-            refresh_url: "http://127.0.0.1:1/".parse().expect("a URL"),
+            origins: vec!["http://127.0.0.1:1".parse().expect("a URL")],
+            refresh_path: "/".to_owned(),
             client_id: "id".to_owned(),
             client_secret: Secret::new("secret"),
             parameters: ParameterLocation::Query,

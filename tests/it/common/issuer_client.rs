@@ -24,7 +24,8 @@ pub const GRANT: &str = r#"{"access_token":"abc","refresh_token":"def","expires_
 
 pub fn config(origin: &str) -> IssuerConfig {
     IssuerConfig {
-        refresh_url: format!("{origin}/api/refreshToken.do").parse().unwrap(),
+        origins: vec![origin.parse().unwrap()],
+        refresh_path: "/api/refreshToken.do".to_owned(),
         client_id: ID.to_owned(),
         client_secret: Secret::new(SECRET),
         parameters: ParameterLocation::Query,

@@ -280,6 +280,22 @@ pub async fn silent_upstream() -> SocketAddr {
         .await
 }
 
+/// The origin of an address whose handshakes hang: connections beyond the backlog are not accepted.
+pub fn black_hole() -> (socket2::Socket, Vec<std::net::TcpStream>, String) {
+    use socket2::{Domain, Socket, Type};
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    socket.bind(&any.into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let limit = Duration::from_millis(100);
+    let mut fillers = Vec::new();
+    while let Ok(filler) = std::net::TcpStream::connect_timeout(&address, limit) {
+        fillers.push(filler);
+    }
+    (socket, fillers, format!("http://{address}"))
+}
+
 /// Reads a head byte by byte, so that the bytes after it stay unread. Empty if the peer closes the
 /// connection first.
 pub async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<String> {

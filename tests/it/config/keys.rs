@@ -10,13 +10,19 @@ use bearer_proxy::{
         AccessLog, Client, Exhausted, ForwardedHeaders, Limits, Listener, RetryJson, Rewrite,
         Route, Rules, policy::rules::Rule,
     },
-    token::{BasicEncoding, ParameterLocation, ResponseFields, jwt_grant::User},
+    token::{BasicEncoding, IssuerConfig, ParameterLocation, ResponseFields, jwt_grant::User},
     upstream::{Cookies, Host, Http2},
 };
 use jsonwebtoken::Algorithm;
 use tempfile::TempDir;
+use url::Url;
 
 use super::{ENOUGH, VALID, enough_and, load, load_environment, load_text, valid, variables};
+
+/// The origins of the issuer's servers.
+fn servers(issuer: &IssuerConfig) -> Vec<&str> {
+    issuer.origins.iter().map(Url::as_str).collect()
+}
 
 #[test]
 fn defaults_are_as_documented() {
@@ -125,10 +131,8 @@ fn defaults_are_as_documented() {
     );
     assert!(token.checks_state_file_permissions);
     let issuer = token.issuer;
-    assert_eq!(
-        issuer.refresh_url.as_str(),
-        "https://cloud.example.com/api/refreshToken.do"
-    );
+    assert_eq!(servers(&issuer), ["https://cloud.example.com/"]);
+    assert_eq!(issuer.refresh_path, "/api/refreshToken.do");
     assert_eq!(
         (issuer.client_id.as_str(), issuer.client_secret.expose()),
         ("app", "file-secret")
@@ -150,10 +154,7 @@ fn defaults_are_as_documented() {
         initial_grant.code.authorize_url.as_str(),
         "https://cloud.example.com/api/authorize.do"
     );
-    assert_eq!(
-        initial_grant.code.token_url.as_str(),
-        "https://cloud.example.com/api/token.do"
-    );
+    assert_eq!(initial_grant.code.token_path, "/api/token.do");
     assert!(initial_grant.code.redirect_uri.is_none() && initial_grant.jwt.is_none());
     assert_eq!(
         (
@@ -406,10 +407,12 @@ fn every_key_sets_its_value() {
     );
     assert!(!token.checks_state_file_permissions);
     let issuer = token.issuer;
-    assert_eq!(
-        issuer.refresh_url.as_str(),
-        "https://login.example.com:9443/oauth/refresh"
-    );
+    let expected = [
+        "https://login.example.com:9443/",
+        "https://login2.example.com:9443/",
+    ];
+    assert_eq!(servers(&issuer), expected);
+    assert_eq!(issuer.refresh_path, "/oauth/refresh");
     assert_eq!(
         (issuer.client_id.as_str(), issuer.client_secret.expose()),
         ("app:1", "s3cret-words")
@@ -442,12 +445,9 @@ fn every_key_sets_its_value() {
         initial_grant.code.authorize_url.as_str(),
         "https://login.example.com:9443/oauth/authorize"
     );
-    assert_eq!(
-        initial_grant.code.token_url.as_str(),
-        "https://login.example.com:9443/oauth/token"
-    );
+    assert_eq!(initial_grant.code.token_path, "/oauth/token");
     let jwt = initial_grant.jwt.unwrap();
-    assert_eq!(jwt.url.as_str(), "https://login.example.com:9443/oauth/jwt");
+    assert_eq!(jwt.path, "/oauth/jwt");
     assert_eq!(
         (jwt.algorithm, jwt.user),
         (Algorithm::HS512, Some(User::Phone("12345".to_owned())))
@@ -551,6 +551,69 @@ fn the_upstreams_tls_does_not_apply_to_another_issuer() {
         Some("cloud.internal")
     );
     assert_eq!(config.token.issuer.tls, tls::Config::default());
+}
+
+#[test]
+fn the_issuer_is_one_server_or_several_and_by_default_every_endpoint() {
+    const ISSUER: &str = "BEARER_PROXY__TOKEN__ISSUER";
+    const ENDPOINTS: &str = "BEARER_PROXY__UPSTREAM__ENDPOINTS";
+    let (one, two) = ("https://a.example.com/", "http://127.0.0.2:81/");
+    let both = "https://a.example.com, http://127.0.0.2:81,https://A.example.com:443";
+    for (given, expected) in [
+        (&[(ENDPOINTS, "https://a.example.com")][..], &[one][..]),
+        (&[(ENDPOINTS, both)], &[one, two]),
+        (
+            &[(ENDPOINTS, both), (ISSUER, "http://127.0.0.2:81")],
+            &[two],
+        ),
+        (&[(ISSUER, both)], &[one, two]),
+    ] {
+        let config = load_environment(&enough_and(given)).unwrap().config;
+        assert_eq!(servers(&config.token.issuer), expected, "{given:?}");
+        let authorize = config.initial_grant.code.authorize_url;
+        assert_eq!(
+            authorize.as_str(),
+            format!("{}api/authorize.do", expected[0])
+        );
+    }
+    let plain = enough_and(&[(ISSUER, "https://a, http://b.example.com, http://localhost")]);
+    let warnings = load_environment(&plain).unwrap().warnings;
+    let plain = warnings
+        .iter()
+        .filter(|warning| warning.to_string().contains("is plain http"));
+    assert_eq!(plain.count(), 1, "{warnings:?}");
+    for (given, problem) in [
+        ("\"https://a/\"", None),
+        ("[\"https://a\"]", None),
+        ("[]", Some("token.issuer: is empty (write at least one)")),
+        ("5", Some("token.issuer: is a number")),
+        ("[\"https://a\", 5]", Some("token.issuer: is a number")),
+        ("\"https://a,https://b\"", Some("token.issuer: has a path")),
+        (
+            "[\"https://a\", \"b.example.com\"]",
+            Some("(write \"https://b.example.com\")"),
+        ),
+        (
+            "[\"https://a\", \"https://b/x\"]",
+            Some("has a path (write \"https://b\")"),
+        ),
+        ("\"<issuer>\"", Some("token.issuer: ")),
+    ] {
+        let text = format!(
+            "proxy.listen = [\"127.0.0.1:8080\"]\nupstream.endpoints = [\"https://cloud\"]\n\
+             [token]\nclient_id = \"a\"\nclient_secret = \"b\"\nrefresh_token = \"c\"\n\
+             issuer = {given}"
+        );
+        let mistakes = load_text(text).err();
+        match problem {
+            None => assert_eq!(mistakes, None, "{given}"),
+            Some(problem) => {
+                let mistakes = mistakes.unwrap_or_default();
+                assert!(mistakes.contains(problem), "{given}: {mistakes}");
+                assert_eq!(mistakes.lines().count(), 1, "{mistakes}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -749,10 +812,7 @@ fn first_tokens_may_come_from_a_login_or_a_jwt() {
         serde_json::Value::Object(jwt.claims),
         serde_json::json!({ "scope": "files", "level": 3 })
     );
-    assert_eq!(
-        jwt.url.as_str(),
-        "https://cloud.example.com/api/authorizeByJWT.do"
-    );
+    assert_eq!(jwt.path, "/api/authorizeByJWT.do");
 }
 
 #[test]

@@ -18,33 +18,39 @@ const FORMAT: u32 = 1;
 /// The issuer and the client that tokens belong to. Another issuer must not see them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::token) struct Owner {
-    /// Its origin.
-    issuer: String,
+    /// The origins of its servers, at least one.
+    issuers: Vec<String>,
     client_id: String,
 }
 
 impl Owner {
     pub(in crate::token) fn new(config: &IssuerConfig) -> Self {
+        let origins = config.origins.iter();
         Self {
-            issuer: config.refresh_url.origin().ascii_serialization(),
+            issuers: origins
+                .map(|url| url.origin().ascii_serialization())
+                .collect(),
             client_id: config.client_id.clone(),
         }
     }
 
-    /// The same cloud may be addressed by http and by https.
+    /// Whether a server of the one issuer is one of the other's, so that servers can be added and
+    /// removed. The same cloud may be addressed by http and by https.
     fn is_same(&self, other: &Self) -> bool {
-        let host = |owner: &Self| match owner.issuer.split_once("://") {
+        let host = |issuer: &String| match issuer.split_once("://") {
             Some((_, host)) => host.to_owned(),
-            None => owner.issuer.clone(),
+            None => issuer.clone(),
         };
-        host(self) == host(other) && self.client_id == other.client_id
+        let is_ours = |issuer| self.issuers.iter().any(|own| host(own) == host(issuer));
+        other.issuers.iter().any(is_ours) && self.client_id == other.client_id
     }
 }
 
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = |text: &str| text.chars().take(200).collect::<String>();
-        let (client, issuer) = (shown(&self.client_id), shown(&self.issuer));
+        let issuer = shown(&self.issuers.join(", "));
+        let client = shown(&self.client_id);
         write!(f, "client {client:?} of issuer {issuer:?}")
     }
 }
@@ -69,7 +75,8 @@ impl Record {
         let text = |secret: &Secret| secret.expose().to_owned();
         let format = Format {
             format: FORMAT,
-            issuer: Some(owner.issuer.clone()),
+            issuer: owner.issuers.first().cloned(),
+            other_issuers: owner.issuers.iter().skip(1).cloned().collect(),
             client_id: Some(owner.client_id.clone()),
             epoch: self.epoch,
             generation: self.generation,
@@ -101,7 +108,12 @@ impl Record {
         let others = 80 * self.adopted.len()
             + 512 * self.intents.len()
             + self.spent.json_size()
-            + 6 * (owner.issuer.len() + owner.client_id.len())
+            + owner
+                .issuers
+                .iter()
+                .map(|issuer| 6 * issuer.len() + 16)
+                .sum::<usize>()
+            + 6 * owner.client_id.len()
             + 1024;
         let mut json = Zeroizing::new(Vec::with_capacity(6 * secrets + others));
         serde_json::to_writer_pretty(&mut *json, &format)?;
@@ -169,7 +181,10 @@ impl Record {
 #[derive(Serialize, Deserialize)]
 struct Format {
     format: u32,
+    /// The first of the issuer's servers, as versions that know one server only expect it.
     issuer: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    other_issuers: Vec<String>,
     client_id: Option<String>,
     #[serde(default)]
     epoch: u64,
@@ -198,9 +213,14 @@ struct Format {
 impl Format {
     /// Records of older versions and those that an operator wrote name none.
     fn take_owner(&mut self, ours: &Owner) -> Option<Owner> {
-        let (issuer, client_id) = (self.issuer.take(), self.client_id.take());
-        (issuer.is_some() || client_id.is_some()).then(|| Owner {
-            issuer: issuer.unwrap_or_else(|| ours.issuer.clone()),
+        let others = std::mem::take(&mut self.other_issuers);
+        let issuers: Vec<_> = self.issuer.take().into_iter().chain(others).collect();
+        let client_id = self.client_id.take();
+        (!issuers.is_empty() || client_id.is_some()).then(|| Owner {
+            issuers: match issuers.is_empty() {
+                true => ours.issuers.clone(),
+                false => issuers,
+            },
             client_id: client_id.unwrap_or_else(|| ours.client_id.clone()),
         })
     }

@@ -92,6 +92,7 @@ fn serialising_never_reallocates() {
     assert_eq!(
         json.capacity(),
         6 * (16 * 1024 + 3 + "http://127.0.0.1:1id".len())
+            + 16
             + 80 * MAX_ADOPTED
             + 512 * MAX_INTENTS
             + 1024
@@ -309,7 +310,7 @@ fn field_a18_a_record_names_its_issuer_and_client() {
     let json = Record::default().to_json(&owner()).expect("JSON");
     let owned_by = |url: &str, client_id: &str| {
         let mut config = crate::token::testing::config(None).issuer;
-        config.refresh_url = url.parse().expect("a URL");
+        config.origins = vec![url.parse().expect("a URL")];
         config.client_id = client_id.to_owned();
         Record::from_json(&json, &Owner::new(&config))
     };
@@ -340,6 +341,52 @@ fn field_a18_a_record_names_its_issuer_and_client() {
     ] {
         assert_eq!(read(json).is_ok(), is_ours, "{json}");
     }
+}
+
+#[test]
+fn servers_of_the_issuer_can_be_added_and_removed() {
+    let owner = |origins: &[&str]| {
+        let mut config = crate::token::testing::config(None).issuer;
+        let origins = origins.iter();
+        config.origins = origins
+            .map(|origin| origin.parse().expect("a URL"))
+            .collect();
+        Owner::new(&config)
+    };
+    let (a, b, c) = ("http://a", "http://b:81", "https://c");
+    for (stored, current, is_same) in [
+        (&[a][..], &[a, b][..], true),
+        (&[a, b], &[b], true),
+        (&[a, b], &[c, a], true),
+        (&[a, b, c], &["http://c:443", "https://c:444"], false),
+        (&[a, b, c], &["http://c"], true),
+        (&[a, b], &[c], false),
+        (&[a], &[b, c], false),
+    ] {
+        let json = Record::default().to_json(&owner(stored)).expect("JSON");
+        let read = Record::from_json(&json, &owner(current));
+        assert_eq!(read.is_ok(), is_same, "{stored:?} {current:?}");
+    }
+    let error = Record::from_json(
+        &Record::default().to_json(&owner(&[a, b])).expect("JSON"),
+        &owner(&[c]),
+    );
+    let Err(Unreadable::Foreign(error)) = error else {
+        panic!("another issuer's")
+    };
+    assert!(error.contains("http://a, http://b:81"), "{error}");
+    // As versions that know one server only wrote it, and as they read it.
+    let old = r#"{"format": 1, "issuer": "http://b:81", "client_id": "id"}"#;
+    assert!(Record::from_json(old.as_bytes(), &owner(&[a, b])).is_ok());
+    let json = Record::default().to_json(&owner(&[a, b])).expect("JSON");
+    let json: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
+    assert_eq!(json["issuer"], a);
+    // In one allocation, whatever the number of servers.
+    let names: Vec<_> = (0..500).map(|n| format!("http://n{n}")).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let json = Record::default().to_json(&owner(&names)).expect("JSON");
+    let expected: usize = names.iter().map(|name| 6 * name.len() + 16).sum();
+    assert_eq!(json.capacity(), expected + 6 * "id".len() + 1024);
 }
 
 #[tokio::test(start_paused = true)]
