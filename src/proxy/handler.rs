@@ -70,6 +70,7 @@ pub(crate) async fn handle(
         exchange: &exchange,
         route,
         head: &head,
+        host: head.headers.get(header::HOST),
         body: &body,
         upgrade,
         sends_range: true,

@@ -66,6 +66,8 @@ pub(crate) struct RequestContext<'a> {
     pub(crate) exchange: &'a Exchange,
     pub(crate) route: &'a Route,
     pub(crate) head: &'a request::Parts,
+    /// Its `Host`.
+    pub(crate) host: Option<&'a HeaderValue>,
     pub(crate) body: &'a RequestBody,
     pub(crate) upgrade: Option<&'a Upgrade>,
     /// Whether the client's `Range` is sent.
@@ -225,7 +227,7 @@ impl RequestContext<'_> {
     /// The proxy's URLs in the request.
     pub(crate) fn own_urls(&self) -> OwnUrls<'_> {
         OwnUrls {
-            host: self.head.headers.get(header::HOST),
+            host: self.host,
             names: self.view.guard(self.exchange.peer.listener).names(),
             prefix: self.route.public_prefix(),
             origins: &self.route.origins,

@@ -121,10 +121,9 @@ impl RequestContext<'_> {
         is_json: bool,
     ) -> Option<urls::JsonRewriter> {
         let url_map = &self.view.url_map;
-        let host = self.head.headers.get(header::HOST);
         let public_url = PublicUrl {
             scheme: self.exchange.peer.client.scheme(),
-            host,
+            host: self.host,
             prefix: self.route.public_prefix(),
         };
         let cache_policy = self.route.credential.map(|_| self.view.cache_policy);

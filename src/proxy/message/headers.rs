@@ -240,28 +240,29 @@ pub(crate) fn has_loop_id(headers: &HeaderMap, loop_id: &HeaderValue) -> bool {
 /// Whether a response has one interpretation: a single `Content-Length` or chunked coding (RFC 9112
 /// §6.3), and no 101 without a request for an upgrade. Equal lengths become a single one.
 pub(crate) fn is_unambiguous(head: &mut response::Parts, is_upgrade_requested: bool) -> bool {
-    let mut lengths = head.headers.get_all(header::CONTENT_LENGTH).iter();
-    let is_list = |length: &HeaderValue| length.as_bytes().contains(&b',');
-    let is_repeated = lengths.next().is_some_and(is_list) || lengths.next().is_some();
-    if is_repeated {
-        let Some(length) = common_length(&head.headers) else {
-            return false;
-        };
-        head.headers.insert(header::CONTENT_LENGTH, length);
-    }
-    let length = head.headers.get(header::CONTENT_LENGTH);
-    let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
-    let coding = codings.next();
     // The HTTP/2 parser accepts an empty value.
     let is_number = |length: &HeaderValue| {
         !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit)
     };
+    let mut lengths = head.headers.get_all(header::CONTENT_LENGTH).iter();
+    let has_length = match (lengths.next(), lengths.next()) {
+        (None, _) => false,
+        (Some(length), None) if is_number(length) => true,
+        (Some(length), None) if !length.as_bytes().contains(&b',') => return false,
+        (Some(_), _) => {
+            let Some(length) = common_length(&head.headers).filter(is_number) else {
+                return false;
+            };
+            head.headers.insert(header::CONTENT_LENGTH, length);
+            true
+        }
+    };
+    let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
+    let coding = codings.next();
     (head.status != StatusCode::SWITCHING_PROTOCOLS || is_upgrade_requested)
         && codings.next().is_none()
-        && length.is_none_or(is_number)
-        && coding.is_none_or(|coding| {
-            coding.as_bytes().eq_ignore_ascii_case(b"chunked") && length.is_none()
-        })
+        && coding
+            .is_none_or(|coding| !has_length && coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
 }
 
 /// The length that all `Content-Length` fields state, as several fields or as a list (RFC 9110

@@ -1,6 +1,6 @@
 //! The form of a request: rejects what an upstream could interpret differently.
 
-use http::{Method, Uri, header, request::Parts};
+use http::{Method, Uri, Version, header, request::Parts};
 
 use crate::{base::list_field, proxy::error::Error};
 
@@ -28,19 +28,15 @@ pub(super) fn check_form(request: &Parts) -> Result<(), Error> {
         ));
     }
     check_target(&request.uri)?;
-    // The scanner of HTTP/1 has checked it. The HTTP/2 parser accepts an empty length, and equal
-    // ones.
-    let mut lengths = request.headers.get_all(header::CONTENT_LENGTH).iter();
-    if let Some(length) = lengths.next()
-        && (lengths.next().is_some() || length.is_empty())
-    {
-        return Err(Error::BadRequest("Content-Length is empty or repeated"));
-    }
-    let mut encodings = request.headers.get_all(header::TRANSFER_ENCODING).iter();
-    if let Some(encoding) = encodings.next()
-        && (encodings.next().is_some() || !encoding.as_bytes().eq_ignore_ascii_case(b"chunked"))
-    {
-        return Err(Error::BadRequest("Transfer-Encoding is not \"chunked\""));
+    // The scanner of HTTP/1 has checked the framing. HTTP/2 has no `Transfer-Encoding`, but its
+    // parser accepts an empty length, and equal ones.
+    if request.version == Version::HTTP_2 {
+        let mut lengths = request.headers.get_all(header::CONTENT_LENGTH).iter();
+        if let Some(length) = lengths.next()
+            && (lengths.next().is_some() || length.is_empty())
+        {
+            return Err(Error::BadRequest("Content-Length is empty or repeated"));
+        }
     }
     let mut expectations = request.headers.get_all(header::EXPECT).iter();
     if expectations.next().is_some() {
