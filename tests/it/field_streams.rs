@@ -1,8 +1,13 @@
 //! Header blocks on streams of HTTP/2 that are not new, RFC 9113 §5.1: on one that the client ended
 //! they end the connection, on one that it did not end they are trailers.
 
-use std::sync::Arc;
+use std::{convert::Infallible, io, sync::Arc};
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{net::TcpStream, sync::Notify};
 
 use crate::common::{
@@ -11,6 +16,7 @@ use crate::common::{
         CANCEL, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, POST, RST_STREAM, begin,
         greeted, head, request, reset, until, write,
     },
+    in_front_of, scripted,
     upstream::{RunningUpstream, Upstream, ok},
 };
 
@@ -273,4 +279,47 @@ async fn field_d2_hundreds_of_malformed_trailers_cost_no_other_stream_and_no_req
         .map(|one| one.body.len())
         .collect();
     assert_eq!(lengths, [0, 12_000, 12_000]);
+}
+
+/// The last data waits for the end of the stream, and must not take the place of the trailers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_d2_trailers_behind_a_body_of_announced_length_are_forwarded() {
+    let address = scripted(|_, stream| async move {
+        let service = service_fn(|request: Request<Incoming>| async move {
+            let received = request.into_body().collect().await.unwrap();
+            let trailer = received.trailers().map(|all| all["a"].clone());
+            let length = received.to_bytes().len();
+            let body = Full::new(Bytes::from(format!("{length} {trailer:?}")));
+            Ok::<_, Infallible>(Response::new(body))
+        });
+        http2::Builder::new(TokioExecutor::new())
+            .serve_connection(TokioIo::new(stream), service)
+            .await
+            .map_err(io::Error::other)
+    })
+    .await;
+    let proxy = in_front_of(address, &[("upstream.http2", "always")]).await;
+    let mut client = greeted(proxy.address, &[]).await;
+    let mut number = 1;
+    for length in [1, 12_000] {
+        for is_announced in [true, false] {
+            upload(&mut client, number, length, is_announced).await;
+            send(&mut client, true, number, &field("a", "b")).await;
+            let body = until(&mut client, DATA, number).await.expect("a response");
+            let expected = format!("{length} Some(\"b\")");
+            assert_eq!(String::from_utf8_lossy(&body.payload), expected);
+            number += 2;
+            // The end of the stream without trailers, in a frame of its own.
+            upload(&mut client, number, length, is_announced).await;
+            write(&mut client, DATA, END_STREAM, number, b"")
+                .await
+                .unwrap();
+            let body = until(&mut client, DATA, number).await.expect("a response");
+            assert_eq!(
+                String::from_utf8_lossy(&body.payload),
+                format!("{length} None")
+            );
+            number += 2;
+        }
+    }
 }

@@ -235,6 +235,19 @@ async fn field_a4_a_revoked_token_is_noticed_by_nobody_beside_a_path_that_is_alw
     }
 }
 
+/// That a request of a futile key is accepted matters also after the token's first proof.
+#[tokio::test(start_paused = true)]
+async fn field_a4_a_request_that_is_accepted_after_the_proof_ends_the_futility_of_its_path() {
+    let world = World::new(|received| !received.path.ends_with("never")).await;
+    let serve = |path: &'static str| world.serve(path, path.split('?').next());
+    assert!(!serve("/rpc?method=never").await);
+    assert!(serve("/other").await, "the token is proven");
+    assert!(serve("/rpc?method=good").await);
+    world.revoke();
+    assert!(serve("/rpc?method=good").await);
+    assert_eq!(world.calls(), 3);
+}
+
 #[tokio::test(start_paused = true)]
 async fn field_a5_a_node_that_rejects_every_token_costs_few_refreshes() {
     for nodes in [2, 3, 10] {
