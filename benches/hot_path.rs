@@ -10,7 +10,8 @@ use bearer_proxy::{
     proxy::{
         ForwardedHeaders,
         message::{
-            headers::{ClientConnection, Outbound, outbound},
+            forwarded::ClientConnection,
+            headers::{Outbound, outbound},
             urls::{OwnUrls, UrlMap},
         },
     },

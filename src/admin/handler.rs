@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderValue, Method, StatusCode, header, request::Parts};
+use http::{HeaderValue, Method, StatusCode, header, request::Parts, uri::Scheme};
 use http_body_util::Full;
 
 use super::{
@@ -27,7 +27,10 @@ pub(super) struct Handler {
 
 impl Handler {
     pub(super) fn respond(&self, request: &Parts) -> HttpResponse {
-        if let Err(error) = self.guard.check(request, &KnownHost::default()) {
+        if let Err(error) = self
+            .guard
+            .check(request, &KnownHost::default(), &Scheme::HTTP)
+        {
             return error.to_response().map(Full::new);
         }
         let is_public = matches!(request.uri.path(), "/healthz" | "/readyz" | "/metrics");

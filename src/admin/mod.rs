@@ -20,7 +20,7 @@ mod status;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
-use http::{request::Parts, uri::Scheme};
+use http::request::Parts;
 use tokio_util::sync::CancellationToken;
 
 use self::handler::Handler;
@@ -113,7 +113,7 @@ impl Server {
     ) -> io::Result<Self> {
         let exposure = exposure(bound.address());
         let handler = Handler {
-            guard: Guard::new(guard, exposure, Scheme::HTTP),
+            guard: Guard::new(guard, exposure),
             exposure,
             token,
             sources,
@@ -179,6 +179,7 @@ mod tests {
                 .unwrap(),
             guard: GuardConfig::default(),
             tls: None,
+            proxy_protocol: false,
         };
         let config = Config {
             listener,

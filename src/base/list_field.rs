@@ -11,6 +11,18 @@ pub fn elements<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<
         .flat_map(|line| trimmed(line.as_bytes().split(|byte| *byte == b',')))
 }
 
+/// The same elements, the last one first.
+pub fn elements_from_end<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> impl Iterator<Item = &'a [u8]> {
+    headers
+        .get_all(name)
+        .iter()
+        .rev()
+        .flat_map(|line| trimmed(line.as_bytes().rsplit(|byte| *byte == b',')))
+}
+
 /// Whether a field of tokens has this element, in any case.
 pub fn contains(headers: &HeaderMap, name: &HeaderName, element: &str) -> bool {
     elements(headers, name).any(|other| other.eq_ignore_ascii_case(element.as_bytes()))
@@ -46,6 +58,8 @@ mod tests {
         }
         let all: Vec<_> = elements(&headers, &header::CONNECTION).collect();
         assert_eq!(all, [&b"close"[..], b"\"a", b"X-Hop"]);
+        let from_end: Vec<_> = elements_from_end(&headers, &header::CONNECTION).collect();
+        assert_eq!(from_end, [&b"X-Hop"[..], b"\"a", b"close"]);
         assert!(contains(&headers, &header::CONNECTION, "x-hop"));
         assert!(!contains(&headers, &header::CONNECTION, "hop"));
         assert!(!contains(&headers, &header::TE, "trailers"));

@@ -254,6 +254,7 @@ const KEYS: &[Key] = &[
     default("proxy.max_resets", Integer, "200"),
     default("proxy.max_control_frames", Integer, "1000"),
     default("proxy.forwarded_headers", Text, r#""x-forwarded""#),
+    default("proxy.trusted_networks", Texts, "[]"),
     default("proxy.allowed_hosts", Texts, "[]"),
     default("proxy.allowed_origins", Texts, "[]"),
     default("proxy.allow_navigation", Bool, "false"),
@@ -286,6 +287,7 @@ const KEYS: &[Key] = &[
         r#""certificates/apps.pem""#,
     ),
     optional("listener.tls.min_version", Text, r#""1.3""#),
+    optional("listener.proxy_protocol", Bool, "true"),
     optional("listener.allowed_hosts", Texts, r#"["files.example.com"]"#),
     optional(
         "listener.allowed_origins",

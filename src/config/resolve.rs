@@ -28,7 +28,8 @@ use crate::{
 /// Reads every key. `None` only after a mistake.
 pub(super) fn config(r: &mut Reader) -> Option<Config> {
     let guard = listeners::guard(r);
-    let mut listeners = listeners::listeners(r, &guard);
+    let trusted_networks = listeners::trusted_networks(r);
+    let mut listeners = listeners::listeners(r, &guard, &trusted_networks);
     let clients = clients::clients(r, &listeners);
     listeners::relax_guards(&mut listeners, &clients);
     listeners::recommend_required_header(r, &listeners);
@@ -46,6 +47,7 @@ pub(super) fn config(r: &mut Reader) -> Option<Config> {
     listeners::reject_overlaps(r, &listeners, admin.as_ref());
     cycles::reject_own_addresses(r, &listeners, admin.as_ref(), &upstreams);
     let proxy = proxy::Config {
+        trusted_networks,
         routes: routes.into_iter().flatten().collect(),
         rewrites: rewrites.into_iter().flatten().collect(),
         clients,
@@ -80,6 +82,7 @@ fn proxy(r: &mut Reader, listeners: Vec<ListenerEntry>) -> proxy::Config {
                 ("off", ForwardedHeaders::Off),
             ],
         ),
+        trusted_networks: Default::default(),
         first_byte_timeout: r.positive_duration("proxy.first_byte_timeout"),
         head_timeout: r.positive_duration("proxy.head_timeout"),
         body_idle_timeout: r.positive_duration("proxy.body_idle_timeout"),
@@ -268,6 +271,7 @@ pub(super) fn admin(r: &mut Reader, guard: GuardConfig) -> Option<admin::Config>
             address,
             guard,
             tls: None,
+            proxy_protocol: false,
         },
         token,
     })

@@ -12,7 +12,7 @@ use super::{
     raw::Value,
     syntax::BACKSLASH_HINT,
 };
-pub(super) use client::{custom_header, key_header, network, rate, user_name};
+pub(super) use client::{custom_header, key_header, network, rate, trusted_peer, user_name};
 pub(super) use token::{
     algorithm, claims, code, is_pem, json_pointer, key_material, parameter_name,
 };

@@ -2,11 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
+use http::uri::Scheme;
+
 use crate::{
     net::{reload, socket::Address, tls},
     proxy::{
-        message::{headers::ForwardedHeaders, judge::Retry, urls::Rewrite},
-        policy::{clients::Client, guard::GuardConfig, issuer_path::IssuerPath},
+        message::{forwarded::ForwardedHeaders, judge::Retry, urls::Rewrite},
+        policy::{
+            clients::Client, guard::GuardConfig, issuer_path::IssuerPath, trusted::TrustedNetworks,
+        },
         route::RouteConfig,
     },
 };
@@ -21,8 +25,10 @@ pub struct Config {
     pub workers: usize,
     /// What clients may use.
     pub limits: Limits,
-    /// Which forwarding fields the upstream sees.
+    /// Which forwarding fields the upstream sees, and trusted peers are believed.
     pub forwarded_headers: ForwardedHeaders,
+    /// Whose forwarding fields and PROXY headers say who the client is.
+    pub trusted_networks: TrustedNetworks,
     /// Limit for the first byte on a new connection.
     pub first_byte_timeout: Duration,
     /// Limit for a request's head, from its first byte.
@@ -90,6 +96,18 @@ pub struct Listener {
     pub guard: GuardConfig,
     /// Certificate and key, if the listener speaks TLS.
     pub tls: Option<tls::ServerConfig>,
+    /// Whether each connection begins with a PROXY header.
+    pub proxy_protocol: bool,
+}
+
+impl Listener {
+    /// The scheme of its URLs.
+    pub fn scheme(&self) -> Scheme {
+        match self.tls {
+            Some(_) => Scheme::HTTPS,
+            None => Scheme::HTTP,
+        }
+    }
 }
 
 /// A listener's TLS settings, which follow their files.

@@ -13,11 +13,13 @@ pub(crate) mod request_body;
 pub(crate) mod upgrade;
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, Ref, RefCell},
+    net::IpAddr,
     rc::Rc,
     sync::Arc,
 };
 
+use http::request;
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
@@ -27,7 +29,7 @@ use crate::{
     proxy::{
         connection::{lingering::UnreadBody, state::ExchangeState},
         exchange::upgrade::Tunnel,
-        message::headers::ClientConnection,
+        message::forwarded::{self, ClientConnection},
         policy::{
             clients::{ClientId, ConnectionIdentity, Permit},
             guard::KnownHost,
@@ -37,17 +39,22 @@ use crate::{
     },
 };
 
-/// The client's end of a connection.
+/// The other end of a connection: a client, or a load balancer with the requests of many.
 #[derive(Debug)]
 pub(crate) struct Peer {
+    /// The client, unless [`Self::client_of`] a request says otherwise.
     pub(crate) client: ClientConnection,
     /// The position of the listener that accepted it.
     pub(crate) listener: usize,
     /// The names in the client's certificate.
     pub(crate) names: CertificateNames,
     pub(crate) known_host: KnownHost,
-    pub(crate) identity: RefCell<ConnectionIdentity>,
-    /// The settings that `known_host` and `identity` were derived from.
+    /// Whether its forwarding fields say who the client is.
+    is_trusted: Cell<bool>,
+    identity: RefCell<ConnectionIdentity>,
+    /// The address that `identity` is the one of.
+    identified: Cell<Option<IpAddr>>,
+    /// The settings that all of these were derived from.
     view: RefCell<Rc<View>>,
 }
 
@@ -58,38 +65,59 @@ impl Peer {
         names: CertificateNames,
         view: Rc<View>,
     ) -> Self {
-        let identity = identity(&view, &client, &names);
+        let ip = client.address().ip;
         Self {
             client,
             listener,
-            names,
             known_host: KnownHost::default(),
-            identity: RefCell::new(identity),
+            is_trusted: Cell::new(view.config().trusted_networks.contains(ip)),
+            identity: RefCell::new(identity(&view, ip, &names)),
+            identified: Cell::new(ip),
+            names,
             view: RefCell::new(view),
         }
+    }
+
+    /// The client of a request, if the peer is trusted to say so. The request's `Host` becomes the
+    /// one that this client used.
+    pub(crate) fn client_of(&self, head: &mut request::Parts) -> Option<Box<ClientConnection>> {
+        self.is_trusted.get().then(|| {
+            let view = self.view.borrow();
+            let (fields, trusted) = (
+                view.config().forwarded_headers,
+                &view.config().trusted_networks,
+            );
+            Box::new(forwarded::read(head, &self.client, fields, trusted))
+        })
+    }
+
+    /// The `[[client]]`s that a request may come from whose client has this address.
+    pub(crate) fn identity(&self, ip: Option<IpAddr>) -> Ref<'_, ConnectionIdentity> {
+        if self.identified.replace(ip) != ip {
+            *self.identity.borrow_mut() = identity(&self.view.borrow(), ip, &self.names);
+        }
+        self.identity.borrow()
     }
 
     /// Discards what was derived from other settings than these.
     fn adopt(&self, view: &Rc<View>) {
         if !Rc::ptr_eq(&self.view.borrow(), view) {
             *self.known_host.borrow_mut() = None;
-            *self.identity.borrow_mut() = identity(view, &self.client, &self.names);
+            *self.identity.borrow_mut() = identity(view, self.identified.get(), &self.names);
+            let trusted = &view.config().trusted_networks;
+            self.is_trusted
+                .set(trusted.contains(self.client.address().ip));
             *self.view.borrow_mut() = Rc::clone(view);
         }
     }
 }
 
-/// The clients that a connection may come from.
-fn identity(
-    view: &View,
-    client: &ClientConnection,
-    names: &CertificateNames,
-) -> ConnectionIdentity {
+fn identity(view: &View, ip: Option<IpAddr>, names: &CertificateNames) -> ConnectionIdentity {
     let clients = view.clients();
     if clients.is_empty() {
         return ConnectionIdentity::default();
     }
-    clients.identity(client.address().map(|address| address.ip()), names)
+    clients.identity(ip, names)
 }
 
 /// What all parts of an exchange share. On HTTP/1, one serves all exchanges of a connection in
@@ -269,7 +297,8 @@ mod tests {
         let (head, ()) = request.body(()).unwrap().into_parts();
         let is_served = |view: &View| {
             let guard = view.guard(exchange.peer.listener);
-            guard.check(&head, &exchange.peer.known_host).is_ok()
+            let known = &exchange.peer.known_host;
+            guard.check(&head, known, &Scheme::HTTP).is_ok()
         };
         let under_way = exchange.begin(Rc::clone(&closed));
         assert!(!is_served(&under_way));

@@ -1,20 +1,24 @@
 //! Fuzz targets: input from clients and upstreams.
 
-use std::rc::Rc;
+use std::{io, rc::Rc};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{HeaderName, HeaderValue, Request, Uri, header, request, uri::Scheme};
+use tokio::io::AsyncReadExt as _;
 
 use crate::{
+    net::proxy_protocol::{self, Origin},
     proxy::{
-        ForwardedHeaders, GuardConfig, Rewrite,
+        ForwardedHeaders, GuardConfig, Rewrite, TrustedNetworks, TrustedPeer,
         framing::{Fault, Framing, HeadLimits},
         message::{
-            headers::{self, ClientConnection},
+            forwarded::{self, ClientConnection},
+            headers,
             urls::{JsonRewriter, OwnUrls, UrlMap},
         },
         policy::{
-            guard::{Exposure, Guard, KnownHost},
+            guard::{self, Exposure, Guard, KnownHost},
             issuer_path::IssuerPath,
             rules::Rules,
         },
@@ -83,13 +87,15 @@ pub fn request(data: &[u8]) {
         required_header: Some(required_header.clone()),
         ..GuardConfig::default()
     };
-    let guard = Guard::new(config, Exposure::Loopback, Scheme::HTTP);
+    let guard = Guard::new(config, Exposure::Loopback);
     if headers::encode_target(&mut head).is_err() {
         return;
     }
     let issuer: Vec<_> = IssuerPath::new("/api/token.do").into_iter().collect();
     let path = head.uri.path();
-    let is_allowed = guard.check(&head, &KnownHost::default()).is_ok()
+    let is_allowed = guard
+        .check(&head, &KnownHost::default(), &Scheme::HTTP)
+        .is_ok()
         && guard.check_required(&head.headers).is_ok()
         && Rules::default().judge(&head.method, path, &issuer).is_ok();
     if !is_allowed {
@@ -159,6 +165,102 @@ pub fn request(data: &[u8]) {
     }
 }
 
+/// A PROXY header: it is read to its end and no further, whatever the size of the reads. The first
+/// byte of `data` is where it is cut in two.
+pub fn proxy_header(data: &[u8]) {
+    let Some((&cut, bytes)) = data.split_first() else {
+        return;
+    };
+    let read = |cut: usize| {
+        let (first, second) = bytes.split_at(cut.min(bytes.len()));
+        let mut stream = first.chain(second);
+        // Reading from memory never waits.
+        let read = proxy_protocol::read(&mut stream).now_or_never()?;
+        let (first, second) = stream.into_inner();
+        let length = bytes.len() - first.len() - second.len();
+        Some((read.map_err(|error| error.kind()), length))
+    };
+    let whole = read(0);
+    let pieces = read(usize::from(cut));
+    let origin = |read: &Option<(Result<Origin, io::ErrorKind>, usize)>| {
+        read.as_ref().map(|(origin, _)| *origin)
+    };
+    assert_eq!(origin(&whole), origin(&pieces), "cut at {cut}");
+    let (origin, length) = whole.unwrap_or((Err(io::ErrorKind::WouldBlock), usize::MAX));
+    assert!(length <= 4096, "{length} bytes were read");
+    match origin {
+        Ok(origin) => {
+            assert_eq!(pieces, Some((Ok(origin), length)), "cut at {cut}");
+            if let Origin::Client(client) = origin {
+                assert_eq!(client.ip(), client.ip().to_canonical());
+            }
+        }
+        Err(kind) => assert!(
+            matches!(
+                kind,
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+            ),
+            "{kind}"
+        ),
+    }
+}
+
+/// The forwarding fields of a trusted peer, one a line: `F` and the value of `Forwarded`, or the
+/// first letter of `For`, `Host` and `Proto` in lower case. What is sent on is read as the same.
+pub fn forwarded(data: &[u8]) {
+    let names = [
+        (b'F', "forwarded"),
+        (b'f', "x-forwarded-for"),
+        (b'h', "x-forwarded-host"),
+        (b'p', "x-forwarded-proto"),
+    ];
+    let mut request = Request::get("/").header(header::HOST, "backend");
+    for line in data.split(|byte| *byte == b'\n') {
+        let Some((letter, value)) = line.split_first() else {
+            continue;
+        };
+        let mut names = names.iter();
+        if let Some((_, name)) = names.find(|(known, _)| known == letter)
+            && let Ok(value) = HeaderValue::from_bytes(value)
+        {
+            request = request.header(*name, value);
+        }
+    }
+    let Ok(request) = request.body(()) else {
+        return;
+    };
+    let (head, ()) = request.into_parts();
+    let trusted = ["10.0.0.0/8", "2001:db8::/32"].map(str::parse);
+    let trusted = trusted.into_iter().flatten().map(TrustedPeer::Network);
+    let trusted: TrustedNetworks = trusted.collect();
+    let peer = ClientConnection::new(Some(([10, 0, 0, 1], 5000).into()), Scheme::HTTP);
+    for fields in [
+        ForwardedHeaders::XForwarded,
+        ForwardedHeaders::Forwarded,
+        ForwardedHeaders::Off,
+    ] {
+        let mut head = head.clone();
+        let client = forwarded::read(&mut head, &peer, fields, &trusted);
+        let hosts: Vec<_> = head.headers.get_all(header::HOST).iter().collect();
+        assert!(
+            hosts.len() == 1 && guard::host_name(hosts[0].as_bytes()).is_some(),
+            "{hosts:?}"
+        );
+        let sent = forwarded::sent(&client, Some(hosts[0]), fields);
+        let (mut again, ()) = Request::new(()).into_parts();
+        again.headers = sent;
+        again.headers.insert(header::HOST, hosts[0].clone());
+        // The peer of the next proxy is this one, which appended its own peer.
+        let next = ClientConnection::new(Some(([10, 0, 0, 9], 5000).into()), Scheme::HTTP);
+        let understood = forwarded::read(&mut again, &next, fields, &trusted);
+        if fields != ForwardedHeaders::Off {
+            assert_eq!(understood.address().ip, client.address().ip, "{fields:?}");
+            assert_eq!(understood.scheme(), client.scheme(), "{fields:?}");
+            assert_eq!(again.headers.get(header::HOST), Some(hosts[0]));
+        }
+    }
+}
+
 /// The head, parsed similarly to hyper.
 fn parsed(data: &[u8]) -> Option<request::Parts> {
     let text = data.strip_prefix(b"\r\n").unwrap_or(data);
@@ -221,5 +323,7 @@ mod tests {
         crate::base::corpus::each("framing", super::framing);
         crate::base::corpus::each("request", super::request);
         crate::base::corpus::each("json", super::json);
+        crate::base::corpus::each("proxy_header", super::proxy_header);
+        crate::base::corpus::each("forwarded", super::forwarded);
     }
 }

@@ -1,5 +1,5 @@
-//! A request's life: guard → client → rules → token → attempt → judge → (refresh → replay) →
-//! response → counters.
+//! A request's life: forwarding fields → guard → client → rules → token → attempt → judge →
+//! (refresh → replay) → response → counters.
 
 use std::{convert::Infallible, rc::Rc};
 
@@ -29,7 +29,7 @@ use crate::{
             spelling,
             urls::Destination,
         },
-        worker::Worker,
+        worker::{AccessEntry, Worker},
     },
 };
 
@@ -49,6 +49,8 @@ pub(crate) async fn handle(
     let view = exchange.begin(worker.view());
     let number = exchange.state.begin_exchange();
     let (mut head, body, upgrade) = split_request(request);
+    let stated = exchange.peer.client_of(&mut head);
+    let client = stated.as_deref().unwrap_or(&exchange.peer.client);
     let fault = exchange
         .state
         .fault(number)
@@ -68,6 +70,7 @@ pub(crate) async fn handle(
         worker: &worker,
         view: &view,
         exchange: &exchange,
+        client,
         route,
         head: &head,
         host: head.headers.get(header::HOST),
@@ -92,7 +95,7 @@ pub(crate) async fn handle(
             response.into_http(observer, in_flight)
         }
         Err(error) => {
-            worker.rejected(&view, &error, &exchange);
+            worker.rejected(&view, &error, &exchange, client);
             error
                 .to_response()
                 .map(|problem| ResponseBody::local(problem, in_flight))
@@ -133,11 +136,14 @@ pub(crate) async fn handle(
     };
     worker.responded(
         &view,
-        route,
-        exchange.caller.get(),
-        &head,
-        response.status(),
-        received,
+        &AccessEntry {
+            route,
+            caller: exchange.caller.get(),
+            client,
+            request: &head,
+            status: response.status(),
+            received,
+        },
     );
     Ok(response)
 }
@@ -183,7 +189,7 @@ impl RequestContext<'_> {
         self.worker.admit(config.limits.requests)?;
         let peer = &*self.exchange.peer;
         let guard = self.view.guard(peer.listener);
-        guard.check(self.head, &peer.known_host)?;
+        guard.check(self.head, &peer.known_host, self.client.scheme())?;
         if let Some(response) = guard.preflight(self.head) {
             return Ok(ClientResponse::without_body(response));
         }
@@ -221,7 +227,7 @@ impl RequestContext<'_> {
         if clients.is_empty() {
             return Ok(());
         }
-        let identity = self.exchange.peer.identity.borrow();
+        let identity = self.exchange.peer.identity(self.client.address().ip);
         let caller = clients.authenticate(&identity, &self.head.headers)?;
         self.exchange.caller.set(Some(caller));
         self.exchange.permit.set(clients.admit(caller)?);

@@ -95,6 +95,10 @@ labels! {
         FullForAddress => "max_connections_per_address",
         /// Too many control frames or resets.
         Flood => "http2_flood",
+        /// A PROXY header is missing, malformed, too large or too late.
+        ProxyHeader => "proxy_header",
+        /// A listener with the PROXY protocol serves `proxy.trusted_networks` alone.
+        UntrustedPeer => "untrusted_peer",
     }
 }
 
@@ -111,6 +115,12 @@ impl ConnectionRejection {
                 "a connection is closed: its client sent more before the upgrade was agreed on"
             }
             Self::Handshake => "the TLS handshake with a client failed",
+            Self::ProxyHeader => {
+                "a connection of a load balancer is closed: proxy_protocol requires a PROXY header (as with send-proxy-v2 in HAProxy)"
+            }
+            Self::UntrustedPeer => {
+                "a connection is closed: where proxy_protocol is set, only proxy.trusted_networks may connect"
+            }
             Self::Flood => {
                 "a connection is closed: a flood of HTTP/2 frames (proxy.max_control_frames) or resets (proxy.max_resets)"
             }

@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use http::{HeaderName, uri::Scheme};
+use http::HeaderName;
 
 use crate::{
     base::ticker::Ticks,
@@ -86,11 +86,7 @@ impl View {
             .collect();
         let guards = listeners.iter().zip(&settings.addresses);
         let guards = guards.map(|(listener, address)| {
-            let scheme = match listener.tls {
-                Some(_) => Scheme::HTTPS,
-                None => Scheme::HTTP,
-            };
-            Guard::new(listener.guard.clone(), guard::exposure(address), scheme)
+            Guard::new(listener.guard.clone(), guard::exposure(address))
         });
         let origins = settings
             .upstreams

@@ -34,7 +34,10 @@ use crate::{
         },
         error::{Error, RejectionReason, UpstreamFailure},
         exchange::{Exchange, Peer, request_body::AttemptBody},
-        message::observed::{self, Observer},
+        message::{
+            forwarded::ClientConnection,
+            observed::{self, Observer},
+        },
         metrics::{ConnectionRejection, Metrics},
         policy::clients::ClientId,
         route::Route,
@@ -170,13 +173,9 @@ impl Worker {
         })
     }
 
-    /// Takes one of the slots for connections, in total and from this address.
-    pub(crate) fn connection_slot(&self, peer: Option<SocketAddr>) -> Option<ConnectionSlot> {
-        let limiter = &self.shared.connection_limiter;
-        limiter
-            .acquire(peer, &self.metrics)
-            .inspect_err(|reason| self.connection_failed(*reason, peer, None))
-            .ok()
+    /// Takes one of the slots for connections.
+    pub(crate) fn connection_slot(&self) -> Result<ConnectionSlot, ConnectionRejection> {
+        self.shared.connection_limiter.acquire(&self.metrics)
     }
 
     /// Rejects a request when too many are under way, this one included.
@@ -256,11 +255,17 @@ impl Worker {
     }
 
     /// Counts and logs a response of this proxy's own, each reason at most once a second.
-    pub(crate) fn rejected(&self, view: &View, error: &Error, exchange: &Exchange) {
+    pub(crate) fn rejected(
+        &self,
+        view: &View,
+        error: &Error,
+        exchange: &Exchange,
+        client: &ClientConnection,
+    ) {
         let reason = error.reason();
         self.metrics.rejected[reason].add(1);
         if self.rejections_logged[reason].allows(1, self.clock.now()) {
-            let peer = exchange.peer.client.address().map(tracing::field::display);
+            let peer = client.address().known().map(tracing::field::display);
             let caller = exchange.caller.get();
             let client = caller.map(|caller| view.clients().name(caller));
             let status = error.status().as_u16();
@@ -270,15 +275,15 @@ impl Worker {
 
     /// Counts a response and, where the access log wants it, logs it. The query is left out: it may
     /// hold a secret.
-    pub(crate) fn responded(
-        &self,
-        view: &View,
-        route: &Route,
-        caller: Option<ClientId>,
-        request: &request::Parts,
-        status: StatusCode,
-        received: Moment,
-    ) {
+    pub(crate) fn responded(&self, view: &View, entry: &AccessEntry<'_>) {
+        let AccessEntry {
+            route,
+            caller,
+            client,
+            request,
+            status,
+            received,
+        } = *entry;
         view.route_counters(route).count(status);
         if let Some(caller) = caller {
             view.client_counters(caller).count(status);
@@ -291,9 +296,13 @@ impl Worker {
         if is_logged {
             let millis = self.clock.now().saturating_since(received).as_secs_f64() * 1000.0;
             let (method, path) = (&request.method, request.uri.path());
+            let peer = client.address().known().map(tracing::field::display);
             let client = caller.map(|caller| view.clients().name(caller));
             let status = status.as_u16();
-            tracing::info!(target: "bearer_proxy::access", client, %method, path, status, millis, "request");
+            tracing::info!(
+                target: "bearer_proxy::access",
+                peer, client, %method, path, status, millis, "request"
+            );
         }
     }
 
@@ -350,6 +359,17 @@ impl Worker {
             received,
         )
     }
+}
+
+/// A response, as the access log and the counters see it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AccessEntry<'a> {
+    pub(crate) route: &'a Route,
+    pub(crate) caller: Option<ClientId>,
+    pub(crate) client: &'a ClientConnection,
+    pub(crate) request: &'a request::Parts,
+    pub(crate) status: StatusCode,
+    pub(crate) received: Moment,
 }
 
 /// A connection's entry in the worker's list, removed however the connection ends.

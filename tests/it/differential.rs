@@ -12,7 +12,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     sync::Arc,
 };
 
@@ -28,7 +28,7 @@ use yaml_rust2::{Yaml, YamlLoader};
 
 use crate::common::{
     LIMIT, Proxy, in_front_of,
-    process::{Running, free_address, listens},
+    process::{Running, free_address, listens, start_installed},
     strict::{Log, Strict, requests_in},
 };
 
@@ -100,22 +100,6 @@ async fn fates(address: SocketAddr, requests: &Arc<Vec<Vec<u8>>>) -> Vec<Fate> {
     all
 }
 
-fn spawn(program: &str, arguments: &[&str]) -> Running {
-    let path = ["/usr/sbin", "/usr/bin", "/usr/local/sbin"]
-        .map(|folder| PathBuf::from(folder).join(program));
-    let path = path
-        .iter()
-        .find(|path| path.exists())
-        .unwrap_or_else(|| panic!("{program} is missing: scripts/test installs it"));
-    let mut command = Command::new(path);
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    Running(command.spawn().unwrap())
-}
-
 async fn nginx(folder: &Path, upstream: SocketAddr) -> (Running, SocketAddr) {
     let at = free_address();
     let path = folder.display();
@@ -131,7 +115,7 @@ async fn nginx(folder: &Path, upstream: SocketAddr) -> (Running, SocketAddr) {
     );
     fs::write(folder.join("nginx.conf"), text).unwrap();
     let (conf, log) = (folder.join("nginx.conf"), folder.join("nginx.log"));
-    let running = spawn(
+    let running = start_installed(
         "nginx",
         &[
             "-e",
@@ -154,7 +138,7 @@ async fn haproxy(folder: &Path, upstream: SocketAddr) -> (Running, SocketAddr) {
          listen it\n  bind {at}\n  server upstream {upstream}\n"
     );
     fs::write(folder.join("haproxy.cfg"), text).unwrap();
-    let running = spawn(
+    let running = start_installed(
         "haproxy",
         &["-db", "-f", folder.join("haproxy.cfg").to_str().unwrap()],
     );

@@ -8,6 +8,7 @@
 //! | `main_job`, `data_path`, `uploads`, `field_uploads`, `reuse`, `protocols`, `http2`, `tunnel`, `field_h2`, `field_streams` | what an app notices: tokens, replays, bodies, connections, versions of HTTP |
 //! | `field_heads`, `field_targets` | what heads of messages may look like, in both directions |
 //! | `field_mapping`, `field_everything` | URLs, cookies and ranges in messages; every change that is made to a message |
+//! | `load_balancers` | what nginx and HAProxy in front state of their clients, and PROXY headers |
 //! | `rewrite`, `clients`, `certificates`, `tls` | URLs in responses, client authentication, certificates and their reload |
 //! | `bad_input`, `differential`, `limits`, `slow`, `http2_attacks`, `secrets` | hostile clients; nginx and HAProxy as references; secrets in outputs |
 //! | `faults`, `issuer`, `issuers`, `crashes`, `login`, `machine`, `field_replay` | the token's lifecycle: issuers that fail, kills, first tokens, clocks |
@@ -63,6 +64,7 @@ mod http2_attacks;
 mod issuer;
 mod issuers;
 mod limits;
+mod load_balancers;
 mod login;
 mod machine;
 mod main_job;

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts, uri::Scheme};
+use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts};
 use http_body_util::Full;
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
 use url::{Host, Url};
@@ -68,7 +68,7 @@ impl Callback {
             return Err(last_error);
         }
         let (sender, codes) = mpsc::channel(1);
-        let guard = Guard::new(GuardConfig::default(), Exposure::Loopback, Scheme::HTTP);
+        let guard = Guard::new(GuardConfig::default(), Exposure::Loopback);
         let handler = Arc::new(Handler {
             guard,
             path: uri.path().to_owned(),

@@ -1,4 +1,5 @@
-//! `proxy.listen` or `[[listener]]`: the addresses to listen on, and the guard of each.
+//! `proxy.listen` or `[[listener]]`: the addresses to listen on, and the guard of each; and the load
+//! balancers in front of them.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +13,7 @@ use crate::{
         values,
     },
     net::socket::Address,
-    proxy::{Client, GuardConfig, Listener},
+    proxy::{Client, GuardConfig, Listener, TrustedNetworks, TrustedPeer},
 };
 
 /// A listener, and the key and position of its address.
@@ -44,8 +45,30 @@ fn allowed(
         .collect()
 }
 
+/// The load balancers in front of the listeners.
+pub(super) fn trusted_networks(r: &mut Reader) -> TrustedNetworks {
+    const KEY: &str = "proxy.trusted_networks";
+    let peers = r.list(KEY, values::trusted_peer);
+    for (peer, pos) in &peers {
+        if let TrustedPeer::Network(network) = peer
+            && network.prefix_len() == 0
+        {
+            let reason = format!(
+                "{network} is every address: each client could claim any address, scheme and host"
+            );
+            let hint = "write the addresses of the load balancers only";
+            r.warning(pos.clone(), KEY, problem(reason, hint));
+        }
+    }
+    peers.into_iter().map(|(peer, _)| peer).collect()
+}
+
 /// The listeners: `proxy.listen`, or `[[listener]]`.
-pub(super) fn listeners(r: &mut Reader, guard: &GuardConfig) -> Vec<ListenerEntry> {
+pub(super) fn listeners(
+    r: &mut Reader,
+    guard: &GuardConfig,
+    trusted: &TrustedNetworks,
+) -> Vec<ListenerEntry> {
     const SHORT: &str = "proxy.listen";
     let open = r.read("proxy.allow_unauthenticated", values::boolean);
     let tables = r.tables("listener");
@@ -57,6 +80,7 @@ pub(super) fn listeners(r: &mut Reader, guard: &GuardConfig) -> Vec<ListenerEntr
                 address,
                 guard: guard.clone(),
                 tls: None,
+                proxy_protocol: false,
             };
             let new = ListenerEntry {
                 listener,
@@ -78,7 +102,7 @@ pub(super) fn listeners(r: &mut Reader, guard: &GuardConfig) -> Vec<ListenerEntr
     }
     tables
         .iter()
-        .filter_map(|section| listener(r, section, guard, open))
+        .filter_map(|section| listener(r, section, guard, open, trusted))
         .collect()
 }
 
@@ -87,6 +111,7 @@ fn listener(
     section: &str,
     guard: &GuardConfig,
     open: Option<bool>,
+    trusted: &TrustedNetworks,
 ) -> Option<ListenerEntry> {
     let key = |name: &str| format!("{section}.{name}");
     let (hosts, origins, navigation, own_open) = (
@@ -111,6 +136,8 @@ fn listener(
         open
     };
     let tls = tls::server(r, &key("tls"));
+    let header = key("proxy_protocol");
+    let proxy_protocol = r.is_given(&header) && r.read(&header, values::boolean) == Some(true);
     let mut address = r.read(&key("address"), values::address)?;
     let pos = r.pos(&key("address"));
     r.resolve_socket_path(&mut address, &pos);
@@ -119,15 +146,46 @@ fn listener(
             address,
             guard,
             tls,
+            proxy_protocol,
         },
         key: "listener.address",
         pos,
     };
+    require_trusted_peers(r, &new.listener, &header, trusted);
     // With a mistake in that key it is still clear that clients must authenticate.
     if !r.is_given(&key("tls.client_ca_file")) {
         require_authentication(r, &new, open);
     }
     Some(new)
+}
+
+/// A listener with the PROXY protocol closes the connections of all peers that are not trusted.
+fn require_trusted_peers(
+    r: &mut Reader,
+    listener: &Listener,
+    key: &str,
+    trusted: &TrustedNetworks,
+) {
+    let (is_served, hint, variable) = match listener.address {
+        Address::Tcp(_) => (
+            trusted.has_networks(),
+            r#"write the load balancer's address in [proxy], as in trusted_networks = ["192.0.2.10"]"#,
+            "set BEARER_PROXY__PROXY__TRUSTED_NETWORKS=192.0.2.10, with the load balancer's address",
+        ),
+        Address::Unix(_) => (
+            trusted.contains(None),
+            r#"write trusted_networks = ["unix:"] in [proxy]"#,
+            "set BEARER_PROXY__PROXY__TRUSTED_NETWORKS=unix:",
+        ),
+    };
+    if listener.proxy_protocol && !is_served {
+        let reason = format!(
+            "accepts no connection on {}: PROXY headers are taken from proxy.trusted_networks only",
+            listener.address
+        );
+        let problem = problem(reason, hint).or_variable(variable);
+        r.missing(r.pos(key), key, problem);
+    }
 }
 
 /// A listener that other machines can reach needs client authentication: every request there uses
@@ -180,6 +238,7 @@ pub(super) fn recommend_required_header(r: &mut Reader, listeners: &[ListenerEnt
             address,
             guard,
             tls,
+            ..
         } = listener;
         let is_protected =
             guard.is_off || guard.required_header.is_some() || r.is_given("proxy.required_header");

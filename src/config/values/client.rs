@@ -11,7 +11,7 @@ use crate::{
         findings::{Problem, problem},
         raw::Value,
     },
-    proxy::Rate,
+    proxy::{Rate, TrustedPeer},
 };
 
 /// Headers that browsers send by themselves, also for pages of other origins. They prove nothing
@@ -107,6 +107,15 @@ pub(in crate::config) fn network(value: &Value) -> Read<IpNet> {
         ));
     }
     Ok(canonical(network))
+}
+
+/// A peer that is believed who the client is: a network as above, or `unix:` for the peers on Unix
+/// sockets, as in nginx.
+pub(in crate::config) fn trusted_peer(value: &Value) -> Read<TrustedPeer> {
+    match value {
+        Value::Text(text) if text.trim() == "unix:" => Ok(TrustedPeer::UnixSockets),
+        value => network(value).map(TrustedPeer::Network),
+    }
 }
 
 /// An IPv4-mapped network counts as the IPv4 network: peers on a dual-stack socket count as their

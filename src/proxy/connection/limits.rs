@@ -17,8 +17,7 @@ use crate::{
     proxy::metrics::{ConnectionRejection, Metrics},
 };
 
-/// The address that a connection counts for; `None`: a loopback address or a Unix socket, which
-/// have no limit of their own.
+/// The address that a connection counts for; `None`: one without a limit of its own.
 pub(crate) type SourceAddress = Option<IpAddr>;
 
 /// The slots of all workers together.
@@ -29,8 +28,8 @@ pub(crate) struct ConnectionLimiter {
     addresses: PerAddressLimiter,
 }
 
-/// A connection's slot among `proxy.max_connections` and `proxy.max_connections_per_address`,
-/// released when dropped.
+/// A connection's slot among `proxy.max_connections`, and once its client is known among
+/// `proxy.max_connections_per_address`. Released when dropped.
 #[derive(Debug)]
 pub(crate) struct ConnectionSlot {
     limiter: Arc<ConnectionLimiter>,
@@ -48,45 +47,49 @@ impl ConnectionLimiter {
         }
     }
 
-    /// Takes a slot for a connection from `peer`, which `metrics` counts as open.
+    /// Takes a slot for a connection, which `metrics` counts as open.
     ///
     /// # Errors
-    /// Which limit is reached.
+    /// [`ConnectionRejection::Full`].
     pub(crate) fn acquire(
         self: &Arc<Self>,
-        peer: Option<SocketAddr>,
         metrics: &Arc<Metrics>,
     ) -> Result<ConnectionSlot, ConnectionRejection> {
-        let source = self.take(peer)?;
+        if self.open.fetch_add(1, Relaxed) >= self.limit {
+            self.open.fetch_sub(1, Relaxed);
+            return Err(ConnectionRejection::Full);
+        }
         metrics.connections_open.add(1);
         Ok(ConnectionSlot {
             limiter: Arc::clone(self),
             metrics: Arc::clone(metrics),
-            source,
+            source: None,
         })
     }
+}
 
-    fn take(&self, peer: Option<SocketAddr>) -> Result<SourceAddress, ConnectionRejection> {
-        let source = self
+impl ConnectionSlot {
+    /// Counts the connection for its client. Called once.
+    ///
+    /// # Errors
+    /// [`ConnectionRejection::FullForAddress`].
+    pub(crate) fn count_for(
+        &mut self,
+        client: Option<SocketAddr>,
+    ) -> Result<(), ConnectionRejection> {
+        self.source = self
+            .limiter
             .addresses
-            .take(peer)
+            .take(client)
             .ok_or(ConnectionRejection::FullForAddress)?;
-        if self.open.fetch_add(1, Relaxed) < self.limit {
-            return Ok(source);
-        }
-        self.release(source);
-        Err(ConnectionRejection::Full)
-    }
-
-    fn release(&self, source: SourceAddress) {
-        self.open.fetch_sub(1, Relaxed);
-        self.addresses.release(source);
+        Ok(())
     }
 }
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.limiter.release(self.source);
+        self.limiter.open.fetch_sub(1, Relaxed);
+        self.limiter.addresses.release(self.source);
         self.metrics.connections_open.sub(1);
     }
 }
@@ -179,38 +182,36 @@ mod tests {
     }
 
     #[test]
-    fn both_limits_apply_and_a_rejected_connection_takes_no_slot() {
-        let addresses = PerAddressLimiter::new(2);
-        let limiter = ConnectionLimiter {
-            limit: 3,
-            open: AtomicUsize::new(0),
-            addresses,
-        };
+    fn both_limits_apply_and_a_rejected_connection_keeps_no_slot() {
+        let limiter = Arc::new(ConnectionLimiter::new(3, 2));
+        let metrics = Arc::<Metrics>::default();
         let take = |ip: &str| {
-            limiter.take(Some(
+            let mut slot = limiter.acquire(&metrics)?;
+            slot.count_for(Some(
                 (ip.parse::<IpAddr>().expect("an address"), 5000).into(),
-            ))
+            ))?;
+            Ok(slot)
         };
-        let (first, second) = (
+        let mut slots = vec![
             take("192.0.2.1").expect("a slot"),
             take("192.0.2.1").expect("a slot"),
-        );
+        ];
         for _ in 0..5 {
             assert!(matches!(
                 take("192.0.2.1"),
                 Err(ConnectionRejection::FullForAddress)
             ));
         }
-        let third = take("192.0.2.2").expect("a slot");
+        slots.push(take("192.0.2.2").expect("a slot"));
         for ip in ["192.0.2.2", "192.0.2.3", "127.0.0.1", "192.0.2.3"] {
             assert!(matches!(take(ip), Err(ConnectionRejection::Full)), "{ip}");
         }
-        limiter.release(first);
-        let local = take("127.0.0.1").expect("a slot");
+        assert_eq!(metrics.connections_open.value(), 3);
+        slots.remove(0);
+        slots.push(take("127.0.0.1").expect("a slot"));
         assert!(take("192.0.2.3").is_err());
-        for source in [second, third, local] {
-            limiter.release(source);
-        }
+        drop(slots);
         assert!(limiter.addresses.open.lock().is_empty() && limiter.open.load(Relaxed) == 0);
+        assert_eq!(metrics.connections_open.value(), 0);
     }
 }

@@ -25,6 +25,7 @@ use crate::{
         },
         forward::body_start::{BodyStart, Truncated},
         message::{
+            forwarded::ClientConnection,
             headers::{self, Outbound},
             json_body::{self, Format},
             judge::Verdict,
@@ -64,6 +65,7 @@ pub(crate) struct RequestContext<'a> {
     pub(crate) worker: &'a Worker,
     pub(crate) view: &'a View,
     pub(crate) exchange: &'a Exchange,
+    pub(crate) client: &'a ClientConnection,
     pub(crate) route: &'a Route,
     pub(crate) head: &'a request::Parts,
     /// Its `Host`.
@@ -516,7 +518,7 @@ impl RequestContext<'_> {
             host: &self.upstream().config().host,
             forwarded: self.view.config().forwarded_headers,
             own_urls: self.own_urls(),
-            client: &self.exchange.peer.client,
+            client: self.client,
             loop_id: &self.worker.loop_id,
             stripped: &self.view.stripped,
             authorization,

@@ -16,7 +16,7 @@ use crate::{
             response_body::{InFlightGuard, ResponseBody, UpstreamBody, is_truncated},
         },
         message::{
-            headers,
+            forwarded, headers,
             observed::Observer,
             urls::{self, BodyRewrite, CookieMap, FieldMap, PublicUrl},
         },
@@ -122,7 +122,7 @@ impl RequestContext<'_> {
     ) -> Option<urls::JsonRewriter> {
         let url_map = &self.view.url_map;
         let public_url = PublicUrl {
-            scheme: self.exchange.peer.client.scheme(),
+            scheme: self.client.scheme(),
             host: self.host,
             prefix: self.route.public_prefix(),
         };
@@ -165,7 +165,7 @@ impl RequestContext<'_> {
             urls: &self.view.url_map,
             prefix: public_url.prefix,
             is_secure: *public_url.scheme == Scheme::HTTPS
-                || headers::is_behind_tls(&self.head.headers),
+                || forwarded::is_behind_tls(&self.head.headers),
         };
         cookies.apply(headers);
     }

@@ -266,7 +266,8 @@ impl RequestContext<'_> {
             Ok(second) => self.judge_whole(second).await,
             // Nothing was sent.
             Err(error @ Error::Connect(_)) => {
-                self.worker.rejected(self.view, &error, self.exchange);
+                self.worker
+                    .rejected(self.view, &error, self.exchange, self.client);
                 return self.fall_back(RetryOutcome::Failed, rejected);
             }
             Err(error) => Err(error),

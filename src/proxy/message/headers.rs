@@ -5,8 +5,6 @@ mod dropped;
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
-
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, Version, header, request,
     response,
@@ -22,6 +20,7 @@ use crate::{
         framing::Fault,
         message::{
             cache_control::CachePolicy,
+            forwarded::{self, ClientConnection, ForwardedHeaders},
             urls::{FieldMap, OwnUrls, UpstreamOrigin},
         },
     },
@@ -29,53 +28,6 @@ use crate::{
 };
 
 const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-
-/// The forwarding fields that are added to a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ForwardedHeaders {
-    /// `X-Forwarded-For`, `X-Forwarded-Host`, `X-Forwarded-Proto`.
-    XForwarded,
-    /// `Forwarded`, RFC 7239.
-    Forwarded,
-    /// None.
-    Off,
-}
-
-/// A client's connection, as forwarding fields describe it. Prepared once per connection.
-#[derive(Debug)]
-pub struct ClientConnection {
-    address: Option<SocketAddr>,
-    /// The scheme of the listener.
-    scheme: Scheme,
-    /// The address as an element of `X-Forwarded-For`.
-    forwarded_for: Option<HeaderValue>,
-}
-
-impl ClientConnection {
-    /// A connection from `address` (`None` for a Unix domain socket) to a listener with `scheme`.
-    pub fn new(address: Option<SocketAddr>, scheme: Scheme) -> Self {
-        let forwarded_for = address.and_then(|address| {
-            HeaderValue::try_from(address.ip().to_canonical().to_string()).ok()
-        });
-        Self {
-            address,
-            scheme,
-            forwarded_for,
-        }
-    }
-
-    pub(crate) fn address(&self) -> Option<SocketAddr> {
-        self.address
-    }
-
-    pub(crate) fn scheme(&self) -> &Scheme {
-        &self.scheme
-    }
-}
-
 /// What the head of a request to the upstream depends on, beside the client's head.
 #[derive(Debug, Clone, Copy)]
 pub struct Outbound<'a> {
@@ -122,7 +74,7 @@ pub fn outbound(head: &request::Parts, outbound: &Outbound<'_>) -> HeaderMap {
         }
     }
     out.insert(header::HOST, host.clone());
-    add_forwarding(&mut out, client_host, outbound);
+    forwarded::write(&mut out, outbound.client, client_host, outbound.forwarded);
     out.append(CDN_LOOP, outbound.loop_id.clone());
     if let Some(authorization) = outbound.authorization {
         out.insert(header::AUTHORIZATION, authorization.clone());
@@ -220,17 +172,6 @@ pub(crate) fn accepts_trailers(headers: &HeaderMap) -> bool {
     list_field::contains(headers, &header::TE, "trailers")
 }
 
-/// Whether a load balancer states that the client's own connection to it is encrypted.
-pub(crate) fn is_behind_tls(headers: &HeaderMap) -> bool {
-    let protocol = headers.get(X_FORWARDED_PROTO);
-    protocol.is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"https"))
-        || list_field::elements(headers, &header::FORWARDED).any(|element| {
-            element
-                .split(|byte| *byte == b';')
-                .any(|pair| pair.trim_ascii().eq_ignore_ascii_case(b"proto=https"))
-        })
-}
-
 /// Whether this instance has forwarded the request before. It uses `CDN-Loop` (RFC 8586) instead of
 /// `Via`, because some servers disable compression when they see the latter.
 pub(crate) fn has_loop_id(headers: &HeaderMap, loop_id: &HeaderValue) -> bool {
@@ -312,60 +253,4 @@ pub(crate) fn inbound(
     if let Some(cache_policy) = cache_policy {
         cache_policy.apply(headers);
     }
-}
-
-fn add_forwarding(out: &mut HeaderMap, client_host: Option<&HeaderValue>, outbound: &Outbound<'_>) {
-    match outbound.forwarded {
-        ForwardedHeaders::Off => {}
-        ForwardedHeaders::XForwarded => {
-            if let Some(address) = &outbound.client.forwarded_for {
-                let chain = match out.get(X_FORWARDED_FOR) {
-                    None => Some(address.clone()),
-                    Some(_) => joined(out, &X_FORWARDED_FOR, address.as_bytes()),
-                };
-                out.insert(X_FORWARDED_FOR, chain.unwrap_or_else(|| address.clone()));
-            }
-            // Values of the client are replaced: only the proxy knows how it was reached.
-            match client_host {
-                Some(host) => out.insert(X_FORWARDED_HOST, host.clone()),
-                None => out.remove(X_FORWARDED_HOST),
-            };
-            let proto = if outbound.client.scheme == Scheme::HTTPS {
-                "https"
-            } else {
-                "http"
-            };
-            out.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
-        }
-        ForwardedHeaders::Forwarded => {
-            let node = match outbound
-                .client
-                .address
-                .map(|address| address.ip().to_canonical())
-            {
-                Some(std::net::IpAddr::V4(ip)) => format!("for={ip}"),
-                Some(std::net::IpAddr::V6(ip)) => format!("for=\"[{ip}]\""),
-                None => "for=unknown".to_owned(),
-            };
-            let host = client_host.and_then(|host| host.to_str().ok());
-            let host = host
-                .map(|host| format!(";host=\"{host}\""))
-                .unwrap_or_default();
-            let element = format!("{node}{host};proto={}", outbound.client.scheme);
-            if let Some(chain) = joined(out, &header::FORWARDED, element.as_bytes()) {
-                out.insert(header::FORWARDED, chain);
-            }
-        }
-    }
-}
-
-/// The values of a list field and one more, joined to a single value.
-fn joined(headers: &HeaderMap, name: &HeaderName, last: &[u8]) -> Option<HeaderValue> {
-    let mut values: Vec<&[u8]> = headers
-        .get_all(name)
-        .iter()
-        .map(HeaderValue::as_bytes)
-        .collect();
-    values.push(last);
-    HeaderValue::from_bytes(&values.join(&b", "[..])).ok()
 }

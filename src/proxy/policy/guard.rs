@@ -44,8 +44,6 @@ pub struct GuardConfig {
 pub(crate) struct Guard {
     config: GuardConfig,
     exposure: Exposure,
-    /// The scheme of the listener's URLs.
-    scheme: Scheme,
 }
 
 /// From where a listener can be reached.
@@ -72,16 +70,8 @@ pub(crate) fn exposure(address: &Address) -> Exposure {
 pub(crate) type KnownHost = RefCell<Option<HeaderValue>>;
 
 impl Guard {
-    pub(crate) fn new(config: GuardConfig, exposure: Exposure, scheme: Scheme) -> Self {
-        Self {
-            config,
-            exposure,
-            scheme,
-        }
-    }
-
-    pub(crate) fn scheme(&self) -> &Scheme {
-        &self.scheme
+    pub(crate) fn new(config: GuardConfig, exposure: Exposure) -> Self {
+        Self { config, exposure }
     }
 
     /// Names of the proxy besides those of this machine, in lower case, without a port.
@@ -90,11 +80,16 @@ impl Guard {
     }
 
     /// Rejects requests that a foreign web page may have caused, and requests that cannot be
-    /// forwarded unambiguously.
-    pub(crate) fn check(&self, request: &Parts, known: &KnownHost) -> Result<(), Error> {
+    /// forwarded unambiguously. `scheme` is that of the URLs which the client uses.
+    pub(crate) fn check(
+        &self,
+        request: &Parts,
+        known: &KnownHost,
+        scheme: &Scheme,
+    ) -> Result<(), Error> {
         form::check_method(&request.method)?;
         self.check_host(request, known)?;
-        self.check_site(request)?;
+        self.check_site(request, scheme)?;
         form::check_form(request)
     }
 
@@ -135,24 +130,9 @@ impl Guard {
 
     /// Checks `Host` alone: for URLs that another site may redirect a browser to.
     pub(crate) fn check_host(&self, request: &Parts, known: &KnownHost) -> Result<(), Error> {
-        let mut hosts = request.headers.get_all(header::HOST).iter();
-        let host = hosts.next();
-        if hosts.next().is_some() {
-            return Err(Error::BadRequest("the request has more than one Host"));
-        }
-        // RFC 9112 §3.2.2 gives precedence to the authority of an absolute target, some servers to
-        // Host. They must name the same server.
-        let authority = request.uri.authority().map(http::uri::Authority::as_str);
-        if let (Some(authority), Some(host)) = (authority, host)
-            && !is_same(request.uri.scheme(), authority.as_bytes(), host.as_bytes())
-        {
-            return Err(Error::BadRequest(
-                "the authority of the request's target differs from Host",
-            ));
-        }
-        let Some(host) = host else {
+        let Some(host) = host_of(request)? else {
             // HTTP/1.0 requests may come without Host; the target may have an authority.
-            return match authority {
+            return match request.uri.authority().map(http::uri::Authority::as_str) {
                 Some(authority) if request.version == Version::HTTP_10 => {
                     self.check_name(authority.as_bytes())
                 }
@@ -205,7 +185,7 @@ impl Guard {
         }
     }
 
-    fn check_site(&self, request: &Parts) -> Result<(), Error> {
+    fn check_site(&self, request: &Parts, scheme: &Scheme) -> Result<(), Error> {
         if self.config.is_off {
             return Ok(());
         }
@@ -215,7 +195,7 @@ impl Guard {
             let lowercase = lowercase(origin);
             let is_own = headers
                 .get(header::HOST)
-                .is_some_and(|host| self.is_own_origin(&lowercase, host.as_bytes()));
+                .is_some_and(|host| self.is_own_origin(&lowercase, host.as_bytes(), scheme));
             if !is_own && !self.config.allowed_origins.contains(&lowercase) {
                 return Err(Error::ForeignOrigin(printable(origin)));
             }
@@ -237,16 +217,16 @@ impl Guard {
 
     /// Whether an origin, in lower case, is that of the request's own URL.
     ///
-    /// Behind a TLS load balancer, the URLs of browsers are `https` ones while the listener's is
-    /// not. This holds for allowed hosts alone: `https://localhost` may be another server of this
-    /// machine. At an `https` listener, an `http` origin is foreign, since anyone on the network can
-    /// forge its pages.
-    fn is_own_origin(&self, origin: &str, host: &[u8]) -> bool {
+    /// Behind a TLS load balancer that is not trusted to state it, the URLs of browsers are `https`
+    /// ones while `own_scheme` is not. This holds for allowed hosts alone: `https://localhost` may
+    /// be another server of this machine. If `own_scheme` is `https`, an `http` origin is foreign,
+    /// since anyone on the network can forge its pages.
+    fn is_own_origin(&self, origin: &str, host: &[u8], own_scheme: &Scheme) -> bool {
         let Some((scheme, authority)) = origin.split_once("://") else {
             return false;
         };
         let authority = authority.as_bytes();
-        if scheme == self.scheme.as_str() {
+        if scheme == own_scheme.as_str() {
             let default_port: &[u8] = if scheme == "https" { b":443" } else { b":80" };
             let host = host.strip_suffix(default_port).unwrap_or(host);
             return authority.eq_ignore_ascii_case(host);
@@ -258,6 +238,32 @@ impl Guard {
         };
         scheme == "https" && host::is_same(authority, host) && is_named()
     }
+}
+
+/// The request's `Host`.
+///
+/// # Errors
+/// There are several, or the target has another one.
+pub(crate) fn host_of(request: &Parts) -> Result<Option<&HeaderValue>, Error> {
+    let mut hosts = request.headers.get_all(header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Error::BadRequest("the request has more than one Host"));
+    }
+    // RFC 9112 §3.2.2 gives precedence to the authority of an absolute target, some servers to
+    // Host. They must name the same server.
+    if let (Some(authority), Some(host)) = (request.uri.authority(), host)
+        && !is_same(
+            request.uri.scheme(),
+            authority.as_str().as_bytes(),
+            host.as_bytes(),
+        )
+    {
+        return Err(Error::BadRequest(
+            "the authority of the request's target differs from Host",
+        ));
+    }
+    Ok(host)
 }
 
 /// Whether the authority of a target and `Host` are equal, the default port counting as none (RFC
@@ -307,7 +313,7 @@ fn printable(value: &HeaderValue) -> String {
 
 /// The host in a `Host` field, in lower case and without its port. `None` if it is neither a host
 /// name nor an IP address.
-fn host_name(host: &[u8]) -> Option<String> {
+pub(crate) fn host_name(host: &[u8]) -> Option<String> {
     let (name, _) = host::parse(std::str::from_utf8(host).ok()?)?;
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     // The longest name, RFC 1035 §2.3.4: it is logged.

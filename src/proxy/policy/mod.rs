@@ -8,6 +8,7 @@
 //! | `issuer_path` | the issuer's own paths, which no client may request |
 //! | `paths` | how servers interpret paths |
 //! | `clients` | client authentication, rates and concurrency |
+//! | `trusted` | the load balancers in front, which state who the client is |
 
 pub(crate) mod clients;
 pub(crate) mod cors;
@@ -15,3 +16,4 @@ pub(crate) mod guard;
 pub mod issuer_path;
 pub(crate) mod paths;
 pub mod rules;
+pub mod trusted;

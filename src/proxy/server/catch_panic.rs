@@ -32,7 +32,8 @@ pub(crate) async fn handle(
 
 fn internal_error(worker: &Rc<Worker>, exchange: &Rc<Exchange>) -> Response<ResponseBody> {
     let error = Error::Internal;
-    worker.rejected(&exchange.view(), &error, exchange);
+    let client = &exchange.peer.client;
+    worker.rejected(&exchange.view(), &error, exchange, client);
     let number = exchange.state.begin_exchange();
     let in_flight = InFlightGuard::new(
         worker,

@@ -17,7 +17,7 @@ use crate::{
             state::ConnState,
         },
         exchange::Peer,
-        message::headers::ClientConnection,
+        message::forwarded::ClientConnection,
         server::{http1, http2},
         settings::View,
         worker::Worker,

@@ -70,6 +70,23 @@ pub fn free_address() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], free_port()))
 }
 
+/// Starts a program that a Debian package has installed.
+pub fn start_installed(program: &str, arguments: &[&str]) -> Running {
+    let path = ["/usr/sbin", "/usr/bin", "/usr/local/sbin"]
+        .map(|folder| PathBuf::from(folder).join(program));
+    let path = path
+        .iter()
+        .find(|path| path.exists())
+        .unwrap_or_else(|| panic!("{program} is missing: scripts/test installs it"));
+    let mut command = Command::new(path);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    Running(command.spawn().unwrap())
+}
+
 /// A process that is killed when the test ends, also when the test fails.
 pub struct Running(pub Child);
 

@@ -188,7 +188,11 @@ pub enum Client {
 
 impl Client {
     pub async fn connect(speech: Speech, address: SocketAddr, identity: &Identity) -> Self {
-        let stream = TcpStream::connect(address).await.unwrap();
+        Self::over(speech, TcpStream::connect(address).await.unwrap(), identity).await
+    }
+
+    /// A client on this connection.
+    pub async fn over(speech: Speech, stream: TcpStream, identity: &Identity) -> Self {
         stream.set_nodelay(true).unwrap();
         let io: BoxIo = if speech.is_tls() {
             let connector = identity.connector(speech.alpn());

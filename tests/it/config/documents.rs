@@ -87,7 +87,7 @@ fn the_shipped_file_documents_every_key_and_no_other() {
             (key.path.to_owned(), table["value"].clone())
         })
         .collect();
-    assert_eq!(documented.len(), 132, "keys seen");
+    assert_eq!(documented.len(), 134, "keys seen");
     assert_eq!(documented, in_code);
 
     // Defaults are commented out, and a comment line precedes every group of keys.
@@ -170,7 +170,11 @@ fn the_commented_sections_of_the_shipped_file_load() {
     let folder = TempDir::new().unwrap();
     add_certificates(folder.path());
     let text = uncommented(&filled, |_| false, |section| section == "listener")
-        .replace("\nlisten = [", "\n# listen = [");
+        .replace("\nlisten = [", "\n# listen = [")
+        .replace(
+            "# trusted_networks = []",
+            "trusted_networks = [\"192.0.2.10\"]",
+        );
     fs::write(folder.path().join("proxy.toml"), text).unwrap();
     let loaded = self::load(folder.path().join("proxy.toml"), &[])
         .unwrap_or_else(|mistakes| panic!("{mistakes}"));
@@ -210,7 +214,7 @@ fn the_documents_examples_load() {
         .skip(1)
         .filter_map(|rest| Some(rest.split_once("```")?.0))
         .collect();
-    let [smallest, clients, routes, listener] = examples[..] else {
+    let [smallest, clients, routes, listener, fields, header] = examples[..] else {
         panic!("{} examples seen", examples.len())
     };
     let folder = TempDir::new().unwrap();
@@ -246,6 +250,14 @@ fn the_documents_examples_load() {
         smallest.replace("listen = [", "# listen = [")
     ));
     assert!(with_tls.proxy.listeners[0].tls.is_some());
+    let own_section = "[proxy]\nlisten = [\"127.0.0.1:8080\"]\n";
+    assert!(smallest.contains(own_section), "{smallest}");
+    let behind = |section: &str| load(smallest.replace(own_section, section)).proxy;
+    let balancer = Some([192, 0, 2, 10].into());
+    assert!(behind(fields).trusted_networks.contains(balancer));
+    let with_header = behind(header);
+    assert!(with_header.trusted_networks.contains(balancer));
+    assert!(with_header.listeners[0].proxy_protocol && with_header.listeners[0].tls.is_some());
 }
 
 #[test]

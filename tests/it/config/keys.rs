@@ -43,6 +43,8 @@ fn defaults_are_as_documented() {
     assert_eq!(proxy.listeners.len(), 1);
     assert_eq!(proxy.listeners[0].address.to_string(), "127.0.0.1:8080");
     assert_eq!(proxy.listeners[0].guard, Default::default());
+    assert!(!proxy.listeners[0].proxy_protocol);
+    assert_eq!(proxy.trusted_networks, Default::default());
     assert_eq!(
         proxy.workers,
         std::thread::available_parallelism().unwrap().get()
@@ -237,6 +239,16 @@ fn every_key_sets_its_value() {
         (proxy.forwarded_headers, proxy.access_log),
         (ForwardedHeaders::Forwarded, AccessLog::Sampled)
     );
+    for (peer, is_trusted) in [
+        ("192.0.2.255", true),
+        ("198.51.100.7", true),
+        ("198.51.100.8", false),
+        ("2001:db8::1", true),
+    ] {
+        let peer = Some(peer.parse().unwrap());
+        assert_eq!(proxy.trusted_networks.contains(peer), is_trusted);
+    }
+    assert!(proxy.trusted_networks.contains(None));
     assert_eq!(
         (proxy.first_byte_timeout, proxy.head_timeout),
         (seconds(1), seconds(2))
@@ -658,6 +670,13 @@ fn a_listener_has_its_own_exceptions_or_those_of_all() {
         server(Some(file("server.pem")), tls::MinVersion::Tls12)
     );
     assert_eq!(open.tls, server(None, tls::MinVersion::Tls13));
+}
+
+#[test]
+fn a_listener_has_the_proxy_protocol_if_it_says_so() {
+    let proxy = valid("load_balancers.toml").config.proxy;
+    let has_header = proxy.listeners.iter().map(|one| one.proxy_protocol);
+    assert_eq!(has_header.collect::<Vec<_>>(), [true, true, false]);
 }
 
 #[test]

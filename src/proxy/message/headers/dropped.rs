@@ -2,8 +2,10 @@
 
 use http::{HeaderMap, HeaderName, header};
 
-use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
-use crate::base::{header_map, list_field};
+use crate::{
+    base::{header_map, list_field},
+    proxy::message::forwarded::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO},
+};
 
 const NEVER_IN_TRAILERS: [HeaderName; 9] = [
     header::CONTENT_LENGTH,

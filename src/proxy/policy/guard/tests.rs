@@ -3,13 +3,23 @@ use http::Request;
 use super::*;
 
 fn verdict(guard: &Guard, version: Version, target: &str, headers: &[(&str, &str)]) -> u16 {
+    verdict_over(&Scheme::HTTP, guard, version, target, headers)
+}
+
+fn verdict_over(
+    scheme: &Scheme,
+    guard: &Guard,
+    version: Version,
+    target: &str,
+    headers: &[(&str, &str)],
+) -> u16 {
     let mut request = Request::builder().version(version).uri(target);
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
     let (parts, ()) = request.body(()).unwrap().into_parts();
     guard
-        .check(&parts, &KnownHost::default())
+        .check(&parts, &KnownHost::default(), scheme)
         .map_or_else(|error| error.status().as_u16(), |()| 200)
 }
 
@@ -19,7 +29,7 @@ fn guard(exposure: Exposure) -> Guard {
         allowed_origins: ["https://app.example.com".to_owned()].into(),
         ..GuardConfig::default()
     };
-    Guard::new(config, exposure, Scheme::HTTP)
+    Guard::new(config, exposure)
 }
 
 #[test]
@@ -220,17 +230,13 @@ fn field_b5_origins_behind_a_tls_load_balancer() {
         (Scheme::HTTPS, "files.example.com:443", https, 200),
         (Scheme::HTTPS, "files.example.com", http, 403),
     ] {
-        let guard = Guard::new(
-            guard(Exposure::Loopback).config,
-            Exposure::Loopback,
-            scheme.clone(),
-        );
+        let guard = guard(Exposure::Loopback);
         let fields = [
             ("host", host),
             ("origin", origin),
             ("sec-fetch-site", "same-origin"),
         ];
-        let status = verdict(&guard, Version::HTTP_11, "/", &fields);
+        let status = verdict_over(&scheme, &guard, Version::HTTP_11, "/", &fields);
         assert_eq!(status, expected, "{scheme} {host} {origin}");
     }
 }
@@ -242,7 +248,7 @@ fn field_c10_links_of_other_sites_are_followed_if_allowed() {
             allow_navigation,
             ..GuardConfig::default()
         };
-        Guard::new(config, Exposure::Loopback, Scheme::HTTP)
+        Guard::new(config, Exposure::Loopback)
     };
     let check = |guard: &Guard, method: &str, fields: &[(&str, &str)]| {
         let mut request = Request::builder().method(method).uri("/");
@@ -250,7 +256,7 @@ fn field_c10_links_of_other_sites_are_followed_if_allowed() {
             request = request.header(*name, *value);
         }
         let (parts, ()) = request.body(()).unwrap().into_parts();
-        let outcome = guard.check(&parts, &KnownHost::default());
+        let outcome = guard.check(&parts, &KnownHost::default(), &Scheme::HTTP);
         outcome.map_or_else(|error| error.reason().label(), |()| "served")
     };
     let (cross, same) = (
@@ -343,7 +349,6 @@ fn a_guard_that_is_off_still_rejects_malformed_requests() {
             ..GuardConfig::default()
         },
         Exposure::Loopback,
-        Scheme::HTTP,
     );
     let foreign = [
         ("host", "any.example"),
@@ -369,7 +374,7 @@ fn an_accepted_host_does_not_admit_another() {
             .body(())
             .unwrap()
             .into_parts();
-        guard.check(&parts, &known).is_ok()
+        guard.check(&parts, &known, &Scheme::HTTP).is_ok()
     };
     assert!(check("localhost"));
     assert!(!check("evil.example"));
@@ -403,7 +408,7 @@ fn forms() {
         }
         let (parts, ()) = request.body(()).unwrap().into_parts();
         guard
-            .check(&parts, &KnownHost::default())
+            .check(&parts, &KnownHost::default(), &Scheme::HTTP)
             .map_or_else(|error| error.status().as_u16(), |()| 200)
     };
     assert_eq!(form("TRACE", "/", &[]), 405);
