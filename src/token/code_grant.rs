@@ -6,6 +6,7 @@ use std::sync::Arc;
 use url::Url;
 
 use super::{
+    deadline::CallDeadline,
     endpoint::{IssuerEndpoint, Servers, encode_parameters},
     issuer::{Error, IssuerConfig, TokenEndpoint},
     token_response::{Failure, GrantType, TokenResponse},
@@ -81,6 +82,15 @@ impl CodeGrant {
     /// # Errors
     /// A classified failure whose detail contains no secret.
     pub async fn exchange(&self, code: &Secret) -> Result<TokenResponse, Failure> {
+        self.exchange_until(code, &self.endpoint.read_on()).await
+    }
+
+    /// Like [`CodeGrant::exchange`], until `deadline`.
+    pub(super) async fn exchange_until(
+        &self,
+        code: &Secret,
+        deadline: &CallDeadline,
+    ) -> Result<TokenResponse, Failure> {
         let redirect_uri = self
             .redirect_uri
             .as_deref()
@@ -89,12 +99,8 @@ impl CodeGrant {
             ("grant_type", "authorization_code"),
             ("code", code.expose()),
         ];
-        self.endpoint
-            .request_tokens(
-                pairs.into_iter().chain(redirect_uri),
-                &self.endpoint.read_on(),
-            )
-            .await
+        let pairs = pairs.into_iter().chain(redirect_uri);
+        self.endpoint.request_tokens(pairs, deadline).await
     }
 
     /// Reads the client secret again.

@@ -9,7 +9,6 @@ use std::{
 use super::{
     code_grant,
     endpoint::Servers,
-    initial_grant::InitialGrant,
     issuer::{self, IssuerConfig},
     jwt_grant::{self, JwtGrant},
 };
@@ -76,7 +75,7 @@ impl InitialGrantConfig {
         &self,
         issuer: &IssuerConfig,
         clock: SharedClock,
-    ) -> Result<Option<Box<dyn InitialGrant>>, issuer::Error> {
+    ) -> Result<Option<JwtGrant>, issuer::Error> {
         Ok(self.at_servers(&issuer.servers()?, issuer, clock))
     }
 
@@ -86,10 +85,8 @@ impl InitialGrantConfig {
         servers: &Arc<Servers>,
         issuer: &IssuerConfig,
         clock: SharedClock,
-    ) -> Option<Box<dyn InitialGrant>> {
+    ) -> Option<JwtGrant> {
         let (servers, jwt) = (Arc::clone(servers), self.jwt.clone()?);
-        Some(Box::new(JwtGrant::new(
-            servers, jwt, &self.code, issuer, clock,
-        )))
+        Some(JwtGrant::new(servers, jwt, &self.code, issuer, clock))
     }
 }

@@ -45,6 +45,17 @@ impl CallDeadline {
         Self::new(SharedClock::clone(clock), at, CancellationToken::new(), at)
     }
 
+    /// The deadline of a request that uses nothing, within this call: after `limit` at the latest, and
+    /// at once if the process ends.
+    pub(super) fn of_harmless_request(&self, limit: Duration) -> Self {
+        let now = self.clock.now();
+        Self {
+            at: self.at.min(now + limit),
+            at_stop: now,
+            ..self.clone()
+        }
+    }
+
     /// Runs `work`, which comes before the request. `None` if the process ends or the call is given
     /// up by then: what can be used once is not sent when nothing awaits the response.
     pub(super) async fn before_request<T>(&self, work: impl Future<Output = T>) -> Option<T> {

@@ -20,7 +20,7 @@ use super::{
     deadline::CallDeadline,
     endpoint::{IssuerEndpoint, Parameters, Servers, encode_parameters},
     initial_grant::InitialGrant,
-    issuer::IssuerConfig,
+    issuer::{IssuerConfig, READ_ON},
     token_response::{
         Failure, FailureClass, GrantType, RawResponse, TokenResponse, error_response, parse_object,
     },
@@ -97,7 +97,7 @@ pub fn check_key(algorithm: Algorithm, key: &Secret) -> Result<(), InvalidKey> {
 
 /// Obtains tokens for a JWT.
 #[derive(Debug)]
-pub(super) struct JwtGrant {
+pub struct JwtGrant {
     config: Config,
     client_id: String,
     servers: Arc<Servers>,
@@ -133,7 +133,17 @@ impl JwtGrant {
         }
     }
 
-    async fn obtain(&self) -> Result<TokenResponse, Failure> {
+    /// Requests tokens once. Ends within [`READ_ON`] timeouts.
+    ///
+    /// # Errors
+    /// A classified failure whose detail contains no secret.
+    pub async fn request_tokens(&self) -> Result<TokenResponse, Failure> {
+        let limit = self.timeout.saturating_mul(READ_ON);
+        self.request_until(&CallDeadline::after(&self.clock, limit))
+            .await
+    }
+
+    async fn request_until(&self, deadline: &CallDeadline) -> Result<TokenResponse, Failure> {
         let jwt = self.jwt().await?;
         let names = &self.config.names;
         let user = self
@@ -148,7 +158,6 @@ impl JwtGrant {
         ];
         let query = encode_parameters(pairs.into_iter().chain(user));
         self.servers.reload().await;
-        let deadline = CallDeadline::after(&self.clock, self.timeout);
         let parse = |response: RawResponse| {
             let code = self.config.code(&response, self.clock.wall());
             code.map_err(|failure| match response.flaw {
@@ -156,13 +165,14 @@ impl JwtGrant {
                 _ => failure,
             })
         };
+        let of_code = deadline.of_harmless_request(self.timeout);
         let code = self
             .endpoint
-            .call(Parameters::Get(query), None, &deadline, parse)
+            .call(Parameters::Get(query), None, &of_code, parse)
             .await?;
         let mut code_grant = self.code_grant.lock().await;
         code_grant.reload_client_secret().await;
-        code_grant.exchange(&code).await
+        code_grant.exchange_until(&code, deadline).await
     }
 
     async fn jwt(&self) -> Result<Zeroizing<String>, Failure> {
@@ -199,8 +209,11 @@ impl JwtGrant {
 }
 
 impl InitialGrant for JwtGrant {
-    fn request_tokens(&self) -> BoxFuture<'_, Result<TokenResponse, Failure>> {
-        Box::pin(self.obtain())
+    fn request_tokens<'a>(
+        &'a self,
+        deadline: &'a CallDeadline,
+    ) -> BoxFuture<'a, Result<TokenResponse, Failure>> {
+        Box::pin(self.request_until(deadline))
     }
 }
 
@@ -328,6 +341,7 @@ fn is_status_code(code: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
 
@@ -481,6 +495,70 @@ mod tests {
         assert_eq!(class(401, ""), FailureClass::Failing);
         assert_eq!(class(404, ""), FailureClass::Failing);
         assert_eq!(class(504, ""), FailureClass::Ambiguous);
+    }
+
+    /// The paths that a cloud receives. It responds to the first `responses` requests with a code;
+    /// after the others it cancels `stop` and stays silent.
+    async fn stopped_after(responses: usize) -> (Result<TokenResponse, Failure>, Vec<String>) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let clock = crate::base::clock::system();
+        let (stop, an_hour) = (CancellationToken::new(), Duration::from_secs(3600));
+        let now = clock.now();
+        // The first request is given up at once, the exchange of a code as a refresh.
+        let at_stop = if responses == 0 { now + an_hour } else { now };
+        let deadline = CallDeadline::new(clock.clone(), now + an_hour, stop.clone(), at_stop);
+        let received = Arc::new(parking_lot::Mutex::new(Vec::new()));
+        let log = Arc::clone(&received);
+        let cloud = tokio::spawn(async move {
+            let mut open = Vec::new();
+            loop {
+                let (mut stream, _) = listener.accept().await.expect("a connection");
+                let mut head = [0; 4096];
+                let n = stream.read(&mut head).await.expect("a request");
+                let head = String::from_utf8_lossy(&head[..n]);
+                let path = head.split([' ', '?']).nth(1).map(str::to_owned);
+                log.lock().extend(path);
+                if open.len() < responses {
+                    let response =
+                        b"HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{\"code\":\"c0d\"}";
+                    stream.write_all(response).await.expect("written");
+                } else {
+                    stop.cancel();
+                }
+                open.push(stream);
+            }
+        });
+        let mut issuer = crate::token::testing::config(None).issuer;
+        issuer.origins = vec![format!("http://{address}").parse().expect("a URL")];
+        issuer.timeout = an_hour;
+        let code = code_grant::Config {
+            authorize_url: issuer.origins[0].clone(),
+            token_path: "/api/token.do".to_owned(),
+            redirect_uri: None,
+        };
+        let servers = issuer.servers().expect("built");
+        let grant = JwtGrant::new(servers, config(), &code, &issuer, clock);
+        let call = InitialGrant::request_tokens(&grant, &deadline);
+        let result = tokio::time::timeout(Duration::from_secs(30), call).await;
+        cloud.abort();
+        let received = std::mem::take(&mut *received.lock());
+        (result.expect("it ends with the process"), received)
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_does_not_wait_for_the_timeouts_of_the_grant() {
+        const PATHS: [&str; 2] = ["/api/authorizeByJWT.do", "/api/token.do"];
+        for responses in [0, 1] {
+            let (result, received) = stopped_after(responses).await;
+            let class = result.expect_err("no tokens").class;
+            assert_eq!(class, FailureClass::Ambiguous, "{responses}");
+            assert_eq!(received, PATHS[..=responses]);
+        }
     }
 
     fn pem(algorithm: &'static rcgen::SignatureAlgorithm) -> Secret {

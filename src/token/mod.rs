@@ -103,7 +103,6 @@ pub use self::{
     cache::{Token, Version},
     config::{Config, InitialGrantConfig},
     credential::{Credential, MAX_WAITERS, ManualRefreshError},
-    initial_grant::InitialGrant,
     issuer::{BasicEncoding, IssuerConfig, ParameterLocation},
     refresher::{Error, Refresher},
     rejection::RequestKey,

@@ -144,7 +144,8 @@ impl Refresher {
         let servers = config.issuer.servers()?;
         let reloadable = servers.reloadable();
         let initial_grant = initial_grant
-            .and_then(|grant| grant.at_servers(&servers, &config.issuer, Arc::clone(&clock)));
+            .and_then(|grant| grant.at_servers(&servers, &config.issuer, Arc::clone(&clock)))
+            .map(|grant| Box::new(grant) as Box<dyn InitialGrant>);
         let issuer = TokenEndpoint::at_servers(servers, &config.issuer, Arc::clone(&clock));
         let file = config.state_file.clone();
         let file = file.map(|path| FileStore::new(path, &config));
@@ -346,7 +347,7 @@ impl Refresher {
         );
         let call = match (grant.refresh_token(), &self.initial_grant) {
             (Some(token), _) => self.issuer.refresh(token.secret(), &deadline),
-            (None, Some(initial_grant)) => initial_grant.request_tokens(),
+            (None, Some(initial_grant)) => initial_grant.request_tokens(&deadline),
             (None, None) => return None,
         };
         let mut call = pin!(call);

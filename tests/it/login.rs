@@ -14,7 +14,7 @@ use bearer_proxy::{
     base::clock,
     cloud::{Cloud, Config, IssuerResponse},
     config::{self, Loaded, Source},
-    token::{FailureClass, InitialGrant},
+    token::{FailureClass, jwt_grant::JwtGrant},
 };
 use http::StatusCode;
 use tokio::io::AsyncWriteExt as _;
@@ -476,7 +476,7 @@ fn with_jwt(cloud: &str, more: &[(&str, &str)]) -> Loaded {
     config::load(source).unwrap_or_else(|mistakes| panic!("{mistakes}"))
 }
 
-fn jwt_tokens(loaded: Loaded) -> Box<dyn InitialGrant> {
+fn jwt_tokens(loaded: Loaded) -> JwtGrant {
     let config = loaded.config;
     config
         .initial_grant

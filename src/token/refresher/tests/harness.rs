@@ -21,9 +21,10 @@ use crate::{
         secret::Secret,
     },
     token::{
-        Config, Credential, Failure, FailureClass, InitialGrant, Outcome, Reason, State,
-        StoreError, Token, TokenResponse,
+        Config, Credential, Failure, FailureClass, Outcome, Reason, State, StoreError, Token,
+        TokenResponse,
         deadline::CallDeadline,
+        initial_grant::InitialGrant,
         issuer::Issuer,
         refresher::Refresher,
         store::{Lock, Record, Store},
@@ -428,6 +429,15 @@ impl ScriptedCalls {
         }
         (self.response)(n)
     }
+
+    async fn call_until(
+        &self,
+        sent: String,
+        deadline: &CallDeadline,
+    ) -> Result<TokenResponse, Failure> {
+        let late = Failure::new(FailureClass::Ambiguous, "given up");
+        deadline.run(self.call(sent)).await.unwrap_or(Err(late))
+    }
 }
 
 struct ScriptedIssuer {
@@ -441,9 +451,8 @@ impl Issuer for ScriptedIssuer {
         refresh_token: &'a Secret,
         deadline: &'a CallDeadline,
     ) -> BoxFuture<'a, Result<TokenResponse, Failure>> {
-        let call = self.script.call(refresh_token.expose().to_owned());
-        let late = Failure::new(FailureClass::Ambiguous, "given up");
-        Box::pin(async move { deadline.run(call).await.unwrap_or(Err(late)) })
+        let sent = refresh_token.expose().to_owned();
+        Box::pin(self.script.call_until(sent, deadline))
     }
 
     fn reload_client_secret(&mut self) -> BoxFuture<'_, bool> {
@@ -465,8 +474,11 @@ impl std::fmt::Debug for ScriptedCalls {
 }
 
 impl InitialGrant for Arc<ScriptedCalls> {
-    fn request_tokens(&self) -> BoxFuture<'_, Result<TokenResponse, Failure>> {
-        Box::pin(self.call(String::new()))
+    fn request_tokens<'a>(
+        &'a self,
+        deadline: &'a CallDeadline,
+    ) -> BoxFuture<'a, Result<TokenResponse, Failure>> {
+        Box::pin(self.call_until(String::new(), deadline))
     }
 }
 
