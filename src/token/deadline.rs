@@ -132,5 +132,9 @@ mod tests {
         assert_eq!(deadline.before_request(async { 1 }).await, None, "before");
         let deadline = CallDeadline::after(&deadline.clock, Duration::from_secs(1));
         assert_eq!(deadline.before_request(after(2)).await, None, "too late");
+        let deadline = CallDeadline::after(&deadline.clock, Duration::from_secs(1));
+        let connecting = deadline.before_request(pending::<()>());
+        let limited = tokio::time::timeout(Duration::from_secs(10), connecting);
+        assert_eq!(limited.await, Ok(None), "it never connects");
     }
 }

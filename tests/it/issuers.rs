@@ -3,6 +3,7 @@
 use std::{io, net::TcpListener, time::Duration};
 
 use bearer_proxy::{
+    app::App,
     base::{clock, secret::Secret},
     config::{self, Source},
     token::{
@@ -14,11 +15,11 @@ use bearer_proxy::{
 use tokio::io::AsyncWriteExt as _;
 
 use crate::common::{
-    black_hole, closed_address, eventually,
+    Proxy, black_hole, closed_address, eventually,
     issuer_client::{GRANT, TOKEN, call, config},
     picky, post, proxy, read_head, scripted, send, silent_upstream,
     tls::{authority, cloud_named, identity, server_config, write},
-    upstream::{Reply, RunningUpstream, Upstream, bytes, grant, ok, response, silence},
+    upstream::{Reply, Request, RunningUpstream, Upstream, bytes, grant, ok, response, silence},
 };
 
 fn servers(origins: &[&str]) -> IssuerConfig {
@@ -40,7 +41,7 @@ async fn granting() -> RunningUpstream {
 }
 
 /// Calls of this credential that brought no token.
-fn failed_calls(proxy: &crate::common::Proxy) -> u64 {
+fn failed_calls(proxy: &Proxy) -> u64 {
     let refreshes = proxy.app.credential().snapshot().refreshes;
     let failed = refreshes
         .iter()
@@ -290,21 +291,34 @@ async fn the_code_of_a_login_is_exchanged_at_a_server_that_can_be_reached() {
 }
 
 #[tokio::test]
-async fn both_steps_of_the_jwt_grant_go_to_the_same_server() {
-    let cloud = || {
-        Upstream::new()
-            .on("/api/authorizeByJWT.do", ok(r#"{"code":"c0de"}"#))
-            .on("*", grant("token", 3600))
-    };
-    let (first, second) = (closed_address(), cloud().start().await);
+async fn silent_servers_are_tried_beside_each_other() {
+    let (_socket, _fillers, black_hole) = black_hole();
+    let good = granting().await;
+    let dead = black_hole.as_str();
+    let mut issuer = servers(&[dead, dead, dead, dead, &good.origin()]);
+    // One after the other, they would take eight seconds of the call's six.
+    issuer.timeout = Duration::from_secs(2);
+    call(&issuer).await.expect("granted");
+}
+
+#[tokio::test]
+async fn all_calls_of_a_credential_go_where_the_last_one_went() {
+    let first = closed_address();
+    let second = Upstream::new()
+        .on("/api/authorizeByJWT.do", ok(r#"{"code":"c0de"}"#))
+        .on("*", grant("token", 3600))
+        .start()
+        .await;
     let issuer = format!("http://{first},{}", second.origin());
     let overrides = [
         ("proxy.listen", "127.0.0.1:0"),
+        ("admin.listen", "127.0.0.1:0"),
         ("upstream.endpoints", "http://127.0.0.1:1"),
         ("token.issuer", &issuer),
         ("token.client_id", "id"),
         ("token.client_secret", "secret"),
         ("token.jwt.key", "key"),
+        ("retry.cooldown", "1ms"),
     ];
     let overrides = overrides.map(|(key, value)| (key.to_owned(), value.to_owned()));
     let source = Source {
@@ -313,17 +327,23 @@ async fn both_steps_of_the_jwt_grant_go_to_the_same_server() {
         overrides: overrides.into(),
     };
     let config = config::load(source).unwrap().config;
-    let tokens = config
-        .initial_grant
-        .build(&config.token.issuer, clock::system())
-        .unwrap()
-        .unwrap();
-    tokens.request_tokens().await.expect("granted");
-    let paths = |cloud: &RunningUpstream| {
-        let requests = cloud.requests().into_iter();
-        requests
-            .map(|request| request.path().to_owned())
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(paths(&second), ["/api/authorizeByJWT.do", "/api/token.do"]);
+    let proxy = Proxy::of(App::start(config, clock::system()).unwrap());
+    proxy.ready().await;
+    let listener = TcpListener::bind(first).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    eventually("a refresh", async || {
+        send(proxy.admin, post("/token/refresh", "")).await;
+        second.count() > 2
+    })
+    .await;
+    let requests = second.requests();
+    let paths: Vec<_> = requests.iter().map(Request::path).collect();
+    let expected = [
+        "/api/authorizeByJWT.do",
+        "/api/token.do",
+        "/api/refreshToken.do",
+    ];
+    assert_eq!(paths[..3], expected);
+    let untouched = listener.accept().expect_err("no connection").kind();
+    assert_eq!(untouched, io::ErrorKind::WouldBlock);
 }
