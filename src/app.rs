@@ -120,6 +120,7 @@ impl App {
         let addresses = bound.iter().map(|bound| bound.address().clone()).collect();
         let admin_address = admin.as_ref().map(|admin| admin.bound.address().clone());
         let descriptors = divide_descriptors(&config.proxy);
+        let proxies = config.outbound_proxies();
         let upstreams = share_upstreams(config.upstreams, descriptors.upstream)?;
         let upstream_configs = upstreams.iter().map(|one| one.config().clone()).collect();
         let initial_grant = Some(&config.initial_grant);
@@ -141,6 +142,7 @@ impl App {
             stop.child_token(),
         )?;
         reloadables.push(proxy.reloadable());
+        reloadables.extend(proxies.iter().filter_map(|proxy| proxy.reloadable()));
         let (reloader, reload) = Reloader::new(reloadables, clock);
 
         let draining = CancellationToken::new();

@@ -27,7 +27,9 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
     for warning in loaded.warnings.iter().chain(&loaded.exposed_files) {
         tracing::warn!("{warning}");
     }
-    warn_of_proxy_variables();
+    if loaded.config.outbound_proxies().is_empty() {
+        warn_of_proxy_variables();
+    }
     if let Err(error) = process::raise_descriptor_limit() {
         tracing::debug!(%error, "the limit of open files could not be raised");
     }
@@ -78,7 +80,8 @@ pub(super) fn run(config: &ConfigFile) -> ExitCode {
     block_on_reporting(work, report)
 }
 
-/// Warns of proxy variables: neither the data path nor the issuer's client uses them.
+/// Warns of proxy variables: neither the data path nor the issuer's client uses them. Their values
+/// may contain a password.
 fn warn_of_proxy_variables() {
     for variable in [
         "HTTPS_PROXY",
@@ -91,7 +94,8 @@ fn warn_of_proxy_variables() {
         if std::env::var_os(variable).is_some_and(|value| !value.is_empty()) {
             tracing::warn!(
                 variable,
-                "is set, but has no effect: the cloud and the issuer are called directly"
+                "is set, but has no effect: the cloud and the issuer are called directly; to call them \
+                 through a proxy, write upstream.proxy, as in proxy = \"http://proxy.example.com:3128\""
             );
             return;
         }

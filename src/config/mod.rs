@@ -21,6 +21,7 @@ use std::{
     fs::File,
     io::{self, Read as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use zeroize::Zeroizing;
@@ -35,7 +36,7 @@ use self::{
     raw::Raw,
     reader::Reader,
 };
-use crate::{admin, base::log, proxy, token, upstream};
+use crate::{admin, base::log, net::outbound_proxy::OutboundProxy, proxy, token, upstream};
 
 /// A validated configuration. Nothing that the program needs is optional.
 #[derive(Debug, Clone)]
@@ -52,6 +53,21 @@ pub struct Config {
     pub admin: Option<admin::Config>,
     /// Logging.
     pub log: log::Config,
+}
+
+impl Config {
+    /// The outbound proxies of the upstreams and of the issuer, each once.
+    pub fn outbound_proxies(&self) -> Vec<Arc<OutboundProxy>> {
+        let upstreams = self.upstreams.iter().map(|upstream| &upstream.proxy);
+        let all = upstreams.chain([&self.token.issuer.proxy]).flatten();
+        let mut proxies: Vec<Arc<OutboundProxy>> = Vec::new();
+        for proxy in all {
+            if !proxies.iter().any(|known| Arc::ptr_eq(known, proxy)) {
+                proxies.push(Arc::clone(proxy));
+            }
+        }
+        proxies
+    }
 }
 
 /// The sources of a configuration, in ascending order of precedence.

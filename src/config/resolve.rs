@@ -5,6 +5,7 @@ mod clients;
 mod cycles;
 mod initial_grant;
 mod listeners;
+mod outbound_proxy;
 mod routes;
 mod tls;
 mod token;

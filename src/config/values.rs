@@ -17,8 +17,8 @@ pub(super) use token::{
     algorithm, claims, code, is_pem, json_pointer, key_material, parameter_name,
 };
 pub(super) use web::{
-    address, endpoint, error_status, host_header, host_name, path_rule, prefix, redirect_uri,
-    served_host, server_name, socket_address, url_path, web_origin,
+    address, endpoint, error_status, host_header, host_name, outbound_proxy, path_rule, prefix,
+    redirect_uri, served_host, server_name, socket_address, url_path, web_origin,
 };
 
 type Read<T> = Result<T, Problem>;

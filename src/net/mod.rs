@@ -6,6 +6,7 @@
 //! | [`dial`] | which of several addresses to connect to: attempts that overlap |
 //! | [`http2`] | malformed messages on HTTP/2, before h2 reads them; the HTTP/2 error behind one of hyper's |
 //! | [`http_server`] | a small HTTP/1.1 server: the admin endpoint, the callback of `login` |
+//! | [`outbound_proxy`] | connections to upstreams and the issuer through an HTTP or SOCKS5 proxy |
 //! | [`proxy_protocol`] | the PROXY header with which a load balancer begins a connection |
 //! | [`reload`] | values that are rebuilt when their files change: TLS settings, client keys |
 //! | [`socket`] | listening and connected sockets: TCP, and Unix sockets |
@@ -15,6 +16,7 @@ pub mod certificate;
 pub mod dial;
 pub mod http2;
 pub mod http_server;
+pub mod outbound_proxy;
 pub mod proxy_protocol;
 pub mod reload;
 pub mod socket;

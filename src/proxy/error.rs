@@ -8,6 +8,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::{
     base::{labels::labels, retry_after::retry_after},
+    net::outbound_proxy::Error as ProxyError,
     proxy::framing::Fault,
     upstream,
 };
@@ -156,6 +157,9 @@ labels! {
         Resolve => "resolve",
         ConnectRefused => "connect_refused",
         Tls => "tls",
+        ProxyTimeout => "proxy_timeout",
+        ProxyUnreachable => "proxy_unreachable",
+        ProxyRefused => "proxy_refused",
         ConnectionsFull => "connections_full",
         ResponseTimeout => "response_timeout",
         ConnectionClosed => "broken_off",
@@ -171,6 +175,9 @@ labels! {
         Resolve => "resolve",
         ConnectRefused => "connect_refused",
         Tls => "tls",
+        ProxyTimeout => "proxy_timeout",
+        ProxyUnreachable => "proxy_unreachable",
+        ProxyRefused => "proxy_refused",
         ConnectionsFull => "connections_full",
         ResponseTimeout => "response_timeout",
         ConnectionClosed => "broken_off",
@@ -206,6 +213,11 @@ impl Error {
             Self::Connect(upstream::Error::Resolve { .. }) => Failure::Resolve,
             Self::Connect(upstream::Error::Refused { .. }) => Failure::ConnectRefused,
             Self::Connect(upstream::Error::Tls { .. }) => Failure::Tls,
+            Self::Connect(upstream::Error::Proxy { source, .. }) => match source {
+                ProxyError::Timeout { .. } => Failure::ProxyTimeout,
+                ProxyError::Unreachable { .. } => Failure::ProxyUnreachable,
+                ProxyError::Refused { .. } => Failure::ProxyRefused,
+            },
             Self::Connect(upstream::Error::Full { .. } | upstream::Error::NoSocket { .. }) => {
                 Failure::ConnectionsFull
             }
@@ -415,6 +427,30 @@ impl Error {
                     Reason::Tls,
                 )
             }
+            Self::Connect(upstream::Error::Proxy { source, .. }) => match source {
+                ProxyError::Timeout { .. } => class(
+                    StatusCode::GATEWAY_TIMEOUT,
+                    "Outbound proxy too slow",
+                    "connection_timeout",
+                    Reason::ProxyTimeout,
+                ),
+                ProxyError::Unreachable { .. } => class(
+                    StatusCode::BAD_GATEWAY,
+                    "Outbound proxy unreachable",
+                    "connection_refused",
+                    Reason::ProxyUnreachable,
+                ),
+                ProxyError::Refused { refusal, .. } => class(
+                    StatusCode::BAD_GATEWAY,
+                    "Refused by the outbound proxy",
+                    if refusal.is_authentication() {
+                        "proxy_configuration_error"
+                    } else {
+                        "destination_unavailable"
+                    },
+                    Reason::ProxyRefused,
+                ),
+            },
             Self::Connect(upstream::Error::Full { .. } | upstream::Error::NoSocket { .. }) => {
                 let kind = "connection_limit_reached";
                 class(
@@ -475,7 +511,14 @@ impl Error {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if let Ok(value) = HeaderValue::try_from(format!("bearer-proxy; error={proxy_status}")) {
+        let next_hop = match self {
+            Self::Connect(upstream::Error::Proxy { source, .. }) => {
+                format!("; next-hop=\"{}\"", source.next_hop())
+            }
+            _ => String::new(),
+        };
+        let proxy_status = format!("bearer-proxy; error={proxy_status}{next_hop}");
+        if let Ok(value) = HeaderValue::try_from(proxy_status) {
             headers.insert("proxy-status", value);
         }
         match self {
@@ -536,6 +579,7 @@ impl From<Fault> for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::outbound_proxy::Refusal;
 
     #[test]
     fn an_error_response_has_a_status_a_problem_document_and_a_proxy_status() {
@@ -565,6 +609,7 @@ mod tests {
     fn each() -> Vec<Error> {
         let endpoint = || "https://cloud.example.com".to_owned();
         let source = || std::io::Error::other("broken");
+        let proxy = || Arc::from("http://proxy.example.com:3128 (upstream.proxy)");
         vec![
             Error::ForeignHost(String::new()),
             Error::ForeignOrigin(String::new()),
@@ -609,6 +654,28 @@ mod tests {
             Error::Connect(upstream::Error::Tls {
                 endpoint: endpoint(),
                 source: source(),
+            }),
+            Error::Connect(upstream::Error::Proxy {
+                endpoint: endpoint(),
+                source: ProxyError::Timeout {
+                    proxy: proxy(),
+                    what: "accepts no connection",
+                    limit: Duration::ZERO,
+                },
+            }),
+            Error::Connect(upstream::Error::Proxy {
+                endpoint: endpoint(),
+                source: ProxyError::Unreachable {
+                    proxy: proxy(),
+                    source: source(),
+                },
+            }),
+            Error::Connect(upstream::Error::Proxy {
+                endpoint: endpoint(),
+                source: ProxyError::Refused {
+                    proxy: proxy(),
+                    refusal: Refusal::NoCredentials,
+                },
             }),
             Error::Connect(upstream::Error::Full {
                 endpoint: endpoint(),

@@ -365,6 +365,7 @@ mod tests {
                 http::HeaderValue::try_from(format!("Up{n}.example.com")).unwrap(),
             ),
             connect_to: None,
+            proxy: None,
             connect_timeout: Duration::from_secs(5),
             handshake_timeout: Duration::from_secs(10),
             response_timeout: Duration::from_secs(60),

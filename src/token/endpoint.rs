@@ -87,8 +87,12 @@ impl IssuerEndpoint {
     ) -> Result<T, Failure> {
         let connected = deadline.before_request(self.servers.connect()).await;
         let (server, transport) = connected.ok_or_else(Failure::not_sent)??;
-        let request = self.request(server, parameters, authorization)?;
+        let mut request = self.request(server, parameters, authorization)?;
+        if let Some(form) = &server.absolute_form {
+            form.apply(&mut request);
+        }
         let response = exchange::exchange(transport, request, deadline).await;
+        let response = response.and_then(|response| self.servers.forwarded(server, response));
         self.servers.ended(server, response.and_then(parse))
     }
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     base::{clock::SharedClock, secret::Secret},
-    net::tls,
+    net::{outbound_proxy::OutboundProxy, tls},
 };
 
 /// How to call the issuer: `POST {origin}{path}`, client authentication by HTTP Basic, the grant's
@@ -47,12 +47,14 @@ pub struct IssuerConfig {
     pub default_expires_in: Duration,
     /// TLS towards the issuer, if it is `https`.
     pub tls: tls::Config,
+    /// The proxy that connections to the issuer pass. It resolves the issuer's host.
+    pub proxy: Option<Arc<OutboundProxy>>,
 }
 
 impl IssuerConfig {
     /// The issuer's servers, for all its endpoints. Connects to nothing yet.
     pub(super) fn servers(&self) -> Result<Arc<Servers>, Error> {
-        Servers::new(&self.origins, &self.tls, self.timeout)
+        Servers::new(&self.origins, &self.tls, self.proxy.as_ref(), self.timeout)
     }
 }
 

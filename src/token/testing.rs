@@ -19,6 +19,7 @@ pub(super) fn config(refresh_token: Option<Secret>) -> Config {
             timeout: Duration::from_secs(10),
             default_expires_in: Duration::from_secs(300),
             tls: crate::net::tls::Config::default(),
+            proxy: None,
         },
         refresh_token,
         state_file: None,

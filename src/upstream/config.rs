@@ -1,10 +1,10 @@
 //! Configuration of one upstream.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{HeaderValue, uri::Scheme};
 
-use crate::net::tls;
+use crate::net::{outbound_proxy::OutboundProxy, tls};
 
 /// One upstream: its endpoints, and how to connect to them.
 #[derive(Debug, Clone)]
@@ -17,7 +17,9 @@ pub struct Config {
     pub host: Host,
     /// Connect to this address instead of resolving the endpoint's host.
     pub connect_to: Option<SocketAddr>,
-    /// Limit for name resolution and the TCP handshake.
+    /// The proxy that connections pass. It resolves the endpoints' hosts.
+    pub proxy: Option<Arc<OutboundProxy>>,
+    /// Limit for name resolution and the TCP handshake, and for the response of the proxy.
     pub connect_timeout: Duration,
     /// Limit for the TLS handshake.
     pub handshake_timeout: Duration,

@@ -18,11 +18,12 @@ use tokio_util::either::Either;
 use super::{
     config::{Config, Endpoint, Http2},
     response_head::{HeadReader, HeadState},
-    shared::{EndpointTls, HTTP2},
+    shared::{HTTP2, SharedEndpoint},
 };
 use crate::{
     base::coop::CoopBudget,
     net::{
+        outbound_proxy,
         socket::{self, Stream},
         tls,
     },
@@ -62,6 +63,14 @@ pub enum Error {
         /// The operating system's error.
         source: io::Error,
     },
+    /// The outbound proxy cannot be reached or refuses. Nothing of a request was sent.
+    #[error("no connection to {endpoint}: {source}")]
+    Proxy {
+        /// The origin of the endpoint.
+        endpoint: String,
+        /// The proxy's error.
+        source: outbound_proxy::Error,
+    },
     /// The TLS handshake failed.
     #[error(
         "TLS handshake with {endpoint} failed: {source}{}",
@@ -98,6 +107,7 @@ impl Error {
             Self::Timeout { endpoint, .. }
             | Self::Resolve { endpoint, .. }
             | Self::Refused { endpoint, .. }
+            | Self::Proxy { endpoint, .. }
             | Self::Tls { endpoint, .. }
             | Self::Full { endpoint, .. }
             | Self::NoSocket { endpoint } => endpoint,
@@ -136,31 +146,13 @@ pub(super) enum Protocol {
 pub(super) async fn connect(
     config: &Config,
     endpoint: &Endpoint,
-    tls: Option<&EndpointTls>,
+    shared: &SharedEndpoint,
     versions: HttpVersions,
 ) -> Result<(Io, Protocol), Error> {
     let origin = || endpoint.origin.clone();
-    let limit = config.connect_timeout;
-    let connected = match config.connect_to {
-        Some(address) => socket::connect(&address.ip().to_string(), address.port(), limit).await,
-        None => socket::connect(&endpoint.host, endpoint.port, limit).await,
-    };
-    let stream = connected.map_err(|source| match source.kind() {
-        io::ErrorKind::TimedOut => Error::Timeout {
-            endpoint: origin(),
-            limit,
-        },
-        _ if is_resolver_error(&source) => Error::Resolve {
-            endpoint: origin(),
-            source,
-        },
-        _ => Error::Refused {
-            endpoint: origin(),
-            source,
-        },
-    })?;
+    let stream = connect_tcp(config, endpoint, shared).await?;
     let always_http2 = config.http2 == Http2::Always;
-    let Some(tls) = tls else {
+    let Some(tls) = &shared.tls else {
         let protocol = if always_http2 {
             Protocol::Http2
         } else {
@@ -197,6 +189,44 @@ pub(super) async fn connect(
             limit: config.handshake_timeout,
         }),
     }
+}
+
+/// A TCP connection to the endpoint, or to the proxy that forwards requests to it.
+async fn connect_tcp(
+    config: &Config,
+    endpoint: &Endpoint,
+    shared: &SharedEndpoint,
+) -> Result<Stream, Error> {
+    let origin = || endpoint.origin.clone();
+    let limit = config.connect_timeout;
+    if let Some(proxy) = &config.proxy {
+        let connected = match shared.absolute_form {
+            Some(_) => proxy.connect(limit).await,
+            None => proxy.tunnel(&endpoint.host, endpoint.port, limit).await,
+        };
+        return connected.map_err(|source| Error::Proxy {
+            endpoint: origin(),
+            source,
+        });
+    }
+    let connected = match config.connect_to {
+        Some(address) => socket::connect(&address.ip().to_string(), address.port(), limit).await,
+        None => socket::connect(&endpoint.host, endpoint.port, limit).await,
+    };
+    connected.map_err(|source| match source.kind() {
+        io::ErrorKind::TimedOut => Error::Timeout {
+            endpoint: origin(),
+            limit,
+        },
+        _ if is_resolver_error(&source) => Error::Resolve {
+            endpoint: origin(),
+            source,
+        },
+        _ => Error::Refused {
+            endpoint: origin(),
+            source,
+        },
+    })
 }
 
 /// The connection of a 101 response, and the bytes that were read after the response.

@@ -175,13 +175,8 @@ where
             endpoint: self.endpoint.origin.clone(),
         })?);
         let begin = tokio::time::Instant::now();
-        let (mut io, protocol) = connect(
-            &self.config,
-            &self.endpoint,
-            self.shared.tls.as_ref(),
-            versions,
-        )
-        .await?;
+        let (mut io, protocol) =
+            connect(&self.config, &self.endpoint, &self.shared, versions).await?;
         self.connect_time.set(begin.elapsed());
         let close_deadline = Rc::new(self.ticker.deadline());
         let handshake_error = |error| connect::Error::Refused {

@@ -10,7 +10,7 @@ use super::{
     expect::ExpectMemory,
     sockets::Sockets,
 };
-use crate::net::{reload, tls};
+use crate::net::{outbound_proxy::AbsoluteForm, reload, tls};
 
 /// ALPN protocol IDs, RFC 7301 §6.
 pub(super) const HTTP2: &[u8] = b"h2";
@@ -29,6 +29,8 @@ pub struct Shared {
 #[derive(Debug, Clone)]
 pub(super) struct SharedEndpoint {
     pub(super) tls: Option<EndpointTls>,
+    /// How requests are sent, if an HTTP proxy forwards them one by one.
+    pub(super) absolute_form: Option<AbsoluteForm>,
     /// Connections of all workers that carry a request.
     pub(super) active: Arc<AtomicUsize>,
     pub(super) expect: Arc<ExpectMemory>,
@@ -100,6 +102,7 @@ impl Shared {
             .map(|endpoint| {
                 Ok(SharedEndpoint {
                     tls: endpoint_tls(endpoint)?,
+                    absolute_form: absolute_form(&config, endpoint),
                     active: Arc::default(),
                     expect: Arc::default(),
                     sockets: Arc::clone(sockets),
@@ -123,6 +126,17 @@ impl Shared {
     pub fn reloadable(&self) -> Option<Arc<dyn reload::Reload>> {
         Some(Arc::clone(self.tls_configs.as_ref()?) as Arc<dyn reload::Reload>)
     }
+}
+
+/// HTTP/2 has no form for proxies that do not tunnel it.
+fn absolute_form(config: &Config, endpoint: &Endpoint) -> Option<AbsoluteForm> {
+    let proxy = config.proxy.as_ref()?;
+    let form = AbsoluteForm::new(
+        proxy,
+        endpoint.scheme.as_str(),
+        endpoint.authority.as_bytes(),
+    );
+    form.filter(|_| config.http2 != Http2::Always)
 }
 
 impl TlsConfigs {

@@ -243,8 +243,8 @@ fn bad_input_21_no_secret_is_printed_by_a_panic() {
     for jwt in [false, true] {
         let program = configured("http://127.0.0.1:1", "http://127.0.0.1:1", jwt);
         let config = toml::load(&program.path("proxy.toml")).config;
-        let panic =
-            std::panic::catch_unwind(|| panic!("{config:#?} {config:?}")).expect_err("it panics");
+        let print = std::panic::AssertUnwindSafe(|| panic!("{config:#?} {config:?}"));
+        let panic = std::panic::catch_unwind(print).expect_err("it panics");
         let words = panic.downcast_ref::<String>().expect("words");
         assert!(
             words.contains("demo"),

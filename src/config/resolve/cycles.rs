@@ -12,7 +12,7 @@ use crate::{
         reader::Reader,
         values,
     },
-    net::socket::Address,
+    net::{outbound_proxy::ProxyAddress, socket::Address},
     upstream,
 };
 
@@ -22,6 +22,18 @@ struct Target {
     port: u16,
     key: String,
     pos: SourcePos,
+}
+
+impl Target {
+    /// The outbound proxy that this key names.
+    fn of_proxy(r: &Reader, proxy: &ProxyAddress, key: String) -> Self {
+        Self {
+            host: proxy.host.clone(),
+            port: proxy.port,
+            pos: r.pos(&key),
+            key,
+        }
+    }
 }
 
 /// Names other than `localhost` are not resolved: a loop through one is detected at run time (508).
@@ -48,7 +60,12 @@ pub(super) fn reject_own_addresses(
             let reason = format!(
                 "is {address} of {listener}, this proxy itself: its requests would come back to it"
             );
-            let problem = problem(reason, "write the address of the cloud");
+            let instead = if target.key.ends_with("proxy") {
+                "write the address of the outbound proxy"
+            } else {
+                "write the address of the cloud"
+            };
+            let problem = problem(reason, instead);
             r.mistake(target.pos, &target.key, problem);
         }
     }
@@ -61,6 +78,14 @@ fn targets(r: &Reader, upstreams: &[upstream::Config]) -> Vec<Target> {
             keys::DEFAULT => keys::UPSTREAM.to_owned(),
             name => format!("{}.{name}", keys::UPSTREAMS),
         };
+        if let Some(proxy) = &config.proxy {
+            targets.push(Target::of_proxy(
+                r,
+                proxy.address(),
+                format!("{section}.proxy"),
+            ));
+            continue;
+        }
         if let Some(address) = config.connect_to {
             let key = format!("{section}.connect_to");
             targets.push(Target {
@@ -80,6 +105,12 @@ fn targets(r: &Reader, upstreams: &[upstream::Config]) -> Vec<Target> {
                 key: key.clone(),
             });
         }
+    }
+    const PROXY: &str = "token.proxy";
+    let proxy = r.raw_value(PROXY);
+    if let Some(proxy) = proxy.and_then(|value| values::outbound_proxy(value).ok()) {
+        targets.push(Target::of_proxy(r, &proxy, PROXY.to_owned()));
+        return targets;
     }
     const ISSUER: &str = "token.issuer";
     let issuers = r.elements(ISSUER).into_iter();

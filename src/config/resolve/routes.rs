@@ -185,7 +185,7 @@ pub(super) fn check(
             let key = format!("{section}.endpoints");
             for (index, endpoint) in upstream.endpoints.iter().enumerate() {
                 let pos = r.pos_of_element(&key, index);
-                warn_if_plain_http(r, endpoint, &pos, &key);
+                warn_if_plain_http(r, endpoint, upstream.proxy.as_deref(), &pos, &key);
             }
         }
     }

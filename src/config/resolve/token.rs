@@ -1,18 +1,19 @@
 //! `[token]`: the issuer, the state file and the refresh token.
 
-use std::{collections::HashSet, fs, io, path::Path};
+use std::{collections::HashSet, fs, io, path::Path, sync::Arc};
 
 use http::uri::Scheme;
 use url::Url;
 
 use super::{
+    outbound_proxy::outbound_proxy,
     tls,
     upstream::{warn_if_plain_http, warn_of_unused_tls},
 };
 use crate::{
     base::{process, secret::Secret},
     config::{findings::problem, reader::Reader, values},
-    net,
+    net::{self, outbound_proxy::OutboundProxy},
     proxy::policy::issuer_path::IssuerPath,
     token::{self, BasicEncoding, IssuerConfig, ParameterLocation, ResponseFields},
     upstream::{self, Endpoint},
@@ -80,7 +81,8 @@ pub(super) fn issuer_paths(r: &Reader) -> Vec<IssuerPath> {
 }
 
 fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
-    let (servers, tls) = issuer_servers(r, upstream);
+    let proxy = issuer_proxy(r, upstream);
+    let (servers, tls) = issuer_servers(r, upstream, proxy.as_deref());
     let path = interface_path(r, "token.refresh_path");
     let basic_encoding = r.choice(
         "token.basic_encoding",
@@ -114,7 +116,15 @@ fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
         timeout,
         default_expires_in,
         tls,
+        proxy,
     })
+}
+
+/// `token.proxy`. The upstream's is the default where the upstream is the issuer.
+fn issuer_proxy(r: &mut Reader, upstream: &upstream::Config) -> Option<Arc<OutboundProxy>> {
+    let own = outbound_proxy(r, "token");
+    let has_default = !r.is_given("token.issuer") && !r.is_given("token.proxy");
+    own.or_else(|| upstream.proxy.clone().filter(|_| has_default))
 }
 
 /// `token.issuer`, by default the upstream's endpoints, and its TLS. The upstream's TLS is the
@@ -122,13 +132,14 @@ fn issuer(r: &mut Reader, upstream: &upstream::Config) -> Option<IssuerConfig> {
 fn issuer_servers(
     r: &mut Reader,
     upstream: &upstream::Config,
+    proxy: Option<&OutboundProxy>,
 ) -> (Vec<Endpoint>, net::tls::Config) {
     const KEY: &str = "token.issuer";
     let own_tls = tls::client(r, "token.tls");
     let has_own_tls = own_tls != net::tls::Config::default();
     let own = r.one_or_more(KEY, values::endpoint);
     for (server, pos) in &own {
-        warn_if_plain_http(r, server, pos, KEY);
+        warn_if_plain_http(r, server, proxy, pos, KEY);
     }
     let is_given = r.is_given(KEY);
     let mut servers: Vec<Endpoint> = match is_given {

@@ -2,7 +2,7 @@
 
 use http::uri::Scheme;
 
-use super::tls;
+use super::{outbound_proxy::outbound_proxy, tls};
 use crate::{
     base::host,
     config::{
@@ -12,7 +12,10 @@ use crate::{
         reader::Reader,
         values,
     },
-    net,
+    net::{
+        self,
+        outbound_proxy::{OutboundProxy, Protocol},
+    },
     upstream::{Config, Cookies, Endpoint, Host, Http2},
 };
 
@@ -25,7 +28,8 @@ pub(super) fn upstreams(r: &mut Reader) -> Vec<Config> {
     let plain = upstream(r, keys::UPSTREAM, keys::DEFAULT);
     for (index, endpoint) in plain.endpoints.iter().enumerate() {
         let pos = r.pos_of_element("upstream.endpoints", index);
-        warn_if_plain_http(r, endpoint, &pos, "upstream.endpoints");
+        let proxy = plain.proxy.as_deref();
+        warn_if_plain_http(r, endpoint, proxy, &pos, "upstream.endpoints");
     }
     let mut all = vec![plain];
     for section in r.upstreams() {
@@ -52,6 +56,11 @@ fn upstream(r: &mut Reader, section: &str, name: &str) -> Config {
     if tls != net::tls::Config::default() && all_plain && !endpoints.is_empty() {
         warn_of_unused_tls(r, &key("tls"), "no endpoint begins with https://");
     }
+    let host = r.read(&key("host"), host_setting).unwrap_or(Host::Endpoint);
+    let proxy = outbound_proxy(r, section);
+    if let Some(proxy) = &proxy {
+        reject_useless_with_proxy(r, section, &endpoints, proxy, &host);
+    }
     let has_clients = !r.tables("client").is_empty();
     let cookies = r.read(&key("cookies"), |value| {
         values::choice(value, &[("pass", Cookies::Pass), ("drop", Cookies::Drop)])
@@ -64,8 +73,9 @@ fn upstream(r: &mut Reader, section: &str, name: &str) -> Config {
     Config {
         name: name.to_owned(),
         endpoints,
-        host: r.read(&key("host"), host_setting).unwrap_or(Host::Endpoint),
+        host,
         connect_to: r.read(&key("connect_to"), values::socket_address),
+        proxy,
         connect_timeout: r.positive_duration(&key("connect_timeout")),
         handshake_timeout: r.positive_duration(&key("handshake_timeout")),
         response_timeout: r.positive_duration(&key("response_timeout")),
@@ -100,16 +110,54 @@ fn host_setting(value: &Value) -> Result<Host, Problem> {
     }
 }
 
-pub(super) fn warn_if_plain_http(r: &mut Reader, endpoint: &Endpoint, pos: &SourcePos, key: &str) {
-    if endpoint.scheme == Scheme::HTTP && !host::is_local(&endpoint.host) {
-        let reason =
-            "is plain http to another machine: tokens and secrets can be read on the network";
-        r.warning(
-            pos.clone(),
-            key,
-            problem(reason, "use https:// if the cloud supports it"),
-        );
+/// Reports keys that an outbound proxy makes ineffective.
+fn reject_useless_with_proxy(
+    r: &mut Reader,
+    section: &str,
+    endpoints: &[Endpoint],
+    proxy: &OutboundProxy,
+    host: &Host,
+) {
+    let connect_to = format!("{section}.connect_to");
+    if r.is_given(&connect_to) {
+        let reason = format!("cannot be used with {section}.proxy, which resolves the names");
+        let problem = problem(reason, "remove one of the two");
+        r.mistake(r.pos(&connect_to), &connect_to, problem);
     }
+    let has_absolute_form = proxy.address().protocol == Protocol::Http
+        && endpoints
+            .iter()
+            .any(|endpoint| endpoint.scheme == Scheme::HTTP);
+    // RFC 9112 §3.2.2.
+    if has_absolute_form && *host != Host::Endpoint {
+        let host = format!("{section}.host");
+        let reason = "has no effect on http:// endpoints behind an HTTP proxy, which replaces Host";
+        let hint = "remove it, or use https:// endpoints or a socks5:// proxy";
+        r.mistake(r.pos(&host), &host, problem(reason, hint));
+    }
+}
+
+/// Warns of a plain http endpoint, to which secrets are sent, if others can read them: on the
+/// network, or at the proxy that the requests pass.
+pub(super) fn warn_if_plain_http(
+    r: &mut Reader,
+    endpoint: &Endpoint,
+    proxy: Option<&OutboundProxy>,
+    pos: &SourcePos,
+    key: &str,
+) {
+    let reason = match proxy {
+        _ if endpoint.scheme != Scheme::HTTP => return,
+        Some(proxy) => format!(
+            "is plain http: the proxy {} can read tokens and secrets",
+            proxy.address()
+        ),
+        None if host::is_local(&endpoint.host) => return,
+        None => "is plain http to another machine: tokens and secrets can be read on the network"
+            .to_owned(),
+    };
+    let problem = problem(reason, "use https:// if the cloud supports it");
+    r.warning(pos.clone(), key, problem);
 }
 
 pub(super) fn warn_of_unused_tls(r: &mut Reader, section: &str, reason: &str) {

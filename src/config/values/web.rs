@@ -12,7 +12,10 @@ use super::{Read, integer, text, text_with_hint};
 use crate::{
     base::host,
     config::{findings::problem, raw::Value},
-    net::socket::Address,
+    net::{
+        outbound_proxy::{Protocol, ProxyAddress},
+        socket::Address,
+    },
     proxy::policy::rules::Rule,
     upstream::Endpoint,
 };
@@ -109,6 +112,47 @@ fn endpoint_of(url: &Url) -> Option<Endpoint> {
         origin: format!("{}://{authority}", url.scheme()),
         authority: HeaderValue::try_from(authority).ok()?,
     })
+}
+
+/// The URL of an outbound proxy: `http://` or `socks5://`, host and port. Messages do not quote it:
+/// it may contain a password.
+pub(in crate::config) fn outbound_proxy(value: &Value) -> Read<ProxyAddress> {
+    const EXAMPLE: &str = r#"write the scheme, host and port of the proxy, as in "http://proxy.example.com:3128" or "socks5://proxy.example.com:1080""#;
+    let wrong = |reason: &str| Err(problem(reason, EXAMPLE));
+    let text = text_with_hint(value, EXAMPLE)?.trim();
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return wrong("has no scheme");
+    };
+    let protocol = match scheme.to_ascii_lowercase().as_str() {
+        "http" => Protocol::Http,
+        // The h states that the proxy resolves names. It always does here.
+        "socks5" | "socks5h" => Protocol::Socks5,
+        "https" => return wrong("is https://: TLS to the proxy itself is not supported"),
+        _ => return wrong("is neither http:// nor socks5://"),
+    };
+    let end = rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    // Also behind a slash, which a password may contain.
+    if rest.contains('@') {
+        return Err(problem(
+            "has a user name or a password",
+            "write them as proxy_user and proxy_password_file, and the URL without them",
+        ));
+    }
+    if !matches!(path, "" | "/") {
+        return wrong("has a path or a query");
+    }
+    match parse_authority(authority) {
+        Some((host, Some(port @ 1..))) => Ok(ProxyAddress {
+            protocol,
+            host: host::without_brackets(&host).to_owned(),
+            port,
+        }),
+        Some((_, Some(0))) => wrong("has port 0"),
+        Some((_, None)) => wrong("has no port"),
+        None if authority.ends_with(':') => wrong("has no port"),
+        None => wrong("has no valid host and port"),
+    }
 }
 
 /// An origin as in the `Origin` header, `https://app.example.com`, in lower case.

@@ -347,6 +347,13 @@ impl RequestContext<'_> {
         match sent {
             Some(Ok(response)) => {
                 let (mut head, response_body) = response.into_parts();
+                if let Some(error) = lease.proxy_refusal(&head) {
+                    body.end_attempt();
+                    return Err(SendError {
+                        error: self.unreachable(error),
+                        is_retryable: false,
+                    });
+                }
                 // After a 101 before the end of the body, the rest of it would be the beginning of
                 // the tunnel.
                 let may_upgrade = self.upgrade.is_some() && body.is_complete();

@@ -7,10 +7,7 @@ use rustls::{ClientConfig, pki_types::ServerName};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
 
-use crate::{
-    net::socket::{self, Stream},
-    token::deadline::data_first,
-};
+use crate::{net::socket::Stream, token::deadline::data_first};
 
 /// Probes of an idle connection begin after this time, and follow one another after it.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
@@ -25,18 +22,17 @@ pub(super) struct Tls {
     pub(super) server_name: ServerName<'static>,
 }
 
-/// Connects within `limit`.
+/// Adds TLS to the connection that `tcp` opens, all within `limit`.
 ///
 /// # Errors
-/// `TimedOut` after `limit`; otherwise the error of the resolver, of TCP or of TLS.
+/// `TimedOut` after `limit`; otherwise the error of `tcp` or of TLS.
 pub(super) async fn connect(
-    host: &str,
-    port: u16,
+    tcp: impl Future<Output = io::Result<Stream>>,
     tls: Option<Tls>,
     limit: Duration,
 ) -> io::Result<Transport> {
     let connecting = async {
-        let stream = socket::connect(host, port, limit).await?;
+        let stream = tcp.await?;
         // A response is awaited for long: the loss of the other side must end that.
         stream.probe_when_idle(PROBE_INTERVAL);
         match tls {

@@ -18,8 +18,12 @@ use super::{
 };
 use crate::{
     base::{blocking, host},
-    net::{dial, reload, tls},
-    token::token_response::{Failure, FailureClass},
+    net::{
+        dial,
+        outbound_proxy::{AbsoluteForm, OutboundProxy},
+        reload, socket, tls,
+    },
+    token::token_response::{Failure, FailureClass, RawResponse},
 };
 
 /// The limit for name resolution, TCP and TLS together. A shorter `token.timeout` replaces it.
@@ -36,6 +40,7 @@ pub(in crate::token) struct Servers {
     servers: Vec<Server>,
     /// For those with `https`.
     tls: Option<Arc<reload::Reloadable<Arc<ClientConfig>>>>,
+    proxy: Option<Arc<OutboundProxy>>,
     connect_timeout: Duration,
     first: Mutex<First>,
 }
@@ -51,6 +56,8 @@ pub(super) struct Server {
     pub(super) authority: HeaderValue,
     /// The name for SNI and for the verification of the certificate; `None` without TLS.
     server_name: Option<ServerName<'static>>,
+    /// How requests are sent, if an HTTP proxy forwards them one by one.
+    pub(super) absolute_form: Option<AbsoluteForm>,
 }
 
 /// The server that the next call begins with: the one that the last call reached, unless it failed
@@ -67,16 +74,18 @@ impl Servers {
     pub(in crate::token) fn new(
         origins: &[Url],
         tls: &tls::Config,
+        proxy: Option<&Arc<OutboundProxy>>,
         timeout: Duration,
     ) -> Result<Arc<Self>, Error> {
         let servers = origins.iter().enumerate();
-        let servers = servers.map(|(index, origin)| Server::new(index, origin, tls));
+        let servers = servers.map(|(index, origin)| Server::new(index, origin, tls, proxy));
         let servers = servers.collect::<Result<Vec<_>, _>>()?;
         let has_tls = servers.iter().any(|server| server.server_name.is_some());
         let tls = has_tls.then(|| reloadable(tls)).transpose()?;
         Ok(Arc::new(Self {
             servers,
             tls: tls.map(Arc::new),
+            proxy: proxy.cloned(),
             connect_timeout: CONNECT_TIMEOUT.min(timeout),
             first: Mutex::default(),
         }))
@@ -114,7 +123,31 @@ impl Servers {
             config: Arc::clone(&tls.load()),
             server_name: server_name.clone(),
         });
-        connect::connect(&server.host, server.port, tls, self.connect_timeout).await
+        let limit = self.connect_timeout;
+        let tcp = async {
+            let Some(proxy) = &self.proxy else {
+                return socket::connect(&server.host, server.port, limit).await;
+            };
+            let connected = match server.absolute_form {
+                Some(_) => proxy.connect(limit).await,
+                None => proxy.tunnel(&server.host, server.port, limit).await,
+            };
+            connected.map_err(io::Error::other)
+        };
+        connect::connect(tcp, tls, limit).await
+    }
+
+    /// The response, unless the outbound proxy has made it without forwarding the request.
+    pub(super) fn forwarded(
+        &self,
+        server: &Server,
+        response: RawResponse,
+    ) -> Result<RawResponse, Failure> {
+        let form = server.absolute_form.as_ref();
+        match form.and_then(|form| form.refusal(response.status, &response.headers)) {
+            Some(error) => Err(self.unreachable(&[(server, io::Error::other(error))])),
+            None => Ok(response),
+        }
     }
 
     fn in_order(&self) -> impl Iterator<Item = &Server> {
@@ -174,7 +207,12 @@ impl Servers {
 }
 
 impl Server {
-    fn new(index: usize, origin: &Url, tls: &tls::Config) -> Result<Self, Error> {
+    fn new(
+        index: usize,
+        origin: &Url,
+        tls: &tls::Config,
+        proxy: Option<&Arc<OutboundProxy>>,
+    ) -> Result<Self, Error> {
         let host = host::without_brackets(origin.host_str().unwrap_or_default()).to_owned();
         let is_https = origin.scheme() == "https";
         let server_name = is_https.then(|| server_name(tls, &host)).transpose()?;
@@ -186,6 +224,8 @@ impl Server {
             origin: origin.origin().ascii_serialization(),
             host,
             port: origin.port_or_known_default().unwrap_or_default(),
+            absolute_form: proxy
+                .and_then(|proxy| AbsoluteForm::new(proxy, origin.scheme(), authority.as_bytes())),
             authority,
             server_name,
         })

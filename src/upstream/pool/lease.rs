@@ -4,7 +4,7 @@ use std::{cell::Cell, fmt, rc::Rc, sync::atomic::AtomicU32, time::Duration};
 
 use futures_util::future::Either;
 
-use http::{Request, Response};
+use http::{Request, Response, response};
 use hyper::{
     body::{Body, Incoming},
     client::conn::TrySendError,
@@ -15,7 +15,7 @@ use crate::{
     base::clock::Moment,
     net::http2,
     upstream::{
-        config::Endpoint, expect::ExpectSupport, http2::Stream, slots::PoolSlot,
+        config::Endpoint, connect, expect::ExpectSupport, http2::Stream, slots::PoolSlot,
         sockets::SocketPermit,
     },
 };
@@ -113,11 +113,14 @@ where
     /// Returns the request if nothing of it was written.
     pub fn send(
         &mut self,
-        request: Request<B>,
+        mut request: Request<B>,
     ) -> (
         impl Future<Output = Result<Response<Incoming>, TrySendError<Request<B>>>>,
         &AtomicU32,
     ) {
+        if let Some(form) = &self.pool.shared.absolute_form {
+            form.apply(&mut request);
+        }
         // Only methods that consume the lease take its connection.
         match self
             .connection
@@ -151,6 +154,16 @@ where
                 (Either::Right(sending), connection.interim())
             }
         }
+    }
+
+    /// The error of a response that the outbound proxy has made without forwarding the request.
+    pub fn proxy_refusal(&self, response: &response::Parts) -> Option<connect::Error> {
+        let form = self.pool.shared.absolute_form.as_ref()?;
+        let source = form.refusal(response.status, &response.headers)?;
+        Some(connect::Error::Proxy {
+            endpoint: self.pool.endpoint.origin.clone(),
+            source,
+        })
     }
 
     /// Keeps the slots alone, after an upgrade. `None` for an HTTP/2 stream, which cannot be

@@ -39,6 +39,7 @@ pub(crate) fn config(folder: &std::path::Path) -> Config {
             timeout: Duration::from_secs(10),
             default_expires_in: Duration::from_secs(300),
             tls: tls::Config::default(),
+            proxy: None,
         },
         refresh_token: None,
         state_file: Some(state_file),

@@ -34,6 +34,7 @@ pub fn config(origin: &str) -> IssuerConfig {
         timeout: Duration::from_secs(10),
         default_expires_in: Duration::from_secs(300),
         tls: tls::Config::default(),
+        proxy: None,
     }
 }
 

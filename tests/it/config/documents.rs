@@ -87,7 +87,7 @@ fn the_shipped_file_documents_every_key_and_no_other() {
             (key.path.to_owned(), table["value"].clone())
         })
         .collect();
-    assert_eq!(documented.len(), 134, "keys seen");
+    assert_eq!(documented.len(), 142, "keys seen");
     assert_eq!(documented, in_code);
 
     // Defaults are commented out, and a comment line precedes every group of keys.
@@ -214,7 +214,16 @@ fn the_documents_examples_load() {
         .skip(1)
         .filter_map(|rest| Some(rest.split_once("```")?.0))
         .collect();
-    let [smallest, clients, routes, listener, fields, header] = examples[..] else {
+    let [
+        smallest,
+        outbound_proxy,
+        clients,
+        routes,
+        listener,
+        fields,
+        header,
+    ] = examples[..]
+    else {
         panic!("{} examples seen", examples.len())
     };
     let folder = TempDir::new().unwrap();
@@ -228,6 +237,18 @@ fn the_documents_examples_load() {
             .unwrap_or_else(|mistakes| panic!("{mistakes}"))
             .config
     };
+    fs::write(
+        folder.path().join("secrets/proxy_password"),
+        "file-password",
+    )
+    .unwrap();
+    let upstream = "[upstream]\nendpoints = [\"https://cloud.example.com\"]\n";
+    let with_proxy = load(smallest.replace(upstream, outbound_proxy));
+    let proxies = with_proxy.outbound_proxies();
+    assert_eq!(
+        proxies[0].address().to_string(),
+        "http://proxy.example.com:3128"
+    );
     fs::write(folder.path().join("secrets/backup_key"), "file-key").unwrap();
     assert_eq!(
         load(format!("{smallest}{clients}")).proxy.clients[0]

@@ -1,11 +1,14 @@
 //! Keys: their defaults, and where their values arrive.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use bearer_proxy::{
     base::log::Format,
     config::{self, Kind, Loaded, Source},
-    net::tls,
+    net::{
+        outbound_proxy::{OutboundProxy, Protocol, ProxyAddress},
+        tls,
+    },
     proxy::{
         AccessLog, Client, Exhausted, ForwardedHeaders, Limits, Listener, RetryJson, Rewrite,
         Route, Rules, policy::rules::Rule,
@@ -406,6 +409,14 @@ fn every_key_sets_its_value() {
         config.upstreams[2].tls.server_name.as_deref(),
         Some("files.internal")
     );
+    let address = |proxy: &Option<Arc<OutboundProxy>>| proxy.as_ref().unwrap().address().clone();
+    let expected = ProxyAddress {
+        protocol: Protocol::Socks5,
+        host: "2001:db8::2".to_owned(),
+        port: 1080,
+    };
+    assert_eq!(address(&config.upstreams[2].proxy), expected);
+    assert!(upstream.proxy.is_none());
 
     let token = config.token;
     assert_eq!(token.refresh_token.unwrap().expose(), "r3fresh-words");
@@ -425,6 +436,12 @@ fn every_key_sets_its_value() {
     ];
     assert_eq!(servers(&issuer), expected);
     assert_eq!(issuer.refresh_path, "/oauth/refresh");
+    let expected = ProxyAddress {
+        protocol: Protocol::Http,
+        host: "proxy.example.com".to_owned(),
+        port: 80,
+    };
+    assert_eq!(address(&issuer.proxy), expected);
     assert_eq!(
         (issuer.client_id.as_str(), issuer.client_secret.expose()),
         ("app:1", "s3cret-words")
@@ -832,6 +849,31 @@ fn first_tokens_may_come_from_a_login_or_a_jwt() {
         serde_json::json!({ "scope": "files", "level": 3 })
     );
     assert_eq!(jwt.path, "/api/authorizeByJWT.do");
+}
+
+#[test]
+fn the_issuer_has_the_outbound_proxy_of_the_upstream_that_it_is() {
+    let proxy = (
+        "BEARER_PROXY__UPSTREAM__PROXY",
+        "http://proxy.example.com:3128",
+    );
+    let of_issuer = |more: &[(&'static str, &'static str)]| {
+        let env = enough_and(&[&[proxy], more].concat());
+        let config = load_environment(&env).unwrap().config;
+        let count = config.outbound_proxies().len();
+        let proxy = config.token.issuer.proxy;
+        (proxy.map(|proxy| proxy.address().to_string()), count)
+    };
+    assert_eq!(
+        of_issuer(&[]),
+        (Some("http://proxy.example.com:3128".to_owned()), 1)
+    );
+    let issuer = ("BEARER_PROXY__TOKEN__ISSUER", "https://login.example.com");
+    assert_eq!(of_issuer(&[issuer]), (None, 1));
+    let own = ("BEARER_PROXY__TOKEN__PROXY", "socks5h://192.0.2.1:1080");
+    let expected = (Some("socks5://192.0.2.1:1080".to_owned()), 2);
+    assert_eq!(of_issuer(&[issuer, own]), expected);
+    assert_eq!(of_issuer(&[own]), expected);
 }
 
 #[test]

@@ -58,11 +58,12 @@ fn without_folder(text: &impl ToString, folder: &Path) -> String {
 }
 
 /// The values of secrets in these files.
-const SECRETS: [&str; 6] = [
+const SECRETS: [&str; 7] = [
     "s3cret",
     "r3fresh",
     "4dmin",
     "jwtk3y",
+    "pr0xy-words",
     "file-secret",
     "file-refresh",
 ];
