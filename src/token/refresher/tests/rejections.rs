@@ -248,6 +248,29 @@ async fn field_a4_a_request_that_is_accepted_after_the_proof_ends_the_futility_o
     assert_eq!(world.calls(), 3);
 }
 
+/// The third refresh leaves seven seconds to the next one, which takes another second.
+#[tokio::test(start_paused = true)]
+async fn field_a4_the_wait_for_a_refresh_to_be_allowed_is_not_part_of_the_wait_for_it() {
+    let harness = Setup::new(|n| Ok(grant(n, DAY)))
+        .latency(seconds(1))
+        .start();
+    harness.token().await;
+    for n in 1..=4 {
+        let request = RejectedRequest {
+            version: harness.usable().expect("a token").version(),
+            key: harness.credential.request_key("/"),
+            can_verify: true,
+        };
+        let wait = Duration::from_millis(7500);
+        let replacement = harness.credential.replacement(&request, wait).await;
+        assert!(
+            matches!(replacement, Replacement::Newer(_)),
+            "{n}: {replacement:?}"
+        );
+        assert_eq!(harness.calls().len(), n + 1);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn field_a5_a_node_that_rejects_every_token_costs_few_refreshes() {
     for nodes in [2, 3, 10] {
