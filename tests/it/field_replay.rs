@@ -12,16 +12,21 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::StatusCode;
-use http_body_util::Full;
-use hyper::{server::conn::http2, service::service_fn};
+use http::{Method, StatusCode, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{io::AsyncReadExt as _, time::Instant};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::Notify,
+    time::Instant,
+};
 
 use crate::common::{
-    Client, Proxy, connect, get, post, proxy, scripted,
+    Client, LIMIT, Proxy, connect, get, post, proxy, read_head, read_to_close, scripted,
     upstream::{
-        Reply, Request, RunningUpstream, Upstream, bytes, issuer, ok, response, unauthorized,
+        Reply, Request, RunningUpstream, Upstream, bytes, grant, issuer, oauth_error, ok,
+        read_body, response, unauthorized,
     },
 };
 
@@ -249,6 +254,90 @@ async fn field_b1_a_rejection_is_replayed_whatever_its_size() {
     }
 }
 
+/// Grants one token, and refuses the next one after some time.
+async fn refusing_issuer() -> RunningUpstream {
+    let refusal = || oauth_error("invalid_grant");
+    Upstream::always(move |request: &Request| match request.number {
+        0 => grant("token-1", 3600),
+        _ => refusal().after(|| tokio::time::sleep(Duration::from_millis(300))),
+    })
+    .start()
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_b1_a_rejection_that_was_read_in_part_is_relayed_whole() {
+    for size in [0, 1, 70_000, 3_000_000] {
+        let body: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+        let upstream = Upstream::always(unauthorized(&body)).start().await;
+        let issuer = refusing_issuer().await;
+        let proxy = proxy(&upstream.origin(), &[("token.issuer", &issuer.origin())]);
+        proxy.ready().await;
+        let answer = proxy.get("/").await;
+        assert_eq!(answer.status(), 401);
+        assert!(*answer.body() == body, "{size}: {}", answer.body().len());
+        assert_eq!((upstream.count(), issuer.count()), (1, 2));
+    }
+}
+
+/// The upstream ends its rejection when it has read the request, which the client then completes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_b1_a_request_whose_rejection_is_relayed_goes_on() {
+    let address = scripted(|_, mut stream| async move {
+        let head = read_head(&mut stream).await?;
+        let rejection = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 10\r\n\r\n12345";
+        bytes(rejection).send(&mut stream).await?;
+        let body = read_body(&mut stream, &head).await?;
+        assert_eq!(body, b"0123456789");
+        bytes("67890").send(&mut stream).await
+    })
+    .await;
+    let issuer = refusing_issuer().await;
+    let origin = format!("http://{address}");
+    let proxy = proxy(&origin, &[("token.issuer", &issuer.origin())]);
+    proxy.ready().await;
+    let request = "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+                   Content-Length: 10\r\n\r\n0123";
+    let mut client = connect(proxy.address, request).await;
+    let head = tokio::time::timeout(LIMIT, read_head(&mut client)).await;
+    assert!(head.unwrap().unwrap().starts_with("HTTP/1.1 401 "));
+    client.write_all(b"456789").await.unwrap();
+    assert_eq!(read_to_close(&mut client).await, "1234567890");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_b1_a_rejection_without_end_is_not_read_without_end() {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&sent);
+    let address = scripted(move |_, mut stream| {
+        let count = Arc::clone(&count);
+        async move {
+            let head = read_head(&mut stream).await?;
+            if head.contains("token-2\r\n") {
+                return ok("replayed").send(&mut stream).await;
+            }
+            let endless = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 100000000000\r\n\r\n";
+            bytes(endless).send(&mut stream).await?;
+            loop {
+                stream.write_all(&[b'x'; 65_536]).await?;
+                count.fetch_add(65_536, SeqCst);
+            }
+        }
+    })
+    .await;
+    let issuer = Upstream::always(|request: &Request| match request.number {
+        0 => grant("token-1", 3600),
+        _ => grant("token-2", 3600).after(|| tokio::time::sleep(Duration::from_secs(1))),
+    });
+    let issuer = issuer.start().await;
+    let origin = format!("http://{address}");
+    let proxy = proxy(&origin, &[("token.issuer", &issuer.origin())]);
+    proxy.ready().await;
+    assert_eq!(proxy.get("/").await.body(), "replayed");
+    // What the kernel holds; a proxy that reads gets many times that in a second.
+    assert!(sent.load(SeqCst) < 16 << 20, "{}", sent.load(SeqCst));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn field_b18_the_client_gets_the_outcome_of_the_replay_that_was_sent() {
     let cut = bytes("HTTP/1.1 200 OK\r\nContent-Length: 5").close();
@@ -335,11 +424,88 @@ async fn a_verification_that_hangs_delays_a_refresh_by_seconds_if_the_request_ca
     let (proxy, issuer) = with_issuer(&upstream, &settings).await;
     assert_eq!(proxy.get("/").await.body(), "proof");
     let mut request = post("/", vec![b'x'; 100_000]);
-    *request.method_mut() = http::Method::PUT;
+    *request.method_mut() = Method::PUT;
     assert_eq!(proxy.send(request).await.body(), "replayed");
     assert_eq!((upstream.count(), issuer.count()), (4, 2));
     let received = upstream.requests();
     assert!(received[1..].iter().all(|one| one.body.len() == 100_000));
+}
+
+/// Otherwise what the client still sends would go to the upstream that hangs, and be lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_verification_that_was_given_up_reads_no_more_of_the_request() {
+    let address = scripted(|_, stream| async move {
+        let number = AtomicUsize::new(0);
+        let service = service_fn(|request: http::Request<Incoming>| {
+            let token = request.headers()[header::AUTHORIZATION].clone();
+            let is_first = number.fetch_add(1, SeqCst) == 0;
+            async move {
+                let is_upload = request.method() == Method::PUT;
+                let mut body = request.into_body();
+                let mut length = 0;
+                if is_upload && token == "Bearer token-1" && is_first {
+                    // The verification is on another connection.
+                    while let Some(Ok(_)) = body.frame().await {}
+                    std::future::pending::<()>().await;
+                }
+                let mut response = http::Response::new(Full::<Bytes>::default());
+                if is_upload && token == "Bearer token-1" {
+                    *response.status_mut() = StatusCode::UNAUTHORIZED;
+                    return Ok(response);
+                }
+                while let Some(frame) = body.frame().await {
+                    length += frame.map_or(0, |frame| frame.data_ref().map_or(0, Bytes::len));
+                }
+                *response.body_mut() = Full::from(length.to_string());
+                Ok::<_, Infallible>(response)
+            }
+        });
+        http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(16 << 20)
+            .initial_connection_window_size(16 << 20)
+            .serve_connection(TokioIo::new(stream), service)
+            .await
+            .map_err(io::Error::other)
+    })
+    .await;
+    let release = Arc::new(Notify::new());
+    let released = Arc::clone(&release);
+    let issuer = Upstream::always(move |request: &Request| match request.number {
+        0 => grant("token-1", 3600),
+        _ => {
+            let released = Arc::clone(&released);
+            grant("token-2", 3600).after(move || {
+                let released = Arc::clone(&released);
+                async move { released.notified().await }
+            })
+        }
+    });
+    let issuer = issuer.start().await;
+    let settings = [
+        ("token.issuer", &*issuer.origin()),
+        ("proxy.workers", "1"),
+        ("upstream.http2", "always"),
+    ];
+    let proxy = proxy(&format!("http://{address}"), &settings);
+    proxy.ready().await;
+    assert_eq!(proxy.get("/").await.status(), 200, "the token is proven");
+    let head = "PUT / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+                Content-Length: 2000000\r\n\r\n";
+    let begun = [head.as_bytes(), &[b'x'; 500_000]].concat();
+    let mut client = connect(proxy.address, begun).await;
+    let failed = r#"bearer_proxy_retries_total{reason="other_connection",outcome="failed"}"#;
+    proxy.until(failed, 1.0).await;
+    let (mut read, mut write) = client.split();
+    let rest = async {
+        write.write_all(&[b'x'; 1_500_000]).await.unwrap();
+    };
+    let released = async {
+        // Time in which it would be read.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        release.notify_one();
+    };
+    let ((), (), response) = tokio::join!(rest, released, read_to_close(&mut read));
+    assert!(response.ends_with("\r\n\r\n2000000"), "{response}");
 }
 
 /// It may have been applied.

@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -17,13 +18,14 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
 };
+use tokio_rustls::TlsAcceptor;
 
 use crate::common::{
-    Proxy, connect, in_front_of, post, read_head, scripted, status,
-    upstream::{content_length, ok, read_body, unauthorized, values},
+    Proxy, connect, in_front_of, issuer, post, proxy, read_head, scripted, status, tls,
+    upstream::{Request, Upstream, content_length, grant, ok, read_body, unauthorized, values},
 };
 
 /// One byte more than `retry.body_limit`.
@@ -62,35 +64,103 @@ async fn upload(proxy: &Proxy, size: usize, framing: Framing) -> (u16, String) {
 
 /// An HTTP/2 upstream that rejects the first token when it has read this much of the body.
 async fn http2_upstream(window: u32, rejects_after: usize) -> SocketAddr {
-    scripted(move |_, stream| async move {
-        let service = service_fn(move |request: http::Request<Incoming>| async move {
-            let is_rejected = request.headers()[header::AUTHORIZATION] == "Bearer token-1";
-            let limit = if is_rejected {
-                rejects_after
-            } else {
-                usize::MAX
-            };
-            let mut body = request.into_body();
-            let mut length = 0;
-            while length < limit
-                && let Some(frame) = body.frame().await
-            {
-                length += frame.map_or(0, |frame| frame.data_ref().map_or(0, Bytes::len));
-            }
-            let mut response = Response::new(Full::new(Bytes::from(length.to_string())));
-            if is_rejected {
-                *response.status_mut() = StatusCode::UNAUTHORIZED;
-            }
-            Ok::<_, Infallible>(response)
-        });
-        http2::Builder::new(TokioExecutor::new())
-            .initial_stream_window_size(window)
-            .initial_connection_window_size(window)
-            .serve_connection(TokioIo::new(stream), service)
-            .await
-            .map_err(io::Error::other)
+    scripted(move |_, stream| serve_http2(stream, window, rejects_after, Duration::ZERO)).await
+}
+
+/// Serves a connection of such an upstream, which needs this time to find out.
+async fn serve_http2(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    window: u32,
+    rejects_after: usize,
+    time: Duration,
+) -> io::Result<()> {
+    let service = service_fn(move |request: http::Request<Incoming>| async move {
+        assert!(!request.headers().contains_key(header::EXPECT));
+        let is_rejected = request.headers()[header::AUTHORIZATION] == "Bearer token-1";
+        let limit = if is_rejected {
+            rejects_after
+        } else {
+            usize::MAX
+        };
+        let mut body = request.into_body();
+        let mut length = 0;
+        while length < limit
+            && let Some(frame) = body.frame().await
+        {
+            length += frame.map_or(0, |frame| frame.data_ref().map_or(0, Bytes::len));
+        }
+        let mut response = Response::new(Full::new(Bytes::from(length.to_string())));
+        if is_rejected {
+            tokio::time::sleep(time).await;
+            *response.status_mut() = StatusCode::UNAUTHORIZED;
+        }
+        Ok::<_, Infallible>(response)
+    });
+    http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(window)
+        .initial_connection_window_size(window)
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+        .map_err(io::Error::other)
+}
+
+/// What exceeds the recording waits for the upstream, for longer if that is far away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_b17_the_rest_of_a_large_upload_over_http2_waits_for_a_rejection() {
+    let authority = tls::authority();
+    let identity = tls::identity(&authority, "localhost", false);
+    let mut config = tls::server_config(&authority, identity, false);
+    Arc::get_mut(&mut config).unwrap().alpn_protocols = vec![b"h2".to_vec()];
+    let folder = tempfile::tempdir().unwrap();
+    let ca = tls::write(folder.path(), "ca.pem", &authority.pem());
+    let address = scripted(move |_, stream| {
+        let acceptor = TlsAcceptor::from(Arc::clone(&config));
+        async move {
+            // The distance: three times that is a second, and so is the wait.
+            tokio::time::sleep(Duration::from_millis(350)).await;
+            let stream = acceptor.accept(stream).await?;
+            serve_http2(stream, 16 << 20, 0, Duration::from_millis(300)).await
+        }
     })
-    .await
+    .await;
+    let issuer = issuer().await;
+    let settings = [
+        ("token.issuer", &*issuer),
+        ("upstream.tls.ca_file", ca.to_str().unwrap()),
+    ];
+    let proxy = proxy(&format!("https://localhost:{}", address.port()), &settings);
+    proxy.ready().await;
+    let size = 8_000_000;
+    assert_eq!(
+        upload(&proxy, size, Framing::Length).await,
+        (200, size.to_string())
+    );
+}
+
+/// Otherwise the rest would be sent to the upstream that has rejected it, and be lost for the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_b1_the_body_waits_while_the_token_is_refreshed() {
+    let issuer = Upstream::always(|request: &Request| match request.number {
+        0 => grant("token-1", 3600),
+        _ => grant("token-2", 3600).after(|| tokio::time::sleep(Duration::from_secs(1))),
+    })
+    .start()
+    .await;
+    for framing in [Framing::Length, Framing::Chunked] {
+        let address = http2_upstream(16 << 20, 100_000).await;
+        let settings = [
+            ("token.issuer", &*issuer.origin()),
+            ("upstream.http2", "always"),
+        ];
+        let proxy = proxy(&format!("http://{address}"), &settings);
+        proxy.ready().await;
+        let size = 8_000_000;
+        assert_eq!(
+            upload(&proxy, size, framing).await,
+            (200, size.to_string()),
+            "{framing:?}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -182,8 +252,7 @@ async fn without_expect(refusal: Refusal) -> (SocketAddr, Arc<Mutex<Vec<String>>
                 let (status, connection) = match refusal {
                     Refusal::Closes => return Ok(()),
                     Refusal::Resets => {
-                        socket2::SockRef::from(&stream)
-                            .set_linger(Some(std::time::Duration::ZERO))?;
+                        socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
                         return Ok(());
                     }
                     Refusal::Responds(status) => (status, "close"),

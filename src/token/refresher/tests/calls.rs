@@ -186,6 +186,27 @@ async fn field_a14_a_changed_client_secret_is_tried_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn field_a14_with_a_changed_client_secret_an_operator_need_not_wait() {
+    let harness = Setup::new(|n| match n {
+        1 => failure(FailureClass::ClientRefused),
+        _ => Ok(grant(n, HOUR)),
+    })
+    .start();
+    harness.until(State::Dead, Reason::ClientRefused).await;
+    // Otherwise the call with it would have begun.
+    harness.hold_lock(true);
+    let too_early = harness.credential.refresh_now();
+    assert!(matches!(
+        too_early,
+        Err(ManualRefreshError::TooEarly { .. })
+    ));
+    harness.change_client_secret();
+    harness.reread_files();
+    harness.pass(seconds(1)).await;
+    assert_eq!(harness.credential.refresh_now(), Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn field_a11_an_operators_request_ends_a_late_call() {
     let harness = Setup::new(|n| Ok(grant(n, HOUR))).start();
     harness.token().await;
