@@ -13,8 +13,9 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::stream;
 use http::{Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Either, Full, StreamBody};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
@@ -64,35 +65,55 @@ async fn upload(proxy: &Proxy, size: usize, framing: Framing) -> (u16, String) {
 
 /// An HTTP/2 upstream that rejects the first token when it has read this much of the body.
 async fn http2_upstream(window: u32, rejects_after: usize) -> SocketAddr {
-    scripted(move |_, stream| serve_http2(stream, window, rejects_after, Duration::ZERO)).await
+    let rejection = Rejection {
+        after: rejects_after,
+        time: Duration::ZERO,
+        stalls: false,
+    };
+    scripted(move |_, stream| serve_http2(stream, window, rejection)).await
 }
 
-/// Serves a connection of such an upstream, which needs this time to find out.
+/// A response that rejects the first token.
+#[derive(Debug, Clone, Copy)]
+struct Rejection {
+    /// It comes when this much of the request's body was read, and the time has passed.
+    after: usize,
+    time: Duration,
+    /// Its body never ends.
+    stalls: bool,
+}
+
 async fn serve_http2(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     window: u32,
-    rejects_after: usize,
-    time: Duration,
+    rejection: Rejection,
 ) -> io::Result<()> {
     let service = service_fn(move |request: http::Request<Incoming>| async move {
-        assert!(!request.headers().contains_key(header::EXPECT));
         let is_rejected = request.headers()[header::AUTHORIZATION] == "Bearer token-1";
+        let has_expectation = request.headers().contains_key(header::EXPECT);
         let limit = if is_rejected {
-            rejects_after
+            rejection.after
         } else {
             usize::MAX
         };
         let mut body = request.into_body();
         let mut length = 0;
         while length < limit
-            && let Some(frame) = body.frame().await
+            && let Some(Ok(frame)) = body.frame().await
         {
-            length += frame.map_or(0, |frame| frame.data_ref().map_or(0, Bytes::len));
+            length += frame.data_ref().map_or(0, Bytes::len);
         }
-        let mut response = Response::new(Full::new(Bytes::from(length.to_string())));
-        if is_rejected {
-            tokio::time::sleep(time).await;
+        let text = Full::new(Bytes::from(length.to_string()));
+        let mut response = Response::new(Either::Left(text));
+        if has_expectation {
+            *response.status_mut() = StatusCode::IM_A_TEAPOT;
+        } else if is_rejected {
+            tokio::time::sleep(rejection.time).await;
             *response.status_mut() = StatusCode::UNAUTHORIZED;
+            if rejection.stalls {
+                let endless = StreamBody::new(stream::pending::<Result<_, Infallible>>());
+                *response.body_mut() = Either::Right(endless);
+            }
         }
         Ok::<_, Infallible>(response)
     });
@@ -119,7 +140,12 @@ async fn field_b17_the_rest_of_a_large_upload_over_http2_waits_for_a_rejection()
             // The distance: three times that is a second, and so is the wait.
             tokio::time::sleep(Duration::from_millis(350)).await;
             let stream = acceptor.accept(stream).await?;
-            serve_http2(stream, 16 << 20, 0, Duration::from_millis(300)).await
+            let rejection = Rejection {
+                after: 0,
+                time: Duration::from_millis(300),
+                stalls: false,
+            };
+            serve_http2(stream, 16 << 20, rejection).await
         }
     })
     .await;
@@ -147,7 +173,12 @@ async fn field_b1_the_body_waits_while_the_token_is_refreshed() {
     .start()
     .await;
     for framing in [Framing::Length, Framing::Chunked] {
-        let address = http2_upstream(16 << 20, 100_000).await;
+        let rejection = Rejection {
+            after: 100_000,
+            time: Duration::ZERO,
+            stalls: true,
+        };
+        let address = scripted(move |_, stream| serve_http2(stream, 16 << 20, rejection)).await;
         let settings = [
             ("token.issuer", &*issuer.origin()),
             ("upstream.http2", "always"),

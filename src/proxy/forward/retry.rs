@@ -211,10 +211,7 @@ impl RequestContext<'_> {
         let mut attempt = pin!(attempt);
         let attempted = match timeout(VERIFICATION_LIMIT, &mut attempt).await {
             Ok(attempted) => attempted,
-            Err(_) if self.is_harmless(&Error::ResponseTimeout) => {
-                self.body.end_attempt();
-                Err(Error::ResponseTimeout)
-            }
+            Err(_) if self.is_harmless(&Error::ResponseTimeout) => Err(Error::ResponseTimeout),
             Err(_) => attempt.await,
         };
         let judged = match attempted {
