@@ -56,11 +56,6 @@ fn upstream(r: &mut Reader, section: &str, name: &str) -> Config {
     if tls != net::tls::Config::default() && all_plain && !endpoints.is_empty() {
         warn_of_unused_tls(r, &key("tls"), "no endpoint begins with https://");
     }
-    let host = r.read(&key("host"), host_setting).unwrap_or(Host::Endpoint);
-    let proxy = outbound_proxy(r, section);
-    if let Some(proxy) = &proxy {
-        reject_useless_with_proxy(r, section, &endpoints, proxy, &host);
-    }
     let has_clients = !r.tables("client").is_empty();
     let cookies = r.read(&key("cookies"), |value| {
         values::choice(value, &[("pass", Cookies::Pass), ("drop", Cookies::Drop)])
@@ -70,12 +65,12 @@ fn upstream(r: &mut Reader, section: &str, name: &str) -> Config {
     } else {
         Cookies::Pass
     });
-    Config {
+    let config = Config {
         name: name.to_owned(),
         endpoints,
-        host,
+        host: r.read(&key("host"), host_setting).unwrap_or(Host::Endpoint),
         connect_to: r.read(&key("connect_to"), values::socket_address),
-        proxy,
+        proxy: outbound_proxy(r, section),
         connect_timeout: r.positive_duration(&key("connect_timeout")),
         handshake_timeout: r.positive_duration(&key("handshake_timeout")),
         response_timeout: r.positive_duration(&key("response_timeout")),
@@ -99,7 +94,11 @@ fn upstream(r: &mut Reader, section: &str, name: &str) -> Config {
             ],
         ),
         tls,
+    };
+    if let Some(proxy) = &config.proxy {
+        reject_useless_with_proxy(r, section, &config, proxy);
     }
+    config
 }
 
 fn host_setting(value: &Value) -> Result<Host, Problem> {
@@ -114,9 +113,8 @@ fn host_setting(value: &Value) -> Result<Host, Problem> {
 fn reject_useless_with_proxy(
     r: &mut Reader,
     section: &str,
-    endpoints: &[Endpoint],
+    config: &Config,
     proxy: &OutboundProxy,
-    host: &Host,
 ) {
     let connect_to = format!("{section}.connect_to");
     if r.is_given(&connect_to) {
@@ -124,12 +122,12 @@ fn reject_useless_with_proxy(
         let problem = problem(reason, "remove one of the two");
         r.mistake(r.pos(&connect_to), &connect_to, problem);
     }
-    let has_absolute_form = proxy.address().protocol == Protocol::Http
-        && endpoints
-            .iter()
-            .any(|endpoint| endpoint.scheme == Scheme::HTTP);
     // RFC 9112 §3.2.2.
-    if has_absolute_form && *host != Host::Endpoint {
+    let mut endpoints = config.endpoints.iter();
+    let has_absolute_form = proxy.address().protocol == Protocol::Http
+        && config.http2 != Http2::Always
+        && endpoints.any(|endpoint| endpoint.scheme == Scheme::HTTP);
+    if has_absolute_form && config.host != Host::Endpoint {
         let host = format!("{section}.host");
         let reason = "has no effect on http:// endpoints behind an HTTP proxy, which replaces Host";
         let hint = "remove it, or use https:// endpoints or a socks5:// proxy";
