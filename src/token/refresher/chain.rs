@@ -64,6 +64,25 @@ impl Chain {
         !is_known
     }
 
+    /// Takes the refresh token of an operator's file as the seed, like [`Chain::offer_seed`]. The
+    /// record keeps it: it replaces that file before the token has been tried.
+    pub(super) fn offer_handwritten(&mut self, token: &RefreshToken) -> bool {
+        let is_new = self.offer_seed(token.secret().clone());
+        if is_new {
+            self.record.seed = Some(token.clone());
+        }
+        is_new
+    }
+
+    /// Takes the seed that the record keeps, if there is no other.
+    pub(super) fn take_up_kept_seed(&mut self) {
+        if self.seed.is_none()
+            && let Some(kept) = &self.record.seed
+        {
+            self.offer_seed(kept.secret().clone());
+        }
+    }
+
     pub(super) fn candidate(
         &self,
         token: &RefreshToken,
@@ -142,6 +161,7 @@ impl Chain {
     pub(super) fn merge_notes(&mut self, stored: Record) {
         self.record.merge_notes(stored);
         self.drop_known_seed();
+        self.take_up_kept_seed();
     }
 
     /// Closes the intent of a failed call, unless the outcome is unknown. True if the record
@@ -153,6 +173,7 @@ impl Chain {
         match class {
             FailureClass::Ambiguous | FailureClass::Garbled => false,
             FailureClass::RefreshTokenRefused => {
+                self.record.seed.take_if(|seed| seed == token);
                 self.record.intents.clone_from(&attempt.intents_before);
                 self.record.close_intent(token);
                 self.record.is_grace_refused |= attempt.is_grace_retry;
@@ -173,6 +194,11 @@ impl Chain {
     pub(super) fn refuse(&mut self, token: &RefreshToken) {
         self.refused.truncate(MAX_REFUSED - 1);
         self.refused.push_front(token.fingerprint().to_owned());
+        if self.record.seed.is_some() && self.seed.as_ref() == Some(token) {
+            // The record's was put off by a configured one.
+            self.seed = None;
+            self.take_up_kept_seed();
+        }
     }
 
     /// Gives the refused seed up for good. The chain goes on.
@@ -188,13 +214,19 @@ impl Chain {
         let replaced = std::mem::replace(&mut self.record, stored);
         self.record.merge_spent(&replaced);
         self.record.is_grace_refused |= replaced.is_grace_refused;
+        self.record.keep_seed(replaced.seed);
         self.drop_known_seed();
+        self.take_up_kept_seed();
     }
 
     /// A configured token that is part of the chain must not begin another one: a copy of what
     /// another process stored looks new until its record is read.
     fn drop_known_seed(&mut self) {
         self.seed.take_if(|seed| self.record.knows(seed));
+        let is_useless = |seed: &RefreshToken| self.record.knows(seed) || self.is_refused(seed);
+        if self.record.seed.as_ref().is_some_and(is_useless) {
+            self.record.seed = None;
+        }
     }
 
     fn is_refused(&self, token: &RefreshToken) -> bool {

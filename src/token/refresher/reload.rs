@@ -41,6 +41,7 @@ impl Refresher {
             };
             tracing::info!(credential = self.shared.name, "refresh token: {used}");
         }
+        self.chain.take_up_kept_seed();
         self.assess();
     }
 
@@ -73,7 +74,13 @@ impl Refresher {
     pub(super) async fn reload_record(&mut self, lock: LockState) {
         let Some(store) = &self.store else { return };
         match store.load().await {
-            Ok(Some(stored)) => self.merge(stored, lock),
+            Ok(Some(stored)) => {
+                let has_new_seed = self.merge(stored, lock);
+                if has_new_seed && !self.writer.is_idle() {
+                    // What is about to be written does not contain the operator's refresh token.
+                    self.writer.save(self.chain.record.clone()).await;
+                }
+            }
             // The writer is about to store a newer record, or has no record to store yet.
             Ok(None) if !self.writer.is_idle() || self.chain.record.is_empty() => {
                 self.stored.found_current();
@@ -85,16 +92,20 @@ impl Refresher {
         }
     }
 
-    fn merge(&mut self, stored: Record, lock: LockState) {
-        // An operator's file is kept until its refresh token has begun a chain.
-        let is_new_seed = stored.is_handwritten()
-            && stored.refresh_token.as_ref().is_some_and(|token| {
-                let is_new = self.chain.offer_seed(token.secret().clone());
-                if is_new {
-                    self.timing.retry_now();
-                }
-                is_new || self.chain.seed.as_ref() == Some(token)
-            });
+    /// True if an operator wrote the record, with a refresh token that is new.
+    fn merge(&mut self, stored: Record, lock: LockState) -> bool {
+        // An operator's file is kept until a call with its refresh token begins.
+        let handwritten = stored
+            .is_handwritten()
+            .then(|| stored.refresh_token.clone());
+        let handwritten = handwritten.flatten();
+        let has_new_seed = handwritten
+            .as_ref()
+            .is_some_and(|token| self.chain.offer_handwritten(token));
+        if has_new_seed {
+            self.timing.retry_now();
+        }
+        let is_seed = handwritten.is_some() && self.chain.seed == handwritten;
         let ours = &mut self.chain.record;
         match stored.version().cmp(&ours.version()) {
             Ordering::Greater => {
@@ -115,10 +126,11 @@ impl Refresher {
                     self.chain.merge_notes(stored);
                 }
             }
-            Ordering::Less if is_new_seed => self.stored.found_current(),
+            Ordering::Less if is_seed => self.stored.found_current(),
             // From a backup for example: its refresh token was used.
             Ordering::Less => self.stored.found_lost(self.shared.clock.wall()),
         }
+        has_new_seed
     }
 
     /// Under the lock: writes the record in memory if the stored one was lost.

@@ -2,6 +2,7 @@
 
 mod calls;
 mod chains;
+mod handwritten;
 mod harness;
 mod intents;
 mod locks;

@@ -39,6 +39,9 @@ pub(in crate::token) struct Record {
     /// When the refresh token last changed.
     pub(in crate::token) refresh_token_since: Option<SystemTime>,
     pub(in crate::token) access: Option<AccessToken>,
+    /// The refresh token of an operator's file, which this record replaces: a seed, until its outcome
+    /// is known.
+    pub(in crate::token) seed: Option<RefreshToken>,
     /// At most one for each refresh token whose outcome is unknown: the chain's, and seeds, which
     /// may be configured again.
     pub(in crate::token) intents: Vec<Intent>,
@@ -123,6 +126,7 @@ impl Record {
     pub(in crate::token) fn is_empty(&self) -> bool {
         self.refresh_token.is_none()
             && self.access.is_none()
+            && self.seed.is_none()
             && self.intents.is_empty()
             && self.adopted.is_empty()
     }
@@ -182,6 +186,9 @@ impl Record {
         }
         if let Grant::Seed(seed) = grant {
             self.adopt(seed);
+        }
+        if grant.begins_chain() {
+            self.seed = None;
         }
         // Also without an access token: other processes must see that the record is newer.
         self.generation = self.generation.saturating_add(1);
@@ -290,6 +297,12 @@ impl Record {
         }
         self.spent.merge(&stored.spent);
         self.is_grace_refused |= stored.is_grace_refused;
+        self.keep_seed(stored.seed);
+    }
+
+    /// Keeps the seed of another record of the same file, unless this one has a seed itself.
+    pub(in crate::token) fn keep_seed(&mut self, seed: Option<RefreshToken>) {
+        self.seed = self.seed.take().or(seed);
     }
 
     /// Adds the spent refresh tokens that `other` remembers.

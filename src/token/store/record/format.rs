@@ -84,6 +84,7 @@ impl Record {
                 .refresh_token
                 .as_ref()
                 .map(|token| text(token.secret())),
+            seed: self.seed.as_ref().map(|token| text(token.secret())),
             refresh_token_expires_at_ms: self.refresh_token_expires_at.map(to_millis),
             refresh_token_since_ms: self.refresh_token_since.map(to_millis),
             access_token: access.map(|access| text(&access.secret)),
@@ -103,8 +104,8 @@ impl Record {
         };
         // A vector that grows would leave unwiped copies behind, so its capacity allows for the
         // worst case: every byte escaped.
-        let secrets = format.access_token.as_ref().map_or(0, String::len)
-            + format.refresh_token.as_ref().map_or(0, String::len);
+        let secrets = [&format.access_token, &format.refresh_token, &format.seed];
+        let secrets: usize = secrets.into_iter().flatten().map(String::len).sum();
         let others = 80 * self.adopted.len()
             + 512 * self.intents.len()
             + self.spent.json_size()
@@ -157,14 +158,15 @@ impl Record {
             )));
         }
         let access = format.take_access().map_err(Unreadable::Garbled)?;
+        let token = |text: &mut Option<String>| {
+            let text = text.take().filter(|token| !token.is_empty());
+            text.map(|token| RefreshToken::new(Secret::new(token)))
+        };
         Ok(Self {
             epoch: format.epoch,
             generation: format.generation,
-            refresh_token: format
-                .refresh_token
-                .take()
-                .filter(|token| !token.is_empty())
-                .map(|token| RefreshToken::new(Secret::new(token))),
+            refresh_token: token(&mut format.refresh_token),
+            seed: token(&mut format.seed),
             refresh_token_expires_at: format.refresh_token_expires_at_ms.and_then(from_millis),
             refresh_token_since: format.refresh_token_since_ms.and_then(from_millis),
             access,
@@ -191,6 +193,8 @@ struct Format {
     #[serde(default)]
     generation: u64,
     refresh_token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seed: Option<String>,
     refresh_token_expires_at_ms: Option<u64>,
     refresh_token_since_ms: Option<u64>,
     access_token: Option<String>,
@@ -257,5 +261,6 @@ impl Drop for Format {
         use zeroize::Zeroize as _;
         self.access_token.zeroize();
         self.refresh_token.zeroize();
+        self.seed.zeroize();
     }
 }
