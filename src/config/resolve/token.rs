@@ -1,6 +1,6 @@
 //! `[token]`: the issuer, the state file and the refresh token.
 
-use std::{collections::HashSet, fs, io, path::Path, sync::Arc};
+use std::{collections::HashSet, fs, io, path::Path, sync::Arc, time::Duration};
 
 use http::uri::Scheme;
 use url::Url;
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     base::{process, secret::Secret},
-    config::{findings::problem, reader::Reader, values},
+    config::{findings::problem, keys, reader::Reader, values},
     net::{self, outbound_proxy::OutboundProxy},
     proxy::policy::issuer_path::IssuerPath,
     token::{self, BasicEncoding, IssuerConfig, ParameterLocation, ResponseFields},
@@ -27,6 +27,9 @@ pub(super) fn token(r: &mut Reader, upstream: &upstream::Config) -> Option<token
         check_state_file(r, file);
     }
     check_initial_token(r, state_file.as_deref());
+    let wait = r.duration("token.wait");
+    let cooldown = r.positive_duration("retry.cooldown");
+    warn_of_short_wait(r, wait, cooldown);
     let config = token::Config {
         name: "default".to_owned(),
         refresh_token,
@@ -38,11 +41,35 @@ pub(super) fn token(r: &mut Reader, upstream: &upstream::Config) -> Option<token
         refresh_margin: r.read("token.refresh_margin", values::positive_duration),
         refresh_lifetime: r.positive_duration("token.refresh_lifetime"),
         grace_retry: r.boolean("token.grace_retry"),
-        wait: r.duration("token.wait"),
-        cooldown: r.positive_duration("retry.cooldown"),
+        wait,
+        cooldown,
         issuer: issuer?,
     };
     Some(config)
+}
+
+/// Between two refreshes that rejections cause, requests with a rejected token wait.
+fn warn_of_short_wait(r: &mut Reader, wait: Duration, cooldown: Duration) {
+    const KEY: &str = "token.wait";
+    // After a mistake, a duration is zero.
+    if wait >= cooldown {
+        return;
+    }
+    let (wait, cooldown) = (
+        humantime::format_duration(wait),
+        humantime::format_duration(cooldown),
+    );
+    let reason = format!(
+        "is {wait}, shorter than retry.cooldown ({cooldown}): a request whose token is rejected soon \
+         after a refresh gets the 401 before the next refresh may begin"
+    );
+    let hint = format!("write wait = \"{cooldown}\" or longer, or shorten retry.cooldown");
+    let variable = format!(
+        "set {}={cooldown} or longer, or shorten {}",
+        keys::variable(KEY),
+        keys::variable("retry.cooldown")
+    );
+    r.warning(r.pos(KEY), KEY, problem(reason, hint).or_variable(variable));
 }
 
 /// The configured refresh token. It is used once: if tokens are stored, its file may be gone.

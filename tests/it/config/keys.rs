@@ -646,6 +646,40 @@ fn the_issuer_is_one_server_or_several_and_by_default_every_endpoint() {
 }
 
 #[test]
+fn a_wait_shorter_than_the_cooldown_is_warned_of() {
+    const WAIT: &str = "BEARER_PROXY__TOKEN__WAIT";
+    const COOLDOWN: &str = "BEARER_PROXY__RETRY__COOLDOWN";
+    for (given, hint) in [
+        (&[][..], None),
+        (
+            &[(WAIT, "9s")],
+            Some("BEARER_PROXY__TOKEN__WAIT=10s or longer"),
+        ),
+        (
+            &[(WAIT, "0s")],
+            Some("BEARER_PROXY__TOKEN__WAIT=10s or longer"),
+        ),
+        (
+            &[(COOLDOWN, "1m 30s")],
+            Some("BEARER_PROXY__TOKEN__WAIT=1m 30s or longer"),
+        ),
+        (&[(WAIT, "1s"), (COOLDOWN, "1s")], None),
+        (&[(WAIT, "2s"), (COOLDOWN, "1s")], None),
+    ] {
+        let warnings = load_environment(&enough_and(given)).unwrap().warnings;
+        let warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+        let mut about_wait = warnings
+            .iter()
+            .filter(|warning| warning.contains("token.wait: "));
+        let found = about_wait.next();
+        assert_eq!(found.is_some(), hint.is_some(), "{given:?}: {warnings:?}");
+        if let Some((found, hint)) = found.zip(hint) {
+            assert!(found.contains(hint), "{found}");
+        }
+    }
+}
+
+#[test]
 fn a_listener_has_its_own_exceptions_or_those_of_all() {
     let proxy = valid("listeners.toml").config.proxy;
     let [plain, certified, second, open] = &proxy.listeners[..] else {
