@@ -11,6 +11,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use base64::{Engine as _, prelude::BASE64_STANDARD as STANDARD};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
@@ -648,4 +649,53 @@ async fn variables_have_no_effect_and_one_line_names_the_key() {
         assert!(!log.contains("s3cret"), "{log}");
     }
     assert!(!seen.lock().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_the_proxy_cannot_reach_is_followed_by_the_next_one() {
+    let trust = Trust::new();
+    let (cloud, origin) = trust.cloud("localhost").await;
+    let (url, seen) = recorder().await;
+    let issuer = issuer().await;
+    let down = format!("https://down.test:{}", closed_address().port());
+    let endpoints = format!("{down},{origin}");
+    let more = [
+        ("upstream.proxy", &*url),
+        ("upstream.endpoints", &endpoints),
+        ("token.issuer", &issuer),
+        ("proxy.workers", "1"),
+        trust.key(),
+    ];
+    let proxy = proxy(&origin, &more);
+    proxy.ready().await;
+    for number in 0..4 {
+        let response = proxy.send(post(&format!("/{number}"), "body")).await;
+        assert_eq!(response.status(), 200);
+    }
+    assert_eq!(cloud.targets(), ["/0", "/1", "/2", "/3"]);
+    let is_tried = |line: &String| line.starts_with("CONNECT down.test");
+    assert!(seen.lock().unwrap().iter().any(is_tried));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_log_and_no_page_contains_the_password() {
+    let cloud = Upstream::new().issuing().start().await;
+    let (url, seen) = recorder().await;
+    let more = format!(
+        "upstream.proxy = \"{url}\"\nupstream.proxy_user = \"{USER}\"\n\
+         upstream.proxy_password = \"{PASSWORD}\"\nlog.level = \"trace\"\n"
+    );
+    let program = Program::new(&cloud.origin(), &more);
+    let mut running = program.start_ready().await;
+    assert_eq!(program.get("/x").await, 200);
+    let encoded = STANDARD.encode(format!("{USER}:{PASSWORD}"));
+    let is_sent = |line: &String| line.ends_with(&encoded);
+    assert!(seen.lock().unwrap().iter().all(is_sent));
+    let pages = program.status().await + &common::text_at(program.admin, "/metrics").await;
+    running.terminate().await;
+    for text in [program.log(), pages] {
+        for secret in [PASSWORD, &encoded] {
+            assert!(!text.contains(secret), "{text}");
+        }
+    }
 }
