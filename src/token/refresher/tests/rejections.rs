@@ -52,14 +52,15 @@ struct Noticed {
 
 impl World {
     async fn new(accepts: impl Fn(&Received<'_>) -> bool + Send + Sync + 'static) -> Arc<Self> {
-        Self::with(Setup::new(|n| Ok(grant(n, DAY))), accepts).await
+        let setup = Setup::new(|n| Ok(grant(n, DAY)));
+        Self::with(setup.latency(ROUND_TRIP), accepts).await
     }
 
     async fn with(
         setup: Setup,
         accepts: impl Fn(&Received<'_>) -> bool + Send + Sync + 'static,
     ) -> Arc<Self> {
-        let harness = setup.latency(ROUND_TRIP).start();
+        let harness = setup.start();
         harness.token().await;
         Arc::new(Self {
             harness,
@@ -382,7 +383,8 @@ async fn field_a5_a_node_that_rejects_every_token_is_avoided_also_while_refreshe
     let setup = Setup::new(|n| match n {
         1 => Ok(grant(n, DAY)),
         _ => failure(FailureClass::ClientRefused),
-    });
+    })
+    .latency(ROUND_TRIP);
     // The first request is accepted, and all that arrive together after it meet the node.
     const TOGETHER: usize = 10;
     let world = World::with(setup, |received| !(1..=TOGETHER).contains(&received.number)).await;
@@ -399,4 +401,61 @@ async fn field_a5_a_node_that_rejects_every_token_is_avoided_also_while_refreshe
         request.await.expect("without a panic");
     }
     assert_eq!((noticed.requests(), noticed.rejected()), (TOGETHER, 0));
+}
+
+/// Requests with the proven token that are sent together. Their longest durations.
+async fn together<const N: usize>(world: &Arc<World>) -> [Duration; N] {
+    assert!(world.serve("/", "/").await, "the token is proven");
+    let requests = std::array::from_fn(|n| {
+        let noticed = Arc::<Noticed>::default();
+        let path = format!("/{n}");
+        tokio::spawn(Arc::clone(world).request(path, Arc::clone(&noticed)));
+        noticed
+    });
+    // Longer than any of them takes.
+    world.harness.pass(seconds(25)).await;
+    requests.map(|noticed: Arc<Noticed>| {
+        assert_eq!((noticed.requests(), noticed.rejected()), (1, 0));
+        noticed.latest()
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn field_a5_the_outcome_of_a_verification_is_known_at_once() {
+    let world = World::new(|received| !(1..=5).contains(&received.number)).await;
+    for latest in together::<5>(&world).await {
+        assert!(latest < seconds(1), "{latest:?}");
+    }
+    assert_eq!(world.calls(), 1);
+}
+
+/// Two requests and the verification of one of them meet a node that rejects; after a second the
+/// other request verifies the token itself.
+#[tokio::test(start_paused = true)]
+async fn field_a5_a_request_that_waits_for_a_refresh_may_meet_another_node_before() {
+    let setup = Setup::new(|n| Ok(grant(n, DAY))).latency(seconds(9));
+    let world = World::with(setup, |received| !(1..=3).contains(&received.number)).await;
+    let [first, second] = together(&world).await;
+    assert!(
+        first > seconds(9) && second < seconds(2),
+        "{first:?} {second:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn field_a5_a_request_that_waits_for_its_turn_may_meet_another_node_before() {
+    let world = World::new(|received| !(1..=3).contains(&received.number)).await;
+    let harness = &world.harness;
+    for _ in 0..3 {
+        harness
+            .credential
+            .rejected(harness.usable().expect("a token").version());
+        harness.pass(seconds(1)).await;
+    }
+    assert_eq!(world.calls(), 4, "the budget is spent");
+    let [first, second] = together(&world).await;
+    assert!(
+        first > seconds(5) && second < seconds(2),
+        "{first:?} {second:?}"
+    );
 }
