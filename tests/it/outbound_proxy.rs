@@ -29,7 +29,7 @@ use crate::common::{
     process::{Program, Running, free_address, listens},
     proxy, read_head, scripted,
     tls::{Authority, authority, cloud, identity, server_config, write},
-    upstream::{RunningUpstream, Upstream, ok, values},
+    upstream::{RunningUpstream, Upstream, grant, ok, values},
 };
 
 /// A name that only Squid knows.
@@ -698,4 +698,29 @@ async fn no_log_and_no_page_contains_the_password() {
             assert!(!text.contains(secret), "{text}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn first_tokens_come_through_the_proxy() {
+    let cloud = Upstream::new()
+        .on("/api/authorizeByJWT.do", ok(r#"{"code":"code"}"#))
+        .on("/api/token.do", grant("token", 3600))
+        .start()
+        .await;
+    let (url, seen) = recorder().await;
+    let more = format!("upstream.proxy = \"{url}\"\ntoken.jwt.key = \"{PASSWORD}\"\n");
+    let program = Program::without_token(&cloud.origin(), &more);
+    let mut running = program.start_ready().await;
+    running.terminate().await;
+    let calls = seen.lock().unwrap().clone();
+    let origin = cloud.origin();
+    let expected = ["GET ", "POST "].map(|method| format!("{method}{origin}/api/"));
+    assert!(
+        calls.len() == 2
+            && calls
+                .iter()
+                .zip(expected)
+                .all(|(call, start)| call.starts_with(&start)),
+        "{calls:?}"
+    );
 }
