@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `config` | the configuration of an upstream: endpoints, timeouts, HTTP version, cookies |
 //! | `shared` | what all workers share of an upstream: TLS configuration, number of connections |
+//! | `balance` | the choice of the address for a request: weights, load, affinity |
 //! | `sockets` | the limit of open sockets to all upstreams |
 //! | `slots` | `max_connections` of an endpoint, and the metrics of its connections |
 //! | `connect` | resolve, TCP and TLS handshake, ALPN; the I/O object that hyper uses |
@@ -12,6 +13,7 @@
 //! | `http2` | an HTTP/2 connection and its streams |
 //! | `pool` | one worker's connections to one endpoint; a `Lease` is the use of one by a request |
 
+mod balance;
 mod config;
 mod connect;
 mod expect;
