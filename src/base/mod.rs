@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`backoff`] | exponential backoff with jitter |
 //! | [`blocking`] | runs file I/O on a thread for blocking calls |
+//! | [`cache_line`] | values that do not share a cache line with others |
 //! | [`clock`] | the boot clock, the wall clock, and a simulated clock for tests |
 //! | `coop` | cooperative yielding for tasks whose input never runs dry |
 //! | `corpus` | runs fuzz targets on their stored corpus (tests only) |
@@ -25,6 +26,7 @@
 
 pub mod backoff;
 pub mod blocking;
+pub mod cache_line;
 pub mod clock;
 pub(crate) mod coop;
 #[cfg(test)]

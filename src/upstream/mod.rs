@@ -5,6 +5,7 @@
 //! | `config` | the configuration of an upstream: endpoints, timeouts, HTTP version, cookies |
 //! | `shared` | what all workers share of an upstream: TLS configuration, number of connections |
 //! | `balance` | the choice of the address for a request: weights, load, affinity |
+//! | `health` | whether an address is in use: ejection and return, slow start |
 //! | `sockets` | the limit of open sockets to all upstreams |
 //! | `slots` | `max_connections` of an endpoint, and the metrics of its connections |
 //! | `connect` | resolve, TCP and TLS handshake, ALPN; the I/O object that hyper uses |
@@ -17,6 +18,7 @@ mod balance;
 mod config;
 mod connect;
 mod expect;
+mod health;
 mod http2;
 mod pool;
 mod response_head;
