@@ -6,6 +6,7 @@
 //! | `shared` | what all workers share of an upstream: TLS configuration, number of connections |
 //! | `balance` | the choice of the address for a request: weights, load, affinity |
 //! | `health` | whether an address is in use: ejection and return, slow start |
+//! | `budget` | how many requests may be sent again |
 //! | `sockets` | the limit of open sockets to all upstreams |
 //! | `slots` | `max_connections` of an endpoint, and the metrics of its connections |
 //! | `connect` | resolve, TCP and TLS handshake, ALPN; the I/O object that hyper uses |
@@ -15,6 +16,7 @@
 //! | `pool` | one worker's connections to one endpoint; a `Lease` is the use of one by a request |
 
 mod balance;
+mod budget;
 mod config;
 mod connect;
 mod expect;
