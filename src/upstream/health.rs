@@ -341,8 +341,9 @@ impl Health {
         self.change(now, |inner, totals| {
             inner.window.advance(now, totals);
             inner.forgive(now);
+            // Only ejections have an end.
             let is_over = inner.until.is_some_and(|until| now >= until);
-            (inner.state == State::Failing && is_over).then(|| inner.begin_trials(now))
+            is_over.then(|| inner.begin_trials(now))
         })
     }
 

@@ -88,7 +88,6 @@ impl Inner {
         if matches!(self.state, State::In | State::Trial) {
             self.ejections += 1;
         }
-        self.slow_since = None;
         self.enter(state, reason, until, now)
     }
 
@@ -99,11 +98,9 @@ impl Inner {
         self.enter(State::Trial, reason, None, now)
     }
 
-    /// Back in use. Starts anew: what failed before does not count any more.
+    /// Back in use. Requests that failed before do not count any more.
     pub(super) fn take_in(&mut self, totals: Totals, now: Moment) -> Transition {
-        self.unconnected = 0;
         self.failures = 0;
-        self.failed_checks = 0;
         self.good_since = now;
         self.slow_since = Some(now);
         self.window = Window::new(now, totals);
@@ -138,9 +135,6 @@ impl Inner {
         while self.times > 0 && now.saturating_since(self.good_since) >= GOOD_TIME {
             self.times -= 1;
             self.good_since = self.good_since + GOOD_TIME;
-        }
-        if self.times == 0 {
-            self.good_since = now;
         }
     }
 

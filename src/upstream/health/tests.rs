@@ -133,6 +133,9 @@ fn half_of_twenty_requests_in_ten_seconds_eject() {
     let health = health();
     assert_eq!(pairs(&health, 1.0, 9), None, "18 requests are too few");
     assert!(pairs(&health, 1.0, 1).is_some());
+    // One failed trial is enough, though the row is short.
+    assert!(health.tick(at(11.0)).is_some());
+    assert!(fail(&health, 11.0).is_some());
 
     let health = self::health();
     assert_eq!(pairs(&health, 1.0, 9), None);
@@ -141,6 +144,11 @@ fn half_of_twenty_requests_in_ten_seconds_eject() {
     }
     assert_eq!(pairs(&health, 11.5, 9), None, "the first 18 are too old");
     assert!(pairs(&health, 11.5, 1).is_some());
+
+    // Without a tick in between.
+    let health = self::health();
+    assert_eq!(pairs(&health, 1.0, 9), None);
+    assert_eq!(pairs(&health, 30.0, 9), None);
 
     let health = self::health();
     assert_eq!(succeed(&health, 1.0), None);
@@ -183,6 +191,8 @@ fn after_its_time_it_gets_one_request_at_a_time_until_one_succeeds() {
     let health = health();
     assert!(health.try_begin_trial().is_none(), "it is in");
     eject(&health, 0.0);
+    // A request that was under way ends the row, not the ejection.
+    assert_eq!(succeed(&health, 0.1), None);
     assert_eq!(health.tick(at(9.9)), None);
     assert!(health.try_begin_trial().is_none());
     assert_eq!(
@@ -300,9 +310,39 @@ fn failing_and_then_unreachable_comes_back_by_a_connection() {
 }
 
 #[test]
+fn what_failed_before_does_not_count_after_the_return() {
+    let health = health();
+    // Four failures in a row, and ten of 20 requests.
+    for seconds in [0.0; 6] {
+        assert_eq!(succeed(&health, seconds), None);
+        assert_eq!(fail(&health, seconds), None);
+    }
+    for seconds in [0.0; 4] {
+        assert_eq!(succeed(&health, seconds), None);
+    }
+    for seconds in [0.0; 3] {
+        assert_eq!(fail(&health, seconds), None);
+    }
+    health.connect_failed(at(0.0));
+    health.connect_failed(at(0.0));
+    assert_eq!(fail(&health, 0.0), None, "it is out already");
+    assert!(health.connected(at(1.0)).is_some());
+    assert_eq!(fail(&health, 1.0), None);
+    assert!(health.is_available());
+    // Connections and checks have rows of their own.
+    assert_eq!(health.connect_failed(at(1.0)), None);
+    assert_eq!(succeed(&health, 1.0), None);
+    assert!(health.connect_failed(at(1.0)).is_some());
+}
+
+#[test]
 fn active_checks_take_out_after_fall_failures_and_bring_back_after_rise_successes() {
     let health = health();
     let check = |is_healthy, seconds| health.checked(is_healthy, 3, 2, at(seconds));
+    // A good check has made a connection.
+    assert_eq!(health.connect_failed(at(0.0)), None);
+    assert_eq!(check(true, 0.1), None);
+    assert_eq!(health.connect_failed(at(0.2)), None);
     for is_healthy in [false, false, true, false, false] {
         assert_eq!(check(is_healthy, 1.0), None);
     }

@@ -87,6 +87,7 @@ mod tests {
         window.advance(at(u64::MAX), totals(50, 50));
         assert_eq!(window.last_10_seconds(totals(51, 50)), totals(1, 0));
         window.advance(at(3), totals(60, 50));
+        window.advance(at(u64::MAX), totals(60, 50));
         assert_eq!(window.last_10_seconds(totals(61, 50)), totals(11, 0));
     }
 }
