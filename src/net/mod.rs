@@ -9,6 +9,7 @@
 //! | [`outbound_proxy`] | connections to upstreams and the issuer through an HTTP or SOCKS5 proxy |
 //! | [`proxy_protocol`] | the PROXY header with which a load balancer begins a connection |
 //! | [`reload`] | values that are rebuilt when their files change: TLS settings, client keys |
+//! | [`resolve`] | the addresses of a name, and a task that keeps them up to date |
 //! | [`socket`] | listening and connected sockets: TCP, and Unix sockets |
 //! | [`tls`] | TLS settings from files, the validity of certificates, advice on handshake errors |
 
@@ -19,5 +20,6 @@ pub mod http_server;
 pub mod outbound_proxy;
 pub mod proxy_protocol;
 pub mod reload;
+pub mod resolve;
 pub mod socket;
 pub mod tls;
