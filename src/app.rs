@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | [`Bound`] addresses | held first, so that a second instance fails before it touches a file | – |
 //! | [`DescriptorBudget`] | divides the limit of open files between clients, upstreams and admin | – |
-//! | [`upstream::Shared`] | endpoints, TLS settings and connection slots of each upstream | – |
+//! | [`upstream::Shared`] | endpoints, TLS settings and addresses of each upstream; a task resolves names and checks addresses | this runtime |
 //! | [`Refresher`] | keeps the token valid; all other parts read its [`Credential`] | this runtime |
 //! | [`Proxy`] | the data path: single-threaded workers | a thread for each worker |
 //! | [`Reloader`] | rebuilds TLS settings, client keys and the admin token from their files | this runtime |
@@ -29,6 +29,7 @@ use crate::{
     base::{clock::SharedClock, descriptors::DescriptorBudget, process},
     config::Config,
     net::{
+        resolve::SystemResolver,
         reload::{Reload, ReloadHandle, Reloadable, Reloader},
         socket::{Address, Bound},
         tls,
@@ -83,6 +84,7 @@ fn explained(error: &io::Error) -> String {
 #[derive(Debug)]
 pub struct App {
     proxy: Proxy,
+    upkeep: Vec<Task>,
     refresher: Task,
     reloader: Task,
     admin: Option<Task>,
@@ -121,15 +123,27 @@ impl App {
         let admin_address = admin.as_ref().map(|admin| admin.bound.address().clone());
         let descriptors = divide_descriptors(&config.proxy);
         let proxies = config.outbound_proxies();
-        let upstreams = share_upstreams(config.upstreams, descriptors.upstream)?;
+        let upstreams = share_upstreams(
+            config.upstreams,
+            descriptors.upstream,
+            config.proxy.workers,
+            &clock,
+        )?;
         let upstream_configs = upstreams.iter().map(|one| one.config().clone()).collect();
+        let stop = CancellationToken::new();
+        let stop_on_drop = stop.clone().drop_guard();
+        // First, so that names are resolved when the first requests come.
+        let resolver = SystemResolver::default();
+        let upkeep = upstreams.iter().map(|shared| {
+            let (shared, resolver) = (shared.clone(), resolver.clone());
+            Task::spawn(&stop, |stop| shared.upkeep(resolver, stop))
+        });
+        let upkeep = upkeep.collect();
         let initial_grant = Some(&config.initial_grant);
         let (refresher, credential) = Refresher::new(config.token, initial_grant, clock.clone())?;
         let listeners = add_tls(bound, &config.proxy.listeners)?;
         let mut reloadables = reloadables(&listeners, &upstreams, &refresher, admin.as_ref());
 
-        let stop = CancellationToken::new();
-        let stop_on_drop = stop.clone().drop_guard();
         let drain_delay = config.proxy.drain_delay;
         let json_pointer = observed::pointer(config.proxy.retry.json.as_ref()).to_owned();
         let proxy = Proxy::start(
@@ -158,6 +172,7 @@ impl App {
         let admin = admin.transpose()?;
         Ok(Self {
             proxy,
+            upkeep,
             refresher: Task::spawn(&stop, |stop| refresher.run(stop)),
             reloader: Task::spawn(&stop, |stop| reloader.run(stop)),
             admin: admin.map(|admin| Task::spawn(&stop, |stop| admin.run(stop))),
@@ -222,6 +237,9 @@ impl App {
             tokio::time::sleep(self.drain_delay).await;
         }
         self.proxy.drain().await;
+        for upkeep in self.upkeep {
+            upkeep.end().await;
+        }
         self.refresher.end().await;
         self.reloader.end().await;
         if let Some(admin) = self.admin {
@@ -341,11 +359,13 @@ fn divide_descriptors(config: &proxy::Config) -> DescriptorBudget {
 fn share_upstreams(
     configs: Vec<upstream::Config>,
     max_sockets: usize,
+    workers: usize,
+    clock: &SharedClock,
 ) -> Result<Vec<upstream::Shared>, upstream::SetupError> {
     let sockets = upstream::Sockets::new(max_sockets);
     configs
         .into_iter()
-        .map(|config| upstream::Shared::new(config, &sockets))
+        .map(|config| upstream::Shared::new(config, &sockets, workers, clock.clone()))
         .collect()
 }
 

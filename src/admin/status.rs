@@ -71,7 +71,7 @@ fn refresh(refresh: &Refresh) -> Value {
 fn upstream(config: &upstream::Config, sources: &Sources) -> Value {
     let endpoints = config.endpoints.iter().map(|endpoint| {
         let connections = |count: fn(&upstream::Counters) -> u64| {
-            sources.total(|worker| count(&worker.endpoints.get(&endpoint.origin).connections))
+            sources.total(|worker| count(&worker.endpoints.get(&endpoint.origin)))
         };
         json!({
             "origin": endpoint.origin,

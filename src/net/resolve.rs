@@ -12,7 +12,7 @@ use std::{
     collections::{HashMap, HashSet},
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _},
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -252,6 +252,12 @@ pub struct SystemResolver {
 }
 
 impl SystemResolver {
+    /// That of this process: the names of upstreams and of issuers are often the same.
+    pub fn shared() -> Self {
+        static SHARED: LazyLock<SystemResolver> = LazyLock::new(SystemResolver::default);
+        SHARED.clone()
+    }
+
     /// Looks up `host`. Dropping the future does not end the look-up, and the next call for the
     /// same name waits for its result.
     pub async fn look_up(&self, host: &str) -> Found {

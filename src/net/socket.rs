@@ -17,10 +17,10 @@ use std::{
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream, lookup_host},
+    net::{TcpListener, TcpStream},
 };
 
-use super::dial;
+use super::{dial, resolve::SystemResolver};
 use crate::base::host;
 
 /// The address of a listener: `127.0.0.1:8080`, `[::1]:8080` or `unix:/run/bearer-proxy.sock`.
@@ -245,7 +245,11 @@ pub async fn connect(host: &str, port: u16, limit: Duration) -> io::Result<Strea
     let connecting = async {
         let addresses = match host.parse::<IpAddr>() {
             Ok(ip) => vec![SocketAddr::new(ip, port)],
-            Err(_) => dial::interleaved(lookup_host((host, port)).await?),
+            Err(_) => {
+                let found = SystemResolver::shared().look_up(host).await;
+                let found = found.map_err(io::Error::other)?;
+                dial::interleaved(found.into_iter().map(|one| SocketAddr::new(one.ip(), port)))
+            }
         };
         dial::first_connection(&addresses, limit, connect_to).await
     };

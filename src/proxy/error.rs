@@ -10,7 +10,7 @@ use crate::{
     base::{labels::labels, retry_after::retry_after},
     net::outbound_proxy::Error as ProxyError,
     proxy::framing::Fault,
-    upstream,
+    upstream::{self, Failure},
 };
 
 /// Why a request gets a response of this proxy instead of one from the upstream.
@@ -168,24 +168,6 @@ labels! {
     }
 }
 
-labels! {
-    /// Values of the label `error` of `upstream_errors_total`.
-    pub enum UpstreamFailure {
-        ConnectTimeout => "connect_timeout",
-        Resolve => "resolve",
-        ConnectRefused => "connect_refused",
-        Tls => "tls",
-        ProxyTimeout => "proxy_timeout",
-        ProxyUnreachable => "proxy_unreachable",
-        ProxyRefused => "proxy_refused",
-        ConnectionsFull => "connections_full",
-        ResponseTimeout => "response_timeout",
-        ConnectionClosed => "broken_off",
-        InvalidResponse => "invalid_answer",
-        Truncated => "truncated",
-    }
-}
-
 /// What programs read of an error: the status, a short title, the RFC 9209 error type (§2.3), and
 /// the label in metrics and log.
 struct Class {
@@ -206,21 +188,9 @@ impl Error {
 
     /// How this error counts against the endpoint that was asked; `None` where the endpoint is not
     /// at fault: it is the client whose body breaks off.
-    pub(crate) fn upstream_failure(&self) -> Option<UpstreamFailure> {
-        use UpstreamFailure as Failure;
+    pub(crate) fn upstream_failure(&self) -> Option<Failure> {
         Some(match self {
-            Self::Connect(upstream::Error::Timeout { .. }) => Failure::ConnectTimeout,
-            Self::Connect(upstream::Error::Resolve { .. }) => Failure::Resolve,
-            Self::Connect(upstream::Error::Refused { .. }) => Failure::ConnectRefused,
-            Self::Connect(upstream::Error::Tls { .. }) => Failure::Tls,
-            Self::Connect(upstream::Error::Proxy { source, .. }) => match source {
-                ProxyError::Timeout { .. } => Failure::ProxyTimeout,
-                ProxyError::Unreachable { .. } => Failure::ProxyUnreachable,
-                ProxyError::Refused { .. } => Failure::ProxyRefused,
-            },
-            Self::Connect(upstream::Error::Full { .. } | upstream::Error::NoSocket { .. }) => {
-                Failure::ConnectionsFull
-            }
+            Self::Connect(error) => error.failure(),
             Self::ResponseTimeout => Failure::ResponseTimeout,
             Self::ConnectionClosed => Failure::ConnectionClosed,
             Self::InvalidResponse => Failure::InvalidResponse,
@@ -645,7 +615,7 @@ mod tests {
             }),
             Error::Connect(upstream::Error::Resolve {
                 endpoint: endpoint(),
-                source: source(),
+                detail: "no such name".into(),
             }),
             Error::Connect(upstream::Error::Refused {
                 endpoint: endpoint(),
@@ -679,7 +649,6 @@ mod tests {
             }),
             Error::Connect(upstream::Error::Full {
                 endpoint: endpoint(),
-                limit: 0,
             }),
             Error::ResponseTimeout,
             Error::ConnectionClosed,
@@ -695,13 +664,13 @@ mod tests {
         assert_eq!(reasons, RejectionReason::ALL);
         let failures: Vec<_> = each().iter().filter_map(Error::upstream_failure).collect();
         // A response that is truncated is no error of a request: it has been answered.
-        let all = UpstreamFailure::ALL.into_iter();
+        let all = Failure::ALL.into_iter();
         let expected: Vec<_> = all
-            .filter(|failure| *failure != UpstreamFailure::Truncated)
+            .filter(|failure| *failure != Failure::Truncated)
             .collect();
         assert_eq!(failures, expected);
         for error in each() {
-            let counted = error.upstream_failure().map(UpstreamFailure::label);
+            let counted = error.upstream_failure().map(Failure::label);
             assert!(
                 counted.is_none_or(|label| label == error.reason().label()),
                 "{error:?}"

@@ -14,7 +14,7 @@ use crate::{
         labels::{PerLabel, labels},
     },
     proxy::{
-        error::{RejectionReason, UpstreamFailure},
+        error::RejectionReason,
         message::{observed::Observed, urls::BodyRewrite},
     },
     upstream,
@@ -56,7 +56,7 @@ pub struct Metrics {
     /// What JSON responses contain that the configuration does not handle.
     pub observed: Observed,
     /// Endpoints, by origin (`scheme://host[:port]`).
-    pub endpoints: Named<Endpoint>,
+    pub endpoints: Named<upstream::Counters>,
 }
 
 /// Counters by name, created when a name is first asked for. Not for the request path: what that
@@ -70,15 +70,6 @@ pub struct StatusCounters([Counter; STATUS_CODES]);
 
 const FIRST_STATUS_CODE: usize = 100;
 const STATUS_CODES: usize = 1000 - FIRST_STATUS_CODE;
-
-/// The counters of one endpoint.
-#[derive(Debug, Default)]
-pub struct Endpoint {
-    /// Its connections.
-    pub connections: Arc<upstream::Counters>,
-    /// Requests and connections that failed there.
-    pub failures: PerLabel<UpstreamFailure, Counter>,
-}
 
 labels! {
     /// Values of the label `reason` of `connections_rejected_total`.
@@ -157,8 +148,13 @@ labels! {
         /// The upstream rejected a token that it accepted before: it is asked once more, over
         /// another connection.
         OtherConnection => "other_connection",
-        /// A pooled connection closed before its response began.
+        /// The connection closed before its response began, or the upstream states that it did not
+        /// process the request.
         ConnectionLost => "connection_lost",
+        /// The address that was chosen did not accept a connection: another one was dialled.
+        Unreachable => "unreachable",
+        /// The response has one of `upstream.retry_statuses`.
+        Status => "status",
     }
 }
 
@@ -177,6 +173,8 @@ labels! {
         Cooldown => "cooldown",
         /// The request's body could not be sent again.
         BodyNotKept => "body_not_kept",
+        /// Too many requests were sent again in the last seconds.
+        BudgetExhausted => "budget_exhausted",
     }
 }
 

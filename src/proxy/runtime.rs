@@ -49,7 +49,7 @@ pub(crate) fn start(
                 Err(error) => return drop(built.send(Err(error))),
             };
             drop(built.send(Ok(())));
-            runtime.block_on(run(shared, metrics, listeners, stop));
+            runtime.block_on(run(index, shared, metrics, listeners, stop));
             // Dropping the runtime would wait for a name lookup that never returns.
             runtime.shutdown_background();
             // Fails when nothing waits for the end any more.
@@ -60,19 +60,21 @@ pub(crate) fn start(
 }
 
 async fn run(
+    index: usize,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
     listeners: Vec<WorkerListener>,
     stop: CancellationToken,
 ) {
     let usual_names = spelling::usual().await;
-    let (worker, unread_bodies) = Worker::new(shared, metrics, usual_names);
+    let (worker, unread_bodies) = Worker::new(index, shared, metrics, usual_names);
     // The worker cannot serve without any of these.
     let mut lasting = JoinSet::new();
     lasting.spawn_local(Rc::clone(&worker.ticker).run());
     lasting.spawn_local(lingering::drain(unread_bodies));
     for upstream in &worker.upstreams {
         lasting.spawn_local(upstream.shed_idle());
+        lasting.spawn_local(upstream.move_budget());
     }
     for WorkerListener {
         position,

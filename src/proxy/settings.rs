@@ -18,7 +18,7 @@ use crate::{
         config::Config,
         connection::timers::Timeouts,
         message::{cache_control::CachePolicy, urls::UrlMap},
-        metrics::{Endpoint, Metrics, StatusCounters},
+        metrics::{Metrics, StatusCounters},
         policy::{
             clients::{ClientId, Clients},
             guard::{self, Guard},
@@ -60,8 +60,6 @@ pub(crate) struct View {
     route_counters: Vec<Arc<StatusCounters>>,
     /// By the position of the client.
     client_counters: Vec<Arc<StatusCounters>>,
-    /// By origin.
-    endpoints: Vec<(String, Arc<Endpoint>)>,
 }
 
 impl View {
@@ -88,15 +86,6 @@ impl View {
         let guards = guards.map(|(listener, address)| {
             Guard::new(listener.guard.clone(), guard::exposure(address))
         });
-        let origins = settings
-            .upstreams
-            .iter()
-            .flat_map(|upstream| &upstream.endpoints);
-        let endpoints = origins.map(|endpoint| {
-            let origin = endpoint.origin.clone();
-            let counters = metrics.endpoints.get(&origin);
-            (origin, counters)
-        });
         let issuer_paths = credentials
             .iter()
             .flat_map(|credential| credential.issuer_paths.clone());
@@ -114,7 +103,6 @@ impl View {
                 .iter()
                 .map(|client| metrics.clients.get(&client.name))
                 .collect(),
-            endpoints: endpoints.collect(),
             settings: Arc::clone(settings),
         }
     }
@@ -142,14 +130,6 @@ impl View {
 
     pub(crate) fn client_counters(&self, client: ClientId) -> &StatusCounters {
         &self.client_counters[client.client]
-    }
-
-    /// The counters of the endpoint at this origin, if an upstream has it.
-    pub(crate) fn endpoint(&self, origin: &str) -> Option<&Endpoint> {
-        let mut endpoints = self.endpoints.iter();
-        endpoints
-            .find(|(known, _)| known == origin)
-            .map(|(_, counters)| &**counters)
     }
 }
 

@@ -32,7 +32,7 @@ use crate::{
             lingering::UnreadBody,
             state::{ConnState, ExchangeState},
         },
-        error::{Error, RejectionReason, UpstreamFailure},
+        error::{Error, RejectionReason},
         exchange::{Exchange, Peer, request_body::AttemptBody},
         message::{
             forwarded::ClientConnection,
@@ -94,15 +94,17 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
+    /// `position` is that among the workers.
     pub(crate) fn new(
+        position: usize,
         shared: Arc<Shared>,
         metrics: Arc<Metrics>,
         usual_names: Extensions,
     ) -> (Rc<Self>, mpsc::UnboundedReceiver<UnreadBody>) {
         let ticker = Ticker::new();
         let upstreams = shared.upstreams.iter().map(|shared| {
-            Upstream::new(shared.clone(), &ticker, |origin| {
-                Arc::clone(&metrics.endpoints.get(origin).connections)
+            Upstream::new(shared.clone(), position, &ticker, |origin| {
+                metrics.endpoints.get(origin)
             })
         });
         let waits = shared
@@ -244,13 +246,6 @@ impl Worker {
                 open,
                 "connections are closed with requests under way: proxy.drain_timeout has passed"
             );
-        }
-    }
-
-    /// Counts a failure of the endpoint at this origin.
-    pub(crate) fn upstream_failed(&self, view: &View, origin: &str, failure: UpstreamFailure) {
-        if let Some(endpoint) = view.endpoint(origin) {
-            endpoint.failures[failure].add(1);
         }
     }
 

@@ -14,8 +14,8 @@ use http_body_util::Full;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use zeroize::Zeroizing;
 
+use self::servers::Server;
 pub(super) use self::servers::Servers;
-use self::{exchange::NoResponse, servers::Server};
 use super::{
     deadline::CallDeadline,
     token_response::{Failure, FailureClass, RawResponse},
@@ -77,8 +77,7 @@ impl IssuerEndpoint {
     }
 
     /// Sends the request once, to one server, reads the response until `deadline`, and parses it. A
-    /// server to which no byte was sent is followed by the next one; without a further one, that is
-    /// [`FailureClass::Unreachable`].
+    /// request of which no byte was sent is [`FailureClass::Unreachable`].
     pub(super) async fn call<T>(
         &self,
         parameters: Parameters,
@@ -86,44 +85,26 @@ impl IssuerEndpoint {
         deadline: &CallDeadline,
         parse: impl FnOnce(RawResponse) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let mut untried = self.servers.in_order();
-        // Of servers that closed the connection before the request was written.
-        let mut closed = String::new();
-        let with_closed = |closed: &str, failure: Failure| Failure {
-            detail: format!("{closed}{}", failure.detail),
-            ..failure
-        };
-        loop {
-            let connected = deadline.before_request(self.servers.connect(untried.clone()));
-            let connected = connected.await.ok_or_else(Failure::not_sent)?;
-            let (server, transport) = connected.map_err(|failure| with_closed(&closed, failure))?;
-            untried.retain(|other| !std::ptr::eq(*other, server));
-            let mut request = self.request(server, &parameters, authorization)?;
-            if let Some(form) = &server.absolute_form {
-                form.apply(&mut request);
-            }
-            let response = match exchange::exchange(transport, request, deadline).await {
-                Err(unsent) if !unsent.is_sent && !untried.is_empty() => {
-                    closed.push_str(&self.servers.named(server, unsent.failure).detail);
-                    closed.push_str("; ");
-                    continue;
-                }
-                Err(NoResponse { failure, .. }) => Err(with_closed(&closed, failure)),
-                Ok(response) => self.servers.forwarded(server, response),
-            };
-            return self.servers.ended(server, response.and_then(parse));
+        let connected = deadline.before_request(self.servers.connect()).await;
+        let (server, transport) = connected.ok_or_else(Failure::not_sent)??;
+        let mut request = self.request(server, parameters, authorization)?;
+        if let Some(form) = &server.absolute_form {
+            form.apply(&mut request);
         }
+        let response = exchange::exchange(transport, request, deadline).await;
+        let response = response.and_then(|response| self.servers.forwarded(server, response));
+        self.servers.ended(server, response.and_then(parse))
     }
 
     fn request(
         &self,
         server: &Server,
-        parameters: &Parameters,
+        parameters: Parameters,
         authorization: Option<&HeaderValue>,
     ) -> Result<Request<Full<Bytes>>, Failure> {
         let (method, target, body) = match parameters {
-            Parameters::Get(query) => (Method::GET, self.target(query), None),
-            Parameters::Query(query) => (Method::POST, self.target(query), None),
+            Parameters::Get(query) => (Method::GET, self.target(&query), None),
+            Parameters::Query(query) => (Method::POST, self.target(&query), None),
             Parameters::Form(form) => (Method::POST, self.path.clone().into(), Some(form)),
         };
         let content = match &body {
@@ -137,7 +118,7 @@ impl IssuerEndpoint {
             }
             None => None,
         };
-        let body = body.map_or_else(Bytes::new, |form| Bytes::from_owner(Text(form.clone())));
+        let body = body.map_or_else(Bytes::new, |form| Bytes::from_owner(Text(form)));
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() = Uri::from_maybe_shared(Bytes::from_owner(Text(target)))

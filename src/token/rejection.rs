@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, futures::Notified};
 
 pub use self::futile::RequestKey;
-pub(super) use self::rule::{Case, Decision};
+pub(super) use self::rule::{Case, Decision, VerificationOutcome};
 use self::{futile::KeyFilter, rule::Rule};
 use super::cache::Version;
 use crate::base::clock::Moment;
@@ -50,10 +50,10 @@ impl Rejections {
     pub(super) fn finish_verification(
         &self,
         version: Version,
-        is_accepted: Option<bool>,
+        outcome: Option<VerificationOutcome>,
         now: Moment,
     ) {
-        self.rule.lock().verified(version, is_accepted, now);
+        self.rule.lock().verified(version, outcome, now);
         self.verified.notify_waiters();
     }
 

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{
     cache::{Token, Version},
     credential::{Credential, WaiterSlot},
-    rejection::{Case, Decision, RequestKey},
+    rejection::{Case, Decision, RequestKey, VerificationOutcome},
 };
 use crate::base::clock::Moment;
 
@@ -65,7 +65,7 @@ pub enum Replacement {
 pub struct Verification {
     credential: Credential,
     version: Version,
-    is_accepted: Option<bool>,
+    outcome: Option<VerificationOutcome>,
 }
 
 impl Credential {
@@ -142,22 +142,26 @@ impl Credential {
     fn decide(&self, version: Version, key: Option<RequestKey>, can_verify: bool) -> Rejection {
         let now = self.shared.clock.now();
         let current = self.shared.token.load();
-        let Some(token) = current.as_ref().filter(|token| token.is_usable(now)) else {
-            // A refresh is due anyway.
-            return Rejection::Refreshing { ask_again: None };
+        // A refresh is due anyway.
+        let is_refreshing = Rejection::Refreshing { ask_again: None };
+        let Some(token) = current.as_ref() else {
+            return is_refreshing;
         };
+        let is_usable = token.is_usable(now);
         if token.version() != version {
-            return if token.version() > version {
+            return if token.version() > version && is_usable {
                 Rejection::Newer(Arc::clone(token))
             } else {
-                Rejection::Refreshing { ask_again: None }
+                is_refreshing
             };
         }
         let case = Case {
             key,
             version,
             is_proven: token.is_proven(),
-            is_refresh_requested: token.is_refresh_requested(),
+            // A token that has expired meanwhile can still be verified: the refresh may take long,
+            // and the server that rejected it may be the only one that does.
+            is_refresh_requested: token.is_refresh_requested() || !is_usable,
             can_verify,
         };
         match self.shared.rejections.decide(&case, now) {
@@ -165,7 +169,7 @@ impl Credential {
             Decision::Verify => Rejection::Verify(Verification {
                 credential: self.clone(),
                 version,
-                is_accepted: None,
+                outcome: None,
             }),
             Decision::Refresh => {
                 token.request_refresh();
@@ -214,12 +218,12 @@ impl Credential {
 impl Verification {
     /// The upstream accepted the token.
     pub fn accepted(mut self) {
-        self.is_accepted = Some(true);
+        self.outcome = Some(VerificationOutcome::Accepted);
     }
 
-    /// The upstream rejected the token once more.
-    pub fn rejected(mut self) {
-        self.is_accepted = Some(false);
+    /// The upstream rejected the token once more; if `is_elsewhere`, at another address.
+    pub fn rejected(mut self, is_elsewhere: bool) {
+        self.outcome = Some(VerificationOutcome::Rejected { is_elsewhere });
     }
 }
 
@@ -229,6 +233,6 @@ impl Drop for Verification {
         let now = shared.clock.now();
         shared
             .rejections
-            .finish_verification(self.version, self.is_accepted, now);
+            .finish_verification(self.version, self.outcome, now);
     }
 }

@@ -6,7 +6,6 @@
 //! knowledge of its health. Round robin within the bound spreads requests by weight while there is
 //! little to do, where the least loaded address alone would always be the first one.
 
-#![cfg_attr(not(test), expect(dead_code, reason = "wired by the next commit"))]
 
 use std::cell::Cell;
 

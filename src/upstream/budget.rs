@@ -1,8 +1,6 @@
 //! The retry budget of one upstream and worker: retries must not multiply the load of a cloud that
 //! is overloaded.
 
-#![cfg_attr(not(test), expect(dead_code, reason = "wired by the next commit"))]
-
 use std::cell::Cell;
 
 use crate::base::clock::Moment;

@@ -11,14 +11,19 @@ use std::{
 use bytes::Bytes;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
 
 use super::{
+    addresses::Target,
     config::{Config, Endpoint, Http2},
+    counters::Failure,
     response_head::{HeadReader, HeadState},
-    shared::{HTTP2, SharedEndpoint},
+    shared::{EndpointTls, HTTP2, SharedEndpoint},
 };
 use crate::{
     base::coop::CoopBudget,
@@ -47,13 +52,13 @@ pub enum Error {
         /// `connect_timeout` or `handshake_timeout`.
         limit: Duration,
     },
-    /// The name did not resolve.
-    #[error("cannot resolve {endpoint}: {source}")]
+    /// The name has not been resolved.
+    #[error("cannot resolve {endpoint}: {detail}")]
     Resolve {
         /// The origin of the endpoint.
         endpoint: String,
         /// The resolver's error.
-        source: io::Error,
+        detail: Arc<str>,
     },
     /// No server listens at the address, or it cannot be reached.
     #[error("cannot connect to {endpoint}: {source}")]
@@ -82,13 +87,16 @@ pub enum Error {
         /// The error of rustls.
         source: io::Error,
     },
-    /// `upstream.max_connections` connections carry a request.
-    #[error("{limit} connections to {endpoint} are in use, the limit of upstream.max_connections")]
+    /// As many requests or connections are in flight as the limits of the endpoints allow, and no
+    /// place became free in time.
+    #[error(
+        "all places for requests to {endpoint} are taken (upstream.max_connections, \
+         upstream.max_requests), and none became free in time (upstream.queue, \
+         upstream.queue_timeout)"
+    )]
     Full {
         /// The origin of the endpoint.
         endpoint: String,
-        /// The limit.
-        limit: usize,
     },
     /// Connections to upstreams use all file descriptors that they may use.
     #[error(
@@ -109,8 +117,35 @@ impl Error {
             | Self::Refused { endpoint, .. }
             | Self::Proxy { endpoint, .. }
             | Self::Tls { endpoint, .. }
-            | Self::Full { endpoint, .. }
+            | Self::Full { endpoint }
             | Self::NoSocket { endpoint } => endpoint,
+        }
+    }
+
+    /// How it counts in the metrics of the endpoint.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Timeout { .. } => Failure::ConnectTimeout,
+            Self::Resolve { .. } => Failure::Resolve,
+            Self::Refused { .. } => Failure::ConnectRefused,
+            Self::Tls { .. } => Failure::Tls,
+            Self::Proxy { source, .. } => match source {
+                outbound_proxy::Error::Timeout { .. } => Failure::ProxyTimeout,
+                outbound_proxy::Error::Unreachable { .. } => Failure::ProxyUnreachable,
+                outbound_proxy::Error::Refused { .. } => Failure::ProxyRefused,
+            },
+            Self::Full { .. } | Self::NoSocket { .. } => Failure::ConnectionsFull,
+        }
+    }
+
+    /// Whether the address, or the network on the way to it, is at fault.
+    pub(super) fn is_of_address(&self) -> bool {
+        match self {
+            Self::Timeout { .. }
+            | Self::Refused { .. }
+            | Self::Proxy { .. }
+            | Self::Tls { .. } => true,
+            Self::Resolve { .. } | Self::Full { .. } | Self::NoSocket { .. } => false,
         }
     }
 
@@ -142,17 +177,32 @@ pub(super) enum Protocol {
     Http2,
 }
 
-/// Opens a connection to `endpoint`, with TLS if its scheme is `https`.
+/// Opens a connection to an address of `endpoint`, with TLS if its scheme is `https`. TCP connects
+/// until `deadline`, TLS within its own limit from then on.
 pub(super) async fn connect(
     config: &Config,
     endpoint: &Endpoint,
+    target: Target,
     shared: &SharedEndpoint,
+    versions: HttpVersions,
+    deadline: Instant,
+) -> Result<(Io, Protocol), Error> {
+    let stream = connect_tcp(config, endpoint, target, shared, deadline).await?;
+    establish(stream, config, endpoint, shared.tls.as_ref(), versions).await
+}
+
+/// Makes a TCP connection one to `endpoint`: with TLS if its scheme is `https`, and with the HTTP
+/// version that the configuration or ALPN selects.
+pub(super) async fn establish(
+    stream: Stream,
+    config: &Config,
+    endpoint: &Endpoint,
+    tls: Option<&EndpointTls>,
     versions: HttpVersions,
 ) -> Result<(Io, Protocol), Error> {
     let origin = || endpoint.origin.clone();
-    let stream = connect_tcp(config, endpoint, shared).await?;
     let always_http2 = config.http2 == Http2::Always;
-    let Some(tls) = &shared.tls else {
+    let Some(tls) = tls else {
         let protocol = if always_http2 {
             Protocol::Http2
         } else {
@@ -191,14 +241,16 @@ pub(super) async fn connect(
     }
 }
 
-/// A TCP connection to the endpoint, or to the proxy that forwards requests to it.
+/// A TCP connection to the address, or to the proxy that forwards requests to the endpoint.
 async fn connect_tcp(
     config: &Config,
     endpoint: &Endpoint,
+    target: Target,
     shared: &SharedEndpoint,
+    deadline: Instant,
 ) -> Result<Stream, Error> {
     let origin = || endpoint.origin.clone();
-    let limit = config.connect_timeout;
+    let limit = deadline.saturating_duration_since(Instant::now());
     if let Some(proxy) = &config.proxy {
         let connected = match shared.absolute_form {
             Some(_) => proxy.connect(limit).await,
@@ -209,18 +261,20 @@ async fn connect_tcp(
             source,
         });
     }
-    let connected = match config.connect_to {
-        Some(address) => socket::connect(&address.ip().to_string(), address.port(), limit).await,
-        None => socket::connect(&endpoint.host, endpoint.port, limit).await,
+    let connected = match target {
+        Target::Socket(address) => {
+            tokio::time::timeout_at(deadline, socket::connect_to(address)).await
+        }
+        Target::Name => {
+            let connecting = socket::connect(&endpoint.host, endpoint.port, limit);
+            tokio::time::timeout_at(deadline, connecting).await
+        }
     };
+    let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     connected.map_err(|source| match source.kind() {
         io::ErrorKind::TimedOut => Error::Timeout {
             endpoint: origin(),
-            limit,
-        },
-        _ if is_resolver_error(&source) => Error::Resolve {
-            endpoint: origin(),
-            source,
+            limit: config.connect_timeout,
         },
         _ => Error::Refused {
             endpoint: origin(),
@@ -247,11 +301,6 @@ pub async fn upgraded(
         [parts.read_buf, unread].concat().into()
     };
     Ok((transport, read_ahead))
-}
-
-/// Errors of the resolver have no OS error code, errors of the TCP handshake do.
-fn is_resolver_error(error: &io::Error) -> bool {
-    error.raw_os_error().is_none() && error.kind() != io::ErrorKind::TimedOut
 }
 
 /// TCP, or TLS over it.

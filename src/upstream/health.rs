@@ -16,8 +16,6 @@
 //! failure of a row. A success costs a load of it and its worker's own counter. Everything else is
 //! behind a lock that only failures, returns and ticks take.
 
-#![cfg_attr(not(test), expect(dead_code, reason = "wired by the next commit"))]
-
 mod inner;
 mod window;
 
@@ -39,7 +37,7 @@ use crate::base::{cache_line::CacheLine, clock::Moment, counter::Counter, labels
 
 labels! {
     /// The state of an address; the table above says when each begins and ends.
-    pub(super) enum State {
+    pub enum State {
         /// In use.
         In => "in",
         /// No connection can be made.
@@ -55,7 +53,7 @@ labels! {
 
 labels! {
     /// Why an address is not in use.
-    pub(super) enum Reason {
+    pub enum Reason {
         /// A connection could not be made.
         Connect => "connect",
         /// A response with the status 502, 503 or 504.
@@ -88,7 +86,7 @@ pub(super) struct Transition {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Snapshot {
     /// The state.
-    pub(super) state: State,
+    pub state: State,
     /// Why the address is not in use.
     pub(super) reason: Option<Reason>,
     /// When the state began.

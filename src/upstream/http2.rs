@@ -6,7 +6,10 @@ use std::{
     future::poll_fn,
     pin::Pin,
     rc::Rc,
-    sync::{Arc, atomic::AtomicU32},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use hyper::{
@@ -17,10 +20,7 @@ use hyper::{
 
 use hyper_util::rt::TokioIo;
 
-use super::{
-    connect::Io,
-    slots::{Counters, PoolSlot},
-};
+use super::{connect::Io, counters::ActiveConnection, handle::AddressHandle};
 use crate::{
     base::ticker::{Deadline, Ticks},
     net::http2::{HeaderFilter, Messages},
@@ -53,8 +53,27 @@ pub(super) struct Http2Connection<B> {
     close_deadline: Rc<Deadline>,
     idle_timeout: Ticks,
     /// Held while there are streams.
-    slot: RefCell<Option<PoolSlot>>,
-    counters: Arc<Counters>,
+    active: RefCell<Option<ActiveConnection>>,
+    handle: Rc<AddressHandle>,
+    _slot: Http2Slot,
+}
+
+/// One of `max_connections` connections of all workers, released on drop.
+pub(super) struct Http2Slot(Arc<AtomicUsize>);
+
+impl Http2Slot {
+    /// `None` if `limit` are taken.
+    pub(super) fn take(taken: &Arc<AtomicUsize>, limit: usize) -> Option<Self> {
+        let slot = Self(Arc::clone(taken));
+        // Above the limit, dropping `slot` undoes the addition.
+        (taken.fetch_add(1, Relaxed) < limit).then_some(slot)
+    }
+}
+
+impl Drop for Http2Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 /// One stream of a connection.
@@ -75,7 +94,8 @@ where
         max_head: usize,
         close_deadline: Rc<Deadline>,
         idle_timeout: Ticks,
-        counters: Arc<Counters>,
+        handle: Rc<AddressHandle>,
+        slot: Http2Slot,
     ) -> hyper::Result<(Rc<Self>, impl Future<Output = hyper::Result<()>>)> {
         let io = HeaderFilter::new(io.into_inner(), Messages::Responses, max_head);
         let interim = Arc::clone(io.interim_responses());
@@ -90,7 +110,7 @@ where
             .handshake(TokioIo::new(io));
         let (sender, mut connection) = handshake.await?;
         // Without streams it counts as idle; the caller opens one right away.
-        counters.idle.add(1);
+        handle.counters.idle.add(1);
         let this = Rc::new(Self {
             sender,
             streams: Cell::new(0),
@@ -99,8 +119,9 @@ where
             interim,
             close_deadline,
             idle_timeout,
-            slot: RefCell::default(),
-            counters,
+            active: RefCell::default(),
+            handle,
+            _slot: slot,
         });
         // Weak: the connection closes with its last sender.
         let weak = Rc::downgrade(&this);
@@ -140,11 +161,11 @@ impl<B> Http2Connection<B> {
         self.streams.get() == 0
     }
 
-    /// Opens a stream. The first one needs a `slot`.
-    pub(super) fn open(self: &Rc<Self>, slot: Option<PoolSlot>) -> Stream<B> {
+    /// Opens a stream.
+    pub(super) fn open(self: &Rc<Self>) -> Stream<B> {
         if self.is_idle() {
-            self.counters.idle.sub(1);
-            *self.slot.borrow_mut() = slot;
+            self.handle.counters.idle.sub(1);
+            *self.active.borrow_mut() = Some(ActiveConnection::new(&self.handle));
         }
         self.streams.set(self.streams.get() + 1);
         self.close_deadline.disarm();
@@ -176,8 +197,8 @@ impl<B> Drop for Stream<B> {
         let connection = &self.connection;
         connection.streams.set(connection.streams.get() - 1);
         if connection.is_idle() {
-            connection.slot.take();
-            connection.counters.idle.add(1);
+            connection.active.take();
+            connection.handle.counters.idle.add(1);
             // A retired connection closes before that, as soon as the pool has dropped it as well.
             connection.close_deadline.arm(connection.idle_timeout);
         }
@@ -186,7 +207,7 @@ impl<B> Drop for Stream<B> {
 
 impl<B> Drop for Http2Connection<B> {
     fn drop(&mut self) {
-        self.counters.idle.sub(1);
+        self.handle.counters.idle.sub(1);
     }
 }
 

@@ -1,4 +1,4 @@
-//! One worker's connections to one endpoint.
+//! One worker's connections to one address of an endpoint.
 
 mod dial_lock;
 mod lease;
@@ -12,17 +12,21 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
+
 use hyper::{body::Body, client::conn::http1};
 
+use self::dial_lock::DialLock;
+pub(super) use self::lease::Connection;
 pub use self::lease::{Lease, Reservation, is_malformed, is_unprocessed};
-use self::{dial_lock::DialLock, lease::Connection};
 use super::{
     config::{Config, Endpoint, Http2},
     connect::{self, HttpVersions, Protocol, connect},
-    http2::Http2Connection,
+    counters::ActiveConnection,
+    handle::AddressHandle,
+    http2::{Http2Connection, Http2Slot, Stream},
     response_head::HeadState,
-    shared::SharedEndpoint,
-    slots::{Counters, PoolSlot},
+    shared::{Shared, SharedEndpoint},
     sockets::SocketPermit,
 };
 use crate::base::ticker::{Deadline, Ticker, Ticks};
@@ -33,9 +37,10 @@ const READ_BUFFER: usize = 64 * 1024;
 /// The time that a connection has to close in order (TLS `close_notify`).
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connections to one endpoint. The last one used is reused first, so that the others time out when
+/// Connections to one address. The last one used is reused first, so that the others time out when
 /// the load falls.
 pub(super) struct Pool<B> {
+    pub(super) handle: Rc<AddressHandle>,
     endpoint: Endpoint,
     config: Arc<Config>,
     shared: SharedEndpoint,
@@ -46,13 +51,14 @@ pub(super) struct Pool<B> {
     dial_lock: DialLock,
     idle_timeout: Ticks,
     ticker: Rc<Ticker>,
-    counters: Arc<Counters>,
+    /// No connection is kept: the address was removed.
+    is_closed: Cell<bool>,
     /// How long the last connection took to open.
     connect_time: Cell<Duration>,
 }
 
 /// An HTTP/1.1 connection.
-struct Http1Connection<B> {
+pub(super) struct Http1Connection<B> {
     sender: http1::SendRequest<B>,
     heads: Arc<HeadState>,
     /// Armed while the connection is idle. When it is due, the connection's task ends.
@@ -66,54 +72,64 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    pub(super) fn new(
-        endpoint: Endpoint,
-        config: Arc<Config>,
-        shared: SharedEndpoint,
-        ticker: Rc<Ticker>,
-        counters: Arc<Counters>,
-    ) -> Rc<Self> {
-        let idle_timeout = config.idle_timeout.into();
-        let uses_http2 = Cell::new(config.http2 == Http2::Always);
+    pub(super) fn new(handle: Rc<AddressHandle>, shared: &Shared, ticker: &Rc<Ticker>) -> Rc<Self> {
+        let config = Arc::clone(&shared.config);
+        let endpoint = handle.address.endpoint;
         Rc::new(Self {
-            endpoint,
-            config,
-            shared,
+            endpoint: config.endpoints[endpoint].clone(),
+            shared: shared.endpoints[endpoint].clone(),
+            handle,
             idle: RefCell::default(),
             http2: RefCell::default(),
-            uses_http2,
+            uses_http2: Cell::new(config.http2 == Http2::Always),
             dial_lock: DialLock::default(),
-            idle_timeout,
-            ticker,
-            counters,
+            idle_timeout: config.idle_timeout.into(),
+            ticker: Rc::clone(ticker),
+            is_closed: Cell::default(),
             connect_time: Cell::default(),
+            config,
         })
     }
 
+    /// How many requests may be in flight to the endpoint.
+    pub(super) fn limit(&self) -> usize {
+        let Config {
+            max_connections,
+            max_requests,
+            ..
+        } = &*self.config;
+        if self.uses_http2.get() {
+            *max_requests
+        } else {
+            // Each request has a connection of its own.
+            (*max_requests).min(*max_connections)
+        }
+    }
+
     /// A connection that is open already, as far as is known.
-    pub(super) fn reuse(self: &Rc<Self>, versions: HttpVersions) -> Option<Lease<B>> {
+    pub(super) fn reuse(&self, versions: HttpVersions) -> Option<Connection<B>> {
         if versions == HttpVersions::Any
-            && let Some(lease) = self.open_stream()
+            && let Some(stream) = self.open_stream()
         {
-            return Some(lease);
+            return Some(Connection::Http2(stream));
         }
         if self.idle.borrow().is_empty() {
             return None;
         }
-        let slot = self.reserve_slot().ok()?;
         loop {
             let connection = self.idle.borrow_mut().pop()?;
-            self.counters.idle.sub(1);
+            self.handle.counters.idle.sub(1);
             if connection.sender.is_ready() {
                 connection.close_deadline.disarm();
-                return Some(self.lease(Connection::Http1(connection, slot), true));
+                let active = ActiveConnection::new(&self.handle);
+                return Some(Connection::Http1(connection, active));
             }
         }
     }
 
     /// A stream on an open HTTP/2 connection: the first one that has capacity, so that the others
     /// time out.
-    fn open_stream(self: &Rc<Self>) -> Option<Lease<B>> {
+    fn open_stream(&self) -> Option<Stream<B>> {
         let mut connections = self.http2.borrow_mut();
         if connections.is_empty() {
             return None;
@@ -122,23 +138,24 @@ where
         let connection = connections
             .iter()
             .find(|connection| connection.has_capacity())?;
-        let slot = connection
-            .is_idle()
-            .then(|| self.reserve_slot())
-            .transpose()
-            .ok()?;
-        Some(self.lease(Connection::Http2(connection.open(slot)), true))
+        Some(connection.open())
     }
 
-    /// A new connection, or a stream on one that another request has just opened.
+    /// A new connection, or a stream on one that another request has just opened. TCP connects until
+    /// `deadline`. Returns whether the connection existed already.
     pub(super) async fn dial(
         self: &Rc<Self>,
         versions: HttpVersions,
-    ) -> Result<Lease<B>, connect::Error> {
+        deadline: Instant,
+    ) -> Result<(Connection<B>, bool), connect::Error> {
         let mut dialing = None;
         // With HTTP/2, requests that arrive at the same time share the first new connection.
         if versions == HttpVersions::Any && self.uses_http2.get() {
             loop {
+                // Another request may have connected since this one has found no connection.
+                if let Some(stream) = self.open_stream() {
+                    return Ok((Connection::Http2(stream), true));
+                }
                 if !self.dial_lock.is_locked() {
                     dialing = Some(self.dial_lock.lock());
                     break;
@@ -148,24 +165,22 @@ where
                 if !self.dial_lock.wait().await {
                     break;
                 }
-                if let Some(lease) = self.open_stream() {
-                    return Ok(lease);
-                }
             }
         }
-        let lease = self.dial_alone(versions).await?;
+        let connection = self.dial_alone(versions, deadline).await?;
         if let Some(dialing) = dialing {
             dialing.succeeded();
         }
-        Ok(lease)
+        Ok((connection, false))
     }
 
-    /// A new connection.
+    /// A new connection. TCP connects until `deadline`.
     pub(super) async fn dial_alone(
         self: &Rc<Self>,
         versions: HttpVersions,
-    ) -> Result<Lease<B>, connect::Error> {
-        let slot = self.reserve_slot()?;
+        deadline: Instant,
+    ) -> Result<Connection<B>, connect::Error> {
+        let active = ActiveConnection::new(&self.handle);
         let socket = self
             .shared
             .sockets
@@ -174,9 +189,16 @@ where
         let socket = Rc::new(socket.ok_or_else(|| connect::Error::NoSocket {
             endpoint: self.endpoint.origin.clone(),
         })?);
-        let begin = tokio::time::Instant::now();
-        let (mut io, protocol) =
-            connect(&self.config, &self.endpoint, &self.shared, versions).await?;
+        let begin = Instant::now();
+        let (mut io, protocol) = connect(
+            &self.config,
+            &self.endpoint,
+            self.handle.address.target,
+            &self.shared,
+            versions,
+            deadline,
+        )
+        .await?;
         self.connect_time.set(begin.elapsed());
         let close_deadline = Rc::new(self.ticker.deadline());
         let handshake_error = |error| connect::Error::Refused {
@@ -205,28 +227,33 @@ where
                         close_deadline,
                         socket,
                     },
-                    slot,
+                    active,
                 )
             }
             Protocol::Http2 => {
+                let slot = self.http2_slot()?;
                 let handshake = Http2Connection::handshake(
                     io,
                     self.config.max_head_size,
                     Rc::clone(&close_deadline),
                     self.idle_timeout,
-                    Arc::clone(&self.counters),
+                    Rc::clone(&self.handle),
+                    slot,
                 );
                 let (connection, driver) = handshake.await.map_err(handshake_error)?;
                 self.spawn(driver, &close_deadline, socket);
-                let stream = connection.open(Some(slot));
-                self.http2.borrow_mut().push(connection);
+                drop(active);
+                let stream = connection.open();
+                if !self.is_closed.get() {
+                    self.http2.borrow_mut().push(connection);
+                }
                 Connection::Http2(stream)
             }
         };
         if versions == HttpVersions::Any {
             self.uses_http2.set(protocol == Protocol::Http2);
         }
-        Ok(self.lease(connection, false))
+        Ok(connection)
     }
 
     /// Spawns the task that drives a connection until it closes or its deadline is due.
@@ -251,34 +278,34 @@ where
         });
     }
 
-    fn reserve_slot(&self) -> Result<PoolSlot, connect::Error> {
+    fn http2_slot(&self) -> Result<Http2Slot, connect::Error> {
         let limit = self.config.max_connections;
-        PoolSlot::reserve(&self.shared.active, &self.counters, limit).ok_or_else(|| {
-            connect::Error::Full {
-                endpoint: self.endpoint.origin.clone(),
-                limit,
-            }
+        Http2Slot::take(&self.shared.http2_connections, limit).ok_or_else(|| connect::Error::Full {
+            endpoint: self.endpoint.origin.clone(),
         })
-    }
-
-    fn lease(self: &Rc<Self>, connection: Connection<B>, is_reused: bool) -> Lease<B> {
-        Lease::new(connection, Rc::clone(self), is_reused)
     }
 
     /// Makes a connection available to other requests.
     fn put(&self, connection: Http1Connection<B>) {
-        if self.shared.sockets.has_waiters() {
+        if self.is_closed.get() || self.shared.sockets.has_waiters() {
             return connection.close_deadline.arm(CLOSE_TIMEOUT.into());
         }
         connection.close_deadline.arm(self.idle_timeout);
-        self.counters.idle.add(1);
+        self.handle.counters.idle.add(1);
         self.idle.borrow_mut().push(connection);
+    }
+
+    /// Keeps no connection from now on.
+    pub(super) fn close(&self) {
+        self.is_closed.set(true);
+        self.close_idle();
+        self.http2.borrow_mut().clear();
     }
 
     /// Closes the connections that carry no request.
     pub(super) fn close_idle(&self) {
         let idle = std::mem::take(&mut *self.idle.borrow_mut());
-        self.counters.idle.sub(idle.len() as u64);
+        self.handle.counters.idle.sub(idle.len() as u64);
         for connection in idle {
             connection.close_deadline.arm(CLOSE_TIMEOUT.into());
         }
@@ -291,7 +318,7 @@ where
         let mut idle = self.idle.borrow_mut();
         let before = idle.len();
         idle.retain(|connection| !connection.sender.is_closed());
-        self.counters.idle.sub((before - idle.len()) as u64);
+        self.handle.counters.idle.sub((before - idle.len()) as u64);
         self.http2
             .borrow_mut()
             .retain(|connection| connection.is_open());
@@ -302,6 +329,7 @@ impl<B> fmt::Debug for Pool<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool")
             .field("endpoint", &self.endpoint.origin)
+            .field("address", &self.handle.address.target)
             .finish_non_exhaustive()
     }
 }

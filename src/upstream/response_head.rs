@@ -14,7 +14,7 @@ mod repair;
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU8, AtomicU32, Ordering::Relaxed},
+    atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -42,6 +42,8 @@ pub(super) struct Remainder {
 #[derive(Debug, Default)]
 pub(super) struct HeadState {
     phase: AtomicU8,
+    /// Whether the head of the response has begun and is not complete.
+    is_partial: AtomicBool,
     /// Interim responses so far (RFC 9110 §15.2).
     pub(super) interim: AtomicU32,
     remainder: Mutex<Remainder>,
@@ -58,6 +60,12 @@ impl HeadState {
     /// A request is about to be sent.
     pub(super) fn expect_head(&self) {
         self.phase.store(HEAD, Relaxed);
+        self.is_partial.store(false, Relaxed);
+    }
+
+    /// Whether a part of the head has arrived, and not all of it.
+    pub(super) fn is_partial(&self) -> bool {
+        self.is_partial.load(Relaxed)
     }
 
     /// Adds to a response what hyper has not taken from its head.
@@ -157,6 +165,7 @@ impl HeadReader {
             self.scanner.reset();
         }
         self.partial.extend_from_slice(&read[good..]);
+        self.state.is_partial.store(true, Relaxed);
         buf.set_filled(before + good);
         self.ready = self.read_partial();
     }

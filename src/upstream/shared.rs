@@ -6,11 +6,15 @@ use http::uri::Scheme;
 use rustls::pki_types::ServerName;
 
 use super::{
+    addresses::Addresses,
     config::{Config, Endpoint, Http2},
     expect::ExpectMemory,
     sockets::Sockets,
 };
-use crate::net::{outbound_proxy::AbsoluteForm, reload, tls};
+use crate::{
+    base::clock::SharedClock,
+    net::{outbound_proxy::AbsoluteForm, reload, tls},
+};
 
 /// ALPN protocol IDs, RFC 7301 §6.
 pub(super) const HTTP2: &[u8] = b"h2";
@@ -22,6 +26,7 @@ pub struct Shared {
     pub(super) config: Arc<Config>,
     tls_configs: Option<Arc<reload::Reloadable<TlsConfigs>>>,
     pub(super) endpoints: Vec<SharedEndpoint>,
+    pub(super) addresses: Arc<Addresses>,
     pub(super) sockets: Arc<Sockets>,
 }
 
@@ -31,8 +36,8 @@ pub(super) struct SharedEndpoint {
     pub(super) tls: Option<EndpointTls>,
     /// How requests are sent, if an HTTP proxy forwards them one by one.
     pub(super) absolute_form: Option<AbsoluteForm>,
-    /// Connections of all workers that carry a request.
-    pub(super) active: Arc<AtomicUsize>,
+    /// Open HTTP/2 connections of all workers.
+    pub(super) http2_connections: Arc<AtomicUsize>,
     pub(super) expect: Arc<ExpectMemory>,
     pub(super) sockets: Arc<Sockets>,
 }
@@ -69,7 +74,12 @@ impl Shared {
     ///
     /// # Errors
     /// When a TLS file or a server name cannot be used.
-    pub fn new(config: Config, sockets: &Arc<Sockets>) -> Result<Self, SetupError> {
+    pub fn new(
+        config: Config,
+        sockets: &Arc<Sockets>,
+        workers: usize,
+        clock: SharedClock,
+    ) -> Result<Self, SetupError> {
         let needs_tls = config
             .endpoints
             .iter()
@@ -103,14 +113,16 @@ impl Shared {
                 Ok(SharedEndpoint {
                     tls: endpoint_tls(endpoint)?,
                     absolute_form: absolute_form(&config, endpoint),
-                    active: Arc::default(),
+                    http2_connections: Arc::default(),
                     expect: Arc::default(),
                     sockets: Arc::clone(sockets),
                 })
             })
             .collect::<Result<_, SetupError>>()?;
+        let config = Arc::new(config);
         Ok(Self {
-            config: Arc::new(config),
+            addresses: Arc::new(Addresses::new(Arc::clone(&config), workers, clock)),
+            config,
             tls_configs,
             endpoints,
             sockets: Arc::clone(sockets),

@@ -5,7 +5,7 @@ use std::{
     convert::Infallible,
     io,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
@@ -186,7 +186,8 @@ async fn field_a5_of_several_endpoints_another_one_is_asked() {
         assert_eq!(usual.get("/").await.status(), 200);
     }
     assert_eq!(issuer.count(), 1, "no refresh");
-    assert!(sick.count() > 20);
+    // A failure counts as a request in flight for a second: others are less loaded.
+    assert!((1..20).contains(&sick.count()), "{}", sick.count());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -391,11 +392,17 @@ async fn a_verification_that_fails_does_not_stand_in_the_way_of_a_refresh() {
         bytes("what is this\r\n\r\n").close(),
     ] {
         let reply = verification.clone();
-        let upstream = Upstream::always(move |request: &Request| match request.number {
-            0 => ok("proof"),
-            1 => unauthorized("revoked"),
-            2 => reply.clone(),
-            _ => ok("replayed"),
+        let old = Arc::new(OnceLock::new());
+        let upstream = Upstream::always(move |request: &Request| {
+            let token = request.fields("authorization")[0].to_owned();
+            if *old.get_or_init(|| token.clone()) != token {
+                return ok("replayed");
+            }
+            match request.number {
+                0 => ok("proof"),
+                1 => unauthorized("revoked"),
+                _ => reply.clone(),
+            }
         })
         .start()
         .await;
@@ -403,7 +410,7 @@ async fn a_verification_that_fails_does_not_stand_in_the_way_of_a_refresh() {
             with_issuer(&upstream, &[("upstream.response_timeout", "500ms")]).await;
         assert_eq!(proxy.get("/").await.body(), "proof");
         assert_eq!(proxy.get("/").await.body(), "replayed", "{verification:?}");
-        assert_eq!((upstream.count(), issuer.count()), (4, 2));
+        assert_eq!(issuer.count(), 2);
     }
 }
 

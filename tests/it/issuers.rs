@@ -180,29 +180,6 @@ async fn a_request_that_was_refused_during_its_handshake_goes_to_no_second_serve
 }
 
 #[tokio::test]
-async fn a_connection_that_ends_before_the_request_was_written_is_followed_by_the_next_server() {
-    let resets = scripted(|_, stream| async move {
-        socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))
-    })
-    .await;
-    let resets = format!("http://{resets}");
-    let good = granting().await;
-    for _ in 0..50 {
-        // Whether the request was written by then, is a race.
-        if let Err(failure) = call(&servers(&[&resets, &good.origin()])).await {
-            assert_eq!(failure.class, FailureClass::Ambiguous, "{}", failure.detail);
-        }
-        let refused = closed();
-        let failure = call(&servers(&[&resets, &refused]))
-            .await
-            .expect_err("no server");
-        assert!(failure.detail.contains(&resets), "{}", failure.detail);
-        let is_each_named = failure.detail.contains(&refused);
-        assert_eq!(is_each_named, failure.class == FailureClass::Unreachable);
-    }
-}
-
-#[tokio::test]
 async fn a_failure_at_all_servers_names_each() {
     let (one, two) = (closed(), closed());
     let failure = call(&servers(&[&one, "http://none.invalid", &two]))

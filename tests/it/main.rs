@@ -13,6 +13,7 @@
 //! | `bad_input`, `differential`, `limits`, `slow`, `http2_attacks`, `secrets` | hostile clients; nginx and HAProxy as references; secrets in outputs |
 //! | `faults`, `issuer`, `issuers`, `crashes`, `login`, `machine`, `field_replay` | the token's lifecycle: issuers that fail, kills, first tokens, clocks |
 //! | `process`, `admin`, `config`, `confinement`, `descriptors`, `memory`, `field_operations`, `field_store` | the program as a process: commands, signals, files, the unit, its resources |
+//! | `names` | names of upstreams: several addresses, changes, nameservers that fail or hang |
 //! | `outbound_proxy` | Squid, a SOCKS server, and proxies that refuse or hang, between this proxy and the cloud |
 //! | `soak` | a mixture of all faults, for a few seconds; `scripts/soak` runs it for longer |
 //! | `cloud`, `documents` | the simulated cloud; what the documents claim |
@@ -70,6 +71,8 @@ mod login;
 mod machine;
 mod main_job;
 mod memory;
+#[cfg(target_os = "linux")]
+mod names;
 mod outbound_proxy;
 mod process;
 mod protocols;

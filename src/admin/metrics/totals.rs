@@ -149,8 +149,8 @@ fn upstream_connections(worker: &Metrics) -> impl Iterator<Item = (Labels, u64)>
         .flat_map(|(origin, endpoint)| {
             ConnectionState::ALL.map(|state| {
                 let counter = match state {
-                    ConnectionState::Active => &endpoint.connections.active,
-                    ConnectionState::Idle => &endpoint.connections.idle,
+                    ConnectionState::Active => &endpoint.active,
+                    ConnectionState::Idle => &endpoint.idle,
                 };
                 let labels = labels([("endpoint", &*origin), ("state", state.label())]);
                 (labels, counter.value())
@@ -222,7 +222,7 @@ mod tests {
             count(&worker.client_timeouts);
             let endpoint = worker.endpoints.get("http://cloud.example");
             count(&endpoint.failures);
-            endpoint.connections.active.add(3);
+            endpoint.active.add(3);
             worker.rewritten.add(1);
             worker.encoded.add(2);
             for (_, outcomes) in worker.retries.iter() {

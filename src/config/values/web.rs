@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
     path::PathBuf,
 };
 
@@ -359,6 +360,34 @@ pub(in crate::config) fn error_status(value: &Value) -> Read<StatusCode> {
         .ok_or_else(|| problem("is not a status", "write for example 401"))
 }
 
+/// A status of the class 5xx.
+pub(in crate::config) fn server_error_status(value: &Value) -> Read<StatusCode> {
+    integer(value, 500, 599).and_then(|_| error_status(value))
+}
+
+/// Statuses of responses: a number, or a class such as `"2xx"`.
+pub(in crate::config) fn statuses(value: &Value) -> Read<RangeInclusive<u16>> {
+    const HINT: &str = r#"write a status from 200 to 599, or a class such as "2xx""#;
+    let range = match value {
+        Value::Integer(number) => u16::try_from(*number)
+            .ok()
+            .filter(|status| (200..=599).contains(status))
+            .map(|status| status..=status),
+        Value::Text(text) => match text.as_bytes() {
+            [class @ b'2'..=b'5', b'x' | b'X', b'x' | b'X'] => {
+                let first = u16::from(class - b'0') * 100;
+                Some(first..=first + 99)
+            }
+            _ => None,
+        },
+        Value::Bool(_) | Value::List(_) | Value::Table(_) | Value::Other(_) => None,
+    };
+    range.ok_or_else(|| {
+        problem("is neither a status nor a class of statuses", HINT)
+            .or_variable("write a status from 200 to 599, or a class such as 2xx")
+    })
+}
+
 /// The name that a TLS certificate must be valid for.
 pub(in crate::config) fn server_name(value: &Value) -> Read<String> {
     let text = text(value)?;
@@ -531,6 +560,28 @@ mod tests {
             Ok(StatusCode::UNAUTHORIZED)
         );
         assert!(error_status(&Value::Integer(200)).is_err());
+        assert_eq!(
+            server_error_status(&Value::Integer(503)),
+            Ok(StatusCode::SERVICE_UNAVAILABLE)
+        );
+        for number in [0, 401, 499, 600, -503] {
+            assert_eq!(
+                hint(server_error_status(&Value::Integer(number))),
+                "write a number from 500 to 599",
+                "{number}"
+            );
+        }
+        assert_eq!(statuses(&Value::Integer(204)), Ok(204..=204));
+        assert_eq!(statuses(&words("2xx")), Ok(200..=299));
+        assert_eq!(statuses(&words("5XX")), Ok(500..=599));
+        for text in [
+            "1xx", "6xx", "xxx", "2x", "2xxx", "200", "", "200-299", "２xx",
+        ] {
+            assert!(statuses(&words(text)).is_err(), "{text}");
+        }
+        for number in [0, 99, 199, 600, 65_736, -200, i64::MIN] {
+            assert!(statuses(&Value::Integer(number)).is_err(), "{number}");
+        }
         assert!(server_name(&words("cloud.example.com")).is_ok());
         assert!(server_name(&words("https://cloud.example.com")).is_err());
     }

@@ -16,7 +16,7 @@ use hyper::{
 
 use crate::{
     proxy::{
-        error::{Error, UpstreamFailure},
+        error::Error,
         exchange::{
             Exchange,
             continue_gate::{CONTINUE_TIMEOUT, ContinueGate, Held, MIN_REST_TIME},
@@ -37,11 +37,8 @@ use crate::{
         settings::View,
         worker::Worker,
     },
-    upstream::{self, ConnectionChoice, Endpoint, ExpectSupport, Lease, Upstream},
+    upstream::{self, Counters, ExpectSupport, Failure, Lease, Place, Reason, Upstream, Visited},
 };
-
-/// New connections for one request: a server may refuse it on one after the other (RFC 9113 §8.7).
-const MAX_DIALS: u32 = 3;
 
 /// How often `response_timeout` is granted again, if the upstream has sent interim responses
 /// meanwhile: they report that it still works on the request (RFC 2518 §10.1), but a broken server
@@ -106,7 +103,7 @@ impl UpstreamResponse {
 
 /// When the request body is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum SendBody {
+pub(super) enum SendBody {
     Immediately,
     /// After a 100 response, or [`CONTINUE_TIMEOUT`] without one.
     AfterContinue,
@@ -114,42 +111,68 @@ enum SendBody {
     InTwoParts,
 }
 
+/// Where an attempt goes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Way {
+    /// Another address than these, if there is one.
+    pub(crate) visited: Visited,
+    /// No pooled connection: it may be as dead as the last one, or lead to the same server behind a
+    /// load balancer.
+    pub(crate) needs_new_connection: bool,
+}
+
 /// Why an attempt on one connection failed.
-struct SendError {
-    error: Error,
-    /// The request can be sent again on a new connection without being processed twice.
-    is_retryable: bool,
+pub(super) struct SendError {
+    pub(super) error: Error,
+    /// The request can be sent again without being processed twice.
+    pub(super) resend: Option<Resend>,
+}
+
+impl From<Error> for SendError {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            resend: None,
+        }
+    }
+}
+
+/// A request that can be sent again.
+pub(super) struct Resend {
+    /// The connection was a pooled one, or the upstream states that it did not process the request:
+    /// no sign of overload, so the retry needs no budget.
+    pub(super) is_free: bool,
+    pub(super) address: upstream::AddressId,
+    /// Of the endpoint, for a request that is not sent again after all.
+    pub(super) counters: Arc<Counters>,
 }
 
 impl RequestContext<'_> {
     /// Sends the request and waits for the head of the response.
     ///
-    /// The upstream may have closed a pooled connection in the meantime. If nothing of the
-    /// request was written, or if it is idempotent and can be replayed, it is sent again on a new
-    /// connection.
+    /// A request that was not processed, or that may be processed twice, is sent again where that can
+    /// help, see [`resend`](super::resend).
     pub(crate) fn attempt(
         self,
         authorization: Option<&HeaderValue>,
     ) -> impl Future<Output = Result<UpstreamResponse, Error>> {
-        // Chosen once per attempt: a reused and a new connection lead to the same endpoint.
-        let choice = ConnectionChoice::Any(self.upstream().next_endpoint());
-        self.attempt_over(choice, authorization)
+        self.attempt_over(Way::default(), authorization)
     }
 
-    /// The same over a connection of this choice.
+    /// The same on this way.
     pub(crate) async fn attempt_over(
         self,
-        choice: ConnectionChoice,
+        way: Way,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
         let send_body = match self.body.to_hold() {
             None => SendBody::Immediately,
             Some(Held::Rest) => SendBody::InTwoParts,
             Some(Held::All) => {
-                return Box::pin(self.attempt_with_continue(choice, authorization)).await;
+                return Box::pin(self.attempt_with_continue(way, authorization)).await;
             }
         };
-        let response = self.attempt_with(choice, send_body, authorization).await?;
+        let response = self.attempt_with(way, send_body, authorization).await?;
         if self.may_be_part_of_json(&response) {
             return Box::pin(self.whole_if_rewritten(response, authorization)).await;
         }
@@ -161,8 +184,7 @@ impl RequestContext<'_> {
         self,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
-        let choice = ConnectionChoice::Any(self.upstream().next_endpoint());
-        self.attempt_with(choice, SendBody::Immediately, authorization)
+        self.attempt_with(Way::default(), SendBody::Immediately, authorization)
             .await
     }
 
@@ -170,11 +192,11 @@ impl RequestContext<'_> {
     /// body was sent, the request is then repeated without it (RFC 9110 §10.1.1).
     async fn attempt_with_continue(
         self,
-        choice: ConnectionChoice,
+        way: Way,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
         let first = self
-            .attempt_with(choice, SendBody::AfterContinue, authorization)
+            .attempt_with(way.clone(), SendBody::AfterContinue, authorization)
             .await;
         let refusal = match &first {
             Ok(response) => Some(response.head.status),
@@ -186,7 +208,7 @@ impl RequestContext<'_> {
             return first;
         }
         drop(first);
-        let second = self.attempt_with(choice, SendBody::InTwoParts, authorization);
+        let second = self.attempt_with(way, SendBody::InTwoParts, authorization);
         let second = Box::pin(second).await?;
         if Some(second.head.status) != refusal {
             let now = self.worker.clock.now();
@@ -197,33 +219,16 @@ impl RequestContext<'_> {
 
     async fn attempt_with(
         self,
-        choice: ConnectionChoice,
+        mut way: Way,
         send_body: SendBody,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
-        if let Some(lease) = self.reuse_connection(choice).await {
-            match self.send(lease, send_body, authorization).await {
-                Ok(response) => return Ok(response),
-                Err(SendError {
-                    error,
-                    is_retryable: false,
-                }) => return Err(error),
-                Err(SendError {
-                    is_retryable: true, ..
-                }) => {}
-            }
-            let second = Box::pin(self.attempt_on_new(choice, send_body, authorization)).await;
-            let outcome = if second.is_ok() {
-                RetryOutcome::Accepted
-            } else {
-                RetryOutcome::Failed
-            };
-            self.worker
-                .metrics
-                .retried(RetryReason::ConnectionLost, outcome);
-            return second;
+        self.upstream().count_request();
+        let lease = self.connect(&mut way).await?;
+        match self.send(lease, send_body, authorization).await {
+            Ok(response) if !self.is_unavailable(&response) => Ok(response),
+            first => Box::pin(self.attempt_again(first, way, send_body, authorization)).await,
         }
-        Box::pin(self.attempt_on_new(choice, send_body, authorization)).await
     }
 
     /// The proxy's URLs in the request.
@@ -240,51 +245,108 @@ impl RequestContext<'_> {
         self.worker.upstream(self.route)
     }
 
+    /// A connection on this way, a pooled one if there is one. Addresses that do not connect are
+    /// added to the way.
+    pub(super) async fn connect(&self, way: &mut Way) -> Result<Lease<AttemptBody>, Error> {
+        let place = match self.upstream().place(&way.visited, self.affinity()) {
+            Some(place) => place,
+            None => Box::pin(self.wait_for_place(way)).await?,
+        };
+        self.connect_to(place, way).await
+    }
+
+    /// The same, to this address first.
+    pub(super) async fn connect_to(
+        &self,
+        place: Place<AttemptBody>,
+        way: &mut Way,
+    ) -> Result<Lease<AttemptBody>, Error> {
+        match self.reuse_connection(place, way).await {
+            Ok(lease) => Ok(lease),
+            Err(place) => Box::pin(self.dial(place, way)).await,
+        }
+    }
+
+    async fn wait_for_place(&self, way: &Way) -> Result<Place<AttemptBody>, Error> {
+        let place = self
+            .upstream()
+            .wait_for_place(&way.visited, self.affinity())
+            .await;
+        Ok(place.inspect_err(|error| {
+            let counters = self.worker.metrics.endpoints.get(error.endpoint());
+            counters.failures[error.failure()].add(1);
+        })?)
+    }
+
+    /// What requests of one client have in common, if they go to one address.
+    pub(super) fn affinity(&self) -> Option<u64> {
+        self.upstream().affinity(|| {
+            let caller = self.exchange.caller.get();
+            match caller.map(|caller| self.view.clients().name(caller)) {
+                Some(name) => upstream::affinity_key(name.as_bytes()),
+                None => match self.client.address().ip {
+                    Some(ip) => upstream::affinity_key(ip.to_string().as_bytes()),
+                    None => 0,
+                },
+            }
+        })
+    }
+
     /// A pooled connection that is not known to be closed.
     ///
     /// A request that is not idempotent yields once before it takes one: the runtime then polls the
     /// network, and a FIN that has already arrived is noticed.
-    async fn reuse_connection(&self, choice: ConnectionChoice) -> Option<Lease<AttemptBody>> {
-        let ConnectionChoice::Any(endpoint_index) = choice else {
-            return None;
-        };
-        let mut lease = self
-            .upstream()
-            .reuse(endpoint_index, self.upgrade.is_some())?;
+    ///
+    /// # Errors
+    /// Returns the place if there is none.
+    async fn reuse_connection(
+        &self,
+        place: Place<AttemptBody>,
+        way: &Way,
+    ) -> Result<Lease<AttemptBody>, Place<AttemptBody>> {
+        if way.needs_new_connection {
+            return Err(place);
+        }
+        let mut lease = place.reuse(self.upgrade.is_some())?;
         while !methods::is_idempotent(&self.head.method) {
             tokio::task::yield_now().await;
             if lease.is_open() {
                 break;
             }
-            lease = self
-                .upstream()
-                .reuse(endpoint_index, self.upgrade.is_some())?;
+            lease = lease.into_place().reuse(self.upgrade.is_some())?;
         }
-        Some(lease)
+        Ok(lease)
     }
 
-    async fn attempt_on_new(
-        self,
-        choice: ConnectionChoice,
-        send_body: SendBody,
-        authorization: Option<&HeaderValue>,
-    ) -> Result<UpstreamResponse, Error> {
-        let mut dials = MAX_DIALS;
-        loop {
-            dials -= 1;
-            let dialled = self.upstream().dial(choice, self.upgrade.is_some()).await;
-            let lease = dialled.map_err(|error| self.unreachable(error))?;
-            match self.send(lease, send_body, authorization).await {
-                Ok(response) => return Ok(response),
-                Err(SendError {
-                    is_retryable: true, ..
-                }) if dials > 0 => {}
-                Err(SendError { error, .. }) => return Err(error),
-            }
+    async fn dial(
+        &self,
+        place: Place<AttemptBody>,
+        way: &mut Way,
+    ) -> Result<Lease<AttemptBody>, Error> {
+        let dial = upstream::Dial {
+            is_upgrade: self.upgrade.is_some(),
+            is_alone: way.needs_new_connection,
+        };
+        let chosen = place.address();
+        let dialled = self
+            .upstream()
+            .dial(place, dial, &mut way.visited, self.affinity());
+        let dialled = dialled.await;
+        let outcome = match &dialled {
+            Ok(lease) if lease.address() == chosen => None,
+            Ok(_) => Some(RetryOutcome::Accepted),
+            Err(_) if self.upstream().has_several() => Some(RetryOutcome::Failed),
+            Err(_) => None,
+        };
+        if let Some(outcome) = outcome {
+            self.worker
+                .metrics
+                .retried(RetryReason::Unreachable, outcome);
         }
+        Ok(dialled?)
     }
 
-    async fn send(
+    pub(super) async fn send(
         self,
         mut lease: Lease<AttemptBody>,
         send_body: SendBody,
@@ -295,12 +357,7 @@ impl RequestContext<'_> {
             SendBody::Immediately => None,
             _ => Box::pin(self.gate(send_body, &lease)).await?,
         };
-        let request = self
-            .request(&lease, gate.as_ref(), authorization)
-            .map_err(|error| SendError {
-                error,
-                is_retryable: false,
-            })?;
+        let request = self.request(&lease, gate.as_ref(), authorization)?;
         if gate.as_ref().is_some_and(|gate| gate.held() == Held::All) {
             exchange.upstream_deadline.arm(CONTINUE_TIMEOUT.into());
         } else if body.is_empty() {
@@ -349,21 +406,17 @@ impl RequestContext<'_> {
                 let (mut head, response_body) = response.into_parts();
                 if let Some(error) = lease.proxy_refusal(&head) {
                     body.end_attempt();
-                    return Err(SendError {
-                        error: self.unreachable(error),
-                        is_retryable: false,
-                    });
+                    lease.count(error.failure());
+                    return Err(Error::Connect(error).into());
                 }
                 // After a 101 before the end of the body, the rest of it would be the beginning of
                 // the tunnel.
                 let may_upgrade = self.upgrade.is_some() && body.is_complete();
                 if !headers::is_unambiguous(&mut head, may_upgrade) {
                     body.end_attempt();
-                    self.count_failure(lease.endpoint(), &Error::InvalidResponse);
-                    return Err(SendError {
-                        error: Error::InvalidResponse,
-                        is_retryable: false,
-                    });
+                    lease.failed(Reason::Broken);
+                    lease.count(Failure::InvalidResponse);
+                    return Err(Error::InvalidResponse.into());
                 }
                 if headers::authenticates_connection(&head.headers) {
                     lease.retire();
@@ -375,12 +428,10 @@ impl RequestContext<'_> {
                     body: response_body,
                     lease,
                 };
+                self.note_status(&response);
                 if self.has_uncertain_body(&response) {
                     let read = self.read_start(response, json_body::begins_json);
-                    Box::pin(read).await.map_err(|error| SendError {
-                        error,
-                        is_retryable: false,
-                    })
+                    Ok(Box::pin(read).await?)
                 } else {
                     Ok(response)
                 }
@@ -390,11 +441,9 @@ impl RequestContext<'_> {
                 body.end_attempt();
                 // The connection may be the cause.
                 lease.retire();
-                self.count_failure(lease.endpoint(), &Error::ResponseTimeout);
-                Err(SendError {
-                    error: Error::ResponseTimeout,
-                    is_retryable: false,
-                })
+                lease.failed(Reason::Timeout);
+                lease.count(Failure::ResponseTimeout);
+                Err(Error::ResponseTimeout.into())
             }
         }
     }
@@ -424,9 +473,7 @@ impl RequestContext<'_> {
             Ok(start) => Ok(UpstreamResponse { start, ..response }),
             Err(Truncated) => {
                 self.body.end_attempt();
-                let origin = &lease.endpoint().origin;
-                self.worker
-                    .upstream_failed(self.view, origin, UpstreamFailure::Truncated);
+                lease.count(Failure::Truncated);
                 Err(Error::ConnectionClosed)
             }
         }
@@ -449,10 +496,7 @@ impl RequestContext<'_> {
         if support == ExpectSupport::Unknown {
             let is_small = self.body.read_small().await;
             return if self.body.has_failed() {
-                Err(SendError {
-                    error: Error::ClientBody,
-                    is_retryable: false,
-                })
+                Err(Error::ClientBody.into())
             } else {
                 Ok((!is_small).then(ContinueGate::all))
             };
@@ -472,21 +516,16 @@ impl RequestContext<'_> {
         }
     }
 
-    /// Counts a connection that was not made.
-    fn unreachable(&self, error: upstream::Error) -> Error {
-        let origin = error.endpoint().to_owned();
-        let error = Error::Connect(error);
-        if let Some(failure) = error.upstream_failure() {
-            self.worker.upstream_failed(self.view, &origin, failure);
-        }
-        error
-    }
-
-    /// Counts an error against the endpoint, if the endpoint is at fault.
-    fn count_failure(&self, endpoint: &Endpoint, error: &Error) {
-        if let Some(failure) = error.upstream_failure() {
-            self.worker
-                .upstream_failed(self.view, &endpoint.origin, failure);
+    /// Reports to the address's health whether its response is one of a server that works. A response
+    /// that rejects the token says neither, until another address has been asked.
+    fn note_status(&self, response: &UpstreamResponse) {
+        let status = response.head.status;
+        if is_gateway_error(status) {
+            response.lease.failed(Reason::Status);
+        } else if self.route.credential.is_none()
+            || self.judge(response) != Verdict::AuthorizationFailure
+        {
+            response.lease.succeeded();
         }
     }
 
@@ -498,20 +537,29 @@ impl RequestContext<'_> {
         let is_unwritten = failed.take_message().is_some();
         let failed = failed.into_error();
         let error = classify(&failed, self.body);
-        let is_lost = lease.is_reused()
-            && (is_unwritten
-                || self.body.is_held_back()
-                || methods::is_idempotent(&self.head.method)
-                    && matches!(error, Error::ConnectionClosed));
-        let is_retryable = (is_lost || upstream::is_unprocessed(&failed)) && self.body.can_replay();
-        if !is_retryable {
+        let is_unprocessed = upstream::is_unprocessed(&failed)
+            || lease.is_reused() && (is_unwritten || self.body.is_held_back());
+        // A pooled connection may have been closed before it was used: that is no failure.
+        let is_at_fault = !lease.is_reused() && !is_unprocessed;
+        if is_at_fault && error.upstream_failure().is_some() {
+            lease.failed(Reason::Broken);
+        }
+        let is_repeatable = is_unprocessed
+            || methods::is_idempotent(&self.head.method)
+                && matches!(error, Error::ConnectionClosed)
+                && !lease.has_received();
+        let resend = (is_repeatable && self.body.can_replay()).then(|| Resend {
+            is_free: is_unprocessed || lease.is_reused(),
+            address: lease.address(),
+            counters: lease.counters(),
+        });
+        if resend.is_none() {
             self.body.end_attempt();
-            self.count_failure(lease.endpoint(), &error);
+            if let Some(failure) = error.upstream_failure() {
+                lease.count(failure);
+            }
         }
-        SendError {
-            error,
-            is_retryable,
-        }
+        SendError { error, resend }
     }
 
     fn request(
@@ -592,6 +640,14 @@ impl RequestContext<'_> {
         }
         Ok(request)
     }
+}
+
+/// Whether a server, or a gateway before it, states that it cannot serve.
+pub(super) fn is_gateway_error(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
+    )
 }
 
 fn classify(error: &hyper::Error, body: &RequestBody) -> Error {

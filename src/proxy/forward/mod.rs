@@ -3,6 +3,7 @@
 //! | File | Contents |
 //! |---|---|
 //! | `attempt` | sends the request to an endpoint with one token, receives the response's head |
+//! | `resend` | requests that are sent again at once: to another address, or after a lost connection |
 //! | `retry` | responses that reject the token: the request is sent again |
 //! | `rejected` | such a response, kept meanwhile |
 //! | `body_start` | reads the start of a body that may be JSON |
@@ -16,4 +17,5 @@ pub(crate) mod range;
 pub(crate) mod rejected;
 pub(crate) mod response;
 pub(crate) mod response_body;
+pub(crate) mod resend;
 pub(crate) mod retry;

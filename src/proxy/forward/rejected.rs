@@ -8,7 +8,7 @@ use http_body_util::BodyExt as _;
 
 use crate::{
     proxy::{
-        error::{Error, UpstreamFailure},
+        error::Error,
         exchange::request_body::AttemptBody,
         forward::{
             attempt::{RequestContext, UpstreamResponse},
@@ -17,7 +17,7 @@ use crate::{
         },
         message::headers,
     },
-    upstream::{ConnectionChoice, Lease},
+    upstream::{AddressId, Failure, Lease},
 };
 
 /// How long the next attempt waits for the rest of the rejection's body, so that its connection can
@@ -58,8 +58,8 @@ pub(crate) struct RejectedResponse<'a> {
     /// How much of the body has been read.
     length: usize,
     is_truncated: bool,
-    /// The connection for a request that must not meet the same server.
-    elsewhere: ConnectionChoice,
+    /// The address that sent it.
+    address: AddressId,
 }
 
 impl<'a> RejectedResponse<'a> {
@@ -67,7 +67,7 @@ impl<'a> RejectedResponse<'a> {
     /// with it the rest of the response.
     pub(crate) fn new(context: RequestContext<'a>, failure: AuthFailure) -> Self {
         context.body.park();
-        let elsewhere = context.upstream().elsewhere(failure.lease());
+        let address = failure.lease().address();
         let (response, lease) = match failure {
             AuthFailure::Unread(response) => (context.relay(response), None),
             AuthFailure::Read(response, lease) => {
@@ -81,12 +81,12 @@ impl<'a> RejectedResponse<'a> {
             lease,
             length: 0,
             is_truncated: false,
-            elsewhere,
+            address,
         }
     }
 
-    pub(crate) fn elsewhere(&self) -> ConnectionChoice {
-        self.elsewhere
+    pub(crate) fn address(&self) -> AddressId {
+        self.address
     }
 
     /// Reads the body while `wait` runs; at its end, other requests may use the connection.
@@ -132,9 +132,7 @@ impl<'a> RejectedResponse<'a> {
                         .map(|UpstreamBody { lease, .. }| lease);
                 }
                 None | Some(Err(_)) => {
-                    let origin = &unread.lease.endpoint().origin;
-                    let RequestContext { worker, view, .. } = self.context;
-                    worker.upstream_failed(view, origin, UpstreamFailure::Truncated);
+                    unread.lease.count(Failure::Truncated);
                     self.context.body.end_attempt();
                     self.response.unread = None;
                     self.is_truncated = true;

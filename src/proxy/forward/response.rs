@@ -9,7 +9,6 @@ use hyper::body::Frame;
 
 use crate::{
     proxy::{
-        error::UpstreamFailure,
         exchange::request_body::AttemptBody,
         forward::{
             attempt::{RequestContext, UpstreamResponse},
@@ -21,7 +20,7 @@ use crate::{
             urls::{self, BodyRewrite, CookieMap, FieldMap, PublicUrl},
         },
     },
-    upstream::{Cookies, Endpoint, Lease},
+    upstream::{Cookies, Endpoint, Failure, Lease},
 };
 
 /// The most that is read of a body before it is decided what the client gets, in bytes and time. A
@@ -204,9 +203,7 @@ impl RequestContext<'_> {
                 }
                 None | Some(Err(_)) => {
                     self.exchange.upstream_deadline.disarm();
-                    let origin = &lease.endpoint().origin;
-                    self.worker
-                        .upstream_failed(self.view, origin, UpstreamFailure::Truncated);
+                    lease.count(Failure::Truncated);
                     return ReadAhead::Truncated;
                 }
             }

@@ -15,7 +15,6 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use crate::{
     base::clock::Moment,
     proxy::{
-        error::UpstreamFailure,
         exchange::{
             Exchange,
             request_body::{AttemptBody, RequestBody},
@@ -24,7 +23,7 @@ use crate::{
         policy::clients::Permit,
         worker::Worker,
     },
-    upstream::Lease,
+    upstream::{Failure, Lease},
 };
 
 /// The body of a response to a client.
@@ -157,13 +156,9 @@ impl ResponseBody {
     }
 
     /// The upstream failed: so must the response, as soon as what precedes is written.
-    fn cut(&mut self, failure: UpstreamFailure, error: ResponseBodyError) {
-        let InFlightGuard {
-            worker, exchange, ..
-        } = &self.in_flight;
+    fn cut(&mut self, failure: Failure, error: ResponseBodyError) {
         if let Some(unread) = self.unread.take() {
-            let view = exchange.view();
-            worker.upstream_failed(&view, &unread.lease.endpoint().origin, failure);
+            unread.lease.count(failure);
         }
         self.end_with(error);
     }
@@ -293,7 +288,7 @@ impl ResponseBody {
             let exchange = &this.in_flight.exchange;
             exchange.wait_for_upstream();
             ready!(exchange.upstream_deadline.poll_due(cx));
-            this.cut(UpstreamFailure::ResponseTimeout, ResponseBodyError::Timeout);
+            this.cut(Failure::ResponseTimeout, ResponseBodyError::Timeout);
             return this.poll_cut(cx);
         };
         this.in_flight.exchange.upstream_deadline.disarm();
@@ -312,11 +307,11 @@ impl ResponseBody {
             }
             Some(Err(error)) => {
                 let error = ResponseBodyError::Upstream(error);
-                this.cut(UpstreamFailure::Truncated, error);
+                this.cut(Failure::Truncated, error);
                 this.poll_cut(cx)
             }
             None if is_truncated(&unread.body, &unread.lease, &this.in_flight.request) => {
-                this.cut(UpstreamFailure::Truncated, ResponseBodyError::Reset);
+                this.cut(Failure::Truncated, ResponseBodyError::Reset);
                 this.poll_cut(cx)
             }
             None => {

@@ -11,7 +11,7 @@ use crate::{
     proxy::{
         error::Error,
         forward::{
-            attempt::{RequestContext, UpstreamResponse},
+            attempt::{RequestContext, UpstreamResponse, Way},
             rejected::{AuthFailure, RejectedResponse},
             response::{ClientResponse, READ_AHEAD_LIMIT, ReadAhead},
         },
@@ -25,6 +25,7 @@ use crate::{
         token_source::{LocalToken, Replacement, TokenSource},
     },
     token::{RejectedRequest, RequestKey, Verification},
+    upstream::{Reason, Visited},
 };
 
 /// How long a request waits for the response to its verification, if it can be sent once more: a
@@ -207,26 +208,38 @@ impl RequestContext<'_> {
         rejected: &RejectedResponse<'_>,
         token: &LocalToken,
     ) -> Result<Option<Judged>, Error> {
-        let attempt = self.attempt_over(rejected.elsewhere(), Some(token.header()));
+        let way = Way {
+            visited: Visited::new(rejected.address()),
+            // A load balancer may connect a new connection to another server.
+            needs_new_connection: !self.upstream().has_several(),
+        };
+        let attempt = self.attempt_over(way, Some(token.header()));
         let mut attempt = pin!(attempt);
         let attempted = match timeout(VERIFICATION_LIMIT, &mut attempt).await {
             Ok(attempted) => attempted,
             Err(_) if self.is_harmless(&Error::ResponseTimeout) => Err(Error::ResponseTimeout),
             Err(_) => attempt.await,
         };
-        let judged = match attempted {
-            Ok(second) => self.judge_whole(second).await,
-            Err(error) => Err(error),
+        let (judged, address) = match attempted {
+            Ok(second) => {
+                let address = second.lease.address();
+                (self.judge_whole(second).await, Some(address))
+            }
+            Err(error) => (Err(error), None),
         };
+        let is_elsewhere = address.is_some_and(|address| address != rejected.address());
         let outcome = match &judged {
             Ok(Judged::Rejected(_)) => {
-                verification.rejected();
+                verification.rejected(is_elsewhere);
                 RetryOutcome::Rejected
             }
             Ok(Judged::Relayed(response)) => {
                 // A server checks the token before it says that a file was not modified or found.
                 if !response.head.status.is_server_error() {
                     verification.accepted();
+                    if is_elsewhere {
+                        self.upstream().failed(rejected.address(), Reason::TokenRefused);
+                    }
                 }
                 RetryOutcome::Accepted
             }
@@ -259,7 +272,16 @@ impl RequestContext<'_> {
         source: &TokenSource,
         key: RequestKey,
     ) -> Result<ClientResponse, Error> {
-        let judged = match self.attempt(Some(newer.header())).await {
+        let way = Way {
+            // A client's requests stay at its address if that is configured: its uploads may depend
+            // on it.
+            visited: match self.affinity() {
+                None => Visited::new(rejected.address()),
+                Some(_) => Visited::default(),
+            },
+            needs_new_connection: false,
+        };
+        let judged = match self.attempt_over(way, Some(newer.header())).await {
             Ok(second) => self.judge_whole(second).await,
             // Nothing was sent.
             Err(error @ Error::Connect(_)) => {

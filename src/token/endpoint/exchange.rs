@@ -38,14 +38,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// So many pauses end a response that has a final status other than 2xx, and no object.
 const LONG_PAUSE: u32 = 10;
 
-/// No byte of a response has arrived.
-#[derive(Debug)]
-pub(super) struct NoResponse {
-    pub(super) failure: Failure,
-    /// Whether a byte of the request was written.
-    pub(super) is_sent: bool,
-}
-
 /// Sends the request once and reads the response, until `deadline`. A response that is incomplete
 /// is not an error ([`RawResponse::flaw`]).
 ///
@@ -55,7 +47,7 @@ pub(super) async fn exchange(
     transport: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     request: Request<Full<Bytes>>,
     deadline: &CallDeadline,
-) -> Result<RawResponse, NoResponse> {
+) -> Result<RawResponse, Failure> {
     let recording = Recording::default();
     let io = TokioIo::new(recording.of(transport));
     let failure = match deadline.run(converse(io, request, &recording)).await {
@@ -68,8 +60,7 @@ pub(super) async fn exchange(
     };
     let recorded = recording.lock();
     if recorded.received.is_empty() {
-        let is_sent = recorded.is_sent;
-        return Err(NoResponse { failure, is_sent });
+        return Err(failure);
     }
     Ok(RawResponse {
         flaw: Some(failure),

@@ -105,22 +105,14 @@ impl Servers {
         }
     }
 
-    /// All servers, from the one that the last call reached.
-    pub(super) fn in_order(&self) -> Vec<&Server> {
-        let (before, from) = self.servers.split_at(self.first.lock().index);
-        from.iter().chain(before).collect()
-    }
-
-    /// Connects to the first of `servers` that can be connected to.
-    pub(super) async fn connect<'a>(
-        &'a self,
-        servers: Vec<&'a Server>,
-    ) -> Result<(&'a Server, Transport), Failure> {
+    /// Connects to the server that the last call reached, or else to the next one that can be
+    /// connected to.
+    pub(super) async fn connect(&self) -> Result<(&Server, Transport), Failure> {
         let connect = async |server| match self.connect_to(server).await {
             Ok(transport) => Ok((server, transport)),
             Err(error) => Err((server, error)),
         };
-        dial::first_success(servers, ATTEMPT_DELAY, connect)
+        dial::first_success(self.in_order(), ATTEMPT_DELAY, connect)
             .await
             .map_err(|errors| self.unreachable(&errors))
     }
@@ -158,6 +150,11 @@ impl Servers {
         }
     }
 
+    fn in_order(&self) -> impl Iterator<Item = &Server> {
+        let (before, from) = self.servers.split_at(self.first.lock().index);
+        from.iter().chain(before)
+    }
+
     /// Notes how a call has ended that reached `server`. Its failure names the server.
     pub(super) fn ended<T>(
         &self,
@@ -177,18 +174,13 @@ impl Servers {
                 "the issuer is called at this server now"
             );
         }
-        result.map_err(|failure| self.named(server, failure))
-    }
-
-    /// The failure with the name of the server, if there are several.
-    pub(super) fn named(&self, server: &Server, failure: Failure) -> Failure {
-        if self.servers.len() == 1 || failure.detail.contains(&server.origin) {
-            return failure;
-        }
-        Failure {
-            detail: format!("{} ({})", failure.detail, server.origin),
-            ..failure
-        }
+        result.map_err(|failure| match self.servers.len() {
+            1 => failure,
+            _ => Failure {
+                detail: format!("{} ({})", failure.detail, server.origin),
+                ..failure
+            },
+        })
     }
 
     /// Nothing was sent, so nothing was used.

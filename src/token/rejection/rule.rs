@@ -71,7 +71,18 @@ pub(super) struct Rule {
 struct Verification {
     version: Version,
     state: VerificationState,
-    until: Moment,
+    /// `None`: as long as the token is the current one.
+    until: Option<Moment>,
+}
+
+/// How the upstream responds to the same token over another connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::token) enum VerificationOutcome {
+    Accepted,
+    Rejected {
+        /// At another address: two servers agree, so that no later request asks a second one.
+        is_elsewhere: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,24 +110,25 @@ impl Rule {
         if case.is_proven && case.can_verify {
             let last = self
                 .verification
-                .filter(|last| last.version == case.version && now < last.until);
+                .filter(|last| last.version == case.version)
+                .filter(|last| last.until.is_none_or(|until| now < until));
             match last.map(|last| (last.state, last.until)) {
                 None => {
                     self.verification = Some(Verification {
                         version: case.version,
                         state: VerificationState::Running,
-                        until: now + VERIFICATION_TIME,
+                        until: Some(now + VERIFICATION_TIME),
                     });
                     return Decision::Verify;
                 }
                 Some((VerificationState::Accepted, _)) => return Decision::Verify,
                 Some((VerificationState::Running, until)) => {
                     return Decision::Wait {
-                        ask_again: until,
+                        ask_again: until.unwrap_or(now),
                         next_refresh: None,
                     };
                 }
-                Some((VerificationState::Rejected, until)) => verify_again = Some(until),
+                Some((VerificationState::Rejected, until)) => verify_again = until,
             }
         }
         if case.is_refresh_requested {
@@ -134,7 +146,12 @@ impl Rule {
     }
 
     /// The verification of a token has ended; `None`: without an outcome.
-    pub(super) fn verified(&mut self, version: Version, is_accepted: Option<bool>, now: Moment) {
+    pub(super) fn verified(
+        &mut self,
+        version: Version,
+        outcome: Option<VerificationOutcome>,
+        now: Moment,
+    ) {
         let Some(last) = &mut self.verification else {
             return;
         };
@@ -142,16 +159,20 @@ impl Rule {
         if last.version != version || last.state != VerificationState::Running {
             return;
         }
-        let Some(is_accepted) = is_accepted else {
+        let Some(outcome) = outcome else {
             self.verification = None;
             return;
         };
-        last.state = if is_accepted {
-            VerificationState::Accepted
-        } else {
-            VerificationState::Rejected
+        last.until = Some(now + VERIFICATION_TIME);
+        last.state = match outcome {
+            VerificationOutcome::Accepted => VerificationState::Accepted,
+            VerificationOutcome::Rejected { is_elsewhere } => {
+                if is_elsewhere {
+                    last.until = None;
+                }
+                VerificationState::Rejected
+            }
         };
-        last.until = now + VERIFICATION_TIME;
     }
 }
 
@@ -253,8 +274,13 @@ mod tests {
         };
         let version = Version::new(1, 1);
         for (outcome, next) in [
-            (Some(true), Decision::Verify),
-            (Some(false), Decision::Refresh),
+            (Some(VerificationOutcome::Accepted), Decision::Verify),
+            (
+                Some(VerificationOutcome::Rejected {
+                    is_elsewhere: false,
+                }),
+                Decision::Refresh,
+            ),
             (None, Decision::Verify),
         ] {
             let mut rule = Rule::new(COOLDOWN);
@@ -275,7 +301,11 @@ mod tests {
             ..proven(1)
         };
         assert_eq!(rule.decide(&other, at(2)), Decision::Verify);
-        rule.verified(Version::new(1, 1), Some(true), at(2));
+        rule.verified(
+            Version::new(1, 1),
+            Some(VerificationOutcome::Accepted),
+            at(2),
+        );
         assert!(matches!(
             rule.decide(&other, at(2)),
             Decision::Wait {
@@ -283,6 +313,24 @@ mod tests {
                 ..
             }
         ));
+    }
+
+    #[test]
+    fn a_token_that_two_addresses_rejected_is_not_verified_again() {
+        for is_elsewhere in [false, true] {
+            let mut rule = Rule::new(COOLDOWN);
+            assert_eq!(rule.decide(&proven(1), at(1)), Decision::Verify);
+            let outcome = VerificationOutcome::Rejected { is_elsewhere };
+            rule.verified(Version::new(1, 1), Some(outcome), at(1));
+            assert_eq!(rule.decide(&proven(1), at(1)), Decision::Refresh);
+            let later = rule.decide(&proven(2), at(60));
+            assert_eq!(later == Decision::Verify, !is_elsewhere);
+            let newer = Case {
+                version: Version::new(1, 2),
+                ..proven(2)
+            };
+            assert_eq!(rule.decide(&newer, at(61)), Decision::Verify);
+        }
     }
 
     #[test]

@@ -1,6 +1,12 @@
 //! The use of a connection by one request.
 
-use std::{cell::Cell, fmt, rc::Rc, sync::atomic::AtomicU32, time::Duration};
+use std::{
+    cell::Cell,
+    fmt,
+    rc::Rc,
+    sync::{Arc, atomic::AtomicU32},
+    time::Duration,
+};
 
 use futures_util::future::Either;
 
@@ -15,15 +21,23 @@ use crate::{
     base::clock::Moment,
     net::http2,
     upstream::{
-        config::Endpoint, connect, expect::ExpectSupport, http2::Stream, slots::PoolSlot,
+        addresses::AddressId,
+        choice::Place,
+        config::Endpoint,
+        connect,
+        counters::{ActiveConnection, Counters, Failure},
+        expect::ExpectSupport,
+        handle::InFlight,
+        health::Reason,
+        http2::Stream,
         sockets::SocketPermit,
     },
 };
 
 /// What carries the request of a lease.
-pub(super) enum Connection<B> {
+pub(in crate::upstream) enum Connection<B> {
     /// A connection of its own.
-    Http1(Http1Connection<B>, PoolSlot),
+    Http1(Http1Connection<B>, ActiveConnection),
     /// A stream of a shared connection.
     Http2(Stream<B>),
 }
@@ -34,6 +48,8 @@ pub struct Lease<B> {
     /// `None` only while `self` is consumed.
     connection: Option<Connection<B>>,
     pool: Rc<Pool<B>>,
+    /// `None` only while `self` is consumed.
+    in_flight: Option<InFlight>,
     is_reused: bool,
     /// No other request may use the connection.
     retired: Cell<bool>,
@@ -44,10 +60,16 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    pub(super) fn new(connection: Connection<B>, pool: Rc<Pool<B>>, is_reused: bool) -> Self {
+    pub(in crate::upstream) fn new(
+        connection: Connection<B>,
+        pool: Rc<Pool<B>>,
+        in_flight: InFlight,
+        is_reused: bool,
+    ) -> Self {
         Self {
             connection: Some(connection),
             pool,
+            in_flight: Some(in_flight),
             is_reused,
             retired: Cell::default(),
         }
@@ -81,9 +103,44 @@ where
         }
     }
 
-    /// Whether the connection is one of this pool.
-    pub(in crate::upstream) fn is_of(&self, pool: &Rc<Pool<B>>) -> bool {
-        Rc::ptr_eq(&self.pool, pool)
+    /// The address that the connection leads to.
+    pub fn address(&self) -> AddressId {
+        self.pool.handle.address.id
+    }
+
+    /// Whether the connection was lost within the head of the response.
+    pub fn has_received(&self) -> bool {
+        matches!(&self.connection, Some(Connection::Http1(connection, _)) if connection.heads.is_partial())
+    }
+
+    /// The counters of the endpoint.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.pool.handle.counters)
+    }
+
+    /// The address, where the request goes on counting.
+    pub fn into_place(mut self) -> Place<B> {
+        // Only methods that consume the lease take the count.
+        let in_flight = self.in_flight.take().expect("a lease that is not consumed counts");
+        Place {
+            pool: Rc::clone(&self.pool),
+            in_flight,
+        }
+    }
+
+    /// The address responded to the request.
+    pub fn succeeded(&self) {
+        self.pool.handle.succeeded();
+    }
+
+    /// The request failed at the address.
+    pub fn failed(&self, reason: Reason) {
+        self.pool.handle.failed(reason);
+    }
+
+    /// Counts a failure of the endpoint.
+    pub fn count(&self, failure: Failure) {
+        self.pool.handle.counters.failures[failure].add(1);
     }
 
     /// The endpoint of the connection.
@@ -170,8 +227,9 @@ where
     /// upgraded.
     pub fn into_reservation(mut self) -> Option<Reservation> {
         match self.connection.take()? {
-            Connection::Http1(connection, slot) => Some(Reservation {
-                _slot: slot,
+            Connection::Http1(connection, active) => Some(Reservation {
+                _in_flight: self.in_flight.take()?,
+                _active: active,
                 _socket: connection.socket,
             }),
             Connection::Http2(_) => None,
@@ -184,10 +242,10 @@ where
         if self.retired.get() {
             return;
         }
-        let Some(Connection::Http1(mut connection, slot)) = self.connection.take() else {
+        let Some(Connection::Http1(mut connection, active)) = self.connection.take() else {
             return;
         };
-        drop(slot);
+        drop(active);
         if connection.sender.is_ready() {
             self.pool.put(connection);
         } else if !connection.sender.is_closed() {
@@ -225,7 +283,8 @@ impl<B> fmt::Debug for Lease<B> {
 /// Released on drop.
 #[derive(Debug)]
 pub struct Reservation {
-    _slot: PoolSlot,
+    _in_flight: InFlight,
+    _active: ActiveConnection,
     _socket: Rc<SocketPermit>,
 }
 

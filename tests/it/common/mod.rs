@@ -3,6 +3,8 @@
 
 pub mod frames;
 pub mod issuer_client;
+#[cfg(target_os = "linux")]
+pub mod names;
 #[cfg(unix)]
 pub mod process;
 pub mod strict;
@@ -262,7 +264,15 @@ pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 pub async fn scripted<F: Future<Output = io::Result<()>> + Send + 'static>(
     script: impl Fn(usize, TcpStream) -> F + Send + 'static,
 ) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    scripted_at(SocketAddr::from(([127, 0, 0, 1], 0)), script).await
+}
+
+/// The same server at this address.
+pub async fn scripted_at<F: Future<Output = io::Result<()>> + Send + 'static>(
+    address: SocketAddr,
+    script: impl Fn(usize, TcpStream) -> F + Send + 'static,
+) -> SocketAddr {
+    let listener = TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         for number in 0.. {

@@ -22,7 +22,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{Proxy, in_front_of, read_head, scripted};
+use super::{Proxy, in_front_of, read_head, scripted_at};
 
 /// A received request.
 #[derive(Debug, Clone)]
@@ -282,9 +282,14 @@ impl Upstream {
     }
 
     pub async fn start(self) -> RunningUpstream {
+        self.start_at(SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    /// Starts the upstream at this address.
+    pub async fn start_at(self, address: SocketAddr) -> RunningUpstream {
         let (this, log) = (Arc::new(self), Arc::<Log>::default());
         let shared = Arc::clone(&log);
-        let address = scripted(move |connection, stream| {
+        let address = scripted_at(address, move |connection, stream| {
             let (this, log) = (Arc::clone(&this), Arc::clone(&shared));
             log.connections.fetch_add(1, SeqCst);
             async move { this.serve(connection, stream, &log).await }
@@ -299,9 +304,19 @@ impl Upstream {
 
     /// Starts the upstream over TLS. Its origin is at `localhost`.
     pub async fn start_tls(self, config: Arc<ServerConfig>) -> RunningUpstream {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        self.start_tls_at(any, config).await
+    }
+
+    /// Starts the upstream over TLS at this address.
+    pub async fn start_tls_at(
+        self,
+        address: SocketAddr,
+        config: Arc<ServerConfig>,
+    ) -> RunningUpstream {
         let (this, log) = (Arc::new(self), Arc::<Log>::default());
         let shared = Arc::clone(&log);
-        let address = scripted(move |connection, stream| {
+        let address = scripted_at(address, move |connection, stream| {
             let (this, log) = (Arc::clone(&this), Arc::clone(&shared));
             let acceptor = TlsAcceptor::from(Arc::clone(&config));
             log.connections.fetch_add(1, SeqCst);

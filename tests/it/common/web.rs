@@ -142,7 +142,18 @@ pub async fn serve<F: Future<Output = Response<Body>> + Send + 'static>(
     identity: &Identity,
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
 ) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    serve_at(any, speech, identity, answer).await
+}
+
+/// The same server at this address.
+pub async fn serve_at<F: Future<Output = Response<Body>> + Send + 'static>(
+    address: SocketAddr,
+    speech: Speech,
+    identity: &Identity,
+    answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+) -> SocketAddr {
+    let listener = TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap();
     let acceptor = speech.is_tls().then(|| identity.acceptor(speech.alpn()));
     tokio::spawn(async move {

@@ -14,7 +14,7 @@ use bearer_proxy::{
         Route, Rules, policy::rules::Rule,
     },
     token::{BasicEncoding, IssuerConfig, ParameterLocation, ResponseFields, jwt_grant::User},
-    upstream::{Cookies, Host, Http2},
+    upstream::{Affinity, Cookies, HealthCheck, Host, Http2},
 };
 use jsonwebtoken::Algorithm;
 use tempfile::TempDir;
@@ -118,6 +118,27 @@ fn defaults_are_as_documented() {
             upstream.http2
         ),
         ("default", seconds(10), Http2::Auto)
+    );
+    assert_eq!(
+        (upstream.weights, upstream.affinity, upstream.dns_refresh),
+        (vec![1], Affinity::None, seconds(10))
+    );
+    assert_eq!(
+        (
+            upstream.max_requests,
+            upstream.queue,
+            upstream.queue_timeout
+        ),
+        (1_000_000, 100, seconds(1))
+    );
+    let retried: Vec<_> = upstream
+        .retry_statuses
+        .iter()
+        .map(http::StatusCode::as_u16)
+        .collect();
+    assert_eq!(
+        (retried, upstream.slow_start, upstream.health),
+        (vec![502, 503, 504], seconds(10), None)
     );
 
     let token = config.token;
@@ -389,6 +410,41 @@ fn every_key_sets_its_value() {
         (upstream.handshake_timeout, upstream.http2),
         (seconds(21), Http2::Never)
     );
+    assert_eq!(
+        (upstream.weights, upstream.affinity, upstream.dns_refresh),
+        (vec![3, 1000], Affinity::Client, seconds(29))
+    );
+    assert_eq!(
+        (
+            upstream.max_requests,
+            upstream.queue,
+            upstream.queue_timeout
+        ),
+        (30, 0, seconds(31))
+    );
+    let retried: Vec<_> = upstream
+        .retry_statuses
+        .iter()
+        .map(http::StatusCode::as_u16)
+        .collect();
+    assert_eq!(
+        (retried, upstream.slow_start),
+        (vec![500, 504], Duration::ZERO)
+    );
+    let health = HealthCheck {
+        path: "/healthz".parse().unwrap(),
+        interval: seconds(32),
+        timeout: seconds(33),
+        fall: 34,
+        rise: 35,
+        expect: vec![401..=401, 200..=299],
+    };
+    let expects =
+        |health: &HealthCheck, status| health.expects(http::StatusCode::from_u16(status).unwrap());
+    let expected = [200, 299, 401].map(|status| expects(&health, status));
+    let unexpected = [199, 300, 400, 403, 503].map(|status| expects(&health, status));
+    assert_eq!((expected, unexpected), ([true; 3], [false; 5]));
+    assert_eq!(upstream.health, Some(health));
     let named: Vec<_> = config
         .upstreams
         .iter()
@@ -405,6 +461,19 @@ fn every_key_sets_its_value() {
         ),
         (Http2::Always, seconds(22), 4096)
     );
+    assert!(documents.retry_statuses.is_empty());
+    let health = documents.health.clone().unwrap();
+    assert_eq!(
+        (
+            health.path.as_str(),
+            health.interval,
+            health.timeout,
+            health.fall,
+            health.rise
+        ),
+        ("/", seconds(5), seconds(2), 3, 2)
+    );
+    assert!(expects(&health, 499) && !expects(&health, 500));
     assert_eq!(
         config.upstreams[2].tls.server_name.as_deref(),
         Some("files.internal")

@@ -127,7 +127,7 @@ impl World {
                         verification.accepted();
                         return accepted(&token);
                     }
-                    verification.rejected();
+                    verification.rejected(false);
                 }
                 Replacement::Futile | Replacement::Late => return false,
             }

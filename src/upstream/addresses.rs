@@ -1,0 +1,544 @@
+//! The addresses of an upstream's endpoints: what all workers share of each, and the current list.
+//!
+//! The control runtime replaces the list as a whole, and health changes on failures only. Both
+//! raise the version, the one thing that a request reads to know whether its worker's copy of the
+//! list is current.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use super::{
+    config::{Config, HealthCheck},
+    connect::Error,
+    health::{Health, Reason, State, Transition},
+};
+use crate::{
+    base::{
+        cache_line::CacheLine,
+        clock::{Moment, SharedClock},
+        labels::PerLabel,
+    },
+    net::resolve::AddressList,
+};
+
+/// Where connections to an endpoint lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Target {
+    /// To this address.
+    Socket(SocketAddr),
+    /// To the endpoint's name, which the outbound proxy resolves.
+    Name,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(address) => address.fmt(f),
+            Self::Name => f.write_str("through the outbound proxy"),
+        }
+    }
+}
+
+/// Identifies an address of an upstream; never used again after its removal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AddressId(u64);
+
+/// A key for [`Upstream::place`](super::Upstream::place): the same in all replicas.
+pub fn affinity_key(client: &[u8]) -> u64 {
+    let mut hash = Fnv::default();
+    hash.write(client);
+    hash.0
+}
+
+impl AddressId {
+    /// For rendezvous hashing: the same in all processes for the same target, so that replicas
+    /// agree.
+    fn hash(endpoint: &str, target: Target) -> u64 {
+        let mut hash = Fnv::default();
+        hash.write(endpoint.as_bytes());
+        hash.write(target.to_string().as_bytes());
+        hash.0
+    }
+}
+
+/// FNV-1a, whose results do not change with the process or the version of a library.
+#[derive(Clone, Copy)]
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}
+
+/// One address of an endpoint, shared by all workers.
+#[derive(Debug)]
+pub(super) struct Address {
+    pub(super) id: AddressId,
+    /// For rendezvous hashing.
+    pub(super) hash: u64,
+    /// The position of the endpoint in the configuration.
+    pub(super) endpoint: usize,
+    pub(super) target: Target,
+    pub(super) health: Arc<Health>,
+    pub(super) in_flight: InFlightCount,
+}
+
+/// Requests under way to an address, of all workers. On a cache line of its own: each request writes
+/// it twice.
+#[derive(Debug, Default)]
+pub(super) struct InFlightCount(CacheLine<AtomicU32>);
+
+impl InFlightCount {
+    pub(super) fn get(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Sequentially consistent, see [`Queue`].
+    pub(super) fn remove(&self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// An address in the list.
+#[derive(Debug, Clone)]
+pub(super) struct Listed {
+    pub(super) address: Arc<Address>,
+    /// Of the address family that the resolver does not prefer: the same server on another way, used
+    /// while no address of the preferred family connects.
+    pub(super) is_alternative: bool,
+}
+
+/// The addresses of all endpoints, in their order. Immutable.
+#[derive(Debug, Default)]
+pub(super) struct AddressSet {
+    pub(super) listed: Vec<Listed>,
+    /// Of each endpoint, why it has no address; `None` before its first look-up has ended, too.
+    errors: Vec<Option<Arc<str>>>,
+    /// Whether each endpoint's first look-up has ended.
+    pub(super) is_complete: bool,
+}
+
+/// The addresses of an upstream.
+pub(super) struct Addresses {
+    config: Arc<Config>,
+    workers: usize,
+    clock: SharedClock,
+    set: ArcSwap<AddressSet>,
+    /// Each request reads it, and it is seldom written.
+    version: CacheLine<AtomicU64>,
+    /// The version, for tasks that wait for a change.
+    changed: watch::Sender<u64>,
+    /// Serializes changes of the list, and ejections: those count what is out already.
+    changes: Mutex<Changes>,
+    pub(super) queue: Queue,
+    /// Of each endpoint.
+    ejections: Vec<PerLabel<Reason, AtomicU64>>,
+}
+
+#[derive(Debug, Default)]
+struct Changes {
+    next_id: u64,
+    /// Which endpoints' first look-up has ended.
+    has_looked_up: Vec<bool>,
+}
+
+
+/// Requests that wait because all addresses are full.
+///
+/// A waiting request first counts itself and then looks for a place; a request that ends first gives
+/// up its place and then looks for waiting ones. Both in one order for all threads, so that one of
+/// the two sees the other.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    waiting: AtomicUsize,
+    freed: Notify,
+}
+
+impl Addresses {
+    pub(super) fn new(config: Arc<Config>, workers: usize, clock: SharedClock) -> Self {
+        let endpoints = config.endpoints.len();
+        let addresses = Self {
+            workers,
+            clock,
+            set: ArcSwap::default(),
+            version: CacheLine::default(),
+            changed: watch::channel(0).0,
+            changes: Mutex::new(Changes {
+                next_id: 0,
+                has_looked_up: vec![false; endpoints],
+            }),
+            queue: Queue::default(),
+            ejections: (0..endpoints).map(|_| PerLabel::default()).collect(),
+            config,
+        };
+        addresses.set.store(Arc::new(AddressSet {
+            listed: Vec::new(),
+            errors: vec![None; endpoints],
+            is_complete: false,
+        }));
+        for endpoint in 0..endpoints {
+            if let Some(target) = addresses.fixed(endpoint) {
+                addresses.replace_targets(endpoint, &[target], &[], None);
+            }
+        }
+        addresses
+    }
+
+    /// The target of an endpoint that needs no look-up.
+    pub(super) fn fixed(&self, endpoint: usize) -> Option<Target> {
+        let Config {
+            connect_to,
+            endpoints,
+            proxy,
+            ..
+        } = &*self.config;
+        if proxy.is_some() {
+            return Some(Target::Name);
+        }
+        let endpoint = &endpoints[endpoint];
+        let address = connect_to.or_else(|| {
+            let ip = endpoint.host.parse().ok()?;
+            Some(SocketAddr::new(ip, endpoint.port))
+        });
+        address.map(Target::Socket)
+    }
+
+    pub(super) fn now(&self) -> Moment {
+        self.clock.now()
+    }
+
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn load(&self) -> Arc<AddressSet> {
+        self.set.load_full()
+    }
+
+    /// Resolves when the version is another one.
+    pub(super) async fn changed_from(&self, version: u64) {
+        let mut changed = self.changed.subscribe();
+        // The sender lives as long as `self`.
+        let _ = changed.wait_for(|current| *current != version).await;
+    }
+
+    /// Resolves when an address is known, or when every name's first look-up has ended.
+    pub(super) async fn wait_until_known(&self) {
+        loop {
+            let version = self.version();
+            let set = self.load();
+            if set.is_complete || !set.listed.is_empty() {
+                return;
+            }
+            self.changed_from(version).await;
+        }
+    }
+
+    /// Why there is no address; `None` if there is one.
+    pub(super) fn resolve_error(&self) -> Option<Error> {
+        let set = self.load();
+        if !set.listed.is_empty() {
+            return None;
+        }
+        let errors = set.errors.iter().zip(&self.config.endpoints);
+        let (error, endpoint) = errors.max_by_key(|(error, _)| error.is_some())?;
+        Some(Error::Resolve {
+            endpoint: endpoint.origin.clone(),
+            detail: error
+                .clone()
+                .unwrap_or_else(|| "the look-up has not ended yet".into()),
+        })
+    }
+
+    /// The share of the requests that the address gets, in tenths of its weight.
+    pub(super) fn weight_tenths(&self, address: &Address) -> u32 {
+        address.health.weight_tenths()
+    }
+
+    /// Replaces the addresses of one endpoint. Those that stay keep their state.
+    pub(super) fn replace(&self, endpoint: usize, list: &AddressList) {
+        let targets = |addresses: &[SocketAddr]| {
+            let targets = addresses.iter().copied().map(Target::Socket);
+            targets.collect::<Vec<_>>()
+        };
+        self.replace_targets(endpoint, &targets(&list.first), &targets(&list.other), None);
+    }
+
+    /// The endpoint's name could not be resolved: its addresses stay as they are.
+    pub(super) fn look_up_failed(&self, endpoint: usize, error: &str) {
+        let set = self.load();
+        let own = set
+            .listed
+            .iter()
+            .filter(|listed| listed.address.endpoint == endpoint);
+        let (other, first): (Vec<_>, Vec<_>) = own.partition(|listed| listed.is_alternative);
+        let targets = |listed: Vec<&Listed>| {
+            let targets = listed.iter().map(|listed| listed.address.target);
+            targets.collect::<Vec<_>>()
+        };
+        self.replace_targets(endpoint, &targets(first), &targets(other), Some(error));
+    }
+
+    fn replace_targets(
+        &self,
+        endpoint: usize,
+        first: &[Target],
+        other: &[Target],
+        error: Option<&str>,
+    ) {
+        let mut changes = self.changes.lock();
+        let old = self.load();
+        let is_first_list = !changes.has_looked_up[endpoint];
+        changes.has_looked_up[endpoint] = true;
+        let now = self.clock.now();
+        let origin = &self.config.endpoints[endpoint].origin;
+        let mut entry = |target: Target, is_alternative| {
+            let known = old.listed.iter().find(|listed| {
+                listed.address.endpoint == endpoint && listed.address.target == target
+            });
+            let address = known.map_or_else(
+                || {
+                    changes.next_id += 1;
+                    Arc::new(Address {
+                        id: AddressId(changes.next_id),
+                        hash: AddressId::hash(origin, target),
+                        endpoint,
+                        target,
+                        health: Arc::new(Health::new(
+                            self.workers,
+                            self.config.slow_start,
+                            is_first_list,
+                            now,
+                        )),
+                        in_flight: InFlightCount::default(),
+                    })
+                },
+                |known| Arc::clone(&known.address),
+            );
+            Listed {
+                address,
+                is_alternative,
+            }
+        };
+        let first = first.iter().map(|target| (*target, false));
+        let other = other.iter().map(|target| (*target, true));
+        let new: Vec<_> = first
+            .chain(other)
+            .map(|(target, is_alternative)| entry(target, is_alternative))
+            .collect();
+        let (before, after): (Vec<_>, Vec<_>) = old
+            .listed
+            .iter()
+            .filter(|listed| listed.address.endpoint != endpoint)
+            .cloned()
+            .partition(|listed| listed.address.endpoint < endpoint);
+        let mut errors = old.errors.clone();
+        errors[endpoint] = error.map(Arc::from);
+        self.set.store(Arc::new(AddressSet {
+            listed: [before, new, after].concat(),
+            errors,
+            is_complete: changes.has_looked_up.iter().all(|looked_up| *looked_up),
+        }));
+        self.bump();
+    }
+
+    /// The state or the weight of an address is another one.
+    pub(super) fn bump(&self) {
+        let version = self.version.fetch_add(1, Ordering::Relaxed) + 1;
+        self.changed.send_replace(version);
+        self.queue.freed.notify_waiters();
+    }
+
+    /// Logs, counts and publishes a change of an address's health.
+    pub(super) fn report(&self, address: &Address, transition: Option<Transition>) {
+        let Some(transition) = transition else {
+            return;
+        };
+        let Transition {
+            from,
+            to,
+            reason,
+            until,
+        } = transition;
+        let upstream = &*self.config.name;
+        let endpoint = &*self.config.endpoints[address.endpoint].origin;
+        let target = &address.target;
+        let seconds = until.map(|until| until.saturating_since(self.clock.now()).as_secs());
+        match to {
+            State::Unreachable | State::Failing | State::Unhealthy => {
+                if matches!(from, State::In | State::Trial) {
+                    self.ejections[address.endpoint][reason].fetch_add(1, Ordering::Relaxed);
+                }
+                tracing::warn!(
+                    upstream,
+                    endpoint,
+                    address = %target,
+                    reason = reason.label(),
+                    seconds,
+                    "an address is out: it gets requests again when it works"
+                );
+            }
+            State::Trial => tracing::info!(
+                upstream,
+                endpoint,
+                address = %target,
+                "an address is tried with one request at a time"
+            ),
+            State::In => tracing::info!(
+                upstream,
+                endpoint,
+                address = %target,
+                "an address gets requests again"
+            ),
+        }
+        self.bump();
+    }
+
+    /// A request to the address failed there.
+    pub(super) fn failed(&self, address: &Address, worker: usize, reason: Reason) {
+        let may_eject = || {
+            let guard = self.changes.lock();
+            let set = self.load();
+            let preferred = || set.listed.iter().filter(|listed| !listed.is_alternative);
+            let ejected = preferred().filter(|listed| {
+                !std::ptr::eq(&*listed.address, address) && listed.address.health.is_ejected()
+            });
+            (ejected.count() < preferred().count() / 2).then_some(guard)
+        };
+        let random = getrandom::u64().unwrap_or_default();
+        let now = self.clock.now();
+        let transition = address.health.failed(worker, now, reason, random, may_eject);
+        self.report(address, transition);
+    }
+
+    /// A request to the address got a response.
+    pub(super) fn succeeded(&self, address: &Address, worker: usize) {
+        let transition = address.health.succeeded(worker, || self.clock.now());
+        self.report(address, transition);
+    }
+
+    /// Time has passed.
+    pub(super) fn tick(&self, address: &Address) {
+        let transition = address.health.tick(self.clock.now());
+        self.report(address, transition);
+    }
+
+    /// An active check of the address has ended; `error` says why it failed.
+    pub(super) fn checked(&self, address: &Address, config: &HealthCheck, error: Option<&str>) {
+        let now = self.clock.now();
+        let transition = address
+            .health
+            .checked(error.is_none(), config.fall, config.rise, now);
+        if let Some(error) = error {
+            let endpoint = &*self.config.endpoints[address.endpoint].origin;
+            tracing::debug!(endpoint, address = %address.target, error, "a health check failed");
+        }
+        self.report(address, transition);
+    }
+
+    /// A connection to the address was made.
+    pub(super) fn connected(&self, address: &Address) {
+        let transition = address.health.connected(self.clock.now());
+        self.report(address, transition);
+    }
+
+    /// A connection to the address could not be made.
+    pub(super) fn connect_failed(&self, address: &Address) {
+        let transition = address.health.connect_failed(self.clock.now());
+        self.report(address, transition);
+    }
+}
+
+impl fmt::Debug for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Addresses")
+            .field("upstream", &self.config.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Queue {
+    /// Whether requests wait. A new request waits behind them.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) == 0
+    }
+
+    /// A request has ended.
+    pub(super) fn freed(&self) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.freed.notify_one();
+        }
+    }
+
+    /// Waits for a place in order; `None` if `limit` requests wait already, or after `timeout`.
+    pub(super) async fn wait_for<T>(
+        &self,
+        limit: usize,
+        timeout: Duration,
+        place: impl Fn() -> Option<T>,
+    ) -> Option<T> {
+        let ticket = Ticket::take(&self.waiting, limit)?;
+        let mut is_next = ticket.is_first;
+        let waiting = async {
+            loop {
+                let mut freed = std::pin::pin!(self.freed.notified());
+                freed.as_mut().enable();
+                if std::mem::replace(&mut is_next, true)
+                    && let Some(place) = place()
+                {
+                    return place;
+                }
+                freed.await;
+            }
+        };
+        tokio::time::timeout(timeout, waiting).await.ok()
+    }
+}
+
+/// A place in the queue, given up on drop.
+struct Ticket<'a> {
+    waiting: &'a AtomicUsize,
+    /// Whether no request waited before.
+    is_first: bool,
+}
+
+impl<'a> Ticket<'a> {
+    fn take(waiting: &'a AtomicUsize, limit: usize) -> Option<Self> {
+        let before = waiting.fetch_add(1, Ordering::SeqCst);
+        let ticket = Self {
+            waiting,
+            is_first: before == 0,
+        };
+        (before < limit).then_some(ticket)
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}

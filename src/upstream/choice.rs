@@ -1,0 +1,382 @@
+//! A worker's copy of the list of addresses, and the choice of a request's address.
+
+use std::{
+    cell::Cell,
+    hash::{BuildHasher as _, RandomState},
+    ops::Range,
+    rc::Rc,
+    sync::Arc,
+};
+
+use hyper::body::Body;
+
+use super::{
+    Upstream,
+    addresses::{AddressId, Addresses, Listed},
+    balance::{Load, RoundRobin, rendezvous},
+    connect::Error,
+    counters::Counters,
+    handle::{AddressHandle, InFlight},
+    health::{Reason, State},
+    pool::{Lease, Pool},
+    shared::Shared,
+    versions,
+};
+use crate::base::ticker::Ticker;
+
+/// One worker's copy of the list, with the worker's connections.
+#[derive(Debug)]
+pub(super) struct LocalSet<B> {
+    worker: usize,
+    ticker: Rc<Ticker>,
+    /// By endpoint.
+    counters: Vec<Arc<Counters>>,
+    /// That of the list and of the health of its addresses when `usable` was built.
+    version: Option<u64>,
+    /// One for each address, in the order of the list.
+    pools: Vec<Rc<Pool<B>>>,
+    /// Whether each address is of the family that is not preferred.
+    is_alternative: Vec<bool>,
+    /// The addresses that get requests.
+    usable: Vec<Usable>,
+    round_robin: RoundRobin,
+    random: Cell<u64>,
+}
+
+/// An address that gets requests.
+#[derive(Debug)]
+struct Usable {
+    /// The position of its pool.
+    position: usize,
+    /// In tenths.
+    weight: u32,
+    /// Whether it gets one request at a time.
+    is_trial: bool,
+    /// The positions of its endpoint's addresses: they share its limits.
+    siblings: Range<usize>,
+}
+
+/// The addresses that have failed a request, or that did not accept a connection for it. It goes
+/// to another one if there is one.
+#[derive(Debug, Clone, Default)]
+pub struct Visited(Vec<AddressId>);
+
+impl Visited {
+    /// One address.
+    pub fn new(address: AddressId) -> Self {
+        Self(vec![address])
+    }
+
+    /// Adds an address.
+    pub fn add(&mut self, address: AddressId) {
+        if !self.contains(address) {
+            self.0.push(address);
+        }
+    }
+
+    fn contains(&self, address: AddressId) -> bool {
+        self.0.contains(&address)
+    }
+}
+
+/// The address that was chosen for an attempt, where the request counts already.
+#[derive(Debug)]
+pub struct Place<B> {
+    pub(super) pool: Rc<Pool<B>>,
+    pub(super) in_flight: InFlight,
+}
+
+impl<B: Body + Unpin + 'static> Place<B>
+where
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    /// The address.
+    pub fn address(&self) -> AddressId {
+        self.pool.handle.address.id
+    }
+
+    /// A pooled connection. An upgrade needs HTTP/1.1.
+    ///
+    /// # Errors
+    /// Returns the place if there is none.
+    pub fn reuse(self, is_upgrade: bool) -> Result<Lease<B>, Self> {
+        match self.pool.reuse(versions(is_upgrade)) {
+            Some(connection) => Ok(Lease::new(connection, self.pool, self.in_flight, true)),
+            None => Err(self),
+        }
+    }
+}
+
+impl<B: Body + Unpin + 'static> LocalSet<B>
+where
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    pub(super) fn new(worker: usize, ticker: &Rc<Ticker>, counters: Vec<Arc<Counters>>) -> Self {
+        Self {
+            worker,
+            ticker: Rc::clone(ticker),
+            counters,
+            version: None,
+            pools: Vec::new(),
+            is_alternative: Vec::new(),
+            usable: Vec::new(),
+            round_robin: RoundRobin::new(0),
+            random: Cell::new(RandomState::new().hash_one(worker)),
+        }
+    }
+
+    pub(super) fn close_idle(&self) {
+        self.pools.iter().for_each(|pool| pool.close_idle());
+    }
+
+    /// Follows the list. Connections to addresses that stay are kept.
+    #[cold]
+    fn update(&mut self, shared: &Shared) {
+        // Read first: a change in between leads to another update.
+        self.version = Some(shared.addresses.version());
+        let set = shared.addresses.load();
+        let mut old = std::mem::take(&mut self.pools);
+        for Listed { address, .. } in &set.listed {
+            let known = old.iter().position(|pool| pool.handle.address.id == address.id);
+            self.pools.push(match known {
+                Some(known) => old.swap_remove(known),
+                None => {
+                    let handle = AddressHandle::new(
+                        Arc::clone(address),
+                        Arc::clone(&self.counters[address.endpoint]),
+                        Arc::clone(&shared.addresses),
+                        self.worker,
+                    );
+                    Pool::new(handle, shared, &self.ticker)
+                }
+            });
+        }
+        for removed in old {
+            removed.close();
+        }
+        let alternatives = set.listed.iter().map(|listed| listed.is_alternative);
+        self.is_alternative = alternatives.collect();
+        self.usable = usable(&set.listed, &shared.addresses, &shared.config.weights);
+        self.round_robin = RoundRobin::new(self.usable.len());
+    }
+
+    /// An address that was not visited and has room.
+    fn place(&self, visited: &Visited, affinity: Option<u64>) -> Option<Place<B>> {
+        // A trial that another worker has begun in between, or a limit that was reached.
+        for _ in 0..=self.usable.len() {
+            let is_eligible = |index: usize| {
+                let usable = &self.usable[index];
+                let pool = &self.pools[usable.position];
+                let address = &pool.handle.address;
+                !visited.contains(address.id)
+                    && self.requests(&usable.siblings) < pool.limit()
+                    && (!usable.is_trial || address.health.is_available())
+            };
+            let index = match affinity {
+                None => self.round_robin.choose(
+                    |index| {
+                        is_eligible(index).then(|| {
+                            let usable = &self.usable[index];
+                            Load {
+                                in_flight: self.pools[usable.position]
+                                    .handle
+                                    .address
+                                    .in_flight
+                                    .get(),
+                                weight: usable.weight,
+                            }
+                        })
+                    },
+                    || self.random(),
+                ),
+                Some(key) => {
+                    let eligible = (0..self.usable.len()).filter(|index| is_eligible(*index));
+                    rendezvous(
+                        key,
+                        eligible.map(|index| {
+                            let position = self.usable[index].position;
+                            (index, self.pools[position].handle.address.hash)
+                        }),
+                    )
+                }
+            }?;
+            let usable = &self.usable[index];
+            let pool = &self.pools[usable.position];
+            if let Some(in_flight) = InFlight::begin(&pool.handle, usable.is_trial)
+                && self.requests(&usable.siblings) <= pool.limit()
+            {
+                return Some(Place {
+                    pool: Rc::clone(pool),
+                    in_flight,
+                });
+            }
+        }
+        None
+    }
+
+    /// Another address to dial when those that get requests do not connect: of the other family,
+    /// or, if `may_be_out`, any.
+    fn last_resort(&self, visited: &Visited, may_be_out: bool) -> Option<Place<B>> {
+        let mut pools = self.pools.iter().zip(&self.is_alternative);
+        let (pool, _) = pools.find(|(pool, is_alternative)| {
+            (**is_alternative || may_be_out) && !visited.contains(pool.handle.address.id)
+        })?;
+        Some(Place {
+            in_flight: InFlight::begin(&pool.handle, false)?,
+            pool: Rc::clone(pool),
+        })
+    }
+
+    /// Requests in flight to an endpoint.
+    fn requests(&self, addresses: &Range<usize>) -> usize {
+        let pools = &self.pools[addresses.clone()];
+        let counts = pools.iter().map(|pool| pool.handle.address.in_flight.get());
+        counts.map(|count| count as usize).sum()
+    }
+
+    fn random(&self) -> u64 {
+        // SplitMix64.
+        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.set(state);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+}
+
+/// The addresses that get requests: those that are in, and of an endpoint of which no address of the
+/// preferred family connects, the others; all, if none is in.
+fn usable(listed: &[Listed], addresses: &Addresses, weights: &[u32]) -> Vec<Usable> {
+    let siblings = |endpoint: usize| {
+        let start = listed.partition_point(|listed| listed.address.endpoint < endpoint);
+        let end = listed.partition_point(|listed| listed.address.endpoint <= endpoint);
+        start..end
+    };
+    let usable = |position: usize, is_trial: bool| {
+        let address = &listed[position].address;
+        let weight = weights.get(address.endpoint).copied().unwrap_or(1);
+        Usable {
+            position,
+            weight: weight.saturating_mul(addresses.weight_tenths(address)),
+            is_trial,
+            siblings: siblings(address.endpoint),
+        }
+    };
+    let is_unreachable = |listed: &Listed| listed.address.health.snapshot().state == State::Unreachable;
+    let is_preferred = |position: &usize| {
+        let listed_here = &listed[*position];
+        let siblings = &listed[siblings(listed_here.address.endpoint)];
+        let (other, first): (Vec<_>, Vec<_>) =
+            siblings.iter().partition(|listed| listed.is_alternative);
+        let uses_other = first.iter().copied().all(is_unreachable)
+            && !other.iter().copied().all(is_unreachable);
+        listed_here.is_alternative == uses_other
+    };
+    let preferred: Vec<_> = (0..listed.len()).filter(is_preferred).collect();
+    let in_service = preferred.iter().filter_map(|position| {
+        match listed[*position].address.health.snapshot().state {
+            State::In => Some(usable(*position, false)),
+            State::Trial => Some(usable(*position, true)),
+            State::Unreachable | State::Failing | State::Unhealthy => None,
+        }
+    });
+    let in_service: Vec<_> = in_service.collect();
+    if in_service.is_empty() {
+        preferred.iter().map(|position| usable(*position, false)).collect()
+    } else {
+        in_service
+    }
+}
+
+impl<B: Body + Unpin + 'static> Upstream<B>
+where
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    /// The address of a request, if one has room and no request waits: one that was not visited, or
+    /// else any.
+    pub fn place(&self, visited: &Visited, affinity: Option<u64>) -> Option<Place<B>> {
+        if !self.shared.addresses.queue.is_empty() {
+            return None;
+        }
+        self.any_place(visited, affinity)
+    }
+
+    fn any_place(&self, visited: &Visited, affinity: Option<u64>) -> Option<Place<B>> {
+        self.other_place(visited, affinity).or_else(|| {
+            if visited.0.is_empty() {
+                return None;
+            }
+            self.other_place(&Visited::default(), affinity)
+        })
+    }
+
+    /// An address that has room and was not visited.
+    pub fn other_place(&self, visited: &Visited, affinity: Option<u64>) -> Option<Place<B>> {
+        self.update();
+        self.local.borrow().place(visited, affinity)
+    }
+
+    /// An address that gets no requests, for one that no other address accepts.
+    pub(super) fn last_resort(&self, visited: &Visited, may_be_out: bool) -> Option<Place<B>> {
+        self.update();
+        self.local.borrow().last_resort(visited, may_be_out)
+    }
+
+    fn update(&self) {
+        let version = self.shared.addresses.version();
+        if self.local.borrow().version != Some(version) {
+            self.local.borrow_mut().update(&self.shared);
+        }
+    }
+
+    /// Waits for a place: until the first look-up of a name has ended, for at most
+    /// `connect_timeout`, or in the queue while all addresses are full.
+    ///
+    /// # Errors
+    /// [`Error::Resolve`] without any address, [`Error::Full`] when no place becomes free in time.
+    pub async fn wait_for_place(
+        &self,
+        visited: &Visited,
+        affinity: Option<u64>,
+    ) -> Result<Place<B>, Error> {
+        let (config, addresses) = (&self.shared.config, &self.shared.addresses);
+        let known = addresses.wait_until_known();
+        // Without an address, the error says so.
+        let _ = tokio::time::timeout(config.connect_timeout, known).await;
+        if let Some(error) = addresses.resolve_error() {
+            return Err(error);
+        }
+        let place = || self.any_place(visited, affinity);
+        let queue = &addresses.queue;
+        let place = queue.wait_for(config.queue, config.queue_timeout, place);
+        place.await.ok_or_else(|| Error::Full {
+            endpoint: config.endpoints[0].origin.clone(),
+        })
+    }
+
+    /// The affinity key of a client's requests; `None` if its requests may go to any address.
+    pub fn affinity(&self, key: impl FnOnce() -> u64) -> Option<u64> {
+        match self.shared.config.affinity {
+            super::Affinity::None => None,
+            super::Affinity::Client => Some(key()),
+        }
+    }
+
+    /// A request failed at this address.
+    pub fn failed(&self, address: AddressId, reason: Reason) {
+        let local = self.local.borrow();
+        let mut pools = local.pools.iter();
+        if let Some(pool) = pools.find(|pool| pool.handle.address.id == address) {
+            pool.handle.failed(reason);
+        }
+    }
+
+    /// Whether more than one address gets requests.
+    pub fn has_several(&self) -> bool {
+        self.update();
+        self.local.borrow().usable.len() > 1
+    }
+}

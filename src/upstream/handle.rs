@@ -1,0 +1,114 @@
+//! An address as one worker uses it, and a request's count there.
+
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+use super::{
+    addresses::{Address, Addresses},
+    counters::Counters,
+    health::{Reason, Trial},
+};
+
+/// How long a failed request stays counted: otherwise an address that fails fast would look idle.
+const PENALTY: Duration = Duration::from_secs(1);
+
+/// An address as one worker uses it.
+#[derive(Debug)]
+pub(super) struct AddressHandle {
+    pub(super) address: Arc<Address>,
+    /// Of the endpoint.
+    pub(super) counters: Arc<Counters>,
+    addresses: Arc<Addresses>,
+    worker: usize,
+}
+
+impl AddressHandle {
+    pub(super) fn new(
+        address: Arc<Address>,
+        counters: Arc<Counters>,
+        addresses: Arc<Addresses>,
+        worker: usize,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            address,
+            counters,
+            addresses,
+            worker,
+        })
+    }
+
+    /// A request to the address got a response.
+    pub(super) fn succeeded(&self) {
+        self.addresses.succeeded(&self.address, self.worker);
+    }
+
+    /// A request to the address failed there.
+    pub(super) fn failed(self: &Rc<Self>, reason: Reason) {
+        self.addresses.failed(&self.address, self.worker, reason);
+        self.penalize();
+    }
+
+    /// A connection to the address was made.
+    pub(super) fn connected(&self) {
+        self.addresses.connected(&self.address);
+    }
+
+    /// A connection to the address could not be made.
+    pub(super) fn connect_failed(self: &Rc<Self>) {
+        self.addresses.connect_failed(&self.address);
+        self.penalize();
+    }
+
+    fn penalize(self: &Rc<Self>) {
+        if self.addresses.load().listed.len() < 2 {
+            return;
+        }
+        let penalty = InFlight::unlimited(self);
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(PENALTY).await;
+            drop(penalty);
+        });
+    }
+}
+
+/// A request's count at an address: from the choice to the end of the response, dialing included.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    pub(super) handle: Rc<AddressHandle>,
+    /// Of an address that gets one request at a time.
+    _trial: Option<Trial>,
+}
+
+impl InFlight {
+    fn unlimited(handle: &Rc<AddressHandle>) -> Self {
+        handle.address.in_flight.add();
+        Self {
+            handle: Rc::clone(handle),
+            _trial: None,
+        }
+    }
+
+    /// Counts a request. `None` if the address is on trial and has its request already, or is not on
+    /// trial any more.
+    pub(super) fn begin(handle: &Rc<AddressHandle>, is_trial: bool) -> Option<Self> {
+        let trial = if is_trial {
+            Some(handle.address.health.try_begin_trial()?)
+        } else {
+            None
+        };
+        handle.address.in_flight.add();
+        Some(Self {
+            handle: Rc::clone(handle),
+            _trial: trial,
+        })
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let AddressHandle {
+            address, addresses, ..
+        } = &*self.handle;
+        address.in_flight.remove();
+        addresses.queue.freed();
+    }
+}
