@@ -29,8 +29,8 @@ use crate::{
     base::{clock::SharedClock, descriptors::DescriptorBudget, process},
     config::Config,
     net::{
-        resolve::SystemResolver,
         reload::{Reload, ReloadHandle, Reloadable, Reloader},
+        resolve::SystemResolver,
         socket::{Address, Bound},
         tls,
     },

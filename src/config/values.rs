@@ -18,8 +18,8 @@ pub(super) use token::{
 };
 pub(super) use web::{
     address, endpoint, error_status, host_header, host_name, outbound_proxy, path_rule, prefix,
-    redirect_uri, served_host, server_error_status, server_name, socket_address, statuses, url_path,
-    web_origin,
+    redirect_uri, served_host, server_error_status, server_name, socket_address, statuses,
+    url_path, web_origin,
 };
 
 type Read<T> = Result<T, Problem>;

@@ -20,7 +20,6 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     config::{Config, HealthCheck},
-    connect::Error,
     health::{Health, Reason, State, Transition},
 };
 use crate::{
@@ -166,7 +165,6 @@ struct Changes {
     has_looked_up: Vec<bool>,
 }
 
-
 /// Requests that wait because all addresses are full.
 ///
 /// A waiting request first counts itself and then looks for a place; a request that ends first gives
@@ -258,20 +256,16 @@ impl Addresses {
         }
     }
 
-    /// Why there is no address; `None` if there is one.
-    pub(super) fn resolve_error(&self) -> Option<Error> {
+    /// If there is no address: the endpoint to name, and why its name has none.
+    pub(super) fn unresolved(&self) -> Option<(usize, Arc<str>)> {
         let set = self.load();
         if !set.listed.is_empty() {
             return None;
         }
-        let errors = set.errors.iter().zip(&self.config.endpoints);
-        let (error, endpoint) = errors.max_by_key(|(error, _)| error.is_some())?;
-        Some(Error::Resolve {
-            endpoint: endpoint.origin.clone(),
-            detail: error
-                .clone()
-                .unwrap_or_else(|| "the look-up has not ended yet".into()),
-        })
+        let errors = set.errors.iter().enumerate();
+        let (endpoint, error) = errors.max_by_key(|(_, error)| error.is_some())?;
+        let pending = || "the look-up has not ended yet".into();
+        Some((endpoint, error.clone().unwrap_or_else(pending)))
     }
 
     /// The share of the requests that the address gets, in tenths of its weight.
@@ -431,7 +425,9 @@ impl Addresses {
         };
         let random = getrandom::u64().unwrap_or_default();
         let now = self.clock.now();
-        let transition = address.health.failed(worker, now, reason, random, may_eject);
+        let transition = address
+            .health
+            .failed(worker, now, reason, random, may_eject);
         self.report(address, transition);
     }
 

@@ -6,7 +6,6 @@
 //! knowledge of its health. Round robin within the bound spreads requests by weight while there is
 //! little to do, where the least loaded address alone would always be the first one.
 
-
 use std::cell::Cell;
 
 /// With more eligible addresses than this, two random ones are compared instead of all: each

@@ -139,7 +139,9 @@ where
         let set = shared.addresses.load();
         let mut old = std::mem::take(&mut self.pools);
         for Listed { address, .. } in &set.listed {
-            let known = old.iter().position(|pool| pool.handle.address.id == address.id);
+            let known = old
+                .iter()
+                .position(|pool| pool.handle.address.id == address.id);
             self.pools.push(match known {
                 Some(known) => old.swap_remove(known),
                 None => {
@@ -264,14 +266,15 @@ fn usable(listed: &[Listed], addresses: &Addresses, weights: &[u32]) -> Vec<Usab
             siblings: siblings(address.endpoint),
         }
     };
-    let is_unreachable = |listed: &Listed| listed.address.health.snapshot().state == State::Unreachable;
+    let is_unreachable =
+        |listed: &Listed| listed.address.health.snapshot().state == State::Unreachable;
     let is_preferred = |position: &usize| {
         let listed_here = &listed[*position];
         let siblings = &listed[siblings(listed_here.address.endpoint)];
         let (other, first): (Vec<_>, Vec<_>) =
             siblings.iter().partition(|listed| listed.is_alternative);
-        let uses_other = first.iter().copied().all(is_unreachable)
-            && !other.iter().copied().all(is_unreachable);
+        let uses_other =
+            first.iter().copied().all(is_unreachable) && !other.iter().copied().all(is_unreachable);
         listed_here.is_alternative == uses_other
     };
     let preferred: Vec<_> = (0..listed.len()).filter(is_preferred).collect();
@@ -284,7 +287,10 @@ fn usable(listed: &[Listed], addresses: &Addresses, weights: &[u32]) -> Vec<Usab
     });
     let in_service: Vec<_> = in_service.collect();
     if in_service.is_empty() {
-        preferred.iter().map(|position| usable(*position, false)).collect()
+        preferred
+            .iter()
+            .map(|position| usable(*position, false))
+            .collect()
     } else {
         in_service
     }
@@ -346,8 +352,11 @@ where
         let known = addresses.wait_until_known();
         // Without an address, the error says so.
         let _ = tokio::time::timeout(config.connect_timeout, known).await;
-        if let Some(error) = addresses.resolve_error() {
-            return Err(error);
+        if let Some((endpoint, detail)) = addresses.unresolved() {
+            return Err(Error::Resolve {
+                endpoint: config.endpoints[endpoint].origin.clone(),
+                detail,
+            });
         }
         let place = || self.any_place(visited, affinity);
         let queue = &addresses.queue;

@@ -141,10 +141,9 @@ impl Error {
     /// Whether the address, or the network on the way to it, is at fault.
     pub(super) fn is_of_address(&self) -> bool {
         match self {
-            Self::Timeout { .. }
-            | Self::Refused { .. }
-            | Self::Proxy { .. }
-            | Self::Tls { .. } => true,
+            Self::Timeout { .. } | Self::Refused { .. } | Self::Proxy { .. } | Self::Tls { .. } => {
+                true
+            }
             Self::Resolve { .. } | Self::Full { .. } | Self::NoSocket { .. } => false,
         }
     }

@@ -151,7 +151,9 @@ impl Upkeep {
         let addresses = &self.shared.addresses;
         match found {
             Found::Probe { is_connected: true } => addresses.connected(address),
-            Found::Probe { is_connected: false } => {}
+            Found::Probe {
+                is_connected: false,
+            } => {}
             Found::Check { error } => {
                 if let Some(health) = &self.shared.config.health {
                     addresses.checked(address, health, error.as_deref());
@@ -176,11 +178,7 @@ impl Care {
     }
 
     /// The probe or the check that is due.
-    fn due(
-        &mut self,
-        shared: &Shared,
-        address: &Address,
-    ) -> Option<BoxFuture<'static, Found>> {
+    fn due(&mut self, shared: &Shared, address: &Address) -> Option<BoxFuture<'static, Found>> {
         let now = Instant::now();
         if address.health.snapshot().state == State::Unreachable {
             let (delays, at) = self.probe.get_or_insert_with(|| {

@@ -15,7 +15,7 @@ pub(crate) mod attempt;
 pub(crate) mod body_start;
 pub(crate) mod range;
 pub(crate) mod rejected;
+pub(crate) mod resend;
 pub(crate) mod response;
 pub(crate) mod response_body;
-pub(crate) mod resend;
 pub(crate) mod retry;

@@ -58,10 +58,15 @@ impl RequestContext<'_> {
                     resend: Some(resend),
                 }) => {
                     if !resend.is_free && !self.upstream().may_retry() {
-                        self.count_retry(RetryReason::ConnectionLost, RetryOutcome::BudgetExhausted);
+                        self.count_retry(
+                            RetryReason::ConnectionLost,
+                            RetryOutcome::BudgetExhausted,
+                        );
                         return Err(self.given_up(error, &resend));
                     }
-                    let again = self.after_loss(&resend, &mut way, send_body, authorization).await;
+                    let again = self
+                        .after_loss(&resend, &mut way, send_body, authorization)
+                        .await;
                     let is_accepted = again.is_ok();
                     self.count_retry(RetryReason::ConnectionLost, outcome_of(is_accepted));
                     again

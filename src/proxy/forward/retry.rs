@@ -238,7 +238,8 @@ impl RequestContext<'_> {
                 if !response.head.status.is_server_error() {
                     verification.accepted();
                     if is_elsewhere {
-                        self.upstream().failed(rejected.address(), Reason::TokenRefused);
+                        self.upstream()
+                            .failed(rejected.address(), Reason::TokenRefused);
                     }
                 }
                 RetryOutcome::Accepted

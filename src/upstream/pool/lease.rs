@@ -121,7 +121,10 @@ where
     /// The address, where the request goes on counting.
     pub fn into_place(mut self) -> Place<B> {
         // Only methods that consume the lease take the count.
-        let in_flight = self.in_flight.take().expect("a lease that is not consumed counts");
+        let in_flight = self
+            .in_flight
+            .take()
+            .expect("a lease that is not consumed counts");
         Place {
             pool: Rc::clone(&self.pool),
             in_flight,
