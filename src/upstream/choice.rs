@@ -96,6 +96,12 @@ where
         self.pool.handle.address.id
     }
 
+    /// The address of a connection that is not used after all.
+    pub fn of(lease: Lease<B>) -> Self {
+        let (pool, in_flight) = lease.into_parts();
+        Self { pool, in_flight }
+    }
+
     /// A pooled connection. An upgrade needs HTTP/1.1.
     ///
     /// # Errors

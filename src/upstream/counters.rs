@@ -1,8 +1,5 @@
 //! The counters of one endpoint in one worker.
 
-use std::rc::Rc;
-
-use super::handle::AddressHandle;
 use crate::base::{
     counter::Counter,
     labels::{PerLabel, labels},
@@ -47,21 +44,4 @@ pub struct Counters {
     pub idle: Counter,
     /// Requests and connections that failed there.
     pub failures: PerLabel<Failure, Counter>,
-}
-
-/// Counts a connection as one that carries a request, until it is dropped.
-#[derive(Debug)]
-pub(super) struct ActiveConnection(Rc<AddressHandle>);
-
-impl ActiveConnection {
-    pub(super) fn new(handle: &Rc<AddressHandle>) -> Self {
-        handle.counters.active.add(1);
-        Self(Rc::clone(handle))
-    }
-}
-
-impl Drop for ActiveConnection {
-    fn drop(&mut self) {
-        self.0.counters.active.sub(1);
-    }
 }

@@ -112,3 +112,20 @@ impl Drop for InFlight {
         addresses.queue.freed();
     }
 }
+
+/// Counts a connection as one that carries a request, until it is dropped.
+#[derive(Debug)]
+pub(super) struct ActiveConnection(Rc<AddressHandle>);
+
+impl ActiveConnection {
+    pub(super) fn new(handle: &Rc<AddressHandle>) -> Self {
+        handle.counters.active.add(1);
+        Self(Rc::clone(handle))
+    }
+}
+
+impl Drop for ActiveConnection {
+    fn drop(&mut self) {
+        self.0.counters.active.sub(1);
+    }
+}

@@ -20,7 +20,10 @@ use hyper::{
 
 use hyper_util::rt::TokioIo;
 
-use super::{connect::Io, counters::ActiveConnection, handle::AddressHandle};
+use super::{
+    connect::Io,
+    handle::{ActiveConnection, AddressHandle},
+};
 use crate::{
     base::ticker::{Deadline, Ticks},
     net::http2::{HeaderFilter, Messages},

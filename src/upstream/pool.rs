@@ -22,8 +22,7 @@ pub use self::lease::{Lease, Reservation, is_malformed, is_unprocessed};
 use super::{
     config::{Config, Endpoint, Http2},
     connect::{self, HttpVersions, Protocol, connect},
-    counters::ActiveConnection,
-    handle::AddressHandle,
+    handle::{ActiveConnection, AddressHandle},
     http2::{Http2Connection, Http2Slot, Stream},
     response_head::HeadState,
     shared::{Shared, SharedEndpoint},

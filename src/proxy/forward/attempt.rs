@@ -313,7 +313,7 @@ impl RequestContext<'_> {
             if lease.is_open() {
                 break;
             }
-            lease = lease.into_place().reuse(self.upgrade.is_some())?;
+            lease = Place::of(lease).reuse(self.upgrade.is_some())?;
         }
         Ok(lease)
     }

@@ -22,12 +22,11 @@ use crate::{
     net::http2,
     upstream::{
         addresses::AddressId,
-        choice::Place,
         config::Endpoint,
         connect,
-        counters::{ActiveConnection, Counters, Failure},
+        counters::{Counters, Failure},
         expect::ExpectSupport,
-        handle::InFlight,
+        handle::{ActiveConnection, InFlight},
         health::Reason,
         http2::Stream,
         sockets::SocketPermit,
@@ -118,17 +117,14 @@ where
         Arc::clone(&self.pool.handle.counters)
     }
 
-    /// The address, where the request goes on counting.
-    pub fn into_place(mut self) -> Place<B> {
+    /// The pool of the connection, which closes, and the request's count.
+    pub(in crate::upstream) fn into_parts(mut self) -> (Rc<Pool<B>>, InFlight) {
         // Only methods that consume the lease take the count.
         let in_flight = self
             .in_flight
             .take()
             .expect("a lease that is not consumed counts");
-        Place {
-            pool: Rc::clone(&self.pool),
-            in_flight,
-        }
+        (Rc::clone(&self.pool), in_flight)
     }
 
     /// The address responded to the request.
