@@ -133,7 +133,7 @@ impl JwtGrant {
         }
     }
 
-    /// Requests tokens once. Ends within [`READ_ON`] timeouts.
+    /// Requests tokens once. Ends within `READ_ON` timeouts.
     ///
     /// # Errors
     /// A classified failure whose detail contains no secret.
