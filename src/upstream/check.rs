@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
@@ -22,14 +22,12 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
+    addresses::Target,
     config::{Config, Endpoint, HealthCheck, Host},
     connect::{self, HttpVersions, Io, Protocol},
-    shared::EndpointTls,
+    shared::SharedEndpoint,
 };
-use crate::net::{
-    http2::{HeaderFilter, Messages},
-    socket,
-};
+use crate::net::http2::{HeaderFilter, Messages};
 
 /// The most bytes that are read of a response's body; its connection closes then.
 const MAX_BODY: usize = 64 * 1024;
@@ -40,21 +38,18 @@ const USER_AGENT: HeaderValue =
 /// An address of an endpoint, and how to connect to it.
 #[derive(Debug, Clone)]
 pub(super) struct CheckTarget {
-    pub(super) address: SocketAddr,
+    pub(super) target: Target,
     pub(super) endpoint: Endpoint,
-    pub(super) tls: Option<EndpointTls>,
+    pub(super) shared: SharedEndpoint,
     pub(super) config: Arc<Config>,
 }
 
 /// Why a check failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CheckError {
-    /// TCP.
-    #[error("no connection: {0}")]
-    Connect(io::Error),
-    /// TLS.
+    /// TCP, TLS, or the outbound proxy.
     #[error(transparent)]
-    Tls(connect::Error),
+    Connect(connect::Error),
     /// No head of a response within `timeout`.
     #[error("no response to GET {path} within {limit:?}")]
     Timeout {
@@ -117,26 +112,29 @@ async fn request(
     config: &HealthCheck,
     tasks: &Tasks,
 ) -> Result<Response<Incoming>, CheckError> {
-    let stream = socket::connect_to(target.address).await;
-    let stream = stream.map_err(CheckError::Connect)?;
-    let (io, protocol) = connect::establish(
-        stream,
+    let connected = connect::connect(
         &target.config,
         &target.endpoint,
-        target.tls.as_ref(),
+        target.target,
+        &target.shared,
         HttpVersions::Any,
-    )
-    .await
-    .map_err(CheckError::Tls)?;
+        Instant::now() + config.timeout,
+    );
+    let (io, protocol) = connected.await.map_err(CheckError::Connect)?;
     let max_head = target.config.max_head_size;
     let sent = match protocol {
         Protocol::Http1 => send_http1(io, target.http1_request(config), max_head, tasks).await,
         Protocol::Http2 => send_http2(io, target.http2_request(config), max_head, tasks).await,
     };
-    sent.map_err(|source| CheckError::Http {
+    let response = sent.map_err(|source| CheckError::Http {
         path: config.path.clone(),
         source,
-    })
+    })?;
+    let (status, headers) = (response.status(), response.headers());
+    match connect::proxy_refusal(&target.endpoint, &target.shared, status, headers) {
+        Some(error) => Err(CheckError::Connect(error)),
+        None => Ok(response),
+    }
 }
 
 impl CheckTarget {
@@ -155,6 +153,9 @@ impl CheckTarget {
             (header::CONNECTION, HeaderValue::from_static("close")),
         ];
         request.headers_mut().extend(fields);
+        if let Some(form) = &self.shared.absolute_form {
+            form.apply(&mut request);
+        }
         request
     }
 

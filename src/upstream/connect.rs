@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -192,7 +193,7 @@ pub(super) async fn connect(
 
 /// Makes a TCP connection one to `endpoint`: with TLS if its scheme is `https`, and with the HTTP
 /// version that the configuration or ALPN selects.
-pub(super) async fn establish(
+async fn establish(
     stream: Stream,
     config: &Config,
     endpoint: &Endpoint,
@@ -238,6 +239,20 @@ pub(super) async fn establish(
             limit: config.handshake_timeout,
         }),
     }
+}
+
+/// The error of a response that the outbound proxy has made without forwarding the request.
+pub(super) fn proxy_refusal(
+    endpoint: &Endpoint,
+    shared: &SharedEndpoint,
+    status: StatusCode,
+    headers: &HeaderMap,
+) -> Option<Error> {
+    let source = shared.absolute_form.as_ref()?.refusal(status, headers)?;
+    Some(Error::Proxy {
+        endpoint: endpoint.origin.clone(),
+        source,
+    })
 }
 
 /// A TCP connection to the address, or to the proxy that forwards requests to the endpoint.

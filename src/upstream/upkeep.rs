@@ -203,14 +203,10 @@ impl Care {
         }
         // Jittered, so that replicas do not check at the same moment.
         self.check_at = now + health.interval.mul_f64(0.9 + 0.2 * backoff::random());
-        // A check through a proxy would be one of the proxy.
-        let Target::Socket(socket) = address.target else {
-            return None;
-        };
         let target = CheckTarget {
-            address: socket,
+            target: address.target,
             endpoint: shared.config.endpoints[address.endpoint].clone(),
-            tls: shared.endpoints[address.endpoint].tls.clone(),
+            shared: shared.endpoints[address.endpoint].clone(),
             config: Arc::clone(&shared.config),
         };
         Some(Box::pin(check_health(target, health)))

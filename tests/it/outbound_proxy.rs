@@ -724,3 +724,51 @@ async fn first_tokens_come_through_the_proxy() {
         "{calls:?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_squid_has_not_forwarded_goes_to_the_next_endpoint() {
+    let squid = Squid::start(false).await;
+    let cloud = Upstream::new().start().await;
+    let down = format!("http://{NAME}:{}", closed_address().port());
+    let origin = format!("http://{NAME}:{}", cloud.address.port());
+    let (endpoints, url, issuer) = (format!("{down},{origin}"), squid.url(), issuer().await);
+    let more = [
+        ("upstream.proxy", &*url),
+        ("upstream.endpoints", &endpoints),
+        ("token.issuer", &issuer),
+        ("proxy.workers", "1"),
+    ];
+    let proxy = proxy(&origin, &more);
+    proxy.ready().await;
+    for number in 0..4 {
+        let response = proxy.send(post(&format!("/{number}"), "body")).await;
+        assert_eq!(response.status(), 200);
+    }
+    assert_eq!(cloud.targets(), ["/0", "/1", "/2", "/3"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_checks_pass_the_proxy() {
+    let (trust, issuer) = (Trust::new(), issuer().await);
+    let (https_cloud, https) = trust.cloud("localhost").await;
+    let http_cloud = Upstream::new().start().await;
+    for (origin, cloud) in [(&https, &https_cloud), (&http_cloud.origin(), &http_cloud)] {
+        let (url, seen) = recorder().await;
+        let more = [
+            ("upstream.proxy", &*url),
+            ("upstream.health.path", "/health"),
+            ("token.issuer", &issuer),
+            trust.key(),
+        ];
+        let more = match origin == &https {
+            true => &more[..],
+            false => &more[..3],
+        };
+        let proxy = proxy(origin, more);
+        proxy.ready().await;
+        eventually("the cloud is checked", async || cloud.count() > 0).await;
+        assert_eq!(cloud.targets()[0], "/health");
+        assert_eq!(cloud.requests()[0].token(), "");
+        assert!(!seen.lock().unwrap().is_empty());
+    }
+}

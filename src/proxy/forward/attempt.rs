@@ -405,9 +405,7 @@ impl RequestContext<'_> {
             Some(Ok(response)) => {
                 let (mut head, response_body) = response.into_parts();
                 if let Some(error) = lease.proxy_refusal(&head) {
-                    body.end_attempt();
-                    lease.count(error.failure());
-                    return Err(Error::Connect(error).into());
+                    return Err(self.not_forwarded(error, &lease));
                 }
                 // After a 101 before the end of the body, the rest of it would be the beginning of
                 // the tunnel.
@@ -560,6 +558,25 @@ impl RequestContext<'_> {
             }
         }
         SendError { error, resend }
+    }
+
+    /// The outbound proxy has forwarded nothing of the request: it may reach another endpoint.
+    fn not_forwarded(&self, error: upstream::Error, lease: &Lease<AttemptBody>) -> SendError {
+        lease.failed(Reason::Connect);
+        let is_repeatable = self.upstream().has_several() && self.body.can_replay();
+        let resend = is_repeatable.then(|| Resend {
+            is_free: true,
+            address: lease.address(),
+            counters: lease.counters(),
+        });
+        if resend.is_none() {
+            self.body.end_attempt();
+            lease.count(error.failure());
+        }
+        SendError {
+            error: Error::Connect(error),
+            resend,
+        }
     }
 
     fn request(

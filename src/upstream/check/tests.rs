@@ -1,6 +1,6 @@
 //! Health checks against servers that are scripted byte by byte, and a real HTTP/2 server.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, net::SocketAddr};
 
 use http::uri::Scheme;
 use http_body_util::Full;
@@ -77,9 +77,9 @@ fn target(address: SocketAddr, scheme: Scheme, http2: Http2, tls: tls::Config) -
     };
     let shared = Shared::new(config, &Sockets::new(1), 1, clock::system()).unwrap();
     CheckTarget {
-        address,
+        target: Target::Socket(address),
         endpoint,
-        tls: shared.endpoints[0].tls.clone(),
+        shared: shared.endpoints[0].clone(),
         config: shared.config,
     }
 }
@@ -430,7 +430,10 @@ async fn tls_of_the_endpoint() {
     let (_folder, _, other) = identity(b"http/1.1");
     let untrusted = target(address, Scheme::HTTPS, Http2::Auto, other);
     let error = check(&untrusted, &config()).await.expect_err("untrusted");
-    assert!(matches!(error, CheckError::Tls(_)), "{error}");
+    assert!(
+        matches!(error, CheckError::Connect(connect::Error::Tls { .. })),
+        "{error}"
+    );
 }
 
 #[test]

@@ -214,12 +214,10 @@ where
 
     /// The error of a response that the outbound proxy has made without forwarding the request.
     pub fn proxy_refusal(&self, response: &response::Parts) -> Option<connect::Error> {
-        let form = self.pool.shared.absolute_form.as_ref()?;
-        let source = form.refusal(response.status, &response.headers)?;
-        Some(connect::Error::Proxy {
-            endpoint: self.pool.endpoint.origin.clone(),
-            source,
-        })
+        let Pool {
+            shared, endpoint, ..
+        } = &*self.pool;
+        connect::proxy_refusal(endpoint, shared, response.status, &response.headers)
     }
 
     /// Keeps the slots alone, after an upgrade. `None` for an HTTP/2 stream, which cannot be
