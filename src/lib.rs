@@ -42,6 +42,7 @@
 //! | lingering | reading out a request's body that is no longer needed, so that the client sees the response |
 //! | loop id | marks requests that have passed this instance, in `CDN-Loop` (RFC 8586) |
 //! | parked | of a request's body: it waits while a rejection is read, to be ended afterwards |
+//! | peer | the other end of a client's connection: the client, or a load balancer, which is trusted to state its clients or not |
 //! | proof | a 2xx or 101 under a token: the upstream accepts it |
 //! | rejection | a response that says that the token is not valid (`retry.statuses`, `retry.json`) |
 //! | replay | the second attempt of a request, under a newer token |

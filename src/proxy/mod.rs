@@ -25,16 +25,18 @@
 //! # The life of a connection
 //!
 //! `server/listener.rs` accepts it, if `connection/limits.rs` has a slot, reads the PROXY header of
-//! a load balancer, and performs the TLS handshake. `server/connection.rs` finds out the protocol (ALPN, or the HTTP/2 preface), then
-//! `server/http1.rs` or `server/http2.rs` serves it with hyper. `connection/state.rs` sets the
-//! deadlines for the client's next moves. After a 101 `server/tunnel.rs` carries bytes both ways.
-//! Draining closes it after its request under way, or after a grace if there is none.
+//! a load balancer, and performs the TLS handshake. `server/connection.rs` finds out the protocol
+//! (ALPN, or the HTTP/2 preface), then `server/http1.rs` or `server/http2.rs` serves it with hyper.
+//! `connection/state.rs` sets the deadlines for the client's next moves. After a 101
+//! `server/tunnel.rs` carries bytes both ways. Draining closes it after its request under way, or
+//! after a grace if there is none.
 //!
 //! # The life of a request
 //!
-//! `handler.rs`: accept → forwarding fields → guard → client → path rules → token → attempt → judge → (refresh → replay)
-//! → response → counters. What goes out is built by `message/headers.rs`, which injects the token
-//! last; what comes back passes `forward/response.rs` and `forward/response_body.rs`.
+//! `handler.rs`: accept → forwarding fields → guard → client → path rules → token → attempt → judge
+//! → (refresh → replay) → response → counters. What goes out is built by `message/headers.rs`, which
+//! injects the token last; what comes back passes `forward/response.rs` and
+//! `forward/response_body.rs`.
 
 mod config;
 pub(crate) mod connection;

@@ -186,11 +186,15 @@ async fn closed(stream: &mut tokio::net::TcpStream) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_header_that_does_not_arrive_in_time_is_none() {
     let upstream = upstream().await;
-    let more = "proxy.first_byte_timeout = \"200ms\"";
+    let more = "proxy.first_byte_timeout = \"500ms\"";
     let proxy = proxy_with(&upstream.origin(), more, None).await;
+    let mut waiting = Vec::new();
     for bytes in [&b""[..], b"PROXY TCP4 192.0.2.7", &V2[..14]] {
         let mut stream = connect_from(BALANCER, proxy.address).await;
         stream.write_all(bytes).await.unwrap();
+        waiting.push(stream);
+    }
+    for mut stream in waiting {
         assert_eq!(read_to_close(&mut stream).await, "");
     }
     until_closed(&proxy, "proxy_header", 3).await;
