@@ -21,8 +21,9 @@ const MIN_LENGTH_V1: usize = 15;
 /// The signature, version and command, family, and the length of the rest.
 const MIN_LENGTH_V2: usize = 16;
 
-/// Version 2, command LOCAL.
+/// Version 2 and the command: of the load balancer itself, or of a client.
 const LOCAL: u8 = 0x20;
+const PROXY: u8 = 0x21;
 
 /// Where a connection comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +67,14 @@ fn missing(header: &[u8]) -> io::Result<usize> {
     if !begins_like(SIGNATURE_V2) {
         return Err(malformed(
             "the connection does not begin with a PROXY header",
+        ));
+    }
+    if !matches!(
+        header.get(SIGNATURE_V2.len()),
+        None | Some(&(LOCAL | PROXY))
+    ) {
+        return Err(malformed(
+            "the PROXY header has an unknown version or command",
         ));
     }
     let &[_, _, _, _, _, _, _, _, _, _, _, _, _, _, high, low, ..] = header else {
@@ -244,6 +253,7 @@ mod tests {
             v1(&format!("PROXY UNKNOWN {}", "x".repeat(93))),
             v1(&format!("PROXY UNKNOWN {}", "x".repeat(5000))),
             vec![b'\r', b'\n', b'\r', b'\n', b'G'],
+            [SIGNATURE_V2, &[0x31]].concat(),
             // Version 1 and 3, an unknown command, unknown families, too short for its addresses.
             v2(0x11, 0x11, &IPV4, &[]),
             v2(0x31, 0x11, &IPV4, &[]),
