@@ -15,6 +15,7 @@
 //! | `process`, `admin`, `config`, `confinement`, `descriptors`, `memory`, `field_operations`, `field_store` | the program as a process: commands, signals, files, the unit, its resources |
 //! | `names` | names of upstreams: several addresses, changes, nameservers that fail or hang |
 //! | `outbound_proxy` | Squid, a SOCKS server, and proxies that refuse or hang, between this proxy and the cloud |
+//! | `nodes` | several nodes of the cloud of which some are bad: failures, shares, retries |
 //! | `soak` | a mixture of all faults, for a few seconds; `scripts/soak` runs it for longer |
 //! | `cloud`, `documents` | the simulated cloud; what the documents claim |
 //!
@@ -73,6 +74,8 @@ mod main_job;
 mod memory;
 #[cfg(target_os = "linux")]
 mod names;
+#[cfg(target_os = "linux")]
+mod nodes;
 mod outbound_proxy;
 mod process;
 mod protocols;

@@ -5,6 +5,8 @@ pub mod frames;
 pub mod issuer_client;
 #[cfg(target_os = "linux")]
 pub mod names;
+#[cfg(target_os = "linux")]
+pub mod node;
 #[cfg(unix)]
 pub mod process;
 pub mod strict;

@@ -1,0 +1,137 @@
+//! One bad node beside two good ones.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use http::Method;
+
+use super::{Fleet, Load, marked};
+use crate::common::{
+    eventually,
+    node::{Behaviour, GOOD, REFUSES_TOKENS},
+};
+
+const CLIENTS: usize = 12;
+
+/// The share of a node that fails fast: five failures, and what was under way meanwhile.
+const BEFORE_EJECTION: usize = 5 + 2 * CLIENTS;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_get_fails_beside_a_bad_node() {
+    for kind in [
+        Behaviour::Refuses,
+        Behaviour::DropsSyns,
+        Behaviour::Resets,
+        Behaviour::Closes,
+        Behaviour::Breaks,
+        Behaviour::Status(502),
+        Behaviour::Status(503),
+        Behaviour::Status(504),
+        REFUSES_TOKENS,
+    ] {
+        let fleet = Fleet::start(&[GOOD, GOOD, kind], &[]).await;
+        let tally = fleet
+            .load(CLIENTS, 400, |number| marked(&Method::GET, number))
+            .await;
+        assert_eq!(tally.0, BTreeMap::from([(200, 400)]), "{kind:?}");
+        let bad = &fleet.nodes[2];
+        let attempts = bad.count().max(bad.connections());
+        assert!(attempts <= BEFORE_EJECTION, "{kind:?}: {attempts}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_get_fails_beside_a_bad_node_over_http2() {
+    for kind in [
+        Behaviour::Refuses,
+        Behaviour::DropsSyns,
+        Behaviour::Resets,
+        Behaviour::Status(503),
+        REFUSES_TOKENS,
+    ] {
+        let fleet = Fleet::start_http2(&[GOOD, GOOD, kind], &[]).await;
+        let tally = fleet
+            .load(CLIENTS, 400, |number| marked(&Method::GET, number))
+            .await;
+        assert_eq!(tally.0, BTreeMap::from([(200, 400)]), "{kind:?}");
+        let attempts = fleet.nodes[2].count();
+        assert!(attempts <= BEFORE_EJECTION, "{kind:?}: {attempts}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_node_is_used_less_and_not_ejected() {
+    let slow = Behaviour::Good(Duration::from_secs(1));
+    let fleet = Fleet::start(&[GOOD, GOOD, slow], &[]).await;
+    let tally = fleet
+        .load(CLIENTS, 600, |number| marked(&Method::GET, number))
+        .await;
+    tally.assert_all(200, 600);
+    // In flight it has at most one request more than the least loaded node: a third of the clients,
+    // for one second each.
+    assert!(fleet.nodes[2].count() < 120, "{:?}", fleet.counts());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn few_requests_wait_for_a_stopped_node() {
+    let mut fleet = Fleet::start(&[GOOD, GOOD, GOOD], &[]).await;
+    // Connections to it are pooled when it stops.
+    let request = |number| marked(&Method::GET, number);
+    fleet.load(CLIENTS, 100, request).await.assert_all(200, 100);
+    fleet.nodes[2].set(Behaviour::Stopped).await;
+    let mut load = Load::start(fleet.proxy.address, CLIENTS, 400, request);
+    // The stopped node has at most one request more than the least loaded one: of 12 requests that
+    // are in flight, 5.
+    load.until_waiting(5).await;
+    fleet.nodes[2].set(GOOD).await;
+    load.finish().await.assert_all(200, 400);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_get_fails_while_nodes_are_killed_and_started() {
+    let mut fleet = Fleet::start(&[GOOD, GOOD, GOOD], &[]).await;
+    let request = |number| marked(&Method::GET, number);
+    let load = Load::start(fleet.proxy.address, CLIENTS, 900, request);
+    for node in 0..3 {
+        let target = fleet.received() + 150;
+        eventually("requests are under way", async || {
+            fleet.received() >= target
+        })
+        .await;
+        fleet.nodes[node].restart().await;
+    }
+    load.finish().await.assert_all(200, 900);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sole_endpoint_is_never_ejected() {
+    let mut fleet = Fleet::start(&[Behaviour::Status(503)], &[]).await;
+    fleet.get_times(30).await.assert_all(503, 30);
+    assert_eq!(fleet.received(), 30);
+
+    fleet.nodes[0].set(Behaviour::Refuses).await;
+    fleet.get_times(10).await.assert_all(502, 10);
+    fleet.nodes[0].set(GOOD).await;
+    // Used by the next request, not by the next attempt of the control runtime.
+    fleet.get_times(3).await.assert_all(200, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_are_all_unreachable_are_tried_all_the_same() {
+    for (kind, status) in [(Behaviour::Refuses, 502), (Behaviour::DropsSyns, 504)] {
+        let limit = [("upstream.connect_timeout", "300ms")];
+        let mut fleet = Fleet::start(&[kind; 3], &limit).await;
+        for method in [Method::GET, Method::POST] {
+            let tally = fleet
+                .load(4, 20, move |number| marked(&method, number))
+                .await;
+            tally.assert_all(status, 20);
+        }
+        fleet.nodes[1].set(GOOD).await;
+        // Each request tries the others at once, or beside.
+        let tally = fleet
+            .load(2, 10, |number| marked(&Method::POST, number))
+            .await;
+        tally.assert_all(200, 10);
+        assert_eq!(fleet.received(), 10, "no POST was sent twice");
+    }
+}
