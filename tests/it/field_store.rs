@@ -46,14 +46,27 @@ async fn field_a12_a_secret_that_is_kept_in_sync_with_the_state_file_revokes_not
     assert_eq!(program.credential().await["state"], "fresh");
 }
 
+/// The system calls that rename, as far as the machine has them.
+const RENAMES: &str = "?rename,?renameat,?renameat2";
+
 /// A system call that fails on this volume, and how: injected into the program by strace.
 fn on_a_volume_where(program: &Program, call: &str, error: &str) -> Command {
+    on_a_volume_with(program, &[(call, error)])
+}
+
+/// The same with several such calls.
+fn on_a_volume_with(program: &Program, failures: &[(&str, &str)]) -> Command {
+    let calls: Vec<_> = failures.iter().map(|(call, _)| *call).collect();
     let mut command = Command::new("strace");
     command
         .args(["-D", "-f", "-qq", "--seccomp-bpf", "-o", "trace", "-e"])
-        .arg(format!("trace={call}"))
-        .arg("-e")
-        .arg(format!("inject={call}:error={error}"))
+        .arg(format!("trace={}", calls.join(",")));
+    for (call, error) in failures {
+        command
+            .arg("-e")
+            .arg(format!("inject={call}:error={error}"));
+    }
+    command
         .arg(env!("CARGO_BIN_EXE_bearer-proxy"))
         .current_dir(program.folder.path())
         .stdin(Stdio::null());
@@ -147,20 +160,43 @@ async fn field_a8_a_volume_that_cannot_sync_is_used_with_one_warning() {
     }
 }
 
+/// Also where the file is overwritten, and where the copy of an unfinished write is recovered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_a8_a_volume_that_cannot_sync_is_used_however_the_file_is_replaced() {
+    let (cloud, program) = with_cloud("").await;
+    fs::create_dir(program.path("state")).unwrap();
+    program.write("state/token.json", "");
+    let failures = [("fsync", "EINVAL"), (RENAMES, "EBUSY")];
+    let command = on_a_volume_with(&program, &failures);
+    works(&cloud, &program, command, Some("cannot sync")).await;
+    let copy = "state/.token.json.0123456789abcdef.tmp";
+    let stored = program.read("state/token.json");
+    for failures in [&failures[..1], &failures] {
+        program.write(copy, &stored);
+        set_mode(&program, copy, 0o600);
+        program.write("state/token.json", &stored[..stored.len() / 2]);
+        let command = on_a_volume_with(&program, failures);
+        let mut running = program.start_as(command);
+        program.ready().await;
+        running.terminate().await;
+        assert!(!program.path(copy).exists());
+    }
+    assert_eq!(cloud.families_revoked(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn field_a9_a_file_that_cannot_be_replaced_is_overwritten() {
     let (cloud, program) = with_cloud("").await;
     fs::create_dir(program.path("state")).unwrap();
     program.write("state/token.json", "");
-    let calls = "?rename,?renameat,?renameat2";
-    let command = on_a_volume_where(&program, calls, "EBUSY");
+    let command = on_a_volume_where(&program, RENAMES, "EBUSY");
     works(&cloud, &program, command, Some("only overwritten")).await;
 }
 
 /// Killed between a complete copy and its rename; then there is no space for another copy.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn field_a9_a_newer_copy_is_used_on_a_full_volume() {
-    for call in ["fsync", "?rename,?renameat,?renameat2"] {
+    for call in ["fsync", RENAMES] {
         let (cloud, program) = with_cloud("").await;
         let mut running = program.start_ready().await;
         let old = program.read("state/token.json");
