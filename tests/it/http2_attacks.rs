@@ -37,6 +37,8 @@ enum Attack {
     RapidReset,
     /// The client opens streams and makes the server reset them: CVE-2025-8671.
     MadeYouReset,
+    /// The same by malformed trailers that do not end the stream.
+    Trailers,
     /// An endless head: CVE-2024-27316.
     Continuation,
     /// Empty DATA frames: CVE-2019-9518.
@@ -60,6 +62,10 @@ impl Attack {
                 write(stream, HEADERS, whole, number, &head(GET, "/")).await?;
                 // A window beyond its bounds is a stream error: RFC 9113 §6.9.1.
                 write(stream, WINDOW_UPDATE, 0, number, &BEYOND.to_be_bytes()).await
+            }
+            Self::Trailers => {
+                write(stream, HEADERS, END_HEADERS, number, &head(POST, "/upload")).await?;
+                write(stream, HEADERS, END_HEADERS, number, b"\0\x01A\x01b").await
             }
             Self::Continuation => {
                 if round == 0 {
@@ -107,10 +113,11 @@ async fn cloud() -> SocketAddr {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_07_floods_of_frames() {
-    use Attack::{Continuation, EmptyData, MadeYouReset, Pings, RapidReset, Settings};
+    use Attack::{Continuation, EmptyData, MadeYouReset, Pings, RapidReset, Settings, Trailers};
     let attacks = [
         RapidReset,
         MadeYouReset,
+        Trailers,
         Continuation,
         EmptyData,
         Pings,

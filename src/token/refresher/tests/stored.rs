@@ -231,12 +231,17 @@ async fn field_a13_at_the_end_nothing_is_written_beside_the_holder_of_the_lock()
 /// Without locks, another process can store newer tokens while this one cannot write.
 #[tokio::test(start_paused = true)]
 async fn field_a7_an_older_record_is_not_written_over_a_newer_one_of_another_process() {
-    // The write waits for its repetition, or an older one is in progress.
-    let cases = [(0, 100), (2500, 2200)].map(|(write_time, found_after)| {
-        let millis = Duration::from_millis;
-        (millis(write_time), millis(found_after))
-    });
-    for (write_time, found_after) in cases {
+    // The write waits for its repetition, or an older one is in progress; the process ends at once,
+    // or goes on.
+    let millis = Duration::from_millis;
+    let cases = [
+        (0, 100, 0),
+        (2500, 2200, 0),
+        (0, 100, 6000),
+        (2500, 2200, 6000),
+    ];
+    for (write_time, found_after, goes_on_for) in cases {
+        let [write_time, found_after] = [write_time, found_after].map(millis);
         let is_failing = write_time.is_zero();
         let harness = Setup::new(|n| Ok(grant(n, HOUR)))
             .store(
@@ -260,9 +265,16 @@ async fn field_a7_an_older_record_is_not_written_over_a_newer_one_of_another_pro
         }
         harness.put(newer);
         harness.credential.reread_files();
-        harness.pass(Duration::from_millis(1)).await;
+        harness.pass(millis(1)).await;
+        let is_theirs = |harness: &Harness| {
+            let stored = harness.stored().refresh_token.expect("there");
+            stored.secret().expose() == "theirs-2"
+        };
+        if goes_on_for > 0 {
+            harness.pass(millis(goes_on_for)).await;
+            assert!(is_theirs(&harness), "{write_time:?}");
+        }
         let harness = harness.stop().await;
-        let stored = harness.stored().refresh_token.expect("there");
-        assert_eq!(stored.secret().expose(), "theirs-2", "{write_time:?}");
+        assert!(is_theirs(&harness), "{write_time:?} {goes_on_for}");
     }
 }
