@@ -13,8 +13,8 @@ use tokio::{net::TcpStream, sync::Notify};
 use crate::common::{
     Proxy,
     frames::{
-        CANCEL, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, POST, RST_STREAM, begin,
-        greeted, head, request, reset, until, write,
+        CANCEL, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, POST, REFUSED_STREAM,
+        RST_STREAM, begin, greeted, head, request, reset, until, write,
     },
     in_front_of, scripted,
     upstream::{RunningUpstream, Upstream, ok},
@@ -322,4 +322,26 @@ async fn field_d2_trailers_behind_a_body_of_announced_length_are_forwarded() {
             number += 2;
         }
     }
+}
+
+/// Streams over the limit of concurrent ones are reset by h2 as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn field_d2_many_refused_streams_cost_no_other_stream() {
+    let (upstream, release) = upstream().await;
+    let settings = [("proxy.workers", "1"), ("proxy.max_streams", "1")];
+    let proxy = upstream.proxy(&settings).await;
+    let mut client = greeted(proxy.address, &[]).await;
+    request(&mut client, 1, POST, "/slow").await;
+    proxy.until_in_flight(1).await;
+    for number in (3..400).step_by(2) {
+        request(&mut client, number, GET, "/fast").await;
+        let end = until(&mut client, RST_STREAM, number).await.expect("reset");
+        assert_eq!(end.reason(), REFUSED_STREAM, "{number}");
+    }
+    release.notify_one();
+    let head = until(&mut client, HEADERS, 1).await.expect("a response");
+    assert_eq!(head.payload[0], STATUS_200);
+    request(&mut client, 401, GET, "/fast").await;
+    let head = until(&mut client, HEADERS, 401).await.expect("a response");
+    assert_eq!(head.payload[0], STATUS_200);
 }

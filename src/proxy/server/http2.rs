@@ -32,9 +32,10 @@ use crate::{
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
-/// Resets that a client may make h2 send by protocol errors on its streams: h2 keeps them in memory
-/// until the client reads (RUSTSEC-2024-0003), and never subtracts from their number. Requests that
-/// end in such a reset count towards `proxy.max_resets` (CVE-2025-8671), which is the lower limit.
+/// Resets that a client may make h2 send by protocol errors on its streams, or `proxy.max_resets` if
+/// that is more: h2 keeps them in memory until the client reads (RUSTSEC-2024-0003), and never
+/// subtracts from their number. The requests among them also count towards `proxy.max_resets`
+/// (CVE-2025-8671), from which complete responses are subtracted.
 const MAX_LOCAL_RESETS: usize = 1000;
 
 /// The most that is buffered of one response which the client is slow to accept.
@@ -75,7 +76,7 @@ pub(crate) async fn serve(
     let connection = http2::Builder::new(executor.clone())
         .max_concurrent_streams(saturate(limits.streams))
         // Resets by the client are counted by `FloodCounters`.
-        .max_local_error_reset_streams(Some(MAX_LOCAL_RESETS))
+        .max_local_error_reset_streams(Some(MAX_LOCAL_RESETS.max(limits.resets)))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(saturate(limits.head_size))
