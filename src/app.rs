@@ -133,7 +133,7 @@ impl App {
         let stop = CancellationToken::new();
         let stop_on_drop = stop.clone().drop_guard();
         // First, so that names are resolved when the first requests come.
-        let resolver = SystemResolver::default();
+        let resolver = SystemResolver::shared();
         let upkeep = upstreams.iter().map(|shared| {
             let (shared, resolver) = (shared.clone(), resolver.clone());
             Task::spawn(&stop, |stop| shared.upkeep(resolver, stop))

@@ -68,29 +68,29 @@ impl Shared {
         stop.run_until_cancelled(upkeep.run()).await;
     }
 
-    /// Resolves an endpoint's name from time to time.
+    /// Resolves an endpoint's name from time to time. Never completes.
     async fn follow_name(self, endpoint: usize, resolver: SystemResolver) {
         let (publish, mut known) = watch::channel(Lookup::default());
-        let name = self.config.endpoints[endpoint].clone();
+        let name = &self.config.endpoints[endpoint];
+        let look_up = || resolver.look_up(&name.host);
         let refresh = self.config.dns_refresh;
-        let watching = tokio::spawn(async move {
-            let look_up = || resolver.look_up(&name.host);
-            watch_name(&name.host, name.port, refresh, look_up, publish).await;
-        });
-        let _end = watching.abort_handle();
-        let mut list = None;
-        while known.changed().await.is_ok() {
-            let lookup = known.borrow_and_update().clone();
-            if let Some(new) = lookup.list
-                && list.as_ref() != Some(&new)
-            {
-                self.addresses.replace(endpoint, &new);
-                list = Some(new);
+        let watching = watch_name(&name.host, name.port, refresh, look_up, publish);
+        let following = async {
+            let mut list = None;
+            while known.changed().await.is_ok() {
+                let lookup = known.borrow_and_update().clone();
+                if let Some(new) = lookup.list
+                    && list.as_ref() != Some(&new)
+                {
+                    self.addresses.replace(endpoint, &new);
+                    list = Some(new);
+                }
+                if let Some(error) = lookup.error {
+                    self.addresses.look_up_failed(endpoint, &error);
+                }
             }
-            if let Some(error) = lookup.error {
-                self.addresses.look_up_failed(endpoint, &error);
-            }
-        }
+        };
+        tokio::join!(watching, following);
     }
 }
 

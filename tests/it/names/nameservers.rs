@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::{Machine, REFRESH, closing};
 use crate::common::{
     names::{Mode, Nameserver},
+    process::listens,
     upstream::Upstream,
 };
 
@@ -117,6 +118,37 @@ async fn a_resolver_that_hangs_at_the_start_delays_no_other_request() {
     nameserver.mode(Mode::Serves).await;
     machine.serves().await;
     machine.all_are_served(4).await;
+}
+
+/// A resolver that hangs holds one thread for each name, not one for each of its users.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn upstreams_and_the_issuer_share_the_look_up_of_a_name() {
+    let machine = Machine::new("cloud.test", "").await;
+    let cloud = Upstream::new().issuing();
+    let _cloud = cloud.start_at(machine.at("127.0.0.2")).await;
+    let origin = machine.origin();
+    let more = format!(
+        "upstream.connect_timeout = \"300ms\"\ntoken.wait = \"300ms\"\n\
+         [upstreams.other]\nendpoints = [\"{origin}\"]\n\
+         [[route]]\nprefix = \"/other\"\nupstream = \"other\"\n"
+    );
+    // The issuer is the cloud.
+    machine.program.configure(&origin, &more);
+    let nameserver = Nameserver::start().await;
+    nameserver.set("cloud.test", &["127.0.0.2"]);
+    nameserver.mode(Mode::Hangs).await;
+    let options = "timeout:30 attempts:1";
+    machine.names.nameservers(&[nameserver.address], options);
+    let _running = machine.start();
+    listens(machine.program.address).await;
+    for path in ["/", "/other", "/"] {
+        let response = machine.get(path).await;
+        assert!(response.status().is_server_error(), "{response:?}");
+    }
+    nameserver.mode(Mode::Serves).await;
+    machine.program.ready().await;
+    // One for each family of addresses.
+    assert_eq!(nameserver.queries(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
