@@ -102,6 +102,26 @@ pub(super) struct Address {
     pub(super) in_flight: InFlightCount,
 }
 
+impl Address {
+    /// `origin` is that of the endpoint.
+    pub(super) fn new(
+        id: u64,
+        endpoint: usize,
+        origin: &str,
+        target: Target,
+        health: Health,
+    ) -> Self {
+        Self {
+            id: AddressId(id),
+            hash: AddressId::hash(origin, target),
+            endpoint,
+            target,
+            health: Arc::new(health),
+            in_flight: InFlightCount::default(),
+        }
+    }
+}
+
 /// Requests under way to an address, of all workers. On a cache line of its own: each request writes
 /// it twice.
 #[derive(Debug, Default)]
@@ -317,19 +337,10 @@ impl Addresses {
             let address = known.map_or_else(
                 || {
                     changes.next_id += 1;
-                    Arc::new(Address {
-                        id: AddressId(changes.next_id),
-                        hash: AddressId::hash(origin, target),
-                        endpoint,
-                        target,
-                        health: Arc::new(Health::new(
-                            self.workers,
-                            self.config.slow_start,
-                            is_first_list,
-                            now,
-                        )),
-                        in_flight: InFlightCount::default(),
-                    })
+                    let health =
+                        Health::new(self.workers, self.config.slow_start, is_first_list, now);
+                    let id = changes.next_id;
+                    Arc::new(Address::new(id, endpoint, origin, target, health))
                 },
                 |known| Arc::clone(&known.address),
             );

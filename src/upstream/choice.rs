@@ -12,7 +12,7 @@ use hyper::body::Body;
 
 use super::{
     Upstream,
-    addresses::{AddressId, Addresses, Listed},
+    addresses::{AddressId, Listed},
     balance::{Load, RoundRobin, rendezvous},
     connect::Error,
     counters::Counters,
@@ -166,7 +166,7 @@ where
         }
         let alternatives = set.listed.iter().map(|listed| listed.is_alternative);
         self.is_alternative = alternatives.collect();
-        self.usable = usable(&set.listed, &shared.addresses, &shared.config.weights);
+        self.usable = usable(&set.listed, &shared.config.weights);
         self.round_robin = RoundRobin::new(self.usable.len());
     }
 
@@ -256,7 +256,7 @@ where
 
 /// The addresses that get requests: those that are in, and of an endpoint of which no address of the
 /// preferred family connects, the others; all, if none is in.
-fn usable(listed: &[Listed], addresses: &Addresses, weights: &[u32]) -> Vec<Usable> {
+fn usable(listed: &[Listed], weights: &[u32]) -> Vec<Usable> {
     let siblings = |endpoint: usize| {
         let start = listed.partition_point(|listed| listed.address.endpoint < endpoint);
         let end = listed.partition_point(|listed| listed.address.endpoint <= endpoint);
@@ -267,7 +267,7 @@ fn usable(listed: &[Listed], addresses: &Addresses, weights: &[u32]) -> Vec<Usab
         let weight = weights.get(address.endpoint).copied().unwrap_or(1);
         Usable {
             position,
-            weight: weight.saturating_mul(addresses.weight_tenths(address)),
+            weight: weight.saturating_mul(address.health.weight_tenths()),
             is_trial,
             siblings: siblings(address.endpoint),
         }
@@ -284,22 +284,23 @@ fn usable(listed: &[Listed], addresses: &Addresses, weights: &[u32]) -> Vec<Usab
         listed_here.is_alternative == uses_other
     };
     let preferred: Vec<_> = (0..listed.len()).filter(is_preferred).collect();
-    let in_service = preferred.iter().filter_map(|position| {
-        match listed[*position].address.health.snapshot().state {
+    let state = |position: usize| listed[position].address.health.snapshot().state;
+    if !preferred
+        .iter()
+        .any(|position| state(*position) == State::In)
+    {
+        // An address on trial cannot serve all requests alone.
+        let all = preferred.iter().map(|position| usable(*position, false));
+        return all.collect();
+    }
+    let in_service = preferred
+        .iter()
+        .filter_map(|position| match state(*position) {
             State::In => Some(usable(*position, false)),
             State::Trial => Some(usable(*position, true)),
             State::Unreachable | State::Failing | State::Unhealthy => None,
-        }
-    });
-    let in_service: Vec<_> = in_service.collect();
-    if in_service.is_empty() {
-        preferred
-            .iter()
-            .map(|position| usable(*position, false))
-            .collect()
-    } else {
-        in_service
-    }
+        });
+    in_service.collect()
 }
 
 impl<B: Body + Unpin + 'static> Upstream<B>
@@ -393,5 +394,113 @@ where
     pub fn has_several(&self) -> bool {
         self.update();
         self.local.borrow().usable.len() > 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        base::clock::Moment,
+        upstream::{
+            addresses::{Address, Target},
+            health::Health,
+        },
+    };
+
+    const START: Moment = Moment::since_boot(Duration::from_secs(100));
+
+    fn listed(number: u16, endpoint: usize, is_alternative: bool) -> Listed {
+        let target = Target::Socket(([127, 0, 0, 1], number).into());
+        let health = Health::new(1, Duration::ZERO, true, START);
+        Listed {
+            address: Arc::new(Address::new(
+                number.into(),
+                endpoint,
+                "origin",
+                target,
+                health,
+            )),
+            is_alternative,
+        }
+    }
+
+    fn unreachable(listed: &Listed) {
+        for _ in 0..2 {
+            listed.address.health.connect_failed(START);
+        }
+    }
+
+    fn failing(listed: &Listed) {
+        for _ in 0..5 {
+            let health = &listed.address.health;
+            health.failed(0, START, Reason::Status, 0, || Some(()));
+        }
+    }
+
+    /// The positions of the addresses that get requests, and whether as a trial.
+    fn positions(listed: &[Listed]) -> Vec<(usize, bool)> {
+        let usable = usable(listed, &[1, 3]);
+        usable
+            .iter()
+            .map(|usable| (usable.position, usable.is_trial))
+            .collect()
+    }
+
+    #[test]
+    fn addresses_that_are_out_get_no_requests_unless_all_are_out() {
+        let list = [
+            listed(1, 0, false),
+            listed(2, 1, false),
+            listed(3, 1, false),
+        ];
+        assert_eq!(positions(&list), [(0, false), (1, false), (2, false)]);
+        unreachable(&list[1]);
+        assert_eq!(positions(&list), [(0, false), (2, false)]);
+        failing(&list[0]);
+        assert_eq!(positions(&list), [(2, false)]);
+        list[0].address.health.tick(START + Duration::from_secs(60));
+        assert_eq!(positions(&list), [(0, true), (2, false)]);
+        unreachable(&list[2]);
+        let all = [(0, false), (1, false), (2, false)];
+        assert_eq!(positions(&list), all, "one on trial is not enough");
+    }
+
+    #[test]
+    fn the_other_family_is_used_while_no_address_of_the_preferred_one_connects() {
+        let list = [
+            listed(1, 0, false),
+            listed(2, 0, false),
+            listed(3, 0, true),
+            listed(4, 1, false),
+        ];
+        assert_eq!(positions(&list), [(0, false), (1, false), (3, false)]);
+        unreachable(&list[0]);
+        assert_eq!(positions(&list), [(1, false), (3, false)]);
+        unreachable(&list[1]);
+        assert_eq!(positions(&list), [(2, false), (3, false)]);
+        unreachable(&list[2]);
+        assert_eq!(positions(&list), [(3, false)]);
+        list[1].address.health.connected(START);
+        assert_eq!(positions(&list), [(1, false), (3, false)]);
+    }
+
+    #[test]
+    fn weights_and_limits_are_those_of_the_endpoint() {
+        let list = [
+            listed(1, 0, false),
+            listed(2, 1, false),
+            listed(3, 1, false),
+        ];
+        let usable = usable(&list, &[1, 3]);
+        let found = usable
+            .iter()
+            .map(|usable| (usable.weight, usable.siblings.clone()));
+        assert_eq!(
+            found.collect::<Vec<_>>(),
+            [(10, 0..1), (30, 1..3), (30, 1..3)]
+        );
     }
 }
