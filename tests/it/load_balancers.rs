@@ -285,6 +285,39 @@ async fn routes_see_the_host_that_the_client_used() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_client_behind_a_load_balancer_stays_at_its_address_of_the_cloud() {
+    let named = |name: &'static str| Upstream::always(ok(name)).issuing().start();
+    let (first, second) = (named("first").await, named("second").await);
+    let more = format!(
+        "proxy.trusted_networks = [\"{BALANCER}\"]\nupstream.affinity = \"client\"\n\
+         upstream.endpoints = [\"{}\", \"{}\"]\n",
+        first.origin(),
+        second.origin()
+    );
+    let proxy = configured(&first.origin(), &more).await;
+    let stream = connect_from(BALANCER, proxy.address).await;
+    let mut client = Client::over(Speech::Http11, stream, &Identity::new()).await;
+    let mut rounds = Vec::new();
+    for _ in 0..3 {
+        let mut places = Vec::new();
+        for last in 0..16 {
+            let ip = format!("192.0.2.{last}");
+            let fields = [("host", "localhost"), ("x-forwarded-for", ip.as_str())];
+            let got = exchange(&mut client, request("GET", "/x", &fields)).await;
+            places.push(String::from_utf8(got.into_body().to_vec()).unwrap());
+        }
+        rounds.push(places);
+    }
+    assert!(
+        rounds.iter().all(|places| *places == rounds[0]),
+        "{rounds:?}"
+    );
+    for name in ["first", "second"] {
+        assert!(rounds[0].iter().any(|place| place == name), "{rounds:?}");
+    }
+}
+
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_logs_name_the_client_and_not_the_load_balancer() {
