@@ -90,17 +90,23 @@ impl RoundRobin {
     /// Weighted round robin among the candidates within the bound. There is at least one.
     fn in_turn(&self, candidates: &[Candidate]) -> usize {
         let mut least = candidates[0].1;
-        let mut lightest = least.weight;
+        let (mut lightest, mut heaviest) = (least.weight, least.weight);
         for (_, load) in &candidates[1..] {
             if load.is_less_than(least) {
                 least = *load;
             }
             lightest = lightest.min(load.weight);
+            heaviest = heaviest.max(load.weight);
         }
+        // The usual case, which needs no multiplication.
+        let is_even = lightest == heaviest;
         // in_flight / weight <= least.in_flight / least.weight + 1 / lightest
         let (least_weight, lightest) = (u128::from(least.weight), u128::from(lightest));
         let bound = u128::from(least.in_flight) * lightest + least_weight;
         let is_within = |load: &Load| {
+            if is_even {
+                return load.in_flight <= least.in_flight.saturating_add(1);
+            }
             u128::from(load.in_flight) * least_weight * lightest <= bound * u128::from(load.weight)
         };
         let within = || candidates.iter().filter(|(_, load)| is_within(load));
@@ -191,6 +197,9 @@ impl Turn {
     fn is_before(self, other: Self) -> bool {
         if self.is_early != other.is_early {
             return other.is_early;
+        }
+        if self.weight == other.weight {
+            return self.missing < other.missing;
         }
         i128::from(self.missing) * i128::from(other.weight)
             < i128::from(other.missing) * i128::from(self.weight)

@@ -174,40 +174,33 @@ where
     fn place(&self, visited: &Visited, affinity: Option<u64>) -> Option<Place<B>> {
         // A trial that another worker has begun in between, or a limit that was reached.
         for _ in 0..=self.usable.len() {
-            let is_eligible = |index: usize| {
+            // Requests in flight to an address that may be chosen.
+            let eligible = |index: usize| {
                 let usable = &self.usable[index];
-                let pool = &self.pools[usable.position];
-                let address = &pool.handle.address;
-                !visited.contains(address.id)
-                    && self.requests(&usable.siblings) < pool.limit()
-                    && (!usable.is_trial || address.health.is_available())
+                let pool = &*self.pools[usable.position];
+                let address = &*pool.handle.address;
+                let in_flight = address.in_flight.get();
+                let of_endpoint = match usable.siblings.len() {
+                    1 => in_flight as usize,
+                    _ => self.requests(&usable.siblings),
+                };
+                let is_eligible = of_endpoint < pool.limit()
+                    && !visited.contains(address.id)
+                    && (!usable.is_trial || address.health.is_available());
+                is_eligible.then_some(Load {
+                    in_flight,
+                    weight: usable.weight,
+                })
             };
             let index = match affinity {
-                None => self.round_robin.choose(
-                    |index| {
-                        is_eligible(index).then(|| {
-                            let usable = &self.usable[index];
-                            Load {
-                                in_flight: self.pools[usable.position]
-                                    .handle
-                                    .address
-                                    .in_flight
-                                    .get(),
-                                weight: usable.weight,
-                            }
-                        })
-                    },
-                    || self.random(),
-                ),
+                None => self.round_robin.choose(eligible, || self.random()),
                 Some(key) => {
-                    let eligible = (0..self.usable.len()).filter(|index| is_eligible(*index));
-                    rendezvous(
-                        key,
-                        eligible.map(|index| {
-                            let position = self.usable[index].position;
-                            (index, self.pools[position].handle.address.hash)
-                        }),
-                    )
+                    let hashes = (0..self.usable.len()).filter_map(|index| {
+                        eligible(index)?;
+                        let position = self.usable[index].position;
+                        Some((index, self.pools[position].handle.address.hash))
+                    });
+                    rendezvous(key, hashes)
                 }
             }?;
             let usable = &self.usable[index];
