@@ -15,6 +15,7 @@
 //! | `process`, `admin`, `config`, `confinement`, `descriptors`, `memory`, `field_operations`, `field_store` | the program as a process: commands, signals, files, the unit, its resources |
 //! | `names` | names of upstreams: several addresses, changes, nameservers that fail or hang |
 //! | `outbound_proxy` | Squid, a SOCKS server, and proxies that refuse or hang, between this proxy and the cloud |
+//! | `health_checks` | active health checks of upstreams |
 //! | `nodes` | several nodes of the cloud of which some are bad: failures, shares, retries |
 //! | `soak` | a mixture of all faults, for a few seconds; `scripts/soak` runs it for longer |
 //! | `cloud`, `documents` | the simulated cloud; what the documents claim |
@@ -62,6 +63,7 @@ mod field_store;
 mod field_streams;
 mod field_targets;
 mod field_uploads;
+mod health_checks;
 mod http2;
 mod http2_attacks;
 mod issuer;
