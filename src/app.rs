@@ -129,7 +129,6 @@ impl App {
             config.proxy.workers,
             &clock,
         )?;
-        let upstream_configs = upstreams.iter().map(|one| one.config().clone()).collect();
         let stop = CancellationToken::new();
         let stop_on_drop = stop.clone().drop_guard();
         // First, so that names are resolved when the first requests come.
@@ -149,7 +148,7 @@ impl App {
         let proxy = Proxy::start(
             config.proxy,
             listeners,
-            upstreams,
+            upstreams.clone(),
             vec![credential.clone()],
             clock.clone(),
             descriptors.clients,
@@ -163,7 +162,7 @@ impl App {
         let sources = admin::Sources {
             credential: credential.clone(),
             workers: proxy.metrics(),
-            upstreams: upstream_configs,
+            upstreams,
             reload: reload.clone(),
             json_pointer,
             draining: draining.clone(),

@@ -2,6 +2,7 @@
 //! explains the names and labels.
 
 mod totals;
+mod upstreams;
 mod writer;
 
 use std::{
@@ -19,6 +20,7 @@ use prometheus_client::{
 
 use self::{
     totals::Totals,
+    upstreams::Upstreams,
     writer::{Series, Writer, labels},
 };
 use super::{Sources, response};
@@ -32,6 +34,9 @@ use crate::{
 pub(super) fn render(sources: &Sources, draining: bool) -> HttpResponse {
     let mut registry = Registry::default();
     let certificates = sources.reload.certificates();
+    let upstreams = sources.upstreams.iter();
+    let upstreams = upstreams.map(|shared| (&*shared.config().name, shared.status()));
+    let upstreams: Vec<_> = upstreams.collect();
     let scrape = Scrape {
         credential: sources.credential.snapshot(),
         certificates: certificates
@@ -39,6 +44,7 @@ pub(super) fn render(sources: &Sources, draining: bool) -> HttpResponse {
             .collect(),
         draining,
         totals: Totals::of(&sources.workers),
+        upstreams: Upstreams::of(&upstreams),
     };
     registry
         .sub_registry_with_prefix("bearer_proxy")
@@ -66,6 +72,7 @@ struct Scrape {
     certificates: Vec<(String, Option<SystemTime>)>,
     draining: bool,
     totals: Totals,
+    upstreams: Upstreams,
 }
 
 impl Collector for Scrape {
@@ -75,6 +82,7 @@ impl Collector for Scrape {
         self.encode_requests(&mut writer)?;
         self.encode_client_connections(&mut writer)?;
         self.encode_upstream(&mut writer)?;
+        self.encode_addresses(&mut writer)?;
         self.encode_certificates(&mut writer)?;
         self.encode_refreshes(&mut writer)?;
         self.encode_token(&mut writer)
@@ -193,6 +201,35 @@ impl Scrape {
             "upstream_errors",
             "Errors of the cloud, by kind",
             &self.totals.upstream_errors,
+        )
+    }
+
+    fn encode_addresses(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        let upstreams = &self.upstreams;
+        writer.gauges(
+            "endpoint_healthy",
+            "1 if an address of the endpoint is in use or on trial",
+            &upstreams.endpoint_healthy,
+        )?;
+        writer.gauges(
+            "upstream_address_healthy",
+            "1 if the address is in use or on trial",
+            &upstreams.address_healthy,
+        )?;
+        writer.gauges(
+            "upstream_requests_in_flight",
+            "Requests under way to an address",
+            &upstreams.in_flight,
+        )?;
+        writer.counters(
+            "upstream_ejections",
+            "How often addresses were taken out of use, by reason",
+            &upstreams.ejections,
+        )?;
+        writer.gauges(
+            "upstream_queue_length",
+            "Requests that wait because all addresses are full",
+            &upstreams.queue_length,
         )
     }
 

@@ -14,15 +14,17 @@ pub(super) fn page(status: &Value) -> HttpResponse {
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
          <meta http-equiv=\"refresh\" content=\"10\"><title>bearer-proxy: {state}</title>\
          <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:50rem;margin:2rem auto;\
-         padding:0 1rem}}pre{{background:#8882;padding:1rem;overflow:auto}}</style>\
+         padding:0 1rem}}pre{{background:#8882;padding:1rem;overflow:auto}}\
+         td,th{{padding:0 1rem 0 0;text-align:left}}</style>\
          <h1>bearer-proxy {version}</h1>\
          <p>The token is <strong>{state}</strong> ({reason}).</p>\
          <p>For programs: <a href=\"/readyz\">/readyz</a>, <a href=\"/metrics\">/metrics</a>, \
          <a href=\"/status\">/status</a>.</p>\
-         <pre>{details}</pre>",
+         {addresses}<pre>{details}</pre>",
         version = escaped(&status["version"]),
         state = escaped(&credential["state"]),
         reason = escaped(&credential["reason"]),
+        addresses = addresses(status),
         details = escape(&format!("{status:#}")),
     );
     let mut response = response::respond(
@@ -37,6 +39,39 @@ pub(super) fn page(status: &Value) -> HttpResponse {
         .headers_mut()
         .insert(header::CONTENT_SECURITY_POLICY, policy);
     response
+}
+
+/// A table of the addresses of all upstreams.
+fn addresses(status: &Value) -> String {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut rows = String::new();
+    for upstream in list(&status["upstreams"]) {
+        for endpoint in list(&upstream["endpoints"]) {
+            for address in list(&endpoint["addresses"]) {
+                let cells = [
+                    escaped(&upstream["name"]),
+                    escaped(&endpoint["origin"]),
+                    escaped(&address["address"]),
+                    escaped(&address["state"]),
+                    escaped(&address["reason"]),
+                    escaped(&address["since"]),
+                    address["in_flight"]
+                        .as_u64()
+                        .unwrap_or_default()
+                        .to_string(),
+                    address["ejections"]
+                        .as_u64()
+                        .unwrap_or_default()
+                        .to_string(),
+                ];
+                rows += &format!("<tr><td>{}</tr>", cells.join("<td>"));
+            }
+        }
+    }
+    format!(
+        "<table><tr><th>Upstream<th>Endpoint<th>Address<th>State<th>Reason<th>Since<th>In flight\
+         <th>Ejections</tr>{rows}</table>"
+    )
 }
 
 fn escaped(value: &Value) -> String {
@@ -61,6 +96,13 @@ mod tests {
             "credentials": [
                 { "state": "dead", "reason": "<script>", "problem": "</pre><img src=x>" },
             ],
+            "upstreams": [{
+                "name": "files",
+                "endpoints": [{
+                    "origin": "<script>",
+                    "addresses": [{ "address": "192.0.2.1:80", "state": "in", "in_flight": 3 }],
+                }],
+            }],
         });
         let body = super::page(&status)
             .into_body()
@@ -73,6 +115,8 @@ mod tests {
             body.contains("&lt;script&gt;") && body.contains("&lt;/pre&gt;&lt;img"),
             "{body}"
         );
+        let row = "<tr><td>files<td>&lt;script&gt;<td>192.0.2.1:80<td>in<td><td><td>3<td>0</tr>";
+        assert!(body.contains(row), "{body}");
         assert!(!body.contains("<script") && !body.contains("<img"));
     }
 }

@@ -14,7 +14,7 @@ pub struct Sources {
     /// The counters of each worker.
     pub workers: Arc<[Arc<Metrics>]>,
     /// The upstreams, in the order of the configuration.
-    pub upstreams: Vec<upstream::Config>,
+    pub upstreams: Vec<upstream::Shared>,
     /// The certificates that the proxy presents.
     pub reload: reload::ReloadHandle,
     /// The JSON pointer to the code in JSON responses.

@@ -17,7 +17,7 @@ use crate::{
 pub(super) fn status(sources: &Sources, draining: bool) -> Value {
     let now = sources.credential.clock().wall();
     let upstreams = sources.upstreams.iter();
-    let upstreams = upstreams.map(|config| upstream(config, sources));
+    let upstreams = upstreams.map(|shared| upstream(shared, sources));
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "draining": draining,
@@ -68,8 +68,9 @@ fn refresh(refresh: &Refresh) -> Value {
     })
 }
 
-fn upstream(config: &upstream::Config, sources: &Sources) -> Value {
-    let endpoints = config.endpoints.iter().map(|endpoint| {
+fn upstream(shared: &upstream::Shared, sources: &Sources) -> Value {
+    let status = shared.status();
+    let endpoints = status.endpoints.iter().map(|endpoint| {
         let connections = |count: fn(&upstream::Counters) -> u64| {
             sources.total(|worker| count(&worker.endpoints.get(&endpoint.origin)))
         };
@@ -79,9 +80,30 @@ fn upstream(config: &upstream::Config, sources: &Sources) -> Value {
                 "active": connections(|counters| counters.active.value()),
                 "idle": connections(|counters| counters.idle.value()),
             },
+            "healthy": endpoint.is_healthy(),
+            "resolve_error": endpoint.resolve_error.as_deref(),
+            "addresses": endpoint.addresses.iter().map(address).collect::<Vec<_>>(),
         })
     });
-    json!({ "name": config.name, "endpoints": endpoints.collect::<Vec<_>>() })
+    json!({
+        "name": shared.config().name,
+        "queue_length": status.queue_length,
+        "endpoints": endpoints.collect::<Vec<_>>(),
+    })
+}
+
+fn address(address: &upstream::AddressStatus) -> Value {
+    json!({
+        "address": address.address,
+        "state": address.state.label(),
+        "reason": address.reason.map(upstream::Reason::label),
+        "since": date(address.since),
+        "until": address.until.map(date),
+        "in_flight": address.in_flight,
+        "ejections": address.ejections,
+        "weight_tenths": address.weight_tenths,
+        "other_family": address.is_alternative,
+    })
 }
 
 /// What recent JSON responses contained that the configuration does not handle, and the key that

@@ -123,13 +123,7 @@ fn describe(status: &Value, ready: bool) -> Vec<String> {
         describe_credential(credential, &mut lines);
     }
     for upstream in status["upstreams"].as_array().into_iter().flatten() {
-        for endpoint in upstream["endpoints"].as_array().into_iter().flatten() {
-            lines.push(format!(
-                "upstream {}: {}",
-                word(&upstream["name"]),
-                word(&endpoint["origin"])
-            ));
-        }
+        describe_upstream(upstream, &mut lines);
     }
     let seen = &status["seen_in_json"];
     for code in seen["codes"].as_array().into_iter().flatten() {
@@ -199,6 +193,59 @@ fn describe_credential(credential: &Value, lines: &mut Vec<String>) {
     }
 }
 
+fn describe_upstream(upstream: &Value, lines: &mut Vec<String>) {
+    let name = word(&upstream["name"]);
+    for endpoint in upstream["endpoints"].as_array().into_iter().flatten() {
+        lines.push(format!("upstream {name}: {}", word(&endpoint["origin"])));
+        if let Some(error) = endpoint["resolve_error"].as_str() {
+            lines.push(format!(
+                "  NOT RESOLVED: {error}; the last known addresses stay in use"
+            ));
+        }
+        let addresses = endpoint["addresses"].as_array().into_iter().flatten();
+        lines.extend(addresses.map(describe_address));
+    }
+    if let Some(waiting) = upstream["queue_length"]
+        .as_u64()
+        .filter(|length| *length > 0)
+    {
+        lines.push(format!(
+            "upstream {name}: {waiting} requests wait in the queue, since all addresses are full \
+             (upstream.max_connections, upstream.max_requests)"
+        ));
+    }
+}
+
+/// One line. What is usual is left out.
+fn describe_address(address: &Value) -> String {
+    let state = word(&address["state"]);
+    let mut line = format!("  {}: {state}", word(&address["address"]));
+    if let Some(reason) = address["reason"].as_str() {
+        line += &format!(" ({reason})");
+    }
+    if state != "in" {
+        line += &format!(" since {}", word(&address["since"]));
+    }
+    if let Some(until) = address["until"].as_str() {
+        line += &format!(" until {until}");
+    }
+    let number = |name: &str| address[name].as_u64().unwrap_or_default();
+    line += &format!(", {} in flight", number("in_flight"));
+    if number("ejections") > 0 {
+        line += &format!(", ejections: {}", number("ejections"));
+    }
+    if let Some(tenths) = address["weight_tenths"]
+        .as_u64()
+        .filter(|tenths| *tenths < 10)
+    {
+        line += &format!(", at {} % of its weight", tenths * 10);
+    }
+    if address["other_family"] == Value::Bool(true) {
+        line += ", other address family";
+    }
+    line
+}
+
 /// A text of the status. A status without it is still shown: it may be another version's.
 fn word(value: &Value) -> &str {
     value.as_str().unwrap_or("?")
@@ -266,7 +313,23 @@ mod tests {
         let status = serde_json::json!({
             "version": "1.2.3",
             "credentials": [{ "name": "default", "state": "stale", "reason": "issuer_unreachable", "problem": "look here", "expires_in": 61 }],
-            "upstreams": [{ "name": "default", "endpoints": [{ "origin": "https://cloud.example.com" }] }],
+            "upstreams": [
+                { "name": "default", "endpoints": [{ "origin": "https://cloud.example.com" }] },
+                {
+                    "name": "files",
+                    "queue_length": 2,
+                    "endpoints": [{
+                        "origin": "https://files.example.com",
+                        "resolve_error": "no such name",
+                        "addresses": [
+                            { "address": "192.0.2.1:443", "state": "in", "since": "2026-01-02T03:04:05Z", "in_flight": 3, "weight_tenths": 10 },
+                            { "address": "192.0.2.2:443", "state": "failing", "reason": "status", "since": "2026-01-02T03:04:05Z", "until": "2026-01-02T03:04:15Z", "ejections": 2 },
+                            { "address": "[2001:db8::1]:443", "state": "in", "weight_tenths": 3, "other_family": true },
+                            7,
+                        ],
+                    }],
+                },
+            ],
             "seen_in_json": {
                 "pointer": "/code",
                 "codes": [{ "code": "1201" }],
@@ -284,6 +347,15 @@ mod tests {
                 "  access token expires in: 1m 1s",
                 "  refresh token expires in: unknown",
                 "upstream default: https://cloud.example.com",
+                "upstream files: https://files.example.com",
+                "  NOT RESOLVED: no such name; the last known addresses stay in use",
+                "  192.0.2.1:443: in, 3 in flight",
+                "  192.0.2.2:443: failing (status) since 2026-01-02T03:04:05Z until \
+                 2026-01-02T03:04:15Z, 0 in flight, ejections: 2",
+                "  [2001:db8::1]:443: in, 0 in flight, at 30 % of its weight, other address family",
+                "  ?: ? since ?, 0 in flight",
+                "upstream files: 2 requests wait in the queue, since all addresses are full \
+                 (upstream.max_connections, upstream.max_requests)",
                 "responses have the code 1201 at /code: if it means a rejected token, add it to \
                  retry.json",
                 "responses contain URLs of http://document.example.com: if apps cannot reach it, \

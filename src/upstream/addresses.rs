@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -155,8 +155,8 @@ pub(super) struct Listed {
 #[derive(Debug, Default)]
 pub(super) struct AddressSet {
     pub(super) listed: Vec<Listed>,
-    /// Of each endpoint, why it has no address; `None` before its first look-up has ended, too.
-    errors: Vec<Option<Arc<str>>>,
+    /// Of each endpoint, why its last look-up has failed; `None` before the first has ended, too.
+    pub(super) errors: Vec<Option<Arc<str>>>,
     /// Whether each endpoint's first look-up has ended.
     pub(super) is_complete: bool,
 }
@@ -174,8 +174,8 @@ pub(super) struct Addresses {
     /// Serializes changes of the list, and ejections: those count what is out already.
     changes: Mutex<Changes>,
     pub(super) queue: Queue,
-    /// Of each endpoint.
-    ejections: Vec<PerLabel<Reason, AtomicU64>>,
+    /// Of each endpoint, how often its addresses were taken out of use.
+    pub(super) ejections: Vec<PerLabel<Reason, AtomicU64>>,
 }
 
 #[derive(Debug, Default)]
@@ -247,6 +247,17 @@ impl Addresses {
 
     pub(super) fn now(&self) -> Moment {
         self.clock.now()
+    }
+
+    /// The calendar time of a moment, to be shown only: the wall clock may jump.
+    pub(super) fn date(&self, moment: Moment) -> SystemTime {
+        let (now, wall) = (self.clock.now(), self.clock.wall());
+        let date = if moment > now {
+            wall.checked_add(moment.saturating_since(now))
+        } else {
+            wall.checked_sub(now.saturating_since(moment))
+        };
+        date.unwrap_or(wall)
     }
 
     pub(super) fn version(&self) -> u64 {
@@ -491,7 +502,12 @@ impl fmt::Debug for Addresses {
 impl Queue {
     /// Whether requests wait. A new request waits behind them.
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) == 0
+        self.length() == 0
+    }
+
+    /// How many requests wait.
+    pub(super) fn length(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// A request has ended.

@@ -8,6 +8,7 @@
 //! | `health` | whether an address gets requests: a state machine of failures and returns |
 //! | `upkeep` | the task that resolves names, checks addresses, and brings them back |
 //! | `check` | one active health check |
+//! | `status` | a snapshot of all this, for the admin endpoint |
 //! | `choice` | a worker's copy of the list; the address of a request |
 //! | `balance` | the rule of the choice |
 //! | `budget` | how many requests may be sent again |
@@ -38,6 +39,7 @@ mod pool;
 mod response_head;
 mod shared;
 mod sockets;
+mod status;
 mod upkeep;
 
 use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
@@ -56,6 +58,7 @@ pub use self::{
     pool::{Lease, Reservation, is_malformed, is_unprocessed},
     shared::{SetupError, Shared},
     sockets::Sockets,
+    status::{AddressStatus, EndpointStatus, Status},
 };
 use self::{budget::RetryBudget, choice::LocalSet, connect::HttpVersions};
 use crate::base::ticker::Ticker;

@@ -76,15 +76,16 @@ impl Shared {
         let refresh = self.config.dns_refresh;
         let watching = watch_name(&name.host, name.port, refresh, look_up, publish);
         let following = async {
-            let mut list = None;
+            let (mut list, mut had_error) = (None, false);
             while known.changed().await.is_ok() {
                 let lookup = known.borrow_and_update().clone();
                 if let Some(new) = lookup.list
-                    && list.as_ref() != Some(&new)
+                    && (list.as_ref() != Some(&new) || had_error)
                 {
                     self.addresses.replace(endpoint, &new);
                     list = Some(new);
                 }
+                had_error = lookup.error.is_some();
                 if let Some(error) = lookup.error {
                     self.addresses.look_up_failed(endpoint, &error);
                 }

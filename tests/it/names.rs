@@ -2,6 +2,7 @@
 
 mod addresses;
 mod nameservers;
+mod seen;
 
 use std::{net::SocketAddr, process::Stdio, time::Duration};
 
