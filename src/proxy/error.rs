@@ -112,17 +112,26 @@ pub(crate) enum Error {
     #[error(transparent)]
     Connect(#[from] upstream::Error),
     /// No response in time.
-    #[error("the upstream did not respond in time (upstream.response_timeout)")]
-    ResponseTimeout,
+    #[error("{endpoint} did not respond in time (upstream.response_timeout)")]
+    ResponseTimeout {
+        /// The origin of the endpoint.
+        endpoint: String,
+    },
     /// The upstream's connection closed before its response came.
-    #[error("the upstream closed the connection before its response")]
-    ConnectionClosed,
+    #[error("{endpoint} closed the connection before its response")]
+    ConnectionClosed {
+        /// The origin of the endpoint.
+        endpoint: String,
+    },
     /// The response is not valid HTTP, or its head is larger than `upstream.max_head_size`.
     #[error(
-        "the upstream's response is not valid HTTP, or its head is larger than \
+        "the response of {endpoint} is not valid HTTP, or its head is larger than \
          upstream.max_head_size"
     )]
-    InvalidResponse,
+    InvalidResponse {
+        /// The origin of the endpoint.
+        endpoint: String,
+    },
     /// The request's body is incomplete or malformed.
     #[error("the request's body is incomplete, or its trailers are malformed")]
     ClientBody,
@@ -191,9 +200,9 @@ impl Error {
     pub(crate) fn upstream_failure(&self) -> Option<Failure> {
         Some(match self {
             Self::Connect(error) => error.failure(),
-            Self::ResponseTimeout => Failure::ResponseTimeout,
-            Self::ConnectionClosed => Failure::ConnectionClosed,
-            Self::InvalidResponse => Failure::InvalidResponse,
+            Self::ResponseTimeout { .. } => Failure::ResponseTimeout,
+            Self::ConnectionClosed { .. } => Failure::ConnectionClosed,
+            Self::InvalidResponse { .. } => Failure::InvalidResponse,
             Self::ClientBody
             | Self::ForeignHost(_)
             | Self::ForeignOrigin(_)
@@ -430,19 +439,19 @@ impl Error {
                     Reason::ConnectionsFull,
                 )
             }
-            Self::ResponseTimeout => class(
+            Self::ResponseTimeout { .. } => class(
                 StatusCode::GATEWAY_TIMEOUT,
                 "Upstream too slow",
                 "http_response_timeout",
                 Reason::ResponseTimeout,
             ),
-            Self::ConnectionClosed => class(
+            Self::ConnectionClosed { .. } => class(
                 StatusCode::BAD_GATEWAY,
                 "Upstream closed the connection",
                 "connection_terminated",
                 Reason::ConnectionClosed,
             ),
-            Self::InvalidResponse => class(
+            Self::InvalidResponse { .. } => class(
                 StatusCode::BAD_GATEWAY,
                 "Invalid upstream response",
                 "http_protocol_error",
@@ -454,6 +463,18 @@ impl Error {
                 "http_request_error",
                 Reason::ClientBody,
             ),
+        }
+    }
+
+    /// The server that is at fault (RFC 9209 §2.1.2), as configured: an endpoint, or the outbound
+    /// proxy before it.
+    fn next_hop(&self) -> Option<&str> {
+        match self {
+            Self::Connect(error) => error.next_hop(),
+            Self::ResponseTimeout { endpoint }
+            | Self::ConnectionClosed { endpoint }
+            | Self::InvalidResponse { endpoint } => Some(endpoint),
+            _ => None,
         }
     }
 
@@ -481,12 +502,9 @@ impl Error {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        let next_hop = match self {
-            Self::Connect(upstream::Error::Proxy { source, .. }) => {
-                format!("; next-hop=\"{}\"", source.next_hop())
-            }
-            _ => String::new(),
-        };
+        let next_hop = self.next_hop().map_or_else(String::new, |next_hop| {
+            format!("; next-hop={}", structured_string(next_hop))
+        });
         let proxy_status = format!("bearer-proxy; error={proxy_status}{next_hop}");
         if let Ok(value) = HeaderValue::try_from(proxy_status) {
             headers.insert("proxy-status", value);
@@ -533,6 +551,21 @@ impl Error {
         }
         response
     }
+}
+
+/// A string of structured fields (RFC 8941 §3.3.3), which has visible ASCII characters and spaces
+/// only.
+fn structured_string(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            ' '..='~' => quoted.push(character),
+            _ => quoted.push('?'),
+        }
+    }
+    quoted.push('"');
+    quoted
 }
 
 impl From<Fault> for Error {
@@ -650,11 +683,56 @@ mod tests {
             Error::Connect(upstream::Error::Full {
                 endpoint: endpoint(),
             }),
-            Error::ResponseTimeout,
-            Error::ConnectionClosed,
-            Error::InvalidResponse,
+            Error::ResponseTimeout {
+                endpoint: endpoint(),
+            },
+            Error::ConnectionClosed {
+                endpoint: endpoint(),
+            },
+            Error::InvalidResponse {
+                endpoint: endpoint(),
+            },
             Error::ClientBody,
         ]
+    }
+
+    #[test]
+    fn the_next_hop_is_the_server_that_is_at_fault() {
+        let named = each().into_iter().filter_map(|error| {
+            let response = error.to_response();
+            let proxy_status = response.headers()["proxy-status"].to_str().unwrap();
+            let (_, next_hop) = proxy_status.split_once("; next-hop=")?;
+            Some((error.reason(), next_hop.to_owned()))
+        });
+        let (endpoint, proxy) = ("https://cloud.example.com", "http://proxy.example.com:3128");
+        use RejectionReason as Reason;
+        let expected = [
+            (Reason::ConnectTimeout, endpoint),
+            (Reason::Resolve, endpoint),
+            (Reason::ConnectRefused, endpoint),
+            (Reason::Tls, endpoint),
+            (Reason::ProxyTimeout, proxy),
+            (Reason::ProxyUnreachable, proxy),
+            (Reason::ProxyRefused, proxy),
+            (Reason::ResponseTimeout, endpoint),
+            (Reason::ConnectionClosed, endpoint),
+            (Reason::InvalidResponse, endpoint),
+        ];
+        let expected = expected.map(|(reason, next_hop)| (reason, format!("\"{next_hop}\"")));
+        assert_eq!(named.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_string_of_structured_fields_is_quoted() {
+        for (text, quoted) in [
+            ("https://cloud.example.com", "\"https://cloud.example.com\""),
+            ("http://[::1]:80", "\"http://[::1]:80\""),
+            ("a\"b\\c", "\"a\\\"b\\\\c\""),
+            ("", "\"\""),
+            ("a\r\nb\u{e9}\u{7f} ~", "\"a??b?? ~\""),
+        ] {
+            assert_eq!(structured_string(text), quoted);
+        }
     }
 
     #[test]

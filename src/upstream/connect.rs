@@ -123,6 +123,19 @@ impl Error {
         }
     }
 
+    /// The server that is at fault, for `Proxy-Status`: the endpoint, or the outbound proxy. `None`
+    /// where a limit of this proxy is the cause.
+    pub fn next_hop(&self) -> Option<&str> {
+        match self {
+            Self::Timeout { endpoint, .. }
+            | Self::Resolve { endpoint, .. }
+            | Self::Refused { endpoint, .. }
+            | Self::Tls { endpoint, .. } => Some(endpoint),
+            Self::Proxy { source, .. } => Some(source.next_hop()),
+            Self::Full { .. } | Self::NoSocket { .. } => None,
+        }
+    }
+
     /// How it counts in the metrics of the endpoint.
     pub fn failure(&self) -> Failure {
         match self {

@@ -14,6 +14,7 @@
 //! | `faults`, `issuer`, `issuers`, `crashes`, `login`, `machine`, `field_replay` | the token's lifecycle: issuers that fail, kills, first tokens, clocks |
 //! | `process`, `admin`, `config`, `confinement`, `descriptors`, `memory`, `field_operations`, `field_store` | the program as a process: commands, signals, files, the unit, its resources |
 //! | `names` | names of upstreams: several addresses, changes, nameservers that fail or hang |
+//! | `nodes_seen` | what operators see of the addresses of an upstream |
 //! | `outbound_proxy` | Squid, a SOCKS server, and proxies that refuse or hang, between this proxy and the cloud |
 //! | `health_checks` | active health checks of upstreams |
 //! | `nodes` | several nodes of the cloud of which some are bad: failures, shares, retries |
@@ -78,6 +79,7 @@ mod memory;
 mod names;
 #[cfg(target_os = "linux")]
 mod nodes;
+mod nodes_seen;
 mod outbound_proxy;
 mod process;
 mod protocols;

@@ -85,7 +85,7 @@ async fn bad_input_24_a_server_without_a_valid_certificate_gets_no_byte() {
         assert_eq!(got.status(), 502, "{what}");
         assert_eq!(
             got.headers()["proxy-status"],
-            "bearer-proxy; error=tls_certificate_error",
+            format!("bearer-proxy; error=tls_certificate_error; next-hop=\"{origin}\""),
             "{what}"
         );
         let detail = String::from_utf8_lossy(got.body());

@@ -37,7 +37,9 @@ use crate::{
         settings::View,
         worker::Worker,
     },
-    upstream::{self, Counters, ExpectSupport, Failure, Lease, Place, Reason, Upstream, Visited},
+    upstream::{
+        self, Counters, Endpoint, ExpectSupport, Failure, Lease, Place, Reason, Upstream, Visited,
+    },
 };
 
 /// How often `response_timeout` is granted again, if the upstream has sent interim responses
@@ -200,7 +202,7 @@ impl RequestContext<'_> {
             .await;
         let refusal = match &first {
             Ok(response) => Some(response.head.status),
-            Err(Error::ConnectionClosed) => None,
+            Err(Error::ConnectionClosed { .. }) => None,
             Err(_) => return first,
         };
         let is_refusal = refusal.is_none_or(|status| EXPECTATION_REFUSALS.contains(&status));
@@ -414,7 +416,8 @@ impl RequestContext<'_> {
                     body.end_attempt();
                     lease.failed(Reason::Broken);
                     lease.count(Failure::InvalidResponse);
-                    return Err(Error::InvalidResponse.into());
+                    let endpoint = lease.endpoint().origin.clone();
+                    return Err(Error::InvalidResponse { endpoint }.into());
                 }
                 if headers::authenticates_connection(&head.headers) {
                     lease.retire();
@@ -441,7 +444,8 @@ impl RequestContext<'_> {
                 lease.retire();
                 lease.failed(Reason::Timeout);
                 lease.count(Failure::ResponseTimeout);
-                Err(Error::ResponseTimeout.into())
+                let endpoint = lease.endpoint().origin.clone();
+                Err(Error::ResponseTimeout { endpoint }.into())
             }
         }
     }
@@ -472,7 +476,8 @@ impl RequestContext<'_> {
             Err(Truncated) => {
                 self.body.end_attempt();
                 lease.count(Failure::Truncated);
-                Err(Error::ConnectionClosed)
+                let endpoint = lease.endpoint().origin.clone();
+                Err(Error::ConnectionClosed { endpoint })
             }
         }
     }
@@ -534,7 +539,7 @@ impl RequestContext<'_> {
     ) -> SendError {
         let is_unwritten = failed.take_message().is_some();
         let failed = failed.into_error();
-        let error = classify(&failed, self.body);
+        let error = classify(&failed, self.body, lease.endpoint());
         let is_unprocessed = upstream::is_unprocessed(&failed)
             || lease.is_reused() && (is_unwritten || self.body.is_held_back());
         // A pooled connection may have been closed before it was used: that is no failure.
@@ -544,7 +549,7 @@ impl RequestContext<'_> {
         }
         let is_repeatable = is_unprocessed
             || methods::is_idempotent(&self.head.method)
-                && matches!(error, Error::ConnectionClosed)
+                && matches!(error, Error::ConnectionClosed { .. })
                 && !lease.has_received();
         let resend = (is_repeatable && self.body.can_replay()).then(|| Resend {
             is_free: is_unprocessed || lease.is_reused(),
@@ -667,12 +672,17 @@ pub(super) fn is_gateway_error(status: StatusCode) -> bool {
     )
 }
 
-fn classify(error: &hyper::Error, body: &RequestBody) -> Error {
+fn classify(error: &hyper::Error, body: &RequestBody, endpoint: &Endpoint) -> Error {
+    let endpoint = || endpoint.origin.clone();
     if body.has_failed() {
         Error::ClientBody
     } else if error.is_parse() || upstream::is_malformed(error) {
-        Error::InvalidResponse
+        Error::InvalidResponse {
+            endpoint: endpoint(),
+        }
     } else {
-        Error::ConnectionClosed
+        Error::ConnectionClosed {
+            endpoint: endpoint(),
+        }
     }
 }

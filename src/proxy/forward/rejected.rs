@@ -57,7 +57,8 @@ pub(crate) struct RejectedResponse<'a> {
     lease: Option<Lease<AttemptBody>>,
     /// How much of the body has been read.
     length: usize,
-    is_truncated: bool,
+    /// The endpoint, if the response broke off before its end.
+    truncated_by: Option<String>,
     /// The address that sent it.
     address: AddressId,
 }
@@ -80,7 +81,7 @@ impl<'a> RejectedResponse<'a> {
             response,
             lease,
             length: 0,
-            is_truncated: false,
+            truncated_by: None,
             address,
         }
     }
@@ -132,10 +133,11 @@ impl<'a> RejectedResponse<'a> {
                         .map(|UpstreamBody { lease, .. }| lease);
                 }
                 None | Some(Err(_)) => {
+                    let endpoint = unread.lease.endpoint().origin.clone();
                     unread.lease.count(Failure::Truncated);
                     self.context.body.end_attempt();
                     self.response.unread = None;
-                    self.is_truncated = true;
+                    self.truncated_by = Some(endpoint);
                 }
             }
         }
@@ -164,8 +166,8 @@ impl<'a> RejectedResponse<'a> {
     /// When it broke off before its end.
     pub(crate) fn relay(mut self) -> Result<ClientResponse, Error> {
         self.release();
-        if self.is_truncated {
-            return Err(Error::ConnectionClosed);
+        if let Some(endpoint) = self.truncated_by {
+            return Err(Error::ConnectionClosed { endpoint });
         }
         if self.response.unread.is_some() {
             self.context.body.unpark();

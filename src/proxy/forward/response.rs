@@ -72,7 +72,10 @@ pub(crate) enum ReadAhead {
     /// It is too large or too slow: it can only be relayed.
     TooLarge(ClientResponse),
     /// It was cut short: no client may get it.
-    Truncated,
+    Truncated {
+        /// The origin of the endpoint.
+        endpoint: String,
+    },
 }
 
 impl RequestContext<'_> {
@@ -204,7 +207,9 @@ impl RequestContext<'_> {
                 None | Some(Err(_)) => {
                     self.exchange.upstream_deadline.disarm();
                     lease.count(Failure::Truncated);
-                    return ReadAhead::Truncated;
+                    return ReadAhead::Truncated {
+                        endpoint: lease.endpoint().origin.clone(),
+                    };
                 }
             }
         };

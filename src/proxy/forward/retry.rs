@@ -106,7 +106,7 @@ impl RequestContext<'_> {
                 Ok(Judged::Relayed(response))
             }
             ReadAhead::TooLarge(response) => Ok(Judged::Relayed(response)),
-            ReadAhead::Truncated => Err(Error::ConnectionClosed),
+            ReadAhead::Truncated { endpoint } => Err(Error::ConnectionClosed { endpoint }),
         }
     }
 
@@ -217,7 +217,10 @@ impl RequestContext<'_> {
         let mut attempt = pin!(attempt);
         let attempted = match timeout(VERIFICATION_LIMIT, &mut attempt).await {
             Ok(attempted) => attempted,
-            Err(_) if self.is_harmless(&Error::ResponseTimeout) => Err(Error::ResponseTimeout),
+            Err(_) if self.is_repeatable() => {
+                self.count(RetryReason::OtherConnection, RetryOutcome::Failed);
+                return Ok(None);
+            }
             Err(_) => attempt.await,
         };
         let (judged, address) = match attempted {
@@ -253,13 +256,18 @@ impl RequestContext<'_> {
         }
     }
 
+    /// Whether the request can be sent again though it may have been applied.
+    fn is_repeatable(&self) -> bool {
+        methods::is_idempotent(&self.head.method) && self.body.can_replay()
+    }
+
     /// Whether a failed attempt can be followed by another one.
     fn is_harmless(&self, error: &Error) -> bool {
         match error {
             Error::Connect(_) => true,
-            Error::ConnectionClosed | Error::ResponseTimeout | Error::InvalidResponse => {
-                methods::is_idempotent(&self.head.method) && self.body.can_replay()
-            }
+            Error::ConnectionClosed { .. }
+            | Error::ResponseTimeout { .. }
+            | Error::InvalidResponse { .. } => self.is_repeatable(),
             _ => false,
         }
     }

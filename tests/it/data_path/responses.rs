@@ -133,7 +133,7 @@ async fn each_failure_of_the_upstream_has_its_own_response() {
         assert_eq!(response.status(), 502);
         assert_eq!(
             response.headers()["proxy-status"],
-            format!("bearer-proxy; error={error}")
+            format!("bearer-proxy; error={error}; next-hop=\"http://{upstream}\"")
         );
     }
     let issuer = issuer().await;
@@ -143,7 +143,7 @@ async fn each_failure_of_the_upstream_has_its_own_response() {
     assert_eq!(response.status(), 502);
     assert_eq!(
         response.headers()["proxy-status"],
-        "bearer-proxy; error=dns_error"
+        "bearer-proxy; error=dns_error; next-hop=\"http://nobody.invalid\""
     );
 }
 
@@ -165,11 +165,11 @@ async fn bad_input_17_an_ambiguous_response_is_refused() {
         let proxy = upstream.proxy(&[]).await;
         let response = proxy.get("/").await;
         assert_eq!(response.status(), 502, "{head}");
-        assert_eq!(
-            response.headers()["proxy-status"],
-            "bearer-proxy; error=http_protocol_error",
-            "{head}"
+        let expected = format!(
+            "bearer-proxy; error=http_protocol_error; next-hop=\"{}\"",
+            upstream.origin()
         );
+        assert_eq!(response.headers()["proxy-status"], expected, "{head}");
     }
 }
 
