@@ -10,7 +10,7 @@ use crate::common::{
     Proxy, closed_address, eventually, get, in_front_of, issuer, post,
     process::Program,
     proxy, read_head, scripted, send, silent_upstream, text_at,
-    upstream::{Upstream, bytes, ok, response, unauthorized},
+    upstream::{RunningUpstream, Upstream, bytes, ok, response, unauthorized},
 };
 
 async fn status(admin: SocketAddr) -> Value {
@@ -172,7 +172,11 @@ async fn an_error_names_the_endpoint_that_got_the_request() {
         (bytes("SMTP ready\r\n\r\n").close(), "http_protocol_error"),
     ] {
         let nodes = [broken(reply.clone()).await, broken(reply).await];
-        let endpoints = nodes.each_ref().map(|node| node.origin()).join(",");
+        let origins = nodes
+            .iter()
+            .map(RunningUpstream::origin)
+            .collect::<Vec<_>>();
+        let endpoints = origins.join(",");
         let issuer = issuer().await;
         let more = [
             ("token.issuer", issuer.as_str()),
