@@ -4,6 +4,7 @@
 //! Each load is a fixed number of requests. What is judged are statuses and counters, never times.
 
 mod bad;
+mod checks;
 mod choice;
 mod queue;
 mod retries;
@@ -24,7 +25,7 @@ use http_body_util::Full;
 use tokio::task::JoinSet;
 
 use crate::common::{
-    Client, LIMIT, Proxy,
+    Client, LIMIT, Proxy, eventually,
     node::{Behaviour, Node},
     proxy,
     upstream::{self, RunningUpstream},
@@ -97,6 +98,20 @@ impl Fleet {
     /// Requests that each node received.
     fn counts(&self) -> Vec<usize> {
         self.nodes.iter().map(Node::count).collect()
+    }
+
+    /// Whether this node is in, as the metrics say.
+    async fn is_in(&self, node: usize) -> bool {
+        let origin = self.nodes[node].origin();
+        let name = format!("bearer_proxy_endpoint_healthy{{endpoint=\"{origin}\"}}");
+        self.proxy.metric(&name).await == 1.0
+    }
+
+    async fn until_in(&self, node: usize, is_in: bool) {
+        eventually(&format!("node {node} is in: {is_in}"), async || {
+            self.is_in(node).await == is_in
+        })
+        .await;
     }
 
     /// Calls to the issuer after the first one.

@@ -43,6 +43,8 @@ pub enum Behaviour {
     Good(Duration),
     /// Responds with this status at once.
     Status(u16),
+    /// Responds with this status to `/healthz`, and 200 to all else.
+    Health(u16),
     /// Responds 401 at once, unless the token is `token-N` with at least this number.
     Requires(u64),
     /// Sends half of a response's body, and no more.
@@ -324,10 +326,11 @@ async fn respond(
     let number: u64 = token
         .strip_prefix("token-")
         .map_or(0, |number| number.parse().unwrap());
+    let path = request.uri().path().to_owned();
     // Counted by its head: a request whose body breaks off has been seen as well.
     log.seen.lock().unwrap().push(Seen {
         method: request.method().to_string(),
-        target: request.uri().path().to_owned(),
+        target: path.clone(),
         token,
         connection,
     });
@@ -340,6 +343,7 @@ async fn respond(
             200
         }
         Behaviour::Status(status) => status,
+        Behaviour::Health(status) if path == "/healthz" => status,
         Behaviour::Requires(least) if number < least => 401,
         Behaviour::Silent => pending().await,
         _ => 200,

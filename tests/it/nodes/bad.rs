@@ -33,6 +33,8 @@ async fn no_get_fails_beside_a_bad_node() {
             .load(CLIENTS, 400, |number| marked(&Method::GET, number))
             .await;
         assert_eq!(tally.0, BTreeMap::from([(200, 400)]), "{kind:?}");
+        fleet.until_in(2, false).await;
+        assert!(fleet.is_in(0).await && fleet.is_in(1).await, "{kind:?}");
         let bad = &fleet.nodes[2];
         let attempts = bad.count().max(bad.connections());
         assert!(attempts <= BEFORE_EJECTION, "{kind:?}: {attempts}");
@@ -53,6 +55,7 @@ async fn no_get_fails_beside_a_bad_node_over_http2() {
             .load(CLIENTS, 400, |number| marked(&Method::GET, number))
             .await;
         assert_eq!(tally.0, BTreeMap::from([(200, 400)]), "{kind:?}");
+        fleet.until_in(2, false).await;
         let attempts = fleet.nodes[2].count();
         assert!(attempts <= BEFORE_EJECTION, "{kind:?}: {attempts}");
     }
@@ -69,6 +72,7 @@ async fn a_slow_node_is_used_less_and_not_ejected() {
     // In flight it has at most one request more than the least loaded node: a third of the clients,
     // for one second each.
     assert!(fleet.nodes[2].count() < 120, "{:?}", fleet.counts());
+    assert!(fleet.is_in(2).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -103,16 +107,70 @@ async fn no_get_fails_while_nodes_are_killed_and_started() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unreachable_node_returns_when_it_accepts_connections() {
+    for is_black_hole in [false, true] {
+        let kind = if is_black_hole {
+            Behaviour::DropsSyns
+        } else {
+            Behaviour::Refuses
+        };
+        let mut fleet = Fleet::start(&[GOOD, kind], &[]).await;
+        fleet.get_times(8).await.assert_all(200, 8);
+        fleet.until_in(1, false).await;
+        fleet.nodes[1].set(GOOD).await;
+        fleet.until_in(1, true).await;
+        // With no request from a client.
+        assert_eq!(fleet.nodes[1].count(), 0, "{kind:?}");
+        fleet.get_times(40).await.assert_all(200, 40);
+        assert!(fleet.nodes[1].count() > 0, "{kind:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failing_node_returns_with_its_first_success() {
+    let mut fleet = Fleet::start(&[GOOD, GOOD, Behaviour::Status(503)], &[]).await;
+    let request = |number| marked(&Method::GET, number);
+    fleet.load(CLIENTS, 100, request).await.assert_all(200, 100);
+    fleet.until_in(2, false).await;
+    let failed = fleet.nodes[2].count();
+    fleet.nodes[2].set(GOOD).await;
+    // It gets no request until its time is over, then one, and after that its share.
+    eventually("the node gets requests again", async || {
+        fleet.get_times(3).await.assert_all(200, 3);
+        fleet.nodes[2].count() >= failed + 2
+    })
+    .await;
+    assert!(fleet.is_in(2).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sole_endpoint_is_never_ejected() {
     let mut fleet = Fleet::start(&[Behaviour::Status(503)], &[]).await;
     fleet.get_times(30).await.assert_all(503, 30);
     assert_eq!(fleet.received(), 30);
+    assert!(fleet.is_in(0).await);
 
     fleet.nodes[0].set(Behaviour::Refuses).await;
     fleet.get_times(10).await.assert_all(502, 10);
     fleet.nodes[0].set(GOOD).await;
     // Used by the next request, not by the next attempt of the control runtime.
     fleet.get_times(3).await.assert_all(200, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_most_half_of_the_nodes_are_failing() {
+    let fleet = Fleet::start(&[Behaviour::Status(500); 4], &[]).await;
+    fleet.get_times(40).await.assert_all(500, 40);
+    for node in 0..4 {
+        assert!(fleet.is_in(node).await, "500 is the application's");
+    }
+    let fleet = Fleet::start(&[Behaviour::Status(503); 4], &[]).await;
+    fleet.get_times(100).await.assert_all(503, 100);
+    let mut out = 0;
+    for node in 0..4 {
+        out += usize::from(!fleet.is_in(node).await);
+    }
+    assert_eq!(out, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -133,5 +191,26 @@ async fn nodes_that_are_all_unreachable_are_tried_all_the_same() {
             .await;
         tally.assert_all(200, 10);
         assert_eq!(fleet.received(), 10, "no POST was sent twice");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failure_names_the_endpoint_as_configured() {
+    let limits = [
+        ("upstream.connect_timeout", "300ms"),
+        ("upstream.response_timeout", "300ms"),
+    ];
+    for kind in [
+        Behaviour::Refuses,
+        Behaviour::DropsSyns,
+        Behaviour::Breaks,
+        Behaviour::Silent,
+    ] {
+        let fleet = Fleet::start(&[kind], &limits).await;
+        let response = fleet.proxy.get("/").await;
+        let status = response.headers()["proxy-status"].to_str().unwrap();
+        let (_, next_hop) = status.split_once("next-hop=").unwrap_or_default();
+        let address = fleet.nodes[0].address.to_string();
+        assert!(next_hop.contains(&address), "{kind:?}: {status}");
     }
 }

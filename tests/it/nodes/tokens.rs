@@ -19,6 +19,7 @@ async fn a_node_that_refuses_every_token_causes_no_refreshes() {
         .await;
     tally.assert_all(200, 2500);
     assert!(fleet.refreshes() <= 4, "{}", fleet.refreshes());
+    fleet.until_in(2, false).await;
     assert!(fleet.nodes[2].count() < 50, "{:?}", fleet.counts());
 }
 
@@ -46,6 +47,12 @@ async fn a_token_that_all_nodes_refuse_is_refreshed_once() {
         .await;
     tally.assert_all(200, 60);
     assert_eq!(fleet.refreshes(), 1);
+    for node in 0..3 {
+        assert!(
+            fleet.is_in(node).await,
+            "a revoked token is no node's fault"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,6 +74,7 @@ async fn requests_that_are_always_refused_are_shown_and_eject_nothing() {
     let tally = fleet.load(2, 20, |_| marked(&Method::GET, 0)).await;
     tally.assert_all(401, 20);
     assert!(fleet.refreshes() <= 4, "{}", fleet.refreshes());
+    assert!(fleet.is_in(0).await && fleet.is_in(1).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
