@@ -1,7 +1,10 @@
 //! What operators see of the addresses of an upstream: `/status`, its text and page, metrics, and
 //! which endpoint an error names.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -10,7 +13,9 @@ use crate::common::{
     Proxy, closed_address, eventually, get, in_front_of, issuer, post,
     process::Program,
     proxy, read_head, scripted, send, silent_upstream, text_at,
-    upstream::{RunningUpstream, Upstream, bytes, ok, response, unauthorized},
+    upstream::{
+        Request, RunningUpstream, Upstream, bytes, grant, ok, response, silence, unauthorized,
+    },
 };
 
 async fn status(admin: SocketAddr) -> Value {
@@ -227,6 +232,31 @@ async fn an_error_names_the_endpoint_whose_response_broke_off_while_it_was_judge
             "{response:?}"
         );
     }
+}
+
+/// A response that rejects the token is read while a newer token is awaited, and none comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_names_the_endpoint_whose_rejection_broke_off() {
+    let calls = AtomicUsize::new(0);
+    let issuer = Upstream::always(move |_: &Request| {
+        if calls.fetch_add(1, Relaxed) == 0 {
+            grant("token", 3600)
+        } else {
+            silence()
+        }
+    });
+    let issuer = issuer.start().await.origin();
+    let cut = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 100\r\n\r\ncut";
+    let upstream = Upstream::always(bytes(cut).close()).start().await;
+    let more = [("token.issuer", issuer.as_str()), ("token.wait", "500ms")];
+    let proxy = proxy(&upstream.origin(), &more);
+    proxy.ready().await;
+    let response = proxy.get("/").await;
+    assert_eq!(
+        response.headers()["proxy-status"],
+        proxy_status("connection_terminated", &upstream.origin()),
+        "{response:?}"
+    );
 }
 
 /// No endpoint is at fault: a request that was refused, a client that did not send its body, a token
