@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     cache::{Token, Version},
+    deadline::while_running,
     rejection::Rejections,
     state::{Reason, Snapshot, State, Status, Telemetry},
 };
@@ -123,13 +124,12 @@ impl Credential {
     /// future cancels the wait, never the refresh.
     ///
     /// `None` after `wait`; at once if there will be none until an operator acts, if the issuer takes
-    /// longer than `token.timeout` to respond, or if [`MAX_WAITERS`] wait already. It waits by the runtime's clock: time in suspend does not
-    /// count.
+    /// longer than `token.timeout` to respond, or if [`MAX_WAITERS`] wait already. Time in which the
+    /// machine or the process is stopped does not count.
     pub async fn newer_than(&self, version: Option<Version>, wait: Duration) -> Option<Arc<Token>> {
         let _slot = WaiterSlot::take(&self.shared.waiters)?;
-        tokio::time::timeout(wait, self.published_after(version))
+        while_running(wait, self.published_after(version))
             .await
-            .ok()
             .flatten()
     }
 

@@ -7,9 +7,14 @@
 
 use std::{pin::pin, time::Duration};
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::base::clock::{Moment, SharedClock};
+
+/// The time between two looks at the clock of [`while_running`], and what a busy machine adds to it.
+const SLICE: Duration = Duration::from_millis(500);
+const LATE: Duration = Duration::from_millis(250);
 
 /// How long after a deadline what has arrived may take to be read.
 const LAST_LOOK: Duration = Duration::from_secs(1);
@@ -99,6 +104,23 @@ pub(super) async fn data_first<T>(
     tokio::time::timeout(LAST_LOOK, work).await.ok()
 }
 
+/// The output of `work`, if it ends while the process runs for `limit`. The time in which the process
+/// is stopped (a signal, a pause of the virtual machine) does not count: nothing that `work` waits
+/// for could happen in it.
+pub(super) async fn while_running<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    let mut left = limit;
+    while !left.is_zero() {
+        let slice = left.min(SLICE);
+        let begin = Instant::now();
+        match tokio::time::timeout(slice, work.as_mut()).await {
+            Ok(output) => return Some(output),
+            Err(_) => left -= begin.elapsed().min(slice + LATE).min(left),
+        }
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use std::{future::pending, sync::Arc};
@@ -136,5 +158,22 @@ mod tests {
         let connecting = deadline.before_request(pending::<()>());
         let limited = tokio::time::timeout(Duration::from_secs(10), connecting);
         assert_eq!(limited.await, Ok(None), "it never connects");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_in_which_the_process_is_stopped_does_not_count() {
+        const LIMIT: Duration = Duration::from_secs(5);
+        assert_eq!(while_running(LIMIT, async { 1 }).await, Some(1));
+        let begin = Instant::now();
+        assert_eq!(while_running(LIMIT, pending::<()>()).await, None);
+        assert_eq!(begin.elapsed(), LIMIT);
+
+        let waiting = tokio::spawn(while_running(LIMIT, async {
+            tokio::time::sleep(Duration::from_secs(64)).await;
+        }));
+        tokio::task::yield_now().await;
+        // The clock jumps while nothing runs.
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(waiting.await.expect("no panic"), Some(()));
     }
 }
