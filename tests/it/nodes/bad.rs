@@ -176,7 +176,8 @@ async fn at_most_half_of_the_nodes_are_failing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_that_are_all_unreachable_are_tried_all_the_same() {
     for (kind, status) in [(Behaviour::Refuses, 502), (Behaviour::DropsSyns, 504)] {
-        let limit = [("upstream.connect_timeout", "300ms")];
+        // The third address is dialled after twice 250 ms.
+        let limit = [("upstream.connect_timeout", "700ms")];
         let mut fleet = Fleet::start(&[kind; 3], &limit).await;
         for method in [Method::GET, Method::POST] {
             let tally = fleet
