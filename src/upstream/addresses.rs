@@ -9,7 +9,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
     },
     time::{Duration, SystemTime},
 };
@@ -125,20 +125,39 @@ impl Address {
 /// Requests under way to an address, of all workers. On a cache line of its own: each request writes
 /// it twice.
 #[derive(Debug, Default)]
-pub(super) struct InFlightCount(CacheLine<AtomicU32>);
+pub(super) struct InFlightCount(CacheLine<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    requests: AtomicU32,
+    /// Failed requests that still count for the choice, and for no limit.
+    penalties: AtomicU32,
+}
 
 impl InFlightCount {
     pub(super) fn get(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
+        self.0.requests.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn penalties(&self) -> u32 {
+        self.0.penalties.load(Ordering::Relaxed)
     }
 
     pub(super) fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_penalty(&self) {
+        self.0.penalties.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn remove_penalty(&self) {
+        self.0.penalties.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Sequentially consistent, see [`Queue`].
     pub(super) fn remove(&self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.0.requests.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -261,7 +280,7 @@ impl Addresses {
     }
 
     pub(super) fn version(&self) -> u64 {
-        self.version.load(Ordering::Relaxed)
+        self.version.load(Ordering::Acquire)
     }
 
     pub(super) fn load(&self) -> Arc<AddressSet> {
@@ -384,7 +403,7 @@ impl Addresses {
 
     /// The state or the weight of an address is another one.
     pub(super) fn bump(&self) {
-        let version = self.version.fetch_add(1, Ordering::Relaxed) + 1;
+        let version = self.version.fetch_add(1, Ordering::Release) + 1;
         self.changed.send_replace(version);
         self.queue.freed.notify_waiters();
     }
@@ -440,10 +459,11 @@ impl Addresses {
             let guard = self.changes.lock();
             let set = self.load();
             let preferred = || set.listed.iter().filter(|listed| !listed.is_alternative);
-            let ejected = preferred().filter(|listed| {
-                !std::ptr::eq(&*listed.address, address) && listed.address.health.is_ejected()
-            });
-            (ejected.count() < preferred().count() / 2).then_some(guard)
+            let others = || preferred().filter(|listed| !std::ptr::eq(&*listed.address, address));
+            let ejected = others().filter(|listed| listed.address.health.is_ejected());
+            // The last one that is in stays.
+            let may_leave = others().any(|listed| listed.address.health.is_in());
+            (may_leave && ejected.count() < preferred().count() / 2).then_some(guard)
         };
         let random = getrandom::u64().unwrap_or_default();
         let now = self.clock.now();
@@ -538,7 +558,15 @@ impl Queue {
                 freed.await;
             }
         };
-        tokio::time::timeout(timeout, waiting).await.ok()
+        let taken = tokio::time::timeout(timeout, waiting).await.ok();
+        drop(ticket);
+        if taken.is_some() {
+            // Several places may have become free at once, which woke this request alone. If there is
+            // another one, to give it up wakes the next request; none is woken in vain, since that
+            // would lose its turn.
+            drop(place());
+        }
+        taken
     }
 }
 
@@ -552,6 +580,7 @@ struct Ticket<'a> {
 impl<'a> Ticket<'a> {
     fn take(waiting: &'a AtomicUsize, limit: usize) -> Option<Self> {
         let before = waiting.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         let ticket = Self {
             waiting,
             is_first: before == 0,
@@ -563,5 +592,70 @@ impl<'a> Ticket<'a> {
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, pin::pin};
+
+    use futures_util::future::{join3, poll_immediate};
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(1);
+
+    /// Gives its place up on drop, as a request does.
+    struct Taken<'a>(&'a Queue, &'a Cell<u32>);
+
+    impl Drop for Taken<'_> {
+        fn drop(&mut self) {
+            self.1.set(self.1.get() + 1);
+            self.0.freed();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn places_that_become_free_at_once_wake_all_that_wait() {
+        let (queue, free) = (Queue::default(), Cell::new(0));
+        let take = || {
+            let left = free.get();
+            (left > 0).then(|| {
+                free.set(left - 1);
+                Taken(&queue, &free)
+            })
+        };
+        let mut first = pin!(queue.wait_for(10, TIMEOUT, take));
+        assert!(poll_immediate(first.as_mut()).await.is_none());
+        free.set(4);
+        for _ in 0..4 {
+            queue.freed();
+        }
+        // They come before the first one has run.
+        let mut others = pin!(join3(
+            queue.wait_for(10, TIMEOUT, take),
+            queue.wait_for(10, TIMEOUT, take),
+            queue.wait_for(10, TIMEOUT, take),
+        ));
+        let polled = poll_immediate(others.as_mut()).await;
+        let first = first.await;
+        let (second, third, fourth) = match polled {
+            Some(others) => others,
+            None => others.await,
+        };
+        assert!([first, second, third, fourth].iter().all(Option::is_some));
+        assert!(queue.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_is_limited_in_length_and_time() {
+        let queue = Queue::default();
+        let none = || None::<()>;
+        let mut first = pin!(queue.wait_for(1, TIMEOUT, none));
+        assert!(poll_immediate(first.as_mut()).await.is_none());
+        assert!(!queue.is_empty());
+        assert_eq!(queue.wait_for(1, TIMEOUT, || Some(())).await, None);
+        assert_eq!(first.await, None);
+        assert!(queue.is_empty());
     }
 }

@@ -58,7 +58,7 @@ struct Usable {
 
 /// The addresses that have failed a request, or that did not accept a connection for it. It goes
 /// to another one if there is one.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Visited(Vec<AddressId>);
 
 impl Visited {
@@ -184,11 +184,13 @@ where
                     1 => in_flight as usize,
                     _ => self.requests(&usable.siblings),
                 };
-                let is_eligible = of_endpoint < pool.limit()
+                // A client's own address is waited for.
+                let has_room = affinity.is_some() || of_endpoint < pool.limit();
+                let is_eligible = has_room
                     && !visited.contains(address.id)
                     && (!usable.is_trial || address.health.is_available());
                 is_eligible.then_some(Load {
-                    in_flight,
+                    in_flight: in_flight + address.in_flight.penalties(),
                     weight: usable.weight,
                 })
             };
@@ -218,16 +220,30 @@ where
     }
 
     /// Another address to dial when those that get requests do not connect: of the other family,
-    /// or, if `may_be_out`, any.
-    fn last_resort(&self, visited: &Visited, may_be_out: bool) -> Option<Place<B>> {
-        let mut pools = self.pools.iter().zip(&self.is_alternative);
-        let (pool, _) = pools.find(|(pool, is_alternative)| {
-            (**is_alternative || may_be_out) && !visited.contains(pool.handle.address.id)
-        })?;
+    /// or else one that is out.
+    fn last_resort(&self, visited: &Visited) -> Option<Place<B>> {
+        let others = || {
+            let pools = self.pools.iter().zip(&self.is_alternative);
+            pools.filter(|(pool, _)| {
+                let address = &pool.handle.address;
+                !visited.contains(address.id) && self.has_room(pool)
+            })
+        };
+        let alternative = others().find(|(_, is_alternative)| **is_alternative);
+        let (pool, _) = alternative.or_else(|| others().next())?;
         Some(Place {
             in_flight: InFlight::begin(&pool.handle, false)?,
             pool: Rc::clone(pool),
         })
+    }
+
+    /// Whether the limits of the pool's endpoint allow one more request.
+    fn has_room(&self, pool: &Pool<B>) -> bool {
+        let endpoint = pool.handle.address.endpoint;
+        let pools = self.pools.iter();
+        let siblings = pools.filter(|other| other.handle.address.endpoint == endpoint);
+        let counts = siblings.map(|sibling| sibling.handle.address.in_flight.get());
+        counts.map(|count| count as usize).sum::<usize>() < pool.limit()
     }
 
     /// Requests in flight to an endpoint.
@@ -326,9 +342,9 @@ where
     }
 
     /// An address that gets no requests, for one that no other address accepts.
-    pub(super) fn last_resort(&self, visited: &Visited, may_be_out: bool) -> Option<Place<B>> {
+    pub(super) fn last_resort(&self, visited: &Visited) -> Option<Place<B>> {
         self.update();
-        self.local.borrow().last_resort(visited, may_be_out)
+        self.local.borrow().last_resort(visited)
     }
 
     fn update(&self) {
@@ -357,6 +373,9 @@ where
                 endpoint: config.endpoints[endpoint].origin.clone(),
                 detail,
             });
+        }
+        if let Some(place) = self.place(visited, affinity) {
+            return Ok(place);
         }
         let place = || self.any_place(visited, affinity);
         let queue = &addresses.queue;

@@ -34,6 +34,8 @@ pub struct Dial {
     pub is_upgrade: bool,
     /// A connection that no other request has opened.
     pub is_alone: bool,
+    /// The address of a connection that was lost: open ones may be as dead.
+    pub lost: Option<AddressId>,
 }
 
 impl<B: Body + Unpin + 'static> Upstream<B>
@@ -59,7 +61,8 @@ where
         tried.add(place.address());
         let mut dials = FuturesUnordered::new();
         dials.push(place.dial(dial, deadline));
-        let mut has_more = true;
+        // A client's own address may take its time.
+        let mut has_more = affinity.is_none();
         loop {
             let mut error = None;
             tokio::select! {
@@ -79,11 +82,11 @@ where
             }
             let next = if Instant::now() < deadline {
                 let other = self.other_place(&tried, affinity);
-                other.or_else(|| self.last_resort(&tried, dials.is_empty()))
+                other.or_else(|| self.last_resort(&tried))
             } else {
                 None
             };
-            has_more = next.is_some();
+            has_more = next.is_some() && affinity.is_none();
             match (next, error) {
                 (Some(next), _) => {
                     tried.add(next.address());
@@ -122,7 +125,8 @@ where
                 let dialled = pool.dial_alone(versions, deadline).await;
                 dialled.map(|connection| (connection, false))
             } else {
-                pool.dial(versions, deadline).await
+                let skips_open = dial.lost == Some(address);
+                pool.dial(versions, skips_open, deadline).await
             };
             let result = match dialled {
                 Ok((connection, is_reused)) => {

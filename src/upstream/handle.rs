@@ -1,6 +1,6 @@
 //! An address as one worker uses it, and a request's count there.
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use super::{
     addresses::{Address, Addresses},
@@ -62,10 +62,11 @@ impl AddressHandle {
         if self.addresses.load().listed.len() < 2 {
             return;
         }
-        let penalty = InFlight::unlimited(self);
+        self.address.in_flight.add_penalty();
+        let address = Arc::clone(&self.address);
         tokio::task::spawn_local(async move {
             tokio::time::sleep(PENALTY).await;
-            drop(penalty);
+            address.in_flight.remove_penalty();
         });
     }
 }
@@ -75,16 +76,14 @@ impl AddressHandle {
 pub(super) struct InFlight {
     pub(super) handle: Rc<AddressHandle>,
     /// Of an address that gets one request at a time.
-    _trial: Option<Trial>,
+    trial: RefCell<Option<Trial>>,
 }
 
 impl InFlight {
-    fn unlimited(handle: &Rc<AddressHandle>) -> Self {
-        handle.address.in_flight.add();
-        Self {
-            handle: Rc::clone(handle),
-            _trial: None,
-        }
+    /// The outcome of the request is known: if it was a trial, the next one may begin. The response may
+    /// last for hours.
+    pub(super) fn end_trial(&self) {
+        self.trial.borrow_mut().take();
     }
 
     /// Counts a request. `None` if the address is on trial and has its request already, or is not on
@@ -98,7 +97,7 @@ impl InFlight {
         handle.address.in_flight.add();
         Some(Self {
             handle: Rc::clone(handle),
-            _trial: trial,
+            trial: RefCell::new(trial),
         })
     }
 }

@@ -182,6 +182,11 @@ impl Health {
         health
     }
 
+    /// Whether the address is in.
+    pub(super) fn is_in(&self) -> bool {
+        self.published().is(State::In)
+    }
+
     /// Whether requests may go to the address: it is in, or it awaits a trial. If no address is
     /// available, the caller treats all as available.
     pub(super) fn is_available(&self) -> bool {

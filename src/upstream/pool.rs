@@ -140,19 +140,23 @@ where
         Some(connection.open())
     }
 
-    /// A new connection, or a stream on one that another request has just opened. TCP connects until
-    /// `deadline`. Returns whether the connection existed already.
+    /// A new connection, or a stream on one that another request has just opened; not on one that is
+    /// open already, if `skips_open`. TCP connects until `deadline`. Returns whether the connection existed already.
     pub(super) async fn dial(
         self: &Rc<Self>,
         versions: HttpVersions,
-        deadline: Instant,
+        skips_open: bool,
+        mut deadline: Instant,
     ) -> Result<(Connection<B>, bool), connect::Error> {
-        let mut dialing = None;
+        let (mut dialing, mut is_first) = (None, true);
         // With HTTP/2, requests that arrive at the same time share the first new connection.
         if versions == HttpVersions::Any && self.uses_http2.get() {
             loop {
                 // Another request may have connected since this one has found no connection.
-                if let Some(stream) = self.open_stream() {
+                let is_first = std::mem::replace(&mut is_first, false);
+                if !(is_first && skips_open)
+                    && let Some(stream) = self.open_stream()
+                {
                     return Ok((Connection::Http2(stream), true));
                 }
                 if !self.dial_lock.is_locked() {
@@ -162,6 +166,8 @@ where
                 // After a failure every waiting request dials for itself: an error is not passed
                 // on, and one attempt after the other would take too long.
                 if !self.dial_lock.wait().await {
+                    // The wait was no time of the address.
+                    deadline = deadline.max(Instant::now() + self.config.connect_timeout / 2);
                     break;
                 }
             }
@@ -180,11 +186,11 @@ where
         deadline: Instant,
     ) -> Result<Connection<B>, connect::Error> {
         let active = ActiveConnection::new(&self.handle);
-        let socket = self
-            .shared
-            .sockets
-            .acquire(self.config.connect_timeout)
-            .await;
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let socket = self.shared.sockets.acquire(limit).await;
+        // Too little time for a handshake, which would count against the address.
+        let is_late = Instant::now() + limit / 10 > deadline;
+        let socket = socket.filter(|_| !is_late);
         let socket = Rc::new(socket.ok_or_else(|| connect::Error::NoSocket {
             endpoint: self.endpoint.origin.clone(),
         })?);

@@ -118,9 +118,10 @@ pub(super) enum SendBody {
 pub(crate) struct Way {
     /// Another address than these, if there is one.
     pub(crate) visited: Visited,
-    /// No pooled connection: it may be as dead as the last one, or lead to the same server behind a
-    /// load balancer.
-    pub(crate) needs_new_connection: bool,
+    /// The address whose connection was lost: its pooled connections may be as dead.
+    pub(crate) lost: Option<upstream::AddressId>,
+    /// A connection of its own, which a load balancer may connect to another server.
+    pub(crate) is_alone: bool,
 }
 
 /// Why an attempt on one connection failed.
@@ -158,6 +159,7 @@ impl RequestContext<'_> {
         self,
         authorization: Option<&HeaderValue>,
     ) -> impl Future<Output = Result<UpstreamResponse, Error>> {
+        self.upstream().count_request();
         self.attempt_over(Way::default(), authorization)
     }
 
@@ -225,7 +227,6 @@ impl RequestContext<'_> {
         send_body: SendBody,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
-        self.upstream().count_request();
         let lease = self.connect(&mut way).await?;
         match self.send(lease, send_body, authorization).await {
             Ok(response) if !self.is_unavailable(&response) => Ok(response),
@@ -306,7 +307,7 @@ impl RequestContext<'_> {
         place: Place<AttemptBody>,
         way: &Way,
     ) -> Result<Lease<AttemptBody>, Place<AttemptBody>> {
-        if way.needs_new_connection {
+        if way.is_alone || way.lost == Some(place.address()) {
             return Err(place);
         }
         let mut lease = place.reuse(self.upgrade.is_some())?;
@@ -327,7 +328,8 @@ impl RequestContext<'_> {
     ) -> Result<Lease<AttemptBody>, Error> {
         let dial = upstream::Dial {
             is_upgrade: self.upgrade.is_some(),
-            is_alone: way.needs_new_connection,
+            is_alone: way.is_alone,
+            lost: way.lost,
         };
         let chosen = place.address();
         let dialled = self

@@ -127,8 +127,11 @@ impl RequestContext<'_> {
         send_body: SendBody,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, SendError> {
-        way.visited.add(resend.address);
-        way.needs_new_connection = true;
+        // A connection that was closed while it was idle is no reason to leave a client's own address.
+        if !(resend.is_free && self.affinity().is_some()) {
+            way.visited.add(resend.address);
+        }
+        way.lost = Some(resend.address);
         let lease = self.connect(way).await?;
         self.send(lease, send_body, authorization).await
     }

@@ -25,7 +25,7 @@ use crate::{
         token_source::{LocalToken, Replacement, TokenSource},
     },
     token::{RejectedRequest, RequestKey, Verification},
-    upstream::{Reason, Visited},
+    upstream::{AddressId, Reason, Visited},
 };
 
 /// How long a request waits for the response to its verification, if it can be sent once more: a
@@ -179,6 +179,15 @@ impl RequestContext<'_> {
         }
     }
 
+    /// Leads to another address than this one; where a client's requests stay at its address, to any:
+    /// its uploads may depend on it.
+    fn other_than(&self, address: AddressId) -> Visited {
+        match self.affinity() {
+            None => Visited::new(address),
+            Some(_) => Visited::default(),
+        }
+    }
+
     fn is_replayable(&self, failure: &AuthFailure) -> bool {
         let retry = &self.view.config().retry;
         may_replay(failure.status(), &self.head.method, retry) && self.body.can_replay()
@@ -208,10 +217,12 @@ impl RequestContext<'_> {
         rejected: &RejectedResponse<'_>,
         token: &LocalToken,
     ) -> Result<Option<Judged>, Error> {
+        let visited = self.other_than(rejected.address());
         let way = Way {
-            visited: Visited::new(rejected.address()),
             // A load balancer may connect a new connection to another server.
-            needs_new_connection: !self.upstream().has_several(),
+            is_alone: visited == Visited::default() || !self.upstream().has_several(),
+            visited,
+            lost: None,
         };
         let attempt = self.attempt_over(way, Some(token.header()));
         let mut attempt = pin!(attempt);
@@ -282,13 +293,8 @@ impl RequestContext<'_> {
         key: RequestKey,
     ) -> Result<ClientResponse, Error> {
         let way = Way {
-            // A client's requests stay at its address if that is configured: its uploads may depend
-            // on it.
-            visited: match self.affinity() {
-                None => Visited::new(rejected.address()),
-                Some(_) => Visited::default(),
-            },
-            needs_new_connection: false,
+            visited: self.other_than(rejected.address()),
+            ..Way::default()
         };
         let judged = match self.attempt_over(way, Some(newer.header())).await {
             Ok(second) => self.judge_whole(second).await,

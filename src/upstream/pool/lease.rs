@@ -130,11 +130,19 @@ where
     /// The address responded to the request.
     pub fn succeeded(&self) {
         self.pool.handle.succeeded();
+        self.end_trial();
     }
 
     /// The request failed at the address.
     pub fn failed(&self, reason: Reason) {
         self.pool.handle.failed(reason);
+        self.end_trial();
+    }
+
+    fn end_trial(&self) {
+        if let Some(in_flight) = &self.in_flight {
+            in_flight.end_trial();
+        }
     }
 
     /// Counts a failure of the endpoint.
