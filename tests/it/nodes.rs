@@ -114,6 +114,16 @@ impl Fleet {
         .await;
     }
 
+    /// Sends GETs until this node is out. A failed request counts at the node for a second, so that a
+    /// short load may be over before the fifth failure.
+    async fn use_until_out(&self, node: usize) {
+        eventually(&format!("node {node} is out"), async || {
+            self.get_times(3).await.assert_all(200, 3);
+            !self.is_in(node).await
+        })
+        .await;
+    }
+
     /// Calls to the issuer after the first one.
     fn refreshes(&self) -> usize {
         self.issuer.count() - 1

@@ -33,7 +33,7 @@ async fn no_get_fails_beside_a_bad_node() {
             .load(CLIENTS, 400, |number| marked(&Method::GET, number))
             .await;
         assert_eq!(tally.0, BTreeMap::from([(200, 400)]), "{kind:?}");
-        fleet.until_in(2, false).await;
+        fleet.use_until_out(2).await;
         assert!(fleet.is_in(0).await && fleet.is_in(1).await, "{kind:?}");
         let bad = &fleet.nodes[2];
         let attempts = bad.count().max(bad.connections());
@@ -55,7 +55,7 @@ async fn no_get_fails_beside_a_bad_node_over_http2() {
             .load(CLIENTS, 400, |number| marked(&Method::GET, number))
             .await;
         assert_eq!(tally.0, BTreeMap::from([(200, 400)]), "{kind:?}");
-        fleet.until_in(2, false).await;
+        fleet.use_until_out(2).await;
         let attempts = fleet.nodes[2].count();
         assert!(attempts <= BEFORE_EJECTION, "{kind:?}: {attempts}");
     }
