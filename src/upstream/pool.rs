@@ -245,7 +245,16 @@ where
                     Rc::clone(&self.handle),
                     slot,
                 );
-                let (connection, driver) = handshake.await.map_err(handshake_error)?;
+                // It only writes, and a write that fails stays pending until a read says why: without
+                // a limit, a reset at this moment would hold the dial lock for ever.
+                let limit = self.config.handshake_timeout;
+                let handshake = tokio::time::timeout(limit, handshake).await;
+                let (connection, driver) = handshake
+                    .map_err(|_| connect::Error::Timeout {
+                        endpoint: self.endpoint.origin.clone(),
+                        limit,
+                    })?
+                    .map_err(handshake_error)?;
                 self.spawn(driver, &close_deadline, socket);
                 drop(active);
                 let stream = connection.open();
