@@ -43,6 +43,8 @@ async fn no_get_fails_beside_a_bad_node() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_get_fails_beside_a_bad_node_over_http2() {
+    // A reset may come while the connection preface is written.
+    let limit = [("upstream.handshake_timeout", "1s")];
     for kind in [
         Behaviour::Refuses,
         Behaviour::DropsSyns,
@@ -50,7 +52,7 @@ async fn no_get_fails_beside_a_bad_node_over_http2() {
         Behaviour::Status(503),
         REFUSES_TOKENS,
     ] {
-        let fleet = Fleet::start_http2(&[GOOD, GOOD, kind], &[]).await;
+        let fleet = Fleet::start_http2(&[GOOD, GOOD, kind], &limit).await;
         let tally = fleet
             .load(CLIENTS, 400, |number| marked(&Method::GET, number))
             .await;
