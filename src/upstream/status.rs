@@ -53,7 +53,7 @@ pub struct AddressStatus {
     pub since: SystemTime,
     /// When the state ends, if that is known.
     pub until: Option<SystemTime>,
-    /// Requests under way, those that failed within the last second included.
+    /// Requests under way.
     pub in_flight: u32,
     /// How often it was taken out of use.
     pub ejections: u64,

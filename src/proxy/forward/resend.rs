@@ -1,4 +1,4 @@
-//! Requests that are sent again at once, without a word to the client: where, how often, and which.
+//! Requests that are sent again at once: which, where, and how often. The client does not notice.
 //!
 //! | what happened | what follows |
 //! |---|---|
