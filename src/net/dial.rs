@@ -15,7 +15,7 @@ const MAX_ADDRESSES: usize = 64;
 
 /// Connects to the first of `addresses` that can be reached, within `limit`. They are tried in this
 /// order: the next one as soon as an attempt fails, or after [`ATTEMPT_DELAY`]. The first connection
-/// to stand is returned, the other attempts are dropped.
+/// that is made is returned, the other attempts are dropped.
 ///
 /// # Errors
 /// `TimedOut` without an OS error after `limit`; otherwise the error of the attempt that failed

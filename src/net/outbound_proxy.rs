@@ -245,6 +245,25 @@ impl OutboundProxy {
         }
     }
 
+    /// A connection on which requests to a destination can be sent: to the proxy, if it forwards them
+    /// one by one, or else through the proxy.
+    ///
+    /// # Errors
+    /// When the proxy cannot be reached, or refuses.
+    pub async fn reach(
+        &self,
+        forwards_requests: bool,
+        host: &str,
+        port: u16,
+        limit: Duration,
+    ) -> Result<Stream, Error> {
+        if forwards_requests {
+            self.connect(limit).await
+        } else {
+            self.tunnel(host, port, limit).await
+        }
+    }
+
     fn timeout(&self, what: &'static str, limit: Duration) -> Error {
         Error::Timeout {
             proxy: Arc::clone(&self.name),

@@ -349,42 +349,17 @@ mod tests {
 
     fn with(routes: &[RouteConfig], rewrites: &[Rewrite]) -> Routes {
         let endpoint = |host: String| upstream::Endpoint {
-            scheme: http::uri::Scheme::HTTP,
             origin: format!("http://{host}"),
-            authority: http::HeaderValue::try_from(host.as_str()).unwrap(),
-            port: 80,
-            host,
+            ..upstream::testing::endpoint(&host, 80)
         };
         let upstream = |n: usize| upstream::Config {
-            name: n.to_string(),
-            endpoints: vec![
-                endpoint(format!("up{n}a.example.com")),
-                endpoint(format!("up{n}b.example.com")),
-            ],
-            weights: vec![1, 1],
-            affinity: upstream::Affinity::None,
             host: upstream::Host::Fixed(
                 http::HeaderValue::try_from(format!("Up{n}.example.com")).unwrap(),
             ),
-            connect_to: None,
-            dns_refresh: Duration::from_secs(10),
-            proxy: None,
-            connect_timeout: Duration::from_secs(5),
-            handshake_timeout: Duration::from_secs(10),
-            response_timeout: Duration::from_secs(60),
-            body_idle_timeout: Duration::from_secs(60),
-            idle_timeout: Duration::from_secs(90),
-            max_connections: 1,
-            max_requests: 1,
-            queue: 0,
-            queue_timeout: Duration::from_secs(1),
-            retry_statuses: Vec::new(),
-            slow_start: Duration::ZERO,
-            health: None,
-            max_head_size: 64 << 10,
-            http2: upstream::Http2::Auto,
-            cookies: upstream::Cookies::Pass,
-            tls: Default::default(),
+            ..upstream::testing::config(vec![
+                endpoint(format!("up{n}a.example.com")),
+                endpoint(format!("up{n}b.example.com")),
+            ])
         };
         let upstreams: Vec<_> = (0..5).map(upstream).collect();
         Routes::new(routes, rewrites, |n| &upstreams[n])

@@ -6,6 +6,7 @@
 
 use std::{
     fmt,
+    hash::Hasher as _,
     net::SocketAddr,
     sync::{
         Arc,
@@ -15,6 +16,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use fnv::FnvHasher;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
@@ -28,23 +30,32 @@ use crate::{
         clock::{Moment, SharedClock},
         labels::PerLabel,
     },
-    net::resolve::AddressList,
+    net::{outbound_proxy::OutboundProxy, resolve::Lookup},
 };
 
 /// Where connections to an endpoint lead.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) enum Target {
     /// To this address.
     Socket(SocketAddr),
     /// To the endpoint's name, which the outbound proxy resolves.
-    Name,
+    Proxy(Arc<OutboundProxy>),
+}
+
+impl Target {
+    fn socket(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Socket(address) => Some(*address),
+            Self::Proxy(_) => None,
+        }
+    }
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Socket(address) => address.fmt(f),
-            Self::Name => f.write_str("through the outbound proxy"),
+            Self::Proxy(_) => f.write_str("through the outbound proxy"),
         }
     }
 }
@@ -55,45 +66,21 @@ pub struct AddressId(u64);
 
 /// A key for [`Upstream::place`](super::Upstream::place): the same in all replicas.
 pub fn affinity_key(client: &[u8]) -> u64 {
-    let mut hash = Fnv::default();
-    hash.write(client);
-    hash.0
+    hash(&[client])
 }
 
-impl AddressId {
-    /// For rendezvous hashing: the same in all processes for the same target, so that replicas
-    /// agree.
-    fn hash(endpoint: &str, target: Target) -> u64 {
-        let mut hash = Fnv::default();
-        hash.write(endpoint.as_bytes());
-        hash.write(target.to_string().as_bytes());
-        hash.0
-    }
-}
-
-/// FNV-1a, whose results do not change with the process or the version of a library.
-#[derive(Clone, Copy)]
-struct Fnv(u64);
-
-impl Default for Fnv {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Fnv {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
+/// FNV-1a, whose results do not change with the process, as those of the standard library may.
+fn hash(parts: &[&[u8]]) -> u64 {
+    let mut hasher = FnvHasher::default();
+    parts.iter().for_each(|part| hasher.write(part));
+    hasher.finish()
 }
 
 /// One address of an endpoint, shared by all workers.
 #[derive(Debug)]
 pub(super) struct Address {
     pub(super) id: AddressId,
-    /// For rendezvous hashing.
+    /// For rendezvous hashing: the same in all replicas for the same target.
     pub(super) hash: u64,
     /// The position of the endpoint in the configuration.
     pub(super) endpoint: usize,
@@ -113,7 +100,7 @@ impl Address {
     ) -> Self {
         Self {
             id: AddressId(id),
-            hash: AddressId::hash(origin, target),
+            hash: hash(&[origin.as_bytes(), target.to_string().as_bytes()]),
             endpoint,
             target,
             health: Arc::new(health),
@@ -239,7 +226,7 @@ impl Addresses {
         }));
         for endpoint in 0..endpoints {
             if let Some(target) = addresses.fixed(endpoint) {
-                addresses.replace_targets(endpoint, &[target], &[], None);
+                addresses.set_targets(endpoint, [(target, false)], None);
             }
         }
         addresses
@@ -253,8 +240,8 @@ impl Addresses {
             proxy,
             ..
         } = &*self.config;
-        if proxy.is_some() {
-            return Some(Target::Name);
+        if let Some(proxy) = proxy {
+            return Some(Target::Proxy(Arc::clone(proxy)));
         }
         let endpoint = &endpoints[endpoint];
         let address = connect_to.or_else(|| {
@@ -318,41 +305,30 @@ impl Addresses {
         Some((endpoint, error.clone().unwrap_or_else(pending)))
     }
 
-    /// The share of the requests that the address gets, in tenths of its weight.
-    pub(super) fn weight_tenths(&self, address: &Address) -> u32 {
-        address.health.weight_tenths()
-    }
-
-    /// Replaces the addresses of one endpoint. Those that stay keep their state.
-    pub(super) fn replace(&self, endpoint: usize, list: &AddressList) {
-        let targets = |addresses: &[SocketAddr]| {
+    /// Follows the look-ups of an endpoint's name. Addresses that stay keep their state; while look-ups
+    /// fail, all stay.
+    pub(super) fn follow(&self, endpoint: usize, lookup: &Lookup) {
+        let targets = |addresses: &[SocketAddr], is_alternative| {
             let targets = addresses.iter().copied().map(Target::Socket);
-            targets.collect::<Vec<_>>()
+            targets
+                .map(|target| (target, is_alternative))
+                .collect::<Vec<_>>()
         };
-        self.replace_targets(endpoint, &targets(&list.first), &targets(&list.other), None);
+        let list: Vec<_> = match &lookup.list {
+            Some(list) => [targets(&list.first, false), targets(&list.other, true)].concat(),
+            None => Vec::new(),
+        };
+        let error = lookup.error.as_deref().map(Arc::from);
+        self.set_targets(endpoint, list, error);
     }
 
-    /// The endpoint's name could not be resolved: its addresses stay as they are.
-    pub(super) fn look_up_failed(&self, endpoint: usize, error: &str) {
-        let set = self.load();
-        let own = set
-            .listed
-            .iter()
-            .filter(|listed| listed.address.endpoint == endpoint);
-        let (other, first): (Vec<_>, Vec<_>) = own.partition(|listed| listed.is_alternative);
-        let targets = |listed: Vec<&Listed>| {
-            let targets = listed.iter().map(|listed| listed.address.target);
-            targets.collect::<Vec<_>>()
-        };
-        self.replace_targets(endpoint, &targets(first), &targets(other), Some(error));
-    }
-
-    fn replace_targets(
+    /// Replaces what is known of one endpoint: its targets, each with whether it is an alternative,
+    /// and why its last look-up has failed.
+    fn set_targets(
         &self,
         endpoint: usize,
-        first: &[Target],
-        other: &[Target],
-        error: Option<&str>,
+        targets: impl IntoIterator<Item = (Target, bool)>,
+        error: Option<Arc<str>>,
     ) {
         let mut changes = self.changes.lock();
         let old = self.load();
@@ -360,41 +336,34 @@ impl Addresses {
         changes.has_looked_up[endpoint] = true;
         let now = self.clock.now();
         let origin = &self.config.endpoints[endpoint].origin;
-        let mut entry = |target: Target, is_alternative| {
-            let known = old.listed.iter().find(|listed| {
-                listed.address.endpoint == endpoint && listed.address.target == target
-            });
-            let address = known.map_or_else(
-                || {
-                    changes.next_id += 1;
-                    let health =
-                        Health::new(self.workers, self.config.slow_start, is_first_list, now);
-                    let id = changes.next_id;
-                    Arc::new(Address::new(id, endpoint, origin, target, health))
-                },
-                |known| Arc::clone(&known.address),
-            );
-            Listed {
-                address,
-                is_alternative,
-            }
-        };
-        let first = first.iter().map(|target| (*target, false));
-        let other = other.iter().map(|target| (*target, true));
-        let new: Vec<_> = first
-            .chain(other)
-            .map(|(target, is_alternative)| entry(target, is_alternative))
-            .collect();
-        let (before, after): (Vec<_>, Vec<_>) = old
+        let (own, others): (Vec<_>, Vec<_>) = old
             .listed
             .iter()
-            .filter(|listed| listed.address.endpoint != endpoint)
             .cloned()
-            .partition(|listed| listed.address.endpoint < endpoint);
+            .partition(|listed| listed.address.endpoint == endpoint);
+        let mut listed = others;
+        for (target, is_alternative) in targets {
+            let known = own
+                .iter()
+                .find(|listed| listed.address.target.socket() == target.socket());
+            let address = known.map(|listed| Arc::clone(&listed.address));
+            let address = address.unwrap_or_else(|| {
+                changes.next_id += 1;
+                let id = changes.next_id;
+                let health = Health::new(self.workers, self.config.slow_start, is_first_list, now);
+                Arc::new(Address::new(id, endpoint, origin, target, health))
+            });
+            listed.push(Listed {
+                address,
+                is_alternative,
+            });
+        }
+        // Stable: those of one endpoint stay in the order of its list.
+        listed.sort_by_key(|listed| listed.address.endpoint);
         let mut errors = old.errors.clone();
-        errors[endpoint] = error.map(Arc::from);
+        errors[endpoint] = error;
         self.set.store(Arc::new(AddressSet {
-            listed: [before, new, after].concat(),
+            listed,
             errors,
             is_complete: changes.has_looked_up.iter().all(|looked_up| *looked_up),
         }));
@@ -602,6 +571,7 @@ mod tests {
     use futures_util::future::{join3, poll_immediate};
 
     use super::*;
+    use crate::{net::resolve::AddressList, upstream::testing};
 
     const TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -657,5 +627,100 @@ mod tests {
         assert_eq!(queue.wait_for(1, TIMEOUT, || Some(())).await, None);
         assert_eq!(first.await, None);
         assert!(queue.is_empty());
+    }
+
+    /// The ports of the addresses that are in.
+    fn in_service(addresses: &Addresses) -> Vec<u16> {
+        let set = addresses.load();
+        let listed = set.listed.iter().map(|listed| &listed.address);
+        let ports = listed.filter(|address| address.health.is_in());
+        ports
+            .filter_map(|address| Some(address.target.socket()?.port()))
+            .collect()
+    }
+
+    fn fail(addresses: &Addresses, position: usize) {
+        let address = Arc::clone(&addresses.load().listed[position].address);
+        for _ in 0..5 {
+            addresses.failed(&address, 0, Reason::Status);
+        }
+    }
+
+    #[test]
+    fn half_of_the_addresses_are_ejected_and_never_the_last_one_that_is_in() {
+        let addresses = testing::addresses(&[1]);
+        fail(&addresses, 0);
+        assert_eq!(in_service(&addresses), [1], "the only one");
+
+        let addresses = testing::addresses(&[1, 2, 3, 4]);
+        for position in 0..4 {
+            fail(&addresses, position);
+        }
+        assert_eq!(in_service(&addresses), [3, 4]);
+
+        let addresses = testing::addresses(&[1, 2]);
+        let first = Arc::clone(&addresses.load().listed[0].address);
+        for _ in 0..2 {
+            addresses.connect_failed(&first);
+        }
+        fail(&addresses, 1);
+        assert_eq!(in_service(&addresses), [2]);
+    }
+
+    #[test]
+    fn an_address_that_stays_in_the_list_keeps_its_state() {
+        let addresses = Addresses::new(
+            Arc::new(testing::config(vec![
+                testing::endpoint("cloud.test", 80),
+                testing::endpoint("127.0.0.1", 9),
+            ])),
+            1,
+            crate::base::clock::system(),
+        );
+        let lookup = |first: &[u16], other: &[u16], error: Option<&str>| {
+            let list = |ports: &[u16]| {
+                let ports = ports.iter().map(|port| ([127, 0, 0, 1], *port).into());
+                ports.collect::<Vec<SocketAddr>>()
+            };
+            let list = AddressList {
+                first: list(first),
+                other: list(other),
+            };
+            Lookup {
+                list: Some(Arc::new(list)),
+                error: error.map(ToOwned::to_owned),
+            }
+        };
+        let listed = || {
+            let set = addresses.load();
+            let listed = set.listed.iter().map(|listed| {
+                let port = listed.address.target.socket().map(|address| address.port());
+                (port.unwrap_or(0), listed.address.id, listed.is_alternative)
+            });
+            listed.collect::<Vec<_>>()
+        };
+        assert!(!addresses.load().is_complete);
+        addresses.follow(0, &lookup(&[1, 2], &[3], None));
+        let before = listed();
+        let shown: Vec<_> = before
+            .iter()
+            .map(|(port, _, other)| (*port, *other))
+            .collect();
+        assert_eq!(shown, [(1, false), (2, false), (3, true), (9, false)]);
+        assert!(addresses.load().is_complete);
+
+        addresses.follow(0, &lookup(&[1, 2], &[3], Some("no nameserver")));
+        assert_eq!(listed(), before, "a failed look-up");
+        assert_eq!(addresses.load().errors[0].as_deref(), Some("no nameserver"));
+
+        addresses.follow(0, &lookup(&[2, 4], &[], None));
+        let after = listed();
+        assert_eq!(after[0], before[1]);
+        assert_eq!(after[2], before[3]);
+        assert!(
+            before.iter().all(|(_, id, _)| *id != after[1].1),
+            "a new one"
+        );
+        assert_eq!(addresses.load().errors[0], None);
     }
 }

@@ -115,7 +115,7 @@ async fn request(
     let connected = connect::connect(
         &target.config,
         &target.endpoint,
-        target.target,
+        &target.target,
         &target.shared,
         HttpVersions::Any,
         Instant::now() + config.timeout,

@@ -33,27 +33,33 @@ pub(super) struct LocalSet<B> {
     counters: Vec<Arc<Counters>>,
     /// That of the list and of the health of its addresses when `usable` was built.
     version: Option<u64>,
-    /// One for each address, in the order of the list.
-    pools: Vec<Rc<Pool<B>>>,
-    /// Whether each address is of the family that is not preferred.
-    is_alternative: Vec<bool>,
+    /// In the order of the list.
+    members: Vec<Member<B>>,
     /// The addresses that get requests.
     usable: Vec<Usable>,
     round_robin: RoundRobin,
     random: Cell<u64>,
 }
 
+/// An address of the list.
+#[derive(Debug)]
+struct Member<B> {
+    pool: Rc<Pool<B>>,
+    /// Whether it is of the family that is not preferred.
+    is_alternative: bool,
+    /// The positions of its endpoint's addresses: they share its limits.
+    siblings: Range<usize>,
+}
+
 /// An address that gets requests.
 #[derive(Debug)]
 struct Usable {
-    /// The position of its pool.
+    /// Its position in the list.
     position: usize,
     /// In tenths.
     weight: u32,
     /// Whether it gets one request at a time.
     is_trial: bool,
-    /// The positions of its endpoint's addresses: they share its limits.
-    siblings: Range<usize>,
 }
 
 /// The addresses that have failed a request, or that did not accept a connection for it. It goes
@@ -125,8 +131,7 @@ where
             ticker: Rc::clone(ticker),
             counters,
             version: None,
-            pools: Vec::new(),
-            is_alternative: Vec::new(),
+            members: Vec::new(),
             usable: Vec::new(),
             round_robin: RoundRobin::new(0),
             random: Cell::new(RandomState::new().hash_one(worker)),
@@ -134,7 +139,9 @@ where
     }
 
     pub(super) fn close_idle(&self) {
-        self.pools.iter().for_each(|pool| pool.close_idle());
+        self.members
+            .iter()
+            .for_each(|member| member.pool.close_idle());
     }
 
     /// Follows the list. Connections to addresses that stay are kept.
@@ -143,13 +150,14 @@ where
         // Read first: a change in between leads to another update.
         self.version = Some(shared.addresses.version());
         let set = shared.addresses.load();
-        let mut old = std::mem::take(&mut self.pools);
-        for Listed { address, .. } in &set.listed {
+        let mut old = std::mem::take(&mut self.members);
+        for listed in &set.listed {
+            let address = &listed.address;
             let known = old
                 .iter()
-                .position(|pool| pool.handle.address.id == address.id);
-            self.pools.push(match known {
-                Some(known) => old.swap_remove(known),
+                .position(|member| member.pool.handle.address.id == address.id);
+            let pool = match known {
+                Some(known) => old.swap_remove(known).pool,
                 None => {
                     let handle = AddressHandle::new(
                         Arc::clone(address),
@@ -159,13 +167,16 @@ where
                     );
                     Pool::new(handle, shared, &self.ticker)
                 }
+            };
+            self.members.push(Member {
+                pool,
+                is_alternative: listed.is_alternative,
+                siblings: siblings(&set.listed, address.endpoint),
             });
         }
         for removed in old {
-            removed.close();
+            removed.pool.close();
         }
-        let alternatives = set.listed.iter().map(|listed| listed.is_alternative);
-        self.is_alternative = alternatives.collect();
         self.usable = usable(&set.listed, &shared.config.weights);
         self.round_robin = RoundRobin::new(self.usable.len());
     }
@@ -177,20 +188,15 @@ where
             // Requests in flight to an address that may be chosen.
             let eligible = |index: usize| {
                 let usable = &self.usable[index];
-                let pool = &*self.pools[usable.position];
-                let address = &*pool.handle.address;
-                let in_flight = address.in_flight.get();
-                let of_endpoint = match usable.siblings.len() {
-                    1 => in_flight as usize,
-                    _ => self.requests(&usable.siblings),
-                };
+                let member = &self.members[usable.position];
+                let address = &*member.pool.handle.address;
                 // A client's own address is waited for.
-                let has_room = affinity.is_some() || of_endpoint < pool.limit();
+                let has_room = affinity.is_some() || self.requests(member) < member.pool.limit();
                 let is_eligible = has_room
                     && !visited.contains(address.id)
                     && (!usable.is_trial || address.health.is_available());
                 is_eligible.then_some(Load {
-                    in_flight: in_flight + address.in_flight.penalties(),
+                    in_flight: address.in_flight.get() + address.in_flight.penalties(),
                     weight: usable.weight,
                 })
             };
@@ -199,19 +205,19 @@ where
                 Some(key) => {
                     let hashes = (0..self.usable.len()).filter_map(|index| {
                         eligible(index)?;
-                        let position = self.usable[index].position;
-                        Some((index, self.pools[position].handle.address.hash))
+                        let member = &self.members[self.usable[index].position];
+                        Some((index, member.pool.handle.address.hash))
                     });
                     rendezvous(key, hashes)
                 }
             }?;
             let usable = &self.usable[index];
-            let pool = &self.pools[usable.position];
-            if let Some(in_flight) = InFlight::begin(&pool.handle, usable.is_trial)
-                && self.requests(&usable.siblings) <= pool.limit()
+            let member = &self.members[usable.position];
+            if let Some(in_flight) = InFlight::begin(&member.pool.handle, usable.is_trial)
+                && self.requests(member) <= member.pool.limit()
             {
                 return Some(Place {
-                    pool: Rc::clone(pool),
+                    pool: Rc::clone(&member.pool),
                     in_flight,
                 });
             }
@@ -223,54 +229,46 @@ where
     /// or else one that is out.
     fn last_resort(&self, visited: &Visited) -> Option<Place<B>> {
         let others = || {
-            let pools = self.pools.iter().zip(&self.is_alternative);
-            pools.filter(|(pool, _)| {
-                let address = &pool.handle.address;
-                !visited.contains(address.id) && self.has_room(pool)
+            self.members.iter().filter(|member| {
+                !visited.contains(member.pool.handle.address.id)
+                    && self.requests(member) < member.pool.limit()
             })
         };
-        let alternative = others().find(|(_, is_alternative)| **is_alternative);
-        let (pool, _) = alternative.or_else(|| others().next())?;
+        let alternative = others().find(|member| member.is_alternative);
+        let pool = &alternative.or_else(|| others().next())?.pool;
         Some(Place {
             in_flight: InFlight::begin(&pool.handle, false)?,
             pool: Rc::clone(pool),
         })
     }
 
-    /// Whether the limits of the pool's endpoint allow one more request.
-    fn has_room(&self, pool: &Pool<B>) -> bool {
-        let endpoint = pool.handle.address.endpoint;
-        let pools = self.pools.iter();
-        let siblings = pools.filter(|other| other.handle.address.endpoint == endpoint);
-        let counts = siblings.map(|sibling| sibling.handle.address.in_flight.get());
-        counts.map(|count| count as usize).sum::<usize>() < pool.limit()
+    /// Requests in flight to the address's endpoint.
+    fn requests(&self, member: &Member<B>) -> usize {
+        let siblings = &self.members[member.siblings.clone()];
+        let counts = siblings
+            .iter()
+            .map(|sibling| sibling.pool.handle.address.in_flight.get() as usize);
+        counts.sum()
     }
 
-    /// Requests in flight to an endpoint.
-    fn requests(&self, addresses: &Range<usize>) -> usize {
-        let pools = &self.pools[addresses.clone()];
-        let counts = pools.iter().map(|pool| pool.handle.address.in_flight.get());
-        counts.map(|count| count as usize).sum()
-    }
-
+    /// Another number each time, from a random one on.
     fn random(&self) -> u64 {
-        // SplitMix64.
-        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        self.random.set(state);
-        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        let next = self.random.get().wrapping_add(1);
+        self.random.set(next);
+        next
     }
+}
+
+/// The positions of an endpoint's addresses.
+fn siblings(listed: &[Listed], endpoint: usize) -> Range<usize> {
+    let start = listed.partition_point(|listed| listed.address.endpoint < endpoint);
+    let end = listed.partition_point(|listed| listed.address.endpoint <= endpoint);
+    start..end
 }
 
 /// The addresses that get requests: those that are in, and of an endpoint of which no address of the
 /// preferred family connects, the others; all, if none is in.
 fn usable(listed: &[Listed], weights: &[u32]) -> Vec<Usable> {
-    let siblings = |endpoint: usize| {
-        let start = listed.partition_point(|listed| listed.address.endpoint < endpoint);
-        let end = listed.partition_point(|listed| listed.address.endpoint <= endpoint);
-        start..end
-    };
     let usable = |position: usize, is_trial: bool| {
         let address = &listed[position].address;
         let weight = weights.get(address.endpoint).copied().unwrap_or(1);
@@ -278,14 +276,13 @@ fn usable(listed: &[Listed], weights: &[u32]) -> Vec<Usable> {
             position,
             weight: weight.saturating_mul(address.health.weight_tenths()),
             is_trial,
-            siblings: siblings(address.endpoint),
         }
     };
     let is_unreachable =
         |listed: &Listed| listed.address.health.snapshot().state == State::Unreachable;
     let is_preferred = |position: &usize| {
         let listed_here = &listed[*position];
-        let siblings = &listed[siblings(listed_here.address.endpoint)];
+        let siblings = &listed[siblings(listed, listed_here.address.endpoint)];
         let (other, first): (Vec<_>, Vec<_>) =
             siblings.iter().partition(|listed| listed.is_alternative);
         let uses_other =
@@ -396,7 +393,7 @@ where
     /// A request failed at this address.
     pub fn failed(&self, address: AddressId, reason: Reason) {
         let local = self.local.borrow();
-        let mut pools = local.pools.iter();
+        let mut pools = local.members.iter().map(|member| &member.pool);
         if let Some(pool) = pools.find(|pool| pool.handle.address.id == address) {
             pool.handle.failed(reason);
         }
@@ -413,12 +410,17 @@ where
 mod tests {
     use std::time::Duration;
 
+    use bytes::Bytes;
+    use http_body_util::Empty;
+
     use super::*;
     use crate::{
-        base::clock::Moment,
+        base::clock::{self, Moment},
         upstream::{
+            Affinity, Config, Sockets,
             addresses::{Address, Target},
             health::Health,
+            testing,
         },
     };
 
@@ -507,12 +509,95 @@ mod tests {
             listed(3, 1, false),
         ];
         let usable = usable(&list, &[1, 3]);
-        let found = usable
-            .iter()
-            .map(|usable| (usable.weight, usable.siblings.clone()));
+        let found = usable.iter().map(|usable| {
+            (
+                usable.weight,
+                siblings(&list, list[usable.position].address.endpoint),
+            )
+        });
         assert_eq!(
             found.collect::<Vec<_>>(),
             [(10, 0..1), (30, 1..3), (30, 1..3)]
         );
+    }
+
+    #[test]
+    fn a_trial_ends_with_the_verdict_and_not_with_the_response() {
+        let list = listed(1, 0, false);
+        failing(&list);
+        list.address.health.tick(START + Duration::from_secs(60));
+        let addresses = testing::addresses(&[1]);
+        let handle = AddressHandle::new(list.address, Arc::default(), addresses, 0);
+        let request = InFlight::begin(&handle, true).expect("the first one");
+        assert!(InFlight::begin(&handle, true).is_none(), "one at a time");
+        request.end_trial();
+        assert!(InFlight::begin(&handle, true).is_some());
+    }
+
+    /// The ports of the addresses at which so many requests find a place.
+    fn places(
+        upstream: &Upstream<Empty<Bytes>>,
+        requests: usize,
+        affinity: Option<u64>,
+    ) -> Vec<u16> {
+        let places = (0..requests).map_while(|_| upstream.place(&Visited::default(), affinity));
+        // All at once: each goes on counting.
+        let places: Vec<_> = places.collect();
+        let targets = places.iter().map(|place| &place.pool.handle.address.target);
+        targets
+            .map(|target| match target {
+                Target::Socket(address) => address.port(),
+                Target::Proxy(_) => 0,
+            })
+            .collect()
+    }
+
+    fn upstream(max_requests: usize) -> Upstream<Empty<Bytes>> {
+        let config = Config {
+            max_connections: max_requests,
+            max_requests,
+            affinity: Affinity::Client,
+            ..testing::config(vec![
+                testing::endpoint("127.0.0.1", 1),
+                testing::endpoint("127.0.0.1", 2),
+            ])
+        };
+        let shared = Shared::new(config, &Sockets::new(1), 1, clock::system()).expect("valid");
+        Upstream::new(shared, 0, &Ticker::new(), |_| Arc::default())
+    }
+
+    #[tokio::test(flavor = "local", start_paused = true)]
+    async fn a_failed_request_counts_for_the_choice_and_for_no_limit() {
+        let upstream = upstream(2);
+        assert_eq!(places(&upstream, 9, None), [1, 2, 1, 2]);
+        let set = upstream.shared.addresses.load();
+        for _ in 0..3 {
+            upstream.failed(set.listed[0].address.id, Reason::Status);
+        }
+        let mut found = places(&upstream, 9, None);
+        assert_eq!(found[..2], [2, 2], "the other one is less loaded");
+        found.sort_unstable();
+        assert_eq!(found, [1, 1, 2, 2], "each has room for two");
+    }
+
+    #[tokio::test(flavor = "local", start_paused = true)]
+    async fn a_clients_own_address_is_not_left_when_it_is_full() {
+        let upstream = upstream(2);
+        let own = places(&upstream, 1, Some(7))[0];
+        assert_eq!(places(&upstream, 9, Some(7)), [own, own]);
+        let other = (0..).find(|key| places(&upstream, 1, Some(*key)) != [own]);
+        assert_eq!(places(&upstream, 9, other).len(), 2);
+    }
+
+    #[tokio::test(flavor = "local", start_paused = true)]
+    async fn the_last_resort_is_an_address_that_is_out_and_has_room() {
+        let upstream = upstream(1);
+        let first = upstream.place(&Visited::default(), None).expect("room");
+        let visited = Visited::new(first.address());
+        let other = upstream.last_resort(&visited).expect("the other one");
+        assert_ne!(other.address(), first.address());
+        assert!(upstream.last_resort(&visited).is_none(), "it is full");
+        drop(other);
+        assert!(upstream.last_resort(&visited).is_some());
     }
 }

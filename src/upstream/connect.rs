@@ -195,7 +195,7 @@ pub(super) enum Protocol {
 pub(super) async fn connect(
     config: &Config,
     endpoint: &Endpoint,
-    target: Target,
+    target: &Target,
     shared: &SharedEndpoint,
     versions: HttpVersions,
     deadline: Instant,
@@ -272,42 +272,38 @@ pub(super) fn proxy_refusal(
 async fn connect_tcp(
     config: &Config,
     endpoint: &Endpoint,
-    target: Target,
+    target: &Target,
     shared: &SharedEndpoint,
     deadline: Instant,
 ) -> Result<Stream, Error> {
     let origin = || endpoint.origin.clone();
-    let limit = deadline.saturating_duration_since(Instant::now());
-    if let Some(proxy) = &config.proxy {
-        let connected = match shared.absolute_form {
-            Some(_) => proxy.connect(limit).await,
-            None => proxy.tunnel(&endpoint.host, endpoint.port, limit).await,
-        };
-        return connected.map_err(|source| Error::Proxy {
-            endpoint: origin(),
-            source,
-        });
-    }
-    let connected = match target {
+    match target {
         Target::Socket(address) => {
-            tokio::time::timeout_at(deadline, socket::connect_to(address)).await
+            let connected = tokio::time::timeout_at(deadline, socket::connect_to(*address)).await;
+            match connected {
+                Ok(Ok(stream)) => Ok(stream),
+                Ok(Err(source)) => Err(Error::Refused {
+                    endpoint: origin(),
+                    source,
+                }),
+                Err(_) => Err(Error::Timeout {
+                    endpoint: origin(),
+                    limit: config.connect_timeout,
+                }),
+            }
         }
-        Target::Name => {
-            let connecting = socket::connect(&endpoint.host, endpoint.port, limit);
-            tokio::time::timeout_at(deadline, connecting).await
+        Target::Proxy(proxy) => {
+            let limit = deadline.saturating_duration_since(Instant::now());
+            let forwards_requests = shared.absolute_form.is_some();
+            let reached = proxy
+                .reach(forwards_requests, &endpoint.host, endpoint.port, limit)
+                .await;
+            reached.map_err(|source| Error::Proxy {
+                endpoint: origin(),
+                source,
+            })
         }
-    };
-    let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    connected.map_err(|source| match source.kind() {
-        io::ErrorKind::TimedOut => Error::Timeout {
-            endpoint: origin(),
-            limit: config.connect_timeout,
-        },
-        _ => Error::Refused {
-            endpoint: origin(),
-            source,
-        },
-    })
+    }
 }
 
 /// The connection of a 101 response, and the bytes that were read after the response.

@@ -1,11 +1,9 @@
 //! A connection to the first address that accepts one.
 //!
-//! Nothing of a request is sent before its connection stands, so any number of addresses can be
+//! Nothing of a request is sent before its connection is made, so any number of addresses can be
 //! tried: the next one at once after a failure, and beside the first one when that takes long
 //! (RFC 8305). A dial whose request has found another connection goes on: its outcome says whether
 //! the address is reachable, and its connection goes to the pool.
-
-use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use hyper::body::Body;
@@ -22,10 +20,7 @@ use super::{
     pool::Lease,
     versions,
 };
-
-/// After this time without a connection, the next address is dialled beside the first one (RFC 8305
-/// §8).
-const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+use crate::net::dial::ATTEMPT_DELAY;
 
 /// How a connection is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

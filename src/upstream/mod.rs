@@ -40,6 +40,8 @@ mod response_head;
 mod shared;
 mod sockets;
 mod status;
+#[cfg(test)]
+pub(crate) mod testing;
 mod upkeep;
 
 use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};

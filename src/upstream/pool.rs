@@ -198,7 +198,7 @@ where
         let (mut io, protocol) = connect(
             &self.config,
             &self.endpoint,
-            self.handle.address.target,
+            &self.handle.address.target,
             &self.shared,
             versions,
             deadline,

@@ -32,8 +32,8 @@ const TICK: Duration = Duration::from_millis(250);
 const FIRST_PROBE: Duration = Duration::from_secs(1);
 const MAX_PROBE: Duration = Duration::from_secs(30);
 
-/// What is done for one address.
-struct Care {
+/// What is due for one address, and when.
+struct Schedule {
     /// The delays between probes, and when the next one is due. `None` while it can be reached.
     probe: Option<(Backoff, Instant)>,
     /// When the next check is due.
@@ -61,7 +61,7 @@ impl Shared {
         }
         let upkeep = Upkeep {
             shared: self,
-            care: Vec::new(),
+            schedules: Vec::new(),
             running: JoinSet::new(),
         };
         // The tasks end with their sets.
@@ -76,29 +76,19 @@ impl Shared {
         let refresh = self.config.dns_refresh;
         let watching = watch_name(&name.host, name.port, refresh, look_up, publish);
         let following = async {
-            let (mut list, mut had_error) = (None, false);
             while known.changed().await.is_ok() {
                 let lookup = known.borrow_and_update().clone();
-                if let Some(new) = lookup.list
-                    && (list.as_ref() != Some(&new) || had_error)
-                {
-                    self.addresses.replace(endpoint, &new);
-                    list = Some(new);
-                }
-                had_error = lookup.error.is_some();
-                if let Some(error) = lookup.error {
-                    self.addresses.look_up_failed(endpoint, &error);
-                }
+                self.addresses.follow(endpoint, &lookup);
             }
         };
         tokio::join!(watching, following);
     }
 }
 
-/// The care for the addresses of an upstream.
+/// The upkeep of the addresses of an upstream.
 struct Upkeep {
     shared: Shared,
-    care: Vec<(AddressId, Care)>,
+    schedules: Vec<(AddressId, Schedule)>,
     running: JoinSet<(Arc<Address>, Found)>,
 }
 
@@ -122,23 +112,23 @@ impl Upkeep {
     fn tick(&mut self) {
         let set = self.shared.addresses.load();
         let listed = || set.listed.iter().map(|Listed { address, .. }| address);
-        self.care
+        self.schedules
             .retain(|(id, _)| listed().any(|address| address.id == *id));
         let mut is_weight_changed = false;
         for address in listed() {
             self.shared.addresses.tick(address);
-            let weight = self.shared.addresses.weight_tenths(address);
-            let known = self.care.iter().position(|(id, _)| *id == address.id);
+            let weight = address.health.weight_tenths();
+            let known = self.schedules.iter().position(|(id, _)| *id == address.id);
             let position = known.unwrap_or_else(|| {
-                self.care.push((address.id, Care::new(weight)));
-                self.care.len() - 1
+                self.schedules.push((address.id, Schedule::new(weight)));
+                self.schedules.len() - 1
             });
-            let (_, care) = &mut self.care[position];
-            is_weight_changed |= std::mem::replace(&mut care.weight, weight) != weight;
-            if !care.is_busy
-                && let Some(task) = care.due(&self.shared, address)
+            let (_, schedule) = &mut self.schedules[position];
+            is_weight_changed |= std::mem::replace(&mut schedule.weight, weight) != weight;
+            if !schedule.is_busy
+                && let Some(task) = schedule.due(&self.shared, address)
             {
-                care.is_busy = true;
+                schedule.is_busy = true;
                 let address = Arc::clone(address);
                 self.running.spawn(async move { (address, task.await) });
             }
@@ -161,14 +151,14 @@ impl Upkeep {
                 }
             }
         }
-        let mut cares = self.care.iter_mut();
-        if let Some((_, care)) = cares.find(|(id, _)| *id == address.id) {
-            care.is_busy = false;
+        let mut schedules = self.schedules.iter_mut();
+        if let Some((_, schedule)) = schedules.find(|(id, _)| *id == address.id) {
+            schedule.is_busy = false;
         }
     }
 }
 
-impl Care {
+impl Schedule {
     fn new(weight: u32) -> Self {
         Self {
             probe: None,
@@ -189,11 +179,8 @@ impl Care {
             });
             if now >= *at {
                 *at = now + delays.next_delay();
-                return Some(Box::pin(probe(
-                    shared.clone(),
-                    address.endpoint,
-                    address.target,
-                )));
+                let target = address.target.clone();
+                return Some(Box::pin(probe(shared.clone(), address.endpoint, target)));
             }
         } else {
             self.probe = None;
@@ -205,7 +192,7 @@ impl Care {
         // Jittered, so that replicas do not check at the same moment.
         self.check_at = now + health.interval.mul_f64(0.9 + 0.2 * backoff::random());
         let target = CheckTarget {
-            target: address.target,
+            target: address.target.clone(),
             endpoint: shared.config.endpoints[address.endpoint].clone(),
             shared: shared.endpoints[address.endpoint].clone(),
             config: Arc::clone(&shared.config),
@@ -219,7 +206,7 @@ async fn probe(shared: Shared, endpoint: usize, target: Target) -> Found {
     let connected = connect(
         &shared.config,
         &shared.config.endpoints[endpoint],
-        target,
+        &target,
         &shared.endpoints[endpoint],
         HttpVersions::Any,
         Instant::now() + shared.config.connect_timeout,

@@ -69,8 +69,8 @@ impl AbsoluteForm {
     }
 
     /// The error of a response that the proxy has made without forwarding the request; `None` for
-    /// others. Without `X-Squid-Error`, errors of the proxy other than 407 cannot be told apart from
-    /// those of the endpoint.
+    /// others. Without `X-Squid-Error`, errors of the proxy other than 407 count as those
+    /// of the endpoint.
     pub fn refusal(&self, status: StatusCode, headers: &HeaderMap) -> Option<Error> {
         let is_refused = status == StatusCode::PROXY_AUTHENTICATION_REQUIRED
             || headers.get(SQUID_ERROR).is_some_and(|error| {

@@ -128,11 +128,11 @@ impl Servers {
             let Some(proxy) = &self.proxy else {
                 return socket::connect(&server.host, server.port, limit).await;
             };
-            let connected = match server.absolute_form {
-                Some(_) => proxy.connect(limit).await,
-                None => proxy.tunnel(&server.host, server.port, limit).await,
-            };
-            connected.map_err(io::Error::other)
+            let forwards_requests = server.absolute_form.is_some();
+            let reached = proxy
+                .reach(forwards_requests, &server.host, server.port, limit)
+                .await;
+            reached.map_err(io::Error::other)
         };
         connect::connect(tcp, tls, limit).await
     }

@@ -19,7 +19,7 @@ use super::*;
 use crate::{
     base::clock,
     net::tls,
-    upstream::{Affinity, Cookies, Http2, Shared, Sockets},
+    upstream::{Http2, Shared, Sockets, testing},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -40,40 +40,13 @@ fn config() -> HealthCheck {
 
 /// A target at this address that is named `cloud.test`.
 fn target(address: SocketAddr, scheme: Scheme, http2: Http2, tls: tls::Config) -> CheckTarget {
-    let host = "cloud.test".to_owned();
-    let authority = format!("{host}:{}", address.port());
-    let endpoint = Endpoint {
-        origin: format!("{scheme}://{authority}"),
-        authority: HeaderValue::try_from(authority).unwrap(),
-        port: address.port(),
-        scheme,
-        host,
-    };
+    let mut endpoint = testing::endpoint("cloud.test", address.port());
+    endpoint.origin = format!("{scheme}://cloud.test:{}", address.port());
+    endpoint.scheme = scheme;
     let config = Config {
-        name: "default".into(),
-        endpoints: vec![endpoint.clone()],
-        weights: vec![1],
-        affinity: Affinity::None,
-        proxy: None,
-        dns_refresh: LIMIT,
-        max_requests: 1,
-        queue: 0,
-        queue_timeout: LIMIT,
-        retry_statuses: Vec::new(),
-        slow_start: LIMIT,
-        health: None,
-        host: Host::Endpoint,
-        connect_to: None,
-        connect_timeout: LIMIT,
-        handshake_timeout: LIMIT,
-        response_timeout: LIMIT,
-        body_idle_timeout: LIMIT,
-        idle_timeout: LIMIT,
-        max_connections: 1,
-        max_head_size: 64 * 1024,
         http2,
-        cookies: Cookies::Pass,
         tls,
+        ..testing::config(vec![endpoint.clone()])
     };
     let shared = Shared::new(config, &Sockets::new(1), 1, clock::system()).unwrap();
     CheckTarget {
