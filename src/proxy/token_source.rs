@@ -81,7 +81,7 @@ impl TokenSource {
     }
 
     /// The upstream rejected this token: waits for another one, within the limit.
-    pub(crate) async fn replacement(&self, request: &RejectedRequest) -> Replacement {
+    pub(crate) async fn replacement(&self, request: &mut RejectedRequest) -> Replacement {
         match self.credential.replacement(request, self.wait).await {
             token::Replacement::Newer(newer) => Replacement::Newer(self.local(&newer)),
             token::Replacement::Verify(verification) => Replacement::Verify(verification),

@@ -13,15 +13,36 @@ use super::{
 };
 use crate::base::clock::Moment;
 
+/// How long a request that got no newer token in time waits for the verification of another one,
+/// to verify the token itself.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+
 /// A request whose token was rejected, and that can be sent again.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct RejectedRequest {
-    /// The rejected token.
-    pub version: Version,
-    /// From [`Credential::request_key`].
-    pub key: RequestKey,
+    version: Version,
+    key: RequestKey,
     /// Whether it was not sent again with the same token yet.
-    pub can_verify: bool,
+    can_verify: bool,
+    /// It has waited for a newer token, and there was none in time.
+    has_waited: bool,
+}
+
+impl RejectedRequest {
+    /// `version`: the rejected token. `key`: from [`Credential::request_key`].
+    pub fn new(version: Version, key: RequestKey) -> Self {
+        Self {
+            version,
+            key,
+            can_verify: true,
+            has_waited: false,
+        }
+    }
+
+    /// The key it was made with.
+    pub fn key(&self) -> RequestKey {
+        self.key
+    }
 }
 
 /// What to do about a response that rejected a token.
@@ -76,12 +97,14 @@ impl Credential {
 
     /// Reports that a request that cannot be sent again was rejected.
     pub fn rejected(&self, version: Version) -> Rejection {
-        self.decide(version, None, false)
+        self.decide(version, None)
     }
 
     /// What a rejected request gets: waits at most `wait` for a refresh to be allowed, and at most
-    /// `wait` for a requested one. Dropping the future cancels the wait, never the refresh.
-    pub async fn replacement(&self, request: &RejectedRequest, wait: Duration) -> Replacement {
+    /// `wait` for a requested one. A request that gets no newer token verifies the rejected one,
+    /// proven or not: the server that rejected it may be the only one that does. Dropping the future
+    /// cancels the wait, never the refresh.
+    pub async fn replacement(&self, request: &mut RejectedRequest, wait: Duration) -> Replacement {
         let mut status = self.status.clone();
         let mut deadline = Instant::now() + wait;
         let mut is_refreshing = false;
@@ -91,7 +114,7 @@ impl Credential {
             let mut verified = std::pin::pin!(self.shared.rejections.verified());
             verified.as_mut().enable();
             let needs_operator = status.borrow_and_update().needs_operator();
-            let decision = self.decide(request.version, Some(request.key), request.can_verify);
+            let decision = self.decide(request.version, Some(request));
             let is_verifying = matches!(
                 decision,
                 Rejection::Waiting {
@@ -99,9 +122,13 @@ impl Credential {
                     ..
                 }
             );
+            let mut is_too_late = false;
             let ask_again = match decision {
                 Rejection::Newer(token) => return Replacement::Newer(token),
-                Rejection::Verify(verification) => return Replacement::Verify(verification),
+                Rejection::Verify(verification) => {
+                    request.can_verify = false;
+                    return Replacement::Verify(verification);
+                }
                 Rejection::Futile => return Replacement::Futile,
                 Rejection::Refreshing { ask_again } => {
                     if !std::mem::replace(&mut is_refreshing, true) {
@@ -113,19 +140,21 @@ impl Credential {
                     ask_again,
                     next_refresh,
                 } => {
-                    if next_refresh.is_some_and(|next| self.instant(next) > deadline) {
-                        return Replacement::Late;
-                    }
+                    is_too_late = next_refresh.is_some_and(|next| self.instant(next) > deadline);
                     Some(self.instant(ask_again))
                 }
             };
             if slot.is_none() {
                 slot = WaiterSlot::take(&self.shared.waiters);
             }
-            // No refresh comes, but another server may accept the token.
-            let is_hopeless = needs_operator && !is_verifying;
-            if is_hopeless || slot.is_none() || Instant::now() >= deadline {
-                return Replacement::Late;
+            let is_hopeless = (needs_operator || request.has_waited) && !is_verifying;
+            if is_hopeless || is_too_late || slot.is_none() || Instant::now() >= deadline {
+                if request.has_waited || !request.can_verify {
+                    return Replacement::Late;
+                }
+                request.has_waited = true;
+                deadline = Instant::now() + LAST_WAIT;
+                continue;
             }
             let ask_again = ask_again.map_or(deadline, |again| again.min(deadline));
             tokio::select! {
@@ -139,7 +168,7 @@ impl Credential {
         }
     }
 
-    fn decide(&self, version: Version, key: Option<RequestKey>, can_verify: bool) -> Rejection {
+    fn decide(&self, version: Version, request: Option<&RejectedRequest>) -> Rejection {
         let now = self.shared.clock.now();
         let current = self.shared.token.load();
         // A refresh is due anyway.
@@ -156,13 +185,13 @@ impl Credential {
             };
         }
         let case = Case {
-            key,
+            key: request.map(|request| request.key),
             version,
-            is_proven: token.is_proven(),
+            is_proven: token.is_proven() || request.is_some_and(|request| request.has_waited),
             // A token that has expired meanwhile can still be verified: the refresh may take long,
             // and the server that rejected it may be the only one that does.
             is_refresh_requested: token.is_refresh_requested() || !is_usable,
-            can_verify,
+            can_verify: request.is_some_and(|request| request.can_verify),
         };
         match self.shared.rejections.decide(&case, now) {
             Decision::Relay => Rejection::Futile,

@@ -247,10 +247,16 @@ async fn an_error_names_the_endpoint_whose_rejection_broke_off() {
     });
     let issuer = issuer.start().await.origin();
     let cut = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 100\r\n\r\ncut";
-    let upstream = Upstream::always(bytes(cut).close()).start().await;
+    let upstream = Upstream::always(move |request: &Request| match request.number {
+        // It proves the token, so that the next rejection is verified before the refresh.
+        0 => ok("accepted"),
+        _ => bytes(cut).close(),
+    });
+    let upstream = upstream.start().await;
     let more = [("token.issuer", issuer.as_str()), ("token.wait", "500ms")];
     let proxy = proxy(&upstream.origin(), &more);
     proxy.ready().await;
+    assert_eq!(proxy.get("/").await.status(), 200);
     let response = proxy.get("/").await;
     assert_eq!(
         response.headers()["proxy-status"],

@@ -137,27 +137,22 @@ impl RequestContext<'_> {
         if !self.is_replayable(&failure) {
             return self.relay_unrepeatable(failure, source, token);
         }
-        let mut request = RejectedRequest {
-            version: token.version(),
-            key: self.key(source),
-            can_verify: true,
-        };
+        let mut request = RejectedRequest::new(token.version(), self.key(source));
         let mut rejected = RejectedResponse::new(*self, failure);
         loop {
-            let replacement = rejected.read_during(source.replacement(&request)).await;
+            let replacement = rejected.read_during(source.replacement(&mut request)).await;
             let verification = match replacement {
                 Replacement::Newer(newer) => {
                     rejected.read_briefly().await;
                     rejected.release();
                     return self
-                        .replay_with(&newer, rejected, source, request.key)
+                        .replay_with(&newer, rejected, source, request.key())
                         .await;
                 }
                 Replacement::Verify(verification) => verification,
                 Replacement::Futile => return self.fall_back(RetryOutcome::Cooldown, rejected),
                 Replacement::Late => return self.fall_back(RetryOutcome::NoNewerToken, rejected),
             };
-            request.can_verify = false;
             rejected.read_briefly().await;
             match self.verify(verification, &rejected, token).await? {
                 None => {}

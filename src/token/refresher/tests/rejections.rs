@@ -105,13 +105,9 @@ impl World {
         if self.send(path, &token).await {
             return accepted(&token);
         }
-        let mut request = RejectedRequest {
-            version: token.version(),
-            key,
-            can_verify: true,
-        };
+        let mut request = RejectedRequest::new(token.version(), key);
         loop {
-            match credential.replacement(&request, seconds(10)).await {
+            match credential.replacement(&mut request, seconds(10)).await {
                 Replacement::Newer(newer) => {
                     let is_accepted = self.send(path, &newer).await;
                     if is_accepted {
@@ -122,7 +118,6 @@ impl World {
                     return is_accepted;
                 }
                 Replacement::Verify(verification) => {
-                    request.can_verify = false;
                     if self.send(path, &token).await {
                         verification.accepted();
                         return accepted(&token);
@@ -257,13 +252,12 @@ async fn field_a4_the_wait_for_a_refresh_to_be_allowed_is_not_part_of_the_wait_f
         .start();
     harness.token().await;
     for n in 1..=4 {
-        let request = RejectedRequest {
-            version: harness.usable().expect("a token").version(),
-            key: harness.credential.request_key("/"),
-            can_verify: true,
-        };
+        let mut request = RejectedRequest::new(
+            harness.usable().expect("a token").version(),
+            harness.credential.request_key("/"),
+        );
         let wait = Duration::from_millis(7500);
-        let replacement = harness.credential.replacement(&request, wait).await;
+        let replacement = harness.credential.replacement(&mut request, wait).await;
         assert!(
             matches!(replacement, Replacement::Newer(_)),
             "{n}: {replacement:?}"
@@ -292,6 +286,38 @@ async fn field_a5_a_node_that_rejects_every_token_costs_few_refreshes() {
             rejected * nodes * nodes <= requests,
             "1 of {nodes}: {rejected} of {requests} rejected"
         );
+    }
+}
+
+/// Nobody knows yet whether the token was ever accepted: it came from a file.
+#[tokio::test(start_paused = true)]
+async fn field_a5_while_the_issuer_hangs_an_unproven_token_is_verified_after_the_wait() {
+    const REQUESTS: usize = 10;
+    for is_revoked in [false, true] {
+        let before = Setup::new(|n| Ok(grant(n, DAY))).start();
+        before.token().await;
+        before.pass(seconds(1)).await;
+        let setup = Setup::new(|_| unreachable!("no call ends")).latency(seconds(60));
+        let setup = setup.beside(&before);
+        let world = World::with(setup, |received| received.number >= REQUESTS).await;
+        if is_revoked {
+            world.revoke();
+        }
+        let noticed = Arc::new(Noticed::default());
+        for n in 0..REQUESTS {
+            tokio::spawn(Arc::clone(&world).request(format!("/{n}"), Arc::clone(&noticed)));
+        }
+        world.harness.pass(seconds(12)).await;
+        assert_eq!(noticed.requests(), REQUESTS);
+        assert!(noticed.latest() <= LATEST, "{:?}", noticed.latest());
+        let received = world.received.load(Relaxed);
+        if is_revoked {
+            assert_eq!(noticed.rejected(), REQUESTS);
+            assert_eq!(received, REQUESTS + 1, "one verifies for all");
+        } else {
+            assert_eq!(noticed.rejected(), 0);
+            assert_eq!(received, 2 * REQUESTS);
+        }
     }
 }
 
