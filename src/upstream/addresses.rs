@@ -10,7 +10,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+        atomic::{AtomicU64, AtomicUsize, Ordering, fence},
     },
     time::{Duration, SystemTime},
 };
@@ -111,40 +111,42 @@ impl Address {
 
 /// Requests under way to an address, of all workers. On a cache line of its own: each request writes
 /// it twice.
+///
+/// In the upper half, failed requests that still count for the choice, and for no limit: one read
+/// finds both.
 #[derive(Debug, Default)]
-pub(super) struct InFlightCount(CacheLine<Counts>);
+pub(super) struct InFlightCount(CacheLine<AtomicU64>);
 
-#[derive(Debug, Default)]
-struct Counts {
-    requests: AtomicU32,
-    /// Failed requests that still count for the choice, and for no limit.
-    penalties: AtomicU32,
-}
+/// One failed request.
+const PENALTY: u64 = 1 << 32;
 
 impl InFlightCount {
+    /// Requests.
     pub(super) fn get(&self) -> u32 {
-        self.0.requests.load(Ordering::Relaxed)
+        self.0.load(Ordering::Relaxed) as u32
     }
 
-    pub(super) fn penalties(&self) -> u32 {
-        self.0.penalties.load(Ordering::Relaxed)
+    /// Requests, and those that failed a moment ago.
+    pub(super) fn with_penalties(&self) -> u32 {
+        let counts = self.0.load(Ordering::Relaxed);
+        (counts as u32).saturating_add((counts / PENALTY) as u32)
     }
 
     pub(super) fn add(&self) {
-        self.0.requests.fetch_add(1, Ordering::Relaxed);
+        self.0.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn add_penalty(&self) {
-        self.0.penalties.fetch_add(1, Ordering::Relaxed);
+        self.0.fetch_add(PENALTY, Ordering::Relaxed);
     }
 
     pub(super) fn remove_penalty(&self) {
-        self.0.penalties.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(PENALTY, Ordering::Relaxed);
     }
 
     /// Sequentially consistent, see [`Queue`].
     pub(super) fn remove(&self) {
-        self.0.requests.fetch_sub(1, Ordering::SeqCst);
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -15,13 +15,18 @@ const MOST_COMPARED: usize = 16;
 /// Random draws before the choice among many addresses takes the next eligible address in order.
 const MOST_DRAWS: usize = 64;
 
+/// What the choice sees of an address that cannot be chosen.
+const NOT_ELIGIBLE: u32 = u32::MAX;
+
+/// The most requests in flight that are told apart: with one more, the number still fits, and is
+/// not that of an address that cannot be chosen.
+const MOST_IN_FLIGHT: u32 = u32::MAX - 2;
+
 /// How busy an address is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Load {
-    /// Requests in flight, those of all workers.
-    pub(super) in_flight: u32,
-    /// The share of the requests that the address should get, relative to the others; above zero.
-    pub(super) weight: u32,
+struct Load {
+    in_flight: u32,
+    weight: u32,
 }
 
 impl Load {
@@ -32,113 +37,164 @@ impl Load {
     }
 }
 
-/// An address that may be chosen: its index and its load.
-type Candidate = (usize, Load);
-
 /// One worker's position in the weighted round robin.
 #[derive(Debug)]
 pub(super) struct RoundRobin {
-    /// For each address the requests that it should have got minus those that it got, multiplied by
-    /// the sum of the weights.
-    credits: Box<[Cell<i64>]>,
-    /// The greatest weight that a draw has seen, for draws by weight.
-    heaviest: Cell<u32>,
+    slots: Box<[Slot]>,
+    /// Whether all weights are equal: the usual case, in which each counts as one.
+    is_even: bool,
+    heaviest: u32,
+}
+
+/// An address of the round robin.
+#[derive(Debug)]
+struct Slot {
+    /// The share of the requests that the address should get, relative to the others; above zero.
+    weight: u32,
+    /// At the choice under way. [`NOT_ELIGIBLE`] if the address cannot be chosen.
+    in_flight: Cell<u32>,
+    /// The requests that it should have got minus those that it got, multiplied by the sum of the
+    /// weights.
+    credit: Cell<i64>,
+}
+
+impl Slot {
+    fn is_eligible(&self) -> bool {
+        self.in_flight.get() != NOT_ELIGIBLE
+    }
+
+    fn load(&self) -> Load {
+        Load {
+            in_flight: self.in_flight.get(),
+            weight: self.weight,
+        }
+    }
 }
 
 impl RoundRobin {
-    /// A round robin that begins with the first of `n` addresses.
-    pub(super) fn new(n: usize) -> Self {
+    /// A round robin that begins with the first of the addresses with these weights; a weight of
+    /// zero counts as one.
+    pub(super) fn new(weights: impl IntoIterator<Item = u32>) -> Self {
+        let slots = weights.into_iter().map(|weight| Slot {
+            weight: weight.max(1),
+            in_flight: Cell::new(NOT_ELIGIBLE),
+            credit: Cell::new(0),
+        });
+        let slots: Box<[_]> = slots.collect();
+        let heaviest = slots.iter().map(|slot| slot.weight).max().unwrap_or(1);
         Self {
-            credits: vec![Cell::new(0); n].into(),
-            heaviest: Cell::new(1),
+            is_even: slots.iter().all(|slot| slot.weight == heaviest),
+            heaviest,
+            slots,
         }
     }
 
     /// Chooses the address for a request; the caller then counts the request as in flight.
     ///
-    /// `load` returns the load of the address with an index, `None` if the address is not eligible
-    /// (not healthy, full, or tried before). It is called up to a hundred times and must be cheap; what
-    /// it returns may change in between. `random` is called at most once, only above 16 eligible
-    /// addresses.
+    /// `in_flight` returns the requests in flight to the address with an index, those of all
+    /// workers; `None` if the address is not eligible (not healthy, full, or tried before). It is
+    /// called up to a hundred times and must be cheap; what it returns may change in between.
+    /// `random` is called at most once, only above 16 eligible addresses.
     ///
     /// `None` if no address is eligible.
     pub(super) fn choose(
         &self,
-        load: impl Fn(usize) -> Option<Load>,
+        in_flight: impl Fn(usize) -> Option<u32>,
         random: impl FnOnce() -> u64,
     ) -> Option<usize> {
-        let load = |index: usize| load(index).filter(|load| load.weight > 0);
-        let mut candidates = [(0, Load::default()); MOST_COMPARED];
-        let mut count = 0;
-        for index in 0..self.credits.len() {
-            let Some(load_of_index) = load(index) else {
-                continue;
-            };
-            if count == MOST_COMPARED {
-                return self.better_of_two(load, random());
-            }
-            candidates[count] = (index, load_of_index);
-            count += 1;
+        if self.slots.len() > MOST_COMPARED && self.has_many(&in_flight) {
+            return self.better_of_two(in_flight, random());
         }
-        match &candidates[..count] {
-            [] => None,
-            [(only, _)] => Some(*only),
-            several => Some(self.in_turn(several)),
+        let mut least = NOT_ELIGIBLE;
+        for (index, slot) in self.slots.iter().enumerate() {
+            let in_flight = in_flight(index).map_or(NOT_ELIGIBLE, |n| n.min(MOST_IN_FLIGHT));
+            slot.in_flight.set(in_flight);
+            least = least.min(in_flight);
+        }
+        if least == NOT_ELIGIBLE {
+            None
+        } else if self.is_even {
+            Some(self.in_turn(least + 1))
+        } else {
+            Some(self.in_turn_by_weight())
         }
     }
 
-    /// Weighted round robin among the candidates within the bound. There is at least one.
-    fn in_turn(&self, candidates: &[Candidate]) -> usize {
-        let mut least = candidates[0].1;
-        let (mut lightest, mut heaviest) = (least.weight, least.weight);
-        for (_, load) in &candidates[1..] {
-            if load.is_less_than(least) {
-                least = *load;
+    /// Whether more addresses are eligible than are compared.
+    #[cold]
+    fn has_many(&self, in_flight: impl Fn(usize) -> Option<u32>) -> bool {
+        let eligible = (0..self.slots.len()).filter_map(in_flight);
+        eligible.take(MOST_COMPARED + 1).count() > MOST_COMPARED
+    }
+
+    /// Round robin among the addresses with at most so many requests in flight. There is at least
+    /// one. The same as [by weight](Self::in_turn_by_weight) with equal weights: the highest credit
+    /// comes first.
+    fn in_turn(&self, most: u32) -> usize {
+        let (mut first, mut highest, mut total) = (0, i64::MIN, 0);
+        for (index, slot) in self.slots.iter().enumerate() {
+            if slot.in_flight.get() <= most {
+                let credit = slot.credit.get() + 1;
+                slot.credit.set(credit);
+                total += 1;
+                if credit > highest {
+                    (first, highest) = (index, credit);
+                }
             }
-            lightest = lightest.min(load.weight);
-            heaviest = heaviest.max(load.weight);
         }
-        // The usual case, which needs no multiplication.
-        let is_even = lightest == heaviest;
+        self.slots[first].credit.set(highest - total);
+        first
+    }
+
+    /// Weighted round robin among the eligible addresses within the bound. There is at least one.
+    #[inline(never)]
+    fn in_turn_by_weight(&self) -> usize {
+        let slots = || self.slots.iter().enumerate();
+        let eligible = || slots().filter(|(_, slot)| slot.is_eligible());
+        let loads = || eligible().map(|(_, slot)| slot.load());
+        let less = |a: Load, b: Load| if b.is_less_than(a) { b } else { a };
+        let least = loads().reduce(less).unwrap_or_default();
+        let lightest = loads().map(|load| load.weight).min().unwrap_or(1);
         // in_flight / weight <= least.in_flight / least.weight + 1 / lightest
         let (least_weight, lightest) = (u128::from(least.weight), u128::from(lightest));
         let bound = u128::from(least.in_flight) * lightest + least_weight;
-        let is_within = |load: &Load| {
-            if is_even {
-                return load.in_flight <= least.in_flight.saturating_add(1);
-            }
+        let is_within = |load: Load| {
             u128::from(load.in_flight) * least_weight * lightest <= bound * u128::from(load.weight)
         };
-        let within = || candidates.iter().filter(|(_, load)| is_within(load));
+        let within = || eligible().filter(|(_, slot)| is_within(slot.load()));
 
-        let total: i64 = within().map(|(_, load)| i64::from(load.weight)).sum();
+        let total: i64 = within().map(|(_, slot)| i64::from(slot.weight)).sum();
         let mut chosen: Option<(usize, Turn)> = None;
-        for (index, load) in within() {
-            let weight = i64::from(load.weight);
-            let credit = self.credits[*index].get() + weight;
-            self.credits[*index].set(credit);
+        for (index, slot) in within() {
+            let weight = i64::from(slot.weight);
+            let credit = slot.credit.get() + weight;
+            slot.credit.set(credit);
             let turn = Turn {
                 is_early: credit <= 0,
                 missing: total - credit,
                 weight,
             };
             if chosen.is_none_or(|(_, first)| turn.is_before(first)) {
-                chosen = Some((*index, turn));
+                chosen = Some((index, turn));
             }
         }
-        // The least loaded candidate is within the bound, so that there is a chosen one.
-        let index = chosen.map_or(candidates[0].0, |(index, _)| index);
-        let credit = &self.credits[index];
+        // The least loaded address is within the bound, so that there is a chosen one.
+        let index = chosen.map_or(0, |(index, _)| index);
+        let credit = &self.slots[index].credit;
         credit.set(credit.get() - total);
         index
     }
 
     /// The less loaded of two different addresses that are drawn by weight; the first one if both
     /// are equal. An idle upstream thus gets its requests by weight.
-    fn better_of_two(&self, load: impl Fn(usize) -> Option<Load>, random: u64) -> Option<usize> {
+    fn better_of_two(
+        &self,
+        in_flight: impl Fn(usize) -> Option<u32>,
+        random: u64,
+    ) -> Option<usize> {
         let mut random = Random(random);
-        let first = self.draw(&load, None, &mut random)?;
-        let Some(second) = self.draw(&load, Some(first.0), &mut random) else {
+        let first = self.draw(&in_flight, None, &mut random)?;
+        let Some(second) = self.draw(&in_flight, Some(first.0), &mut random) else {
             return Some(first.0);
         };
         let better = if second.1.is_less_than(first.1) {
@@ -153,22 +209,21 @@ impl RoundRobin {
     /// weight.
     fn draw(
         &self,
-        load: &impl Fn(usize) -> Option<Load>,
+        in_flight: &impl Fn(usize) -> Option<u32>,
         excluded: Option<usize>,
         random: &mut Random,
-    ) -> Option<Candidate> {
-        let n = self.credits.len();
+    ) -> Option<(usize, Load)> {
+        let n = self.slots.len();
         let eligible = |index: usize| {
-            let is_excluded = excluded == Some(index);
-            Some((index, load(index).filter(|_| !is_excluded)?))
+            let in_flight = in_flight(index).filter(|_| excluded != Some(index))?;
+            let weight = self.slots[index].weight;
+            Some((index, Load { in_flight, weight }))
         };
         for _ in 0..MOST_DRAWS {
             let Some(drawn) = eligible(random.below(n)) else {
                 continue;
             };
-            let weight = drawn.1.weight;
-            self.heaviest.set(self.heaviest.get().max(weight));
-            if random.below(self.heaviest.get() as usize) < weight as usize {
+            if random.below(self.heaviest as usize) < drawn.1.weight as usize {
                 return Some(drawn);
             }
         }
@@ -177,12 +232,12 @@ impl RoundRobin {
     }
 }
 
-/// When a candidate is next in the round robin: the candidate that would be the first to lag a whole
+/// When an address is next in the round robin: the address that would be the first to lag a whole
 /// request behind its share comes first, unless it is ahead of its share.
 ///
 /// With this order (earliest deadline first) no address is ever a whole request away from its share
-/// while the candidates stay the same. Taking the highest credit, as "smooth" weighted round robin
-/// does, exceeds that with many different weights.
+/// while the eligible addresses stay the same. Taking the highest credit, as "smooth" weighted
+/// round robin does, exceeds that with many different weights.
 #[derive(Debug, Clone, Copy)]
 struct Turn {
     /// Whether the address has already got more than its share.

@@ -12,8 +12,8 @@ use hyper::body::Body;
 
 use super::{
     Upstream,
-    addresses::{AddressId, Listed},
-    balance::{Load, RoundRobin, rendezvous},
+    addresses::{Address, AddressId, Listed},
+    balance::{RoundRobin, rendezvous},
     connect::Error,
     counters::Counters,
     handle::{AddressHandle, InFlight},
@@ -36,7 +36,7 @@ pub(super) struct LocalSet<B> {
     /// In the order of the list.
     members: Vec<Member<B>>,
     /// The addresses that get requests.
-    usable: Vec<Usable>,
+    usable: Vec<Candidate>,
     round_robin: RoundRobin,
     random: Cell<u64>,
 }
@@ -49,6 +49,16 @@ struct Member<B> {
     is_alternative: bool,
     /// The positions of its endpoint's addresses: they share its limits.
     siblings: Range<usize>,
+}
+
+/// An address that gets requests, with what the choice reads of it.
+#[derive(Debug)]
+struct Candidate {
+    address: Arc<Address>,
+    /// Its position in the list.
+    position: usize,
+    /// Whether it gets one request at a time.
+    is_trial: bool,
 }
 
 /// An address that gets requests.
@@ -133,7 +143,7 @@ where
             version: None,
             members: Vec::new(),
             usable: Vec::new(),
-            round_robin: RoundRobin::new(0),
+            round_robin: RoundRobin::new([]),
             random: Cell::new(RandomState::new().hash_one(worker)),
         }
     }
@@ -177,43 +187,53 @@ where
         for removed in old {
             removed.pool.close();
         }
-        self.usable = usable(&set.listed, &shared.config.weights);
-        self.round_robin = RoundRobin::new(self.usable.len());
+        let usable = usable(&set.listed, &shared.config.weights);
+        self.round_robin = RoundRobin::new(usable.iter().map(|usable| usable.weight));
+        let candidates = usable.iter().map(|usable| Candidate {
+            address: Arc::clone(&set.listed[usable.position].address),
+            position: usable.position,
+            is_trial: usable.is_trial,
+        });
+        self.usable = candidates.collect();
     }
 
     /// An address that was not visited and has room.
     fn place(&self, visited: &Visited, affinity: Option<u64>) -> Option<Place<B>> {
-        // A trial that another worker has begun in between, or a limit that was reached.
-        for _ in 0..=self.usable.len() {
-            // Requests in flight to an address that may be chosen.
-            let eligible = |index: usize| {
-                let usable = &self.usable[index];
-                let member = &self.members[usable.position];
-                let address = &*member.pool.handle.address;
-                // A client's own address is waited for.
-                let has_room = affinity.is_some() || self.requests(member) < member.pool.limit();
-                let is_eligible = has_room
-                    && !visited.contains(address.id)
-                    && (!usable.is_trial || address.health.is_available());
-                is_eligible.then_some(Load {
-                    in_flight: address.in_flight.get() + address.in_flight.penalties(),
-                    weight: usable.weight,
-                })
-            };
+        // Limits are reached seldom: the choice looks at all of them only after it has met one.
+        let mut looks_for_room = false;
+        // A trial that another worker has begun in between leads to another choice, too.
+        for _ in 0..=self.usable.len() + 1 {
             let index = match affinity {
-                None => self.round_robin.choose(eligible, || self.random()),
+                None => {
+                    let in_flight = |index: usize| {
+                        let usable = &self.usable[index];
+                        let is_eligible = is_eligible(usable, visited)
+                            && (!looks_for_room || self.has_room(usable));
+                        is_eligible.then(|| usable.address.in_flight.with_penalties())
+                    };
+                    self.round_robin.choose(in_flight, || self.random())
+                }
+                // A client's own address is waited for.
                 Some(key) => {
-                    let hashes = (0..self.usable.len()).filter_map(|index| {
-                        eligible(index)?;
-                        let member = &self.members[self.usable[index].position];
-                        Some((index, member.pool.handle.address.hash))
-                    });
-                    rendezvous(key, hashes)
+                    let usable = self.usable.iter().enumerate();
+                    let eligible = usable.filter(|(_, usable)| is_eligible(usable, visited));
+                    rendezvous(
+                        key,
+                        eligible.map(|(index, usable)| (index, usable.address.hash)),
+                    )
                 }
             }?;
             let usable = &self.usable[index];
+            if !self.has_room(usable) {
+                if looks_for_room || affinity.is_some() {
+                    return None;
+                }
+                looks_for_room = true;
+                continue;
+            }
             let member = &self.members[usable.position];
             if let Some(in_flight) = InFlight::begin(&member.pool.handle, usable.is_trial)
+                // Another worker may have taken the last place in between.
                 && self.requests(member) <= member.pool.limit()
             {
                 return Some(Place {
@@ -223,6 +243,11 @@ where
             }
         }
         None
+    }
+
+    fn has_room(&self, usable: &Candidate) -> bool {
+        let member = &self.members[usable.position];
+        self.requests(member) < member.pool.limit()
     }
 
     /// Another address to dial when those that get requests do not connect: of the other family,
@@ -257,6 +282,11 @@ where
         self.random.set(next);
         next
     }
+}
+
+fn is_eligible(usable: &Candidate, visited: &Visited) -> bool {
+    !visited.contains(usable.address.id)
+        && (!usable.is_trial || usable.address.health.is_available())
 }
 
 /// The positions of an endpoint's addresses.
@@ -587,6 +617,17 @@ mod tests {
         assert_eq!(places(&upstream, 9, Some(7)), [own, own]);
         let other = (0..).find(|key| places(&upstream, 1, Some(*key)) != [own]);
         assert_eq!(places(&upstream, 9, other).len(), 2);
+    }
+
+    #[tokio::test(flavor = "local", start_paused = true)]
+    async fn the_wait_for_a_clients_own_address_ends() {
+        let mut upstream = upstream(1);
+        Arc::make_mut(&mut upstream.shared.config).queue = 1;
+        let own = upstream.place(&Visited::default(), Some(7)).expect("room");
+        let waited = upstream.wait_for_place(&Visited::default(), Some(7)).await;
+        assert!(matches!(waited, Err(Error::Full { .. })));
+        drop(own);
+        assert!(upstream.place(&Visited::default(), Some(7)).is_some());
     }
 
     #[tokio::test(flavor = "local", start_paused = true)]

@@ -9,11 +9,9 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn idle(weight: u32) -> Load {
-    Load {
-        in_flight: 0,
-        weight,
-    }
+/// Addresses of the same weight.
+fn even(n: usize) -> RoundRobin {
+    RoundRobin::new(std::iter::repeat_n(10, n))
 }
 
 fn no_random() -> u64 {
@@ -31,63 +29,59 @@ fn weights() -> impl Strategy<Value = Vec<u32>> {
 
 #[test]
 fn nothing_is_chosen_from_nothing() {
-    assert_eq!(RoundRobin::new(0).choose(|_| None, no_random), None);
-    assert_eq!(RoundRobin::new(40).choose(|_| None, no_random), None);
+    assert_eq!(RoundRobin::new([]).choose(|_| None, no_random), None);
+    assert_eq!(even(40).choose(|_| None, no_random), None);
+    assert_eq!(RoundRobin::new([3, 1]).choose(|_| None, no_random), None);
     // A weight of zero would divide by zero.
-    assert_eq!(
-        RoundRobin::new(2).choose(|_| Some(idle(0)), no_random),
-        None
+    assert!(
+        RoundRobin::new([0, 0])
+            .choose(|_| Some(0), no_random)
+            .is_some()
     );
     assert_eq!(rendezvous(1, std::iter::empty()), None);
 }
 
 #[test]
 fn a_single_eligible_address_takes_all_and_leaves_no_trace() {
-    let round_robin = RoundRobin::new(20);
-    let busy = Load {
-        in_flight: u32::MAX,
-        weight: 1,
-    };
-    for _ in 0..100 {
-        let chosen = round_robin.choose(|index| (index == 13).then_some(busy), no_random);
-        assert_eq!(chosen, Some(13));
+    for round_robin in [even(20), RoundRobin::new(1..=20)] {
+        for _ in 0..100 {
+            let chosen = round_robin.choose(|index| (index == 13).then_some(u32::MAX), no_random);
+            assert_eq!(chosen, Some(13));
+        }
+        assert!(round_robin.slots.iter().all(|slot| slot.credit.get() == 0));
     }
-    assert!(round_robin.credits.iter().all(|credit| credit.get() == 0));
 }
 
 #[test]
 fn equal_addresses_take_turns_in_order() {
-    let round_robin = RoundRobin::new(3);
+    let round_robin = even(3);
     let turns: Vec<_> = (0..7)
-        .filter_map(|_| round_robin.choose(|_| Some(idle(5)), no_random))
+        .filter_map(|_| round_robin.choose(|_| Some(5), no_random))
         .collect();
     assert_eq!(turns, [0, 1, 2, 0, 1, 2, 0]);
 }
 
 #[test]
 fn the_greatest_numbers_do_not_overflow() {
-    let round_robin = RoundRobin::new(16);
-    for turn in 0..100_u32 {
-        let load = |index: usize| {
-            let in_flight = if (index as u32 + turn).is_multiple_of(2) {
-                u32::MAX
-            } else {
-                u32::MAX - 1
+    let weights = |index: u32| if index == 3 { 1 } else { u32::MAX };
+    for round_robin in [even(16), RoundRobin::new((0..16).map(weights))] {
+        for turn in 0..100 {
+            let in_flight = |index: usize| {
+                let is_odd = (index + turn).is_multiple_of(2);
+                (index != 5).then_some(u32::MAX - u32::from(is_odd))
             };
-            let weight = if index == 3 { 1 } else { u32::MAX };
-            Some(Load { in_flight, weight })
-        };
-        assert!(round_robin.choose(load, no_random).is_some());
+            let chosen = round_robin.choose(in_flight, no_random);
+            assert!(chosen.is_some_and(|chosen| chosen != 5));
+        }
     }
 }
 
 #[test]
 fn many_addresses_get_traffic_by_weight_while_idle() {
     // Of 40 addresses, every third is not eligible; the last one has ten times the weight.
-    let round_robin = RoundRobin::new(40);
+    let round_robin = RoundRobin::new((0..40).map(|index| if index == 38 { 10 } else { 1 }));
     let mut random = Random(7);
-    let load =
-        |index: usize| (!index.is_multiple_of(3)).then(|| idle(if index == 38 { 10 } else { 1 }));
+    let load = |index: usize| (!index.is_multiple_of(3)).then_some(0);
     let mut counts = [0_u32; 40];
     for _ in 0..70_000 {
         let seed = random.below(usize::MAX) as u64;
@@ -106,14 +100,8 @@ fn many_addresses_get_traffic_by_weight_while_idle() {
 #[test]
 fn of_many_addresses_the_busy_ones_get_less() {
     // One of 20 is full of requests: it is chosen only if it is drawn twice, which never happens.
-    let round_robin = RoundRobin::new(20);
-    let load = |index| {
-        let in_flight = if index == 4 { 1000 } else { 3 };
-        Some(Load {
-            in_flight,
-            weight: 1,
-        })
-    };
+    let round_robin = even(20);
+    let load = |index| Some(if index == 4 { 1000 } else { 3 });
     for seed in 0..10_000 {
         assert_ne!(round_robin.choose(load, || seed), Some(4));
     }
@@ -122,7 +110,7 @@ fn of_many_addresses_the_busy_ones_get_less() {
 #[test]
 fn a_needle_among_many_addresses_is_found_even_if_no_draw_hits_it() {
     // 17 of 5,000 are eligible when they are counted, and only one after that.
-    let round_robin = RoundRobin::new(5000);
+    let round_robin = even(5000);
     let calls = Cell::new(0);
     let load = |index: usize| {
         calls.set(calls.get() + 1);
@@ -131,7 +119,7 @@ fn a_needle_among_many_addresses_is_found_even_if_no_draw_hits_it() {
         } else {
             index == 4321
         };
-        is_eligible.then(|| idle(1))
+        is_eligible.then_some(0)
     };
     assert_eq!(round_robin.choose(load, || 3), Some(4321));
 }
@@ -142,11 +130,11 @@ proptest! {
         weights in weights(),
         requests in 1..400_u32,
     ) {
-        let round_robin = RoundRobin::new(weights.len());
+        let round_robin = RoundRobin::new(weights.iter().copied());
         let total: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
         let mut counts = vec![0_u64; weights.len()];
         for sent in 1..=u64::from(requests) {
-            let chosen = round_robin.choose(|index| Some(idle(weights[index])), no_random);
+            let chosen = round_robin.choose(|_| Some(0), no_random);
             counts[chosen.unwrap()] += 1;
             for (count, weight) in counts.iter().zip(&weights) {
                 // |count - sent * weight / total| < 1
@@ -164,7 +152,7 @@ proptest! {
         weights in weights(),
         steps in proptest::collection::vec((any::<bool>(), any::<u16>()), 1..300),
     ) {
-        let round_robin = RoundRobin::new(weights.len());
+        let round_robin = RoundRobin::new(weights.iter().copied());
         let mut in_flight = vec![0_u32; weights.len()];
         let lightest = f64::from(*weights.iter().min().unwrap());
         for (is_end, which) in steps {
@@ -173,10 +161,7 @@ proptest! {
                 in_flight[ended] = in_flight[ended].saturating_sub(1);
                 continue;
             }
-            let load = |index: usize| Some(Load {
-                in_flight: in_flight[index],
-                weight: weights[index],
-            });
+            let load = |index: usize| Some(in_flight[index]);
             let chosen = round_robin.choose(load, no_random).unwrap();
             let relative = |index: usize| f64::from(in_flight[index]) / f64::from(weights[index]);
             let least = (0..weights.len()).map(relative).fold(f64::INFINITY, f64::min);
@@ -193,8 +178,8 @@ proptest! {
         weights in weights(),
         is_in in proptest::collection::vec(any::<bool>(), 16),
     ) {
-        let round_robin = RoundRobin::new(weights.len());
-        let load = |index: usize| is_in[index].then(|| idle(weights[index]));
+        let round_robin = RoundRobin::new(weights.iter().copied());
+        let load = |index: usize| is_in[index].then_some(0);
         let eligible: BTreeSet<_> = (0..weights.len()).filter(|index| is_in[*index]).collect();
         let total: u32 = eligible.iter().map(|index| weights[*index]).sum();
         let chosen: BTreeSet<_> = (0..2 * total)
@@ -205,22 +190,41 @@ proptest! {
 
     #[test]
     fn any_loads_are_survived(
-        loads in proptest::collection::vec(
-            proptest::option::of((any::<u32>(), any::<u32>())),
+        addresses in proptest::collection::vec(
+            (any::<u32>(), proptest::option::of(any::<u32>())),
             0..40,
         ),
         seed in any::<u64>(),
     ) {
-        let round_robin = RoundRobin::new(loads.len());
-        let load = |index: usize| loads[index].map(|(in_flight, weight)| Load {
-            in_flight,
-            weight,
-        });
-        let is_eligible = |index: usize| loads[index].is_some_and(|(_, weight)| weight > 0);
+        let round_robin = RoundRobin::new(addresses.iter().map(|(weight, _)| *weight));
+        let in_flight = |index: usize| addresses[index].1;
+        let is_eligible = |index: usize| in_flight(index).is_some();
         for turn in 0..20 {
-            let chosen = round_robin.choose(load, || seed.wrapping_add(turn));
-            prop_assert_eq!(chosen.is_some(), (0..loads.len()).any(is_eligible));
+            let chosen = round_robin.choose(in_flight, || seed.wrapping_add(turn));
+            prop_assert_eq!(chosen.is_some(), (0..addresses.len()).any(is_eligible));
             prop_assert!(chosen.is_none_or(is_eligible));
+        }
+    }
+
+    /// The fast choice among equal weights is the one by weight.
+    #[test]
+    fn equal_weights_need_no_weighing(
+        n in 1..=16_usize,
+        loads in proptest::collection::vec(
+            proptest::collection::vec(proptest::option::of(0..4_u32), 16),
+            1..50,
+        ),
+    ) {
+        let round_robin = even(n);
+        let by_weight = RoundRobin {
+            is_even: false,
+            ..even(n)
+        };
+        for loads in loads {
+            let chosen = |round_robin: &RoundRobin| {
+                round_robin.choose(|index| loads[index], no_random)
+            };
+            prop_assert_eq!(chosen(&round_robin), chosen(&by_weight));
         }
     }
 
@@ -295,7 +299,7 @@ fn simulate(servers: &[Server], clients: usize, requests: u32) -> Vec<f64> {
         events.push(Reverse((client as u64, client, Event::Send)));
     }
     let mut number = clients;
-    let round_robin = RoundRobin::new(servers.len());
+    let round_robin = RoundRobin::new(servers.iter().map(|server| server.weight));
     let mut in_flight = vec![0; servers.len()];
     let mut counts = vec![0; servers.len()];
     while let Some(Reverse((now, _, event))) = events.pop() {
@@ -308,12 +312,7 @@ fn simulate(servers: &[Server], clients: usize, requests: u32) -> Vec<f64> {
         };
         match event {
             Event::Send => {
-                let load = |index: usize| {
-                    Some(Load {
-                        in_flight: in_flight[index],
-                        weight: servers[index].weight,
-                    })
-                };
+                let load = |index: usize| Some(in_flight[index]);
                 let chosen = round_robin.choose(load, no_random).unwrap();
                 in_flight[chosen] += 1;
                 counts[chosen] += 1;
