@@ -16,7 +16,7 @@ use crate::{
         error::Error,
         exchange::{Exchange, continue_gate::Held, request_body::RequestBody, upgrade::Upgrade},
         forward::{
-            attempt::RequestContext,
+            attempt::{Next, RequestContext, UpstreamResponse},
             rejected::AuthFailure,
             response::ClientResponse,
             response_body::{InFlightGuard, ResponseBody},
@@ -29,6 +29,7 @@ use crate::{
             spelling,
             urls::Destination,
         },
+        token_source::{LocalToken, TokenSource},
         worker::{AccessEntry, Worker},
     },
 };
@@ -37,10 +38,22 @@ use crate::{
 ///
 /// hyper moves this future into place for each request, so its size is paid each time: the rare
 /// paths (a new connection, a replay) are boxed.
-pub(crate) async fn handle(
+pub(crate) fn handle(
     worker: Rc<Worker>,
     exchange: Rc<Exchange>,
     request: Request<Incoming>,
+) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> {
+    // Not in the future, which would have room for the request and for its parts.
+    let (head, body, upgrade) = split_request(request);
+    respond(worker, exchange, head, body, upgrade)
+}
+
+async fn respond(
+    worker: Rc<Worker>,
+    exchange: Rc<Exchange>,
+    mut head: request::Parts,
+    body: Incoming,
+    upgrade: Option<Upgrade>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     if exchange.state.is_unproven() {
         flood::yield_for_resets().await;
@@ -48,7 +61,6 @@ pub(crate) async fn handle(
     let received = worker.clock.now();
     let view = exchange.begin(worker.view());
     let number = exchange.state.begin_exchange();
-    let (mut head, body, upgrade) = split_request(request);
     let stated = exchange.peer.client_of(&mut head);
     let client = stated.as_deref().unwrap_or(&exchange.peer.client);
     let fault = exchange
@@ -208,17 +220,32 @@ impl RequestContext<'_> {
         if self.body.to_hold() == Some(Held::All) && token.expires_soon(received) {
             token = Box::pin(source.longer_lived(&token)).await?;
         }
-        let response = self.attempt(Some(token.header())).await?;
+        let attempted = self.attempt(Some(token.header())).await;
+        let rest = match self.conclude(attempted?, source, &token) {
+            Next::Done(response) => return Ok(response),
+            Next::Rest(rest) => rest,
+        };
+        rest.await
+    }
+
+    /// The client's response, or a replay before it if this one rejects the token.
+    fn conclude<'a>(
+        &'a self,
+        response: UpstreamResponse,
+        source: &'a TokenSource,
+        token: &'a LocalToken,
+    ) -> Next<'a, ClientResponse, Error> {
         if self.judge(&response) == Verdict::AuthorizationFailure {
-            return Box::pin(self.replay(AuthFailure::Unread(response), source, &token)).await;
+            let failure = AuthFailure::Unread(response);
+            return Next::Rest(Box::pin(self.replay(failure, source, token)));
         }
         if self.may_reject_in_json(&response) {
-            return Box::pin(self.judge_json(response, source, &token)).await;
+            return Next::Rest(Box::pin(self.judge_json(response, source, token)));
         }
         if is_proof(response.head.status) {
-            self.accepted(source, &token);
+            self.accepted(source, token);
         }
-        Ok(self.relay(response))
+        Next::Done(self.relay(response))
     }
 
     /// Finds the client that sends the request, and applies its rate and concurrency limits.

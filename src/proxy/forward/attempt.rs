@@ -8,6 +8,7 @@ use std::{
     task::{Poll, ready},
 };
 
+use futures_util::future::LocalBoxFuture;
 use http::{HeaderValue, Method, Request, StatusCode, Version, header, request, response};
 use hyper::{
     body::{Body as _, Incoming},
@@ -124,6 +125,14 @@ pub(crate) struct Way {
     pub(crate) is_alone: bool,
 }
 
+/// What follows a step of a request: its outcome, or a rare path to it, which is boxed. The future of
+/// each request would else have room for both. What an async function has borrowed once stays in
+/// its future too, so that the decision is a function of its own.
+pub(crate) enum Next<'a, T, E> {
+    Done(T),
+    Rest(LocalBoxFuture<'a, Result<T, E>>),
+}
+
 /// Why an attempt on one connection failed.
 pub(super) struct SendError {
     pub(super) error: Error,
@@ -156,7 +165,7 @@ impl RequestContext<'_> {
     /// A request that was not processed, or that may be processed twice, is sent again where that can
     /// help, see [`resend`](super::resend).
     pub(crate) fn attempt(
-        self,
+        &self,
         authorization: Option<&HeaderValue>,
     ) -> impl Future<Output = Result<UpstreamResponse, Error>> {
         self.upstream().count_request();
@@ -165,7 +174,7 @@ impl RequestContext<'_> {
 
     /// The same on this way.
     pub(crate) async fn attempt_over(
-        self,
+        &self,
         way: Way,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
@@ -176,16 +185,31 @@ impl RequestContext<'_> {
                 return Box::pin(self.attempt_with_continue(way, authorization)).await;
             }
         };
-        let response = self.attempt_with(way, send_body, authorization).await?;
+        let attempted = self.attempt_with(way, send_body, authorization).await;
+        let rest = match self.whole(attempted?, authorization) {
+            Next::Done(response) => return Ok(response),
+            Next::Rest(rest) => rest,
+        };
+        rest.await
+    }
+
+    /// What the client gets for this response: the whole body, if it is a part of one that is
+    /// rewritten.
+    fn whole<'a>(
+        &'a self,
+        response: UpstreamResponse,
+        authorization: Option<&'a HeaderValue>,
+    ) -> Next<'a, UpstreamResponse, Error> {
         if self.may_be_part_of_json(&response) {
-            return Box::pin(self.whole_if_rewritten(response, authorization)).await;
+            Next::Rest(Box::pin(self.whole_if_rewritten(response, authorization)))
+        } else {
+            Next::Done(response)
         }
-        Ok(response)
     }
 
     /// The same for a request without `Range` and body.
     pub(crate) async fn attempt_whole(
-        self,
+        &self,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
         self.attempt_with(Way::default(), SendBody::Immediately, authorization)
@@ -195,7 +219,7 @@ impl RequestContext<'_> {
     /// An upstream may refuse the expectation, or break off when it sees one. Since no byte of the
     /// body was sent, the request is then repeated without it (RFC 9110 §10.1.1).
     async fn attempt_with_continue(
-        self,
+        &self,
         way: Way,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
@@ -222,15 +246,40 @@ impl RequestContext<'_> {
     }
 
     async fn attempt_with(
-        self,
+        &self,
         mut way: Way,
         send_body: SendBody,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
         let lease = self.connect(&mut way).await?;
-        match self.send(lease, send_body, authorization).await {
-            Ok(response) if !self.is_unavailable(&response) => Ok(response),
-            first => Box::pin(self.attempt_again(first, way, send_body, authorization)).await,
+        let first = self.send(lease, send_body, authorization).await;
+        let rest = match self.go_on(first, way, send_body, authorization) {
+            Next::Done(response) => return Ok(response),
+            Next::Rest(rest) => rest,
+        };
+        rest.await
+    }
+
+    /// What follows from the outcome of the first attempt: nothing, as a rule.
+    fn go_on<'a>(
+        &'a self,
+        first: Result<UpstreamResponse, SendError>,
+        way: Way,
+        send_body: SendBody,
+        authorization: Option<&'a HeaderValue>,
+    ) -> Next<'a, UpstreamResponse, Error> {
+        match first {
+            Ok(response)
+                if !self.is_unavailable(&response) && !self.has_uncertain_body(&response) =>
+            {
+                Next::Done(response)
+            }
+            first => Next::Rest(Box::pin(self.attempt_again(
+                first,
+                way,
+                send_body,
+                authorization,
+            ))),
         }
     }
 
@@ -351,12 +400,12 @@ impl RequestContext<'_> {
     }
 
     pub(super) async fn send(
-        self,
+        &self,
         mut lease: Lease<AttemptBody>,
         send_body: SendBody,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, SendError> {
-        let Self { exchange, body, .. } = self;
+        let Self { exchange, body, .. } = *self;
         let gate = match send_body {
             SendBody::Immediately => None,
             _ => Box::pin(self.gate(send_body, &lease)).await?,
@@ -432,12 +481,7 @@ impl RequestContext<'_> {
                     lease,
                 };
                 self.note_status(&response);
-                if self.has_uncertain_body(&response) {
-                    let read = self.read_start(response, json_body::begins_json);
-                    Ok(Box::pin(read).await?)
-                } else {
-                    Ok(response)
-                }
+                Ok(response)
             }
             Some(Err(failed)) => Err(self.send_error(failed, &lease)),
             None => {
@@ -449,6 +493,29 @@ impl RequestContext<'_> {
                 let endpoint = lease.endpoint().origin.clone();
                 Err(Error::ResponseTimeout { endpoint }.into())
             }
+        }
+    }
+
+    /// The same with the start of the response's body, if that decides whether it is JSON.
+    pub(super) async fn send_for_json(
+        &self,
+        lease: Lease<AttemptBody>,
+        send_body: SendBody,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<UpstreamResponse, SendError> {
+        let response = self.send(lease, send_body, authorization).await?;
+        self.with_start(response).await
+    }
+
+    /// The response with the start of its body, if that decides whether it is JSON.
+    pub(super) async fn with_start(
+        &self,
+        response: UpstreamResponse,
+    ) -> Result<UpstreamResponse, SendError> {
+        if self.has_uncertain_body(&response) {
+            Ok(self.read_start(response, json_body::begins_json).await?)
+        } else {
+            Ok(response)
         }
     }
 

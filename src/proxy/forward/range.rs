@@ -29,14 +29,14 @@ impl RequestContext<'_> {
 
     /// The response to the same request without `Range` if its body is rewritten, otherwise `part`.
     pub(crate) async fn whole_if_rewritten(
-        self,
+        &self,
         mut part: UpstreamResponse,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
         let is_head = self.head.method == Method::HEAD;
         let whole = Self {
             sends_range: false,
-            ..self
+            ..*self
         };
         let format = match part.head.status {
             StatusCode::PARTIAL_CONTENT => json_body::format_of_whole(&part.head),

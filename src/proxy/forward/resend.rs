@@ -37,12 +37,16 @@ impl RequestContext<'_> {
 
     /// Sends the request again as long as the outcome of the last attempt allows.
     pub(super) async fn attempt_again(
-        self,
-        mut outcome: Result<UpstreamResponse, SendError>,
+        &self,
+        outcome: Result<UpstreamResponse, SendError>,
         mut way: Way,
         send_body: SendBody,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
+        let mut outcome = match outcome {
+            Ok(response) => self.with_start(response).await,
+            Err(error) => Err(error),
+        };
         for _ in 0..MAX_RETRIES {
             outcome = match outcome {
                 Ok(response) if self.is_unavailable(&response) => {
@@ -88,7 +92,7 @@ impl RequestContext<'_> {
     /// # Errors
     /// Returns the response if there is no other address, or if that fails.
     async fn elsewhere(
-        self,
+        &self,
         response: UpstreamResponse,
         way: &mut Way,
         send_body: SendBody,
@@ -103,7 +107,10 @@ impl RequestContext<'_> {
             return Err(Box::new(response));
         }
         let second = match self.connect_to(place, way).await {
-            Ok(lease) => self.send(lease, send_body, authorization).await.ok(),
+            Ok(lease) => self
+                .send_for_json(lease, send_body, authorization)
+                .await
+                .ok(),
             Err(_) => None,
         };
         let is_accepted = second
@@ -121,7 +128,7 @@ impl RequestContext<'_> {
 
     /// Sends a request again whose connection was lost.
     async fn after_loss(
-        self,
+        &self,
         resend: &Resend,
         way: &mut Way,
         send_body: SendBody,
@@ -133,7 +140,7 @@ impl RequestContext<'_> {
         }
         way.lost = Some(resend.address);
         let lease = self.connect(way).await?;
-        self.send(lease, send_body, authorization).await
+        self.send_for_json(lease, send_body, authorization).await
     }
 
     /// The error of a request that could be sent again, and is not.

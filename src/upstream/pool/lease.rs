@@ -193,9 +193,10 @@ where
         {
             Connection::Http1(Http1Connection { sender, heads, .. }, _) => {
                 let heads = &**heads;
+                heads.expect_head();
+                let sending = sender.try_send_request(request);
                 let sending = async move {
-                    heads.expect_head();
-                    let mut sent = sender.try_send_request(request).await;
+                    let mut sent = sending.await;
                     if let Ok(response) = &mut sent {
                         heads.complete(response);
                     }
@@ -205,8 +206,9 @@ where
             }
             Connection::Http2(stream) => {
                 let (sender, connection) = stream.parts();
+                let sending = sender.try_send_request(request);
                 let sending = async move {
-                    let sent = sender.try_send_request(request).await;
+                    let sent = sending.await;
                     if sent
                         .as_ref()
                         .is_err_and(|failed| !is_stream_error(failed.error()))
