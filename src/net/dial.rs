@@ -6,15 +6,23 @@ use std::{io, net::SocketAddr, time::Duration};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::time::{sleep, timeout};
 
-/// After this time without a connection, the next address is tried beside the ones before it: the
-/// Connection Attempt Delay of RFC 8305 §5.
-pub const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// The Connection Attempt Delay of RFC 8305 §5, and its least value.
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+const MIN_ATTEMPT_DELAY: Duration = Duration::from_millis(10);
 
 /// The most addresses that are tried: what a resolver returns may be hostile.
 const MAX_ADDRESSES: usize = 64;
 
+/// After this time without a connection, the next one of so many addresses is tried beside the ones
+/// before it: 250 ms, or less where not all would get their turn within `limit`.
+pub fn attempt_delay(limit: Duration, addresses: usize) -> Duration {
+    let turn = limit / u32::try_from(addresses).unwrap_or(u32::MAX).max(1);
+    turn.clamp(MIN_ATTEMPT_DELAY, ATTEMPT_DELAY)
+}
+
 /// Connects to the first of `addresses` that can be reached, within `limit`. They are tried in this
-/// order: the next one as soon as an attempt fails, or after [`ATTEMPT_DELAY`]. The first connection
+/// order: the next one as soon as an attempt fails, or after
+/// [`attempt_delay`]. The first connection
 /// that is made is returned, the other attempts are dropped.
 ///
 /// # Errors
@@ -28,8 +36,10 @@ pub async fn first_connection<C, F>(
 where
     F: Future<Output = io::Result<C>>,
 {
-    let addresses = addresses.iter().copied().take(MAX_ADDRESSES);
-    match timeout(limit, first_success(addresses, ATTEMPT_DELAY, connect)).await {
+    let addresses = &addresses[..addresses.len().min(MAX_ADDRESSES)];
+    let delay = attempt_delay(limit, addresses.len());
+    let connected = first_success(addresses.iter().copied(), delay, connect);
+    match timeout(limit, connected).await {
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(mut errors)) => Err(errors
             .pop()
@@ -189,6 +199,32 @@ mod tests {
             let expected = (expected, took, starts.to_vec());
             assert_eq!(dial(fakes).await, expected, "{fakes:?}");
         }
+    }
+
+    #[test]
+    fn every_address_gets_its_turn_within_the_limit() {
+        for (limit, addresses, delay) in [
+            (10_000, 3, 250),
+            (500, 1, 250),
+            (500, 2, 250),
+            (500, 3, 166),
+            (500, 64, 10),
+            (0, 3, 10),
+            (500, 0, 250),
+            (500, usize::MAX, 10),
+        ] {
+            let found = attempt_delay(Duration::from_millis(limit), addresses);
+            assert_eq!(found.as_millis(), delay, "{addresses} within {limit} ms");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_of_many_addresses_is_tried_within_the_limit() {
+        let mut fakes = [Silent; 40];
+        fakes[39] = Connects { after_ms: 100 };
+        let (connected, took, starts) = dial(&fakes).await;
+        assert_eq!((connected, took), (Ok(39), 39 * 125 + 100));
+        assert_eq!(starts.len(), 40);
     }
 
     #[tokio::test(start_paused = true)]

@@ -429,6 +429,12 @@ where
         }
     }
 
+    /// The number of addresses, those that are out included.
+    pub(super) fn count(&self) -> usize {
+        self.update();
+        self.local.borrow().members.len()
+    }
+
     /// Whether more than one address gets requests.
     pub fn has_several(&self) -> bool {
         self.update();

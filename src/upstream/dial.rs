@@ -20,7 +20,7 @@ use super::{
     pool::Lease,
     versions,
 };
-use crate::net::dial::ATTEMPT_DELAY;
+use crate::net::dial::attempt_delay;
 
 /// How a connection is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,9 @@ where
         visited: &mut Visited,
         affinity: Option<u64>,
     ) -> Result<Lease<B>, Error> {
-        let deadline = Instant::now() + self.shared.config.connect_timeout;
+        let limit = self.shared.config.connect_timeout;
+        let deadline = Instant::now() + limit;
+        let delay = attempt_delay(limit, self.count());
         let mut tried = visited.clone();
         tried.add(place.address());
         let mut dials = FuturesUnordered::new();
@@ -73,7 +75,7 @@ where
                     // The runtime ends.
                     Some((_, Err(_))) | None => {}
                 },
-                () = tokio::time::sleep(ATTEMPT_DELAY), if has_more => {}
+                () = tokio::time::sleep(delay), if has_more => {}
             }
             let next = if Instant::now() < deadline {
                 let other = self.other_place(&tried, affinity);
@@ -91,7 +93,7 @@ where
                 (None, _) if dials.is_empty() => {
                     return Err(Error::Timeout {
                         endpoint: self.shared.config.endpoints[0].origin.clone(),
-                        limit: self.shared.config.connect_timeout,
+                        limit,
                     });
                 }
                 (None, _) => {}

@@ -178,7 +178,7 @@ async fn at_most_half_of_the_nodes_are_failing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_that_are_all_unreachable_are_tried_all_the_same() {
     for (kind, status) in [(Behaviour::Refuses, 502), (Behaviour::DropsSyns, 504)] {
-        // The third address is dialled after twice 250 ms.
+        // The third address is dialled after two thirds of the time.
         let limit = [("upstream.connect_timeout", "700ms")];
         let mut fleet = Fleet::start(&[kind; 3], &limit).await;
         for method in [Method::GET, Method::POST] {
@@ -195,6 +195,15 @@ async fn nodes_that_are_all_unreachable_are_tried_all_the_same() {
         tally.assert_all(200, 10);
         assert_eq!(fleet.received(), 10, "no POST was sent twice");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_node_is_dialled_within_the_time_to_connect() {
+    const HOLE: Behaviour = Behaviour::DropsSyns;
+    // Less than three times the usual delay between two dials.
+    let limit = [("upstream.connect_timeout", "740ms")];
+    let fleet = Fleet::start(&[HOLE, HOLE, HOLE, GOOD], &limit).await;
+    fleet.get_times(1).await.assert_all(200, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
