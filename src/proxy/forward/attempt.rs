@@ -123,6 +123,8 @@ pub(crate) struct Way {
     pub(crate) lost: Option<upstream::AddressId>,
     /// A connection of its own, which a load balancer may connect to another server.
     pub(crate) is_alone: bool,
+    /// How often the request was sent again.
+    pub(crate) retries: u32,
 }
 
 /// What follows a step of a request: its outcome, or a rare path to it, which is boxed. The future of
@@ -175,7 +177,7 @@ impl RequestContext<'_> {
     /// The same on this way.
     pub(crate) async fn attempt_over(
         &self,
-        way: Way,
+        mut way: Way,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
         let send_body = match self.body.to_hold() {
@@ -185,7 +187,8 @@ impl RequestContext<'_> {
                 return Box::pin(self.attempt_with_continue(way, authorization)).await;
             }
         };
-        let attempted = self.attempt_with(way, send_body, authorization).await;
+        let attempted = self.attempt_with(&mut way, send_body, authorization);
+        let attempted = attempted.await;
         let rest = match self.whole(attempted?, authorization) {
             Next::Done(response) => return Ok(response),
             Next::Rest(rest) => rest,
@@ -212,7 +215,8 @@ impl RequestContext<'_> {
         &self,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
-        self.attempt_with(Way::default(), SendBody::Immediately, authorization)
+        let mut way = Way::default();
+        self.attempt_with(&mut way, SendBody::Immediately, authorization)
             .await
     }
 
@@ -220,11 +224,11 @@ impl RequestContext<'_> {
     /// body was sent, the request is then repeated without it (RFC 9110 §10.1.1).
     async fn attempt_with_continue(
         &self,
-        way: Way,
+        mut way: Way,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
         let first = self
-            .attempt_with(way.clone(), SendBody::AfterContinue, authorization)
+            .attempt_with(&mut way, SendBody::AfterContinue, authorization)
             .await;
         let refusal = match &first {
             Ok(response) => Some(response.head.status),
@@ -236,7 +240,7 @@ impl RequestContext<'_> {
             return first;
         }
         drop(first);
-        let second = self.attempt_with(way, SendBody::InTwoParts, authorization);
+        let second = self.attempt_with(&mut way, SendBody::InTwoParts, authorization);
         let second = Box::pin(second).await?;
         if Some(second.head.status) != refusal {
             let now = self.worker.clock.now();
@@ -247,11 +251,11 @@ impl RequestContext<'_> {
 
     async fn attempt_with(
         &self,
-        mut way: Way,
+        way: &mut Way,
         send_body: SendBody,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
-        let lease = self.connect(&mut way).await?;
+        let lease = self.connect(way).await?;
         let first = self.send(lease, send_body, authorization).await;
         let rest = match self.go_on(first, way, send_body, authorization) {
             Next::Done(response) => return Ok(response),
@@ -264,7 +268,7 @@ impl RequestContext<'_> {
     fn go_on<'a>(
         &'a self,
         first: Result<UpstreamResponse, SendError>,
-        way: Way,
+        way: &'a mut Way,
         send_body: SendBody,
         authorization: Option<&'a HeaderValue>,
     ) -> Next<'a, UpstreamResponse, Error> {

@@ -39,7 +39,7 @@ impl RequestContext<'_> {
     pub(super) async fn attempt_again(
         &self,
         outcome: Result<UpstreamResponse, SendError>,
-        mut way: Way,
+        way: &mut Way,
         send_body: SendBody,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, Error> {
@@ -47,10 +47,11 @@ impl RequestContext<'_> {
             Ok(response) => self.with_start(response).await,
             Err(error) => Err(error),
         };
-        for _ in 0..MAX_RETRIES {
+        while way.retries < MAX_RETRIES {
+            way.retries += 1;
             outcome = match outcome {
                 Ok(response) if self.is_unavailable(&response) => {
-                    let again = self.elsewhere(response, &mut way, send_body, authorization);
+                    let again = self.elsewhere(response, way, send_body, authorization);
                     match again.await {
                         Ok(second) => Ok(second),
                         Err(first) => return Ok(*first),
@@ -69,7 +70,7 @@ impl RequestContext<'_> {
                         return Err(self.given_up(error, &resend));
                     }
                     let again = self
-                        .after_loss(&resend, &mut way, send_body, authorization)
+                        .after_loss(&resend, way, send_body, authorization)
                         .await;
                     let is_accepted = again.is_ok();
                     self.count_retry(RetryReason::ConnectionLost, outcome_of(is_accepted));

@@ -217,7 +217,7 @@ impl RequestContext<'_> {
             // A load balancer may connect a new connection to another server.
             is_alone: visited == Visited::default() || !self.upstream().has_several(),
             visited,
-            lost: None,
+            ..Way::default()
         };
         let attempt = self.attempt_over(way, Some(token.header()));
         let mut attempt = pin!(attempt);

@@ -4,16 +4,20 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use http::Method;
-use tokio::time::Instant;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
 
 use super::{Fleet, Load, Tally, marked};
-use crate::common::node::{Behaviour, GOOD, Node};
+use crate::common::{
+    issuer,
+    node::{Behaviour, GOOD, Node},
+    proxy, read_head, scripted,
+};
 
 const AT_ONCE: Behaviour = Behaviour::Good(Duration::ZERO);
 
@@ -86,6 +90,38 @@ async fn a_request_is_sent_three_times_at_most() {
         assert_eq!(fleet.received(), 3, "{kind:?}: {:?}", fleet.counts());
         assert!(fleet.counts().iter().all(|count| *count <= 1));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_repetition_without_an_expectation_adds_no_retries() {
+    let heads = Arc::new(AtomicUsize::new(0));
+    let mut origins = Vec::new();
+    for _ in 0..5 {
+        let heads = Arc::clone(&heads);
+        let node = scripted(move |_, mut stream| {
+            let heads = Arc::clone(&heads);
+            async move {
+                read_head(&mut stream).await?;
+                heads.fetch_add(1, Relaxed);
+                Ok(())
+            }
+        });
+        origins.push(format!("http://{}", node.await));
+    }
+    let issuer = issuer().await;
+    let proxy = proxy(&origins.join(","), &[("token.issuer", issuer.as_str())]);
+    proxy.ready().await;
+    let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+    let head = "PUT /file HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\
+                Expect: 100-continue\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut response = read_head(&mut stream).await.unwrap();
+    while response.starts_with("HTTP/1.1 100") {
+        response = read_head(&mut stream).await.unwrap();
+    }
+    assert!(response.starts_with("HTTP/1.1 502"), "{response}");
+    // Two retries, and the repetition.
+    assert_eq!(heads.load(Relaxed), 1 + 2 + 1);
 }
 
 /// Four requests with a method, one after the other, to a bad node and a good one. Returns the
