@@ -75,6 +75,11 @@ impl Ticker {
         })
     }
 
+    /// The number of the current sweep.
+    pub fn now(&self) -> u64 {
+        self.now.load(Relaxed)
+    }
+
     /// Registers a deadline, disarmed.
     pub fn deadline(self: &Rc<Self>) -> Deadline {
         let entry = Rc::new(Entry {

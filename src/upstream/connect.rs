@@ -347,7 +347,7 @@ pub(super) struct UpstreamIo {
 }
 
 impl UpstreamIo {
-    fn new(transport: Transport) -> Self {
+    pub(super) fn new(transport: Transport) -> Self {
         Self {
             transport,
             write_failed: false,

@@ -57,7 +57,7 @@ pub use self::{
     dial::Dial,
     expect::ExpectSupport,
     health::{Reason, State},
-    pool::{Lease, Reservation, is_malformed, is_unprocessed},
+    pool::{Lease, Loss, Reservation, is_malformed, is_unprocessed},
     shared::{SetupError, Shared},
     sockets::Sockets,
     status::{AddressStatus, EndpointStatus, Status},

@@ -18,10 +18,10 @@ use hyper::{body::Body, client::conn::http1};
 
 use self::dial_lock::DialLock;
 pub(super) use self::lease::Connection;
-pub use self::lease::{Lease, Reservation, is_malformed, is_unprocessed};
+pub use self::lease::{Lease, Loss, Reservation, is_malformed, is_unprocessed};
 use super::{
     config::{Config, Endpoint, Http2},
-    connect::{self, HttpVersions, Protocol, connect},
+    connect::{self, HttpVersions, Io, Protocol, connect},
     handle::{ActiveConnection, AddressHandle},
     http2::{Http2Connection, Http2Slot, Stream},
     response_head::HeadState,
@@ -54,6 +54,8 @@ pub(super) struct Pool<B> {
     is_closed: Cell<bool>,
     /// How long the last connection took to open.
     connect_time: Cell<Duration>,
+    /// Whether a reused connection was lost since the last response.
+    has_lost: Cell<bool>,
 }
 
 /// An HTTP/1.1 connection.
@@ -86,6 +88,7 @@ where
             ticker: Rc::clone(ticker),
             is_closed: Cell::default(),
             connect_time: Cell::default(),
+            has_lost: Cell::default(),
             config,
         })
     }
@@ -108,7 +111,7 @@ where
     /// A connection that is open already, as far as is known.
     pub(super) fn reuse(&self, versions: HttpVersions) -> Option<Connection<B>> {
         if versions == HttpVersions::Any
-            && let Some(stream) = self.open_stream()
+            && let Some(stream) = self.open_stream(false)
         {
             return Some(Connection::Http2(stream));
         }
@@ -127,21 +130,27 @@ where
     }
 
     /// A stream on an open HTTP/2 connection: the first one that has capacity, so that the others
-    /// time out.
-    fn open_stream(&self) -> Option<Stream<B>> {
+    /// time out; or the newest, since a connection that is open may be dead.
+    fn open_stream(&self, is_newest: bool) -> Option<Stream<B>> {
         let mut connections = self.http2.borrow_mut();
         if connections.is_empty() {
             return None;
         }
         connections.retain(|connection| connection.is_open());
-        let connection = connections
+        let mut with_capacity = connections
             .iter()
-            .find(|connection| connection.has_capacity())?;
-        Some(connection.open())
+            .filter(|connection| connection.has_capacity());
+        let connection = if is_newest {
+            with_capacity.next_back()
+        } else {
+            with_capacity.next()
+        };
+        Some(connection?.open())
     }
 
     /// A new connection, or a stream on one that another request has just opened; not on one that is
-    /// open already, if `skips_open`. TCP connects until `deadline`. Returns whether the connection existed already.
+    /// open already, if `skips_open`. TCP connects until `deadline`. Returns whether the connection
+    /// existed already.
     pub(super) async fn dial(
         self: &Rc<Self>,
         versions: HttpVersions,
@@ -155,7 +164,7 @@ where
                 // Another request may have connected since this one has found no connection.
                 let is_first = std::mem::replace(&mut is_first, false);
                 if !(is_first && skips_open)
-                    && let Some(stream) = self.open_stream()
+                    && let Some(stream) = self.open_stream(skips_open)
                 {
                     return Ok((Connection::Http2(stream), true));
                 }
@@ -195,7 +204,7 @@ where
             endpoint: self.endpoint.origin.clone(),
         })?);
         let begin = Instant::now();
-        let (mut io, protocol) = connect(
+        let (io, protocol) = connect(
             &self.config,
             &self.endpoint,
             &self.handle.address.target,
@@ -205,62 +214,11 @@ where
         )
         .await?;
         self.connect_time.set(begin.elapsed());
-        let close_deadline = Rc::new(self.ticker.deadline());
-        let handshake_error = |error| connect::Error::Refused {
-            endpoint: self.endpoint.origin.clone(),
-            source: std::io::Error::other(error),
-        };
         let connection = match protocol {
-            Protocol::Http1 => {
-                let heads = io.inner_mut().repair_heads(self.config.max_head_size);
-                let handshake = http1::Builder::new()
-                    // Larger than the largest head, which ends here at the latest.
-                    .max_buf_size(READ_BUFFER.max(self.config.max_head_size) + 1)
-                    // RFC 9112 §5.1: a proxy removes whitespace before the colon.
-                    .allow_spaces_after_header_name_in_responses(true)
-                    .preserve_header_case(true)
-                    // For the fields that the proxy adds, and those of HTTP/2 clients.
-                    .title_case_headers(true)
-                    .writev(false)
-                    .handshake(io);
-                let (sender, driver) = handshake.await.map_err(handshake_error)?;
-                self.spawn(driver.with_upgrades(), &close_deadline, Rc::clone(&socket));
-                Connection::Http1(
-                    Http1Connection {
-                        sender,
-                        heads,
-                        close_deadline,
-                        socket,
-                    },
-                    active,
-                )
-            }
+            Protocol::Http1 => Connection::Http1(self.open_http1(io, socket).await?, active),
             Protocol::Http2 => {
-                let slot = self.http2_slot()?;
-                let handshake = Http2Connection::handshake(
-                    io,
-                    self.config.max_head_size,
-                    Rc::clone(&close_deadline),
-                    self.idle_timeout,
-                    Rc::clone(&self.handle),
-                    slot,
-                );
-                // It only writes, and a write that fails stays pending until a read says why: without
-                // a limit, a reset at this moment would hold the dial lock for ever.
-                let limit = self.config.handshake_timeout;
-                let handshake = tokio::time::timeout(limit, handshake).await;
-                let (connection, driver) = handshake
-                    .map_err(|_| connect::Error::Timeout {
-                        endpoint: self.endpoint.origin.clone(),
-                        limit,
-                    })?
-                    .map_err(handshake_error)?;
-                self.spawn(driver, &close_deadline, socket);
+                let stream = self.open_http2(io, socket).await?;
                 drop(active);
-                let stream = connection.open();
-                if !self.is_closed.get() {
-                    self.http2.borrow_mut().push(connection);
-                }
                 Connection::Http2(stream)
             }
         };
@@ -268,6 +226,72 @@ where
             self.uses_http2.set(protocol == Protocol::Http2);
         }
         Ok(connection)
+    }
+
+    async fn open_http1(
+        self: &Rc<Self>,
+        mut io: Io,
+        socket: Rc<SocketPermit>,
+    ) -> Result<Http1Connection<B>, connect::Error> {
+        let heads = io.inner_mut().repair_heads(self.config.max_head_size);
+        let handshake = http1::Builder::new()
+            // Larger than the largest head, which ends here at the latest.
+            .max_buf_size(READ_BUFFER.max(self.config.max_head_size) + 1)
+            // RFC 9112 §5.1: a proxy removes whitespace before the colon.
+            .allow_spaces_after_header_name_in_responses(true)
+            .preserve_header_case(true)
+            // For the fields that the proxy adds, and those of HTTP/2 clients.
+            .title_case_headers(true)
+            .writev(false)
+            .handshake(io);
+        let (sender, driver) = handshake.await.map_err(|error| self.not_opened(error))?;
+        let close_deadline = Rc::new(self.ticker.deadline());
+        self.spawn(driver.with_upgrades(), &close_deadline, Rc::clone(&socket));
+        Ok(Http1Connection {
+            sender,
+            heads,
+            close_deadline,
+            socket,
+        })
+    }
+
+    async fn open_http2(
+        self: &Rc<Self>,
+        io: Io,
+        socket: Rc<SocketPermit>,
+    ) -> Result<Stream<B>, connect::Error> {
+        let close_deadline = Rc::new(self.ticker.deadline());
+        let handshake = Http2Connection::handshake(
+            io,
+            self.config.max_head_size,
+            Rc::clone(&close_deadline),
+            self.idle_timeout,
+            Rc::clone(&self.handle),
+            self.http2_slot()?,
+        );
+        // It only writes, and a write that fails stays pending until a read says why: without a limit,
+        // a reset at this moment would hold the dial lock for ever.
+        let limit = self.config.handshake_timeout;
+        let handshake = tokio::time::timeout(limit, handshake).await;
+        let (connection, driver) = handshake
+            .map_err(|_| connect::Error::Timeout {
+                endpoint: self.endpoint.origin.clone(),
+                limit,
+            })?
+            .map_err(|error| self.not_opened(error))?;
+        self.spawn(driver, &close_deadline, socket);
+        let stream = connection.open();
+        if !self.is_closed.get() {
+            self.http2.borrow_mut().push(connection);
+        }
+        Ok(stream)
+    }
+
+    fn not_opened(&self, error: hyper::Error) -> connect::Error {
+        connect::Error::Refused {
+            endpoint: self.endpoint.origin.clone(),
+            source: std::io::Error::other(error),
+        }
     }
 
     /// Spawns the task that drives a connection until it closes or its deadline is due.
@@ -347,3 +371,6 @@ impl<B> fmt::Debug for Pool<B> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

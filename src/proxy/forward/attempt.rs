@@ -39,7 +39,8 @@ use crate::{
         worker::Worker,
     },
     upstream::{
-        self, Counters, Endpoint, ExpectSupport, Failure, Lease, Place, Reason, Upstream, Visited,
+        self, Counters, Endpoint, ExpectSupport, Failure, Lease, Loss, Place, Reason, Upstream,
+        Visited,
     },
 };
 
@@ -153,8 +154,8 @@ impl From<Error> for SendError {
 
 /// A request that can be sent again.
 pub(super) struct Resend {
-    /// The connection was a pooled one, or the upstream states that it did not process the request:
-    /// no sign of overload, so the retry needs no budget.
+    /// The connection may have been closed while it was idle, or the upstream states that it did not
+    /// process the request: no sign of overload, so the retry needs no budget.
     pub(super) is_free: bool,
     pub(super) address: upstream::AddressId,
     /// Of the endpoint, for a request that is not sent again after all.
@@ -615,17 +616,21 @@ impl RequestContext<'_> {
         let error = classify(&failed, self.body, lease.endpoint());
         let is_unprocessed = upstream::is_unprocessed(&failed)
             || lease.is_reused() && (is_unwritten || self.body.is_held_back());
-        // A pooled connection may have been closed before it was used: that is no failure.
-        let is_at_fault = !lease.is_reused() && !is_unprocessed;
-        if is_at_fault && error.upstream_failure().is_some() {
+        let is_lost = matches!(error, Error::ConnectionClosed { .. }) && !lease.has_received();
+        let loss = if is_unprocessed {
+            Loss::Idle
+        } else if is_lost {
+            lease.loss()
+        } else {
+            Loss::InUse
+        };
+        if loss != Loss::Idle && error.upstream_failure().is_some() {
             lease.failed(Reason::Broken);
         }
-        let is_repeatable = is_unprocessed
-            || methods::is_idempotent(&self.head.method)
-                && matches!(error, Error::ConnectionClosed { .. })
-                && !lease.has_received();
+        let is_repeatable = is_unprocessed || is_lost && methods::is_idempotent(&self.head.method);
         let resend = (is_repeatable && self.body.can_replay()).then(|| Resend {
-            is_free: is_unprocessed || lease.is_reused(),
+            // Each loss of an idle connection follows a response: no budget is needed as a bound.
+            is_free: loss != Loss::InUse,
             address: lease.address(),
             counters: lease.counters(),
         });

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | no connection | the next address is dialled (`upstream::dial`) |
 //! | nothing was written on a pooled connection, or the upstream did not process the request | sent again, any method |
-//! | the connection closed before any byte of the response | sent again if the method is idempotent and the body can be repeated, within the budget |
+//! | the connection closed before any byte of the response | sent again if the method is idempotent and the body can be repeated, within the budget; without it if the connection may have been closed while it was idle |
 //! | a status in `upstream.retry_statuses` | GET, HEAD, OPTIONS, if another address is in, within the budget |
 //! | no response in time, or the head has come | never |
 

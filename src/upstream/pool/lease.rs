@@ -18,7 +18,7 @@ use hyper::{
 
 use super::{CLOSE_TIMEOUT, Http1Connection, Pool};
 use crate::{
-    base::clock::Moment,
+    base::{clock::Moment, ticker::Ticks},
     net::http2,
     upstream::{
         addresses::AddressId,
@@ -50,9 +50,26 @@ pub struct Lease<B> {
     /// `None` only while `self` is consumed.
     in_flight: Option<InFlight>,
     is_reused: bool,
+    /// The ticker's sweep in which the request was sent.
+    sent_at: u64,
     /// No other request may use the connection.
     retired: Cell<bool>,
 }
+
+/// What the loss of a connection before any byte of the response means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// The server may have closed it while it was idle: no failure.
+    Idle,
+    /// The same may be true, but it is the second loss in a row: the address has failed.
+    IdleAgain,
+    /// The server had the request: the address has failed.
+    InUse,
+}
+
+/// A connection that the server has closed while it was idle is lost about a round trip after the
+/// request was written.
+pub(super) const IDLE_LOSS: Duration = Duration::from_secs(1);
 
 impl<B: Body + Unpin + 'static> Lease<B>
 where
@@ -70,6 +87,7 @@ where
             pool,
             in_flight: Some(in_flight),
             is_reused,
+            sent_at: 0,
             retired: Cell::default(),
         }
     }
@@ -112,6 +130,23 @@ where
         matches!(&self.connection, Some(Connection::Http1(connection, _)) if connection.heads.is_partial())
     }
 
+    /// What the loss of the connection means. To be called once, for a response of which nothing was
+    /// received.
+    ///
+    /// Two losses in a row count, though a server may close all idle connections at once: otherwise a
+    /// server that resets what is open would stay in use until all of it is gone. Requests on one
+    /// HTTP/2 connection are lost together.
+    pub fn loss(&self) -> Loss {
+        let age = self.pool.ticker.now().saturating_sub(self.sent_at);
+        if !self.is_reused || age > Ticks::from(IDLE_LOSS).into() {
+            Loss::InUse
+        } else if !self.is_http2() && self.pool.has_lost.replace(true) {
+            Loss::IdleAgain
+        } else {
+            Loss::Idle
+        }
+    }
+
     /// The counters of the endpoint.
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.pool.handle.counters)
@@ -129,6 +164,7 @@ where
 
     /// The address responded to the request.
     pub fn succeeded(&self) {
+        self.pool.has_lost.set(false);
         self.pool.handle.succeeded();
         self.end_trial();
     }
@@ -182,6 +218,7 @@ where
         impl Future<Output = Result<Response<Incoming>, TrySendError<Request<B>>>>,
         &AtomicU32,
     ) {
+        self.sent_at = self.pool.ticker.now();
         if let Some(form) = &self.pool.shared.absolute_form {
             form.apply(&mut request);
         }

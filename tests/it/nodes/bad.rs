@@ -146,6 +146,20 @@ async fn a_failing_node_returns_with_its_first_success() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_breaks_open_connections_is_out_before_all_of_them_are_used_up() {
+    let mut fleet = Fleet::start(&[GOOD, GOOD], &[("proxy.workers", "1")]).await;
+    let request = |number| marked(&Method::GET, number);
+    fleet.load(32, 320, request).await.assert_all(200, 320);
+    let (open, before) = (fleet.nodes[1].connections(), fleet.nodes[1].count());
+    assert!(open > 8, "{open}");
+    fleet.nodes[1].set(Behaviour::Breaks).await;
+    fleet.use_until_out(1).await;
+    // The first one may have been closed while it was idle, and five failures take the node out.
+    let lost = fleet.nodes[1].count() - before;
+    assert!(lost <= 1 + 5, "{lost} of {open}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sole_endpoint_is_never_ejected() {
     let mut fleet = Fleet::start(&[Behaviour::Status(503)], &[]).await;
     fleet.get_times(30).await.assert_all(503, 30);
