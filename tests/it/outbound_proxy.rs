@@ -1,4 +1,4 @@
-//! Outbound proxies: Squid and microsocks, and scripted ones that refuse, hang, or send too much.
+//! Outbound proxies: Squid, microsocks and Dante, and scripted ones that refuse, hang, or send too much.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -115,6 +115,30 @@ async fn microsocks(asks: bool) -> (Running, String) {
     let running = server("microsocks", &arguments);
     listens(address).await;
     (running, format!("socks5://{address}"))
+}
+
+/// A Dante that asks for nothing, and refuses connections to 127.0.0.2.
+async fn dante() -> (Running, String, TempDir) {
+    let (address, folder) = (free_address(), tempfile::tempdir().unwrap());
+    let path = |name| folder.path().join(name).to_str().unwrap().to_owned();
+    let users = if rustix::process::geteuid().is_root() {
+        "user.privileged: root\nuser.unprivileged: nobody\n"
+    } else {
+        ""
+    };
+    let (ip, port) = (address.ip(), address.port());
+    let text = format!(
+        "logoutput: {log}\ninternal: {ip} port = {port}\nexternal: lo\n\
+         clientmethod: none\nsocksmethod: none\n{users}\
+         client pass {{ from: 0/0 to: 0/0 }}\n\
+         socks block {{ from: 0/0 to: 127.0.0.2/32 }}\n\
+         socks pass {{ from: 0/0 to: 0/0 }}\n",
+        log = path("log"),
+    );
+    fs::write(path("danted.conf"), text).unwrap();
+    let running = server("danted", &["-f", &path("danted.conf"), "-p", &path("pid")]);
+    listens(address).await;
+    (running, format!("socks5://{address}"), folder)
 }
 
 /// An authority, and the file of its certificate.
@@ -405,10 +429,11 @@ async fn a_cloud_and_its_issuer_are_reached_through_socks5() {
     let (https_cloud, https) = trust.cloud("localhost").await;
     let http_cloud = Upstream::new().issuing().start().await;
     let http = format!("http://localhost:{}", http_cloud.address.port());
-    for asks in [false, true] {
-        let (_running, url) = microsocks(asks).await;
+    let [open, asking] = [microsocks(false).await, microsocks(true).await];
+    let (_dante, dante, _folder) = dante().await;
+    for (url, asks) in [(&open.1, false), (&asking.1, true), (&dante, false)] {
         for (origin, cloud) in [(&https, &https_cloud), (&http, &http_cloud)] {
-            let mut more = vec![("upstream.proxy", &*url)];
+            let mut more = vec![("upstream.proxy", &**url)];
             if asks {
                 more.extend(credentials(PASSWORD));
             }
@@ -426,8 +451,15 @@ async fn a_cloud_and_its_issuer_are_reached_through_socks5() {
             );
         }
     }
-    let (_running, url) = microsocks(true).await;
     let issuer = issuer().await;
+    let more = [("upstream.proxy", &*dante), ("token.issuer", &issuer)];
+    let proxy_to_blocked = proxy("http://127.0.0.2:1", &more);
+    proxy_to_blocked.ready().await;
+    let response = proxy_to_blocked.get("/x").await;
+    let kind = "destination_unavailable";
+    assert_names(&proxy_to_blocked, response, &dante, "proxy_refused", kind).await;
+
+    let url = asking.1;
     let before = http_cloud.connections();
     for credentials in [&credentials("wr0ng")[..], &[]] {
         let more = [
