@@ -8,7 +8,11 @@ table. A request fails if its status is not 200 or its response is not complete;
 at the end. The share of the bad node is that of requests that reached it or tried to. Needs Linux and a release build of
 bearer-proxy.
 
-    cargo build --release && benches/nodes.py
+With `--open SHARE` the requests come at a fixed rate instead, this share of what the twelve clients get from two good
+nodes: each on a connection that is free, or on a new one, whether the others have their responses or not. Latency counts
+from the moment at which a request was due.
+
+    cargo build --release && benches/nodes.py && benches/nodes.py --open 0.6
 """
 import argparse
 import asyncio
@@ -45,6 +49,7 @@ KINDS = {
 # The proxy counts what does not reach a process.
 COUNTED_BY_PROXY = {"killed", "refusing", "black hole"}
 KILL_AFTER = 2
+MOST_AT_ONCE = 300  # of `--open`
 
 
 # A node: a process of its own, so that it can be killed and stopped.
@@ -161,24 +166,49 @@ def until(condition):
 
 # The clients.
 
+async def send(port, stream):
+    """Sends a request, on a new connection if `stream` is None. Returns the connection and the failure."""
+    try:
+        reader, writer = stream or await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /file HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        await reader.readexactly(int(re.search(r"(?i)content-length: (\d+)", head).group(1)))
+        return (reader, writer), None if head.startswith("HTTP/1.1 200 ") else head.split(" ")[1]
+    except (OSError, EOFError, AttributeError) as error:
+        return None, type(error).__name__
+
+
 async def client(port, end, done):
     """Sends one request after the other until `end`. Appends (begin, duration, failure) for each."""
     stream = None
     while (begin := time.monotonic()) < end:
-        failure = None
-        try:
-            if stream is None:
-                stream = await asyncio.open_connection("127.0.0.1", port)
-            reader, writer = stream
-            writer.write(b"GET /file HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            await reader.readexactly(int(re.search(r"(?i)content-length: (\d+)", head).group(1)))
-            if not head.startswith("HTTP/1.1 200 "):
-                failure = head.split(" ")[1]
-        except (OSError, EOFError, AttributeError) as error:
-            failure, stream = type(error).__name__, None
+        stream, failure = await send(port, stream)
+        if stream is None:
             await asyncio.sleep(0.001)
         done.append((begin, time.monotonic() - begin, failure))
+
+
+async def request(port, due, free, done):
+    """Sends one request on a free connection."""
+    stream, failure = await send(port, free.pop() if free else None)
+    if stream:
+        free.append(stream)
+    done.append((due, time.monotonic() - due, failure))
+
+
+async def arrivals(port, rate, begin, end, done):
+    """Begins `rate` requests a second until `end`. Returns those under way."""
+    free, under_way, due = [], set(), begin
+    while due < end:
+        await asyncio.sleep(max(0, due - time.monotonic()))
+        if len(under_way) < MOST_AT_ONCE:
+            task = asyncio.create_task(request(port, due, free, done))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+        else:
+            done.append((due, 0, "too many at once"))
+        due += 1 / rate
+    return under_way
 
 
 async def fetch(port, path):
@@ -200,22 +230,31 @@ async def watch(admin, node, samples):
         await asyncio.sleep(0.1)
 
 
-async def load(port, admin, connections, seconds, bad):
+async def kill_later(bad):
+    await asyncio.sleep(KILL_AFTER)
+    bad.process.kill()
+
+
+async def load(port, admin, connections, rate, seconds, bad):
     done, samples = [], []
     begin = time.monotonic()
+    end = begin + seconds
     watcher = asyncio.create_task(watch(admin, bad, samples)) if bad else None
-    clients = [asyncio.create_task(client(port, begin + seconds, done)) for _ in range(connections)]
-    if bad and bad.kind == "killed":
-        await asyncio.sleep(KILL_AFTER)
-        bad.process.kill()
-    _, waiting = await asyncio.wait(clients, timeout=begin + seconds + 0.5 - time.monotonic())
-    for one in filter(None, [watcher, *waiting]):
+    killer = asyncio.create_task(kill_later(bad)) if bad and bad.kind == "killed" else None
+    if rate:
+        clients = list(await arrivals(port, rate, begin, end, done))
+    else:
+        clients = [asyncio.create_task(client(port, end, done)) for _ in range(connections)]
+    waiting = []
+    if clients:
+        _, waiting = await asyncio.wait(clients, timeout=end + 0.5 - time.monotonic())
+    for one in filter(None, [watcher, killer, *waiting]):
         one.cancel()
     return begin, done, len(waiting), samples
 
 
-def run(args, kind):
-    """One run. `kind` is None for the two good nodes alone."""
+def run(args, kind, rate=None):
+    """One run. `kind` is None for the two good nodes alone. Without a rate, each client waits for its response."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         port, admin, issuer_port, *ports = free_ports(6)
@@ -251,7 +290,7 @@ level = "error"
             if kind == "stopped":
                 bad.process.send_signal(signal.SIGSTOP)
             calls = len(issuer.times())
-            begin, done, waiting, samples = asyncio.run(load(port, admin, args.connections, args.seconds, bad))
+            begin, done, waiting, samples = asyncio.run(load(port, admin, args.connections, rate, args.seconds, bad))
             calls = len(issuer.times()) - calls
             if kind == "stopped":
                 # It reads now what it was sent.
@@ -300,16 +339,21 @@ def main():
     parser.add_argument("--connections", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--open", type=float, metavar="SHARE", help="requests at a fixed rate")
     parser.add_argument("--kind", choices=KINDS, action="append", help="only these")
     parser.add_argument("--upstream", default="", help="further lines of [upstream]")
     args = parser.parse_args()
 
     def percent(share):
         return "–" if share is None else f"{100 * share:.1f} %"
+    rate = None
+    if args.open:
+        rate = args.open * run(args, None).done / args.seconds
+        print(f"{rate:.0f} requests a second\n")
     print("| third node | requests | of two good nodes | failed | waiting | p50 | p99 | p99 of two good nodes | its share before | after ejection | ejected after | issuer calls |")
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for kind in args.kind or KINDS:
-        two, it = run(args, None), run(args, kind)
+        two, it = run(args, None, rate), run(args, kind, rate)
         if two.failures:
             sys.exit(f"requests to two good nodes failed: {two.failures[:5]}")
         ejected = "–" if it.out_after is None else f"{it.out_after:.1f} s"
