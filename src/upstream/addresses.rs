@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use super::{
-    config::{Config, HealthCheck},
+    config::{Affinity, Config, HealthCheck},
     health::{Health, Reason, State, Transition},
 };
 use crate::{
@@ -198,10 +198,14 @@ struct Changes {
 /// A waiting request first counts itself and then looks for a place; a request that ends first gives
 /// up its place and then looks for waiting ones. Both in one order for all threads, so that one of
 /// the two sees the other.
+///
+/// With affinity, each request waits for its client's own address, and the first one may have no use
+/// for the place that became free. All are then woken, and look in their order.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     waiting: AtomicUsize,
     freed: Notify,
+    wakes_all: bool,
 }
 
 impl Addresses {
@@ -217,7 +221,7 @@ impl Addresses {
                 next_id: 0,
                 has_looked_up: vec![false; endpoints],
             }),
-            queue: Queue::default(),
+            queue: Queue::new(config.affinity),
             ejections: (0..endpoints).map(|_| PerLabel::default()).collect(),
             config,
         };
@@ -491,6 +495,13 @@ impl fmt::Debug for Addresses {
 }
 
 impl Queue {
+    fn new(affinity: Affinity) -> Self {
+        Self {
+            wakes_all: affinity != Affinity::None,
+            ..Self::default()
+        }
+    }
+
     /// Whether requests wait. A new request waits behind them.
     pub(super) fn is_empty(&self) -> bool {
         self.length() == 0
@@ -503,7 +514,12 @@ impl Queue {
 
     /// A request has ended.
     pub(super) fn freed(&self) {
-        if self.waiting.load(Ordering::SeqCst) > 0 {
+        if self.waiting.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        if self.wakes_all {
+            self.freed.notify_waiters();
+        } else {
             self.freed.notify_one();
         }
     }
@@ -516,7 +532,7 @@ impl Queue {
         place: impl Fn() -> Option<T>,
     ) -> Option<T> {
         let ticket = Ticket::take(&self.waiting, limit)?;
-        let mut is_next = ticket.is_first;
+        let mut is_next = ticket.is_first || self.wakes_all;
         let waiting = async {
             loop {
                 let mut freed = std::pin::pin!(self.freed.notified());
@@ -531,7 +547,7 @@ impl Queue {
         };
         let taken = tokio::time::timeout(timeout, waiting).await.ok();
         drop(ticket);
-        if taken.is_some() {
+        if taken.is_some() && !self.wakes_all {
             // Several places may have become free at once, which woke this request alone. If there is
             // another one, to give it up wakes the next request; none is woken in vain, since that
             // would lose its turn.

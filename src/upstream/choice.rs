@@ -345,9 +345,10 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     /// The address of a request, if one has room and no request waits: one that was not visited, or
-    /// else any.
+    /// else any. A client's own address is looked at in any case: requests that wait for other
+    /// addresses would delay it. The accepted cost is that it may overtake one that waits for its own.
     pub fn place(&self, visited: &Visited, affinity: Option<u64>) -> Option<Place<B>> {
-        if !self.shared.addresses.queue.is_empty() {
+        if affinity.is_none() && !self.shared.addresses.queue.is_empty() {
             return None;
         }
         self.any_place(visited, affinity)
@@ -444,9 +445,10 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{pin::pin, time::Duration};
 
     use bytes::Bytes;
+    use futures_util::future::poll_immediate;
     use http_body_util::Empty;
 
     use super::*;
@@ -634,6 +636,30 @@ mod tests {
         assert!(matches!(waited, Err(Error::Full { .. })));
         drop(own);
         assert!(upstream.place(&Visited::default(), Some(7)).is_some());
+    }
+
+    #[tokio::test(flavor = "local", start_paused = true)]
+    async fn requests_that_wait_for_another_address_delay_no_client() {
+        let mut upstream = upstream(1);
+        Arc::make_mut(&mut upstream.shared.config).queue = 2;
+        let visited = Visited::default();
+        let first = upstream.place(&visited, Some(7)).expect("room");
+        let is_other = |key: &u64| places(&upstream, 1, Some(*key)).len() == 1;
+        let other = (0..).find(is_other).expect("a client of the other one");
+
+        let mut waiting = pin!(upstream.wait_for_place(&visited, Some(7)));
+        assert!(poll_immediate(waiting.as_mut()).await.is_none());
+        let second = upstream.place(&visited, Some(other)).expect("room");
+
+        let mut behind = pin!(upstream.wait_for_place(&visited, Some(other)));
+        assert!(poll_immediate(behind.as_mut()).await.is_none());
+        drop(second);
+        assert!(poll_immediate(waiting.as_mut()).await.is_none());
+        let second = poll_immediate(behind).await.expect("woken").expect("room");
+
+        drop(first);
+        assert!(waiting.await.is_ok());
+        drop(second);
     }
 
     #[tokio::test(flavor = "local", start_paused = true)]
