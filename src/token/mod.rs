@@ -82,6 +82,7 @@ mod config;
 mod credential;
 mod deadline;
 mod endpoint;
+pub mod fleet;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod initial_grant;

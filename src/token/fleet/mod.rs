@@ -1,0 +1,13 @@
+//! Several replicas with one credential: they share one record in a compare-and-set register.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `register.rs` | what a shared store must offer |
+//! | `config.rs` | `[token.store]` |
+
+#![expect(dead_code, reason = "under construction")]
+
+mod config;
+mod register;
+
+pub use self::config::{Config, OnStoreFailure, RedisConfig, RedisServer};
