@@ -13,7 +13,19 @@ use futures_util::future::BoxFuture;
 pub use simulated::{Jump, Simulated};
 
 /// A point in time on the boot clock: the time since this machine started, suspend included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct Moment(Duration);
 
 impl Moment {

@@ -24,7 +24,11 @@ pub struct Config {
     pub redirect_uri: Option<String>,
     /// Whether `authorizeByJWT.do` returns the code by 302 instead of in JSON.
     pub jwt_redirects: bool,
-    /// Refresh tokens that are valid at the start; if there are none, one is generated.
+    /// Where the issuer's state is kept, which several nodes may share; in memory if `None`. Its
+    /// times count from the start of this machine.
+    pub state_file: Option<PathBuf>,
+    /// Refresh tokens that are valid at the start; if there are none, one is generated. A state
+    /// file that exists has its own.
     pub seeds: Vec<String>,
     /// Lifetime of an access token.
     pub token_lifetime: Duration,
@@ -54,6 +58,7 @@ impl Config {
             client_secret: client_secret.into(),
             redirect_uri: None,
             jwt_redirects: false,
+            state_file: None,
             seeds: Vec::new(),
             token_lifetime: Duration::from_secs(60 * 60),
             refresh_lifetime: Duration::from_secs(30 * 24 * 60 * 60),

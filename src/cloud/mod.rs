@@ -15,6 +15,7 @@
 //! | `router` | which path goes where, and the bearer check |
 //! | `oauth_api`, `file_api` | the interfaces below |
 //! | `state` | what all requests share; [`Event`] and [`Received`] |
+//! | `shared` | the issuer in memory, or in a file that several nodes share |
 //! | `tokens`, `files`, `faults`, `config` | the parts of the state |
 //! | `http`, `body` | helpers for requests and responses |
 //!
@@ -56,6 +57,7 @@ mod http;
 mod oauth_api;
 mod router;
 mod server;
+mod shared;
 mod simulate;
 mod state;
 mod tokens;

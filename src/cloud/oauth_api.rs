@@ -1,6 +1,6 @@
 //! The interfaces of the issuer: RFC 6749 with the private cloud's paths and parameters.
 
-use std::{future, sync::atomic::Ordering::Relaxed};
+use std::{future, io, sync::atomic::Ordering::Relaxed};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http_body_util::{BodyExt as _, Limited};
@@ -17,7 +17,7 @@ use super::{
     faults::IssuerResponse,
     http::{self, CloudResponse, Parameters, failure, redirect, set, success},
     state::{Event, State},
-    tokens::{Grant, GrantError},
+    tokens::{Grant, GrantError, Issuer},
 };
 
 /// Bytes that a token interface reads of a form.
@@ -69,9 +69,9 @@ pub(super) fn authorize_by_jwt<T>(state: &State, request: &Request<T>) -> CloudR
         };
         return send_code(state, redirect_uri, parameters.first("data"));
     }
-    match state.issuer.lock().code(None, state.clock.now()) {
+    match new_code(state, None) {
         Ok(code) => success(json!({ "data": { "code": code } })),
-        Err(_) => failure(StatusCode::INTERNAL_SERVER_ERROR, "no random bytes"),
+        Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
 }
 
@@ -118,6 +118,12 @@ enum OAuthError {
     ServerError,
 }
 
+impl From<io::Error> for OAuthError {
+    fn from(_: io::Error) -> Self {
+        Self::ServerError
+    }
+}
+
 impl OAuthError {
     fn code(&self) -> &'static str {
         match self {
@@ -144,7 +150,10 @@ impl OAuthError {
                 StatusCode::BAD_REQUEST,
                 "this interface does not support that grant_type",
             ),
-            Self::ServerError => (StatusCode::INTERNAL_SERVER_ERROR, "no random bytes"),
+            Self::ServerError => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "there are no random bytes, or the state file cannot be used",
+            ),
         };
         let mut response = http::json(
             status,
@@ -184,18 +193,17 @@ async fn grant(state: &State, path: &str, request: Request<Incoming>) -> Result<
     let granted = match (path, grant_type) {
         ("/api/token.do", "authorization_code") => {
             let code = required("code", "code is missing")?;
-            state
-                .issuer
-                .lock()
-                .exchange(code, parameters.first("redirect_uri"), now)
+            let redirect_uri = parameters.first("redirect_uri");
+            let exchange = |issuer: &mut Issuer| issuer.exchange(code, redirect_uri, now);
+            state.issuer.change(exchange)
         }
         ("/api/refreshToken.do", "refresh_token") => {
             let token = required("refresh_token", "refresh_token is missing")?;
-            state.issuer.lock().refresh(token, now)
+            state.issuer.change(|issuer| issuer.refresh(token, now))
         }
         _ => return Err(OAuthError::UnsupportedGrantType),
     };
-    granted.map_err(|error| match error {
+    granted?.map_err(|error| match error {
         GrantError::Invalid => OAuthError::InvalidGrant,
         GrantError::Reused => {
             state.family_revoked();
@@ -266,6 +274,13 @@ fn check_client<T>(
     Ok(())
 }
 
+fn new_code(state: &State, redirect_uri: Option<String>) -> io::Result<String> {
+    let now = state.clock.now();
+    state
+        .issuer
+        .change(|issuer| issuer.code(redirect_uri, now))?
+}
+
 fn send_code(state: &State, redirect_uri: &str, data: Option<&str>) -> CloudResponse {
     let Some(mut location) = Url::parse(redirect_uri)
         .ok()
@@ -276,12 +291,9 @@ fn send_code(state: &State, redirect_uri: &str, data: Option<&str>) -> CloudResp
             "redirect_uri is not an absolute http or https URL",
         );
     };
-    let Ok(code) = state
-        .issuer
-        .lock()
-        .code(Some(redirect_uri.to_owned()), state.clock.now())
-    else {
-        return failure(StatusCode::INTERNAL_SERVER_ERROR, "no random bytes");
+    let code = match new_code(state, Some(redirect_uri.to_owned())) {
+        Ok(code) => code,
+        Err(error) => return failure(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     };
     location.query_pairs_mut().append_pair("code", &code);
     if let Some(data) = data {

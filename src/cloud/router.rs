@@ -33,7 +33,10 @@ pub(super) async fn respond(
         method: request.method().to_string(),
         path: request.uri().path().to_owned(),
         authorization_count: request.headers().get_all(AUTHORIZATION).iter().count(),
-        serial: bearer(request.headers()).and_then(|token| state.issuer.lock().serial(token)),
+        serial: bearer(request.headers()).and_then(|token| {
+            let serial = state.issuer.read(|issuer| issuer.serial(token));
+            serial.ok().flatten()
+        }),
         status: 0,
     };
     let path = received
@@ -65,7 +68,7 @@ async fn file_request(
     state.file_requests.fetch_add(1, Relaxed);
     let now = state.clock.now();
     let is_valid = bearer(request.headers())
-        .and_then(|token| state.issuer.lock().valid(token, now))
+        .and_then(|token| state.issuer.read(|issuer| issuer.valid(token, now)).ok()?)
         .is_some();
     let (is_rejected, in_body, early, latency) = {
         let mut faults = state.faults.lock();

@@ -39,6 +39,13 @@ pub struct SimulateArgs {
     /// of its family
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     pub reuse_grace: Duration,
+    /// Keep the issuer's tokens in this file, across restarts of the cloud; several nodes of one
+    /// cloud may share it
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
+    /// A refresh token that is valid at the first start [default: a random one]
+    #[arg(long, value_name = "TOKEN")]
+    pub refresh_token: Option<String>,
     /// The client's id
     #[arg(long, value_name = "ID", default_value = "demo")]
     pub client_id: String,
@@ -124,6 +131,8 @@ impl SimulateArgs {
             refresh_lifetime: self.refresh_lifetime,
             rotate: !self.no_rotation,
             reuse_grace: self.reuse_grace,
+            state_file: self.state.clone(),
+            seeds: self.refresh_token.iter().cloned().collect(),
             folder: self.folder.clone(),
             ..Config::new(self.client_id.as_str(), self.client_secret.as_str())
         }

@@ -11,10 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use super::{
-    config::Config,
-    faults::Faults,
-    files::Files,
-    tokens::{GrantRules, Issuer},
+    config::Config, faults::Faults, files::Files, shared::SharedIssuer, tokens::GrantRules,
 };
 use crate::base::clock::SharedClock;
 
@@ -65,7 +62,7 @@ pub(super) struct State {
     pub(super) config: Config,
     pub(super) clock: SharedClock,
     pub(super) document_origin: String,
-    pub(super) issuer: Mutex<Issuer>,
+    pub(super) issuer: SharedIssuer,
     pub(super) files: Files,
     pub(super) faults: Mutex<Faults>,
     pub(super) received: Mutex<VecDeque<Received>>,
@@ -78,7 +75,7 @@ pub(super) struct State {
 
 impl State {
     /// # Errors
-    /// When the folder of the files cannot be created.
+    /// When the folder of the files cannot be created, or the state file cannot be used.
     pub(super) fn new(
         config: Config,
         clock: SharedClock,
@@ -92,7 +89,12 @@ impl State {
         };
         Ok(Self {
             document_origin,
-            issuer: Mutex::new(Issuer::new(rules, &config.seeds, clock.now())),
+            issuer: SharedIssuer::open(
+                config.state_file.clone(),
+                rules,
+                &config.seeds,
+                clock.now(),
+            )?,
             files: Files::new(config.folder.clone(), config.memory_limit)?,
             faults: Mutex::default(),
             received: Mutex::default(),

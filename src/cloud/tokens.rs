@@ -5,6 +5,8 @@ use std::{collections::HashMap, io, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
+use serde::{Deserialize, Serialize};
+
 use crate::base::clock::Moment;
 
 /// Lifetime of an authorization code.
@@ -13,7 +15,7 @@ const CODE_LIFETIME: Duration = Duration::from_secs(5 * 60);
 const SERIAL_KEPT: Duration = Duration::from_secs(60 * 60);
 
 /// The configured rules for granting tokens.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct GrantRules {
     pub(super) token_lifetime: Duration,
     pub(super) refresh_lifetime: Duration,
@@ -22,7 +24,9 @@ pub(super) struct GrantRules {
 }
 
 /// The grant state machine.
+#[derive(Serialize, Deserialize)]
 pub(super) struct Issuer {
+    #[serde(skip)]
     rules: GrantRules,
     codes: HashMap<String, Code>,
     refresh_tokens: HashMap<String, RefreshToken>,
@@ -31,11 +35,13 @@ pub(super) struct Issuer {
     serials: u64,
 }
 
+#[derive(Serialize, Deserialize)]
 struct Code {
     redirect_uri: Option<String>,
     expires: Moment,
 }
 
+#[derive(Serialize, Deserialize)]
 struct RefreshToken {
     family: u64,
     expires: Moment,
@@ -43,6 +49,7 @@ struct RefreshToken {
     spent: Option<Moment>,
 }
 
+#[derive(Serialize, Deserialize)]
 struct AccessToken {
     serial: u64,
     family: u64,
@@ -92,6 +99,14 @@ impl Issuer {
             issuer.insert_refresh_token(seed.clone(), family, now);
         }
         issuer
+    }
+
+    /// Takes over the state of another issuer in JSON, except for its rules.
+    pub(super) fn restore(&mut self, json: &[u8]) -> io::Result<()> {
+        let rules = self.rules;
+        *self = serde_json::from_slice(json)?;
+        self.rules = rules;
+        Ok(())
     }
 
     /// A new authorization code, bound to the redirect URI of its request, if there was one.

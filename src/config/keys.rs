@@ -255,6 +255,7 @@ const KEYS: &[Key] = &[
     default("proxy.max_control_frames", Integer, "1000"),
     default("proxy.forwarded_headers", Text, r#""x-forwarded""#),
     default("proxy.trusted_networks", Texts, "[]"),
+    default("proxy.proxy_protocol", Bool, "false"),
     default("proxy.allowed_hosts", Texts, "[]"),
     default("proxy.allowed_origins", Texts, "[]"),
     default("proxy.allow_navigation", Bool, "false"),

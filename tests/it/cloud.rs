@@ -908,3 +908,49 @@ async fn simulate_stays_on_this_machine_unless_told_otherwise() {
         Ok(())
     );
 }
+
+#[tokio::test]
+async fn nodes_with_one_state_file_are_one_cloud() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = async || {
+        start(Config {
+            state_file: Some(folder.path().join("state.json")),
+            seeds: vec!["seed".to_owned()],
+            ..Config::new("demo", "secret")
+        })
+        .await
+    };
+    let accepts = async |cloud: &Cloud, token: &str| {
+        let url = format!("{}/api/echo.do", cloud.origin());
+        let status = send("GET", &url, &format!("Bearer {token}"), b"")
+            .await
+            .status;
+        status == 200
+    };
+    let (first, second) = (node().await, node().await);
+    let granted = refresh(&first, "seed").await.json();
+    let token = |name: &str, granted: &Value| granted[name].as_str().unwrap().to_owned();
+    let access = token("access_token", &granted);
+    assert!(accepts(&second, &access).await, "{granted}");
+    let next = refresh(&second, &token("refresh_token", &granted))
+        .await
+        .json();
+    let third = node().await;
+    assert!(
+        accepts(&third, &token("access_token", &next)).await,
+        "a restart loses no token"
+    );
+    // Used up at another node: the whole family is revoked, at every node.
+    assert_eq!(refresh(&third, "seed").await.status, 400);
+    for cloud in [&first, &second, &third] {
+        assert!(!accepts(cloud, &access).await);
+    }
+    std::fs::write(folder.path().join("state.json"), "{").unwrap();
+    assert_eq!(refresh(&first, "seed").await.status, 500);
+    assert!(!accepts(&first, &access).await);
+    let broken = Config {
+        state_file: Some(folder.path().join("state.json")),
+        ..Config::new("demo", "secret")
+    };
+    assert!(Cloud::start(broken, clock()).await.is_err());
+}

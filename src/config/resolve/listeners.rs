@@ -71,6 +71,7 @@ pub(super) fn listeners(
 ) -> Vec<ListenerEntry> {
     const SHORT: &str = "proxy.listen";
     let open = r.read("proxy.allow_unauthenticated", values::boolean);
+    let proxy_protocol = r.read("proxy.proxy_protocol", values::boolean) == Some(true);
     let tables = r.tables("listener");
     if tables.is_empty() {
         let mut listeners = Vec::new();
@@ -80,8 +81,9 @@ pub(super) fn listeners(
                 address,
                 guard: guard.clone(),
                 tls: None,
-                proxy_protocol: false,
+                proxy_protocol,
             };
+            require_trusted_peers(r, &listener, "proxy.proxy_protocol", trusted);
             let new = ListenerEntry {
                 listener,
                 key: SHORT,
@@ -102,7 +104,7 @@ pub(super) fn listeners(
     }
     tables
         .iter()
-        .filter_map(|section| listener(r, section, guard, open, trusted))
+        .filter_map(|section| listener(r, section, guard, open, proxy_protocol, trusted))
         .collect()
 }
 
@@ -111,6 +113,7 @@ fn listener(
     section: &str,
     guard: &GuardConfig,
     open: Option<bool>,
+    proxy_protocol: bool,
     trusted: &TrustedNetworks,
 ) -> Option<ListenerEntry> {
     let key = |name: &str| format!("{section}.{name}");
@@ -136,8 +139,13 @@ fn listener(
         open
     };
     let tls = tls::server(r, &key("tls"));
-    let header = key("proxy_protocol");
-    let proxy_protocol = r.is_given(&header) && r.read(&header, values::boolean) == Some(true);
+    let own_header = key("proxy_protocol");
+    let (header, proxy_protocol) = if r.is_given(&own_header) {
+        let is_on = r.read(&own_header, values::boolean) == Some(true);
+        (own_header.as_str(), is_on)
+    } else {
+        ("proxy.proxy_protocol", proxy_protocol)
+    };
     let mut address = r.read(&key("address"), values::address)?;
     let pos = r.pos(&key("address"));
     r.resolve_socket_path(&mut address, &pos);
@@ -151,7 +159,7 @@ fn listener(
         key: "listener.address",
         pos,
     };
-    require_trusted_peers(r, &new.listener, &header, trusted);
+    require_trusted_peers(r, &new.listener, header, trusted);
     // With a mistake in that key it is still clear that clients must authenticate.
     if !r.is_given(&key("tls.client_ca_file")) {
         require_authentication(r, &new, open);

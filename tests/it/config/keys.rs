@@ -233,6 +233,12 @@ fn every_key_sets_its_value() {
             "127.0.0.1:8082"
         ]
     );
+    assert!(
+        proxy
+            .listeners
+            .iter()
+            .all(|listener| listener.proxy_protocol)
+    );
     let guard = &proxy.listeners[3].guard;
     assert_eq!(
         guard.allowed_hosts.iter().collect::<Vec<_>>(),
@@ -797,6 +803,9 @@ fn a_listener_has_the_proxy_protocol_if_it_says_so() {
     let proxy = valid("load_balancers.toml").config.proxy;
     let has_header = proxy.listeners.iter().map(|one| one.proxy_protocol);
     assert_eq!(has_header.collect::<Vec<_>>(), [true, true, false]);
+    let proxy = valid("proxy_protocol.toml").config.proxy;
+    let has_header = proxy.listeners.iter().map(|one| one.proxy_protocol);
+    assert_eq!(has_header.collect::<Vec<_>>(), [true, false]);
 }
 
 #[test]
