@@ -120,7 +120,7 @@ where
 }
 
 /// Like [`load`], and looks into the state file as well: a mistake is what keeps the proxy from
-/// starting, or what exposes its tokens.
+/// starting, or what exposes its tokens. Also says which parts could be left out.
 ///
 /// # Errors
 /// Like [`load`].
@@ -130,6 +130,7 @@ where
 {
     load_with(source, |reader, config| {
         resolve::inspect_state_file(reader, &config.token);
+        resolve::inspect_store(reader, &config.token);
     })
 }
 

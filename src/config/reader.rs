@@ -341,6 +341,11 @@ impl Reader {
         self.secret_of(path, values::key_material, values::is_pem)
     }
 
+    /// Secrets on one line each, given by a key or by its twin `…_file`.
+    pub(super) fn key_lines(&mut self, path: &str) -> Option<Secret> {
+        self.secret_of(path, values::keys_in_lines, values::is_in_lines)
+    }
+
     fn secret_of(
         &mut self,
         path: &str,

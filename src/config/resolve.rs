@@ -7,6 +7,7 @@ mod initial_grant;
 mod listeners;
 mod outbound_proxy;
 mod routes;
+mod store;
 mod tls;
 mod token;
 mod upstream;
@@ -16,7 +17,7 @@ use std::{num::NonZero, thread};
 use tracing::level_filters::LevelFilter;
 
 use self::listeners::ListenerEntry;
-pub(super) use self::token::inspect_state_file;
+pub(super) use self::{store::inspect as inspect_store, token::inspect_state_file};
 use super::{Config, findings::problem, keys, reader::Reader, values};
 use crate::{
     admin,

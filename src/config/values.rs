@@ -2,6 +2,7 @@
 //! quotes the given text only where it cannot be a secret.
 
 mod client;
+mod store;
 mod token;
 mod web;
 
@@ -13,6 +14,7 @@ use super::{
     syntax::BACKSLASH_HINT,
 };
 pub(super) use client::{custom_header, key_header, network, rate, trusted_peer, user_name};
+pub(super) use store::{RedisUrl, grace_period, is_in_lines, key_prefix, keys_in_lines, redis_url};
 pub(super) use token::{
     algorithm, claims, code, is_pem, json_pointer, key_material, parameter_name,
 };

@@ -9,6 +9,7 @@ use std::{
 use super::{
     code_grant,
     endpoint::Servers,
+    fleet,
     issuer::{self, IssuerConfig},
     jwt_grant::{self, JwtGrant},
 };
@@ -24,7 +25,9 @@ pub struct Config {
     pub issuer: IssuerConfig,
     /// The configured refresh token, if any: the seed of a chain.
     pub refresh_token: Option<Secret>,
-    /// The state file, which keeps tokens across restarts.
+    /// The store that several replicas share.
+    pub store: Option<fleet::Config>,
+    /// The state file, which keeps tokens across restarts; beside a store, this replica's own copy.
     pub state_file: Option<PathBuf>,
     /// Whether the state file's mode and owner matter: some volumes know neither.
     pub checks_state_file_permissions: bool,
@@ -35,6 +38,11 @@ pub struct Config {
     pub refresh_lifetime: Duration,
     /// Whether a refresh token that may have been used is sent once more.
     pub grace_retry: bool,
+    /// How long after a refresh token was first sent the issuer accepts it once more. Zero without
+    /// [`Config::grace_retry`].
+    pub grace_period: Duration,
+    /// Whether the issuer replaces the refresh token at a refresh.
+    pub rotates: bool,
     /// How long a request may wait for a token.
     pub wait: Duration,
     /// The time between two refreshes that rejections cause, after a few at once.

@@ -109,6 +109,7 @@ struct Policy {
     cooldown: Duration,
     refresh_lifetime: Duration,
     grace_retry: bool,
+    grace_period: Duration,
 }
 
 /// When calls are due.
@@ -208,6 +209,7 @@ impl Refresher {
                 cooldown: config.cooldown,
                 refresh_lifetime: config.refresh_lifetime,
                 grace_retry: config.grace_retry,
+                grace_period: config.grace_period,
             },
             chain: Chain::new(record),
             timing: Timing {
@@ -298,7 +300,9 @@ impl Refresher {
         if self.shared.clock.now() < due {
             return;
         }
-        let attempt = self.chain.begin(grant, &*self.shared.clock);
+        let attempt = self
+            .chain
+            .begin(grant, self.policy.grace_period, &*self.shared.clock);
         // Durable before the call: after a crash it must not look as if nothing had been sent.
         if attempt.grant.refresh_token().is_some() {
             self.writer.save(self.chain.record.clone()).await;

@@ -7,7 +7,7 @@ use url::Url;
 
 use super::{
     outbound_proxy::outbound_proxy,
-    tls,
+    store, tls,
     upstream::{warn_if_plain_http, warn_of_unused_tls},
 };
 use crate::{
@@ -22,17 +22,22 @@ use crate::{
 pub(super) fn token(r: &mut Reader, upstream: &upstream::Config) -> Option<token::Config> {
     let issuer = issuer(r, upstream);
     let state_file = r.path("token.state_file");
-    let refresh_token = seed(r, state_file.as_deref());
+    let has_store = store::is_given(r);
+    let refresh_token = seed(r, state_file.as_deref(), has_store);
     if let Some(file) = &state_file {
         check_state_file(r, file);
     }
-    check_initial_token(r, state_file.as_deref());
+    check_initial_token(r, state_file.as_deref(), has_store);
+    let rotates = r.choice("token.rotation", [("rotate", true), ("none", false)]);
+    let grace_retry = r.boolean("token.grace_retry");
+    let grace_period = grace_period(r, grace_retry, has_store);
     let wait = r.duration("token.wait");
     let cooldown = r.positive_duration("retry.cooldown");
     warn_of_short_wait(r, wait, cooldown);
     let config = token::Config {
         name: "default".to_owned(),
         refresh_token,
+        store: store::store(r, rotates),
         state_file,
         checks_state_file_permissions: r.choice(
             "token.state_file_permissions",
@@ -40,7 +45,9 @@ pub(super) fn token(r: &mut Reader, upstream: &upstream::Config) -> Option<token
         ),
         refresh_margin: r.read("token.refresh_margin", values::positive_duration),
         refresh_lifetime: r.positive_duration("token.refresh_lifetime"),
-        grace_retry: r.boolean("token.grace_retry"),
+        grace_retry,
+        grace_period,
+        rotates,
         wait,
         cooldown,
         issuer: issuer?,
@@ -72,11 +79,34 @@ fn warn_of_short_wait(r: &mut Reader, wait: Duration, cooldown: Duration) {
     r.warning(r.pos(KEY), KEY, problem(reason, hint).or_variable(variable));
 }
 
+/// A claim of a replica that died is seen to be orphaned after three seconds. In a shorter period no
+/// other replica can repeat its call.
+fn grace_period(r: &mut Reader, grace_retry: bool, has_store: bool) -> Duration {
+    const KEY: &str = "token.grace_period";
+    const TAKEOVER: Duration = Duration::from_secs(4);
+    let period = r.read(KEY, values::grace_period).unwrap_or_default();
+    if !grace_retry {
+        return Duration::ZERO;
+    }
+    if has_store && period < TAKEOVER {
+        let reason = format!(
+            "is {}, shorter than a takeover, which takes 3 to 4 s: if a replica dies during a \
+             refresh, no other one repeats it before little of the access token's life is left",
+            humantime::format_duration(period)
+        );
+        let hint = "write how long the issuer accepts a repetition, as in \"5s\"; if it never does, \
+            [token.jwt] lets another replica go on at once";
+        r.warning(r.pos(KEY), KEY, problem(reason, hint));
+    }
+    period
+}
+
 /// The configured refresh token. It is used once: if tokens are stored, its file may be gone.
-fn seed(r: &mut Reader, state_file: Option<&Path>) -> Option<Secret> {
+fn seed(r: &mut Reader, state_file: Option<&Path>, has_store: bool) -> Option<Secret> {
     const FILE: &str = "token.refresh_token_file";
     let is_gone = |r: &mut Reader| r.path(FILE).is_some_and(|file| !file.exists());
-    if state_file.is_some_and(|file| file.is_file() && is_not_empty(file))
+    let is_stored = state_file.is_some_and(|file| file.is_file() && is_not_empty(file));
+    if (is_stored || has_store)
         && !r.is_given("token.refresh_token")
         && r.is_given(FILE)
         && is_gone(r)
@@ -224,13 +254,17 @@ fn fields(r: &mut Reader) -> ResponseFields {
 
 /// Reports that there are no first tokens, and warns that without a state file a rotated refresh
 /// token is lost.
-fn check_initial_token(r: &mut Reader, state_file: Option<&Path>) {
+fn check_initial_token(r: &mut Reader, state_file: Option<&Path>, has_store: bool) {
     const KEY: &str = "token.refresh_token";
     let configured = r.is_secret_given(KEY);
     let has_state_file = r.is_given("token.state_file");
-    if configured && !has_state_file {
-        let reason =
-            "is not set: when the cloud replaces the refresh token, the next restart loses it";
+    if (configured || has_store) && !has_state_file {
+        let reason = match has_store {
+            true => "is not set: a replica that starts while the store is down has no token",
+            false => {
+                "is not set: when the cloud replaces the refresh token, the next restart loses it"
+            }
+        };
         let pos = r.pos("token.state_file");
         r.warning(
             pos,
@@ -241,7 +275,8 @@ fn check_initial_token(r: &mut Reader, state_file: Option<&Path>) {
     }
     // After a mistake in the path, it is not known whether the file exists.
     let is_stored = has_state_file && state_file.is_none_or(is_not_empty);
-    if configured || is_stored || r.has_keys("token.jwt") {
+    // What a shared store holds, only a running replica knows.
+    if configured || is_stored || has_store || r.has_keys("token.jwt") {
         return;
     }
     let reason = if has_state_file {

@@ -218,7 +218,7 @@ pub(in crate::config) fn host_header(value: &Value) -> Read<HeaderValue> {
     })
 }
 
-fn parse_authority(text: &str) -> Option<(String, Option<u16>)> {
+pub(super) fn parse_authority(text: &str) -> Option<(String, Option<u16>)> {
     if let Ok(IpAddr::V6(address)) = text.parse() {
         return Some((format!("[{address}]"), None));
     }

@@ -86,33 +86,41 @@ impl Chain {
     pub(super) fn candidate(
         &self,
         token: &RefreshToken,
-        grace_retry: bool,
+        grace_period: Duration,
         clock: &dyn Clock,
     ) -> Candidate {
         Candidate {
             token: token.clone(),
-            standing: self.standing(token, grace_retry, clock),
+            standing: self.standing(token, grace_period, clock),
         }
     }
 
     pub(super) fn standing(
         &self,
         token: &RefreshToken,
-        grace_retry: bool,
+        grace_period: Duration,
         clock: &dyn Clock,
     ) -> Standing {
         let intent = self.record.intent(token.fingerprint());
         let age = intent.and_then(|intent| intent.age(clock));
-        let is_forgiven = grace_retry && !self.record.is_grace_refused;
-        Standing::new(self.is_refused(token), intent, age, is_forgiven)
+        let grace_period = match self.record.is_grace_refused {
+            true => Duration::ZERO,
+            false => grace_period,
+        };
+        Standing::new(self.is_refused(token), intent, age, grace_period)
     }
 
     /// Begins a call. The intent must be stored before the refresh token is sent.
-    pub(super) fn begin(&mut self, grant: Grant, clock: &dyn Clock) -> Attempt {
+    pub(super) fn begin(
+        &mut self,
+        grant: Grant,
+        grace_period: Duration,
+        clock: &dyn Clock,
+    ) -> Attempt {
         let intents_before = self.record.intents.clone();
         let is_grace_retry = grant.refresh_token().is_some_and(|token| {
             self.record.intent(token.fingerprint()).is_some()
-                && self.standing(token, true, clock) == Standing::Good
+                && self.standing(token, grace_period, clock) == Standing::Good
         });
         if let Some(token) = grant.refresh_token() {
             self.record.open_intent(token, clock);

@@ -14,9 +14,6 @@ use crate::{
     },
 };
 
-/// How long after it was first sent a refresh token may be sent once more: issuers accept a
-/// repetition for a few seconds.
-const GRACE: Duration = Duration::from_secs(5);
 /// If this much of an access token's life is left, or this share of it, a refresh may risk its
 /// revocation.
 const LAST_MINUTE: Duration = Duration::from_secs(60);
@@ -80,19 +77,18 @@ pub(super) enum Standing {
 }
 
 impl Standing {
-    /// `age` is the time since the intent was opened; `None` if unknown.
+    /// `age` is the time since the intent was opened; `None` if unknown. The issuer accepts a
+    /// repetition for `grace_period` after that.
     pub(super) fn new(
         is_refused: bool,
         intent: Option<&Intent>,
         age: Option<Duration>,
-        grace_retry: bool,
+        grace_period: Duration,
     ) -> Self {
         match intent {
             _ if is_refused => Self::Refused,
             None => Self::Good,
-            Some(intent)
-                if grace_retry && intent.attempts == 1 && age.is_some_and(|age| age < GRACE) =>
-            {
+            Some(intent) if intent.attempts == 1 && age.is_some_and(|age| age < grace_period) => {
                 Self::Good
             }
             Some(_) => Self::PossiblyUsed,

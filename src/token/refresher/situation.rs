@@ -54,7 +54,7 @@ impl Refresher {
 
     fn situation(&self) -> Situation {
         let (chain, clock) = (&self.chain, &*self.shared.clock);
-        let candidate = |token| chain.candidate(token, self.policy.grace_retry, clock);
+        let candidate = |token| chain.candidate(token, self.policy.grace_period, clock);
         let cached = self.shared.token.load();
         Situation {
             seed: chain.seed.as_ref().map(candidate),
@@ -89,7 +89,7 @@ impl Refresher {
     ) -> FailedCall {
         let standing = attempt.grant.refresh_token().map(|token| {
             self.chain
-                .standing(token, self.policy.grace_retry, &*self.shared.clock)
+                .standing(token, self.policy.grace_period, &*self.shared.clock)
         });
         FailedCall {
             class: failure.class,

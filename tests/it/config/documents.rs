@@ -87,7 +87,7 @@ fn the_shipped_file_documents_every_key_and_no_other() {
             (key.path.to_owned(), table["value"].clone())
         })
         .collect();
-    assert_eq!(documented.len(), 157, "keys seen");
+    assert_eq!(documented.len(), 176, "keys seen");
     assert_eq!(documented, in_code);
 
     // Defaults are commented out, and a comment line precedes every group of keys.

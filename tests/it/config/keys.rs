@@ -155,7 +155,8 @@ fn defaults_are_as_documented() {
         (token.refresh_lifetime, token.grace_retry),
         (seconds(30 * 24 * 3600), true)
     );
-    assert!(token.checks_state_file_permissions);
+    assert!(token.checks_state_file_permissions && token.rotates && token.store.is_none());
+    assert_eq!(token.grace_period, seconds(5));
     let issuer = token.issuer;
     assert_eq!(servers(&issuer), ["https://cloud.example.com/"]);
     assert_eq!(issuer.refresh_path, "/api/refreshToken.do");

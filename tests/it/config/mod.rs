@@ -5,6 +5,7 @@ mod environment;
 mod files;
 mod keys;
 mod secrets;
+mod stores;
 
 use std::{
     ffi::OsString,
@@ -58,12 +59,15 @@ fn without_folder(text: &impl ToString, folder: &Path) -> String {
 }
 
 /// The values of secrets in these files.
-const SECRETS: [&str; 7] = [
+const SECRETS: [&str; 10] = [
     "s3cret",
     "r3fresh",
     "4dmin",
     "jwtk3y",
     "pr0xy-words",
+    "st0re-words",
+    "sent1nel-words",
+    "c3RvcmUta2V5",
     "file-secret",
     "file-refresh",
 ];

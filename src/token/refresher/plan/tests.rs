@@ -299,21 +299,24 @@ async fn a_standing_depends_on_the_intent_its_age_and_its_attempts() {
         record.intent(token("twice").fingerprint()),
     );
     let (young, old) = (Some(seconds(4)), Some(seconds(5)));
-    for (is_refused, intent, age, grace_retry, standing) in [
-        (false, None, None, true, Standing::Good),
-        (false, None, None, false, Standing::Good),
-        (true, None, None, true, Standing::Refused),
-        (true, once, young, true, Standing::Refused),
-        (false, once, young, true, Standing::Good),
-        (false, once, young, false, Standing::PossiblyUsed),
-        (false, once, old, true, Standing::PossiblyUsed),
-        (false, once, None, true, Standing::PossiblyUsed),
-        (false, twice, young, true, Standing::PossiblyUsed),
+    let (none, grace, longer) = (Duration::ZERO, seconds(5), seconds(6));
+    for (is_refused, intent, age, grace_period, standing) in [
+        (false, None, None, grace, Standing::Good),
+        (false, None, None, none, Standing::Good),
+        (true, None, None, grace, Standing::Refused),
+        (true, once, young, grace, Standing::Refused),
+        (false, once, young, grace, Standing::Good),
+        (false, once, young, none, Standing::PossiblyUsed),
+        (false, once, Some(none), none, Standing::PossiblyUsed),
+        (false, once, old, grace, Standing::PossiblyUsed),
+        (false, once, old, longer, Standing::Good),
+        (false, once, None, grace, Standing::PossiblyUsed),
+        (false, twice, young, grace, Standing::PossiblyUsed),
     ] {
         assert_eq!(
-            Standing::new(is_refused, intent, age, grace_retry),
+            Standing::new(is_refused, intent, age, grace_period),
             standing,
-            "{is_refused} {intent:?} {age:?} {grace_retry}"
+            "{is_refused} {intent:?} {age:?} {grace_period:?}"
         );
     }
 }

@@ -93,6 +93,7 @@ pub(super) struct Setup {
     refresh_token: Option<Secret>,
     initial_grant: Option<Response>,
     grace_retry: bool,
+    grace_period: Duration,
     record: Option<Record>,
     machine: Option<(Arc<Simulated>, Arc<Disk>)>,
 }
@@ -110,6 +111,7 @@ impl Setup {
             refresh_token: Some(Secret::new("seed")),
             initial_grant: None,
             grace_retry: true,
+            grace_period: seconds(5),
             record: None,
             machine: None,
         }
@@ -168,6 +170,13 @@ impl Setup {
     pub(super) fn no_grace_retry(self) -> Self {
         Self {
             grace_retry: false,
+            ..self.grace_period(Duration::ZERO)
+        }
+    }
+
+    pub(super) fn grace_period(self, grace_period: Duration) -> Self {
+        Self {
+            grace_period,
             ..self
         }
     }
@@ -226,6 +235,7 @@ impl Setup {
         let (refresher, credential) = Refresher::with(
             Config {
                 grace_retry: self.grace_retry,
+                grace_period: self.grace_period,
                 ..testing::config(self.refresh_token)
             },
             Arc::clone(&clock) as SharedClock,

@@ -279,6 +279,28 @@ async fn after_a_timeout_the_call_is_not_repeated_beyond_the_grace_period() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_grace_period_is_the_configured_one() {
+    for (grace_period, age, calls) in [(3, 2, 1), (3, 4, 0), (20, 15, 1), (20, 21, 0), (0, 1, 0)] {
+        let next = Setup::new(|n| Ok(grant(n, HOUR))).grace_period(seconds(grace_period));
+        let harness = killed(seconds(age), next).await;
+        harness.pass(seconds(1)).await;
+        assert_eq!(harness.calls().len(), calls, "{grace_period} {age}");
+    }
+    // Without a grace period, the last chance remains.
+    let lost = Setup::new(|n| match n {
+        2 => failure(FailureClass::Ambiguous),
+        n => Ok(grant(n, HOUR)),
+    });
+    let harness = lost.grace_period(Duration::ZERO).start();
+    let token = harness.token().await;
+    harness.credential.rejected(token.version());
+    harness.pass(seconds(2800)).await;
+    assert_eq!(harness.calls().len(), 2);
+    harness.pass(seconds(200)).await;
+    assert_eq!(sent(&harness), ["seed", "refresh-1", "refresh-1"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_unreachable_issuer_after_a_crash_does_not_close_the_intent() {
     let away = |n| {
         if n == 1 {
