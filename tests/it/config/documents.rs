@@ -282,6 +282,44 @@ fn the_documents_examples_load() {
 }
 
 #[test]
+fn the_example_of_a_gateway_loads_without_a_warning() {
+    let document = fs::read_to_string("docs/gateway.md").unwrap();
+    let examples: Vec<&str> = document
+        .split("```toml\n")
+        .skip(1)
+        .filter_map(|rest| Some(rest.split_once("```")?.0))
+        .collect();
+    let [example] = examples[..] else {
+        panic!("{} examples seen", examples.len())
+    };
+    let folder = TempDir::new().unwrap();
+    fs::create_dir(folder.path().join("secrets")).unwrap();
+    let key = "c3RvcmUta2V5IG9mIDMyIGJ5dGVzLCBubyBtb3JlISE=\n";
+    for (name, text) in [
+        ("client_secret", "file-secret"),
+        ("apps_key", "file-secret-of-apps"),
+        ("store_password", "st0re-words"),
+        ("store_key", key),
+    ] {
+        fs::write(folder.path().join("secrets").join(name), text).unwrap();
+    }
+    let file = folder.path().join("proxy.toml");
+    fs::write(&file, example).unwrap();
+    let loaded = load(&file, &[]).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+    assert_eq!(loaded.warnings, []);
+    let store = loaded.config.token.store.expect("a store");
+    let user = store.redis.user.as_deref();
+    assert_eq!((user, store.key.is_some()), (Some("bearer-proxy"), true));
+    let proxy = loaded.config.proxy;
+    let grace = proxy.drain_delay
+        + proxy.drain_timeout
+        + loaded.config.token.issuer.timeout
+        + std::time::Duration::from_secs(5);
+    let stated = format!("10 + 30 + 10 + 5 = {} seconds", grace.as_secs());
+    assert!(document.contains(&stated), "{stated}");
+}
+
+#[test]
 fn the_shipped_file_lacks_only_its_placeholders() {
     let mistakes = load(SHIPPED, &[]).unwrap_err();
     let keys: Vec<&str> = mistakes
