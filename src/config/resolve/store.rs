@@ -94,7 +94,7 @@ fn redis(r: &mut Reader) -> Option<RedisConfig> {
         REDIS_PORT
     };
     let servers = servers(&urls, default_port);
-    check_sentinels(r, servers.len());
+    check_sentinels(r, urls.len(), servers.len());
     let sentinel_password = r.secret(SENTINEL_PASSWORD);
     let tls = tls::client(r, TLS);
     warn_of_unused_tls(r, &urls, &tls);
@@ -160,7 +160,7 @@ fn servers(urls: &[(RedisUrl, SourcePos)], default_port: u16) -> Vec<RedisServer
 }
 
 /// Sentinels are there to outlive the failure of one of them.
-fn check_sentinels(r: &mut Reader, servers: usize) {
+fn check_sentinels(r: &mut Reader, urls: usize, servers: usize) {
     if !r.is_given(SENTINEL) {
         if r.is_secret_given(SENTINEL_PASSWORD) {
             let reason = format!("has no effect without {SENTINEL}");
@@ -175,9 +175,8 @@ fn check_sentinels(r: &mut Reader, servers: usize) {
         }
         return;
     }
-    // Of none, or of some with mistakes, the mistakes are reported.
-    let given = r.elements(URL).len();
-    if given == 0 || servers > 1 || given > servers && servers == 0 {
+    let has_mistakes = urls < r.elements(URL).len();
+    if servers != 1 || has_mistakes {
         return;
     }
     let reason = format!(
@@ -207,14 +206,12 @@ fn warn_of_unused_tls(r: &mut Reader, urls: &[(RedisUrl, SourcePos)], tls: &net:
 
 /// Warns of what others can read: on the network, and in the store.
 fn warn_of_exposure(r: &mut Reader, urls: &[(RedisUrl, SourcePos)]) {
-    let mut remote = urls.iter().filter(|(url, _)| !host::is_local(&url.host));
-    let Some((_, first_remote)) = remote.next() else {
+    let is_remote = |url: &RedisUrl| !host::is_local(&url.host);
+    if !urls.iter().any(|(url, _)| is_remote(url)) {
         return;
-    };
+    }
     let is_encrypted = r.is_secret_given(KEY);
-    let plain = urls
-        .iter()
-        .find(|(url, _)| !url.is_tls && !host::is_local(&url.host));
+    let plain = urls.iter().find(|(url, _)| !url.is_tls && is_remote(url));
     if let Some((_, pos)) = plain {
         let what = match (is_encrypted, r.is_secret_given(PASSWORD)) {
             (false, false) => "the tokens can be read and replaced",
@@ -229,11 +226,6 @@ fn warn_of_exposure(r: &mut Reader, urls: &[(RedisUrl, SourcePos)]) {
     if is_encrypted {
         return;
     }
-    let pos = match r.pos(KEY) {
-        // Where the key belongs: an array's element has a better position than the section.
-        SourcePos::Nowhere => first_remote.clone(),
-        pos => pos,
-    };
     let reason = "is not set, and the store is on another machine: the tokens can be read in the \
         store, in its dumps and in its backups";
     let hint = "write key_file, with 32 random bytes in Base64 in it, as `head -c 32 /dev/urandom \
@@ -243,7 +235,7 @@ fn warn_of_exposure(r: &mut Reader, urls: &[(RedisUrl, SourcePos)]) {
         keys::variable("token.store.key_file")
     );
     let problem = problem(reason, hint).or_variable(variable);
-    r.warning(pos, KEY, problem);
+    r.warning(r.pos(KEY), KEY, problem);
 }
 
 /// Without the others, a refresh is only safe if it does not use up what they need.

@@ -138,6 +138,8 @@ pub(in crate::config) fn grace_period(value: &Value) -> Read<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::config::values::tests::{hint, words};
 
@@ -297,5 +299,20 @@ mod tests {
             assert!(grace_period(&words(given)).is_err(), "{given}");
         }
         assert!(hint(grace_period(&words("5m"))).contains("\"0s\""));
+    }
+
+    proptest! {
+        #[test]
+        fn no_url_makes_it_panic_or_is_quoted(
+            before in r#"(rediss?://)?[a-z:@/?#%\\\[\]0-9 ]{0,12}"#,
+            after in r#"[a-z:@/?#%\\\[\]0-9 ]{0,12}"#,
+        ) {
+            const MARK: &str = "zqmarkzq";
+            let value = words(&format!("{before}{MARK}{after}"));
+            if let Err(problem) = redis_url(&value) {
+                let shown = format!("{} {}", problem.reason, problem.hint);
+                prop_assert!(!shown.contains(MARK), "{}", shown);
+            }
+        }
     }
 }

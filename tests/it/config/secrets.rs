@@ -54,7 +54,7 @@ proptest! {
     #[test]
     fn no_toml_makes_it_panic_or_lose_a_line(
         lines in prop::collection::vec(
-            r#"(\[{0,2}(proxy|upstream|upstreams|upstreams\.a|route|rewrite|listener|client|token|retry|log)(\.tls|\.json)?\]{0,2})|((listen|endpoints|client_id|tls|tls\.ca_file|level|prefix|from|to|address|route|x) = (\[?"[^"\n]{0,12}"?\]?|[0-9]{1,20}|true|\{\}|\{ ca_file = 1 \}))|\PC{0,20}"#,
+            r#"(\[{0,2}(proxy|upstream|upstreams|upstreams\.a|route|rewrite|listener|client|token|token\.store|retry|log)(\.tls|\.json)?\]{0,2})|((listen|endpoints|client_id|url|kind|sentinel|tls|tls\.ca_file|level|prefix|from|to|address|route|x) = (\[?"[^"\n]{0,12}"?\]?|[0-9]{1,20}|true|\{\}|\{ ca_file = 1 \}))|\PC{0,20}"#,
             0..12,
         ),
     ) {

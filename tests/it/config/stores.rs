@@ -248,6 +248,11 @@ fn each_mistake_says_what_to_write() {
         ),
         (
             "",
+            "url = ['redis://a', 'redis://:st0re-words@b']\nsentinel = 'main'",
+            "token.store.url: has a password (",
+        ),
+        (
+            "",
             "url = 'redis://a'\nsentinel_password = 'sent1nel-words'",
             "token.store.sentinel_password: has no effect without token.store.sentinel (write the name of the primary",
         ),
