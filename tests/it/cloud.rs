@@ -921,11 +921,8 @@ async fn nodes_with_one_state_file_are_one_cloud() {
         .await
     };
     let accepts = async |cloud: &Cloud, token: &str| {
-        let url = format!("{}/api/echo.do", cloud.origin());
-        let status = send("GET", &url, &format!("Bearer {token}"), b"")
-            .await
-            .status;
-        status == 200
+        let authorization = format!("Authorization: Bearer {token}\r\n");
+        get(cloud, "/api/echo.do", &authorization).await.status == 200
     };
     let (first, second) = (node().await, node().await);
     let granted = refresh(&first, "seed").await.json();
