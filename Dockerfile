@@ -7,7 +7,7 @@
 #     -e BEARER_PROXY__TOKEN__CLIENT_SECRET_FILE=/run/secrets/client_secret \
 #     -e BEARER_PROXY__TOKEN__REFRESH_TOKEN_FILE=/run/secrets/refresh_token \
 #     -v "$PWD/secrets:/run/secrets:ro" \
-#     --stop-timeout 40 --read-only --cap-drop ALL bearer-proxy
+#     --stop-timeout 45 --read-only --cap-drop ALL bearer-proxy
 #
 # scripts/container builds and tests it.
 

@@ -18,6 +18,7 @@
 //! | `outbound_proxy` | Squid, a SOCKS server, and proxies that refuse or hang, between this proxy and the cloud |
 //! | `health_checks` | active health checks of upstreams |
 //! | `nodes` | several nodes of the cloud of which some are bad: failures, shares, retries |
+//! | `deploy` | the processes of `deploy/compose.yaml` |
 //! | `soak` | a mixture of all faults, for a few seconds; `scripts/soak` runs it for longer |
 //! | `cloud`, `documents` | the simulated cloud; what the documents claim |
 //!
@@ -49,6 +50,8 @@ mod config;
 mod confinement;
 mod crashes;
 mod data_path;
+#[cfg(target_os = "linux")]
+mod deploy;
 mod descriptors;
 mod differential;
 mod documents;
