@@ -1,7 +1,7 @@
 //! An endpoint of the issuer: its path at each of the issuer's servers, and calls that send each
 //! request exactly once.
 
-mod connect;
+pub(super) mod connect;
 mod exchange;
 mod recording;
 mod servers;

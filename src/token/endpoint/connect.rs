@@ -1,5 +1,6 @@
-//! The connection to the issuer: name resolution, TCP and TLS, within a limit of their own. Nothing
-//! of the request is sent before it stands, so a failure here never uses a refresh token.
+//! Connections to the issuer and to the token store: name resolution, TCP and TLS, within a limit of
+//! their own. Nothing of a request is sent before it stands, so a failure here never uses a refresh
+//! token.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -13,20 +14,20 @@ use crate::{net::socket::Stream, token::deadline::data_first};
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// TCP, or TLS over it.
-pub(super) type Transport = Either<Stream, Box<TlsStream<Stream>>>;
+pub(in crate::token) type Transport = Either<Stream, Box<TlsStream<Stream>>>;
 
 /// TLS for one connection.
-pub(super) struct Tls {
-    pub(super) config: Arc<ClientConfig>,
+pub(in crate::token) struct Tls {
+    pub(in crate::token) config: Arc<ClientConfig>,
     /// The name for SNI and for the verification of the certificate.
-    pub(super) server_name: ServerName<'static>,
+    pub(in crate::token) server_name: ServerName<'static>,
 }
 
 /// Adds TLS to the connection that `tcp` opens, all within `limit`.
 ///
 /// # Errors
 /// `TimedOut` after `limit`; otherwise the error of `tcp` or of TLS.
-pub(super) async fn connect(
+pub(in crate::token) async fn connect(
     tcp: impl Future<Output = io::Result<Stream>>,
     tls: Option<Tls>,
     limit: Duration,

@@ -1,5 +1,7 @@
 //! The configuration of a shared token store: `[token.store]`.
 
+use std::fmt;
+
 use crate::{base::secret::Secret, net::tls};
 
 /// The store that the replicas of a gateway share.
@@ -53,4 +55,16 @@ pub struct RedisServer {
     pub port: u16,
     /// `rediss://`.
     pub is_tls: bool,
+}
+
+impl fmt::Display for RedisServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port, is_tls } = self;
+        let scheme = if *is_tls { "rediss" } else { "redis" };
+        if host.contains(':') {
+            write!(f, "{scheme}://[{host}]:{port}")
+        } else {
+            write!(f, "{scheme}://{host}:{port}")
+        }
+    }
 }

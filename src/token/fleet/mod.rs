@@ -3,12 +3,16 @@
 //! | file | contents |
 //! |---|---|
 //! | `register.rs` | what a shared store must offer |
+//! | `info.rs` | what is known of its server, for the status |
+//! | `redis/` | the register on a Redis or Valkey server |
 //! | `seal.rs` | encryption of the record at rest |
 //! | `config.rs` | `[token.store]` |
 
-#![expect(dead_code, reason = "under construction")]
+#![cfg_attr(not(test), expect(dead_code, reason = "under construction"))]
 
 mod config;
+mod info;
+mod redis;
 mod register;
 mod seal;
 
