@@ -23,7 +23,7 @@ use crate::base::log::capture::Log;
 
 const SECRET: &str = "s3cret";
 
-/// What a hostile server sends, and whether it is cut because it is too large.
+/// What a hostile server sends, and whether the value is reported as unusable.
 fn hostile() -> Vec<(&'static str, Reply, bool)> {
     let endless = |text: &str| Reply::Endless("", text.repeat(1000).into_bytes());
     let value = |text: &str| Reply::Bytes(format!("*2\r\n$1\r\n1\r\n{text}").into_bytes());
@@ -137,7 +137,7 @@ async fn hostile_responses_are_cut_and_nothing_of_them_is_printed() {
 
 /// Sends the hostile response at `index` to `commands`, and then the usual ones.
 async fn try_hostile(commands: &'static [&'static str], index: usize) {
-    let (name, _, is_too_large) = hostile().swap_remove(index);
+    let (name, _, is_unusable) = hostile().swap_remove(index);
     let is_hostile = Arc::new(AtomicBool::new(true));
     let script = {
         let is_hostile = Arc::clone(&is_hostile);
@@ -162,7 +162,7 @@ async fn try_hostile(commands: &'static [&'static str], index: usize) {
         let is_garbled = matches!(results[0], Err(RegisterError::Garbled(_)));
         // On a busy machine the time may end first.
         let is_late = shown.contains("no response within");
-        assert!(is_garbled == is_too_large || is_late, "{name}: {shown}");
+        assert!(is_garbled == is_unusable || is_late, "{name}: {shown}");
     }
     is_hostile.store(false, Relaxed);
     let read = || register.read();
