@@ -114,12 +114,14 @@ def environment(folder, *layers):
     variables = {}
     for layer in layers:
         variables |= layer
+    check(variables["BEARER_PROXY_CONFIG"] == "/etc/bearer-proxy/proxy.toml", "the file's place")
+    variables["BEARER_PROXY_CONFIG"] = str(folder / "proxy.toml")
     variables["BEARER_PROXY__TOKEN__STATE_FILE"] = str(folder / "state" / "token.json")
     return variables
 
 
-def is_valid(folder, variables, what):
-    code, text = run(PROGRAM, "check", "--config", folder / "proxy.toml", env=variables)
+def is_valid(variables, what):
+    code, text = run(PROGRAM, "check", env=variables)
     check(code == 0, f"{what}: check: {text}")
 
 
@@ -181,7 +183,7 @@ def serves(folder, variables, hosts, what):
         Process(folder / "cloud", *simulate, f"--refresh-token={seed}", f"--client-secret={secret}"),
         Process(folder / "redis", "redis-server", folder / "redis.conf", "--port", redis,
                 "--bind", "127.0.0.1"),
-        Process(folder / "log", PROGRAM, "--config", folder / "proxy.toml", env=variables | more),
+        Process(folder / "log", PROGRAM, env=variables | more),
     ):
         def log():
             return (folder / "log").read_text()
@@ -277,7 +279,7 @@ def check_deployment(folder, resources, temporary):
     )
     check(mounted == names, f"{folder}: mounts {mounted}, has {names}")
     check("/state" in mounts, f"{folder}: state")
-    check(container["args"] == ["--config", "/etc/bearer-proxy/proxy.toml"], f"{folder}: args")
+    check("args" not in container, f"{folder}: args")
 
     secrets = dict.fromkeys(secret["stringData"], "")
     given_files = set(re.findall(r"/run/secrets/(\w+)", text))
@@ -288,7 +290,7 @@ def check_deployment(folder, resources, temporary):
     place.mkdir()
     materialise(place, text, secrets)
     variables = environment(place, image_variables(), variables_of(container))
-    is_valid(place, variables, folder)
+    is_valid(variables, folder)
     service = ["bearer-proxy", f"bearer-proxy.{NAMESPACE}", f"bearer-proxy.{NAMESPACE}.svc",
                f"bearer-proxy.{NAMESPACE}.svc.cluster.local"]
     hosts = ["localhost"] if is_sidecar else [f"{name}:8080" for name in service]
@@ -372,7 +374,7 @@ def check_compose(temporary):
         place.mkdir()
         materialise(place, text, secrets)
         variables = environment(place, image_variables(), service["environment"])
-        is_valid(place, variables, f"compose.yaml, {name}")
+        is_valid(variables, f"compose.yaml, {name}")
 
 
 def check_graces():
