@@ -379,7 +379,7 @@ fn reloadables(
     let listener_tls = listeners.iter().filter_map(|(_, tls)| tls.clone());
     let mut reloadables: Vec<_> = listener_tls.map(erase).collect();
     reloadables.extend(upstreams.iter().filter_map(upstream::Shared::reloadable));
-    reloadables.extend(refresher.reloadable());
+    reloadables.extend(refresher.reloadables().iter().cloned());
     reloadables.extend(admin.and_then(|admin| admin.token.clone()).map(erase));
     reloadables
 }

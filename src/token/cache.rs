@@ -18,11 +18,29 @@ pub struct Version {
     // In this order: the derived `Ord` compares the epoch first.
     epoch: u64,
     generation: u64,
+    /// Tells tokens apart that this process published under the same numbers: replicas can count two
+    /// tokens alike when their store loses writes.
+    publication: u64,
 }
 
 impl Version {
     pub(super) const fn new(epoch: u64, generation: u64) -> Self {
-        Self { epoch, generation }
+        Self {
+            epoch,
+            generation,
+            publication: 0,
+        }
+    }
+
+    /// The version under which a token is published after that of `last`: never a lower one.
+    pub(super) fn published_after(self, last: Option<Self>) -> Self {
+        match last {
+            Some(last) if self <= last => Self {
+                publication: last.publication.saturating_add(1),
+                ..last
+            },
+            _ => self,
+        }
     }
 
     /// Identifies the chain: when it began, in milliseconds since 1970, or the epoch of the

@@ -10,6 +10,7 @@ use std::{pin::pin, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::fleet::Fence;
 use crate::base::clock::{Moment, SharedClock};
 
 /// The time between two looks at the clock of [`while_running`], and what a busy machine adds to it.
@@ -26,6 +27,8 @@ pub(super) struct CallDeadline {
     at: Moment,
     stop: CancellationToken,
     at_stop: Moment,
+    /// Of a replica.
+    fence: Option<Fence>,
 }
 
 impl CallDeadline {
@@ -41,7 +44,18 @@ impl CallDeadline {
             at,
             stop,
             at_stop,
+            fence: None,
         }
+    }
+
+    /// Requests of this call are written only while the fence is open.
+    pub(super) fn behind(self, fence: Option<Fence>) -> Self {
+        Self { fence, ..self }
+    }
+
+    /// Whether a request may be written now.
+    pub(super) fn may_send(&self) -> bool {
+        self.fence.as_ref().is_none_or(Fence::is_open)
     }
 
     /// After `limit`, from now.

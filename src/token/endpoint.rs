@@ -91,6 +91,10 @@ impl IssuerEndpoint {
         if let Some(form) = &server.absolute_form {
             form.apply(&mut request);
         }
+        // As late as possible: connecting may have taken long.
+        if !deadline.may_send() {
+            return Err(Failure::not_sent());
+        }
         let response = exchange::exchange(transport, request, deadline).await;
         let response = response.and_then(|response| self.servers.forwarded(server, response));
         self.servers.ended(server, response.and_then(parse))

@@ -64,6 +64,8 @@ pub(super) const READ_ON: u32 = 3;
 
 /// Client secrets that are remembered because the issuer refused them.
 const MAX_REFUSED_SECRETS: usize = 16;
+/// The bytes of a fingerprint that replicas share: enough to tell secrets apart, too few to guess one.
+const FINGERPRINT_SHARED: usize = 3;
 /// SHA-256 of a secret.
 type Fingerprint = [u8; digest::SHA256_OUTPUT_LEN];
 
@@ -100,6 +102,9 @@ pub(super) trait Issuer: Send {
 
     /// Notes that the issuer refused the client with the current secret.
     fn client_refused(&mut self);
+
+    /// Identifies the client's secret among replicas.
+    fn client_fingerprint(&self) -> String;
 }
 
 /// A token endpoint: `POST {origin}{path}`, HTTP Basic.
@@ -256,6 +261,11 @@ impl Issuer for TokenEndpoint {
             self.refused_secrets.truncate(MAX_REFUSED_SECRETS - 1);
             self.refused_secrets.push_front(refused);
         }
+    }
+
+    fn client_fingerprint(&self) -> String {
+        let digest = fingerprint(&self.client_secret);
+        STANDARD.encode(&digest[..FINGERPRINT_SHARED])
     }
 }
 

@@ -15,6 +15,7 @@
 //! What to call with, and when, is decided by [`plan`]; this file executes the plan.
 
 mod chain;
+mod fleet;
 mod lock;
 mod plan;
 mod reload;
@@ -35,7 +36,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     chain::{Attempt, Chain},
-    lock::{LockState, LockTry, LockWait, due_and_try_lock, sleep_until},
+    fleet::Followed,
+    lock::{LockState, LockTry, LockWait, sleep_until, wait_for_turn},
     plan::{Plan, Retry},
     stored::StoredRecord,
 };
@@ -44,11 +46,13 @@ use super::{
     config::{Config, InitialGrantConfig},
     credential::{Credential, Shared},
     deadline::CallDeadline,
+    fleet as shared_store,
+    fleet::{Fleet, OnStoreFailure},
     initial_grant::InitialGrant,
     issuer::{self, Issuer, TokenEndpoint},
     schedule,
     state::{Problem, Reason, State, Status, Telemetry},
-    store::{self, AccessToken, FileStore, Grant, Lock, Record, RequestTime, Store, Writer},
+    store::{self, AccessToken, FileStore, Grant, Lock, Owner, Record, RequestTime, Store, Writer},
     token_response::{Failure, FailureClass, TokenResponse},
 };
 use crate::{
@@ -70,6 +74,9 @@ pub enum Error {
     /// The issuer's client cannot be built.
     #[error(transparent)]
     Issuer(#[from] issuer::Error),
+    /// The shared store's settings are unusable.
+    #[error(transparent)]
+    Fleet(#[from] shared_store::Error),
 }
 
 /// Keeps the access token of one credential fresh.
@@ -92,9 +99,13 @@ pub struct Refresher {
     /// The file of the configured refresh token.
     seed_file: Option<PathBuf>,
     file_watcher: FileWatcher,
-    /// Reloads the TLS settings of the issuer's client.
-    reloadable: Option<Arc<dyn Reload>>,
+    reloadables: Vec<Arc<dyn Reload>>,
     stored: StoredRecord,
+    /// The other replicas, if the record is shared with some.
+    fleet: Option<Arc<Fleet>>,
+    followed: Followed,
+    /// Why the shared store cannot be used.
+    store_problem: Option<Problem>,
     /// That the store cannot be locked is logged once.
     is_lock_problem_logged: bool,
     /// The last remaining lifetime of the refresh token that was warned of, in days.
@@ -110,6 +121,9 @@ struct Policy {
     refresh_lifetime: Duration,
     grace_retry: bool,
     grace_period: Duration,
+    /// Whether the issuer replaces the refresh token.
+    rotates: bool,
+    on_store_failure: OnStoreFailure,
 }
 
 /// When calls are due.
@@ -143,7 +157,23 @@ impl Refresher {
         clock: SharedClock,
     ) -> Result<(Self, Credential), Error> {
         let servers = config.issuer.servers()?;
-        let reloadable = servers.reloadable();
+        let mut reloadables: Vec<_> = servers.reloadable().into_iter().collect();
+        let user = initial_grant.and_then(|grant| grant.jwt.as_ref()?.user.as_ref());
+        let fleet = match &config.store {
+            None => None,
+            Some(store) => {
+                let credential = shared_store::Credential {
+                    name: &config.name,
+                    client_id: &config.issuer.client_id,
+                    user,
+                    owner: Owner::new(&config.issuer),
+                };
+                let (fleet, reloadable) =
+                    shared_store::open(store, credential, Arc::clone(&clock))?;
+                reloadables.extend(reloadable);
+                Some(fleet)
+            }
+        };
         let initial_grant = initial_grant
             .and_then(|grant| grant.at_servers(&servers, &config.issuer, Arc::clone(&clock)))
             .map(|grant| Box::new(grant) as Box<dyn InitialGrant>);
@@ -159,19 +189,21 @@ impl Refresher {
             clock,
             Box::new(issuer),
             initial_grant,
-            store,
+            Storage { store, fleet },
             record.unwrap_or_default(),
         );
-        if let Some(error) = lock_problem {
+        if let Some(error) = lock_problem
+            && refresher.fleet.is_none()
+        {
             refresher.hold(Err(error));
         }
-        refresher.reloadable = reloadable;
+        refresher.reloadables = reloadables;
         Ok((refresher, credential))
     }
 
-    /// What reloads the issuer's client when the files of its `tls` change.
-    pub fn reloadable(&self) -> Option<Arc<dyn Reload>> {
-        self.reloadable.clone()
+    /// What reloads the TLS settings towards the issuer and the shared store when their files change.
+    pub fn reloadables(&self) -> &[Arc<dyn Reload>] {
+        &self.reloadables
     }
 
     fn with(
@@ -179,10 +211,13 @@ impl Refresher {
         clock: SharedClock,
         issuer: Box<dyn Issuer>,
         initial_grant: Option<Box<dyn InitialGrant>>,
-        store: Option<Arc<dyn Store>>,
+        storage: Storage,
         record: Record,
     ) -> (Self, Credential) {
+        let Storage { store, fleet } = storage;
         let writer = Writer::new(store.clone(), Arc::clone(&clock));
+        // A replica's own file is a copy: neither read again nor locked.
+        let store = store.filter(|_| fleet.is_none());
         let file_watcher = FileWatcher::new(config.files(), Arc::clone(&clock));
         let telemetry = Telemetry::new(writer.persistence());
         let shared = Arc::new(Shared::new(config.name, clock, config.cooldown, telemetry));
@@ -210,6 +245,11 @@ impl Refresher {
                 refresh_lifetime: config.refresh_lifetime,
                 grace_retry: config.grace_retry,
                 grace_period: config.grace_period,
+                rotates: config.rotates,
+                on_store_failure: config
+                    .store
+                    .as_ref()
+                    .map_or(OnStoreFailure::Wait, |store| store.on_store_failure),
             },
             chain: Chain::new(record),
             timing: Timing {
@@ -222,8 +262,11 @@ impl Refresher {
             has_new_secret: false,
             seed_file: seed_file.map(ToOwned::to_owned),
             file_watcher,
-            reloadable: None,
+            reloadables: Vec::new(),
             stored: StoredRecord::default(),
+            fleet,
+            followed: Followed::default(),
+            store_problem: None,
             is_lock_problem_logged: false,
             warned_days: None,
         };
@@ -235,7 +278,18 @@ impl Refresher {
     /// Refreshes until `stop` is cancelled. After that no call begins; one in progress runs to its
     /// end, or to `token.timeout`, and its result is stored, before this returns. Dropping the future earlier may lose a
     /// rotated refresh token.
-    pub async fn run(mut self, stop: CancellationToken) {
+    pub async fn run(self, stop: CancellationToken) {
+        let Some(fleet) = self.fleet.clone() else {
+            return self.run_until(stop).await;
+        };
+        tokio::select! {
+            () = self.run_until(stop) => {}
+            () = fleet.run() => {}
+        }
+    }
+
+    async fn run_until(mut self, stop: CancellationToken) {
+        let mut changes = self.fleet.as_ref().map(|fleet| fleet.subscribe());
         loop {
             if self.writer.is_idle() {
                 self.lock = None;
@@ -254,15 +308,18 @@ impl Refresher {
             if due.is_none_or(|due| due > shared.clock.now()) {
                 self.lock_wait = LockWait::default();
             }
+            self.mark_overdue(due);
             self.report();
             // While the newest tokens are not stored, this process still holds the lock.
             let to_lock = self.store.clone().filter(|_| self.lock.is_none());
             let due = due.map(|due| due.max(self.lock_wait.next_try()));
+            let fleet = self.fleet.clone();
+            let fleet = fleet.map(|fleet| (fleet, self.on_store_failure()));
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 // A call is never cancelled: only the wait for it is.
-                tried = due_and_try_lock(&shared.clock, to_lock, due) => match tried {
+                tried = wait_for_turn(&shared.clock, to_lock, fleet, due) => match tried {
                     LockTry::Over(lock) => {
                         self.lock_wait = LockWait::default();
                         self.refresh(lock, &stop).await;
@@ -278,9 +335,18 @@ impl Refresher {
                 () = shared.wake.notified() => {}
                 () = self.file_watcher.changed() => shared.files_changed.store(true, Relaxed),
                 () = self.writer.progress() => {}
+                () = changed(changes.as_mut()) => self.follow_fleet(),
             }
         }
         self.check_stored().await;
+        if let Some(fleet) = &self.fleet
+            && !fleet.drain().await
+        {
+            tracing::error!(
+                "the newest tokens could not be stored in the shared store: if no other replica has \
+                 newer ones, this replica's state file (token.state_file) brings them back"
+            );
+        }
         self.writer.finish().await;
         self.report();
     }
@@ -291,20 +357,45 @@ impl Refresher {
         if self.is_client_refused() {
             self.has_new_secret = self.issuer.reload_client_secret().await;
         }
+        let mut is_alone = false;
+        if let Some(fleet) = self.fleet.clone() {
+            if fleet.look().await.is_err() {
+                is_alone = fleet.is_unreachable()
+                    && self.on_store_failure() == OnStoreFailure::RefreshAlone;
+                if !is_alone {
+                    return;
+                }
+            }
+            self.follow_fleet();
+        }
         self.reload_record(LockState::Held).await;
         self.restore_stored().await;
         self.assess();
-        let Plan::Call { grant, due } = self.plan() else {
+        let Plan::Call { mut grant, due } = self.plan() else {
             return;
         };
         if self.shared.clock.now() < due {
             return;
         }
-        let attempt = self
+        if is_alone && self.policy.rotates {
+            // Another replica may have sent the refresh token.
+            grant = Grant::Initial;
+        }
+        let mut attempt = self
             .chain
             .begin(grant, self.policy.grace_period, &*self.shared.clock);
         // Durable before the call: after a crash it must not look as if nothing had been sent.
-        if attempt.grant.refresh_token().is_some() {
+        if is_alone {
+            tracing::warn!(
+                credential = self.shared.name,
+                "the shared store cannot be reached: this replica refreshes without the others \
+                 (token.store.on_store_failure)"
+            );
+        } else if let Some(fleet) = self.fleet.clone() {
+            if !self.claim(&fleet, &mut attempt).await {
+                return;
+            }
+        } else if attempt.grant.refresh_token().is_some() {
             self.writer.save(self.chain.record.clone()).await;
         }
         let sent_at = RequestTime::now(&*self.shared.clock);
@@ -315,7 +406,7 @@ impl Refresher {
         }
         self.announce_call(sent_at.moment);
         let is_requested = self.shared.refresh_requested.swap(false, Relaxed);
-        let Some(result) = self.call(&attempt.grant, sent_at.moment, stop).await else {
+        let Some(result) = self.call(&attempt, sent_at.moment, stop).await else {
             return;
         };
         self.shared.early_refresh.store(false, Relaxed);
@@ -336,10 +427,11 @@ impl Refresher {
     async fn call(
         // Exclusive, because a shared reference is not `Send`.
         &mut self,
-        grant: &Grant,
+        attempt: &Attempt,
         sent_at: Moment,
         stop: &CancellationToken,
     ) -> Option<Result<TokenResponse, Failure>> {
+        let grant = &attempt.grant;
         let clock = &self.shared.clock;
         let overdue_at = sent_at + self.policy.timeout;
         let give_up = stop.child_token();
@@ -348,7 +440,8 @@ impl Refresher {
             plan::give_up_at(sent_at, self.policy.timeout, self.expiry()),
             give_up.clone(),
             overdue_at,
-        );
+        )
+        .behind(attempt.fence.clone());
         let call = match (grant.refresh_token(), &self.initial_grant) {
             (Some(token), _) => self.issuer.refresh(token.secret(), &deadline),
             (None, Some(initial_grant)) => initial_grant.request_tokens(&deadline),
@@ -376,13 +469,19 @@ impl Refresher {
     }
 
     /// Saves the new tokens, then publishes the access token.
-    async fn succeeded(&mut self, response: TokenResponse, attempt: Attempt, sent_at: RequestTime) {
+    async fn succeeded(
+        &mut self,
+        response: TokenResponse,
+        mut attempt: Attempt,
+        sent_at: RequestTime,
+    ) {
         let Ok(header) = authorization("Bearer", response.access_token.expose()) else {
             let detail = "the access token contains characters that are not allowed in a header";
             let failure = Failure::new(FailureClass::Garbled, detail);
             return self.failed(failure, attempt, sent_at.moment).await;
         };
         self.log_new_chain(&attempt.grant);
+        self.notice_rotation(response.refresh_token.as_ref(), &attempt);
         let lifetime = response.lifetime;
         let access = AccessToken::new(
             response.access_token,
@@ -390,6 +489,7 @@ impl Refresher {
             sent_at,
             &*self.shared.clock,
         );
+        self.count_from_claim(&attempt);
         self.chain.advance(
             response.refresh_token,
             response.refresh_lifetime,
@@ -400,7 +500,7 @@ impl Refresher {
             .record
             .expire_spent(self.policy.refresh_lifetime, sent_at.wall);
         // Durable before its first use: a crash must not bring back the used refresh token.
-        self.writer.save(self.chain.record.clone()).await;
+        self.store_result(&mut attempt).await;
         self.publish(header, sent_at.moment + lifetime);
         let margin = schedule::margin(lifetime, self.policy.margin, backoff::random());
         self.timing.refresh_at = schedule::refresh_at(sent_at.moment, lifetime, margin);
@@ -414,7 +514,7 @@ impl Refresher {
     }
 
     /// Closes the intent if the outcome is known, and schedules the next call.
-    async fn failed(&mut self, mut failure: Failure, attempt: Attempt, sent_at: Moment) {
+    async fn failed(&mut self, mut failure: Failure, mut attempt: Attempt, sent_at: Moment) {
         tracing::debug!(
             credential = self.shared.name,
             detail = failure.detail,
@@ -425,21 +525,39 @@ impl Refresher {
         let is_changed = match rotated {
             Some(token) => {
                 let since = self.shared.clock.wall();
+                self.count_from_claim(&attempt);
                 self.chain.rotate(token, since, &attempt.grant);
                 true
             }
             None => self.chain.close_intent(failure.class, &attempt),
         };
-        if is_changed {
+        if is_rotated {
+            self.store_result(&mut attempt).await;
+        } else if is_changed && self.fleet.is_none() {
             self.writer.save(self.chain.record.clone()).await;
         }
+        let class = failure.class;
+        self.schedule_retry(failure, &attempt, sent_at, is_rotated)
+            .await;
+        if !is_rotated {
+            self.store_failure(class, &mut attempt).await;
+        }
+    }
+
+    /// Schedules the call after a failed one.
+    async fn schedule_retry(
+        &mut self,
+        failure: Failure,
+        attempt: &Attempt,
+        sent_at: Moment,
+        is_rotated: bool,
+    ) {
         let now = self.shared.clock.now();
         // The cached token is due until a call succeeds. A failed seed says nothing about it.
         if !attempt.grant.is_seed() {
             self.timing.refresh_at = Moment::default();
         }
-        if failure.class == FailureClass::RefreshTokenRefused
-            && self.has_alternative(&attempt).await
+        if failure.class == FailureClass::RefreshTokenRefused && self.has_alternative(attempt).await
         {
             self.timing.backoff_until = now;
             return;
@@ -453,7 +571,7 @@ impl Refresher {
         let retry = match is_rotated {
             // The next call presents another refresh token; its response may be as odd.
             true => Retry::WithBackoff,
-            false => self.failed_call(&failure, &attempt, sent_at, now).retry(),
+            false => self.failed_call(&failure, attempt, sent_at, now).retry(),
         };
         self.timing.backoff_until = match retry {
             Retry::At(moment) => moment,
@@ -495,8 +613,8 @@ impl Refresher {
                     "the issuer refused the newly configured refresh token: the stored one stays \
                      in use, and the new one is not tried again"
                 );
-                self.chain.discard_seed();
-                self.writer.save(self.chain.record.clone()).await;
+                let seed = self.chain.discard_seed();
+                self.store_adopted(seed).await;
                 true
             }
             Some(Grant::Initial) => {
@@ -508,7 +626,7 @@ impl Refresher {
                 true
             }
             Some(Grant::Chain(_) | Grant::Seed(_)) => true,
-            None => false,
+            None => self.try_spare(),
         }
     }
 
@@ -517,6 +635,24 @@ impl Refresher {
         self.problem = None;
         self.has_new_secret = false;
     }
+}
+
+/// Where the record is kept.
+struct Storage {
+    /// The state file.
+    store: Option<Arc<dyn Store>>,
+    /// The shared store. The state file then is this replica's own copy.
+    fleet: Option<Arc<Fleet>>,
+}
+
+/// Pends for `None`.
+async fn changed(changes: Option<&mut watch::Receiver<u64>>) {
+    if let Some(changes) = changes
+        && changes.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
 }
 
 #[cfg(test)]

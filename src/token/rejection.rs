@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, futures::Notified};
 
 pub use self::futile::RequestKey;
-pub(super) use self::rule::{Case, Decision, VerificationOutcome};
+pub(super) use self::rule::{BURST, Case, Decision, VerificationOutcome};
 use self::{futile::KeyFilter, rule::Rule};
 use super::cache::Version;
 use crate::base::clock::Moment;

@@ -56,6 +56,12 @@ labels! {
         OutcomeUnknown => "outcome_unknown",
         /// The state file cannot be read. It may hold newer tokens of another process.
         StoreUnreadable => "store_unreadable",
+        /// The shared token store cannot be reached, so no refresh is safe.
+        StoreUnreachable => "store_unreachable",
+        /// The shared token store refuses: password, rights, memory or role.
+        StoreRefused => "store_refused",
+        /// The shared token store holds something else than this credential's record.
+        StoreGarbled => "store_garbled",
         /// Another process has held the lock of the state file for longer than a refresh takes.
         LockHeld => "lock_held",
     }

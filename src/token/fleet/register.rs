@@ -35,7 +35,7 @@ pub(in crate::token) struct Reading {
 
 /// How a conditional write ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Replaced {
+pub(in crate::token) enum Replaced {
     /// The new value is stored.
     Done,
     /// The register holds another value than the one that was expected; nothing was written.

@@ -33,7 +33,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// Seals and opens records.
 #[derive(Debug)]
-pub(super) struct Seal {
+pub(in crate::token) struct Seal {
     /// The first seals, all open. Without any, records are stored as they are.
     keys: Vec<RandomizedNonceKey>,
     source: Option<Secret>,
@@ -94,7 +94,7 @@ impl Seal {
     ///
     /// # Errors
     /// Which line is no key, and why.
-    pub(super) fn new(key: Option<&Secret>) -> Result<Self, KeyError> {
+    pub(in crate::token) fn new(key: Option<&Secret>) -> Result<Self, KeyError> {
         Ok(Self {
             keys: key.map(parse).transpose()?.unwrap_or_default(),
             source: key.cloned(),

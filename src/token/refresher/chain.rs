@@ -8,8 +8,13 @@ use std::{
 
 use super::plan::{Candidate, Standing};
 use crate::{
-    base::{clock::Clock, secret::Secret},
+    base::{
+        clock::{Clock, Moment},
+        secret::Secret,
+    },
     token::{
+        cache::Version,
+        fleet::{Claimed, Fence},
         refresh_token::RefreshToken,
         store::{AccessToken, Grant, Intent, Record},
         token_response::FailureClass,
@@ -38,6 +43,28 @@ pub(super) struct Attempt {
     intents_before: Vec<Intent>,
     /// The refresh token may have been used, and is sent once more within the grace period.
     is_grace_retry: bool,
+    /// The version of the record before the call.
+    pub(super) version_before: Version,
+    /// Of a replica: its claim, until the outcome is stored.
+    pub(super) claimed: Option<Claimed>,
+    pub(super) fence: Option<Fence>,
+}
+
+impl Attempt {
+    /// A repetition must be written before the grace period ends, which began with the first
+    /// sending.
+    pub(super) fn grace_ends_at(&self, period: Duration, clock: &dyn Clock) -> Option<Moment> {
+        if !self.is_grace_retry {
+            return None;
+        }
+        let token = self.grant.refresh_token()?.fingerprint();
+        let intents = &self.intents_before;
+        let age = intents
+            .iter()
+            .find(|intent| intent.is_of(token))
+            .and_then(|intent| intent.age(clock))?;
+        Some(clock.now() + period.saturating_sub(age))
+    }
 }
 
 impl Chain {
@@ -129,7 +156,15 @@ impl Chain {
             grant,
             intents_before,
             is_grace_retry,
+            version_before: self.record.version(),
+            claimed: None,
+            fence: None,
         }
+    }
+
+    /// The call is not made after all.
+    pub(super) fn abandon(&mut self, attempt: &Attempt) {
+        self.record.intents.clone_from(&attempt.intents_before);
     }
 
     /// Takes in the tokens of a successful call.
@@ -209,12 +244,30 @@ impl Chain {
         }
     }
 
-    /// Gives the refused seed up for good. The chain goes on.
-    pub(super) fn discard_seed(&mut self) {
-        if let Some(seed) = self.seed.take() {
-            self.record.adopt(&seed);
+    /// Another replica was refused with this refresh token.
+    pub(super) fn learn_refused(&mut self, fingerprint: &str) {
+        if !self.refused.iter().any(|refused| refused == fingerprint) {
+            self.refused.truncate(MAX_REFUSED - 1);
+            self.refused.push_front(fingerprint.to_owned());
+        }
+    }
+
+    /// Gives the refused seed up for good, and returns it. The chain goes on.
+    pub(super) fn discard_seed(&mut self) -> Option<RefreshToken> {
+        let seed = self.seed.take();
+        if let Some(seed) = &seed {
+            self.record.adopt(seed);
         }
         self.is_seed_refused = true;
+        seed
+    }
+
+    /// The shared record, of the same version: its intents count, since replicas withdraw them.
+    pub(super) fn follow(&mut self, stored: Record) {
+        let mut replaced = std::mem::replace(&mut self.record, stored);
+        self.record.merge_history(&replaced);
+        self.record.keep_seed(replaced.seed.take());
+        self.drop_known_seed();
     }
 
     /// Goes on with a newer record, which another process stored.
@@ -237,7 +290,7 @@ impl Chain {
         }
     }
 
-    fn is_refused(&self, token: &RefreshToken) -> bool {
+    pub(super) fn is_refused(&self, token: &RefreshToken) -> bool {
         self.refused
             .iter()
             .any(|refused| refused == token.fingerprint())

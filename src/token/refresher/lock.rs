@@ -6,6 +6,7 @@ use super::Refresher;
 use crate::{
     base::clock::{Moment, SharedClock},
     token::{
+        fleet::{Fleet, OnStoreFailure},
         state::{Problem, Reason},
         store::{LOCK_POLL, Lock, Store},
     },
@@ -107,13 +108,21 @@ impl Refresher {
     }
 }
 
-/// Tries to lock the store at `due`.
-pub(super) async fn due_and_try_lock(
+/// Waits until `due`, and until this process may call the issuer: as a replica, when the call can be
+/// claimed; otherwise, tries to lock the state file.
+pub(super) async fn wait_for_turn(
     clock: &SharedClock,
     store: Option<Arc<dyn Store>>,
+    fleet: Option<(Arc<Fleet>, OnStoreFailure)>,
     due: Option<Moment>,
 ) -> LockTry {
     sleep_until(clock, due).await;
+    if let Some((fleet, on_failure)) = fleet {
+        fleet.set_overdue(true);
+        fleet
+            .claimable(on_failure == OnStoreFailure::RefreshAlone)
+            .await;
+    }
     let Some(store) = store else {
         return LockTry::Over(Ok(None));
     };

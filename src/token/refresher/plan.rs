@@ -45,6 +45,8 @@ pub(super) struct Situation {
     pub(super) is_in_doubt: bool,
     /// The upstream rejected the cached token.
     pub(super) is_rejected: bool,
+    /// When the budget of all replicas allows a refresh that a rejection causes.
+    pub(super) rejection_allowed_at: Moment,
     /// When the cached token is due for its scheduled refresh.
     pub(super) refresh_at: Moment,
     /// The end of the backoff. An operator's request ends it earlier.
@@ -229,8 +231,10 @@ impl Situation {
     }
 
     fn next_refresh(&self) -> Moment {
-        if self.is_requested || self.is_rejected {
+        if self.is_requested {
             Moment::default()
+        } else if self.is_rejected {
+            self.rejection_allowed_at.min(self.refresh_at)
         } else {
             self.refresh_at
         }

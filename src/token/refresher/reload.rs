@@ -172,7 +172,7 @@ impl Refresher {
     }
 
     /// Goes on with the tokens that another process stored.
-    fn take_over(&mut self, stored: Record) {
+    pub(super) fn take_over(&mut self, stored: Record) {
         tracing::info!(
             credential = self.shared.name,
             generation = stored.generation,
@@ -220,7 +220,14 @@ impl Refresher {
 
     /// Makes the record's access token the cached token.
     pub(super) fn publish(&self, header: HeaderValue, expires_at: Moment) {
-        let (version, now) = (self.chain.record.version(), self.shared.clock.now());
+        let now = self.shared.clock.now();
+        let last = self
+            .shared
+            .token
+            .load()
+            .as_ref()
+            .map(|token| token.version());
+        let version = self.chain.record.version().published_after(last);
         let token = Arc::new(Token::new(version, header, now, expires_at));
         self.shared.token.store(Some(Arc::clone(&token)));
         // After it can be seen: a rejection at the same time marks it, or is noticed here.

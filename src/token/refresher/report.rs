@@ -18,6 +18,7 @@ const SECONDS_PER_DAY: u64 = 24 * 3600;
 impl Refresher {
     /// Publishes what has changed.
     pub(super) fn report(&mut self) {
+        self.store_problem = self.fleet.as_ref().and_then(|fleet| fleet.problem());
         let expiry = self.expiry();
         let reason = match self.current_problem() {
             Some(problem) => problem.reason,
@@ -52,6 +53,7 @@ impl Refresher {
         let problem = self.problem.as_ref();
         problem
             .or_else(|| self.stored.problem())
+            .or(self.store_problem.as_ref())
             .or_else(|| self.lock_wait.overdue())
     }
 

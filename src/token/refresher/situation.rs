@@ -23,8 +23,19 @@ impl Refresher {
     pub(super) fn assess(&mut self) {
         let plan = self.plan();
         if let Plan::Blocked(blocker) = plan {
-            if let Some(problem) = blocker.problem() {
-                self.problem = Some(problem);
+            match blocker.problem() {
+                Some(problem) => self.problem = Some(problem),
+                // The issuer's own words are better.
+                None if self.problem.is_some() => {}
+                None => {
+                    self.problem = Some(Problem {
+                        reason: Reason::RefreshTokenRefused,
+                        detail:
+                            "the issuer refused the refresh token, as another replica reports: \
+                                 run bearer-proxy login, or configure a new refresh token"
+                                .to_owned(),
+                    });
+                }
             }
             return;
         }
@@ -52,7 +63,7 @@ impl Refresher {
         situation.plan().due()
     }
 
-    fn situation(&self) -> Situation {
+    pub(super) fn situation(&self) -> Situation {
         let (chain, clock) = (&self.chain, &*self.shared.clock);
         let candidate = |token| chain.candidate(token, self.policy.grace_period, clock);
         let cached = self.shared.token.load();
@@ -67,6 +78,7 @@ impl Refresher {
                 || cached
                     .as_ref()
                     .is_some_and(|token| token.is_refresh_requested()),
+            rejection_allowed_at: self.followed.rejection_allowed_at,
             refresh_at: self.timing.refresh_at,
             backoff_until: self.timing.backoff_until,
             throttled_until: self.timing.throttled_until,

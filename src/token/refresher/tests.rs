@@ -2,6 +2,7 @@
 
 mod calls;
 mod chains;
+mod fleet;
 mod handwritten;
 mod harness;
 mod intents;

@@ -19,7 +19,7 @@ use crate::{base::clock::Moment, token::Version};
 
 /// Refreshes that rejections may cause at once, after a time without any. Later ones are a cooldown
 /// apart.
-const BURST: u32 = 3;
+pub(in crate::token) const BURST: u32 = 3;
 
 /// How long the other requests wait for a verification, and how long its outcome holds.
 const VERIFICATION_TIME: Duration = Duration::from_secs(1);

@@ -24,7 +24,7 @@ use futures_util::future::BoxFuture;
 pub use self::file::inspect;
 pub(super) use self::{
     file::FileStore,
-    record::{AccessToken, Grant, Intent, Owner, Record, RequestTime},
+    record::{AccessToken, Grant, Intent, Owner, Record, RequestTime, Unreadable},
     writer::Writer,
 };
 use crate::base::{clock::Clock, process};

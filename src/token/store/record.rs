@@ -1,6 +1,7 @@
 //! The stored record of a credential: its chain of refresh tokens and its newest access token.
 
 mod format;
+mod restamp;
 mod spent;
 #[cfg(test)]
 mod tests;
@@ -9,8 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-pub(in crate::token) use self::format::Owner;
-pub(in crate::token::store) use self::format::Unreadable;
+pub(in crate::token) use self::format::{Owner, Unreadable};
 use self::spent::Spent;
 use crate::{
     base::{
@@ -254,6 +254,43 @@ impl Record {
         });
     }
 
+    /// Like [`Record::open_intent`], for a record in the time of a store.
+    pub(in crate::token) fn open_intent_at(&mut self, fingerprint: &str, at: SystemTime) {
+        let is_same = |intent: &&mut Intent| intent.fingerprint == fingerprint;
+        if let Some(intent) = self.intents.iter_mut().find(is_same) {
+            intent.attempts = intent.attempts.saturating_add(1);
+            return;
+        }
+        self.add_intent(Intent {
+            fingerprint: fingerprint.to_owned(),
+            at_ms: to_millis(at),
+            boot_id: None,
+            at_boot_ms: 0,
+            attempts: 1,
+        });
+    }
+
+    /// The refresh token was not sent after all.
+    pub(in crate::token) fn undo_intent(&mut self, fingerprint: &str) {
+        self.intents.retain_mut(|intent| {
+            if intent.fingerprint == fingerprint {
+                intent.attempts = intent.attempts.saturating_sub(1);
+            }
+            intent.attempts > 0
+        });
+    }
+
+    /// Adds what another record of the same credential knows of earlier chains.
+    pub(in crate::token) fn merge_history(&mut self, other: &Self) {
+        for fingerprint in &other.adopted {
+            if !self.has_adopted(fingerprint) {
+                self.add_adopted(fingerprint.clone());
+            }
+        }
+        self.spent.merge(&other.spent);
+        self.is_grace_refused |= other.is_grace_refused;
+    }
+
     /// Of more than [`MAX_INTENTS`], the oldest of a seed is dropped.
     fn add_intent(&mut self, intent: Intent) {
         if self.intents.len() >= MAX_INTENTS {
@@ -400,6 +437,11 @@ impl Grant {
 }
 
 impl Intent {
+    /// Whether it is of the refresh token with this fingerprint.
+    pub(in crate::token) fn is_of(&self, fingerprint: &str) -> bool {
+        self.fingerprint == fingerprint
+    }
+
     /// Time since the refresh token was first sent; `None` if the wall clock went back.
     pub(in crate::token) fn age(&self, clock: &dyn Clock) -> Option<Duration> {
         if self.boot_id.is_some() && self.boot_id.as_deref() == clock.boot_id() {

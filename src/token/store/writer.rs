@@ -80,6 +80,16 @@ impl Writer {
         }
     }
 
+    /// Takes over the record, and writes it beside other work.
+    pub(in crate::token) fn enqueue(&mut self, record: Record) {
+        if self.store.is_some() {
+            let since = self.unwritten.take().map(|(_, since)| since);
+            let since = since.unwrap_or_else(|| self.clock.wall());
+            self.unwritten = Some((Arc::new(record), since));
+            self.retry_at = Moment::default();
+        }
+    }
+
     /// Another process stored this newer record: an older one is not written any more. One that is
     /// just being written is followed by the newer one.
     pub(in crate::token) fn supersede(&mut self, stored: &Record) {

@@ -24,6 +24,7 @@ fn candidate(name: &str, standing: Standing) -> Option<Candidate> {
 /// at 3280.
 fn situation() -> Situation {
     Situation {
+        rejection_allowed_at: Moment::default(),
         seed: None,
         chain: candidate("chain", Standing::Good),
         has_initial_grant: false,

@@ -26,7 +26,7 @@ use crate::{
         deadline::CallDeadline,
         initial_grant::InitialGrant,
         issuer::Issuer,
-        refresher::Refresher,
+        refresher::{Refresher, Storage},
         store::{Lock, Record, Store},
         testing,
     },
@@ -246,7 +246,10 @@ impl Setup {
             initial_grant
                 .clone()
                 .map(|script| Box::new(script) as Box<dyn InitialGrant>),
-            Some(Arc::new(Arc::clone(&store))),
+            Storage {
+                store: Some(Arc::new(Arc::clone(&store))),
+                fleet: None,
+            },
             disk.record().unwrap_or_default(),
         );
         assert!(store.credential.set(credential.clone()).is_ok());
@@ -475,6 +478,10 @@ impl Issuer for ScriptedIssuer {
     }
 
     fn client_refused(&mut self) {}
+
+    fn client_fingerprint(&self) -> String {
+        self.client_secrets.load(Relaxed).to_string()
+    }
 }
 
 impl std::fmt::Debug for ScriptedCalls {

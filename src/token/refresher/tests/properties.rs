@@ -289,7 +289,11 @@ fn start(
     let seed = Secret::from_file(folder.join("seed")).expect("readable");
     let config = testing::config(Some(seed));
     let clock = Arc::clone(&model.clock) as SharedClock;
-    let (refresher, credential) = Refresher::with(config, clock, issuer, None, Some(store), record);
+    let storage = Storage {
+        store: Some(store),
+        fleet: None,
+    };
+    let (refresher, credential) = Refresher::with(config, clock, issuer, None, storage, record);
     model.watch(credential.clone());
     let stop = CancellationToken::new();
     let task = tokio::spawn(refresher.run(stop.clone()));

@@ -57,7 +57,7 @@ impl fmt::Display for Owner {
 
 /// Why the contents of a state file are not used.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::token::store) enum Unreadable {
+pub(in crate::token) enum Unreadable {
     /// It is not a record: the mistake and its position, without any of the contents.
     Garbled(String),
     /// A newer version of this program wrote it, or another issuer's tokens are in it: it must not
@@ -67,7 +67,7 @@ pub(in crate::token::store) enum Unreadable {
 
 impl Record {
     /// JSON, in one allocation, which is wiped on drop.
-    pub(in crate::token::store) fn to_json(
+    pub(in crate::token) fn to_json(
         &self,
         owner: &Owner,
     ) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
@@ -124,10 +124,7 @@ impl Record {
 
     /// # Errors
     /// When it is not a record of this owner.
-    pub(in crate::token::store) fn from_json(
-        json: &[u8],
-        owner: &Owner,
-    ) -> Result<Self, Unreadable> {
+    pub(in crate::token) fn from_json(json: &[u8], owner: &Owner) -> Result<Self, Unreadable> {
         #[derive(Deserialize)]
         struct Head {
             format: serde_json::Value,

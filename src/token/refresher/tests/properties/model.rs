@@ -468,6 +468,10 @@ impl Issuer for Caller {
         Box::pin(async move { is_new })
     }
 
+    fn client_fingerprint(&self) -> String {
+        String::new()
+    }
+
     fn client_refused(&mut self) {}
 }
 

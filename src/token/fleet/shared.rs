@@ -1,0 +1,250 @@
+//! What replicas share: the record of the credential, and what each of them must know before it sends
+//! the refresh token. All times are the store's.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize as _, Zeroizing};
+
+use super::claim::Claim;
+use crate::{
+    base::secret::Secret,
+    token::{
+        refresh_token::RefreshToken,
+        store::{Owner, Record, Unreadable},
+    },
+};
+
+const FORMAT: u32 = 1;
+/// Refused refresh tokens that are remembered. Each of them took an operator or a new chain.
+const MAX_REFUSED: usize = 16;
+/// Refresh tokens that are kept although the chain has gone on without them.
+const MAX_SPARES: usize = 2;
+
+/// The shared record.
+#[derive(Debug, Clone, Default)]
+pub(in crate::token) struct Shared {
+    /// Counts the writes. A lower one than before shows that the store has lost some.
+    pub(in crate::token) serial: u64,
+    /// A random number that changes when a lost record is written back.
+    pub(in crate::token) life: u64,
+    /// The credential's own record, its times in the store's time.
+    pub(in crate::token) record: Record,
+    /// The highest generation that a claim has announced.
+    pub(in crate::token) announced: u64,
+    /// The replica that is calling the issuer.
+    pub(in crate::token) claim: Option<Claim>,
+    /// Fingerprints of refresh tokens that the issuer refused. The newest is the last.
+    pub(in crate::token) refused: Vec<String>,
+    /// Refresh tokens that late responses brought. Each is tried once if the chain is refused.
+    pub(in crate::token) spares: Vec<RefreshToken>,
+    pub(in crate::token) limits: Limits,
+}
+
+/// When replicas may call the issuer again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::token) struct Limits {
+    /// The end of the backoff after the issuer's last response.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    not_before_ms: Option<u64>,
+    /// The end of its `Retry-After`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    throttled_until_ms: Option<u64>,
+    /// The issuer refused the client with this secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::token) client_refused: Option<ClientRefused>,
+    /// When the budget of refreshes that rejections cause is whole again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    budget_whole_at_ms: Option<u64>,
+}
+
+/// The issuer refused the client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::token) struct ClientRefused {
+    /// The fingerprint of its secret: replicas with another secret are not concerned.
+    pub(in crate::token) secret: String,
+    at_ms: u64,
+}
+
+impl ClientRefused {
+    pub(in crate::token) fn new(secret: String, at: SystemTime) -> Self {
+        Self {
+            secret,
+            at_ms: to_millis(at),
+        }
+    }
+
+    pub(in crate::token) fn at(&self) -> SystemTime {
+        from_millis(self.at_ms)
+    }
+}
+
+impl Limits {
+    pub(in crate::token) fn not_before(&self) -> Option<SystemTime> {
+        self.not_before_ms.map(from_millis)
+    }
+
+    pub(in crate::token) fn throttled_until(&self) -> Option<SystemTime> {
+        self.throttled_until_ms.map(from_millis)
+    }
+
+    pub(in crate::token) fn budget_whole_at(&self) -> Option<SystemTime> {
+        self.budget_whole_at_ms.map(from_millis)
+    }
+
+    pub(in crate::token) fn set_not_before(&mut self, time: Option<SystemTime>) {
+        self.not_before_ms = time.map(to_millis);
+    }
+
+    pub(in crate::token) fn set_throttled_until(&mut self, time: Option<SystemTime>) {
+        self.throttled_until_ms = time.map(to_millis);
+    }
+
+    pub(in crate::token) fn set_budget_whole_at(&mut self, time: SystemTime) {
+        self.budget_whole_at_ms = Some(to_millis(time));
+    }
+
+    /// After a success only the budget goes on.
+    pub(in crate::token) fn clear(&mut self) {
+        *self = Self {
+            budget_whole_at_ms: self.budget_whole_at_ms,
+            ..Self::default()
+        };
+    }
+}
+
+impl Shared {
+    pub(in crate::token) fn is_refused(&self, token: &RefreshToken) -> bool {
+        self.refused
+            .iter()
+            .any(|refused| refused == token.fingerprint())
+    }
+
+    pub(in crate::token) fn refuse(&mut self, fingerprint: &str) {
+        self.refused.retain(|refused| refused != fingerprint);
+        self.refused.push(fingerprint.to_owned());
+        let excess = self.refused.len().saturating_sub(MAX_REFUSED);
+        self.refused.drain(..excess);
+        self.spares
+            .retain(|spare| spare.fingerprint() != fingerprint);
+    }
+
+    /// Keeps a refresh token that the chain has gone on without.
+    pub(in crate::token) fn add_spare(&mut self, token: &RefreshToken) {
+        if self.record.knows(token) || self.is_refused(token) || self.spares.contains(token) {
+            return;
+        }
+        self.spares.push(token.clone());
+        let excess = self.spares.len().saturating_sub(MAX_SPARES);
+        self.spares.drain(..excess);
+    }
+
+    /// JSON: one document for what replicas share, and the record as the state file holds it. In one
+    /// allocation, which is wiped on drop.
+    pub(in crate::token) fn to_bytes(
+        &self,
+        owner: &Owner,
+    ) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
+        let record = self.record.to_json(owner)?;
+        let head = Head {
+            format: FORMAT,
+            serial: self.serial,
+            life: self.life,
+            announced: self.announced,
+            claim: self.claim.clone(),
+            refused: self.refused.clone(),
+            spares: self
+                .spares
+                .iter()
+                .map(|spare| spare.secret().expose().to_owned())
+                .collect(),
+            limits: self.limits.clone(),
+        };
+        let secrets: usize = head.spares.iter().map(String::len).sum();
+        let size = 6 * secrets + 80 * head.refused.len() + 4096 + record.len();
+        let mut bytes = Zeroizing::new(Vec::with_capacity(size));
+        serde_json::to_writer(&mut *bytes, &head)?;
+        bytes.push(b'\n');
+        bytes.extend_from_slice(&record);
+        Ok(bytes)
+    }
+
+    /// # Errors
+    /// When the bytes are no shared record of this owner.
+    pub(in crate::token) fn from_bytes(bytes: &[u8], owner: &Owner) -> Result<Self, Unreadable> {
+        let garbled =
+            || Unreadable::Garbled("it does not contain a record of this program".to_owned());
+        let mut documents = serde_json::Deserializer::from_slice(bytes).into_iter::<Head>();
+        let head = documents.next().ok_or_else(garbled)?;
+        let record = bytes.get(documents.byte_offset()..).unwrap_or_default();
+        let mut head = match head {
+            Ok(head) => head,
+            Err(_) => return Err(Self::unknown_format(bytes).unwrap_or_else(garbled)),
+        };
+        if head.format != FORMAT {
+            return Err(Self::unknown_format(bytes).unwrap_or_else(garbled));
+        }
+        Ok(Self {
+            serial: head.serial,
+            life: head.life,
+            record: Record::from_json(record, owner)?,
+            announced: head.announced,
+            claim: head.claim.take(),
+            refused: std::mem::take(&mut head.refused),
+            spares: head
+                .spares
+                .iter()
+                .map(|spare| RefreshToken::new(Secret::new(spare.as_str())))
+                .collect(),
+            limits: std::mem::take(&mut head.limits),
+        })
+    }
+
+    /// The record of a newer version of this program.
+    fn unknown_format(bytes: &[u8]) -> Option<Unreadable> {
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+        }
+        let mut documents = serde_json::Deserializer::from_slice(bytes).into_iter::<Format>();
+        let Format { format } = documents.next()?.ok()?;
+        (format != FORMAT).then(|| {
+            Unreadable::Foreign(format!(
+                "its format {format} is unknown to this version of the program"
+            ))
+        })
+    }
+}
+
+/// The first document.
+#[derive(Serialize, Deserialize)]
+struct Head {
+    format: u32,
+    serial: u64,
+    life: u64,
+    announced: u64,
+    claim: Option<Claim>,
+    #[serde(default)]
+    refused: Vec<String>,
+    #[serde(default)]
+    spares: Vec<String>,
+    #[serde(default)]
+    limits: Limits,
+}
+
+impl Drop for Head {
+    fn drop(&mut self) {
+        self.spares.zeroize();
+    }
+}
+
+fn to_millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn from_millis(millis: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH
+        .checked_add(Duration::from_millis(millis))
+        .unwrap_or(SystemTime::UNIX_EPOCH)
+}

@@ -1,0 +1,166 @@
+//! What a replica has seen of the store: how long it has watched it, whether the claim of another
+//! replica is still renewed, and whether the store has lost writes. Pure: it is given readings and
+//! the time.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    claim::{ClaimId, Pulse},
+    register::Revision,
+    shared::Shared,
+    store_time::StoreTime,
+};
+use crate::base::clock::Moment;
+
+/// How long a replica watches the store before it spends a refresh token, and how long it sees the
+/// same beat of a claim before the claim is orphaned.
+pub(super) const SETTLE: Duration = Duration::from_secs(3);
+/// The most that one reading adds to the watched time: when nothing was read, nothing was seen.
+const LONGEST_GAP: Duration = Duration::from_millis(500);
+
+/// A decoded reading.
+#[derive(Debug, Clone)]
+pub(super) struct Seen {
+    pub(super) stored: Option<(Revision, Arc<Shared>)>,
+    pub(super) time: StoreTime,
+    pub(super) connection: u64,
+}
+
+impl Seen {
+    pub(super) fn shared(&self) -> Option<&Arc<Shared>> {
+        self.stored.as_ref().map(|(_, shared)| shared)
+    }
+
+    pub(super) fn revision(&self) -> Option<Revision> {
+        self.stored.as_ref().map(|(revision, _)| *revision)
+    }
+}
+
+/// What follows from a reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Finding {
+    /// The store is empty, or has an older record than before: it must be written back.
+    Lost,
+    Intact,
+}
+
+#[derive(Debug)]
+pub(super) struct Watch {
+    owner: u64,
+    last_read: Option<Moment>,
+    watched: Duration,
+    connection: Option<u64>,
+    life: Option<u64>,
+    /// The whole record that was seen last, and is not older than any that was seen.
+    newest: Option<Arc<Shared>>,
+    /// The claim of another replica, and for how long its beat has been the same.
+    foreign: Option<(Pulse, Duration)>,
+}
+
+impl Watch {
+    /// `owner` is this process's own.
+    pub(super) fn new(owner: u64) -> Self {
+        Self {
+            owner,
+            last_read: None,
+            watched: Duration::ZERO,
+            connection: None,
+            life: None,
+            newest: None,
+            foreign: None,
+        }
+    }
+
+    /// Takes in a reading that was asked for at `now`.
+    pub(super) fn observe(&mut self, seen: &Seen, now: Moment) -> Finding {
+        let gap = self
+            .last_read
+            .replace(now)
+            .map_or(Duration::ZERO, |last| now.saturating_since(last));
+        let gap = gap.min(LONGEST_GAP);
+        self.watched = self.watched.saturating_add(gap);
+        if self.connection.replace(seen.connection) != Some(seen.connection) {
+            self.watched = Duration::ZERO;
+        }
+        let shared = seen.shared();
+        self.observe_claim(
+            shared.and_then(|shared| shared.claim.as_ref().map(super::claim::Claim::pulse)),
+            gap,
+        );
+        let Some(shared) = shared else {
+            if self.newest.is_some() {
+                self.watched = Duration::ZERO;
+                return Finding::Lost;
+            }
+            return Finding::Intact;
+        };
+        if self
+            .life
+            .replace(shared.life)
+            .is_some_and(|life| life != shared.life)
+        {
+            self.watched = Duration::ZERO;
+        }
+        if self
+            .newest
+            .as_ref()
+            .is_some_and(|newest| shared.serial < newest.serial)
+        {
+            self.watched = Duration::ZERO;
+            return Finding::Lost;
+        }
+        self.newest = Some(Arc::clone(shared));
+        Finding::Intact
+    }
+
+    fn observe_claim(&mut self, pulse: Option<Pulse>, gap: Duration) {
+        self.foreign = pulse
+            .filter(|pulse| pulse.id.owner != self.owner)
+            .map(|pulse| match self.foreign {
+                Some((before, watched)) if before == pulse => (pulse, watched.saturating_add(gap)),
+                _ => (pulse, Duration::ZERO),
+            });
+    }
+
+    /// Takes in what this replica has just written itself.
+    pub(super) fn wrote(&mut self, shared: &Arc<Shared>) {
+        if self
+            .life
+            .replace(shared.life)
+            .is_some_and(|life| life != shared.life)
+        {
+            self.watched = Duration::ZERO;
+        }
+        self.newest = Some(Arc::clone(shared));
+    }
+
+    /// The store was watched for long enough: it loses nothing and hides nothing.
+    pub(super) fn is_settled(&self) -> bool {
+        self.watched >= SETTLE
+    }
+
+    /// The claim of another replica that may be in its call.
+    pub(super) fn live_claim(&self) -> Option<ClaimId> {
+        self.foreign
+            .filter(|(_, watched)| *watched < SETTLE)
+            .map(|(pulse, _)| pulse.id)
+    }
+
+    /// The claim of another replica that has stopped to renew it.
+    pub(super) fn orphan(&self) -> Option<Pulse> {
+        self.foreign
+            .filter(|(_, watched)| *watched >= SETTLE)
+            .map(|(pulse, _)| pulse)
+    }
+
+    /// The newest record that was seen.
+    pub(super) fn newest(&self) -> Option<&Arc<Shared>> {
+        self.newest.as_ref()
+    }
+
+    /// The record was lost, and is not to be brought back.
+    pub(super) fn forget(&mut self) {
+        self.newest = None;
+        self.watched = Duration::ZERO;
+    }
+}

@@ -1,0 +1,324 @@
+//! One situation each.
+
+use super::world::{Rules, World, ms, owner};
+use crate::{
+    base::clock::Clock as _,
+    token::{FailureClass, Reason, State},
+};
+use std::time::Duration;
+
+const fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+#[tokio::test(start_paused = true)]
+async fn replicas_refresh_once_a_generation() {
+    let world = World::new(Rules {
+        replicas: 5,
+        ..Rules::default()
+    });
+    assert!(world.ready(seconds(5)).await.is_some());
+    for _ in 0..20 {
+        world.pass(seconds(30)).await;
+        for replica in 0..5 {
+            assert!(world.version(replica).is_some());
+        }
+    }
+    assert_eq!(world.issuer.reused().len(), 0);
+    let calls = world.issuer.received().len();
+    assert!((12..=14).contains(&calls), "{calls} calls in 10 minutes");
+    assert_eq!(world.issuer.most_in_flight(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_token_reaches_all_within_a_second_or_so() {
+    let world = World::new(Rules::default());
+    assert!(world.ready(seconds(5)).await.is_some());
+    for _ in 0..5 {
+        let before = world.version(0).expect("a token").0;
+        while (0..4).all(|n| world.version(n).is_some_and(|version| version.0 == before)) {
+            world.pass(ms(10)).await;
+        }
+        world.pass(ms(1100)).await;
+        assert!(world.agree());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_is_killed_in_its_call_costs_one_more_call_where_that_is_forgiven() {
+    let mut world = World::new(Rules {
+        forgives: seconds(5),
+        grace_retry: true,
+        latency: vec![seconds(1)],
+        ..Rules::default()
+    });
+    assert!(world.ready(seconds(6)).await.is_some());
+    for _ in 0..50 {
+        let calls = world.issuer.received().len();
+        let generation = world.version(0).expect("a token").0;
+        while world.issuer.received().len() == calls {
+            world.pass(ms(10)).await;
+        }
+        let owner = world.issuer.received()[calls].replica;
+        world.kill(owner).await;
+        let killed_at = world.clock.now();
+        world.revive(owner);
+        let other = (owner + 1) % 4;
+        while world
+            .version(other)
+            .is_none_or(|version| version.0 <= generation)
+        {
+            assert!(world.clock.now() < killed_at + seconds(5));
+            world.pass(ms(10)).await;
+        }
+        assert!(world.issuer.received().len() <= calls + 2);
+        world.pass(seconds(3)).await;
+    }
+    assert_eq!(world.issuer.reused().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_grace_an_initial_grant_replaces_a_lost_call() {
+    let mut world = World::new(Rules {
+        has_initial_grant: true,
+        latency: vec![seconds(1)],
+        ..Rules::default()
+    });
+    assert!(world.ready(seconds(6)).await.is_some());
+    for _ in 0..10 {
+        let calls = world.issuer.received().len();
+        let generation = world.version(0).expect("a token").0;
+        while world.issuer.received().len() == calls {
+            world.pass(ms(10)).await;
+        }
+        let owner = world.issuer.received()[calls].replica;
+        world.kill(owner).await;
+        let killed_at = world.clock.now();
+        world.revive(owner);
+        let other = (owner + 1) % 4;
+        while world
+            .version(other)
+            .is_none_or(|version| version.0 <= generation)
+        {
+            assert!(world.clock.now() < killed_at + seconds(5) + ms(500));
+            world.pass(ms(10)).await;
+        }
+        world.pass(seconds(3)).await;
+    }
+    assert_eq!(world.issuer.reused().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_is_stopped_before_it_writes_sends_nothing_once_it_continues() {
+    for stopped in [ms(300), seconds(2), seconds(6)] {
+        let world = World::new(Rules::default());
+        assert!(world.ready(seconds(5)).await.is_some());
+        for replica in 0..4 {
+            world.delay_connection(replica, ms(200));
+        }
+        let owner = loop {
+            match world.claimant() {
+                Some(owner) => break owner,
+                None => world.pass(ms(5)).await,
+            }
+        };
+        world.stop_for(owner, stopped);
+        world.pass(seconds(60)).await;
+        assert_eq!(world.issuer.reused().len(), 0, "{stopped:?}");
+        assert!(world.agree());
+    }
+}
+
+/// It was stopped while its response was on the way: the late result is used.
+#[tokio::test(start_paused = true)]
+async fn a_late_result_is_taken() {
+    let world = World::new(Rules {
+        latency: vec![ms(400)],
+        ..Rules::default()
+    });
+    assert!(world.ready(seconds(5)).await.is_some());
+    let calls = world.issuer.received().len();
+    while world.issuer.received().len() == calls {
+        world.pass(ms(10)).await;
+    }
+    let owner = world.issuer.received()[calls].replica;
+    world.stop_for(owner, seconds(6));
+    world.pass(seconds(8)).await;
+    assert_eq!(world.issuer.received().len(), calls + 1);
+    assert!(world.agree());
+    assert_eq!(world.issuer.reused().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_emptied_store_gets_the_newest_record_back() {
+    let world = World::new(Rules::default());
+    assert!(world.ready(seconds(5)).await.is_some());
+    for _ in 0..5 {
+        let before = world.version(0);
+        world.server.wipe();
+        world.pass(seconds(2)).await;
+        assert_eq!(world.version(0), before);
+        let stored = world.server.shared(&owner()).expect("written back");
+        assert_eq!(
+            Some(stored.record.generation),
+            before.map(|version| version.0)
+        );
+        world.pass(seconds(100)).await;
+        assert!(world.agree());
+    }
+    assert_eq!(world.issuer.reused().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_without_memory_does_not_send_the_old_seed_to_an_emptied_store() {
+    let mut world = World::new(Rules {
+        latency: vec![seconds(1)],
+        ..Rules::default()
+    });
+    assert!(world.ready(seconds(6)).await.is_some());
+    let calls = world.issuer.received().len();
+    while world
+        .server
+        .shared(&owner())
+        .expect("stored")
+        .claim
+        .is_none()
+    {
+        world.pass(ms(10)).await;
+    }
+    world.server.wipe();
+    world.add(Some("seed"), None);
+    world.pass(seconds(70)).await;
+    let seeds = world.issuer.received();
+    assert_eq!(seeds.iter().filter(|call| call.token == "seed").count(), 1);
+    assert!(seeds.len() > calls);
+    assert_eq!(world.issuer.reused().len(), 0);
+    assert!(world.agree());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_replica_learns_from_the_issuer_holds_for_all() {
+    // Refused: no further call. A new chain revives all of them.
+    let mut world = World::new(Rules::default());
+    assert!(world.ready(seconds(5)).await.is_some());
+    let calls = world.issuer.received().len();
+    world.issuer.revoke();
+    world.pass(seconds(70)).await;
+    assert_eq!(world.issuer.received().len(), calls + 1);
+    for replica in &world.replicas {
+        let snapshot = replica.credential.snapshot();
+        assert_eq!(
+            (snapshot.state, snapshot.reason),
+            (State::Dead, Reason::RefreshTokenRefused)
+        );
+    }
+    world.issuer.grant_seed("new");
+    world.kill(0).await;
+    world.revive_with(0, Some("new"));
+    assert!(world.ready(seconds(6)).await.is_some());
+    assert_eq!(world.issuer.received().len(), calls + 2);
+    world.pass(seconds(2)).await;
+    assert!(world.agree());
+
+    // A refused client: one call a minute in all. A server error: one call at a time, with backoff.
+    for (class, most) in [
+        (FailureClass::ClientRefused, 6),
+        (FailureClass::Throttled(seconds(30)), 11),
+    ] {
+        let world = World::new(Rules::default());
+        assert!(world.ready(seconds(5)).await.is_some());
+        let calls = world.issuer.received().len();
+        world.issuer.refuse(Some(class));
+        world.pass(seconds(300)).await;
+        let made = world.issuer.received().len() - calls;
+        assert!((3..=most).contains(&made), "{class:?}: {made}");
+        assert_eq!(world.issuer.most_in_flight(), 1);
+        world.issuer.refuse(None);
+        assert!(world.agreed(seconds(65)).await, "{class:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_is_cut_off_leaves_the_call_to_others_and_serves_its_token() {
+    let world = World::new(Rules::default());
+    assert!(world.ready(seconds(5)).await.is_some());
+    world.replicas[0].link.cut(seconds(30));
+    world.cut_off(1, seconds(200));
+    let before = world.issuer.received().len();
+    world.pass(seconds(29)).await;
+    assert!(world.version(0).is_some());
+    world.pass(seconds(170)).await;
+    assert!(world.agree());
+    let calls = world.issuer.received().len() - before;
+    assert!((3..=5).contains(&calls), "{calls}");
+    assert_eq!(world.issuer.reused().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_all_have_stopped_one_call_makes_them_ready() {
+    let mut world = World::new(Rules::default());
+    assert!(world.ready(seconds(5)).await.is_some());
+    for replica in 0..4 {
+        world.end(replica).await;
+    }
+    world.pass(seconds(100)).await;
+    let calls = world.issuer.received().len();
+    for replica in 0..4 {
+        world.revive(replica);
+    }
+    assert!(world.ready(seconds(5)).await.is_some());
+    assert_eq!(world.issuer.received().len(), calls + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_store_nothing_is_spent_and_the_token_serves_until_its_end() {
+    let world = World::new(Rules::default());
+    assert!(world.ready(seconds(5)).await.is_some());
+    let calls = world.issuer.received().len();
+    world.server.restart(seconds(300));
+    world.pass(seconds(40)).await;
+    assert!(world.version(0).is_some());
+    let snapshot = world.replicas[0].credential.snapshot();
+    assert_eq!(
+        (snapshot.state, snapshot.reason),
+        (State::Stale, Reason::StoreUnreachable)
+    );
+    world.pass(seconds(100)).await;
+    assert_eq!(
+        world.replicas[0].credential.snapshot().state,
+        State::Expired
+    );
+    assert_eq!(world.issuer.received().len(), calls);
+    world.pass(seconds(160)).await;
+    let ready = world.ready(seconds(5)).await;
+    assert!(ready.is_some());
+    assert_eq!(world.issuer.received().len(), calls + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_a_record_of_this_credential_is_left_as_it_is() {
+    let mut other = crate::token::testing::config(None).issuer;
+    other.client_id = "another client".to_owned();
+    let foreign = crate::token::store::Owner::new(&other);
+    let foreign = crate::token::fleet::testing::empty_record(&foreign);
+    for bytes in [
+        b"".to_vec(),
+        b"x".to_vec(),
+        b"{}".to_vec(),
+        b"{\"format\":2}".to_vec(),
+        b"[1,2,3]".to_vec(),
+        b"{\"format\":1,\"serial\":18446744073709551616".to_vec(),
+        foreign,
+    ] {
+        let world = World::new(Rules {
+            replicas: 1,
+            ..Rules::default()
+        });
+        world.server.put(&bytes);
+        world.pass(seconds(30)).await;
+        let snapshot = world.replicas[0].credential.snapshot();
+        assert_eq!(snapshot.reason, Reason::StoreGarbled, "{bytes:?}");
+        assert_eq!(world.issuer.received().len(), 0);
+        assert_eq!(world.server.bytes(), Some(bytes));
+    }
+}
