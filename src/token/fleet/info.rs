@@ -19,7 +19,7 @@ pub(in crate::token) struct RegisterInfo {
     pub(in crate::token) replicas: u64,
     /// What survives a restart of the server.
     pub(in crate::token) persistence: Persistence,
-    /// What endangers the record, as of the present connection.
+    /// What endangers the record, as of the last look at the server.
     pub(in crate::token) findings: Vec<Finding>,
     /// Writes that no replica has confirmed in time.
     pub(in crate::token) unconfirmed_writes: u64,

@@ -125,7 +125,8 @@ const KNOWN: &[Known] = &[
         Refused,
         Keep,
         "the user has no right to a command or to the key: give it the commands hget, hmget, hset, \
-         eval, time, wait, info, role, ping and the keys of token.store.key_prefix (ACL SETUSER)",
+         eval, time, wait, info, role, ping, select and the keys of token.store.key_prefix (ACL \
+         SETUSER, see docs/gateway.md)",
     ),
     known(
         "READONLY",

@@ -226,26 +226,33 @@ impl RedisRegister {
 
     /// Publishes what the server says of itself, and warns of it.
     fn seen(&self, open: &Open, look: Look) {
-        for finding in &look.findings {
-            self.warn(&open.server, *finding);
-        }
         self.info.rcu(|info| RegisterInfo {
             version: look.version.clone(),
             role: look.role,
             replicas: look.replicas,
             persistence: look.persistence,
-            findings: look.findings.clone(),
+            findings: Vec::new(),
             ..RegisterInfo::clone(info)
         });
+        for finding in &look.findings {
+            self.found(open, *finding);
+        }
         *open.look.lock() = (Instant::now(), look);
     }
 
-    /// Logs `finding` once.
-    fn warn(&self, server: &RedisServer, finding: Finding) {
+    /// Publishes `finding`, and logs it once.
+    fn found(&self, open: &Open, finding: Finding) {
+        if !self.info.load().findings.contains(&finding) {
+            self.info.rcu(|info| {
+                let mut info = RegisterInfo::clone(info);
+                info.findings.push(finding);
+                info
+            });
+        }
         let mut warned = self.warned.lock();
         if !warned.contains(&finding) {
             warned.push(finding);
-            tracing::warn!("the token store {server}: {finding}");
+            tracing::warn!("the token store {}: {finding}", open.server);
         }
     }
 
@@ -298,7 +305,7 @@ impl RedisRegister {
         let value = value_of(response(value, &open.server)?)?;
         let time = look::time(&response(time, &open.server)?)?;
         if look::is_skewed(time, self.clock.wall()) {
-            self.warn(&open.server, Finding::Skew);
+            self.found(open, Finding::Skew);
         }
         Ok(Reading {
             value,
@@ -339,7 +346,7 @@ impl RedisRegister {
         };
         match responses.next() {
             Some(Response::Int(0)) if replaced == Replaced::Done => {
-                self.warn(&open.server, Finding::Unconfirmed);
+                self.found(open, Finding::Unconfirmed);
                 self.info.rcu(|info| RegisterInfo {
                     unconfirmed_writes: info.unconfirmed_writes + 1,
                     ..RegisterInfo::clone(info)
