@@ -161,6 +161,12 @@ impl Connector {
             match self.open(&server).await {
                 Ok((link, look)) => return Ok(Connected { link, server, look }),
                 Err(Fault::Moved(next)) => server = next,
+                Err(Fault::Replica) if self.sentinel.is_some() => {
+                    return Err(RegisterError::Unreachable(format!(
+                        "{server}: it is a replica, although the Sentinel {entry} names it as the \
+                         primary: a failover may be under way"
+                    )));
+                }
                 Err(fault) => return Err(fault.at(&server, &self.key)),
             }
         }

@@ -314,6 +314,125 @@ async fn connections_are_tried_after_a_pause_and_calls_fail_at_once_meanwhile() 
     assert!(calls > 20, "{calls} calls in {took:?}");
 }
 
+#[tokio::test]
+async fn a_server_that_serves_no_further_client_says_why() {
+    for (response, says) in [
+        ("-ERR max number of clients reached\r\n", "maxclients"),
+        (
+            "-DENIED Redis is running in protected mode\r\n",
+            "protected mode",
+        ),
+        (
+            "-LOADING Redis is loading the dataset in memory\r\n",
+            "loads its data",
+        ),
+    ] {
+        let port = scripted(move |_| response.into()).await;
+        let error = register(&config(vec![address(port)])).read().await.err();
+        let text = error.map(|error| error.to_string()).unwrap_or_default();
+        assert!(text.contains(says), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_primary_that_is_demoted_while_it_waits_for_a_replica_may_have_lost_the_write() {
+    for (response, is_done) in [
+        (
+            "-UNBLOCKED force unblock from blocking operation\r\n",
+            false,
+        ),
+        ("-NOPERM this user has no permissions\r\n", true),
+        ("-ERR unknown command\r\n", true),
+        (":0\r\n", true),
+    ] {
+        let port = scripted(move |command| match command[0].as_str() {
+            "INFO" => "$18\r\nconnected_slaves:1\r\n".into(),
+            "WAIT" => response.into(),
+            _ => usual(command),
+        });
+        let register = register(&config(vec![address(port.await)]));
+        let replaced = register.replace(None, value(1, b"x")).await;
+        match replaced {
+            Ok(Replaced::Done) if is_done => {}
+            Err(RegisterError::Unreachable(text)) if !is_done => {
+                assert!(text.contains("UNBLOCKED"), "{text}");
+                assert_eq!(register.info().connected_since, None);
+            }
+            other => panic!("{response}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn servers_that_are_silent_do_not_hide_the_one_that_responds() {
+    let mut servers = Vec::new();
+    for _ in 0..6 {
+        servers.push(address(scripted(|_| "".into()).await));
+    }
+    servers.push(address(scripted(usual).await));
+    let register = register(&config(servers));
+    // They are tried a fraction of a second apart, and there is a second for all of them.
+    let read = || register.read();
+    eventually("the last one is used", read, Result::is_ok)
+        .await
+        .expect("read");
+}
+
+#[tokio::test]
+async fn a_sentinel_that_names_a_replica_is_not_followed() {
+    let script = |command: &[String]| match command[0].as_str() {
+        "ROLE" => "*3\r\n$5\r\nslave\r\n:0\r\n*0\r\n".into(),
+        _ => usual(command),
+    };
+    let (replica, primary) = (scripted(script).await, scripted(usual).await);
+    let sentinel = |port: u16| {
+        scripted(move |command| match command[0].as_str() {
+            "SENTINEL" => {
+                let digits = port.to_string();
+                let size = digits.len();
+                Reply::Bytes(
+                    format!("*2\r\n$9\r\n127.0.0.1\r\n${size}\r\n{digits}\r\n").into_bytes(),
+                )
+            }
+            _ => usual(command),
+        })
+    };
+    let (late, right) = (sentinel(replica).await, sentinel(primary).await);
+    let mut config = config(vec![address(late)]);
+    config.sentinel = Some("mymaster".to_owned());
+    let error = register(&config).read().await.err();
+    let Some(RegisterError::Unreachable(text)) = error else {
+        panic!("{error:?}");
+    };
+    assert!(text.contains("failover"), "{text}");
+    config.servers.push(address(right));
+    let register = register(&config);
+    register
+        .read()
+        .await
+        .expect("the next Sentinel knows better");
+    assert_eq!(register.info().server, address(primary).to_string());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_that_arrived_while_the_process_was_stopped_counts() {
+    let (ours, mut theirs) = tokio::io::duplex(1024);
+    let link = Link::new(ours).await.expect("nothing is sent");
+    let mut command = redis::pipe();
+    command.cmd("PING");
+    let stopped = async {
+        let mut bytes = [0; 64];
+        let _ = theirs.read(&mut bytes).await;
+        // The time passes before the response can be read.
+        tokio::time::advance(std::time::Duration::from_secs(5)).await;
+        theirs.write_all(b"+PONG\r\n").await.expect("written");
+        theirs
+    };
+    let (responses, _theirs) = tokio::join!(link.run(&command), stopped);
+    assert!(responses.is_ok(), "{responses:?}");
+    assert!(link.is_usable());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
