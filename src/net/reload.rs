@@ -34,8 +34,9 @@ struct Built<T> {
 
 /// A [`Reloadable`] of any type.
 pub trait Reload: Send + Sync + fmt::Debug {
-    /// The use of the value: `listener:ADDRESS`, `upstream:NAME:client`, `issuer:client`, `clients`
-    /// or `admin`. Appears in logs and, for certificates, as the metric label `use`.
+    /// The use of the value: `listener:ADDRESS`, `upstream:NAME:client`, `issuer:client`,
+    /// `store:client`, `clients` or `admin`. Appears in logs and, for certificates, as the metric
+    /// label `use`.
     fn name(&self) -> &str;
 
     /// The files that the value is built from.

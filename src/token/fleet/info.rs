@@ -9,6 +9,8 @@ pub(in crate::token) struct RegisterInfo {
     /// Sentinel named, the node that a cluster named, or what is configured. Before the first
     /// connection, all that are configured.
     pub(in crate::token) server: String,
+    /// Counts the connections of this process.
+    pub(in crate::token) connection: u64,
     /// When the present connection was made, by the wall clock. `None`: there is none.
     pub(in crate::token) connected_since: Option<SystemTime>,
     /// Name and number, such as `Redis 7.2.4`.

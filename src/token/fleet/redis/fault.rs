@@ -341,7 +341,8 @@ impl ServerFault {
     fn at(&self, server: &RedisServer, key: &str) -> RegisterError {
         let code = &self.code;
         let Some(known) = self.known else {
-            return RegisterError::Refused(format!(
+            // A proxy before the server has errors of its own, also after the server has written.
+            return RegisterError::Unreachable(format!(
                 "{server}: it responded with the error {code}: see its documentation"
             ));
         };
@@ -526,8 +527,8 @@ mod tests {
                 false,
                 "not a hash",
             ),
-            ("ERR something else", Refused, false, "the error ERR"),
-            ("SOMETHING else", Refused, false, "the error SOMETHING"),
+            ("ERR something else", Unreachable, false, "the error ERR"),
+            ("SOMETHING else", Unreachable, false, "the error SOMETHING"),
         ] {
             let fault = fault(line);
             assert_eq!(fault.ends_connection(), replaces, "{line}");

@@ -30,11 +30,12 @@ impl Look {
             _ => "".into(),
         };
         let info = Info(&text);
+        let listed = replicas_of(role);
         let role = role_of(role).or_else(|| info.value("role").and_then(role_named));
         Self {
             version: info.version(),
             role: role.unwrap_or_default(),
-            replicas: info.number("connected_slaves").unwrap_or_default(),
+            replicas: info.number("connected_slaves").unwrap_or(listed),
             persistence: info.persistence(),
             findings: info.findings().collect(),
             is_cluster: info.value("redis_mode") == Some("cluster"),
@@ -86,6 +87,17 @@ fn role_of(value: &Value) -> Option<Role> {
     match parts.first()? {
         Value::BulkString(name) => role_named(std::str::from_utf8(name).ok()?),
         _ => None,
+    }
+}
+
+/// A primary lists its replicas last.
+fn replicas_of(value: &Value) -> u64 {
+    match value {
+        Value::Array(parts) => match parts.get(2) {
+            Some(Value::Array(replicas)) => replicas.len() as u64,
+            _ => 0,
+        },
+        _ => 0,
     }
 }
 
@@ -216,6 +228,11 @@ mod tests {
         ] {
             assert_eq!(Look::new(&value, &bulk(info)).role, expected, "{value:?}");
         }
+        let replica = Value::Array(vec![bulk("10.0.0.2"), bulk("6379"), bulk("3")]);
+        let replicas = Value::Array(vec![replica.clone(), replica]);
+        let primary = Value::Array(vec![bulk("master"), Value::Int(3), replicas]);
+        assert_eq!(Look::new(&primary, &denied()).replicas, 2);
+        assert_eq!(Look::new(&primary, &bulk("connected_slaves:1")).replicas, 1);
         assert!(Look::new(&role("slave"), &bulk("")).is_useless());
         let in_cluster = Look::new(&role("slave"), &bulk("redis_mode:cluster"));
         assert!(!in_cluster.is_useless());

@@ -80,9 +80,9 @@ struct Line {
     current: Option<Arc<Open>>,
     /// Connections so far.
     count: u64,
-    next_attempt: Instant,
-    /// Why the last attempt failed.
-    error: Option<RegisterError>,
+    /// Why the last attempt failed, and when the next one may be made. After a success the next one
+    /// needs no pause.
+    failed: Option<(RegisterError, Instant)>,
 }
 
 /// A connection.
@@ -109,8 +109,7 @@ impl RedisRegister {
             line: tokio::sync::Mutex::new(Line {
                 current: None,
                 count: 0,
-                next_attempt: Instant::now(),
-                error: None,
+                failed: None,
             }),
             info: ArcSwap::from_pointee(RegisterInfo {
                 server: servers.join(", "),
@@ -178,28 +177,28 @@ impl RedisRegister {
         {
             return Ok(Arc::clone(open));
         }
-        if line.current.take().is_some() {
-            self.disconnected();
+        if let Some(open) = line.current.take() {
+            self.disconnected(&open);
         }
-        if Instant::now() < line.next_attempt
-            && let Some(error) = &line.error
+        if let Some((error, next_attempt)) = &line.failed
+            && Instant::now() < *next_attempt
         {
             return Err(error.clone());
         }
-        // Also if the caller gives this attempt up.
-        line.next_attempt = Instant::now() + pause();
-        let connected = self.connector.connect().await;
-        line.next_attempt = Instant::now() + pause();
-        match connected {
+        // For the case that the caller gives this attempt up.
+        let server = self.info().server.clone();
+        let error = RegisterError::Unreachable(format!("{server}: no connection yet"));
+        line.failed = Some((error, Instant::now() + pause()));
+        match self.connector.connect().await {
             Ok(connected) => {
+                line.failed = None;
                 line.count += 1;
-                line.error = None;
                 let open = Arc::new(self.connected(connected, line.count));
                 line.current = Some(Arc::clone(&open));
                 Ok(open)
             }
             Err(error) => {
-                line.error = Some(error.clone());
+                line.failed = Some((error.clone(), Instant::now() + pause()));
                 Err(error)
             }
         }
@@ -216,6 +215,7 @@ impl RedisRegister {
         tracing::debug!(number, "connected to the token store {}", open.server);
         let since = self.clock.wall();
         self.info.rcu(|info| RegisterInfo {
+            connection: number,
             server: open.server.to_string(),
             connected_since: Some(since),
             ..RegisterInfo::clone(info)
@@ -258,15 +258,19 @@ impl RedisRegister {
 
     fn failed(&self, open: &Open, fault: &Fault) -> RegisterError {
         if !open.link.is_usable() {
-            self.disconnected();
+            self.disconnected(open);
         }
         fault.at(&open.server, &self.key)
     }
 
-    fn disconnected(&self) {
-        self.info.rcu(|info| RegisterInfo {
-            connected_since: None,
-            ..RegisterInfo::clone(info)
+    /// Publishes the end of `open`, unless there is another connection already.
+    fn disconnected(&self, open: &Open) {
+        self.info.rcu(|info| {
+            let mut info = RegisterInfo::clone(info);
+            if info.connection == open.number {
+                info.connected_since = None;
+            }
+            info
         });
     }
 
