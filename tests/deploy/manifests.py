@@ -162,25 +162,28 @@ def serves(folder, variables, hosts, what):
     """Starts the program as the container does, in front of a simulated cloud, with Redis as
     deploy/redis.conf configures it; other machines reach it by name and by address."""
     cloud, redis, data, admin = (free_port() for _ in range(4))
-    seed = (folder / "secrets" / "refresh_token").read_text().strip() if (
-        folder / "secrets" / "refresh_token").exists() else "unused"
-    loopback = variables.get("BEARER_PROXY__PROXY__LISTEN", "").startswith("127.")
+    secrets = {file.name: file.read_text().strip() for file in (folder / "secrets").iterdir()}
+    # The same addresses with free ports.
+    host, _ = variables["BEARER_PROXY__PROXY__LISTEN"].split(":")
+    admin_host, _ = variables["BEARER_PROXY__ADMIN__LISTEN"].split(":")
+    check(admin_host == "0.0.0.0", f"{what}: the admin endpoint listens on {admin_host}")
     more = {
         "BEARER_PROXY__UPSTREAM__ENDPOINTS": f"http://127.0.0.1:{cloud}",
         "BEARER_PROXY__TOKEN__CLIENT_ID": "demo",
-        "BEARER_PROXY__PROXY__LISTEN": f"{'127.0.0.1' if loopback else '0.0.0.0'}:{data}",
-        "BEARER_PROXY__ADMIN__LISTEN": f"0.0.0.0:{admin}",
+        "BEARER_PROXY__PROXY__LISTEN": f"{host}:{data}",
+        "BEARER_PROXY__ADMIN__LISTEN": f"{admin_host}:{admin}",
         "BEARER_PROXY__PROXY__DRAIN_DELAY": "0s",
     }
-    if (folder / "secrets" / "store_password").exists():
+    if "store_password" in secrets:
         more["BEARER_PROXY__TOKEN__STORE__URL"] = f"redis://127.0.0.1:{redis}"
     conf = (DEPLOY / "redis.conf").read_text()
     check("dir /data\n" in conf, "redis.conf: the volume")
     (folder / "redis.conf").write_text(conf.replace("dir /data", f"dir {folder}"))
     simulate = [PROGRAM, "simulate", f"--listen=127.0.0.1:{cloud}", "--document-listen=127.0.0.1:0"]
-    secret = (folder / "secrets" / "client_secret").read_text().strip()
+    simulate.append(f"--refresh-token={secrets.get('refresh_token', 'unused')}")
+    simulate.append(f"--client-secret={secrets['client_secret']}")
     with (
-        Process(folder / "cloud", *simulate, f"--refresh-token={seed}", f"--client-secret={secret}"),
+        Process(folder / "cloud", *simulate),
         Process(folder / "redis", "redis-server", folder / "redis.conf", "--port", redis,
                 "--bind", "127.0.0.1"),
         Process(folder / "log", PROGRAM, env=variables | more),
