@@ -92,8 +92,6 @@ impl Replica {
             text = replaced(&text, &name, &cloud.to_string());
         }
         text = replaced(&text, "redis:6379", &redis.to_string());
-        let (before, rest) = text.split_once("[token.store]").unwrap(); //TEMP
-        text = format!("{before}{}", &rest[rest.find("[admin]").unwrap()..]); //TEMP
         text = replaced(&text, "172.30.9.250", "127.0.0.1");
         let secrets = fs::canonicalize("deploy/secrets").unwrap();
         text = replaced(&text, "/run/secrets", secrets.to_str().unwrap());
@@ -115,7 +113,7 @@ impl Replica {
             .env("BEARER_PROXY_CONFIG", "proxy.toml")
             .env("BEARER_PROXY__PROXY__LISTEN", any(self.address))
             .env("BEARER_PROXY__ADMIN__LISTEN", any(self.admin))
-            .env("BEARER_PROXY__TOKEN__STATE_FILE", "../token.json");
+            .env("BEARER_PROXY__TOKEN__STATE_FILE", "token.json");
         command
     }
 
