@@ -213,7 +213,14 @@ impl RedisRegister {
             look: Mutex::new((Instant::now(), look.clone())),
         };
         tracing::debug!(number, "connected to the token store {}", open.server);
-        let since = self.clock.wall();
+        let (since, before) = (self.clock.wall(), self.info());
+        if before.connection > 0 && before.server != open.server.to_string() {
+            tracing::info!(
+                "the token store is {} now, was {}",
+                open.server,
+                before.server
+            );
+        }
         self.info.rcu(|info| RegisterInfo {
             connection: number,
             server: open.server.to_string(),

@@ -271,6 +271,7 @@ async fn nodes_that_name_each_other_are_not_followed_for_ever() {
 
 #[tokio::test]
 async fn a_moved_key_is_followed_in_the_same_call() {
+    let log = Log::capture();
     let there = scripted(usual).await;
     let has_moved = Arc::new(AtomicBool::new(false));
     let script = {
@@ -289,6 +290,8 @@ async fn a_moved_key_is_followed_in_the_same_call() {
     assert_eq!(replaced.expect("replaced"), Replaced::Done);
     assert_eq!(register.info().server, address(there).to_string());
     assert_eq!(register.read().await.expect("read").connection, 2);
+    let text = format!("the token store is {} now", address(there));
+    assert_eq!(log.lines(&text), 1, "{}", log.text());
 }
 
 #[tokio::test]
