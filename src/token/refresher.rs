@@ -171,7 +171,7 @@ impl Refresher {
                 let (fleet, reloadable) =
                     shared_store::open(store, credential, Arc::clone(&clock))?;
                 reloadables.extend(reloadable);
-                Some(fleet)
+                Some((fleet, store.on_store_failure))
             }
         };
         let initial_grant = initial_grant
@@ -215,6 +215,10 @@ impl Refresher {
         record: Record,
     ) -> (Self, Credential) {
         let Storage { store, fleet } = storage;
+        let on_store_failure = fleet
+            .as_ref()
+            .map_or(OnStoreFailure::Wait, |(_, on_failure)| *on_failure);
+        let fleet = fleet.map(|(fleet, _)| fleet);
         let writer = Writer::new(store.clone(), Arc::clone(&clock));
         // A replica's own file is a copy: neither read again nor locked.
         let store = store.filter(|_| fleet.is_none());
@@ -246,10 +250,7 @@ impl Refresher {
                 grace_retry: config.grace_retry,
                 grace_period: config.grace_period,
                 rotates: config.rotates,
-                on_store_failure: config
-                    .store
-                    .as_ref()
-                    .map_or(OnStoreFailure::Wait, |store| store.on_store_failure),
+                on_store_failure,
             },
             chain: Chain::new(record),
             timing: Timing {
@@ -642,7 +643,7 @@ struct Storage {
     /// The state file.
     store: Option<Arc<dyn Store>>,
     /// The shared store. The state file then is this replica's own copy.
-    fleet: Option<Arc<Fleet>>,
+    fleet: Option<(Arc<Fleet>, OnStoreFailure)>,
 }
 
 /// Pends for `None`.

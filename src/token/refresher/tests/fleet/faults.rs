@@ -55,7 +55,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// Runs the faults, and checks what must always hold.
 async fn run(rules: Rules, steps: &[Step]) -> Result<(), TestCaseError> {
-    let replicas = rules.replicas;
+    let (replicas, has_initial_grant) = (rules.replicas, rules.has_initial_grant);
     let mut world = World::new(rules);
     let mut newest = vec![(0, String::new()); replicas];
     prop_assert!(world.ready(Duration::from_secs(40)).await.is_some());
@@ -106,6 +106,11 @@ async fn run(rules: Rules, steps: &[Step]) -> Result<(), TestCaseError> {
         }
     }
     // The faults end.
+    if has_initial_grant {
+        let last = steps.last().map_or(0, |step| step.4);
+        world.pass(ms(last)).await;
+        prop_assert!(world.agreed(Duration::from_secs(6)).await, "no agreement");
+    }
     for _ in 0..1200 {
         world.pass(ms(100)).await;
         check(&world, &mut newest)?;
@@ -151,6 +156,19 @@ proptest! {
     #[test]
     fn no_refresh_token_is_sent_twice(steps in proptest::collection::vec(step(), 1..12)) {
         let rules = Rules { latency: vec![ms(50), ms(1000), ms(300), ms(3000)], ..Rules::default() };
+        runtime().block_on(run(rules, &steps))?;
+    }
+
+    /// With an initial grant nothing is lost for long.
+    #[test]
+    fn once_the_faults_end_all_replicas_have_one_token(
+        steps in proptest::collection::vec(step(), 1..12),
+    ) {
+        let rules = Rules {
+            latency: vec![ms(50), ms(1000), ms(300)],
+            has_initial_grant: true,
+            ..Rules::default()
+        };
         runtime().block_on(run(rules, &steps))?;
     }
 

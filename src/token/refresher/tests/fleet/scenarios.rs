@@ -1,11 +1,12 @@
 //! One situation each.
 
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+
 use super::world::{Rules, World, ms, owner};
 use crate::{
     base::clock::Clock as _,
-    token::{FailureClass, Reason, State},
+    token::{FailureClass, Reason, RejectedRequest, Replacement, State, fleet::OnStoreFailure},
 };
-use std::time::Duration;
 
 const fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -321,4 +322,123 @@ async fn what_is_not_a_record_of_this_credential_is_left_as_it_is() {
         assert_eq!(world.issuer.received().len(), 0);
         assert_eq!(world.server.bytes(), Some(bytes));
     }
+}
+
+/// Paths that are always rejected, at each replica: the budget is that of the fleet.
+#[tokio::test(start_paused = true)]
+async fn rejections_at_all_replicas_share_one_budget() {
+    let world = World::new(Rules {
+        lifetime: seconds(3600),
+        ..Rules::default()
+    });
+    assert!(world.ready(seconds(5)).await.is_some());
+    let before = world.issuer.received().len();
+    for second in 0..60 {
+        for replica in &world.replicas {
+            let version = replica
+                .credential
+                .token()
+                .as_ref()
+                .map(|token| token.version());
+            let _ = replica.credential.rejected(version.expect("a token"));
+        }
+        world.pass(seconds(1)).await;
+        let calls = world.issuer.received().len() - before;
+        assert!(calls <= 4 + second / 10, "{calls} calls after {second} s");
+    }
+    assert!(world.issuer.received().len() - before >= 6);
+    assert_eq!(world.issuer.reused().len(), 0);
+}
+
+/// Three hundred requests whose token was revoked.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_rejected_at_all_replicas_is_refreshed_once() {
+    let world = World::new(Rules {
+        lifetime: seconds(3600),
+        ..Rules::default()
+    });
+    assert!(world.ready(seconds(5)).await.is_some());
+    world.pass(seconds(2)).await;
+    let before = world.issuer.received().len();
+    let mut waiting = Vec::new();
+    for n in 0..300 {
+        let credential = world.replicas[n % 4].credential.clone();
+        waiting.push(tokio::spawn(async move {
+            let version = credential.token().as_ref().map(|token| token.version());
+            let key = credential.request_key(n);
+            let mut request = RejectedRequest::new(version.expect("a token"), key);
+            credential.replacement(&mut request, seconds(10)).await
+        }));
+    }
+    for request in waiting {
+        let replacement = request.await.expect("no panic");
+        assert!(
+            matches!(replacement, Replacement::Newer(_)),
+            "{replacement:?}"
+        );
+    }
+    assert!(world.issuer.received().len() - before <= 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_store_a_replica_with_an_initial_grant_may_refresh_alone() {
+    for on_store_failure in [OnStoreFailure::Wait, OnStoreFailure::RefreshAlone] {
+        let world = World::new(Rules {
+            has_initial_grant: true,
+            on_store_failure,
+            ..Rules::default()
+        });
+        assert!(world.ready(seconds(5)).await.is_some());
+        let calls = world.issuer.received().len();
+        world.server.restart(seconds(150));
+        world.pass(seconds(100)).await;
+        let made = world.issuer.received().split_off(calls);
+        match on_store_failure {
+            OnStoreFailure::Wait => assert_eq!(made.len(), 0),
+            OnStoreFailure::RefreshAlone => {
+                assert!(made.iter().all(|call| call.token.is_empty()), "{made:?}");
+                for replica in 0..4 {
+                    assert!(world.version(replica).is_some());
+                }
+            }
+        }
+        assert!(world.agreed(seconds(80)).await);
+        assert_eq!(world.issuer.reused().len(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_hundred_replicas_call_once_a_period_and_agree_within_a_second() {
+    const REPLICAS: usize = 200;
+    let world = World::new(Rules {
+        replicas: REPLICAS,
+        lifetime: seconds(600),
+        ..Rules::default()
+    });
+    assert!(world.ready(seconds(8)).await.is_some());
+    let mut slowest = Duration::ZERO;
+    for period in 1..=3 {
+        let generation = world.version(0).expect("a token").0;
+        let is_newer = |n: usize| {
+            world
+                .version(n)
+                .is_some_and(|version| version.0 > generation)
+        };
+        // At rest.
+        let reads = world.server.reads.load(Relaxed);
+        world.pass(seconds(100)).await;
+        let reads = world.server.reads.load(Relaxed) - reads;
+        assert!(reads <= 100 * REPLICAS as u64, "{reads} in 100 s");
+        while !(0..REPLICAS).any(is_newer) {
+            world.pass(ms(20)).await;
+        }
+        let first = world.clock.now();
+        while !(0..REPLICAS).all(is_newer) {
+            world.pass(ms(20)).await;
+        }
+        slowest = slowest.max(world.clock.now().saturating_since(first));
+        assert_eq!(world.issuer.received().len(), 1 + period);
+    }
+    println!("all replicas have a new token after {slowest:?}");
+    assert!(slowest <= ms(1100), "{slowest:?}");
 }

@@ -23,7 +23,7 @@ use crate::{
         Config, Credential, Failure, FailureClass, TokenResponse,
         deadline::CallDeadline,
         fleet::{
-            Fleet,
+            Fleet, OnStoreFailure,
             testing::{Identity, Link, Seal, Server},
         },
         initial_grant::InitialGrant,
@@ -51,6 +51,7 @@ pub(super) struct Rules {
     pub(super) seed: &'static str,
     pub(super) has_initial_grant: bool,
     pub(super) has_mirror: bool,
+    pub(super) on_store_failure: OnStoreFailure,
 }
 
 impl Default for Rules {
@@ -64,6 +65,7 @@ impl Default for Rules {
             seed: "seed",
             has_initial_grant: false,
             has_mirror: false,
+            on_store_failure: OnStoreFailure::Wait,
         }
     }
 }
@@ -362,7 +364,7 @@ impl World {
                 .then(|| Box::new(caller()) as Box<dyn InitialGrant>),
             Storage {
                 store: None,
-                fleet: Some(fleet),
+                fleet: Some((fleet, self.rules.on_store_failure)),
             },
             mirror.clone().unwrap_or_default(),
         );
