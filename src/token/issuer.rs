@@ -298,8 +298,13 @@ fn basic_authorization(
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt as _;
+
     use super::*;
-    use crate::{base::clock, token::testing};
+    use crate::{
+        base::clock,
+        token::{FailureClass, fleet, testing},
+    };
 
     fn decoded(value: &HeaderValue) -> String {
         let text = value
@@ -318,6 +323,30 @@ mod tests {
         assert!(raw.is_sensitive());
         let form = basic_authorization("i d", &secret, BasicEncoding::Form);
         assert_eq!(decoded(&form), "i+d:p%2Bw%25%26%3D+%C3%BC%3A");
+    }
+
+    /// The claim to the call was lost while the connection was made.
+    #[tokio::test]
+    async fn nothing_is_written_behind_a_closed_fence() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("bound");
+        let address = listener.local_addr().expect("an address");
+        let mut config = testing::config(None).issuer;
+        config.origins = vec![format!("http://{address}").parse().expect("a URL")];
+        let endpoint = TokenEndpoint::new(&config, clock::system()).expect("built");
+        let fence = fleet::testing::closed_fence(clock::system());
+        let deadline = CallDeadline::after(&clock::system(), Duration::from_secs(5));
+        let deadline = deadline.behind(Some(fence));
+        let token = Secret::new("refresh");
+        let (result, received) = tokio::join!(endpoint.refresh_until(&token, &deadline), async {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            let mut received = Vec::new();
+            let _ = stream.read_to_end(&mut received).await;
+            received
+        });
+        let failure = result.expect_err("not sent");
+        assert_eq!(failure.class, FailureClass::Unreachable);
+        assert_eq!(received, b"");
     }
 
     #[tokio::test]

@@ -50,3 +50,49 @@ impl Fence {
         is_fresh && self.until.is_none_or(|until| now < until)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::clock::{Clock as _, Simulated};
+
+    const fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_closes_a_second_after_the_last_confirmed_renewal_was_sent() {
+        let clock = Arc::new(Simulated::new());
+        let begin = clock.now();
+        let fence = Fence::new(Arc::<Simulated>::clone(&clock), begin, None);
+        clock.sleep_until(begin + ms(999)).await;
+        assert!(fence.is_open());
+        fence.confirm(begin + ms(500));
+        fence.confirm(begin + ms(100));
+        clock.sleep_until(begin + ms(1499)).await;
+        assert!(fence.is_open());
+        clock.sleep_until(begin + ms(1500)).await;
+        assert!(!fence.is_open());
+        fence.confirm(begin + ms(1400));
+        assert!(fence.is_open());
+        // The time of a suspend counts.
+        clock.suspend(ms(2000));
+        assert!(!fence.is_open());
+        fence.confirm(clock.now());
+        fence.lose();
+        assert!(!fence.is_open());
+        fence.confirm(clock.now());
+        assert!(!fence.is_open(), "a lost claim stays lost");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_repetition_is_not_written_after_the_grace_period() {
+        let clock = Arc::new(Simulated::new());
+        let begin = clock.now();
+        let until = Some(begin + ms(300));
+        let fence = Fence::new(Arc::<Simulated>::clone(&clock), begin, until);
+        assert!(fence.is_open());
+        clock.sleep_until(begin + ms(300)).await;
+        assert!(!fence.is_open());
+    }
+}

@@ -12,13 +12,14 @@ use std::{
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
-pub(in crate::token) use super::{member::Identity, seal::Seal};
 use super::{
+    fence::Fence,
     register::{Reading, Register, RegisterError, Replaced, Revision, Value},
     shared::Shared,
 };
+pub(in crate::token) use super::{member::Identity, seal::Seal};
 use crate::{
-    base::clock::{Clock as _, Moment, Simulated},
+    base::clock::{Clock as _, Moment, SharedClock, Simulated},
     token::store::Owner,
 };
 
@@ -249,4 +250,12 @@ impl Register for Link {
 pub(in crate::token) fn empty_record(owner: &Owner) -> Vec<u8> {
     let bytes = Shared::default().to_bytes(owner);
     bytes.expect("it can be written").to_vec()
+}
+
+/// The fence of a claim that was lost.
+pub(in crate::token) fn closed_fence(clock: SharedClock) -> Fence {
+    let now = clock.now();
+    let fence = Fence::new(clock, now, None);
+    fence.lose();
+    fence
 }
