@@ -1,10 +1,12 @@
 //! A compare-and-set register: one value that can be read, and replaced if it is still the one that
 //! was read. All that replicas share is in such a value.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use futures_util::future::BoxFuture;
 use zeroize::Zeroizing;
+
+use super::info::RegisterInfo;
 
 /// The largest value that is read. A record is a few kilobytes.
 pub(super) const VALUE_LIMIT: usize = 1 << 20;
@@ -70,4 +72,9 @@ pub(in crate::token) trait Register: Send + Sync {
         seen: Option<Revision>,
         new: Value,
     ) -> BoxFuture<'_, Result<Replaced, RegisterError>>;
+
+    /// What is known of the server, without waiting.
+    fn info(&self) -> Arc<RegisterInfo> {
+        Arc::default()
+    }
 }

@@ -119,11 +119,6 @@ impl RedisRegister {
         })
     }
 
-    /// What is known of the server.
-    pub(in crate::token) fn info(&self) -> Arc<RegisterInfo> {
-        self.info.load_full()
-    }
-
     /// What reloads the TLS settings when their files change; `None` without TLS.
     pub(in crate::token) fn reloadable(&self) -> Option<Arc<dyn Reload>> {
         self.connector.reloadable()
@@ -397,6 +392,10 @@ impl Register for RedisRegister {
             )
             .await
         })
+    }
+
+    fn info(&self) -> Arc<RegisterInfo> {
+        self.info.load_full()
     }
 }
 

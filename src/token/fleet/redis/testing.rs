@@ -95,6 +95,18 @@ impl Server {
         self.child.wait().expect("waited for");
     }
 
+    /// Makes every save to the disk fail from now on.
+    pub(super) async fn break_disk(&self) {
+        std::fs::remove_dir_all(self.folder.path()).expect("removed");
+        self.command(&["CONFIG", "SET", "save", "3600 1"]);
+        self.command(&["BGSAVE"]);
+        until("a save has failed", || {
+            let info = self.command(&["INFO", "persistence"]);
+            format!("{info:?}").contains("rdb_last_bgsave_status:err")
+        })
+        .await;
+    }
+
     /// Sends `STOP` or `CONT`.
     pub(super) fn signal(&self, name: &str) {
         let id = self.child.id().to_string();

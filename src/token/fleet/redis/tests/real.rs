@@ -365,6 +365,12 @@ async fn a_server_that_refuses_writes_says_why_and_recovers() {
         let is_done = |result: &Result<_, _>| matches!(result, Ok(Replaced::Done));
         eventually(says, replace, is_done).await.expect("replaced");
     }
+    server.command(&["DEL", KEY]);
+    server.break_disk().await;
+    match register.replace(None, value(1, b"x")).await {
+        Err(RegisterError::Refused(text)) => assert!(text.contains("MISCONF"), "{text}"),
+        other => panic!("{other:?}"),
+    }
     // Of a replica nothing is read on a new connection.
     server.command(&["REPLICAOF", "127.0.0.1", "1"]);
     let read = server.register().read().await;

@@ -160,27 +160,34 @@ async fn in_a_cluster_the_node_of_the_key_is_found() {
         "--cluster-require-full-coverage",
         "no",
     ];
-    let (one, two) = (
-        Server::start(&arguments).await,
-        Server::start(&arguments).await,
-    );
-    one.command(&["CLUSTER", "ADDSLOTSRANGE", "0", "8191"]);
-    two.command(&["CLUSTER", "ADDSLOTSRANGE", "8192", "16383"]);
-    one.command(&["CLUSTER", "MEET", "127.0.0.1", &two.port.to_string()]);
+    let mut nodes = Vec::new();
+    for slots in ["0 5460", "5461 10922", "10923 16383"] {
+        let node = Server::start(&arguments).await;
+        let (first, last) = slots.split_once(' ').expect("two");
+        node.command(&["CLUSTER", "ADDSLOTSRANGE", first, last]);
+        nodes.push(node);
+    }
+    for node in &nodes[1..] {
+        let port = node.port.to_string();
+        nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &port]);
+    }
     until("the nodes know each other", || {
-        [&one, &two].iter().all(|node| {
+        nodes.iter().all(|node| {
             let info = text(&node.command(&["CLUSTER", "INFO"]));
             info.contains("cluster_state:ok") && info.contains("cluster_slots_assigned:16384")
         })
     })
     .await;
-    let Response::Int(slot) = one.command(&["CLUSTER", "KEYSLOT", KEY]) else {
+    let Response::Int(slot) = nodes[0].command(&["CLUSTER", "KEYSLOT", KEY]) else {
         panic!("a slot");
     };
-    let owner = if slot < 8192 { &one } else { &two };
-    for entry in [&one, &two] {
-        one.command(&["FLUSHALL"]);
-        two.command(&["FLUSHALL"]);
+    let owner = match slot {
+        0..=5460 => &nodes[0],
+        5461..=10922 => &nodes[1],
+        _ => &nodes[2],
+    };
+    for entry in &nodes {
+        owner.command(&["DEL", KEY]);
         let register = entry.register();
         let replaced = register.replace(None, value(1, b"x")).await;
         assert_eq!(replaced.expect("replaced"), Replaced::Done);
