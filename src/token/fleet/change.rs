@@ -312,3 +312,6 @@ impl Note {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -248,3 +248,79 @@ fn from_millis(millis: u64) -> SystemTime {
         .checked_add(Duration::from_millis(millis))
         .unwrap_or(SystemTime::UNIX_EPOCH)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::token::{fleet::claim::ClaimId, testing};
+
+    fn owner() -> Owner {
+        Owner::new(&testing::config(None).issuer)
+    }
+
+    fn full() -> Shared {
+        let token = |text: &str| RefreshToken::new(Secret::new(text));
+        let mut shared = Shared {
+            serial: u64::MAX,
+            life: 7,
+            announced: 3,
+            claim: Some(Claim {
+                id: ClaimId {
+                    owner: u64::MAX,
+                    number: 2,
+                },
+                name: "a \"replica\"".to_owned(),
+                generation: 3,
+                beat: 9,
+                spends: Some("ab".to_owned()),
+            }),
+            spares: vec![token("spare \u{1f600} \"1\""), token("spare 2")],
+            ..Shared::default()
+        };
+        shared.record.refresh_token = Some(token("refresh"));
+        shared.refuse("refused");
+        shared.limits.set_not_before(Some(from_millis(5)));
+        shared.limits.client_refused = Some(ClientRefused::new("s".to_owned(), from_millis(6)));
+        shared
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let shared = full();
+        let bytes = shared.to_bytes(&owner()).expect("JSON");
+        assert!(bytes.capacity() >= bytes.len());
+        let read = Shared::from_bytes(&bytes, &owner()).expect("a record");
+        assert_eq!(format!("{read:?}"), format!("{shared:?}"));
+        assert_eq!(read.spares, shared.spares);
+        assert_eq!(read.limits, shared.limits);
+    }
+
+    #[test]
+    fn a_newer_format_and_another_owner_are_named() {
+        let mut other = testing::config(None).issuer;
+        other.client_id = "another".to_owned();
+        let foreign = full().to_bytes(&Owner::new(&other)).expect("JSON");
+        let newer = br#"{"format": 2, "serial": "?"}"#.to_vec();
+        for (bytes, part) in [(foreign.to_vec(), "another"), (newer, "format 2")] {
+            match Shared::from_bytes(&bytes, &owner()) {
+                Err(Unreadable::Foreign(problem)) => assert!(problem.contains(part), "{problem}"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    proptest! {
+        /// Half a record, or one with another byte, is none, or a whole one; and never a panic.
+        #[test]
+        fn a_damaged_record_is_refused(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let bytes = full().to_bytes(&owner()).expect("JSON");
+            let at = at.index(bytes.len());
+            prop_assert!(Shared::from_bytes(&bytes[..at.min(bytes.len() - 2)], &owner()).is_err());
+            let mut damaged = bytes.to_vec();
+            damaged[at] = byte;
+            let _ = Shared::from_bytes(&damaged, &owner());
+        }
+    }
+}

@@ -164,3 +164,131 @@ impl Watch {
         self.watched = Duration::ZERO;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::token::fleet::claim::Claim;
+
+    const OURS: u64 = 1;
+    const THEIRS: u64 = 2;
+
+    struct Watching {
+        watch: Watch,
+        now: Moment,
+        seen: Seen,
+    }
+
+    impl Watching {
+        fn new() -> Self {
+            let time = StoreTime {
+                asked: Moment::default(),
+                answered: Moment::default(),
+                time: SystemTime::UNIX_EPOCH,
+            };
+            Self {
+                watch: Watch::new(OURS),
+                now: Moment::since_boot(Duration::from_secs(100)),
+                seen: Seen {
+                    stored: None,
+                    time,
+                    connection: 1,
+                },
+            }
+        }
+
+        fn store(&mut self, serial: u64, life: u64, claim: Option<(u64, u64)>) {
+            let claim = claim.map(|(owner, beat)| Claim {
+                id: ClaimId { owner, number: 1 },
+                name: String::new(),
+                generation: 1,
+                beat,
+                spends: None,
+            });
+            let shared = Shared {
+                serial,
+                life,
+                claim,
+                ..Shared::default()
+            };
+            self.seen.stored = Some((Revision(serial), Arc::new(shared)));
+        }
+
+        /// Reads `times` times, `interval` milliseconds apart.
+        fn read(&mut self, times: u32, interval: u64) -> Finding {
+            let mut finding = Finding::Intact;
+            for _ in 0..times {
+                self.now = self.now + Duration::from_millis(interval);
+                finding = self.watch.observe(&self.seen, self.now);
+            }
+            finding
+        }
+    }
+
+    #[test]
+    fn only_time_in_which_the_store_is_read_counts() {
+        for (times, interval, is_settled) in [
+            (13, 250, true),
+            (12, 250, false),
+            (7, 1000, true),
+            (6, 1000, false),
+            (2, 3_600_000, false),
+        ] {
+            let mut watching = Watching::new();
+            watching.read(times, interval);
+            assert_eq!(
+                watching.watch.is_settled(),
+                is_settled,
+                "{times} {interval}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_new_connection_another_life_and_lost_writes_begin_anew() {
+        type Event = fn(&mut Watching);
+        let events: [(Event, Finding); 4] = [
+            (|watching| watching.seen.connection = 2, Finding::Intact),
+            (|watching| watching.store(6, 2, None), Finding::Intact),
+            (|watching| watching.store(4, 1, None), Finding::Lost),
+            (|watching| watching.seen.stored = None, Finding::Lost),
+        ];
+        for (n, (event, expected)) in events.into_iter().enumerate() {
+            let mut watching = Watching::new();
+            watching.store(5, 1, None);
+            watching.read(20, 250);
+            assert!(watching.watch.is_settled());
+            event(&mut watching);
+            assert_eq!(watching.read(1, 250), expected, "{n}");
+            assert!(!watching.watch.is_settled(), "{n}");
+            if expected == Finding::Lost {
+                let newest = watching.watch.newest().expect("kept");
+                assert_eq!(newest.serial, 5);
+            }
+        }
+    }
+
+    #[test]
+    fn a_claim_is_orphaned_when_its_beat_was_seen_unchanged_for_three_seconds() {
+        let mut watching = Watching::new();
+        watching.store(5, 1, Some((THEIRS, 1)));
+        watching.read(12, 250);
+        assert!(watching.watch.live_claim().is_some() && watching.watch.orphan().is_none());
+        watching.store(6, 1, Some((THEIRS, 2)));
+        watching.read(10, 250);
+        assert!(watching.watch.live_claim().is_some(), "it was renewed");
+        // A suspend is not seen time.
+        watching.read(1, 3_600_000);
+        assert!(watching.watch.orphan().is_none());
+        watching.read(1, 250);
+        let orphan = watching.watch.orphan().expect("an orphan");
+        assert_eq!(orphan.beat, 2);
+        assert!(watching.watch.live_claim().is_none());
+        // Our own claim is none of another replica.
+        watching.store(7, 1, Some((OURS, 1)));
+        watching.read(20, 250);
+        assert!(watching.watch.live_claim().is_none() && watching.watch.orphan().is_none());
+    }
+}
