@@ -142,6 +142,11 @@ async fn sentinels_name_the_primary_and_a_failover_is_followed() {
         found.is_ok_and(|replicas| !replicas.is_empty())
     })
     .await;
+    // On a busy machine the replica may not have confirmed it in time.
+    until("the replica has the value", || {
+        replica.command(&["EXISTS", KEY]) == Response::Int(1)
+    })
+    .await;
     primary.kill();
     let read = || register.read();
     let reading = eventually("the replica is promoted", read, Result::is_ok).await;
