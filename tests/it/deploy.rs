@@ -80,12 +80,22 @@ struct Replica {
     folder: PathBuf,
     address: SocketAddr,
     admin: SocketAddr,
+    balancer: Balancer,
     running: Option<Running>,
+}
+
+/// What distributes requests to the replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Balancer {
+    /// As in `deploy/`.
+    HaProxy,
+    /// With the lines that `docs/configuration.md` recommends.
+    Nginx,
 }
 
 impl Replica {
     /// A replica with the configuration in `deploy/`.
-    fn new(folder: PathBuf, clouds: &[SocketAddr], redis: SocketAddr) -> Self {
+    fn new(folder: PathBuf, clouds: &[SocketAddr], redis: SocketAddr, balancer: Balancer) -> Self {
         let mut text = deployed("proxy.toml");
         for (index, cloud) in clouds.iter().enumerate() {
             let name = format!("cloud-{}:8400", index + 1);
@@ -101,6 +111,7 @@ impl Replica {
             folder,
             address: free_address(),
             admin: free_address(),
+            balancer,
             running: None,
         }
     }
@@ -114,6 +125,13 @@ impl Replica {
             .env("BEARER_PROXY__PROXY__LISTEN", any(self.address))
             .env("BEARER_PROXY__ADMIN__LISTEN", any(self.admin))
             .env("BEARER_PROXY__TOKEN__STATE_FILE", "token.json");
+        if self.balancer == Balancer::Nginx {
+            // It has neither a PROXY header for HTTP nor checks of /readyz: it goes on to the next
+            // replica when one refuses connections.
+            command
+                .env("BEARER_PROXY__PROXY__PROXY_PROTOCOL", "false")
+                .env("BEARER_PROXY__PROXY__DRAIN_DELAY", "1s");
+        }
         command
     }
 
@@ -128,8 +146,56 @@ impl Replica {
     }
 }
 
+impl Balancer {
+    async fn start(self, folder: &Path, replicas: &[Replica]) -> (Running, SocketAddr) {
+        let address = free_address();
+        let (name, text) = match self {
+            Self::HaProxy => ("haproxy.cfg", haproxy(address, replicas)),
+            Self::Nginx => ("nginx.conf", nginx(folder, address, replicas)),
+        };
+        let conf = folder.join(name).display().to_string();
+        fs::write(&conf, text).unwrap();
+        let running = match self {
+            Self::HaProxy => start_installed("haproxy", &["-db", "-f", &conf]),
+            Self::Nginx => {
+                let log = folder.join("nginx.log").display().to_string();
+                start_installed("nginx", &["-e", &log, "-c", &conf])
+            }
+        };
+        listens(address).await;
+        (running, address)
+    }
+}
+
+/// The configuration of nginx, with one server for all replicas.
+fn nginx(folder: &Path, address: SocketAddr, replicas: &[Replica]) -> String {
+    let document = fs::read_to_string("docs/configuration.md").unwrap();
+    let (_, rest) = document.split_once("```nginx\nproxy_pass").unwrap();
+    let (example, _) = rest.split_once("```").unwrap();
+    let location = replaced(
+        &format!("proxy_pass{example}"),
+        "http://192.0.2.20:8080",
+        "http://gateway",
+    );
+    // A replica that refused a connection would otherwise be left out for ten seconds.
+    let servers = replicas
+        .iter()
+        .map(|replica| format!("server {} max_fails=0;\n", replica.address));
+    let servers: String = servers.collect();
+    let path = folder.display();
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|name| format!("{name}_temp_path {path}/{name};\n"))
+        .concat();
+    format!(
+        "daemon off;\nmaster_process off;\npid {path}/nginx.pid;\n\
+         events {{ worker_connections 256; }}\nhttp {{\naccess_log off;\n{temporary}\
+         upstream gateway {{\n{servers}}}\n\
+         server {{ listen {address}; location / {{\n{location}\n}} }}\n}}\n"
+    )
+}
+
 /// `haproxy.cfg` with these addresses.
-fn balancer(address: SocketAddr, replicas: &[Replica]) -> String {
+fn haproxy(address: SocketAddr, replicas: &[Replica]) -> String {
     let mut text = replaced(
         &deployed("haproxy.cfg"),
         "bind :8080",
@@ -179,7 +245,7 @@ struct Gateway {
 }
 
 impl Gateway {
-    async fn start() -> Self {
+    async fn start(balancer: Balancer) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let mut others = Vec::new();
@@ -209,18 +275,13 @@ impl Gateway {
         listens(redis).await;
         let mut replicas = Vec::new();
         for index in 1..=REPLICAS {
-            let mut replica = Replica::new(path(&format!("proxy-{index}")), &clouds, redis);
+            let mut replica =
+                Replica::new(path(&format!("proxy-{index}")), &clouds, redis, balancer);
             replica.start().await;
             replicas.push(replica);
         }
-        let address = free_address();
-        fs::write(path("haproxy.cfg"), balancer(address, &replicas)).unwrap();
-        let conf = path("haproxy.cfg");
-        others.push(start_installed(
-            "haproxy",
-            &["-db", "-f", conf.to_str().unwrap()],
-        ));
-        listens(address).await;
+        let (running, address) = balancer.start(folder.path(), &replicas).await;
+        others.push(running);
         Self {
             address,
             replicas,
@@ -324,8 +385,17 @@ impl Load {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rolling_restart_of_all_replicas_fails_no_request() {
-    let mut gateway = Gateway::start().await;
+async fn a_rolling_restart_behind_haproxy_fails_no_request() {
+    rolling_restart(Balancer::HaProxy).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_behind_nginx_fails_no_request() {
+    rolling_restart(Balancer::Nginx).await;
+}
+
+async fn rolling_restart(balancer: Balancer) {
+    let mut gateway = Gateway::start(balancer).await;
     let load = Load::start(gateway.address);
     for index in 0..REPLICAS {
         let sent = load.sent.load(SeqCst);
