@@ -227,7 +227,11 @@ impl Fleet {
             .as_ref()
             .and_then(Seen::shared)
             .is_some_and(|shared| shared.claim.is_some());
-        let is_alert = has_claim || !state.pending.is_empty() || self.is_overdue.load(Relaxed);
+        // A reading also connects anew.
+        let is_alert = has_claim
+            || !state.pending.is_empty()
+            || state.failure.is_some()
+            || self.is_overdue.load(Relaxed);
         let next = now + if is_alert { ALERT } else { REST };
         match &state.active {
             Some(active) => next.min(active.next_beat).max(now),

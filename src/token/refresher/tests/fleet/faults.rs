@@ -142,11 +142,12 @@ fn runtime() -> tokio::runtime::Runtime {
         .expect("a runtime")
 }
 
+/// For each of the three properties; `SOAK_FLEET`: another number.
 fn cases() -> u32 {
     std::env::var("SOAK_FLEET")
         .ok()
         .and_then(|cases| cases.parse().ok())
-        .unwrap_or(60)
+        .unwrap_or(167)
 }
 
 proptest! {
