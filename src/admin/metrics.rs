@@ -85,6 +85,7 @@ impl Collector for Scrape {
         self.encode_addresses(&mut writer)?;
         self.encode_certificates(&mut writer)?;
         self.encode_refreshes(&mut writer)?;
+        self.encode_store(&mut writer)?;
         self.encode_token(&mut writer)
     }
 }
@@ -263,12 +264,41 @@ impl Scrape {
             &DurationHistogram::BOUNDS,
             durations.counts(),
             durations.sum(),
-        )?;
-        let is_stored = !matches!(credential.persistence, Persistence::Failing { .. });
+        )
+    }
+
+    fn encode_store(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        let credential = &self.credential;
+        let store = credential.store.as_ref();
+        let is_up = match store {
+            Some(store) => store.is_up,
+            None => !matches!(credential.persistence, Persistence::Failing { .. }),
+        };
         writer.gauge(
             "token_store_up",
             "0 while new tokens cannot be stored",
-            f64::from(u8::from(is_stored)),
+            f64::from(u8::from(is_up)),
+        )?;
+        writer.counters(
+            "token_store_errors",
+            "Commands to the shared token store that failed, by error",
+            &counts("error", store.map(|store| &store.errors)),
+        )?;
+        writer.counters(
+            "token_store_restores",
+            "Records that were written back into the shared token store, by reason",
+            &counts("reason", store.map(|store| &store.restores)),
+        )?;
+        writer.counters(
+            "token_claims",
+            "Claims of refreshes in the shared token store, by outcome",
+            &counts("outcome", store.map(|store| &store.claims)),
+        )?;
+        let is_settling = store.is_some_and(|store| !store.is_settled);
+        writer.gauge(
+            "token_settling",
+            "1 while this replica watches the shared token store, and refreshes nothing",
+            f64::from(u8::from(is_settling)),
         )
     }
 
@@ -314,6 +344,16 @@ impl Scrape {
             &one_hot(&credential.name, "reason", credential.reason),
         )
     }
+}
+
+/// A time series for each value of a label; 0 without counts.
+fn counts<L: Label>(name: &'static str, counts: Option<&Vec<(L, u64)>>) -> Series<u64> {
+    let zeros = || L::VALUES.iter().map(|value| (*value, 0)).collect();
+    let counts = counts.cloned().unwrap_or_else(zeros);
+    counts
+        .into_iter()
+        .map(|(value, count)| (labels([(name, value.label())]), count))
+        .collect()
 }
 
 /// A time series for each value of a label: 1 for the current one, 0 for the others.

@@ -20,10 +20,11 @@ pub(super) fn page(status: &Value) -> HttpResponse {
          <p>The token is <strong>{state}</strong> ({reason}).</p>\
          <p>For programs: <a href=\"/readyz\">/readyz</a>, <a href=\"/metrics\">/metrics</a>, \
          <a href=\"/status\">/status</a>.</p>\
-         {addresses}<pre>{details}</pre>",
+         {store}{addresses}<pre>{details}</pre>",
         version = escaped(&status["version"]),
         state = escaped(&credential["state"]),
         reason = escaped(&credential["reason"]),
+        store = store(&credential["store"]),
         addresses = addresses(status),
         details = escape(&format!("{status:#}")),
     );
@@ -39,6 +40,29 @@ pub(super) fn page(status: &Value) -> HttpResponse {
         .headers_mut()
         .insert(header::CONTENT_SECURITY_POLICY, policy);
     response
+}
+
+/// The shared token store, in a sentence.
+fn store(store: &Value) -> String {
+    if store.is_null() {
+        return String::new();
+    }
+    let state = match (store["up"].as_bool(), store["settled"].as_bool()) {
+        (Some(true), Some(true)) => "up",
+        (Some(true), _) => "up; this replica watches it and refreshes nothing yet",
+        _ => "down",
+    };
+    let claim = match store["claim"]["replica"].as_str() {
+        Some(replica) => format!(" {} refreshes.", escape(replica)),
+        None => String::new(),
+    };
+    format!(
+        "<p>The token store ({kind}, {server}) is <strong>{state}</strong>.{claim} This replica is \
+         {replica}.</p>",
+        kind = escaped(&store["kind"]),
+        server = escaped(&store["server"]),
+        replica = escaped(&store["replica"]),
+    )
 }
 
 /// A table of the addresses of all upstreams.
@@ -94,7 +118,19 @@ mod tests {
         let status = serde_json::json!({
             "version": "1",
             "credentials": [
-                { "state": "dead", "reason": "<script>", "problem": "</pre><img src=x>" },
+                {
+                    "state": "dead",
+                    "reason": "<script>",
+                    "problem": "</pre><img src=x>",
+                    "store": {
+                        "kind": "redis",
+                        "server": "<script>",
+                        "up": true,
+                        "settled": true,
+                        "claim": { "replica": "<script>" },
+                        "replica": "<img>",
+                    },
+                },
             ],
             "upstreams": [{
                 "name": "files",
@@ -117,6 +153,9 @@ mod tests {
         );
         let row = "<tr><td>files<td>&lt;script&gt;<td>192.0.2.1:80<td>in<td><td><td>3<td>0</tr>";
         assert!(body.contains(row), "{body}");
+        let store = "<p>The token store (redis, &lt;script&gt;) is <strong>up</strong>. \
+                     &lt;script&gt; refreshes. This replica is &lt;img&gt;.</p>";
+        assert!(body.contains(store), "{body}");
         assert!(!body.contains("<script") && !body.contains("<img"));
     }
 }

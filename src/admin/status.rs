@@ -10,7 +10,10 @@ use crate::{
         Metrics,
         message::observed::{self as seen, Note},
     },
-    token::{Persistence, Refresh, Snapshot},
+    token::{
+        Persistence, Refresh, Snapshot,
+        fleet::{FleetSnapshot, RegisterInfo},
+    },
     upstream,
 };
 
@@ -57,6 +60,54 @@ fn credential(snapshot: &Snapshot, now: SystemTime) -> Value {
             Persistence::Failing { .. } => json!(false),
         },
         "last_refreshes": last_refreshes.collect::<Vec<_>>(),
+        "store": snapshot.store.as_ref().map(store),
+    })
+}
+
+/// The store that replicas share, and this replica's part in it.
+fn store(store: &FleetSnapshot) -> Value {
+    let RegisterInfo {
+        kind,
+        server,
+        connection: _,
+        connected_since,
+        version,
+        role,
+        replicas,
+        persistence,
+        findings,
+        unconfirmed_writes,
+        last_error,
+    } = &*store.server;
+    let claim = store.claim.as_ref().map(|claim| {
+        json!({
+            "replica": claim.replica,
+            "generation": claim.generation,
+            "orphaned": claim.is_orphaned,
+        })
+    });
+    let last_error = last_error
+        .as_ref()
+        .map(|(at, error)| json!({ "at": date(*at), "error": error }));
+    json!({
+        "kind": kind,
+        "server": server,
+        "up": store.is_up,
+        "since": connected_since.map(date),
+        "problem": store.problem,
+        "last_error": last_error,
+        "version": version,
+        "role": role.label(),
+        "replicas": replicas,
+        "persistence": persistence.label(),
+        "findings": findings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "unconfirmed_writes": unconfirmed_writes,
+        "serial": store.serial,
+        // In digits that a JSON number of 53 bits would round.
+        "life": store.life.map(|life| format!("{life:016x}")),
+        "claim": claim,
+        "settled": store.is_settled,
+        "replica": store.replica,
     })
 }
 

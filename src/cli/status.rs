@@ -191,6 +191,63 @@ fn describe_credential(credential: &Value, lines: &mut Vec<String>) {
                 .to_owned(),
         );
     }
+    if !credential["store"].is_null() {
+        describe_store(&credential["store"], lines);
+    }
+}
+
+/// The store that replicas share. What is usual is left out.
+fn describe_store(store: &Value, lines: &mut Vec<String>) {
+    let is_up = store["up"] == Value::Bool(true);
+    let mut line = format!("store {}: {}", word(&store["kind"]), word(&store["server"]));
+    match store["since"].as_str().filter(|_| is_up) {
+        Some(since) => line += &format!(", up since {since}"),
+        None if is_up => line += ", up",
+        None => line += ", DOWN",
+    }
+    if let Some(version) = store["version"].as_str() {
+        line += &format!(", {version}");
+    }
+    for (name, label) in [("role", ""), ("persistence", "persistence ")] {
+        if let Some(value) = store[name].as_str().filter(|value| *value != "unknown") {
+            line += &format!(", {label}{}", value.replace('_', " "));
+        }
+    }
+    if let Some(replicas) = store["replicas"].as_u64().filter(|replicas| *replicas > 0) {
+        line += &format!(", {replicas} replicas");
+    }
+    lines.push(line);
+    if let Some(problem) = store["problem"].as_str() {
+        lines.push(format!("  {problem}"));
+    }
+    for finding in store["findings"].as_array().into_iter().flatten() {
+        lines.push(format!("  warning: {}", word(finding)));
+    }
+    let settled = match store["settled"] == Value::Bool(true) {
+        true => "settled",
+        false => "settling: it watches the store, and refreshes nothing yet",
+    };
+    lines.push(format!(
+        "  this replica: {}, {settled}",
+        word(&store["replica"])
+    ));
+    let serial = store["serial"].as_u64();
+    let serial = serial.map_or_else(|| "none".to_owned(), |serial| format!("serial {serial}"));
+    let life = store["life"].as_str();
+    let life = life.map_or_else(String::new, |life| format!(", life {life}"));
+    lines.push(format!("  record: {serial}{life}"));
+    let claim = &store["claim"];
+    if !claim.is_null() {
+        let orphaned = match claim["orphaned"] == Value::Bool(true) {
+            true => ", and does not renew its claim any more",
+            false => "",
+        };
+        let generation = claim["generation"].as_u64().unwrap_or_default();
+        lines.push(format!(
+            "  {} refreshes (generation {generation}){orphaned}",
+            word(&claim["replica"])
+        ));
+    }
 }
 
 fn describe_upstream(upstream: &Value, lines: &mut Vec<String>) {
@@ -366,5 +423,63 @@ mod tests {
             ]
         );
         assert_eq!(describe(&Value::Null, false), ["bearer-proxy ?: not ready"]);
+    }
+
+    #[test]
+    fn a_shared_store_in_words() {
+        let described = |store: Value| {
+            let mut lines = Vec::new();
+            describe_store(&store, &mut lines);
+            lines
+        };
+        let up = serde_json::json!({
+            "kind": "redis",
+            "server": "192.0.2.1:6379",
+            "up": true,
+            "since": "2026-01-02T03:04:05Z",
+            "version": "Redis 7.2.4",
+            "role": "primary",
+            "replicas": 1,
+            "persistence": "append_only_file",
+            "findings": ["it accepts writes without its replicas"],
+            "serial": 12,
+            "life": "00000000000000ab",
+            "claim": { "replica": "b:2", "generation": 7, "orphaned": true },
+            "settled": true,
+            "replica": "a:1",
+        });
+        assert_eq!(
+            described(up),
+            [
+                "store redis: 192.0.2.1:6379, up since 2026-01-02T03:04:05Z, Redis 7.2.4, primary, \
+                 persistence append only file, 1 replicas",
+                "  warning: it accepts writes without its replicas",
+                "  this replica: a:1, settled",
+                "  record: serial 12, life 00000000000000ab",
+                "  b:2 refreshes (generation 7), and does not renew its claim any more",
+            ]
+        );
+        let down = serde_json::json!({
+            "kind": "redis",
+            "server": "192.0.2.1:6379",
+            "up": false,
+            "since": null,
+            "problem": "no response",
+            "role": "unknown",
+            "persistence": "unknown",
+            "claim": null,
+            "settled": false,
+            "replica": "a:1",
+        });
+        assert_eq!(
+            described(down),
+            [
+                "store redis: 192.0.2.1:6379, DOWN",
+                "  no response",
+                "  this replica: a:1, settling: it watches the store, and refreshes nothing yet",
+                "  record: none",
+            ]
+        );
+        assert_eq!(described(serde_json::json!(7)).len(), 3);
     }
 }

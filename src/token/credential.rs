@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 use super::{
     cache::{Token, Version},
     deadline::while_running,
+    fleet::Fleet,
     rejection::Rejections,
     state::{Reason, Snapshot, State, Status, Telemetry},
 };
@@ -67,6 +68,8 @@ pub(super) struct Shared {
     pub(super) retry_requested: AtomicBool,
     cooldown: Duration,
     pub(super) waiters: AtomicUsize,
+    /// The store that replicas share.
+    fleet: Option<Arc<Fleet>>,
     telemetry: Mutex<Telemetry>,
 }
 
@@ -75,6 +78,7 @@ impl Shared {
         name: String,
         clock: SharedClock,
         cooldown: Duration,
+        fleet: Option<Arc<Fleet>>,
         telemetry: Telemetry,
     ) -> Self {
         Self {
@@ -89,6 +93,7 @@ impl Shared {
             retry_requested: AtomicBool::new(false),
             cooldown,
             waiters: AtomicUsize::new(0),
+            fleet,
             telemetry: Mutex::new(telemetry),
         }
     }
@@ -230,6 +235,7 @@ impl Credential {
             .as_ref()
             .filter(|token| token.is_usable(now))
             .map(|token| token.expires_at().saturating_since(now));
+        let store = self.shared.fleet.as_ref().map(|fleet| fleet.snapshot());
         let telemetry = self.shared.telemetry();
         Snapshot {
             name: self.shared.name.clone(),
@@ -253,6 +259,7 @@ impl Credential {
             seed_refused: telemetry.seed_refused,
             last_refreshes: telemetry.last_refreshes(),
             persistence: telemetry.persistence,
+            store,
             next_attempt_in: telemetry
                 .next_attempt
                 .map(|next| next.saturating_since(now)),

@@ -224,7 +224,13 @@ impl Refresher {
         let store = store.filter(|_| fleet.is_none());
         let file_watcher = FileWatcher::new(config.files(), Arc::clone(&clock));
         let telemetry = Telemetry::new(writer.persistence());
-        let shared = Arc::new(Shared::new(config.name, clock, config.cooldown, telemetry));
+        let shared = Arc::new(Shared::new(
+            config.name,
+            clock,
+            config.cooldown,
+            fleet.clone(),
+            telemetry,
+        ));
         let (status, subscriber) = watch::channel(Status {
             state: State::Starting,
             reason: Reason::Refreshing,

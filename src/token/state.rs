@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     cache::Version,
+    fleet::FleetSnapshot,
     token_response::{Failure, FailureClass},
 };
 use crate::base::{
@@ -231,6 +232,8 @@ pub struct Snapshot {
     pub last_refreshes: Vec<Refresh>,
     /// Whether the newest tokens would survive a restart.
     pub persistence: Persistence,
+    /// The shared store, with `[token.store]`.
+    pub store: Option<FleetSnapshot>,
     /// Time until the next call; zero during a call; `None` if none is planned.
     pub next_attempt_in: Option<Duration>,
     /// Calls by outcome, since the process started.

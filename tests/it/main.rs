@@ -19,6 +19,7 @@
 //! | `health_checks` | active health checks of upstreams |
 //! | `nodes` | several nodes of the cloud of which some are bad: failures, shares, retries |
 //! | `deploy` | the processes of `deploy/compose.yaml` |
+//! | `store_seen` | replicas with a Redis server: what operators see of it, and `login` |
 //! | `soak` | a mixture of all faults, for a few seconds; `scripts/soak` runs it for longer |
 //! | `cloud`, `documents` | the simulated cloud; what the documents claim |
 //!
@@ -91,6 +92,7 @@ mod rewrite;
 mod secrets;
 mod slow;
 mod soak;
+mod store_seen;
 mod tls;
 mod tunnel;
 mod uploads;

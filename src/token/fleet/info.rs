@@ -2,62 +2,70 @@
 
 use std::{fmt, time::SystemTime};
 
+use crate::base::labels::labels;
+
 /// A snapshot. Contains no secret, and nothing that a server sent but its version.
-#[derive(Debug, Clone, Default)]
-pub(in crate::token) struct RegisterInfo {
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RegisterInfo {
+    /// As in `token.store.kind`.
+    pub kind: &'static str,
     /// The address of the server that is connected, or was connected last: the primary that a
     /// Sentinel named, the node that a cluster named, or what is configured. Before the first
     /// connection, all that are configured.
-    pub(in crate::token) server: String,
+    pub server: String,
     /// Counts the connections of this process.
-    pub(in crate::token) connection: u64,
+    pub connection: u64,
     /// When the present connection was made, by the wall clock. `None`: there is none.
-    pub(in crate::token) connected_since: Option<SystemTime>,
+    pub connected_since: Option<SystemTime>,
     /// Name and number, such as `Redis 7.2.4`.
-    pub(in crate::token) version: Option<String>,
+    pub version: Option<String>,
     /// Whether the server can be written.
-    pub(in crate::token) role: Role,
+    pub role: Role,
     /// The server's replicas.
-    pub(in crate::token) replicas: u64,
+    pub replicas: u64,
     /// What survives a restart of the server.
-    pub(in crate::token) persistence: Persistence,
+    pub persistence: Persistence,
     /// What endangers the record, as of the last look at the server.
-    pub(in crate::token) findings: Vec<Finding>,
+    pub findings: Vec<Finding>,
     /// Writes that no replica has confirmed in time.
-    pub(in crate::token) unconfirmed_writes: u64,
+    pub unconfirmed_writes: u64,
     /// The last error and when it occurred, also when calls succeed again.
-    pub(in crate::token) last_error: Option<(SystemTime, String)>,
+    pub last_error: Option<(SystemTime, String)>,
 }
 
-/// What a server is for writes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(in crate::token) enum Role {
-    /// The user has no right to ask.
-    #[default]
-    Unknown,
-    /// It can be written.
-    Primary,
-    /// It cannot be written.
-    Replica,
+labels! {
+    /// What a server is for writes.
+    #[derive(Default)]
+    pub enum Role {
+        /// The user has no right to ask.
+        #[default]
+        Unknown => "unknown",
+        /// It can be written.
+        Primary => "primary",
+        /// It cannot be written.
+        Replica => "replica",
+    }
 }
 
-/// What of the data survives a restart of the server.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(in crate::token) enum Persistence {
-    /// The user has no right to ask.
-    #[default]
-    Unknown,
-    /// It keeps no append-only file, and has neither read nor made a snapshot since its start.
-    None,
-    /// What was in the last snapshot.
-    Snapshots,
-    /// All but the last second, or all.
-    AppendOnlyFile,
+labels! {
+    /// What of the data survives a restart of the server.
+    #[derive(Default)]
+    pub enum Persistence {
+        /// The user has no right to ask.
+        #[default]
+        Unknown => "unknown",
+        /// It keeps no append-only file, and has neither read nor made a snapshot since its start.
+        None => "none",
+        /// What was in the last snapshot.
+        Snapshots => "snapshots",
+        /// All but the last second, or all.
+        AppendOnlyFile => "append_only_file",
+    }
 }
 
 /// A setting of a server that endangers the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::token) enum Finding {
+pub enum Finding {
     /// The record may be evicted.
     Eviction,
     /// The record may be lost at a restart.

@@ -21,6 +21,9 @@ use super::{
     register::{Reading, Register, RegisterError, Replaced, Revision, Value},
     seal::Seal,
     shared::Shared,
+    snapshot::{
+        ClaimOutcome, ClaimSnapshot, Counters, FleetSnapshot, RestoreReason, StoreError, counts,
+    },
     store_time::StoreTime,
     watch::{Finding, Seen, Watch},
 };
@@ -106,21 +109,6 @@ struct Failing {
     since: Moment,
 }
 
-/// What has happened, for metrics.
-#[derive(Debug, Clone, Copy, Default)]
-pub(in crate::token) struct Counters {
-    pub(in crate::token) claimed: u64,
-    pub(in crate::token) refused: u64,
-    pub(in crate::token) unconfirmed: u64,
-    pub(in crate::token) orphaned: u64,
-    pub(in crate::token) withdrawn: u64,
-    pub(in crate::token) restored_empty: u64,
-    pub(in crate::token) restored_behind: u64,
-    pub(in crate::token) unreachable: u64,
-    pub(in crate::token) store_refused: u64,
-    pub(in crate::token) garbled: u64,
-}
-
 struct Pending {
     number: u64,
     change: Change,
@@ -136,6 +124,12 @@ pub(in crate::token) struct Claimed {
     pub(in crate::token) generation: u64,
     /// For the connection to the issuer.
     pub(in crate::token) fence: Fence,
+}
+
+impl std::fmt::Debug for Fleet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Fleet").field(&self.identity).finish()
+    }
 }
 
 impl std::fmt::Debug for Claimed {
@@ -364,14 +358,14 @@ impl Fleet {
             state.watch.forget();
             return None;
         }
-        let (reason, counter) = match &seen.stored {
-            None => ("empty", &mut state.counters.restored_empty),
-            Some(_) => ("behind", &mut state.counters.restored_behind),
+        let reason = match &seen.stored {
+            None => RestoreReason::Empty,
+            Some(_) => RestoreReason::Behind,
         };
-        *counter += 1;
+        state.counters.restores[reason] += 1;
         drop(state);
         tracing::warn!(
-            reason,
+            reason = reason.label(),
             "the shared token store has lost writes: the newest tokens are written back"
         );
         Some(newest)
@@ -421,11 +415,7 @@ impl Fleet {
     }
 
     fn failed(&self, state: &mut State, error: &RegisterError, now: Moment) {
-        match error {
-            RegisterError::Unreachable(_) => state.counters.unreachable += 1,
-            RegisterError::Refused(_) => state.counters.store_refused += 1,
-            RegisterError::Garbled(_) => state.counters.garbled += 1,
-        }
+        state.counters.errors[StoreError::from(error)] += 1;
         match &mut state.failure {
             Some(failing) => failing.error = error.clone(),
             None => {
@@ -621,12 +611,12 @@ impl Fleet {
         match written {
             Ok(Written::Yes) => {}
             Ok(Written::Excluded | Written::Moved) => {
-                state.counters.refused += 1;
+                state.counters.claims[ClaimOutcome::Refused] += 1;
                 return None;
             }
             Err(_) => {
                 // The store may carry it out later.
-                state.counters.unconfirmed += 1;
+                state.counters.claims[ClaimOutcome::Unconfirmed] += 1;
                 drop(state);
                 self.push(Change::Withdraw(id), None, None);
                 return None;
@@ -638,8 +628,8 @@ impl Fleet {
             .and_then(Seen::shared)
             .and_then(|shared| shared.claim.clone())?;
         let generation = claim.generation;
-        state.counters.claimed += 1;
-        state.counters.orphaned += u64::from(orphan.is_some());
+        state.counters.claims[ClaimOutcome::Claimed] += 1;
+        state.counters.claims[ClaimOutcome::Orphaned] += u64::from(orphan.is_some());
         let fence = Fence::new(SharedClock::clone(&self.clock), sent_at, call.until);
         state.active = Some(Active {
             held: Held { claim, version, at },
@@ -681,7 +671,7 @@ impl Fleet {
         let claim = claimed.as_ref().map(|claimed| claimed.id);
         let change = match (outcome, claim) {
             (CallOutcome::NotSent, Some(id)) => {
-                self.state.lock().counters.withdrawn += 1;
+                self.state.lock().counters.claims[ClaimOutcome::Withdrawn] += 1;
                 Change::Withdraw(id)
             }
             (CallOutcome::NotSent, None) => return,
@@ -745,8 +735,34 @@ impl Fleet {
         self.state.lock().current.is_some()
     }
 
-    pub(in crate::token) fn counters(&self) -> Counters {
-        self.state.lock().counters
+    /// For status and metrics. Waits for nothing.
+    pub(in crate::token) fn snapshot(&self) -> FleetSnapshot {
+        let server = self.register.info();
+        let state = self.state.lock();
+        let shared = state.current.as_ref().and_then(Seen::shared);
+        let is_up = state.current.is_some() && state.failure.is_none();
+        let orphan = state.watch.orphan().map(|pulse| pulse.id);
+        let claim = shared.and_then(|shared| shared.claim.as_ref());
+        FleetSnapshot {
+            replica: self.identity.replica.clone(),
+            is_up,
+            problem: state
+                .failure
+                .as_ref()
+                .map(|failing| failing.error.to_string()),
+            server,
+            serial: shared.map(|shared| shared.serial),
+            life: shared.map(|shared| shared.life),
+            claim: claim.map(|claim| ClaimSnapshot {
+                replica: claim.name.clone(),
+                generation: claim.generation,
+                is_orphaned: orphan == Some(claim.id),
+            }),
+            is_settled: is_up && state.watch.is_settled(),
+            errors: counts(&state.counters.errors),
+            restores: counts(&state.counters.restores),
+            claims: counts(&state.counters.claims),
+        }
     }
 
     /// Why the store cannot be used, if that lasts.

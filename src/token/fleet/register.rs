@@ -73,8 +73,6 @@ pub(in crate::token) trait Register: Send + Sync {
         new: Value,
     ) -> BoxFuture<'_, Result<Replaced, RegisterError>>;
 
-    /// What is known of the server, without waiting.
-    fn info(&self) -> Arc<RegisterInfo> {
-        Arc::default()
-    }
+    /// What is known of the server. Waits for nothing.
+    fn info(&self) -> Arc<RegisterInfo>;
 }

@@ -112,6 +112,7 @@ impl RedisRegister {
                 failed: None,
             }),
             info: ArcSwap::from_pointee(RegisterInfo {
+                kind: "redis",
                 server: servers.join(", "),
                 ..RegisterInfo::default()
             }),

@@ -442,3 +442,48 @@ async fn two_hundred_replicas_call_once_a_period_and_agree_within_a_second() {
     println!("all replicas have a new token after {slowest:?}");
     assert!(slowest <= ms(1100), "{slowest:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_shows_the_store_and_who_refreshes() {
+    let world = World::new(Rules {
+        latency: vec![seconds(1)],
+        ..Rules::default()
+    });
+    let store = |replica: usize| {
+        let snapshot = world.replicas[replica].credential.snapshot();
+        snapshot.store.expect("a store")
+    };
+    assert!(!store(0).is_up && !store(0).is_settled);
+    assert!(world.ready(seconds(6)).await.is_some());
+    world.pass(seconds(8)).await;
+    assert!(store(0).is_up && store(0).is_settled);
+    assert_eq!(
+        (store(0).replica.as_str(), store(0).claim),
+        ("replica-0", None)
+    );
+    let serial = store(0).serial;
+    let owner = loop {
+        match world.claimant() {
+            Some(owner) => break owner,
+            None => world.pass(ms(10)).await,
+        }
+    };
+    world.pass(ms(600)).await;
+    let claim = store((owner + 1) % 4).claim.expect("a claim");
+    assert_eq!(claim.replica, format!("replica-{owner}"));
+    assert_eq!((claim.generation, claim.is_orphaned), (2, false));
+    assert!(store(owner).serial > serial);
+    let life = store(0).life;
+
+    world.pass(seconds(5)).await;
+    world.server.wipe();
+    world.pass(seconds(2)).await;
+    let restores: u64 = (0..4).map(|replica| store(replica).restores[0].1).sum();
+    assert_eq!(restores, 1);
+    assert!(!store(0).is_settled && store(0).life != life);
+
+    world.server.restart(seconds(30));
+    world.pass(seconds(10)).await;
+    assert!(!store(0).is_up && store(0).problem.is_some());
+    assert!(store(0).errors[0].1 > 0);
+}
