@@ -74,6 +74,8 @@ pub(in crate::token) struct CallResult {
     pub(in crate::token) grant: Grant,
     /// The version that was current before the call.
     pub(in crate::token) before: Version,
+    /// The fingerprint of the client secret that the issuer accepted; `None` without a call.
+    pub(in crate::token) client: Option<String>,
 }
 
 /// What the issuer said.
@@ -218,7 +220,7 @@ impl CallResult {
             // Another version could be behind the one that a later claim has announced.
             next.announced = next.announced.max(ours.generation);
             next.claim = None;
-            next.limits.clear();
+            next.limits.clear(self.client.as_deref());
             if !is_child {
                 next.life = life;
             }

@@ -104,10 +104,14 @@ impl Limits {
         self.budget_whole_at_ms = Some(to_millis(time));
     }
 
-    /// After a success only the budget goes on.
-    pub(in crate::token) fn clear(&mut self) {
+    /// After a success the budget goes on, and so does the refusal of a client secret other than
+    /// `accepted`: replicas may still have it, and it is tried once a minute by all of them together.
+    pub(in crate::token) fn clear(&mut self, accepted: Option<&str>) {
         *self = Self {
             budget_whole_at_ms: self.budget_whole_at_ms,
+            client_refused: self
+                .client_refused
+                .take_if(|refused| Some(refused.secret.as_str()) != accepted),
             ..Self::default()
         };
     }

@@ -105,6 +105,7 @@ impl Refresher {
             record: fleet.in_store_time(record),
             before: record.version(),
             grant: Grant::Chain(token),
+            client: None,
         });
     }
 
@@ -203,6 +204,7 @@ impl Refresher {
             record: fleet.in_store_time(&record),
             grant: attempt.grant.clone(),
             before: attempt.version_before,
+            client: Some(self.issuer.client_fingerprint()),
         };
         let claimed = attempt.claimed.take();
         fleet

@@ -17,7 +17,6 @@ use super::{
     world::{Setup, World, amount, state, status},
 };
 
-/// As text.
 fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
 }
@@ -134,8 +133,7 @@ async fn tokens_and_keys_appear_nowhere() {
     let setup = Setup {
         more: format!(
             "token.store.user = \"fleet\"\ntoken.store.password = \"{PASSWORD}\"\ntoken.store.key = \"{key}\"\n"
-        )
-        .replace("log.level = \"debug\"", ""),
+        ),
         lifetime: seconds(2),
         ..Setup::default()
     };

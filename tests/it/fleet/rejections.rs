@@ -17,7 +17,7 @@ async fn the_budget_of_refreshes_holds_for_all_replicas() {
     let setup = Setup {
         replicas: 3,
         lifetime: Duration::from_secs(3600),
-        more: format!("retry.cooldown = \"{}s\"\n", COOLDOWN.as_secs()),
+        cooldown: COOLDOWN,
         ..Setup::default()
     };
     let world = World::start(&store, setup).await;

@@ -25,7 +25,9 @@ const LINGER: Duration = Duration::from_secs(5);
 pub(super) struct Rules {
     target: SocketAddr,
     /// Open connections are closed, and new ones as soon as they are accepted.
-    pub(super) is_cut: bool,
+    is_cut: bool,
+    /// Counts changes of the target and cuts: each closes the connections of before.
+    epoch: u64,
     /// Nothing passes to the server.
     pub(super) freezes_requests: bool,
     /// Nothing passes to the client.
@@ -74,6 +76,7 @@ impl Relay {
         let rules = watch::Sender::new(Rules {
             target,
             is_cut: false,
+            epoch: 0,
             freezes_requests: false,
             freezes_responses: false,
             holds_handshakes: false,
@@ -82,10 +85,11 @@ impl Relay {
         let receiver = rules.subscribe();
         let address = scripted(move |_, client| {
             let (mut cut, rules, issuer) = (receiver.clone(), receiver.clone(), issuer.clone());
+            let epoch = rules.borrow().epoch;
             async move {
                 tokio::select! {
                     result = serve(client, rules, issuer) => result,
-                    _ = cut.wait_for(|rules| rules.is_cut) => Ok(()),
+                    _ = cut.wait_for(|rules| rules.is_cut || rules.epoch != epoch) => Ok(()),
                 }
             }
         })
@@ -98,12 +102,18 @@ impl Relay {
     }
 
     pub(super) fn cut(&self, is_cut: bool) {
-        self.set(|rules| rules.is_cut = is_cut);
+        self.set(|rules| {
+            rules.is_cut = is_cut;
+            rules.epoch += 1;
+        });
     }
 
-    /// Connects to another server from now on.
+    /// Connects to another server from now on, and closes the connections to this one.
     pub(super) fn retarget(&self, target: SocketAddr) {
-        self.set(|rules| rules.target = target);
+        self.set(|rules| {
+            rules.target = target;
+            rules.epoch += 1;
+        });
     }
 }
 

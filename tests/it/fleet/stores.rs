@@ -66,11 +66,8 @@ async fn inflict(world: &World, store: &mut Store, other: &mut Option<Store>, fa
         }
         Fault::Failover => {
             let replacement = other.take().unwrap();
-            replacement.command(&["REPLICAOF", "NO", "ONE"]).await;
             for replica in &world.replicas {
-                replica.to_store.cut(true);
                 replica.to_store.retarget(replacement.address);
-                replica.to_store.cut(false);
             }
             // The old primary runs on, and nobody uses it.
             *other = Some(std::mem::replace(store, replacement));

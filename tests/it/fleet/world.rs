@@ -46,6 +46,8 @@ pub(super) struct Setup {
     pub(super) forgives: Duration,
     pub(super) latency: Duration,
     pub(super) seeds: Vec<String>,
+    /// The time between two refreshes that an operator or rejections cause.
+    pub(super) cooldown: Duration,
     /// Further lines of each configuration.
     pub(super) more: String,
 }
@@ -58,6 +60,7 @@ impl Default for Setup {
             forgives: Duration::ZERO,
             latency: Duration::ZERO,
             seeds: vec!["seed".to_owned()],
+            cooldown: Duration::from_secs(1),
             more: String::new(),
         }
     }
@@ -105,10 +108,14 @@ impl Replica {
 
     /// Requests a refresh from this replica.
     pub(super) async fn request_refresh(&self) {
-        send(self.program.admin, post("/token/refresh", "")).await;
+        // It is too early right after a refresh.
+        eventually("the replica accepts the request", async || {
+            let response = send(self.program.admin, post("/token/refresh", "")).await;
+            response.status() == 202
+        })
+        .await;
     }
 
-    /// The generation and the age of the token are in it.
     pub(super) async fn generation(&self) -> u64 {
         self.program.generation().await
     }
@@ -158,12 +165,13 @@ impl World {
             let more = format!(
                 "token.issuer = \"{}\"\ntoken.proxy = \"socks5://{}\"\ntoken.refresh_margin = \"{}ms\"\n\
                  token.state_file = \"state/token.json\"\ntoken.grace_retry = {}\n\
-                 token.store.kind = \"redis\"\ntoken.store.url = \"redis://{}\"\nlog.level = \"debug\"\n{}",
+                 token.store.kind = \"redis\"\ntoken.store.url = \"redis://{}\"\nlog.level = \"debug\"\nretry.cooldown = \"{}s\"\n{}",
                 cloud.origin(),
                 to_issuer.address,
                 margin.as_millis(),
                 !setup.forgives.is_zero(),
                 to_store.address,
+                setup.cooldown.as_secs(),
                 setup.more,
             );
             let program = Program::new(cloud.origin(), &more);

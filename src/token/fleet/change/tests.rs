@@ -67,6 +67,7 @@ fn result(owner: u64, before: &Shared, spent: &str, refresh_token: &str) -> Chan
         record: advanced(&before.record, &grant, refresh_token),
         grant,
         before: before.record.version(),
+        client: Some("right".to_owned()),
     }))
 }
 
@@ -281,4 +282,16 @@ fn what_the_issuer_said_is_noted_once() {
     assert!(next.claim.is_none());
     assert_eq!(next.record.intents.len(), 1);
     does_nothing(&note, &next);
+}
+
+#[test]
+fn a_success_with_one_secret_does_not_end_the_refusal_of_another() {
+    for (refused, stays) in [("wrong", true), ("right", false)] {
+        let mut before = stored();
+        before.limits.client_refused = Some(ClientRefused::new(refused.to_owned(), AT));
+        before.limits.set_not_before(Some(AT));
+        let after = replaced(&result(1, &before, "a", "b"), Some(&before));
+        assert_eq!(after.limits.client_refused.is_some(), stays, "{refused}");
+        assert_eq!(after.limits.not_before(), None);
+    }
 }
