@@ -1,6 +1,6 @@
 //! The replica that owns the claim is killed or stopped around its call.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 
@@ -182,10 +182,5 @@ async fn stop_in(world: &World, store: &Store, phase: Phase, time: Duration) {
             world.cloud.faults().clear();
         }
     }
-    let begin = Instant::now();
     world.until_after(generation, &[0, 1]).await;
-    println!(
-        "{phase:?}, {time:?}: a new token after {:?}",
-        begin.elapsed()
-    );
 }

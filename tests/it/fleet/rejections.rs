@@ -1,8 +1,8 @@
 //! The upstream rejects tokens that are not expired.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::Instant};
 
 use super::{
     store::Store,

@@ -4,7 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::{
@@ -43,7 +43,6 @@ pub(super) struct Rules {
 pub(super) struct Spent {
     pub(super) replica: usize,
     pub(super) token: String,
-    pub(super) at: Instant,
 }
 
 /// All refresh tokens that reached the issuer.
@@ -194,7 +193,6 @@ async fn carry<W: AsyncWrite + Unpin>(
             log.lock().unwrap().push(Spent {
                 replica: *replica,
                 token,
-                at: Instant::now(),
             });
         }
         to.write_all(&buffer[..n]).await?;

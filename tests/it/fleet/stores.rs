@@ -1,10 +1,10 @@
 //! The store is paused, restarted, emptied and replaced, at rest and in the middle of a call; and
 //! connections to it and to the issuer are cut.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Signal;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{
     store::Store,
@@ -123,7 +123,6 @@ async fn run(arguments: &[&str], faults: &[Fault]) {
                 }
                 world.until_after(generation, &all).await;
                 let took = back.elapsed();
-                println!("{what}: a new token after {took:?}");
                 assert!(took < RESUMED, "{what}: {took:?}\n{}", world.logs());
                 world.cloud.faults().clear();
                 // Spending resumes as well: a further refresh.
