@@ -595,7 +595,8 @@ impl Fleet {
             let whole_at = seen
                 .shared()
                 .and_then(|shared| shared.limits.budget_whole_at());
-            whole_at.map_or(at, |whole_at| whole_at.max(at)) + cooldown
+            let whole_at = whole_at.map_or(at, |whole_at| whole_at.max(at));
+            whole_at.checked_add(cooldown).unwrap_or(whole_at)
         });
         let change = Change::Claim(NewClaim {
             id,
