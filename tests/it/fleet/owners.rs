@@ -1,6 +1,6 @@
 //! The replica that owns the claim is killed or stopped around its call.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::future::join_all;
 
@@ -121,7 +121,18 @@ async fn stop(time: Duration, forgives: Duration) {
     for _ in 0..amount("SOAK_FLEET_STOPS", 1) {
         for phase in PHASES {
             let what = format!("stopped for {time:?} {phase:?}, forgiven {forgives:?}");
+            let before = world.spent().len();
             stop_in(&world, &store, phase, time).await;
+            // The issuer would forgive what a closed fence keeps back.
+            let tokens: Vec<_> = world.spent().split_off(before);
+            let tokens: Vec<_> = tokens.into_iter().map(|spent| spent.token).collect();
+            let unique: BTreeSet<_> = tokens.iter().collect();
+            let is_fenced = matches!(phase, Phase::BeforeWrite);
+            assert!(
+                !is_fenced || unique.len() == tokens.len(),
+                "{what}: {tokens:?}\n{}",
+                world.logs()
+            );
             if forgives.is_zero() {
                 world.check(&what);
             } else {
