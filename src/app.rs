@@ -232,6 +232,7 @@ impl App {
     /// Ends all parts in order, see the module documentation. Returns when the last one has ended.
     pub async fn shut_down(self) {
         self.draining.cancel();
+        self.credential.drain();
         if !self.drain_delay.is_zero() {
             tokio::time::sleep(self.drain_delay).await;
         }

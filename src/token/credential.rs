@@ -64,6 +64,8 @@ pub(super) struct Shared {
     pub(super) files_changed: AtomicBool,
     /// What rejected requests know of each other.
     pub(super) rejections: Rejections,
+    /// The process ends soon.
+    pub(super) is_draining: AtomicBool,
     /// An operator asked to go on at once, whatever failed before.
     pub(super) retry_requested: AtomicBool,
     cooldown: Duration,
@@ -90,6 +92,7 @@ impl Shared {
             early_refresh: AtomicBool::new(false),
             files_changed: AtomicBool::new(false),
             rejections: Rejections::new(cooldown),
+            is_draining: AtomicBool::new(false),
             retry_requested: AtomicBool::new(false),
             cooldown,
             waiters: AtomicUsize::new(0),
@@ -180,6 +183,13 @@ impl Credential {
     pub fn reload(&self) {
         self.shared.retry_requested.store(true, Relaxed);
         self.reread_files();
+    }
+
+    /// The process ends soon: a replica leaves the next refresh to the others, as long as its token is
+    /// valid.
+    pub fn drain(&self) {
+        self.shared.is_draining.store(true, Relaxed);
+        self.shared.wake.notify_one();
     }
 
     pub(super) fn reread_files(&self) {

@@ -315,6 +315,7 @@ impl Refresher {
             if due.is_none_or(|due| due > shared.clock.now()) {
                 self.lock_wait = LockWait::default();
             }
+            let due = due.map(|due| self.put_off_while_draining(due));
             self.mark_overdue(due);
             self.report();
             // While the newest tokens are not stored, this process still holds the lock.
@@ -374,6 +375,10 @@ impl Refresher {
                 }
             }
             self.follow_fleet();
+            let now = self.shared.clock.now();
+            if self.put_off_while_draining(now) > now {
+                return;
+            }
         }
         self.reload_record(LockState::Held).await;
         self.restore_stored().await;

@@ -3,7 +3,7 @@
 
 use std::{
     cmp::Ordering,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, SystemTime},
 };
 
@@ -289,6 +289,28 @@ impl Refresher {
             }
         }
         false
+    }
+
+    /// A replica that drains leaves the next call to the others, until its own token has expired.
+    pub(super) fn put_off_while_draining(&self, due: Moment) -> Moment {
+        match self.expiry() {
+            Some(expiry) if self.fleet.is_some() && self.shared.is_draining.load(Relaxed) => {
+                due.max(expiry)
+            }
+            _ => due,
+        }
+    }
+
+    /// The refresh token of a handwritten file is a seed: no chain that the store has lost.
+    pub(super) fn take_handwritten_as_seed(&mut self) {
+        if self.fleet.is_none() || !self.chain.record.is_handwritten() {
+            return;
+        }
+        // As an empty store has it.
+        self.chain.record.generation = 0;
+        if let Some(token) = self.chain.record.refresh_token.take() {
+            self.chain.offer_handwritten(&token);
+        }
     }
 
     /// Requests for a refresh that arrive while this replica may not call.

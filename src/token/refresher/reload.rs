@@ -33,6 +33,7 @@ impl Refresher {
         // Stored intents count only once the lock is held: until then, the process that opened them
         // may still be in its call.
         self.chain.record.intents.clear();
+        self.take_handwritten_as_seed();
         if let Some(configured) = configured {
             let used = if self.chain.offer_seed(configured) {
                 "the configured one"

@@ -4,8 +4,11 @@ use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use super::world::{Rules, World, ms, owner};
 use crate::{
-    base::clock::Clock as _,
-    token::{FailureClass, Reason, RejectedRequest, Replacement, State, fleet::OnStoreFailure},
+    base::{clock::Clock as _, secret::Secret},
+    token::{
+        FailureClass, Reason, RejectedRequest, Replacement, State, fleet::OnStoreFailure,
+        refresh_token::RefreshToken, store::Record,
+    },
 };
 
 const fn seconds(n: u64) -> Duration {
@@ -486,4 +489,53 @@ async fn a_snapshot_shows_the_store_and_who_refreshes() {
     world.pass(seconds(10)).await;
     assert!(!store(0).is_up && store(0).problem.is_some());
     assert!(store(0).errors[0].1 > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_refresh_token_of_a_handwritten_file_is_a_seed() {
+    let mut world = World::new(Rules {
+        replicas: 0,
+        ..Rules::default()
+    });
+    world.issuer.grant_seed("by hand");
+    let token = RefreshToken::new(Secret::new("by hand"));
+    for _ in 0..2 {
+        let mut handwritten = Record::default();
+        handwritten.generation = 7;
+        handwritten.refresh_token = Some(token.clone());
+        world.add(None, Some(handwritten));
+    }
+    world.pass(seconds(2)).await;
+    assert!(world.server.shared(&owner()).is_none(), "it is no chain");
+    assert!(world.ready(seconds(4)).await.is_some());
+    assert!(world.agreed(seconds(2)).await);
+    let stored = world.server.shared(&owner()).expect("a record").record;
+    assert!(stored.epoch > 0 && stored.has_adopted(token.fingerprint()));
+    assert_eq!(world.issuer.received().len(), 1);
+    // Another replica with the same file.
+    let mut handwritten = Record::default();
+    handwritten.refresh_token = Some(token);
+    world.add(None, Some(handwritten));
+    world.pass(seconds(20)).await;
+    assert_eq!(world.issuer.received().len(), 1);
+    assert!(world.agree());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_draining_replica_claims_nothing_while_its_token_is_valid() {
+    let world = World::new(Rules {
+        replicas: 1,
+        ..Rules::default()
+    });
+    assert!(world.ready(seconds(5)).await.is_some());
+    world.replicas[0].credential.drain();
+    let calls = world.issuer.received().len();
+    while world.version(0).is_some() {
+        let _ = world.replicas[0].credential.refresh_now();
+        assert_eq!(world.issuer.received().len(), calls);
+        world.pass(ms(100)).await;
+    }
+    // Requests that it still has wait for a token.
+    assert!(world.ready(seconds(5)).await.is_some());
+    assert_eq!(world.issuer.received().len(), calls + 1);
 }
