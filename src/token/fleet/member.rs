@@ -340,35 +340,40 @@ impl Fleet {
             if finding == Finding::Intact {
                 return Ok(seen);
             }
-            let Some(lost) = self.lost(&seen) else {
+            let Some(lost) = self.lost() else {
                 return Ok(seen);
             };
             let change = Change::Restore(lost);
-            let _ = self.write(&change, &seen).await?;
+            if let Written::Yes = self.write(&change, &seen).await? {
+                self.restored(&seen);
+            }
         }
         Err(busy())
     }
 
     /// The record that the store has lost; `None` if it is not to be brought back.
-    fn lost(&self, seen: &Seen) -> Option<Arc<Shared>> {
+    fn lost(&self) -> Option<Arc<Shared>> {
         let mut state = self.state.lock();
         let newest = state.watch.newest().cloned()?;
         let token = newest.record.refresh_token.as_ref();
-        if token.is_none_or(|token| newest.is_refused(token)) {
+        // A claim may be of a call under way, even if nothing else is worth it.
+        if newest.claim.is_none() && token.is_some_and(|token| newest.is_refused(token)) {
             state.watch.forget();
             return None;
         }
+        Some(newest)
+    }
+
+    fn restored(&self, seen: &Seen) {
         let reason = match &seen.stored {
             None => RestoreReason::Empty,
             Some(_) => RestoreReason::Behind,
         };
-        state.counters.restores[reason] += 1;
-        drop(state);
+        self.state.lock().counters.restores[reason] += 1;
         tracing::warn!(
             reason = reason.label(),
-            "the shared token store has lost writes: the newest tokens are written back"
+            "the shared token store had lost writes: the newest tokens were written back"
         );
-        Some(newest)
     }
 
     async fn read_once(&self) -> Result<(Seen, Finding), RegisterError> {
@@ -384,6 +389,8 @@ impl Fleet {
             Ok(seen) => {
                 let before = (
                     state.settled_and_free(),
+                    // An empty store, too, is news when it is read first: a replica offers its copy.
+                    state.current.is_some(),
                     state.revision(),
                     state.failure.is_some(),
                 );
@@ -398,7 +405,12 @@ impl Fleet {
                 if finding == Finding::Intact {
                     state.current = Some(seen.clone());
                 }
-                let after = (state.settled_and_free(), state.revision(), false);
+                let after = (
+                    state.settled_and_free(),
+                    state.current.is_some(),
+                    state.revision(),
+                    false,
+                );
                 drop(state);
                 if before != after {
                     self.notify();

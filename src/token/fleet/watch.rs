@@ -101,13 +101,14 @@ impl Watch {
         {
             self.watched = Duration::ZERO;
         }
-        if self
-            .newest
-            .as_ref()
-            .is_some_and(|newest| shared.serial < newest.serial)
+        if let Some(newest) = &self.newest
+            && shared.serial < newest.serial
         {
             self.watched = Duration::ZERO;
-            return Finding::Lost;
+            // The store was emptied, and others have gone on since: newer tokens win.
+            if shared.record.version() <= newest.record.version() {
+                return Finding::Lost;
+            }
         }
         self.newest = Some(Arc::clone(shared));
         Finding::Intact
@@ -268,6 +269,23 @@ mod tests {
                 assert_eq!(newest.serial, 5);
             }
         }
+    }
+
+    #[test]
+    fn newer_tokens_with_a_lower_serial_are_not_overwritten() {
+        let mut watching = Watching::new();
+        watching.store(5, 1, None);
+        watching.read(20, 250);
+        let mut newer = Shared {
+            serial: 2,
+            life: 2,
+            ..Shared::default()
+        };
+        newer.record.epoch = 1;
+        watching.seen.stored = Some((Revision(9), Arc::new(newer)));
+        assert_eq!(watching.read(1, 250), Finding::Intact);
+        assert!(!watching.watch.is_settled());
+        assert_eq!(watching.watch.newest().expect("kept").serial, 2);
     }
 
     #[test]

@@ -23,6 +23,9 @@ use crate::{
     },
 };
 
+/// The longest backoff and the longest `Retry-After` that is heeded.
+const MAX_WAIT: Duration = Duration::from_secs(300);
+
 /// What other replicas have learned from the issuer.
 #[derive(Debug, Default)]
 pub(super) struct Followed {
@@ -71,7 +74,10 @@ impl Refresher {
             Ordering::Greater => self.take_over_shared(stored),
             _ if is_superseded && !is_same_token => self.take_over_shared(stored),
             Ordering::Equal if !is_same_token => self.take_over_shared(stored),
-            Ordering::Equal => self.chain.follow(stored),
+            Ordering::Equal => {
+                self.followed.is_offered = false;
+                self.chain.follow(stored);
+            }
             Ordering::Less => self.offer_to(&fleet),
         }
         self.heed_limits(&view, now);
@@ -112,7 +118,8 @@ impl Refresher {
     /// What the issuer said to another replica holds for this one, too.
     fn heed_limits(&mut self, view: &View, now: Moment) {
         let limits = &view.shared.limits;
-        let moment = |time| view.time.moment(time, now);
+        // The store's clock may have gone back, and no limit that a replica sets is longer.
+        let moment = |time| view.time.moment(time, now).min(now + MAX_WAIT);
         if let Some(until) = limits.throttled_until() {
             self.timing.throttled_until = self.timing.throttled_until.max(moment(until));
         }
@@ -122,7 +129,8 @@ impl Refresher {
         if let Some(whole_at) = limits.budget_whole_at() {
             let spare = self.policy.cooldown.saturating_mul(BURST - 1);
             self.followed.rejection_allowed_at =
-                moment(whole_at.checked_sub(spare).unwrap_or(whole_at));
+                moment(whole_at.checked_sub(spare).unwrap_or(whole_at))
+                    .min(now + self.policy.cooldown);
         }
         if let Some(refused) = &limits.client_refused
             && refused.secret == self.issuer.client_fingerprint()

@@ -1,6 +1,9 @@
 //! One situation each.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, SystemTime},
+};
 
 use super::world::{Rules, World, ms, owner};
 use crate::{
@@ -171,6 +174,62 @@ async fn an_emptied_store_gets_the_newest_record_back() {
         assert!(world.agree());
     }
     assert_eq!(world.issuer.reused().len(), 0);
+}
+
+/// A single node moves into a fleet: the others know nothing but the seed of long ago.
+#[tokio::test(start_paused = true)]
+async fn a_replica_offers_its_copy_before_another_sends_the_seed() {
+    let mut world = World::new(Rules {
+        replicas: 1,
+        ..Rules::default()
+    });
+    assert!(world.ready(seconds(5)).await.is_some());
+    let stored = world.server.shared(&owner()).expect("stored").record;
+    let store_now = world.clock.wall();
+    let copy = stored.in_local_time(&*world.clock, store_now);
+    world.kill(0).await;
+    world.server.wipe();
+    world.replicas.clear();
+    world.add(None, Some(copy));
+    world.add(Some("seed"), None);
+    world.pass(seconds(20)).await;
+    assert_eq!(world.issuer.reused().len(), 0);
+    assert_eq!(world.issuer.received().len(), 1);
+    assert!(world.agree());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_emptied_during_the_first_call_gets_the_claim_back() {
+    let world = World::new(Rules {
+        replicas: 2,
+        latency: vec![seconds(6)],
+        ..Rules::default()
+    });
+    while world.claimant().is_none() {
+        world.pass(ms(10)).await;
+    }
+    world.pass(seconds(1)).await;
+    world.server.wipe();
+    world.pass(seconds(30)).await;
+    assert_eq!(world.issuer.received().len(), 1);
+    assert!(world.agree());
+}
+
+/// The store's clock went back: limits seem to end in the far future.
+#[tokio::test(start_paused = true)]
+async fn no_shared_limit_lasts_for_longer_than_one_that_a_replica_sets() {
+    let world = World::new(Rules::default());
+    assert!(world.ready(seconds(5)).await.is_some());
+    let mut shared = world.server.shared(&owner()).expect("stored");
+    let end = Some(SystemTime::UNIX_EPOCH + seconds(100_000_000_000));
+    shared.limits.set_not_before(end);
+    shared.limits.set_throttled_until(end);
+    shared.serial += 1;
+    world
+        .server
+        .put(&shared.to_bytes(&owner()).expect("encoded"));
+    world.pass(seconds(310)).await;
+    assert!(world.agree());
 }
 
 #[tokio::test(start_paused = true)]
