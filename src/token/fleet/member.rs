@@ -3,6 +3,7 @@
 
 use std::{
     collections::VecDeque,
+    hash::{BuildHasher as _, RandomState},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -833,7 +834,6 @@ fn busy() -> RegisterError {
 }
 
 fn random() -> u64 {
-    // Without entropy the clock of the store still tells processes apart: claims are renewed by
-    // number, and a repeated number is excluded by the compare-and-set of its revision.
-    getrandom::u64().unwrap_or_default()
+    // The keys of a `RandomState` differ between processes and calls even where the system call fails.
+    getrandom::u64().unwrap_or_else(|_| RandomState::new().hash_one(()))
 }

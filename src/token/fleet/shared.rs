@@ -16,6 +16,8 @@ use crate::{
 };
 
 const FORMAT: u32 = 1;
+/// More writes or generations than any store will see.
+const MAX_COUNT: u64 = u64::MAX / 2;
 /// Refused refresh tokens that are remembered. Each of them took an operator or a new chain.
 const MAX_REFUSED: usize = 16;
 /// Refresh tokens that are kept although the chain has gone on without them.
@@ -188,6 +190,10 @@ impl Shared {
         if head.format != FORMAT {
             return Err(Self::unknown_format(bytes).unwrap_or_else(garbled));
         }
+        // Sums of such numbers would not grow any more, and hide that the store loses writes.
+        if head.serial > MAX_COUNT || head.announced > MAX_COUNT {
+            return Err(garbled());
+        }
         Ok(Self {
             serial: head.serial,
             life: head.life,
@@ -267,7 +273,7 @@ mod tests {
     fn full() -> Shared {
         let token = |text: &str| RefreshToken::new(Secret::new(text));
         let mut shared = Shared {
-            serial: u64::MAX,
+            serial: MAX_COUNT,
             life: 7,
             announced: 3,
             claim: Some(Claim {
@@ -313,6 +319,19 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_serial_that_cannot_grow_is_no_record() {
+        let shared = Shared {
+            serial: u64::MAX,
+            ..full()
+        };
+        let bytes = shared.to_bytes(&owner()).expect("JSON");
+        assert!(matches!(
+            Shared::from_bytes(&bytes, &owner()),
+            Err(Unreadable::Garbled(_))
+        ));
     }
 
     proptest! {

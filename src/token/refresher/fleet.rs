@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Refresher, chain::Attempt};
+use super::{Refresher, chain::Attempt, plan::Plan};
 use crate::{
     base::{clock::Moment, secret::Secret},
     token::{
@@ -23,8 +23,8 @@ use crate::{
     },
 };
 
-/// The longest backoff and the longest `Retry-After` that is heeded.
-const MAX_WAIT: Duration = Duration::from_secs(300);
+/// The time between two attempts to claim a call.
+const REPETITION: Duration = Duration::from_millis(250);
 
 /// What other replicas have learned from the issuer.
 #[derive(Debug, Default)]
@@ -82,6 +82,10 @@ impl Refresher {
         }
         self.heed_limits(&view, now);
         self.assess();
+        // The replica whose call was refused may have died before it tried a spare.
+        if matches!(self.plan(), Plan::Blocked(_)) && self.try_spare() {
+            self.assess();
+        }
     }
 
     fn take_over_shared(&mut self, stored: Record) {
@@ -98,11 +102,12 @@ impl Refresher {
         let Some(token) = record.refresh_token.clone() else {
             return;
         };
-        if !fleet.was_read()
-            || !fleet.is_idle()
-            || self.followed.is_offered
-            || self.chain.is_refused(&token)
-        {
+        if !fleet.was_read() || self.followed.is_offered || self.chain.is_refused(&token) {
+            return;
+        }
+        if !fleet.is_idle() {
+            // Once what is pending is stored.
+            self.followed.seen = None;
             return;
         }
         self.followed.is_offered = true;
@@ -118,8 +123,7 @@ impl Refresher {
     /// What the issuer said to another replica holds for this one, too.
     fn heed_limits(&mut self, view: &View, now: Moment) {
         let limits = &view.shared.limits;
-        // The store's clock may have gone back, and no limit that a replica sets is longer.
-        let moment = |time| view.time.moment(time, now).min(now + MAX_WAIT);
+        let moment = |time| view.time.moment(time, now);
         if let Some(until) = limits.throttled_until() {
             self.timing.throttled_until = self.timing.throttled_until.max(moment(until));
         }
@@ -187,6 +191,7 @@ impl Refresher {
         };
         let Some(claimed) = fleet.claim(call).await else {
             self.chain.abandon(attempt);
+            self.lock_wait.put_off(self.shared.clock.now() + REPETITION);
             return false;
         };
         attempt.fence = Some(claimed.fence.clone());

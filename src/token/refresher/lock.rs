@@ -46,6 +46,11 @@ impl LockWait {
         self.next_try
     }
 
+    /// No try before that.
+    pub(super) fn put_off(&mut self, next_try: Moment) {
+        self.next_try = next_try;
+    }
+
     pub(super) fn overdue(&self) -> Option<&Problem> {
         self.overdue.as_ref()
     }
