@@ -25,7 +25,7 @@ use super::{
 use crate::{
     base::{clock, secret::Secret},
     config::{Config, Loaded},
-    token::{code_grant::CodeGrant, login::Login},
+    token::{self, code_grant::CodeGrant, login::Login},
 };
 
 #[derive(Debug, Args)]
@@ -52,14 +52,13 @@ pub(super) fn login(config: &ConfigFile, args: LoginArgs) -> ExitCode {
         print_error(format_args!("{mistake}"));
     }
     let config = loaded.config;
-    let (Some(redirect_uri), Some(state_file)) = (
-        config.initial_grant.code.redirect_uri.clone(),
-        config.token.state_file.clone(),
-    ) else {
+    let redirect_uri = config.initial_grant.code.redirect_uri.clone();
+    let Some(redirect_uri) = redirect_uri.filter(|_| mistakes.is_empty()) else {
         return ExitCode::from(CONFIG);
     };
+    let state_file = config.token.state_file.clone();
     if args.code.is_none() && !callback::can_listen_at(&redirect_uri) {
-        print_manual_steps(&config, &redirect_uri, &state_file);
+        print_manual_steps(&config, &redirect_uri, state_file.as_deref());
         // Nothing is stored yet.
         return ExitCode::from(FAILED);
     }
@@ -81,7 +80,7 @@ fn missing_keys(loaded: &Loaded) -> Vec<String> {
              in \"http://127.0.0.1:8765/callback\")",
         ),
         (
-            config.token.state_file.is_none(),
+            config.token.state_file.is_none() && config.token.store.is_none(),
             "token.state_file: is missing, and tokens are stored there (write state_file = \
              \"state/token.json\")",
         ),
@@ -96,10 +95,13 @@ fn missing_keys(loaded: &Loaded) -> Vec<String> {
 async fn log_in(
     config: Config,
     redirect_uri: String,
-    state_file: PathBuf,
+    state_file: Option<PathBuf>,
     code: Option<Secret>,
 ) -> Result<(), String> {
     let clock = clock::system();
+    let state_file = state_file.as_deref();
+    let place = place(&config.token);
+    let begin = || Login::begin(&config.token, Some(&config.initial_grant), clock.clone());
     let code_grant = CodeGrant::new(
         &config.initial_grant.code,
         &config.token.issuer,
@@ -107,19 +109,18 @@ async fn log_in(
     );
     let code_grant = code_grant.map_err(|error| error.to_string())?;
     // Checked before the user logs in.
-    Login::begin(&state_file, &config.token, clock.clone()).map_err(|error| error.to_string())?;
+    begin().await.map_err(|error| error.to_string())?;
     let (code, callback) = match code {
         Some(text) => {
-            let code = code::code(text.expose(), &Pending::load(&state_file))?;
+            let code = code::code(text.expose(), &Pending::load(state_file))?;
             (code, None)
         }
         None => {
-            let (code, callback) = code_from_browser(&config, &redirect_uri, &state_file).await?;
+            let (code, callback) = code_from_browser(&config, &redirect_uri, state_file).await?;
             (code, Some(callback))
         }
     };
-    let login =
-        Login::begin(&state_file, &config.token, clock).map_err(|error| error.to_string())?;
+    let login = begin().await.map_err(|error| error.to_string())?;
     let result = code_grant.exchange(&code).await;
     if let Some(callback) = callback {
         callback.finish().await;
@@ -129,7 +130,7 @@ async fn log_in(
         Ok(grant) => grant,
         Err(failure) => {
             let stored = login.store_refresh_token(&failure, configured);
-            if !explained(stored, &state_file)
+            if !explained(stored, &config.token)
                 .await
                 .map_err(|error| error.to_string())?
             {
@@ -138,8 +139,7 @@ async fn log_in(
             print_line(format_args!(
                 "Stored the refresh token in {}. The access token is unusable ({}): a proxy \
                  requests another one.",
-                state_file.display(),
-                failure.detail
+                place, failure.detail
             ));
             return Ok(());
         }
@@ -150,14 +150,13 @@ async fn log_in(
             "the cloud returned no refresh token at {field}: check token.fields.refresh_token"
         ));
     }
-    let left = explained(login.store(grant, configured), &state_file)
+    let left = explained(login.store(grant, configured), &config.token)
         .await
         .map_err(|error| error.to_string())?;
-    Pending::load(&state_file).clear();
+    Pending::load(state_file).clear();
     let left = humantime::format_duration(Duration::from_secs(left.as_secs()));
     print_line(format_args!(
-        "Stored the first tokens in {}: the access token is valid for {left}.",
-        state_file.display()
+        "Stored the first tokens in {place}: the access token is valid for {left}."
     ));
     print_line(format_args!(
         "A running proxy reads them by itself. If none is running: bearer-proxy run"
@@ -165,10 +164,29 @@ async fn log_in(
     Ok(())
 }
 
+/// Where the tokens are stored, for the user.
+fn place(config: &token::Config) -> String {
+    let file = config.state_file.as_ref();
+    let file = file.map(|file| file.display().to_string());
+    match (&config.store, file) {
+        (Some(_), Some(file)) => format!("the shared store and in {file}"),
+        (Some(_), None) => "the shared store".to_owned(),
+        (None, file) => file.unwrap_or_default(),
+    }
+}
+
 /// Says what storing the tokens waits for, if it takes long: after an interruption they would be
 /// lost, and the code is used.
-async fn explained<T>(storing: impl Future<Output = T>, state_file: &Path) -> T {
+async fn explained<T>(storing: impl Future<Output = T>, config: &token::Config) -> T {
     let mut storing = pin!(storing);
+    let Some(state_file) = config
+        .state_file
+        .as_ref()
+        .filter(|_| config.store.is_none())
+    else {
+        // The shared store is given a few seconds.
+        return storing.await;
+    };
     if let Ok(stored) = tokio::time::timeout(EXPLAINED_AFTER, &mut storing).await {
         return stored;
     }
@@ -184,7 +202,7 @@ async fn explained<T>(storing: impl Future<Output = T>, state_file: &Path) -> T 
 async fn code_from_browser(
     config: &Config,
     redirect_uri: &str,
-    state_file: &Path,
+    state_file: Option<&Path>,
 ) -> Result<(Secret, Callback), String> {
     let data = random_state()?;
     let mut callback = Callback::listen(redirect_uri, data.clone()).await?;
@@ -221,7 +239,7 @@ async fn code_from_browser(
 }
 
 /// For redirect URIs that are not an http address of this machine: the user passes the code on.
-fn print_manual_steps(config: &Config, redirect_uri: &str, state_file: &Path) {
+fn print_manual_steps(config: &Config, redirect_uri: &str, state_file: Option<&Path>) {
     let data = match random_state() {
         Ok(data) => data,
         Err(error) => return print_error(format_args!("{error}")),

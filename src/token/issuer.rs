@@ -264,9 +264,13 @@ impl Issuer for TokenEndpoint {
     }
 
     fn client_fingerprint(&self) -> String {
-        let digest = fingerprint(&self.client_secret);
-        STANDARD.encode(&digest[..FINGERPRINT_SHARED])
+        client_fingerprint(&self.client_secret)
     }
+}
+
+/// What replicas share of a client secret, to tell it from another one.
+pub(super) fn client_fingerprint(secret: &Secret) -> String {
+    STANDARD.encode(&fingerprint(secret)[..FINGERPRINT_SHARED])
 }
 
 fn fingerprint(secret: &Secret) -> Fingerprint {

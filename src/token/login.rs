@@ -1,9 +1,12 @@
-//! Stores the tokens of `login`, beside a proxy that may be running with the same state file.
+//! Stores the tokens of `login`, beside proxies that may be running with the same state file or the
+//! same shared store.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use super::{
-    Config,
+    Config, InitialGrantConfig,
+    fleet::{self, Fleet},
+    issuer::client_fingerprint,
     refresh_token::RefreshToken,
     store::{self, AccessToken, FileStore, Grant, Record, RequestTime, Store as _},
     token_response::{Failure, TokenResponse},
@@ -19,27 +22,55 @@ pub enum Error {
     /// The state file cannot be written.
     #[error("the tokens cannot be stored: {0}")]
     Write(io::Error),
+    /// The shared store's settings are unusable.
+    #[error(transparent)]
+    Fleet(#[from] fleet::Error),
+    /// The shared store cannot be used now.
+    #[error("the shared token store: {0}; run bearer-proxy login again when it can be used")]
+    SharedStore(String),
+    /// The tokens are in the shared store alone.
+    #[error("the tokens are in the shared token store, but not in token.state_file: {0}")]
+    Copy(io::Error),
 }
 
-/// A login in progress: a state file that is about to get a new chain.
+/// A login in progress: a store that is about to get a new chain.
 #[derive(Debug)]
 pub struct Login {
-    store: FileStore,
+    file: Option<FileStore>,
+    /// The store that replicas share. The state file then is a copy.
+    fleet: Option<Arc<Fleet>>,
+    /// The fingerprint of the client secret.
+    client: String,
     clock: SharedClock,
     began_at: RequestTime,
 }
 
 impl Login {
     /// Call it before the tokens are requested: their lifetime counts from here, and an unusable
-    /// state file is detected before the code is used.
+    /// store is detected before the code is used.
     ///
     /// # Errors
-    /// When there is a state file that is unusable.
-    pub fn begin(state_file: &Path, config: &Config, clock: SharedClock) -> Result<Self, Error> {
-        let store = FileStore::new(state_file.to_owned(), config);
-        store.open()?;
+    /// When there is a state file that is unusable, or the shared store does not respond.
+    pub async fn begin(
+        config: &Config,
+        initial_grant: Option<&InitialGrantConfig>,
+        clock: SharedClock,
+    ) -> Result<Self, Error> {
+        let file = config.state_file.clone();
+        let file = file.map(|path| FileStore::new(path, config));
+        if let Some(file) = &file {
+            file.open()?;
+        }
+        let opened = fleet::configured(config, initial_grant, &clock)?;
+        let fleet = opened.map(|(fleet, _)| fleet);
+        if let Some(fleet) = &fleet {
+            let looked = fleet.look().await;
+            looked.map_err(|error| Error::SharedStore(error.to_string()))?;
+        }
         Ok(Self {
-            store,
+            file,
+            fleet,
+            client: client_fingerprint(&config.issuer.client_secret),
             began_at: RequestTime::now(&*clock),
             clock,
         })
@@ -68,7 +99,7 @@ impl Login {
         let newest = response.refresh_token.clone();
         let (rotated, lifetime) = (response.refresh_token, response.refresh_lifetime);
         self.update(configured.into_iter().chain(&newest), |record| {
-            record.advance(rotated, lifetime, access, &Grant::Initial);
+            record.advance(rotated.clone(), lifetime, access.clone(), &Grant::Initial);
         })
         .await?;
         Ok(expires_at.saturating_since(clock.now()))
@@ -90,7 +121,7 @@ impl Login {
         let since = self.began_at.wall;
         let newest = token.secret().clone();
         self.update(configured.into_iter().chain([&newest]), |record| {
-            record.rotate(token, since, &Grant::Initial);
+            record.rotate(token.clone(), since, &Grant::Initial);
         })
         .await?;
         Ok(true)
@@ -101,31 +132,93 @@ impl Login {
     async fn update(
         self,
         known: impl Iterator<Item = &Secret>,
-        change: impl FnOnce(&mut Record),
+        change: impl Fn(&mut Record),
     ) -> Result<(), Error> {
-        let store = self.store;
-        // Around both reading and writing. A volume without locks is used without one, as by the
-        // refresher.
-        let _lock = store::lock(&store, &*self.clock).await.ok();
-        let mut record = store.load().await?.unwrap_or_default();
-        for token in known {
-            let token = RefreshToken::new(token.clone());
-            if !record.has_adopted(token.fingerprint()) {
-                record.adopt(&token);
+        let known: Vec<_> = known
+            .map(|token| RefreshToken::new(token.clone()))
+            .collect();
+        let begin = move |mut record: Record| {
+            for token in &known {
+                if !record.has_adopted(token.fingerprint()) {
+                    record.adopt(token);
+                }
             }
+            change(&mut record);
+            record
+        };
+        match (self.fleet, self.file) {
+            (Some(fleet), file) => update_shared(&fleet, &self.client, file, begin).await,
+            (None, Some(file)) => {
+                // Around both reading and writing. A volume without locks is used without one, as by
+                // the refresher.
+                let _lock = store::lock(&file, &*self.clock).await.ok();
+                let record = begin(file.load().await?.unwrap_or_default());
+                file.save(Arc::new(record)).await.map_err(Error::Write)
+            }
+            (None, None) => Err(Error::Write(io::Error::other(
+                "neither token.state_file nor [token.store] is set",
+            ))),
         }
-        change(&mut record);
-        store.save(Arc::new(record)).await.map_err(Error::Write)
     }
+}
+
+/// The shared store first: what is there counts.
+async fn update_shared(
+    fleet: &Fleet,
+    client: &str,
+    file: Option<FileStore>,
+    begin: impl Fn(Record) -> Record,
+) -> Result<(), Error> {
+    let copy = match &file {
+        Some(file) => file.load().await?,
+        None => None,
+    };
+    let mut newest = None;
+    let stored = fleet.store_login(client, |stored| {
+        let record = begin(newer_of(stored, copy.clone()));
+        newest = Some(record.clone());
+        record
+    });
+    let stored = stored.await;
+    stored.map_err(|error| Error::SharedStore(error.to_string()))?;
+    match (file, newest) {
+        (Some(file), Some(record)) => file.save(Arc::new(record)).await.map_err(Error::Copy),
+        _ => Ok(()),
+    }
+}
+
+/// The newer record, with what the older one knows of earlier chains.
+fn newer_of(stored: Option<Record>, copy: Option<Record>) -> Record {
+    let (Some(mut newer), Some(mut older)) = (stored.clone(), copy.clone()) else {
+        return stored.or(copy).unwrap_or_default();
+    };
+    if older.version() > newer.version() {
+        std::mem::swap(&mut older, &mut newer);
+    }
+    newer.merge_history(&older);
+    if older.is_handwritten()
+        && let Some(token) = &older.refresh_token
+        && !newer.has_adopted(token.fingerprint())
+    {
+        newer.adopt(token);
+    }
+    newer
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
-    use crate::{
-        base::clock,
-        token::{store::Record, testing},
-    };
+    use crate::{base::clock, token::testing};
+
+    async fn begin(file: &Path) -> Result<Login, Error> {
+        let config = Config {
+            state_file: Some(file.to_owned()),
+            ..testing::config(None)
+        };
+        Login::begin(&config, None, clock::system()).await
+    }
 
     fn response(number: u32) -> TokenResponse {
         TokenResponse {
@@ -137,7 +230,7 @@ mod tests {
     }
 
     async fn log_in(file: &Path, number: u32, configured: Option<&Secret>) -> Duration {
-        let login = Login::begin(file, &testing::config(None), clock::system()).expect("usable");
+        let login = begin(file).await.expect("usable");
         login
             .store(response(number), configured)
             .await
@@ -207,11 +300,11 @@ mod tests {
         assert_eq!(refresh_token(&file), "refresh2");
     }
 
-    #[test]
-    fn an_unusable_state_file_is_detected_first() {
+    #[tokio::test]
+    async fn an_unusable_state_file_is_detected_first() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("token.json");
         std::fs::write(&file, "garbage").expect("written");
-        assert!(Login::begin(&file, &testing::config(None), clock::system()).is_err());
+        assert!(begin(&file).await.is_err());
     }
 }

@@ -52,7 +52,7 @@ use super::{
     issuer::{self, Issuer, TokenEndpoint},
     schedule,
     state::{Problem, Reason, State, Status, Telemetry},
-    store::{self, AccessToken, FileStore, Grant, Lock, Owner, Record, RequestTime, Store, Writer},
+    store::{self, AccessToken, FileStore, Grant, Lock, Record, RequestTime, Store, Writer},
     token_response::{Failure, FailureClass, TokenResponse},
 };
 use crate::{
@@ -158,22 +158,12 @@ impl Refresher {
     ) -> Result<(Self, Credential), Error> {
         let servers = config.issuer.servers()?;
         let mut reloadables: Vec<_> = servers.reloadable().into_iter().collect();
-        let user = initial_grant.and_then(|grant| grant.jwt.as_ref()?.user.as_ref());
-        let fleet = match &config.store {
-            None => None,
-            Some(store) => {
-                let credential = shared_store::Credential {
-                    name: &config.name,
-                    client_id: &config.issuer.client_id,
-                    user,
-                    owner: Owner::new(&config.issuer),
-                };
-                let (fleet, reloadable) =
-                    shared_store::open(store, credential, Arc::clone(&clock))?;
-                reloadables.extend(reloadable);
-                Some((fleet, store.on_store_failure))
-            }
-        };
+        let opened = shared_store::configured(&config, initial_grant, &clock)?;
+        let opened = opened.zip(config.store.as_ref());
+        let fleet = opened.map(|((fleet, reloadable), store)| {
+            reloadables.extend(reloadable);
+            (fleet, store.on_store_failure)
+        });
         let initial_grant = initial_grant
             .and_then(|grant| grant.at_servers(&servers, &config.issuer, Arc::clone(&clock)))
             .map(|grant| Box::new(grant) as Box<dyn InitialGrant>);

@@ -8,11 +8,12 @@ use bearer_proxy::{
     cloud::{Cloud, Config},
 };
 use serde_json::Value;
+use url::Url;
 
 use crate::common::{
-    eventually,
+    eventually, get,
     process::{Program, Running, free_address, listens, start_installed},
-    text_at,
+    send, text_at,
 };
 
 /// A Redis server without persistence.
@@ -147,4 +148,108 @@ async fn a_store_is_shown_while_it_is_up_and_while_it_is_down() {
     })
     .await;
     assert_eq!(program.metric("bearer_proxy_token_store_up").await, 1.0);
+}
+
+/// Runs both steps of a login whose code a person passes on.
+async fn log_in(program: &Program) -> (i32, String, String) {
+    let (_, out, error) = program.run(&["login"]);
+    let url = out.lines().find(|line| line.starts_with("http"));
+    let url: Url = url.unwrap_or_else(|| panic!("{error}")).parse().unwrap();
+    let address = url.socket_addrs(|| None).unwrap()[0];
+    let response = send(address, get(&url[url::Position::BeforePath..])).await;
+    let callback = response.headers()["location"].to_str().unwrap();
+    program.run(&["login", "--code", callback])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_revives_dead_replicas_and_needs_the_store() {
+    const LOGIN: &str = "token.redirect_uri = \"https://app.example.com/back\"\n";
+    let config = Config {
+        seeds: vec!["seed".into()],
+        redirect_uri: Some("https://app.example.com/back".into()),
+        ..Config::new("demo", "secret")
+    };
+    let cloud = Cloud::start(config, clock::system()).await.unwrap();
+    let mut redis = Redis::start().await;
+    let with_copy = format!("{LOGIN}token.state_file = \"state/token.json\"\n");
+    let replicas = [
+        replica(&cloud, &redis, LOGIN),
+        replica(&cloud, &redis, &with_copy),
+    ];
+    // Neither has a refresh token that the cloud accepts.
+    for program in &replicas {
+        let text = program.read("proxy.toml").replace("\"seed\"", "\"wrong\"");
+        program.write("proxy.toml", text);
+    }
+    let _running: Vec<_> = replicas.iter().map(Program::start).collect();
+    for program in &replicas {
+        listens(program.admin).await;
+        eventually("it is dead", async || {
+            program.credential().await["state"] == "dead"
+        })
+        .await;
+    }
+    let (code, out, error) = log_in(&replicas[1]).await;
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains("in the shared store and in ./state/"), "{out}");
+    for program in &replicas {
+        eventually("it has the new token", async || {
+            program.credential().await["state"] == "fresh"
+        })
+        .await;
+        assert_eq!(program.get("/api/file/list.do").await, 200);
+    }
+    let copy: Value = serde_json::from_str(&replicas[1].read("state/token.json")).unwrap();
+    let token = copy["refresh_token"].as_str().unwrap();
+    assert!(!(out + &error).contains(token));
+    // Without a state file, and over a valid chain.
+    let before = replicas[1].generation().await;
+    let (code, out, error) = log_in(&replicas[0]).await;
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains("in the shared store:"), "{out}");
+    eventually("the other replica has the new token", async || {
+        replicas[1].generation().await > before
+    })
+    .await;
+    assert_eq!(replicas[1].get("/api/file/list.do").await, 200);
+    assert_eq!(cloud.families_revoked(), 0);
+
+    redis.stop();
+    let calls = cloud.issuer_calls();
+    let (code, _, error) = replicas[0].run(&["login", "--code", "c0de"]);
+    assert_eq!(code, 1);
+    assert!(error.contains("the shared token store: "), "{error}");
+    assert_eq!(cloud.issuer_calls(), calls, "the code was not used");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn check_refuses_what_run_refuses_and_needs_no_store() {
+    let program = Program::new("http://127.0.0.1:1", "");
+    program.write("short", "AAAA\n");
+    program.write("empty", "");
+    let store = |more: &str| {
+        let store = "kind = \"redis\", url = \"rediss://127.0.0.1:1\"";
+        format!("token.store = {{ {store}{more} }}\n")
+    };
+    for (more, key) in [
+        (", key_file = \"short\"", "token.store.key"),
+        (", key_file = \"missing\"", "token.store.key"),
+        (", tls.ca_file = \"empty\"", "token.store.tls.ca_file"),
+        (
+            ", tls.client_cert_file = \"empty\"",
+            "token.store.tls.client",
+        ),
+    ] {
+        program.configure("http://127.0.0.1:1", &store(more));
+        for command in ["check", "run"] {
+            let (code, _, error) = program.run(&[command]);
+            assert!(
+                code == 78 && error.contains(key),
+                "{command}{more}: {error}"
+            );
+        }
+    }
+    program.configure("http://127.0.0.1:1", &store(""));
+    let (code, _, error) = program.run(&["check"]);
+    assert_eq!(code, 0, "{error}");
 }

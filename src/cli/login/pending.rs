@@ -11,20 +11,24 @@ use aws_lc_rs::digest;
 /// Logins that are remembered; each further one makes the oldest forgotten.
 const MAX_PENDING: usize = 8;
 
-/// The hashes of their `data`, in a file beside the state file. They are not secret.
+/// The hashes of their `data`, in a file beside the state file. They are not secret. Without a state
+/// file none are remembered.
 pub(super) struct Pending {
-    file: PathBuf,
+    file: Option<PathBuf>,
     /// The oldest first.
     hashes: Vec<String>,
 }
 
 impl Pending {
     /// Those of this state file. A file that cannot be read counts as empty.
-    pub(super) fn load(state_file: &Path) -> Self {
-        let mut file = state_file.as_os_str().to_owned();
-        file.push(".login");
-        let file = PathBuf::from(file);
-        let text = fs::read_to_string(&file).unwrap_or_default();
+    pub(super) fn load(state_file: Option<&Path>) -> Self {
+        let file = state_file.map(|state_file| {
+            let mut file = state_file.as_os_str().to_owned();
+            file.push(".login");
+            PathBuf::from(file)
+        });
+        let text = file.as_ref().map(fs::read_to_string);
+        let text = text.and_then(Result::ok).unwrap_or_default();
         let hashes = text.lines().map(ToOwned::to_owned).collect();
         Self { file, hashes }
     }
@@ -37,24 +41,29 @@ impl Pending {
 
     /// Remembers a login. If that fails, a later `login --code` cannot check its `data`.
     pub(super) fn add(mut self, data: &str) {
+        let Some(file) = self.file else {
+            return;
+        };
         self.hashes.push(hash(data));
         let forgotten = self.hashes.len().saturating_sub(MAX_PENDING);
         self.hashes.drain(..forgotten);
-        if let Some(folder) = self.file.parent() {
+        if let Some(folder) = file.parent() {
             let _ = fs::create_dir_all(folder);
         }
-        let _ = fs::write(&self.file, self.hashes.join("\n") + "\n");
+        let _ = fs::write(&file, self.hashes.join("\n") + "\n");
     }
 
     /// A login was completed.
     pub(super) fn clear(self) {
-        let _ = fs::remove_file(self.file);
+        if let Some(file) = self.file {
+            let _ = fs::remove_file(file);
+        }
     }
 
     #[cfg(test)]
     pub(super) fn of(data: &[&str]) -> Self {
         Self {
-            file: PathBuf::new(),
+            file: None,
             hashes: data.iter().map(|data| hash(data)).collect(),
         }
     }
@@ -77,7 +86,7 @@ mod tests {
     fn the_newest_logins_are_remembered_until_one_is_completed() {
         let folder = tempfile::tempdir().expect("a folder");
         let state_file = folder.path().join("state/token.json");
-        let load = || Pending::load(&state_file);
+        let load = || Pending::load(Some(&state_file));
         assert!(load().includes("any"));
         for n in 0..10 {
             load().add(&n.to_string());

@@ -50,6 +50,10 @@ const BEAT: Duration = Duration::from_millis(500);
 const SAVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long shutdown waits for what is not stored yet.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a login tries to store its tokens.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time between two attempts of a login.
+const LOGIN_PAUSE: Duration = Duration::from_millis(200);
 /// Replicas that write at the same time move the register. One of them succeeds each time.
 const MAX_TRIES: usize = 64;
 /// A store that does not respond for this long is reported.
@@ -700,6 +704,70 @@ impl Fleet {
             _ = stored => {}
             () = self.clock.sleep_until(deadline) => {}
         }
+    }
+
+    /// Stores the tokens of a login: `begin` makes a record with a new chain of the stored one, both in
+    /// this machine's time. `client` is the fingerprint of the client secret that the issuer accepted.
+    /// Tries it for a few seconds, and needs no [`Fleet::run`].
+    ///
+    /// # Errors
+    /// When the store has not confirmed it.
+    pub(in crate::token) async fn store_login(
+        &self,
+        client: &str,
+        mut begin: impl FnMut(Option<Record>) -> Record,
+    ) -> Result<(), RegisterError> {
+        let deadline = self.clock.now() + LOGIN_TIMEOUT;
+        let mut is_unconfirmed = false;
+        loop {
+            match self.try_login(client, &mut begin, is_unconfirmed).await {
+                Ok(true) => return Ok(()),
+                Err(error) if self.clock.now() >= deadline => return Err(error),
+                Err(RegisterError::Unreachable(_)) => is_unconfirmed = true,
+                Err(error) => return Err(error),
+                Ok(false) if self.clock.now() >= deadline => return Err(busy()),
+                Ok(false) => {}
+            }
+            let next = self.clock.now() + LOGIN_PAUSE;
+            self.clock.sleep_until(next).await;
+        }
+    }
+
+    /// False if another write came between.
+    async fn try_login(
+        &self,
+        client: &str,
+        begin: &mut impl FnMut(Option<Record>) -> Record,
+        is_unconfirmed: bool,
+    ) -> Result<bool, RegisterError> {
+        let _turn = self.turn.lock().await;
+        let seen = self.read().await?;
+        let now = self.clock.now();
+        let stored = seen.shared().map(|shared| {
+            let time = seen.time.at_most(now);
+            let mut record = shared.record.in_local_time(&*self.clock, time);
+            // A call that is under way brings the generation that it has announced.
+            record.generation = record.generation.max(shared.announced);
+            record
+        });
+        let before = stored
+            .as_ref()
+            .map_or_else(Version::default, Record::version);
+        let stored_token = seen
+            .shared()
+            .and_then(|shared| shared.record.refresh_token.clone());
+        let record = begin(stored);
+        if is_unconfirmed && stored_token == record.refresh_token {
+            return Ok(true);
+        }
+        let change = Change::Result(Box::new(CallResult {
+            claim: None,
+            record: record.in_store_time(&*self.clock, seen.time.at_least(now)),
+            grant: Grant::Initial,
+            before,
+            client: Some(client.to_owned()),
+        }));
+        Ok(matches!(self.write(&change, &seen).await?, Written::Yes))
     }
 
     /// Shutdown: waits until [`Fleet::run`] has stored everything. False if something is lost.

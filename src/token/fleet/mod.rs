@@ -48,7 +48,7 @@ pub(super) use self::{
     change::{CallResult, Note},
     fence::Fence,
     member::{CallOutcome, Claimed, Fleet, ForCall, View},
-    open::{Credential, open},
+    open::configured,
     register::Revision,
     shared::ClientRefused,
 };

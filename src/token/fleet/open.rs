@@ -14,7 +14,7 @@ use super::{
 use crate::{
     base::{clock::SharedClock, process},
     net::reload::Reload,
-    token::{jwt_grant::User, store::Owner},
+    token::{self, InitialGrantConfig, jwt_grant::User, store::Owner},
 };
 
 /// Why a shared store cannot be used at all.
@@ -32,23 +32,36 @@ pub enum Error {
 const NAME_HASH: usize = 8;
 
 /// What belongs to one credential.
-pub(in crate::token) struct Credential<'a> {
-    pub(in crate::token) name: &'a str,
-    pub(in crate::token) client_id: &'a str,
+struct Credential<'a> {
+    name: &'a str,
+    client_id: &'a str,
     /// The user of `[token.jwt]`.
-    pub(in crate::token) user: Option<&'a User>,
-    pub(in crate::token) owner: Owner,
+    user: Option<&'a User>,
+    owner: Owner,
 }
 
 /// The member, and what reloads its TLS settings.
 pub(in crate::token) type Opened = (Arc<Fleet>, Option<Arc<dyn Reload>>);
 
-/// Connects to nothing yet.
-pub(in crate::token) fn open(
-    config: &Config,
-    credential: Credential<'_>,
-    clock: SharedClock,
-) -> Result<Opened, Error> {
+/// The store of this credential, if one is configured. Connects to nothing yet.
+pub(in crate::token) fn configured(
+    config: &token::Config,
+    initial_grant: Option<&InitialGrantConfig>,
+    clock: &SharedClock,
+) -> Result<Option<Opened>, Error> {
+    let Some(store) = &config.store else {
+        return Ok(None);
+    };
+    let credential = Credential {
+        name: &config.name,
+        client_id: &config.issuer.client_id,
+        user: initial_grant.and_then(|grant| grant.jwt.as_ref()?.user.as_ref()),
+        owner: Owner::new(&config.issuer),
+    };
+    open(store, credential, SharedClock::clone(clock)).map(Some)
+}
+
+fn open(config: &Config, credential: Credential<'_>, clock: SharedClock) -> Result<Opened, Error> {
     let seal = Seal::new(config.key.as_ref())?;
     let key = key_name(&config.key_prefix, &credential);
     let register = RedisRegister::new(&config.redis, key.clone(), SharedClock::clone(&clock))

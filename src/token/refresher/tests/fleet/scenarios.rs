@@ -598,3 +598,32 @@ async fn a_draining_replica_claims_nothing_while_its_token_is_valid() {
     assert!(world.ready(seconds(5)).await.is_some());
     assert_eq!(world.issuer.received().len(), calls + 1);
 }
+
+/// `login` finds the store emptied, before a replica has written the old record back.
+#[tokio::test(start_paused = true)]
+async fn a_login_revives_dead_replicas_also_in_an_emptied_store() {
+    for is_emptied in [false, true] {
+        let world = World::new(Rules::default());
+        assert!(world.ready(seconds(5)).await.is_some());
+        world.pass(seconds(100)).await;
+        let calls = world.issuer.received().len();
+        world.issuer.revoke();
+        world.pass(seconds(70)).await;
+        assert_eq!(world.issuer.received().len(), calls + 1);
+        if is_emptied {
+            world.server.wipe();
+        }
+        world.log_in("logged-in").await;
+        world.pass(ms(1100)).await;
+        for replica in 0..4 {
+            let (_, header) = world.version(replica).expect("a token");
+            assert_eq!(header, "Bearer access-of-logged-in");
+        }
+        world.pass(seconds(100)).await;
+        assert!(world.agree());
+        let last = world.issuer.received().len() - calls - 1;
+        assert!((1..=3).contains(&last), "{last} calls");
+        assert_eq!(world.issuer.received()[calls + 1].token, "logged-in");
+        assert_eq!(world.issuer.reused().len(), 0);
+    }
+}

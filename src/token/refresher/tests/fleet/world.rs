@@ -29,7 +29,7 @@ use crate::{
         initial_grant::InitialGrant,
         issuer::Issuer,
         refresher::{Refresher, Storage},
-        store::{Owner, Record},
+        store::{AccessToken, Grant, Owner, Record, RequestTime},
         testing,
     },
 };
@@ -383,6 +383,33 @@ impl World {
             stop,
             task: Some(task),
         }
+    }
+
+    /// What `login` does in a process of its own.
+    pub(super) async fn log_in(&self, refresh_token: &str) {
+        let clock: SharedClock = Arc::<Simulated>::clone(&self.clock);
+        let identity = Identity {
+            owner: owner(),
+            replica: "login".to_owned(),
+            key: "key".to_owned(),
+        };
+        let seal = Seal::new(None).expect("no key");
+        let link = Box::new(self.server.link());
+        let fleet = Fleet::new(link, seal, identity, SharedClock::clone(&clock));
+        self.issuer.grant_seed(refresh_token);
+        let stored = fleet.store_login("secret", |stored| {
+            let mut record = stored.unwrap_or_default();
+            let access = AccessToken::new(
+                Secret::new(format!("access-of-{refresh_token}")),
+                self.rules.lifetime,
+                RequestTime::now(&*clock),
+                &*clock,
+            );
+            let refresh_token = Some(Secret::new(refresh_token));
+            record.advance(refresh_token, None, access, &Grant::Initial);
+            record
+        });
+        stored.await.expect("stored");
     }
 
     /// The replica whose claim is stored.
