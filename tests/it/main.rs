@@ -16,7 +16,7 @@
 //! | `names` | names of upstreams: several addresses, changes, nameservers that fail or hang |
 //! | `nodes_seen` | what operators see of the addresses of an upstream |
 //! | `outbound_proxy` | Squid, a SOCKS server, and proxies that refuse or hang, between this proxy and the cloud |
-//! | `fleet` | replicas that share a token store: real processes, a real Redis, and connections that fail |
+//! | `replicas` (run by scripts/interop) | replicas that share a token store: real processes, a real Redis, and connections that fail |
 //! | `health_checks` | active health checks of upstreams |
 //! | `nodes` | several nodes of the cloud of which some are bad: failures, shares, retries |
 //! | `deploy` | the processes of `deploy/compose.yaml` |
@@ -70,7 +70,6 @@ mod field_streams;
 mod field_targets;
 mod field_uploads;
 #[cfg(target_os = "linux")]
-mod fleet;
 mod health_checks;
 mod http2;
 mod http2_attacks;
@@ -90,6 +89,7 @@ mod nodes_seen;
 mod outbound_proxy;
 mod process;
 mod protocols;
+mod replicas;
 mod reuse;
 mod rewrite;
 mod secrets;
