@@ -1,5 +1,5 @@
 //! Several replicas with one credential. They share one record in a compare-and-set register
-//! ([`Register`]), so that a refresh token is sent once, whichever replica fails.
+//! (`register.rs`), so that a refresh token is sent once, whichever replica fails.
 //!
 //! - Before each call to the issuer a replica stores a **claim**, and renews it until the result is
 //!   stored. While a claim is renewed, no other replica calls. What the store has not confirmed has
