@@ -272,7 +272,7 @@ fn random_state() -> Result<String, String> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes)
         .map_err(|error| format!("the system has no random bytes: {error}"))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex::encode(bytes))
 }
 
 /// Opens the URL in the desktop's browser, if there is a desktop. The URL is not passed to a shell.

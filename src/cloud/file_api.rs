@@ -96,12 +96,7 @@ async fn echo(serial: Option<u64>, request: Request<Incoming>) -> io::Result<Clo
             length += data.len() as u64;
         }
     }
-    let sha256: String = sha256
-        .finish()
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let sha256 = hex::encode(sha256.finish());
     Ok(success(json!({
         "method": head.method.as_str(),
         "path": head.uri.path(),

@@ -1,9 +1,6 @@
 //! A refresh token and its fingerprint.
 
-use std::{
-    fmt::{self, Write as _},
-    sync::Arc,
-};
+use std::{fmt, sync::Arc};
 
 use aws_lc_rs::digest::{SHA256, digest};
 
@@ -58,14 +55,7 @@ impl fmt::Debug for RefreshToken {
 }
 
 fn fingerprint(token: &Secret) -> String {
-    digest(&SHA256, token.expose().trim().as_bytes())
-        .as_ref()
-        .iter()
-        .fold(String::with_capacity(64), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+    hex::encode(digest(&SHA256, token.expose().trim().as_bytes()))
 }
 
 #[cfg(test)]

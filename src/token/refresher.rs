@@ -434,6 +434,8 @@ impl Refresher {
         stop: &CancellationToken,
     ) -> Option<Result<TokenResponse, Failure>> {
         let grant = &attempt.grant;
+        let fence = attempt.claimed.as_ref();
+        let fence = fence.map(|claimed| claimed.fence.clone());
         let clock = &self.shared.clock;
         let overdue_at = sent_at + self.policy.timeout;
         let give_up = stop.child_token();
@@ -443,7 +445,7 @@ impl Refresher {
             give_up.clone(),
             overdue_at,
         )
-        .behind(attempt.fence.clone());
+        .behind(fence);
         let call = match (grant.refresh_token(), &self.initial_grant) {
             (Some(token), _) => self.issuer.refresh(token.secret(), &deadline),
             (None, Some(initial_grant)) => initial_grant.request_tokens(&deadline),

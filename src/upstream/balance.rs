@@ -18,7 +18,7 @@ const MOST_DRAWS: usize = 64;
 /// What the choice sees of an address that cannot be chosen.
 const NOT_ELIGIBLE: u32 = u32::MAX;
 
-/// The most requests in flight that are told apart: with one more, the number still fits, and is
+/// The most requests in flight that are distinguished: with one more, the number still fits, and is
 /// not that of an address that cannot be chosen.
 const MOST_IN_FLIGHT: u32 = u32::MAX - 2;
 

@@ -70,12 +70,7 @@ impl Pending {
 }
 
 fn hash(data: &str) -> String {
-    let digest = digest::digest(&digest::SHA256, data.as_bytes());
-    digest
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex::encode(digest::digest(&digest::SHA256, data.as_bytes()))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
-//! This replica as a member of the fleet: one task reads the shared record, renews the claim of a
-//! call, and stores what the issuer said, until the store has confirmed it.
+//! This replica as a member of the fleet: it reads the shared record, renews the claim of a call, and
+//! stores what the issuer said, until the store has confirmed it. All of that is one future, which
+//! runs beside the refresher's own work.
 
 use std::{
     collections::VecDeque,

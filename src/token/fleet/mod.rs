@@ -21,7 +21,7 @@
 //! | `shared.rs` | the shared record, and its format |
 //! | `claim.rs`, `change.rs` | claims, and all changes of the record: pure functions |
 //! | `watch.rs` | what a replica has seen of the store: a pure function too |
-//! | `member.rs` | the task that reads, renews and writes |
+//! | `member.rs` | reads, renews and writes, beside the refresher |
 //! | `fence.rs` | the last check before a request is written |
 //! | `store_time.rs` | the store's clock |
 //! | `config.rs`, `open.rs` | `[token.store]`, and what is built from it |

@@ -91,8 +91,7 @@ fn key_name(prefix: &str, credential: &Credential<'_>) -> String {
         credential.client_id
     );
     let hash = digest(&SHA256, text.as_bytes());
-    let hash = &hash.as_ref()[..NAME_HASH];
-    let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = hex::encode(&hash.as_ref()[..NAME_HASH]);
     format!("{prefix}:{}:{hash}", credential.name)
 }
 

@@ -1,7 +1,7 @@
 //! What replicas share: the record of the credential, and what each of them must know before it sends
 //! the refresh token. All times are the store's.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize as _, Zeroizing};
@@ -11,7 +11,7 @@ use crate::{
     base::secret::Secret,
     token::{
         refresh_token::RefreshToken,
-        store::{Owner, Record, Unreadable},
+        store::{Owner, Record, Unreadable, from_millis, to_millis},
     },
 };
 
@@ -77,21 +77,21 @@ impl ClientRefused {
     }
 
     pub(in crate::token) fn at(&self) -> SystemTime {
-        from_millis(self.at_ms)
+        from_millis(self.at_ms).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 }
 
 impl Limits {
     pub(in crate::token) fn not_before(&self) -> Option<SystemTime> {
-        self.not_before_ms.map(from_millis)
+        self.not_before_ms.and_then(from_millis)
     }
 
     pub(in crate::token) fn throttled_until(&self) -> Option<SystemTime> {
-        self.throttled_until_ms.map(from_millis)
+        self.throttled_until_ms.and_then(from_millis)
     }
 
     pub(in crate::token) fn budget_whole_at(&self) -> Option<SystemTime> {
-        self.budget_whole_at_ms.map(from_millis)
+        self.budget_whole_at_ms.and_then(from_millis)
     }
 
     pub(in crate::token) fn set_not_before(&mut self, time: Option<SystemTime>) {
@@ -248,17 +248,6 @@ impl Drop for Head {
     }
 }
 
-fn to_millis(time: SystemTime) -> u64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH);
-    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
-}
-
-fn from_millis(millis: u64) -> SystemTime {
-    SystemTime::UNIX_EPOCH
-        .checked_add(Duration::from_millis(millis))
-        .unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -291,8 +280,9 @@ mod tests {
         };
         shared.record.refresh_token = Some(token("refresh"));
         shared.refuse("refused");
-        shared.limits.set_not_before(Some(from_millis(5)));
-        shared.limits.client_refused = Some(ClientRefused::new("s".to_owned(), from_millis(6)));
+        shared.limits.set_not_before(from_millis(5));
+        shared.limits.client_refused =
+            Some(ClientRefused::new("s".to_owned(), SystemTime::UNIX_EPOCH));
         shared
     }
 

@@ -194,7 +194,7 @@ impl Link {
                 _ => std::future::pending().await,
             }
         };
-        // In a task: a command that was sent is carried out although nobody waits for it.
+        // In a task: a command that was sent is carried out although no task waits for it any more.
         let mut task = tokio::spawn(work);
         tokio::select! {
             done = &mut task => {

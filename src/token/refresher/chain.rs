@@ -14,7 +14,7 @@ use crate::{
     },
     token::{
         cache::Version,
-        fleet::{Claimed, Fence},
+        fleet::Claimed,
         refresh_token::RefreshToken,
         store::{AccessToken, Grant, Intent, Record},
         token_response::FailureClass,
@@ -47,7 +47,6 @@ pub(super) struct Attempt {
     pub(super) version_before: Version,
     /// Of a replica: its claim, until the outcome is stored.
     pub(super) claimed: Option<Claimed>,
-    pub(super) fence: Option<Fence>,
 }
 
 impl Attempt {
@@ -158,7 +157,6 @@ impl Chain {
             is_grace_retry,
             version_before: self.record.version(),
             claimed: None,
-            fence: None,
         }
     }
 
@@ -273,8 +271,7 @@ impl Chain {
     /// Goes on with a newer record, which another process stored.
     pub(super) fn take_over(&mut self, stored: Record) {
         let replaced = std::mem::replace(&mut self.record, stored);
-        self.record.merge_spent(&replaced);
-        self.record.is_grace_refused |= replaced.is_grace_refused;
+        self.record.merge_history(&replaced);
         self.record.keep_seed(replaced.seed);
         self.drop_known_seed();
         self.take_up_kept_seed();

@@ -194,7 +194,6 @@ impl Refresher {
             self.lock_wait.put_off(self.shared.clock.now() + REPETITION);
             return false;
         };
-        attempt.fence = Some(claimed.fence.clone());
         attempt.claimed = Some(claimed);
         true
     }

@@ -24,7 +24,9 @@ use futures_util::future::BoxFuture;
 pub use self::file::inspect;
 pub(super) use self::{
     file::FileStore,
-    record::{AccessToken, Grant, Intent, Owner, Record, RequestTime, Unreadable},
+    record::{
+        AccessToken, Grant, Intent, Owner, Record, RequestTime, Unreadable, from_millis, to_millis,
+    },
     writer::Writer,
 };
 use crate::base::{clock::Clock, process};

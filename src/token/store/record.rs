@@ -237,15 +237,7 @@ impl Record {
 
     /// Notes that this refresh token is about to be sent.
     pub(in crate::token) fn open_intent(&mut self, token: &RefreshToken, clock: &dyn Clock) {
-        if let Some(intent) = self
-            .intents
-            .iter_mut()
-            .find(|intent| intent.fingerprint == token.fingerprint())
-        {
-            intent.attempts = intent.attempts.saturating_add(1);
-            return;
-        }
-        self.add_intent(Intent {
+        self.open(Intent {
             fingerprint: token.fingerprint().to_owned(),
             at_ms: to_millis(clock.wall()),
             boot_id: clock.boot_id().map(str::to_owned),
@@ -256,18 +248,22 @@ impl Record {
 
     /// Like [`Record::open_intent`], for a record in the time of a store.
     pub(in crate::token) fn open_intent_at(&mut self, fingerprint: &str, at: SystemTime) {
-        let is_same = |intent: &&mut Intent| intent.fingerprint == fingerprint;
-        if let Some(intent) = self.intents.iter_mut().find(is_same) {
-            intent.attempts = intent.attempts.saturating_add(1);
-            return;
-        }
-        self.add_intent(Intent {
+        self.open(Intent {
             fingerprint: fingerprint.to_owned(),
             at_ms: to_millis(at),
             boot_id: None,
             at_boot_ms: 0,
             attempts: 1,
         });
+    }
+
+    /// The age of an intent is that of the first attempt.
+    fn open(&mut self, intent: Intent) {
+        let is_same = |open: &&mut Intent| open.fingerprint == intent.fingerprint;
+        match self.intents.iter_mut().find(is_same) {
+            Some(open) => open.attempts = open.attempts.saturating_add(1),
+            None => self.add_intent(intent),
+        }
     }
 
     /// The refresh token was not sent after all.
@@ -314,6 +310,7 @@ impl Record {
     /// record may be a backup, and a token that may have been used stays in doubt until it is
     /// replaced.
     pub(in crate::token) fn merge_notes(&mut self, stored: Self) {
+        self.merge_history(&stored);
         for theirs in stored.intents {
             let is_same = |ours: &&mut Intent| ours.fingerprint == theirs.fingerprint;
             match self.intents.iter_mut().find(is_same) {
@@ -327,24 +324,12 @@ impl Record {
                 None => self.add_intent(theirs),
             }
         }
-        for fingerprint in stored.adopted {
-            if !self.has_adopted(&fingerprint) {
-                self.add_adopted(fingerprint);
-            }
-        }
-        self.spent.merge(&stored.spent);
-        self.is_grace_refused |= stored.is_grace_refused;
         self.keep_seed(stored.seed);
     }
 
     /// Keeps the seed of another record of the same file, unless this one has a seed itself.
     pub(in crate::token) fn keep_seed(&mut self, seed: Option<RefreshToken>) {
         self.seed = self.seed.take().or(seed);
-    }
-
-    /// Adds the spent refresh tokens that `other` remembers.
-    pub(in crate::token) fn merge_spent(&mut self, other: &Self) {
-        self.spent.merge(&other.spent);
     }
 
     /// Notes that this refresh token must not begin a chain.
@@ -456,13 +441,15 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn to_millis(time: SystemTime) -> u64 {
+/// Milliseconds since 1970, as a record holds times.
+pub(in crate::token) fn to_millis(time: SystemTime) -> u64 {
     millis(
         time.duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default(),
     )
 }
 
-fn from_millis(millis: u64) -> Option<SystemTime> {
+/// `None` beyond the calendar.
+pub(in crate::token) fn from_millis(millis: u64) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis))
 }

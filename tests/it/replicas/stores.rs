@@ -69,7 +69,7 @@ async fn inflict(world: &World, store: &mut Store, other: &mut Option<Store>, fa
             for replica in &world.replicas {
                 replica.to_store.retarget(replacement.address);
             }
-            // The old primary runs on, and nobody uses it.
+            // The old primary runs on, and no replica uses it.
             *other = Some(std::mem::replace(store, replacement));
         }
     }

@@ -289,7 +289,7 @@ async fn field_a5_a_node_that_rejects_every_token_costs_few_refreshes() {
     }
 }
 
-/// Nobody knows yet whether the token was ever accepted: it came from a file.
+/// The token came from a file: whether it was ever accepted is unknown.
 #[tokio::test(start_paused = true)]
 async fn field_a5_while_the_issuer_hangs_an_unproven_token_is_verified_after_the_wait() {
     const REQUESTS: usize = 10;

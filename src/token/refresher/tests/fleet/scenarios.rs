@@ -62,22 +62,7 @@ async fn an_owner_that_is_killed_in_its_call_costs_one_more_call_where_that_is_f
     assert!(world.ready(seconds(6)).await.is_some());
     for _ in 0..50 {
         let calls = world.issuer.received().len();
-        let generation = world.version(0).expect("a token").0;
-        while world.issuer.received().len() == calls {
-            world.pass(ms(10)).await;
-        }
-        let owner = world.issuer.received()[calls].replica;
-        world.kill(owner).await;
-        let killed_at = world.clock.now();
-        world.revive(owner);
-        let other = (owner + 1) % 4;
-        while world
-            .version(other)
-            .is_none_or(|version| version.0 <= generation)
-        {
-            assert!(world.clock.now() < killed_at + seconds(5));
-            world.pass(ms(10)).await;
-        }
+        world.survives_a_kill_in_a_call(seconds(5)).await;
         assert!(world.issuer.received().len() <= calls + 2);
         world.pass(seconds(3)).await;
     }
@@ -93,23 +78,7 @@ async fn without_grace_an_initial_grant_replaces_a_lost_call() {
     });
     assert!(world.ready(seconds(6)).await.is_some());
     for _ in 0..10 {
-        let calls = world.issuer.received().len();
-        let generation = world.version(0).expect("a token").0;
-        while world.issuer.received().len() == calls {
-            world.pass(ms(10)).await;
-        }
-        let owner = world.issuer.received()[calls].replica;
-        world.kill(owner).await;
-        let killed_at = world.clock.now();
-        world.revive(owner);
-        let other = (owner + 1) % 4;
-        while world
-            .version(other)
-            .is_none_or(|version| version.0 <= generation)
-        {
-            assert!(world.clock.now() < killed_at + seconds(5) + ms(500));
-            world.pass(ms(10)).await;
-        }
+        world.survives_a_kill_in_a_call(seconds(5) + ms(500)).await;
         world.pass(seconds(3)).await;
     }
     assert_eq!(world.issuer.reused().len(), 0);

@@ -483,6 +483,27 @@ impl World {
         let _ = task.await;
     }
 
+    /// Kills a replica in its next call to the issuer. Another one has a newer token within `limit`.
+    pub(super) async fn survives_a_kill_in_a_call(&mut self, limit: Duration) {
+        let calls = self.issuer.received().len();
+        let generation = self.version(0).expect("a token").0;
+        while self.issuer.received().len() == calls {
+            self.pass(ms(10)).await;
+        }
+        let owner = self.issuer.received()[calls].replica;
+        self.kill(owner).await;
+        let end = self.clock.now() + limit;
+        self.revive(owner);
+        let other = (owner + 1) % self.replicas.len();
+        while self
+            .version(other)
+            .is_none_or(|version| version.0 <= generation)
+        {
+            assert!(self.clock.now() < end);
+            self.pass(ms(10)).await;
+        }
+    }
+
     /// A process after one that was killed or has ended.
     pub(super) fn revive(&mut self, replica: usize) {
         let seed = self.rules.seed;
