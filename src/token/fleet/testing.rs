@@ -16,9 +16,8 @@ use super::{
     fence::Fence,
     info::RegisterInfo,
     register::{Reading, Register, RegisterError, Replaced, Revision, Value},
-    shared::Shared,
 };
-pub(in crate::token) use super::{member::Identity, seal::Seal};
+pub(in crate::token) use super::{member::Identity, seal::Seal, shared::Shared};
 use crate::{
     base::clock::{Clock as _, Moment, SharedClock, Simulated},
     token::store::Owner,

@@ -9,8 +9,10 @@ use super::world::{Rules, World, ms, owner};
 use crate::{
     base::{clock::Clock as _, secret::Secret},
     token::{
-        FailureClass, Reason, RejectedRequest, Replacement, State, fleet::OnStoreFailure,
-        refresh_token::RefreshToken, store::Record,
+        FailureClass, Reason, RejectedRequest, Replacement, State,
+        fleet::{OnStoreFailure, testing::Shared},
+        refresh_token::RefreshToken,
+        store::Record,
     },
 };
 
@@ -62,7 +64,10 @@ async fn an_owner_that_is_killed_in_its_call_costs_one_more_call_where_that_is_f
     assert!(world.ready(seconds(6)).await.is_some());
     for _ in 0..50 {
         let calls = world.issuer.received().len();
-        world.survives_a_kill_in_a_call(seconds(5)).await;
+        let before = world.version(0).expect("a token").0;
+        let after = world.survives_a_kill_in_a_call(seconds(5)).await;
+        // The lost response would have had the generation between.
+        assert_eq!(after, before + 2);
         assert!(world.issuer.received().len() <= calls + 2);
         world.pass(seconds(3)).await;
     }
@@ -477,7 +482,7 @@ async fn two_hundred_replicas_call_once_a_period_and_agree_within_a_second() {
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_shows_the_store_and_who_refreshes() {
     let world = World::new(Rules {
-        latency: vec![seconds(1)],
+        latency: vec![seconds(3)],
         ..Rules::default()
     });
     let store = |replica: usize| {
@@ -485,7 +490,7 @@ async fn a_snapshot_shows_the_store_and_who_refreshes() {
         snapshot.store.expect("a store")
     };
     assert!(!store(0).is_up && !store(0).is_settled);
-    assert!(world.ready(seconds(6)).await.is_some());
+    assert!(world.ready(seconds(9)).await.is_some());
     world.pass(seconds(8)).await;
     assert!(store(0).is_up && store(0).is_settled);
     assert_eq!(
@@ -499,7 +504,8 @@ async fn a_snapshot_shows_the_store_and_who_refreshes() {
             None => world.pass(ms(10)).await,
         }
     };
-    world.pass(ms(600)).await;
+    // At rest, another replica reads once a second.
+    world.pass(ms(1100)).await;
     let claim = store((owner + 1) % 4).claim.expect("a claim");
     assert_eq!(claim.replica, format!("replica-{owner}"));
     assert_eq!((claim.generation, claim.is_orphaned), (2, false));
@@ -595,4 +601,45 @@ async fn a_login_revives_dead_replicas_also_in_an_emptied_store() {
         assert_eq!(world.issuer.received()[calls + 1].token, "logged-in");
         assert_eq!(world.issuer.reused().len(), 0);
     }
+}
+
+/// The replica whose call was refused has died.
+#[tokio::test(start_paused = true)]
+async fn a_spare_is_tried_by_a_replica_that_finds_the_chain_refused() {
+    let token = |text| RefreshToken::new(Secret::new(text));
+    let mut world = World::new(Rules {
+        replicas: 0,
+        ..Rules::default()
+    });
+    let mut shared = Shared::default();
+    shared.record.epoch = 1;
+    shared.record.refresh_token = Some(token("refused"));
+    shared.refuse(token("refused").fingerprint());
+    shared.add_spare(&token("spare"));
+    world.server.put(&shared.to_bytes(&owner()).expect("JSON"));
+    world.issuer.grant_seed("spare");
+    for _ in 0..2 {
+        world.add(None, None);
+    }
+    assert!(world.ready(seconds(8)).await.is_some());
+    let sent: Vec<_> = world.issuer.received();
+    assert_eq!(sent.len(), 1, "{sent:?}");
+    assert_eq!(sent[0].token, "spare");
+}
+
+/// A reading also connects.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_down_is_tried_four_times_a_second() {
+    let world = World::new(Rules {
+        replicas: 1,
+        lifetime: seconds(3600),
+        ..Rules::default()
+    });
+    assert!(world.ready(seconds(5)).await.is_some());
+    world.server.restart(seconds(60));
+    world.pass(seconds(5)).await;
+    let reads = world.server.reads.load(Relaxed);
+    world.pass(seconds(10)).await;
+    let reads = world.server.reads.load(Relaxed) - reads;
+    assert!((25..=45).contains(&reads), "{reads} in 10 s");
 }

@@ -483,8 +483,9 @@ impl World {
         let _ = task.await;
     }
 
-    /// Kills a replica in its next call to the issuer. Another one has a newer token within `limit`.
-    pub(super) async fn survives_a_kill_in_a_call(&mut self, limit: Duration) {
+    /// Kills a replica in its next call to the issuer. Another one has a newer token within `limit`:
+    /// its generation.
+    pub(super) async fn survives_a_kill_in_a_call(&mut self, limit: Duration) -> u64 {
         let calls = self.issuer.received().len();
         let generation = self.version(0).expect("a token").0;
         while self.issuer.received().len() == calls {
@@ -495,11 +496,11 @@ impl World {
         let end = self.clock.now() + limit;
         self.revive(owner);
         let other = (owner + 1) % self.replicas.len();
-        while self
-            .version(other)
-            .is_none_or(|version| version.0 <= generation)
-        {
-            assert!(self.clock.now() < end);
+        loop {
+            match self.version(other) {
+                Some((newer, _)) if newer > generation => return newer,
+                _ => assert!(self.clock.now() < end),
+            }
             self.pass(ms(10)).await;
         }
     }
